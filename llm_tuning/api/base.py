@@ -1,0 +1,70 @@
+"""What every model of the API shares: strict types, camelCase on the wire, errors that name the field path."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.alias_generators import to_camel
+from pydantic_core import ErrorDetails
+
+from llm_tuning.errors import InputError, Problem
+
+
+class ApiModel(BaseModel):
+    """Strict, immutable, unknown fields refused; written in camelCase, read in camelCase or snake_case."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        frozen=True,
+        alias_generator=to_camel,
+        populate_by_name=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+    )
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any], *, where: str = "") -> Self:
+        """Validate `values`; raises InputError with one Problem a field, its path prefixed by `where`."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise InputError(
+                [problem_of(detail, where=where) for detail in error.errors(include_url=False)]
+            ) from None
+
+
+def problem_of(detail: ErrorDetails, *, where: str = "") -> Problem:
+    """Turn one pydantic error into: field path, rule with the value, and the fix where the rule tells it."""
+    path = ".".join(str(part) for part in detail["loc"])
+    path = f"{where}.{path}" if where and path else where or path
+    kind, context = detail["type"], detail.get("ctx", {})
+    got = _shown(detail["input"])
+    match kind:
+        case "missing":
+            return Problem(path, "is required", "add it")
+        case "extra_forbidden":
+            return Problem(path, "is not a known field", "check the spelling or remove it")
+        case "literal_error":
+            return Problem(path, f"must be {context['expected']}, got {got}")
+        case "value_error":
+            return Problem(path, str(context["error"]))
+        case "finite_number":
+            return Problem(path, f"must be a finite number, got {got}")
+    return Problem(path, f"{_lower_first(detail['msg'])}, got {got}")
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _lower_first(message: str) -> str:
+    message = message.removeprefix("Input ")
+    return message[:1].lower() + message[1:]

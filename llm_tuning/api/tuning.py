@@ -1,0 +1,227 @@
+"""What a tuning run is: the groups of a TuningJob's spec, used by the CRD, the client and the command line alike.
+
+Field docstrings are the manual: `--help`, `kubectl explain` and the reference pages show them. Fields that decide the
+weights are in `WEIGHT_GROUPS`; the configuration hash is taken over those only.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
+
+from llm_tuning.api.base import ApiModel
+
+MODEL_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
+ALL_LINEAR = "all-linear"
+
+Mode = Literal["sft", "ppo"]
+PathText = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^[^\x00]+$")]
+
+
+def check_model_id(value: str) -> str:
+    """Return `value` if it is a model_id; raises ValueError. Its own check, since `$` in Python allows a newline."""
+    if re.fullmatch(MODEL_ID_PATTERN.strip("^$"), value) is None:
+        raise ValueError(
+            f"must be 1 to 128 of the characters A-Z a-z 0-9 . _ - and start with a letter or digit, "
+            f"got {value[:40]!r}{'...' if len(value) > 40 else ''}"
+        )
+    return value
+
+
+ModelId = Annotated[str, StringConstraints(max_length=128), AfterValidator(check_model_id)]
+
+
+class AdapterRef(ApiModel):
+    """An existing adapter to start from."""
+
+    model_id: ModelId
+    """model_id of a finished adapter of the same base; training goes on from it and, in ppo, measures against it."""
+
+
+class ModelSpec(ApiModel):
+    """The base model."""
+
+    path: PathText
+    """Folder of the base model: config.json, safetensors weights and tokenizer."""
+
+    adapter: AdapterRef | None = None
+    """Adapter to start from; without it training starts at the base itself."""
+
+    quantization: Literal["none", "4bit"] = "none"
+    """`4bit` loads the base with bitsandbytes (QLoRA); it needs CUDA and has not been run on a GPU by this project yet."""
+
+
+class DatasetSpec(ApiModel):
+    """The training rows."""
+
+    path: PathText
+    """JSON array, JSON Lines or Parquet file of rows."""
+
+    skip_invalid_rows: bool = False
+    """Train on the rows that pass the check instead of refusing the file; the report still lists the others."""
+
+
+class TrainingSpec(ApiModel):
+    """How the optimizer goes through the rows."""
+
+    epochs: Annotated[int, Field(ge=1, le=1000)] = 1
+    """Passes over the training rows."""
+
+    max_steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    """Stop after this many optimizer steps, also in the middle of an epoch; without it `epochs` decides."""
+
+    learning_rate: Annotated[float, Field(ge=1e-10, le=0.1)] | None = None
+    """Peak learning rate; default 2e-4 for sft and 5e-5 for ppo."""
+
+    lr_scheduler_type: Literal["linear", "cosine", "constant"] = "cosine"
+    """Shape of the learning rate after warm-up."""
+
+    warmup_ratio: Annotated[float, Field(ge=0, le=0.5)] = 0.03
+    """Share of all steps over which the learning rate rises from zero."""
+
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """AdamW weight decay."""
+
+    max_grad_norm: Annotated[float, Field(ge=0.001, le=1000)] = 1.0
+    """Gradients are scaled down to this norm."""
+
+    batch_size: Annotated[int, Field(ge=1, le=4096)] = 8
+    """Rows per device and accumulation step; an optimizer step takes batchSize x gradientAccumulationSteps x devices."""
+
+    gradient_accumulation_steps: Annotated[int, Field(ge=1, le=4096)] = 1
+    """Batches added up before an optimizer step; 8 x 1 and 1 x 8 give the same step."""
+
+    max_length: Annotated[int, Field(ge=8, le=1_048_576)] = 1024
+    """Tokens kept of a row; longer ones lose their end, and the check reports how much."""
+
+    max_tokens_per_pass: Annotated[int, Field(ge=8, le=16_777_216)] | None = None
+    """Padded tokens in one forward pass per device: bounds memory, never changes the result; chosen by default."""
+
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: about a third slower, far less memory."""
+
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """`auto` is bf16 on a GPU that has it and fp32 elsewhere."""
+
+    eval_fraction: Annotated[float, Field(ge=0, le=0.5)] = 0.05
+    """Share of rows held out for evaluation (at least one from 20 rows on, none below that)."""
+
+    eval_steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    """Steps between evaluations on the held-out rows during training; default ten times a run, at least one step."""
+
+    save_steps: Annotated[int, Field(ge=1, le=10_000_000)] = 50
+    """Steps between checkpoints: what a kill costs at most."""
+
+    seed: Annotated[int, Field(ge=0, le=2_147_483_647)] = 42
+    """Seed of the held-out split, row order, LoRA weights and dropout."""
+
+    def effective_batch_size(self, devices: int) -> int:
+        """Rows in one optimizer step over all devices."""
+        return self.batch_size * self.gradient_accumulation_steps * devices
+
+    def resolved_learning_rate(self, mode: Mode) -> float:
+        """The learning rate in use, where the default depends on the mode."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return {"sft": 2e-4, "ppo": 5e-5}[mode]
+
+
+class LoraSpec(ApiModel):
+    """The adapter, in PEFT's words. Only what vLLM serves: no DoRA, no bias, no modules_to_save."""
+
+    rank: Annotated[int, Field(ge=1, le=512)] = 16
+    """Rank of the update matrices."""
+
+    alpha: Annotated[int, Field(ge=1, le=4096)] = 32
+    """Scaling: the update is multiplied by alpha / rank."""
+
+    dropout: Annotated[float, Field(ge=0, le=0.9)] = 0.05
+    """Dropout on the adapter's input while training (sft only; ppo trains without)."""
+
+    target_modules: Annotated[
+        str, StringConstraints(min_length=1, max_length=2048, pattern=r"^[A-Za-z0-9_.-]+(,[A-Za-z0-9_.-]+)*$")
+    ] = ALL_LINEAR
+    """`all-linear`, or module names with commas between: `q_proj,v_proj`."""
+
+    def module_names(self) -> str | list[str]:
+        """`target_modules` as PEFT's LoraConfig takes it."""
+        return ALL_LINEAR if self.target_modules == ALL_LINEAR else self.target_modules.split(",")
+
+
+class PpoSpec(ApiModel):
+    """Offline PPO on recorded outputs; used when mode is ppo."""
+
+    clip_range: Annotated[float, Field(ge=0.001, le=1)] = 0.2
+    """Clipping of the probability ratio against the policy at the start of the epoch."""
+
+    value_clip_range: Annotated[float, Field(ge=0.001, le=100)] = 0.2
+    """Clipping of the value against the value at the start of the epoch."""
+
+    value_loss_coef: Annotated[float, Field(ge=0, le=10)] = 0.5
+    """Weight of the value loss."""
+
+    kl_coef: Annotated[float, Field(ge=0, le=100)] = 0.05
+    """Weight of the k3 penalty towards the start policy on the recorded tokens."""
+
+    target_kl: Annotated[float, Field(ge=0.0001, le=100)] = 0.2
+    """The run stops when the exact KL (nats a token) to the start policy on held-out rows is above this."""
+
+
+class TrackingSpec(ApiModel):
+    """Where MLflow keeps the run."""
+
+    uri: Annotated[str, StringConstraints(min_length=1, max_length=2048)] | None = None
+    """MLflow tracking URI, or a folder (a sqlite store is made in it)."""
+
+    experiment_name: Annotated[str, StringConstraints(min_length=1, max_length=250)] = "llm_tuning"
+    """MLflow experiment."""
+
+
+class TuningConfig(ApiModel):
+    """One tuning run, complete: what `--config` carries."""
+
+    mode: Mode = "sft"
+    """sft: learn the outputs. ppo: learn from outputs with rewards."""
+
+    model: ModelSpec
+    """The base model."""
+
+    dataset: DatasetSpec
+    """The training rows."""
+
+    training: TrainingSpec = TrainingSpec()
+    """How the optimizer goes through the rows."""
+
+    lora: LoraSpec = LoraSpec()
+    """The adapter."""
+
+    ppo: PpoSpec = PpoSpec()
+    """Used when mode is ppo."""
+
+    tracking: TrackingSpec = TrackingSpec()
+    """Where MLflow keeps the run."""
+
+    @model_validator(mode="after")
+    def _ppo_needs_its_mode(self) -> TuningConfig:
+        if self.mode != "ppo" and self.ppo.model_fields_set:
+            name = sorted(self.ppo.model_fields_set)[0]
+            raise ValueError(f"ppo.{name} is set but mode is {self.mode}; set mode: ppo or remove it")
+        return self
+
+
+class RunOptions(ApiModel):
+    """What does not decide the weights: where the run happens and what it shows."""
+
+    devices: Annotated[str, StringConstraints(min_length=1, max_length=256)] = "0"
+    """GPU numbers with commas between (data-parallel), or `cpu`; `cpu,cpu` trains data-parallel on two processes."""
+
+    output_dir: PathText = "models"
+    """Folder of the adapters and registry.json."""
+
+    model_id: ModelId | None = None
+    """Name of the result; starting the same model_id again resumes it. Made from mode, base and time by default."""
+
+    show_sample: bool = False
+    """Print one rendered row with the learned part marked, also when the output is not a terminal."""

@@ -1,0 +1,28 @@
+"""Fixtures every test may use: a tiny base model made once a session, and a clean environment."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.support.tiny_base import make_base
+
+# One thread: the fixed thread count under which the CPU results are bit for bit the same, and no fight over two cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a random two-layer Llama (vocabulary 512, hidden 64) with a chat template."""
+    return make_base(tmp_path_factory.mktemp("base") / "tiny-llama")
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in [n for n in os.environ if n.startswith(("MLFLOW_", "KUBEFLOW_", "LLM_TUNING_"))]:
+        monkeypatch.delenv(name)
