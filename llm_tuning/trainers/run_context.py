@@ -1,0 +1,62 @@
+"""What a recipe is given: the configuration, the folders, its device and rank, and where to report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from llm_tuning.api import TuningConfig
+
+
+class Reporter(Protocol):
+    """Where a recipe says how it goes. No method may block the training step."""
+
+    def start(self, total_steps: int, start_step: int) -> None:
+        """Called before the first step; `start_step` is above 0 after a resume."""
+
+    def step(self, step: int, epoch: float, metrics: dict[str, float], tokens: int) -> None:
+        """Called once an optimizer step; `tokens` counts the real (not padded) tokens of this step over all ranks."""
+
+    def metrics(self, step: int, metrics: dict[str, float]) -> None:
+        """Other values at a step, such as an evaluation."""
+
+    def stage(self, name: str) -> None:
+        """What the run is doing outside the steps, in a word or two: `evaluating`, `saving`."""
+
+
+@dataclass(frozen=True)
+class TrainRun:
+    """One rank's view of a run. Only rank 0 (`is_main`) writes files, except for its own state in checkpoints."""
+
+    config: TuningConfig
+    model_id: str
+    base: Path
+    start_adapter: Path | None
+    work: Path
+    cache: Path
+    device: str
+    rank: int
+    world: int
+    base_weight_hash: str
+    template_hash: str
+    data_hash: str
+    reporter: Reporter
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def rows(self) -> Path:
+        """Folder of the tokenised rows, written by the data check."""
+        return self.work / "rows"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.work / "checkpoints"
+
+    @property
+    def stage(self) -> Path:
+        """The adapter directory in the making; renamed to its place when complete."""
+        return self.work / "stage"
