@@ -33,9 +33,7 @@ class ApiModel(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise InputError(
-                [problem_of(detail, where=where) for detail in error.errors(include_url=False)]
-            ) from None
+            raise InputError([problem_of(detail, where=where) for detail in error.errors(include_url=False)]) from None
 
 
 def problem_of(detail: ErrorDetails, *, where: str = "") -> Problem:

@@ -27,9 +27,7 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     for key_node, _ in node.value:
         key = loader.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
         if key in seen:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"{key!r} is given twice", key_node.start_mark
-            )
+            raise yaml.constructor.ConstructorError(None, None, f"{key!r} is given twice", key_node.start_mark)
         seen.add(key)
     return loader.construct_mapping(node, deep=True)
 
@@ -41,7 +39,7 @@ def load_yaml_mapping(path: Path) -> dict[str, Any]:
     """Read one YAML mapping from a file; raises InputError naming file, line and column."""
     try:
         with path.open(encoding="utf-8-sig") as stream:
-            value = yaml.load(stream, Loader=_Loader)  # noqa: S506 - a SafeLoader
+            value = yaml.load(stream, Loader=_Loader)
     except OSError as error:
         raise InputError(Problem(str(path), f"cannot be read: {error.strerror}")) from None
     except UnicodeDecodeError:
@@ -51,7 +49,5 @@ def load_yaml_mapping(path: Path) -> dict[str, Any]:
         where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
         raise InputError(Problem(where, f"is not valid YAML: {error.problem}")) from None
     if not isinstance(value, dict):
-        raise InputError(
-            Problem(str(path), "must hold one YAML mapping", "start with `model:` and `dataset:`")
-        )
+        raise InputError(Problem(str(path), "must hold one YAML mapping", "start with `model:` and `dataset:`"))
     return value

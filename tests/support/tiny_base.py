@@ -19,6 +19,7 @@ SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"]
 def make_tokenizer(path: Path, *, vocab_size: int = 512, chat_template: str | None = CHAT_TEMPLATE) -> None:
     """Write tokenizer.json, tokenizer_config.json and, unless None, chat_template.jinja to `path`."""
     import pydoc_data.topics
+
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     path.mkdir(parents=True, exist_ok=True)
