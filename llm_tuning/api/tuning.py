@@ -50,7 +50,7 @@ class ModelSpec(ApiModel):
     """Adapter to start from; without it training starts at the base itself."""
 
     quantization: Literal["none", "4bit"] = "none"
-    """`4bit` loads the base with bitsandbytes (QLoRA); it needs CUDA and has not been run on a GPU by this project yet."""
+    """`4bit` loads the base with bitsandbytes (QLoRA); it needs CUDA, and this project has not run it on a GPU yet."""
 
 
 class DatasetSpec(ApiModel):
@@ -88,7 +88,7 @@ class TrainingSpec(ApiModel):
     """Gradients are scaled down to this norm."""
 
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 8
-    """Rows per device and accumulation step; an optimizer step takes batchSize x gradientAccumulationSteps x devices."""
+    """Rows per device and accumulation step; a step takes batchSize x gradientAccumulationSteps x devices."""
 
     gradient_accumulation_steps: Annotated[int, Field(ge=1, le=4096)] = 1
     """Batches added up before an optimizer step; 8 x 1 and 1 x 8 give the same step."""

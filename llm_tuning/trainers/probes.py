@@ -1,0 +1,87 @@
+"""`parity.json`: what a server must reproduce to prove that it serves this adapter.
+
+At most 32 short probes with token ids and the per-token log-probabilities of the bare base and of the tuned model,
+as the trainer saw them. `llm_tuning.proof` compares differences (tuned minus base here, adapter minus base there), so
+that numerical noise between trainer and engine cancels out of the verdict.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from llm_tuning.data.token_rows import TokenRows
+from llm_tuning.files import write_json
+from llm_tuning.trainers.policy import bare_base
+from llm_tuning.trainers.run_context import TrainRun
+
+MAX_PROBES = 32
+MAX_PROBE_TOKENS = 256
+"""Longer rows are cut: a proof should cost a server well under a second."""
+
+
+def write_parity(
+    run: TrainRun,
+    model: nn.Module,
+    rows: TokenRows,
+    *,
+    held_out: NDArray[np.int64],
+    training: NDArray[np.int64],
+    dtype: torch.dtype,
+) -> None:
+    """Write `parity.json` into the stage. Probes are held-out rows, or training rows (marked so) without a split."""
+    source, pool = ("held_out", held_out) if len(held_out) else ("training", training)
+    chosen = choose_probes(rows.lengths, pool)
+    was_training = model.training
+    model.eval()
+    with bare_base(model):
+        base = [_logprobs(model, rows[i].input_ids, device=run.device, dtype=dtype) for i in chosen]
+    tuned = [_logprobs(model, rows[i].input_ids, device=run.device, dtype=dtype) for i in chosen]
+    model.train(was_training)
+    probes = [_probe(rows, i, base[k], tuned[k]) for k, i in enumerate(chosen)]
+    write_json(
+        run.stage / "parity.json",
+        {
+            "version": 1,
+            "model_id": run.model_id,
+            "base_weight_hash": run.base_weight_hash,
+            "template_hash": run.template_hash,
+            "dtype": str(dtype).removeprefix("torch."),
+            "source": source,
+            "probes": probes,
+        },
+    )
+
+
+def choose_probes(lengths: NDArray[np.int32], pool: NDArray[np.int64]) -> list[int]:
+    """Up to 32 rows of `pool`: whole rows of at most 256 tokens first, since only those can be rendered again."""
+    whole = [int(i) for i in pool if lengths[i] <= MAX_PROBE_TOKENS]
+    cut = [int(i) for i in pool if lengths[i] > MAX_PROBE_TOKENS]
+    return (whole + cut)[:MAX_PROBES]
+
+
+@torch.no_grad()
+def _logprobs(model: nn.Module, input_ids: NDArray[np.int32], *, device: str, dtype: torch.dtype) -> list[float]:
+    """log p(id_t | ids before t) for t >= 1 of one probe, cut to its first 256 tokens."""
+    ids_T = torch.from_numpy(input_ids[:MAX_PROBE_TOKENS].astype(np.int64)).to(device)
+    with torch.autocast(device.split(":", maxsplit=1)[0], dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        logits_TV = model(input_ids=ids_T[None], use_cache=False).logits[0, :-1]
+    logprobs_T = logits_TV.float().log_softmax(-1).gather(1, ids_T[1:, None])[:, 0]
+    return [round(value, 7) for value in logprobs_T.tolist()]
+
+
+def _probe(rows: TokenRows, i: int, base: list[float], tuned: list[float]) -> dict[str, Any]:
+    row = rows[i]
+    whole = len(row.input_ids) <= MAX_PROBE_TOKENS
+    return {
+        "messages": rows.messages(i) if whole else None,
+        "text": rows.text(i) if whole else None,
+        "token_ids": row.input_ids[:MAX_PROBE_TOKENS].tolist(),
+        "learned": row.learned[:MAX_PROBE_TOKENS].astype(int).tolist(),
+        "base_logprobs": base,
+        "tuned_logprobs": tuned,
+    }
