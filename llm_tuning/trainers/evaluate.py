@@ -16,6 +16,7 @@ from torch import nn
 
 from llm_tuning.data.token_rows import TokenRows
 from llm_tuning.files import write_json
+from llm_tuning.stopping import raise_if_stopped
 from llm_tuning.trainers.batching import pad, token_budget_batches
 from llm_tuning.trainers.distributed import all_reduce_sum, world_size
 from llm_tuning.trainers.policy import bare_base, start_policy
@@ -94,6 +95,7 @@ def _row_sums(
     """Per row of the data set: sum of log-probabilities, number and number right of learned tokens (float64)."""
     loglik, tokens, correct = torch.zeros(3, n_rows, dtype=torch.float64).unbind()
     for batch in token_budget_batches(rows.lengths[share], max_tokens):
+        raise_if_stopped("during evaluation")
         at = share[batch]
         padded = pad([rows[int(i)] for i in at], pad_id=0)
         logprobs_N, right_N, row_N = _learned(model, padded, device=device, dtype=dtype)
