@@ -1,0 +1,106 @@
+"""Which rows an optimizer step sees, and how they are put into forward passes without wasted padding.
+
+The two questions are kept apart on purpose. `StepBatches` decides the rows of a step from seed, epoch and the total
+batch size alone, so that gradients do not depend on how memory is used; `token_budget_batches` then cuts a rank's
+rows into forward passes of similar lengths.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import torch
+
+    from llm_tuning.data.token_rows import TokenRow
+
+Indices = npt.NDArray[np.int64]
+
+IGNORED = -100
+"""Label of a position that is not learned, as in torch's cross_entropy."""
+
+
+class StepBatches:
+    """The rows of every optimizer step of an epoch, for one rank.
+
+    A step takes batch_size x grad_accum x world rows of a permutation drawn from (seed, epoch); the ranks share them
+    out. So world 2 with batch B sees the same rows in a step as world 1 with batch 2 B, and 8 x 1 the same as 1 x 8.
+    """
+
+    def __init__(
+        self,
+        rows: int | Sequence[int] | npt.NDArray[np.integer],
+        *,
+        batch_size: int,
+        grad_accum: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        lengths: npt.NDArray[np.integer] | None = None,
+    ) -> None:
+        """`rows`: their number, or their indices. With `lengths` (indexed by row) ranks get equally long shares."""
+        self.rows: Indices = np.arange(rows) if isinstance(rows, int) else np.asarray(rows, dtype=np.int64)
+        self.rows_per_step = batch_size * grad_accum * world
+        self.seed, self.rank, self.world = seed, rank, world
+        self.lengths = lengths
+
+    def __len__(self) -> int:
+        """Optimizer steps in an epoch, the last of them possibly smaller."""
+        return math.ceil(len(self.rows) / self.rows_per_step)
+
+    def epoch(self, epoch: int) -> list[Indices]:
+        """This rank's rows for every step of `epoch` (from 0). Every rank gets the same number of steps; a share of the
+        last one may be empty."""
+        order = np.random.default_rng([self.seed, epoch]).permutation(self.rows)
+        starts = range(0, len(order), self.rows_per_step)
+        return [self._share(order[start : start + self.rows_per_step]) for start in starts]
+
+    def _share(self, step_rows: Indices) -> Indices:
+        if self.world == 1 or self.lengths is None:
+            return step_rows[self.rank :: self.world]
+        # Longest first, dealt out and back (0 1 1 0 0 1 ...), so that no rank gets all the long rows.
+        longest_first = step_rows[np.argsort(-self.lengths[step_rows], kind="stable")]
+        there, back = self.rank, 2 * self.world - 1 - self.rank
+        return np.sort(np.concatenate([longest_first[there :: 2 * self.world], longest_first[back :: 2 * self.world]]))
+
+
+def token_budget_batches(
+    lengths: npt.NDArray[np.integer] | Sequence[int], max_tokens: int, max_rows: int | None = None
+) -> list[Indices]:
+    """Cut rows into forward passes of similar lengths; returns positions in `lengths`, longest rows first.
+
+    Rows x longest row of a pass is at most `max_tokens`; a row that alone is longer gets a pass of its own. Longest
+    first, so that a run that needs too much memory fails in its first pass and not in its last.
+    """
+    order = np.argsort(-np.asarray(lengths), kind="stable")
+    batches: list[Indices] = []
+    start = 0
+    while start < len(order):
+        fitting = max(1, max_tokens // max(1, int(lengths[order[start]])))
+        end = start + (fitting if max_rows is None else min(fitting, max_rows))
+        batches.append(order[start:end])
+        start = end
+    return batches
+
+
+def pad(rows: Sequence[TokenRow], pad_id: int) -> dict[str, torch.Tensor]:
+    """Rows as `input_ids` (B, T) and `labels` (B, T), int64, padded on the right; labels are -100 where not learned.
+
+    No attention mask: with causal attention a real position never sees the padding on its right, and what padding
+    positions compute is not learned.
+    """
+    import torch
+
+    width = max(len(row.input_ids) for row in rows)
+    input_ids = np.full((len(rows), width), pad_id, dtype=np.int64)
+    labels = np.full((len(rows), width), IGNORED, dtype=np.int64)
+    for i, row in enumerate(rows):
+        length = len(row.input_ids)
+        input_ids[i, :length] = row.input_ids
+        labels[i, :length] = np.where(row.learned, row.input_ids, IGNORED)
+    return {"input_ids": torch.from_numpy(input_ids), "labels": torch.from_numpy(labels)}

@@ -1,0 +1,234 @@
+"""The model under training: a frozen base with a LoRA adapter, the ways to look past the adapter, and saving it.
+
+The trainable adapter is named "default". A run that begins at an existing adapter also holds a frozen copy of
+it, "start": it is the policy that results are measured against, and ppo's reference.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from llm_tuning.errors import InputError, Problem
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+TRAINED = "default"
+START = "start"
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+CHAT_TEMPLATE = "chat_template.jinja"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "tokenizer.model",
+    "spiece.model",
+)
+"""What a tokenizer of transformers may consist of; those present in the base are copied as they are."""
+
+
+def resolve_dtype(precision: str, device: str) -> torch.dtype:
+    """The dtype of base weights and activations: `auto` is bf16 on a GPU that computes in it and fp32 elsewhere."""
+    cuda = device.startswith("cuda")
+    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False) if cuda else True
+    if precision == "bf16" and not has_bf16:
+        raise InputError(
+            Problem("training.precision", f"is bf16, which {torch.cuda.get_device_name(device)} lacks", "set fp32")
+        )
+    if precision == "bf16" or (precision == "auto" and cuda and has_bf16):
+        return torch.bfloat16
+    return torch.float32
+
+
+def load_base_model(
+    base: Path,
+    *,
+    device: str,
+    dtype: torch.dtype,
+    quantization: str = "none",
+    attn_implementation: str | None = None,
+) -> PreTrainedModel:
+    """Load the base from local safetensors, frozen, onto `device`; never code from its folder.
+
+    `quantization` "4bit" (bitsandbytes NF4 with double quantisation, as in the QLoRA paper, arXiv 2305.14314) needs
+    CUDA. Without `attn_implementation` transformers chooses: sdpa where the architecture has it.
+    """
+    from transformers import AutoModelForCausalLM
+
+    options: dict[str, Any] = {}
+    if quantization == "4bit":
+        options["quantization_config"] = _four_bit(device)
+        options["device_map"] = {"": device}
+    if attn_implementation is not None:
+        options["attn_implementation"] = attn_implementation
+    model = AutoModelForCausalLM.from_pretrained(
+        base,
+        dtype=dtype,
+        local_files_only=True,
+        use_safetensors=True,
+        trust_remote_code=False,
+        **options,
+    )
+    model.requires_grad_(False)
+    model.config.use_cache = False
+    return model if quantization == "4bit" else model.to(device)
+
+
+def _four_bit(device: str) -> object:
+    if not device.startswith("cuda"):
+        raise InputError(Problem("model.quantization", "4bit needs a CUDA GPU", "set none, or choose a GPU in devices"))
+    try:
+        import bitsandbytes  # noqa: F401 - asked for here, so that its absence is one sentence
+    except ImportError:
+        raise InputError(
+            Problem(
+                "model.quantization", "4bit needs bitsandbytes, which is not installed", "install llm-tuning[qlora]"
+            )
+        ) from None
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+
+
+def attach_lora(
+    model: PreTrainedModel,
+    *,
+    rank: int,
+    alpha: int,
+    dropout: float,
+    target_modules: str | Sequence[str],
+    start_adapter: Path | None = None,
+    seed: int,
+) -> PeftModel:
+    """Put a trainable LoRA adapter in fp32 on `model`; it starts at `start_adapter`'s weights, or at no change at all.
+
+    A fresh adapter's weights depend on `seed` only. With `start_adapter`, whose rank and alpha must be the ones
+    asked for, its modules are taken and a frozen copy of it is there as "start".
+    """
+    from peft import LoraConfig, get_peft_model, load_peft_weights, set_peft_model_state_dict
+
+    targets = target_modules if isinstance(target_modules, str) else list(target_modules)
+    if start_adapter is not None:
+        targets = _modules_of(start_adapter, rank=rank, alpha=alpha)
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, bias="none", task_type="CAUSAL_LM"
+    )
+    torch.manual_seed(seed)
+    try:
+        peft_model = get_peft_model(model, config)
+    except ValueError as error:
+        if "arget modules" not in str(error):
+            raise
+        wanted = targets if isinstance(targets, str) else ",".join(targets)
+        raise InputError(
+            Problem("lora.targetModules", f"{wanted} names no linear module of this model", "use all-linear")
+        ) from None
+    if start_adapter is not None:
+        peft_model.load_adapter(str(start_adapter), adapter_name=START, is_trainable=False)
+        weights = load_peft_weights(str(start_adapter), device="cpu")
+        result = set_peft_model_state_dict(peft_model, weights, adapter_name=TRAINED)
+        if result.unexpected_keys:
+            raise InputError(
+                Problem(str(start_adapter), f"has weights this base has no place for: {result.unexpected_keys[0]}")
+            )
+        peft_model.set_adapter(TRAINED)
+    for parameter in peft_model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return peft_model
+
+
+def _modules_of(start_adapter: Path, *, rank: int, alpha: int) -> list[str] | str:
+    """The target modules of `start_adapter`; raises InputError where its rank or alpha are not the ones asked for."""
+    found = json.loads((start_adapter / ADAPTER_CONFIG).read_text())
+    asked = {"rank": (found["r"], rank), "alpha": (found["lora_alpha"], alpha)}
+    problems = [
+        Problem(f"lora.{name}", f"is {wanted} but the start adapter has {has}", f"set lora.{name} to {has}")
+        for name, (has, wanted) in asked.items()
+        if has != wanted
+    ]
+    if problems:
+        raise InputError(problems)
+    modules: list[str] | str = found["target_modules"]
+    return modules
+
+
+@contextmanager
+def bare_base(model: PeftModel) -> Iterator[None]:
+    """The base without any adapter while the block runs."""
+    with model.disable_adapter():
+        yield
+
+
+@contextmanager
+def start_policy(model: PeftModel) -> Iterator[None]:
+    """What training began at while the block runs: the frozen start adapter, or the bare base if there was none."""
+    if START not in model.peft_config:
+        with bare_base(model):
+            yield
+        return
+    model.set_adapter(START, inference_mode=True)
+    try:
+        yield
+    finally:
+        model.set_adapter(TRAINED)
+
+
+def adapter_weights(model: PeftModel) -> dict[str, torch.Tensor]:
+    """The trained adapter under PEFT's own file names, fp32 on the CPU, names in order."""
+    from peft import get_peft_model_state_dict
+
+    weights = get_peft_model_state_dict(model, adapter_name=TRAINED, save_embedding_layers=False)
+    return {name: weights[name].detach().float().cpu().contiguous() for name in sorted(weights)}
+
+
+def save_adapter(
+    model: PeftModel, tokenizer: Path, stage: Path, *, base_name: str, chat_template: str | None = None
+) -> None:
+    """Write adapter weights, its configuration, the tokenizer and the chat template to `stage`; same model, same bytes.
+
+    `tokenizer` is the base's folder: its tokenizer files are copied as they are, since a tokenizer saved again by
+    another version of transformers need not give the same token ids. `chat_template` is the one used in training.
+    """
+    from safetensors.torch import save_file
+
+    stage.mkdir(parents=True, exist_ok=True)
+    save_file(adapter_weights(model), stage / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    config = model.peft_config[TRAINED].to_dict()
+    config |= {"base_model_name_or_path": base_name, "inference_mode": True}
+    (stage / ADAPTER_CONFIG).write_text(json.dumps(_ordered(config), indent=2, sort_keys=True) + "\n")
+    for name in TOKENIZER_FILES:
+        if (tokenizer / name).is_file():
+            shutil.copyfile(tokenizer / name, stage / name)
+    if chat_template is not None:
+        (stage / CHAT_TEMPLATE).write_text(chat_template)
+
+
+def _ordered(value: object) -> object:
+    """`value` for JSON, sets as sorted lists: the order of a set (PEFT's target_modules) changes with every run."""
+    if isinstance(value, dict):
+        return {str(key): _ordered(item) for key, item in value.items()}
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    if isinstance(value, list | tuple):
+        return [_ordered(item) for item in value]
+    return value
