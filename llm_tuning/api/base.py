@@ -23,7 +23,7 @@ class ApiModel(BaseModel):
         alias_generator=to_camel,
         populate_by_name=True,
         allow_inf_nan=False,
-        use_attribute_docstrings=True,
+        defer_build=True,  # --help shows fields and must not wait for validators
         protected_namespaces=(),
     )
 

@@ -1,7 +1,6 @@
 """What a tuning run is: the groups of a TuningJob's spec, used by the CRD, the client and the command line alike.
 
-Field docstrings are the manual: `--help`, `kubectl explain` and the reference pages show them. Fields that decide the
-weights are in `WEIGHT_GROUPS`; the configuration hash is taken over those only.
+Field descriptions are the manual: `--help`, `kubectl explain` and the reference pages show them.
 """
 
 from __future__ import annotations
@@ -36,86 +35,107 @@ ModelId = Annotated[str, StringConstraints(max_length=128), AfterValidator(check
 class AdapterRef(ApiModel):
     """An existing adapter to start from."""
 
-    model_id: ModelId
-    """model_id of a finished adapter of the same base; training goes on from it and, in ppo, measures against it."""
+    model_id: ModelId = Field(
+        description="model_id of a finished adapter of the same base; training goes on from it and, in ppo, measures against it."
+    )
 
 
 class ModelSpec(ApiModel):
     """The base model."""
 
-    path: PathText
-    """Folder of the base model: config.json, safetensors weights and tokenizer."""
+    path: PathText = Field(description="Folder of the base model: config.json, safetensors weights and tokenizer.")
 
-    adapter: AdapterRef | None = None
-    """Adapter to start from; without it training starts at the base itself."""
+    adapter: AdapterRef | None = Field(
+        None, description="Adapter to start from; without it training starts at the base itself."
+    )
 
-    quantization: Literal["none", "4bit"] = "none"
-    """`4bit` loads the base with bitsandbytes (QLoRA); it needs CUDA, and this project has not run it on a GPU yet."""
+    quantization: Literal["none", "4bit"] = Field(
+        "none",
+        description="`4bit` loads the base with bitsandbytes (QLoRA); it needs CUDA, and this project has not run it on a GPU yet.",
+    )
 
 
 class DatasetSpec(ApiModel):
     """The training rows."""
 
-    path: PathText
-    """JSON array, JSON Lines or Parquet file of rows."""
+    path: PathText = Field(description="JSON array, JSON Lines or Parquet file of rows.")
 
-    skip_invalid_rows: bool = False
-    """Train on the rows that pass the check instead of refusing the file; the report still lists the others."""
+    skip_invalid_rows: bool = Field(
+        False,
+        description="Train on the rows that pass the check instead of refusing the file; the report still lists the others.",
+    )
 
 
 class TrainingSpec(ApiModel):
     """How the optimizer goes through the rows."""
 
-    epochs: Annotated[int, Field(ge=1, le=1000)] = 1
-    """Passes over the training rows."""
+    epochs: Annotated[int, Field(ge=1, le=1000)] = Field(1, description="Passes over the training rows.")
 
-    max_steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
-    """Stop after this many optimizer steps, also in the middle of an epoch; without it `epochs` decides."""
+    max_steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = Field(
+        None,
+        description="Stop after this many optimizer steps, also in the middle of an epoch; without it `epochs` decides.",
+    )
 
-    learning_rate: Annotated[float, Field(ge=1e-10, le=0.1)] | None = None
-    """Peak learning rate; default 2e-4 for sft and 5e-5 for ppo."""
+    learning_rate: Annotated[float, Field(ge=1e-10, le=0.1)] | None = Field(
+        None, description="Peak learning rate; default 2e-4 for sft and 5e-5 for ppo."
+    )
 
-    lr_scheduler_type: Literal["linear", "cosine", "constant"] = "cosine"
-    """Shape of the learning rate after warm-up."""
+    lr_scheduler_type: Literal["linear", "cosine", "constant"] = Field(
+        "cosine", description="Shape of the learning rate after warm-up."
+    )
 
-    warmup_ratio: Annotated[float, Field(ge=0, le=0.5)] = 0.03
-    """Share of all steps over which the learning rate rises from zero."""
+    warmup_ratio: Annotated[float, Field(ge=0, le=0.5)] = Field(
+        0.03, description="Share of all steps over which the learning rate rises from zero."
+    )
 
-    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """AdamW weight decay."""
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = Field(0.0, description="AdamW weight decay.")
 
-    max_grad_norm: Annotated[float, Field(ge=0.001, le=1000)] = 1.0
-    """Gradients are scaled down to this norm."""
+    max_grad_norm: Annotated[float, Field(ge=0.001, le=1000)] = Field(
+        1.0, description="Gradients are scaled down to this norm."
+    )
 
-    batch_size: Annotated[int, Field(ge=1, le=4096)] = 8
-    """Rows per device and accumulation step; a step takes batchSize x gradientAccumulationSteps x devices."""
+    batch_size: Annotated[int, Field(ge=1, le=4096)] = Field(
+        8,
+        description="Rows per device and accumulation step; a step takes batchSize x gradientAccumulationSteps x devices.",
+    )
 
-    gradient_accumulation_steps: Annotated[int, Field(ge=1, le=4096)] = 1
-    """Batches added up before an optimizer step; 8 x 1 and 1 x 8 give the same step."""
+    gradient_accumulation_steps: Annotated[int, Field(ge=1, le=4096)] = Field(
+        1, description="Batches added up before an optimizer step; 8 x 1 and 1 x 8 give the same step."
+    )
 
-    max_length: Annotated[int, Field(ge=8, le=1_048_576)] = 1024
-    """Tokens kept of a row; longer ones lose their end, and the check reports how much."""
+    max_length: Annotated[int, Field(ge=8, le=1_048_576)] = Field(
+        1024, description="Tokens kept of a row; longer ones lose their end, and the check reports how much."
+    )
 
-    max_tokens_per_pass: Annotated[int, Field(ge=8, le=16_777_216)] | None = None
-    """Padded tokens in one forward pass per device: bounds memory, never changes the result; chosen by default."""
+    max_tokens_per_pass: Annotated[int, Field(ge=8, le=16_777_216)] | None = Field(
+        None,
+        description="Padded tokens in one forward pass per device: bounds memory, never changes the result; chosen by default.",
+    )
 
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: about a third slower, far less memory."""
+    gradient_checkpointing: bool = Field(
+        False, description="Recompute activations in the backward pass: about a third slower, far less memory."
+    )
 
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """`auto` is bf16 on a GPU that has it and fp32 elsewhere."""
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        "auto", description="`auto` is bf16 on a GPU that has it and fp32 elsewhere."
+    )
 
-    eval_fraction: Annotated[float, Field(ge=0, le=0.5)] = 0.05
-    """Share of rows held out for evaluation (at least one from 20 rows on, none below that)."""
+    eval_fraction: Annotated[float, Field(ge=0, le=0.5)] = Field(
+        0.05, description="Share of rows held out for evaluation (at least one from 20 rows on, none below that)."
+    )
 
-    eval_steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
-    """Steps between evaluations on the held-out rows during training; default ten times a run, at least one step."""
+    eval_steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = Field(
+        None,
+        description="Steps between evaluations on the held-out rows during training; default ten times a run, at least one step.",
+    )
 
-    save_steps: Annotated[int, Field(ge=1, le=10_000_000)] = 50
-    """Steps between checkpoints: what a kill costs at most."""
+    save_steps: Annotated[int, Field(ge=1, le=10_000_000)] = Field(
+        50, description="Steps between checkpoints: what a kill costs at most."
+    )
 
-    seed: Annotated[int, Field(ge=0, le=2_147_483_647)] = 42
-    """Seed of the held-out split, row order, LoRA weights and dropout."""
+    seed: Annotated[int, Field(ge=0, le=2_147_483_647)] = Field(
+        42, description="Seed of the held-out split, row order, LoRA weights and dropout."
+    )
 
     def effective_batch_size(self, devices: int) -> int:
         """Rows in one optimizer step over all devices."""
@@ -131,19 +151,19 @@ class TrainingSpec(ApiModel):
 class LoraSpec(ApiModel):
     """The adapter, in PEFT's words. Only what vLLM serves: no DoRA, no bias, no modules_to_save."""
 
-    rank: Annotated[int, Field(ge=1, le=512)] = 16
-    """Rank of the update matrices."""
+    rank: Annotated[int, Field(ge=1, le=512)] = Field(16, description="Rank of the update matrices.")
 
-    alpha: Annotated[int, Field(ge=1, le=4096)] = 32
-    """Scaling: the update is multiplied by alpha / rank."""
+    alpha: Annotated[int, Field(ge=1, le=4096)] = Field(
+        32, description="Scaling: the update is multiplied by alpha / rank."
+    )
 
-    dropout: Annotated[float, Field(ge=0, le=0.9)] = 0.05
-    """Dropout on the adapter's input while training (sft only; ppo trains without)."""
+    dropout: Annotated[float, Field(ge=0, le=0.9)] = Field(
+        0.05, description="Dropout on the adapter's input while training (sft only; ppo trains without)."
+    )
 
     target_modules: Annotated[
         str, StringConstraints(min_length=1, max_length=2048, pattern=r"^[A-Za-z0-9_.-]+(,[A-Za-z0-9_.-]+)*$")
-    ] = ALL_LINEAR
-    """`all-linear`, or module names with commas between: `q_proj,v_proj`."""
+    ] = Field(ALL_LINEAR, description="`all-linear`, or module names with commas between: `q_proj,v_proj`.")
 
     def module_names(self) -> str | list[str]:
         """`target_modules` as PEFT's LoraConfig takes it."""
@@ -153,55 +173,54 @@ class LoraSpec(ApiModel):
 class PpoSpec(ApiModel):
     """Offline PPO on recorded outputs; used when mode is ppo."""
 
-    clip_range: Annotated[float, Field(ge=0.001, le=1)] = 0.2
-    """Clipping of the probability ratio against the policy at the start of the epoch."""
+    clip_range: Annotated[float, Field(ge=0.001, le=1)] = Field(
+        0.2, description="Clipping of the probability ratio against the policy at the start of the epoch."
+    )
 
-    value_clip_range: Annotated[float, Field(ge=0.001, le=100)] = 0.2
-    """Clipping of the value against the value at the start of the epoch."""
+    value_clip_range: Annotated[float, Field(ge=0.001, le=100)] = Field(
+        0.2, description="Clipping of the value against the value at the start of the epoch."
+    )
 
-    value_loss_coef: Annotated[float, Field(ge=0, le=10)] = 0.5
-    """Weight of the value loss."""
+    value_loss_coef: Annotated[float, Field(ge=0, le=10)] = Field(0.5, description="Weight of the value loss.")
 
-    kl_coef: Annotated[float, Field(ge=0, le=100)] = 0.05
-    """Weight of the k3 penalty towards the start policy on the recorded tokens."""
+    kl_coef: Annotated[float, Field(ge=0, le=100)] = Field(
+        0.05, description="Weight of the k3 penalty towards the start policy on the recorded tokens."
+    )
 
-    target_kl: Annotated[float, Field(ge=0.0001, le=100)] = 0.2
-    """The run stops when the exact KL (nats a token) to the start policy on held-out rows is above this."""
+    target_kl: Annotated[float, Field(ge=0.0001, le=100)] = Field(
+        0.2,
+        description="The run stops when the exact KL (nats a token) to the start policy on held-out rows is above this.",
+    )
 
 
 class TrackingSpec(ApiModel):
     """Where MLflow keeps the run."""
 
-    uri: Annotated[str, StringConstraints(min_length=1, max_length=2048)] | None = None
-    """MLflow tracking URI, or a folder (a sqlite store is made in it)."""
+    uri: Annotated[str, StringConstraints(min_length=1, max_length=2048)] | None = Field(
+        None, description="MLflow tracking URI, or a folder (a sqlite store is made in it)."
+    )
 
-    experiment_name: Annotated[str, StringConstraints(min_length=1, max_length=250)] = "llm_tuning"
-    """MLflow experiment."""
+    experiment_name: Annotated[str, StringConstraints(min_length=1, max_length=250)] = Field(
+        "llm_tuning", description="MLflow experiment."
+    )
 
 
 class TuningConfig(ApiModel):
     """One tuning run, complete: what `--config` carries."""
 
-    mode: Mode = "sft"
-    """sft: learn the outputs. ppo: learn from outputs with rewards."""
+    mode: Mode = Field("sft", description="sft: learn the outputs. ppo: learn from outputs with rewards.")
 
-    model: ModelSpec
-    """The base model."""
+    model: ModelSpec = Field(description="The base model.")
 
-    dataset: DatasetSpec
-    """The training rows."""
+    dataset: DatasetSpec = Field(description="The training rows.")
 
-    training: TrainingSpec = TrainingSpec()
-    """How the optimizer goes through the rows."""
+    training: TrainingSpec = Field(default_factory=TrainingSpec, description="How the optimizer goes through the rows.")
 
-    lora: LoraSpec = LoraSpec()
-    """The adapter."""
+    lora: LoraSpec = Field(default_factory=LoraSpec, description="The adapter.")
 
-    ppo: PpoSpec = PpoSpec()
-    """Used when mode is ppo."""
+    ppo: PpoSpec = Field(default_factory=PpoSpec, description="Used when mode is ppo.")
 
-    tracking: TrackingSpec = TrackingSpec()
-    """Where MLflow keeps the run."""
+    tracking: TrackingSpec = Field(default_factory=TrackingSpec, description="Where MLflow keeps the run.")
 
     @model_validator(mode="after")
     def _ppo_needs_its_mode(self) -> TuningConfig:
@@ -214,14 +233,19 @@ class TuningConfig(ApiModel):
 class RunOptions(ApiModel):
     """What does not decide the weights: where the run happens and what it shows."""
 
-    devices: Annotated[str, StringConstraints(min_length=1, max_length=256)] = "0"
-    """GPU numbers with commas between (data-parallel), or `cpu`; `cpu,cpu` trains data-parallel on two processes."""
+    devices: Annotated[str, StringConstraints(min_length=1, max_length=256)] = Field(
+        "0",
+        description="GPU numbers with commas between (data-parallel), or `cpu`; `cpu,cpu` trains data-parallel on two processes.",
+    )
 
-    output_dir: PathText = "models"
-    """Folder of the adapters and registry.json."""
+    output_dir: PathText = Field("models", description="Folder of the adapters and registry.json.")
 
-    model_id: ModelId | None = None
-    """Name of the result; starting the same model_id again resumes it. Made from mode, base and time by default."""
+    model_id: ModelId | None = Field(
+        None,
+        description="Name of the result; starting the same model_id again resumes it. Made from mode, base and time by default.",
+    )
 
-    show_sample: bool = False
-    """Print one rendered row with the learned part marked, also when the output is not a terminal."""
+    show_sample: bool = Field(
+        False,
+        description="Print one rendered row with the learned part marked, also when the output is not a terminal.",
+    )

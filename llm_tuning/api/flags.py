@@ -1,0 +1,131 @@
+"""The command line's flags, read off the models: names, defaults, bounds and help texts have one source.
+
+A flag is named after its field; `lora` and `ppo` prefix theirs, and the documented names of the one-machine command
+(`--llm_path`, ...) stand for their fields. Values stay text where they do not parse: the model then refuses them in
+its own words, with the same message as in a file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from llm_tuning.api.base import ApiModel
+from llm_tuning.api.tuning import RunOptions, TuningConfig
+
+DOCUMENTED_NAMES = {
+    ("mode",): "tuning_mode",
+    ("model", "path"): "llm_path",
+    ("model", "adapter", "model_id"): "init_adapter",
+    ("dataset", "path"): "dataset_path",
+    ("tracking", "uri"): "tracking_uri",
+}
+PREFIXES = {"lora": "lora_", "ppo": "ppo_"}
+CLI_DEFAULTS = {"tracking_uri": "./mlruns"}
+"""Where the command line differs from a TuningJob, whose run keeps a private store in its own folder."""
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One flag and the field it stands for; `path` leads from the model to the field."""
+
+    name: str
+    path: tuple[str, ...]
+    kind: type
+    choices: tuple[str, ...]
+    default: Any
+    help: str
+
+
+def config_flags() -> list[Flag]:
+    """Flags of TuningConfig, group by group."""
+    return list(_walk(TuningConfig, ()))
+
+
+def option_flags() -> list[Flag]:
+    """Flags of RunOptions."""
+    return list(_walk(RunOptions, ()))
+
+
+def add_flags(parser: argparse._ActionsContainer, flags: list[Flag]) -> None:
+    """Add `flags`; what is not given is absent from the namespace, so that a file's value is not overridden."""
+    for flag in flags:
+        default = f" (default {flag.default})" if flag.default not in (None, False) else ""
+        text = (flag.help + default).replace("%", "%%")
+        if flag.kind is bool:
+            parser.add_argument(
+                f"--{flag.name}", action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text
+            )
+        else:
+            metavar = "|".join(flag.choices) or {int: "N", float: "X"}.get(flag.kind, "TEXT")
+            parser.add_argument(
+                f"--{flag.name}", type=_parser(flag.kind), metavar=metavar, default=argparse.SUPPRESS, help=text
+            )
+
+
+def merge(values: dict[str, Any], given: dict[str, Any], flags: list[Flag]) -> dict[str, Any]:
+    """`values` (a file's mapping, camelCase or snake_case) with the `given` flags laid over it, as a new mapping."""
+    merged = _copied(values)
+    for flag in flags:
+        if flag.name in given:
+            _put(merged, flag.path, given[flag.name])
+    return merged
+
+
+def _walk(model: type[ApiModel], at: tuple[str, ...]) -> Iterator[Flag]:
+    for name, field in model.model_fields.items():
+        path = (*at, name)
+        kind, choices = _kind(field.annotation)
+        if isinstance(kind, type) and issubclass(kind, ApiModel):
+            yield from _walk(kind, path)
+            continue
+        flag = DOCUMENTED_NAMES.get(path, PREFIXES.get(path[0], "") + name if at else name)
+        default = CLI_DEFAULTS.get(flag, _default(field))
+        yield Flag(flag, path, kind, choices, default, field.description or "")
+
+
+def _kind(annotation: Any) -> tuple[type, tuple[str, ...]]:
+    """The plain type under Annotated, Optional and Literal, and a Literal's choices."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _kind(get_args(annotation)[0])
+    if origin is Literal:
+        return str, tuple(get_args(annotation))
+    if origin in (types.UnionType,) or (origin is not None and type(None) in get_args(annotation)):
+        return _kind(next(arg for arg in get_args(annotation) if arg is not type(None)))
+    return annotation, ()
+
+
+def _default(field: FieldInfo) -> Any:
+    return None if field.is_required() else field.get_default()
+
+
+def _parser(kind: type) -> Any:
+    def parse(text: str) -> Any:
+        try:
+            return kind(text)
+        except ValueError:
+            return text
+
+    return parse
+
+
+def _copied(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: _copied(value) if isinstance(value, dict) else value for key, value in values.items()}
+
+
+def _put(values: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+    from pydantic.alias_generators import to_camel
+
+    for name in path[:-1]:
+        inner = values.get(name)
+        if not isinstance(inner, dict):
+            inner = values[name] = {}
+        values = inner
+    values.pop(to_camel(path[-1]), None)
+    values[path[-1]] = value
