@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -51,9 +52,13 @@ def problem_of(detail: ErrorDetails, *, where: str = "") -> Problem:
             return Problem(path, f"must be {context['expected']}, got {got}")
         case "value_error":
             return Problem(path, str(context["error"]))
+        case "greater_than_equal":
+            return Problem(path, f"must be at least {context['ge']}, got {got}")
+        case "less_than_equal":
+            return Problem(path, f"must be at most {context['le']}, got {got}")
         case "finite_number":
             return Problem(path, f"must be a finite number, got {got}")
-    return Problem(path, f"{_lower_first(detail['msg'])}, got {got}")
+    return Problem(path, f"{_as_rule(detail['msg'])}, got {got}")
 
 
 def _shown(value: object) -> str:
@@ -63,6 +68,7 @@ def _shown(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _lower_first(message: str) -> str:
-    message = message.removeprefix("Input ")
+def _as_rule(message: str) -> str:
+    """pydantic's `Input should be a valid integer` as `must be a valid integer`."""
+    message = re.sub(r"^(Input|String|Value|List|Dictionary) should ", "must ", message)
     return message[:1].lower() + message[1:]

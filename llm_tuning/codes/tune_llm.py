@@ -1,0 +1,202 @@
+"""The command line, and `run_tuning()`: parse, build a TuningConfig, run it.
+
+    python codes/tune_llm.py --llm_path P --dataset_path D [...]      train, register and track an adapter
+    tune-llm validate | registry | report | prove ...                 the links of the chain, alone
+
+It stays torch-free until a run really starts, so that help, refusals and small commands answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+if __package__ in (None, ""):  # run as a file: its own folder is on sys.path, the package's parent is not
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from llm_tuning.api import RunOptions, TuningConfig
+from llm_tuning.api.flags import CLI_DEFAULTS, Flag, add_flags, config_flags, merge, option_flags
+from llm_tuning.errors import EXIT_INPUT, EXIT_TRY_AGAIN, InputError, Problem, TryAgain
+from llm_tuning.stopping import stop_on_signals
+
+SUBCOMMANDS = {
+    "validate": "check a data set without training",
+    "registry": "list, show, verify or rebuild the registered models",
+    "report": "print the result of a finished run",
+    "prove": "prove that a server's adapter takes effect",
+}
+EXIT_UNEXPECTED = 1
+EXIT_INTERRUPTED = 130
+
+
+def run_tuning(  # noqa: PLR0917 - the documented names, in the documented order
+    llm_path: str | None = None,
+    dataset_path: str | None = None,
+    tuning_mode: str = "sft",
+    experiment_name: str = "llm_tuning",
+    tracking_uri: str = "./mlruns",
+    devices: str = "0",
+    *,
+    config: str | Path | None = None,
+    **flags: Any,
+) -> str:
+    """Run one tuning and return its model_id. Further keywords are the command line's flags: `epochs=2`, `lora_rank=8`.
+
+    `config` is a YAML file as for `--config`; arguments that differ from their defaults win over it.
+    Raises InputError or TryAgain and never exits; with several devices it starts processes of its own.
+    """
+    from llm_tuning.run import tune
+
+    documented = {
+        "llm_path": (llm_path, None),
+        "dataset_path": (dataset_path, None),
+        "tuning_mode": (tuning_mode, "sft"),
+        "experiment_name": (experiment_name, "llm_tuning"),
+        "tracking_uri": (tracking_uri, CLI_DEFAULTS["tracking_uri"]),
+        "devices": (devices, "0"),
+    }
+    known = {flag.name for flag in config_flags() + option_flags()}
+    unknown = [Problem(name, "is not a known argument", "see tune-llm --help") for name in flags if name not in known]
+    if unknown:
+        raise InputError(unknown)
+    given = {name: value for name, (value, default) in documented.items() if value != default}
+    return tune(*build(given | flags, config=config))
+
+
+def build(given: dict[str, Any], *, config: str | Path | None) -> tuple[TuningConfig, RunOptions]:
+    """The configuration and options that a config file and the `given` flags (which win) make; raises InputError."""
+    from llm_tuning.api.yaml import load_yaml_mapping
+
+    values = load_yaml_mapping(Path(config)) if config is not None else {}
+    flags, options = config_flags(), option_flags()
+    tracking = values.get("tracking")
+    if not (isinstance(tracking, dict) and tracking.get("uri")):
+        given = {"tracking_uri": CLI_DEFAULTS["tracking_uri"]} | given
+    problems: list[Problem] = []
+    parsed: list[Any] = []
+    for model, of, start in ((TuningConfig, flags, values), (RunOptions, options, {})):
+        try:
+            parsed.append(model.parse(merge(start, given, of)))
+        except InputError as error:
+            problems.extend(_named_by_flag(problem, of) for problem in error.problems)
+    if problems:
+        raise InputError(problems)
+    return parsed[0], parsed[1]
+
+
+def _named_by_flag(problem: Problem, flags: list[Flag]) -> Problem:
+    """The field's path is what a file has; on the command line its flag says more."""
+    from pydantic.alias_generators import to_camel
+
+    for flag in flags:
+        if problem.where in (".".join(flag.path), ".".join(to_camel(name) for name in flag.path)):
+            return Problem(f"{problem.where} (--{flag.name})", problem.rule, problem.fix)
+    missing = {"model": "--llm_path", "dataset": "--dataset_path"}.get(problem.where)
+    return Problem(missing, problem.rule, problem.fix) if missing else problem
+
+
+class _Parser(argparse.ArgumentParser):
+    """Bad flags are bad input: exit 64, not argparse's 2, which a Job would retry."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_INPUT, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def _run_parser() -> _Parser:
+    parser = _Parser(
+        prog="tune-llm",
+        description="Train a LoRA adapter from a base model and a data set; register, evaluate and track it.",
+        epilog="subcommands: " + "; ".join(f"{name}: {text}" for name, text in SUBCOMMANDS.items()),
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", metavar="FILE", help="YAML file with the whole configuration; flags win over it")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks and the libraries' own messages")
+    add_flags(parser.add_argument_group("configuration"), config_flags())
+    add_flags(parser.add_argument_group("run"), option_flags())
+    parser.add_argument("--version", action="version", version=_version())
+    return parser
+
+
+def _version() -> str:
+    from llm_tuning import __version__
+
+    return f"tune-llm {__version__}"
+
+
+def _run(arguments: Sequence[str]) -> int:
+    given = vars(_run_parser().parse_args([_underscored(argument) for argument in arguments]))
+    config, debug = given.pop("config"), given.pop("debug")
+    from llm_tuning.console import quiet_libraries, set_up_logging
+
+    set_up_logging(debug=debug)
+    if not debug:
+        quiet_libraries()
+    built = build(given, config=config)
+    from llm_tuning.commands import report
+    from llm_tuning.run import tune
+
+    model_id = tune(*built)
+    report.print_result(Path(built[1].output_dir), model_id)
+    return 0
+
+
+def _underscored(argument: str) -> str:
+    """`--llm-path` is read as `--llm_path`."""
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
+    return name[:2] + name[2:].replace("-", "_") + equals + value if not name.startswith("--no-") else argument
+
+
+def _subcommand(name: str, arguments: Sequence[str]) -> int:
+    command = importlib.import_module(f"llm_tuning.commands.{name}")
+    parser = _Parser(prog=f"tune-llm {name}", description=SUBCOMMANDS[name])
+    command.add_arguments(parser)
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    args = parser.parse_args([_underscored(argument) for argument in arguments])
+    from llm_tuning.console import set_up_logging
+
+    set_up_logging(debug=args.debug)
+    return int(command.run(args))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code: 0, 64 (bad input), 75 (try again), 1 (unexpected)."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in arguments
+    with stop_on_signals():
+        try:
+            if arguments and arguments[0] in SUBCOMMANDS:
+                return _subcommand(arguments[0], arguments[1:])
+            return _run(arguments)
+        except InputError as error:
+            _say(traceback.format_exc() if debug else "")
+            _say("\n".join(f"error: {problem}" for problem in error.problems))
+            return EXIT_INPUT
+        except TryAgain as error:
+            _say(traceback.format_exc() if debug else "")
+            _say(f"try again ({error.reason}): {error}")
+            return EXIT_TRY_AGAIN
+        except KeyboardInterrupt:
+            return EXIT_INTERRUPTED
+        except BrokenPipeError:
+            return EXIT_UNEXPECTED
+        except Exception as error:
+            _say(traceback.format_exc() if debug else "")
+            hint = "" if debug else "\nrun it again with --debug for the traceback"
+            _say(f"unexpected {type(error).__name__}: {error}{hint}")
+            return EXIT_UNEXPECTED
+
+
+def _say(text: str) -> None:
+    if text:
+        print(text, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

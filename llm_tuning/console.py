@@ -1,0 +1,28 @@
+"""What a person sees: our own lines on standard error, none of the libraries' banners and progress bars."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+
+
+def set_up_logging(*, debug: bool = False) -> None:
+    """Send this project's log lines to standard error, as they are: results alone go to standard output."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("llm_tuning")
+    logger.handlers[:] = [handler]
+    logger.setLevel(logging.DEBUG if debug else logging.INFO)
+    logger.propagate = False
+
+
+def quiet_libraries() -> None:
+    """Keep the training libraries' warnings and bars off the terminal; models and data never come from a hub."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    warnings.simplefilter("ignore")

@@ -1,0 +1,336 @@
+"""One tuning run from configuration to registered adapter: check everything, then train, then publish.
+
+What can be wrong is found here, torch-free and all together, before a model is loaded. What runs afterwards is in
+`trainers/worker.py`: in this process with one device, in processes of their own with several.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from llm_tuning.api import LoraSpec, RunOptions, TuningConfig
+from llm_tuning.base_model import BaseModel, check_writable, inspect_base, weight_hash
+from llm_tuning.devices import parse_devices
+from llm_tuning.errors import InputError, Problem, TryAgain
+from llm_tuning.files import read_json, write_json
+from llm_tuning.manifest import Manifest, config_hash, read_manifest
+from llm_tuning.registry import Registry
+from llm_tuning.run_spec import CACHE_FOLDER, RunSpec, read_run_spec
+from llm_tuning.stopping import raise_if_stopped, stop_on_signals
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+def tune(config: TuningConfig, options: RunOptions) -> str:
+    """Run `config` to the end and return the model_id; a started or finished one is resumed or returned.
+
+    Raises InputError (nothing was trained, no model folder is left) or TryAgain (the same call goes on later).
+    """
+    with stop_on_signals(), _disk_errors_as_input_errors(Path(options.output_dir)):
+        spec = _prepare(config, options)
+        manifest = _finished(spec)
+        if manifest is None:
+            with _locked(spec):
+                manifest = _finished(spec)  # another process may have finished it meanwhile
+                if manifest is None:
+                    _check_data(spec, show_sample=options.show_sample)
+                    raise_if_stopped("before the training")
+                    _train(spec)
+                    return spec.model_id
+        log.info("%s is finished already: %s", spec.model_id, spec.target)
+        _complete(spec)
+        return spec.model_id
+
+
+def _prepare(config: TuningConfig, options: RunOptions) -> RunSpec:
+    """Look at all that the run needs and resolve it; raises one InputError with every problem found."""
+    from llm_tuning.data.chat import template_hash
+    from llm_tuning.data.check import data_hash
+
+    output_dir = Path(options.output_dir)
+    dataset, base_path = Path(config.dataset.path), Path(config.model.path)
+    found = _Collected()
+    devices = found.run(lambda: parse_devices(options.devices))
+    found.run(lambda: check_writable(output_dir))
+    base = found.run(lambda: inspect_base(base_path))
+    rows = found.run(lambda: data_hash(dataset))
+    start = found.run(lambda: _start_adapter(config, output_dir))
+    found.raise_if_any()
+    assert base is not None
+    assert rows is not None
+    assert devices is not None
+
+    base_hash = weight_hash(base, output_dir / CACHE_FOLDER / "base_hashes.json")
+    template = template_hash(base_path)
+    if start is not None:
+        found.run(lambda: _check_start_adapter(start, base, base_hash, template))
+        resolved = found.run(lambda: _lora_of(start, config.lora))
+        found.raise_if_any()
+        config = config.model_copy(update={"lora": resolved})
+    start_hash = start.manifest.files["adapter_model.safetensors"] if start else None
+    now = int(time.time())
+    return RunSpec(
+        model_id=options.model_id or _new_model_id(config.mode, base.name, now),
+        config=config,
+        config_hash=config_hash(
+            config,
+            devices=len(devices),
+            base_weight_hash=base_hash,
+            data_hash=rows,
+            template_hash=template,
+            start_adapter_hash=start_hash,
+        ),
+        devices=devices,
+        output_dir=output_dir,
+        base_name=base.name,
+        base_weight_hash=base_hash,
+        template_hash=template,
+        data_hash=rows,
+        start_adapter=start.path if start else None,
+        start_adapter_hash=start_hash,
+        created=now,
+    )
+
+
+class _Collected:
+    """Runs checks one after the other and keeps every problem, so that a user sees all of them at once."""
+
+    def __init__(self) -> None:
+        self._problems: list[Problem] = []
+
+    def run(self, check: Callable[[], T]) -> T | None:
+        try:
+            return check()
+        except InputError as error:
+            self._problems.extend(error.problems)
+            return None
+
+    def raise_if_any(self) -> None:
+        if self._problems:
+            raise InputError(self._problems)
+
+
+@dataclass(frozen=True)
+class _StartAdapter:
+    path: Path
+    manifest: Manifest
+
+
+def _start_adapter(config: TuningConfig, output_dir: Path) -> _StartAdapter | None:
+    if config.model.adapter is None:
+        return None
+    model_id = config.model.adapter.model_id
+    manifest = read_manifest(output_dir / model_id)
+    if manifest is None:
+        raise InputError(
+            Problem(
+                "model.adapter.modelId",
+                f"{model_id!r} is no finished adapter in {output_dir}",
+                "see `tune-llm registry list` for those that are",
+            )
+        )
+    return _StartAdapter(output_dir / model_id, manifest)
+
+
+def _check_start_adapter(start: _StartAdapter, base: BaseModel, base_hash: str, template: str) -> None:
+    of, where = start.manifest, "model.adapter.modelId"
+    if of.base.weight_hash != base_hash:
+        raise InputError(
+            Problem(
+                where,
+                f"{of.model_id} belongs to base {of.base.name} (weights {of.base.weight_hash[:12]}), "
+                f"not to {base.name} (weights {base_hash[:12]})",
+                "give the base it was trained on, or another adapter",
+            )
+        )
+    if of.template_hash != template:
+        raise InputError(
+            Problem(
+                where,
+                f"{of.model_id} was trained with another chat template ({of.template_hash[:12]}, "
+                f"the base now has {template[:12]})",
+                "restore the base's chat template",
+            )
+        )
+
+
+def _lora_of(start: _StartAdapter, asked: LoraSpec) -> LoraSpec:
+    """The start adapter's own shape; what was asked for explicitly and differs is refused."""
+    adapter = read_json(start.path / "adapter_config.json")
+    targets = adapter["target_modules"]
+    has = {
+        "rank": adapter["r"],
+        "alpha": adapter["lora_alpha"],
+        "target_modules": targets if isinstance(targets, str) else ",".join(sorted(targets)),
+    }
+    problems = [
+        Problem(
+            f"lora.{name}",
+            f"is {getattr(asked, name)} but the start adapter {start.manifest.model_id} has {value}",
+            "leave it out: training goes on with the adapter's own",
+        )
+        for name, value in has.items()
+        if name in asked.model_fields_set and name != "target_modules" and getattr(asked, name) != value
+    ]
+    if problems:
+        raise InputError(problems)
+    return LoraSpec(**has, dropout=asked.dropout)
+
+
+def _new_model_id(mode: str, base_name: str, now: int) -> str:
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", base_name)[:80].strip("-") or "base"
+    return f"ft_{mode}_{name}_{now}_{secrets.token_hex(3)}"
+
+
+def _finished(spec: RunSpec) -> Manifest | None:
+    """The manifest of this very run if it is finished; raises InputError where the model_id is taken by another."""
+    manifest = read_manifest(spec.target)
+    if manifest is None:
+        if spec.target.exists():
+            raise InputError(
+                Problem("model_id", f"{spec.target} exists and holds no whole model", "choose another or move it away")
+            )
+        return None
+    if manifest.config_hash != spec.config_hash:
+        raise InputError(
+            Problem(
+                "model_id",
+                f"{spec.model_id} is finished with another configuration ({manifest.config_hash[:12]}, "
+                f"this one is {spec.config_hash[:12]})",
+                "choose another model_id",
+            )
+        )
+    return manifest
+
+
+def _complete(spec: RunSpec) -> None:
+    """What a run killed between publishing and its end has left to do."""
+    from llm_tuning.finish import finish_published
+
+    finish_published(spec)
+    Registry(spec.output_dir).heal()
+
+
+@contextmanager
+def _locked(spec: RunSpec) -> Iterator[None]:
+    """Hold the run's work folder, new or resumed; a folder that got no further than a refusal is removed again."""
+    fresh = not spec.work.exists()
+    with _lock(spec):
+        try:
+            _resume_or_begin(spec)
+            yield
+        except InputError:
+            if fresh:
+                _remove_work(spec)
+            raise
+
+
+@contextmanager
+def _lock(spec: RunSpec) -> Iterator[None]:
+    """The kernel drops the lock with the process, so none goes stale."""
+    path = spec.work / "lock"
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise TryAgain("Busy", f"another process is running {spec.model_id}; wait for it or end it") from None
+            if path.exists() and path.stat().st_ino == os.fstat(lock.fileno()).st_ino:
+                yield
+                return
+        # The run that held it finished and removed the folder in between: take the lock of the new one.
+
+
+def _remove_work(spec: RunSpec) -> None:
+    shutil.rmtree(spec.work, ignore_errors=True)
+    for folder in (spec.work.parent, spec.output_dir):
+        try:
+            folder.rmdir()  # only when empty: a refused first run leaves nothing behind
+        except OSError:
+            return
+
+
+def _resume_or_begin(spec: RunSpec) -> None:
+    earlier = read_run_spec(spec.work)
+    if earlier is not None and earlier.config_hash != spec.config_hash:
+        raise InputError(
+            Problem(
+                "model_id",
+                f"{spec.model_id} was started with another configuration ({earlier.config_hash[:12]}, "
+                f"this one is {spec.config_hash[:12]})",
+                f"choose another model_id, or remove {spec.work} to give that run up",
+            )
+        )
+    (spec if earlier is None else spec.model_copy(update={"created": earlier.created})).write()
+
+
+def _check_data(spec: RunSpec, *, show_sample: bool) -> None:
+    """Check and tokenise the rows into the work folder; done once, also over resumes."""
+    from llm_tuning.data.check import check_dataset, render_sample
+    from llm_tuning.data.report import Report
+
+    done = spec.work / "data_report.json"
+    if done.exists():
+        log.info("data check: passed when this run was started")
+        return
+    config, base = spec.config, Path(spec.config.model.path)
+    report: Report = check_dataset(
+        Path(config.dataset.path),
+        mode=config.mode,
+        tokenizer_dir=base,
+        max_length=config.training.max_length,
+        skip_invalid_rows=config.dataset.skip_invalid_rows,
+        out=spec.work / "rows",
+        encoder=None if (base / "tokenizer.json").exists() else _slow_tokenizer(base),
+    )
+    log.info("%s", report.summary())
+    if show_sample:
+        log.info("%s", render_sample(spec.work / "rows", base))
+    write_json(done, report.model_dump(mode="json"))
+
+
+def _slow_tokenizer(base: Path) -> object:
+    """The tokenizer of a base without tokenizer.json, made by transformers (which imports torch)."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(base, local_files_only=True, trust_remote_code=False).backend_tokenizer
+
+
+def _train(spec: RunSpec) -> None:
+    if len(spec.devices) == 1:
+        from llm_tuning.trainers.worker import run_rank
+
+        run_rank(spec, rank=0)
+    else:
+        from llm_tuning.launch import launch
+
+        launch(spec)
+
+
+@contextmanager
+def _disk_errors_as_input_errors(output_dir: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_SPACE:
+            raise
+        place = error.filename or output_dir
+        raise InputError(
+            Problem(str(place), "no space left on the disk", "free some, or give another --output_dir; the run resumes")
+        ) from error
