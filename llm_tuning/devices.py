@@ -1,26 +1,11 @@
-"""What `--devices` means, torch-free: names are checked at once, whether a GPU is there only when a rank starts."""
+"""Which devices a run may use, torch-free: whether a GPU is really there is looked at when a rank starts."""
 
 from __future__ import annotations
 
 import os
-import re
 
-from llm_tuning.errors import InputError, Problem
-
-DEFAULT_DEVICES = "0"
-
-
-def parse_devices(text: str) -> list[str]:
-    """`0,1` -> [cuda:0, cuda:1]; `cpu,cpu` -> [cpu, cpu]: one process each. Raises InputError."""
-    names = [part.strip() for part in text.split(",")]
-    fix = "give GPU numbers (0 or 0,1) or cpu"
-    if all(name == "cpu" for name in names):
-        return names
-    if not all(re.fullmatch(r"[0-9]{1,3}", name) for name in names):
-        raise InputError(Problem("devices", f"must be GPU numbers or cpu, got {text!r}", fix))
-    if len(set(names)) != len(names):
-        raise InputError(Problem("devices", f"names a GPU twice: {text!r}", "name each GPU once"))
-    return [f"cuda:{int(name)}" for name in names]
+DEFAULT_DEVICES = ["cuda:0"]
+"""What `--devices` means when nothing is said; only this falls back to the CPU on a machine without CUDA."""
 
 
 def gpu_required() -> bool:

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from llm_tuning.api import LoraSpec, RunOptions, TuningConfig
+from llm_tuning.api.tuning import device_names
 from llm_tuning.base_model import BaseModel, check_writable, inspect_base, weight_hash
-from llm_tuning.devices import parse_devices
 from llm_tuning.errors import InputError, Problem, TryAgain
 from llm_tuning.files import read_json, write_json
 from llm_tuning.manifest import Manifest, config_hash, read_manifest
@@ -65,7 +65,7 @@ def _prepare(config: TuningConfig, options: RunOptions) -> RunSpec:
     output_dir = Path(options.output_dir)
     dataset, base_path = Path(config.dataset.path), Path(config.model.path)
     found = _Collected()
-    devices = found.run(lambda: parse_devices(options.devices))
+    devices = device_names(options.devices)
     found.run(lambda: check_writable(output_dir))
     base = found.run(lambda: inspect_base(base_path))
     rows = found.run(lambda: data_hash(dataset))
@@ -73,7 +73,6 @@ def _prepare(config: TuningConfig, options: RunOptions) -> RunSpec:
     found.raise_if_any()
     assert base is not None
     assert rows is not None
-    assert devices is not None
 
     base_hash = weight_hash(base, output_dir / CACHE_FOLDER / "base_hashes.json")
     template = template_hash(base_path)
@@ -82,7 +81,7 @@ def _prepare(config: TuningConfig, options: RunOptions) -> RunSpec:
         resolved = found.run(lambda: _lora_of(start, config.lora))
         found.raise_if_any()
         config = config.model_copy(update={"lora": resolved})
-    start_hash = start.manifest.files["adapter_model.safetensors"] if start else None
+    start_hash = start.manifest.weight_hash if start else None
     now = int(time.time())
     return RunSpec(
         model_id=options.model_id or _new_model_id(config.mode, base.name, now),
@@ -93,7 +92,7 @@ def _prepare(config: TuningConfig, options: RunOptions) -> RunSpec:
             base_weight_hash=base_hash,
             data_hash=rows,
             template_hash=template,
-            start_adapter_hash=start_hash,
+            start_adapter_weight_hash=start_hash,
         ),
         devices=devices,
         output_dir=output_dir,

@@ -230,10 +230,28 @@ class TuningConfig(ApiModel):
         return self
 
 
+def check_devices(text: str) -> str:
+    """Return `text` if it names devices as `--devices` takes them; raises ValueError."""
+    names = device_names(text)
+    if "cpu" not in names and len(set(names)) != len(names):
+        raise ValueError(f"names a GPU twice: {text!r}; name each GPU once")
+    return text
+
+
+def device_names(text: str) -> list[str]:
+    """`0,1` -> [cuda:0, cuda:1]; `cpu,cpu` -> [cpu, cpu]: one process each. Raises ValueError."""
+    names = [part.strip() for part in text.split(",")]
+    if all(name == "cpu" for name in names):
+        return names
+    if not all(re.fullmatch(r"[0-9]{1,3}", name) for name in names):
+        raise ValueError(f"must be GPU numbers with commas between (0 or 0,1) or cpu, got {text!r}")
+    return [f"cuda:{int(name)}" for name in names]
+
+
 class RunOptions(ApiModel):
     """What does not decide the weights: where the run happens and what it shows."""
 
-    devices: Annotated[str, StringConstraints(min_length=1, max_length=256)] = Field(
+    devices: Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(check_devices)] = Field(
         "0",
         description="GPU numbers with commas between (data-parallel), or `cpu`; `cpu,cpu` trains data-parallel on two processes.",
     )

@@ -13,7 +13,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llm_tuning.devices import DEFAULT_DEVICES, gpu_required, parse_devices
+from llm_tuning.devices import DEFAULT_DEVICES, gpu_required
 from llm_tuning.errors import EXIT_INPUT, EXIT_TRY_AGAIN, InputError, Problem, TryAgain
 from llm_tuning.files import write_json
 from llm_tuning.run_spec import RunSpec, read_run_spec
@@ -82,7 +82,7 @@ def usable_device(devices: list[str], rank: int) -> str:
         if index >= count:
             raise InputError(Problem("devices", f"GPU {index} is not there", f"this machine has 0 to {count - 1}"))
         return device
-    if devices == parse_devices(DEFAULT_DEVICES) and not gpu_required():
+    if devices == DEFAULT_DEVICES and not gpu_required():
         log.warning("no CUDA on this machine: training on the CPU (say --devices cpu to mean it)")
         return "cpu"
     raise TryAgain(
