@@ -1,0 +1,66 @@
+"""`tune-llm validate`: the data check alone, without loading a model or importing torch."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import get_args
+
+from llm_tuning.api import TrainingSpec, TuningConfig
+from llm_tuning.api.tuning import Mode
+from llm_tuning.errors import EXIT_INPUT, EXIT_OK, InputError
+
+HELP = "check a dataset: rows, token lengths, what is learned"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of this command."""
+    mode, max_length = TuningConfig.model_fields["mode"], TrainingSpec.model_fields["max_length"]
+    parser.add_argument("--dataset_path", required=True, metavar="FILE", help="JSON array, JSON Lines or Parquet file")
+    parser.add_argument("--llm_path", metavar="FOLDER", help="base model: its tokenizer and chat template are used")
+    parser.add_argument("--tuning_mode", choices=get_args(Mode), default=mode.default, help=mode.description)
+    parser.add_argument("--max_length", type=int, default=max_length.default, metavar="N", help=max_length.description)
+    parser.add_argument("--skip_invalid_rows", action="store_true", help="accept the file without its refused rows")
+    parser.add_argument("--show_sample", action="store_true", help="show one row as the model sees it")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON, also when the file is refused")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the report and return the exit code; raises InputError if the dataset is refused (not with --json)."""
+    if not args.json:
+        return _run(args)
+    try:
+        return _run(args)
+    except InputError as error:  # a bad flag or base: there is no report, but machines still get JSON
+        problems = [{"where": p.where, "rule": p.rule, "fix": p.fix} for p in error.problems]
+        print(json.dumps({"ok": False, "path": args.dataset_path, "problems": problems}, indent=2))
+        return EXIT_INPUT
+
+
+def _run(args: argparse.Namespace) -> int:
+    from llm_tuning.data.check import DatasetRefused, examine_dataset
+    from llm_tuning.data.report import render_report
+    from llm_tuning.data.sample import render_sample
+
+    TrainingSpec.parse({"max_length": args.max_length}, where="training")
+    base = Path(args.llm_path) if args.llm_path is not None else None
+    report = examine_dataset(
+        args.dataset_path,
+        mode=args.tuning_mode,
+        tokenizer_dir=base,
+        max_length=args.max_length,
+        skip_invalid_rows=args.skip_invalid_rows,
+    )
+    on_terminal = sys.stdout.isatty()
+    print(report.model_dump_json(indent=2) if args.json else render_report(report, color=on_terminal))
+    if report.kept and (args.show_sample or (on_terminal and not args.json)):
+        where = sys.stderr if args.json else sys.stdout
+        color = where.isatty()
+        print(render_sample(args.dataset_path, mode=args.tuning_mode, tokenizer_dir=base, color=color), file=where)
+    if report.ok:
+        return EXIT_OK
+    if args.json:
+        return EXIT_INPUT
+    raise DatasetRefused(report)

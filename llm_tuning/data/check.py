@@ -1,0 +1,181 @@
+"""Checks a dataset from the first byte to the last before any model is loaded, and writes its tokenised rows.
+
+One pass over the file in bounded memory: read -> parse -> render and tokenise in batches -> count -> write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from llm_tuning.api.tuning import Mode
+from llm_tuning.data.faults import RowFault
+from llm_tuning.data.reading import DatasetFile
+from llm_tuning.data.report import Report
+from llm_tuning.data.rows import Example, RowParser
+from llm_tuning.data.tally import Tally
+from llm_tuning.data.token_rows import TokenRowsWriter
+from llm_tuning.data.tokens import RowTokenizer, TokenisedRow
+from llm_tuning.data.verdict import judge
+from llm_tuning.errors import InputError, Problem
+from llm_tuning.stopping import raise_if_stopped
+
+_BATCH_ROWS = 256
+_BATCH_CHARACTERS = 1 << 18
+"""A batch of encodings takes some hundred bytes a token."""
+
+
+class DatasetRefused(InputError):  # noqa: N818 - the input is at fault, not the program
+    """The dataset does not pass; `report` holds all that was found."""
+
+    def __init__(self, report: Report) -> None:
+        self.report = report
+        super().__init__(report.input_problems())
+
+
+def check_dataset(
+    path: str | Path,
+    *,
+    mode: Mode,
+    tokenizer_dir: Path | None,
+    max_length: int,
+    skip_invalid_rows: bool = False,
+    out: Path | None = None,
+    encoder: Tokenizer | None = None,
+) -> Report:
+    """Check a dataset for a run; with `out` also write its TokenRows there.
+
+    `tokenizer_dir` is the folder of the base; `encoder` (the backend of its AutoTokenizer) stands in for a missing
+    tokenizer.json. Raises DatasetRefused (an InputError) with all problems; then nothing is left in `out`.
+    """
+    report = examine_dataset(
+        path,
+        mode=mode,
+        tokenizer_dir=tokenizer_dir,
+        max_length=max_length,
+        skip_invalid_rows=skip_invalid_rows,
+        out=out,
+        encoder=encoder,
+    )
+    if not report.ok:
+        raise DatasetRefused(report)
+    return report
+
+
+def examine_dataset(
+    path: str | Path,
+    *,
+    mode: Mode,
+    tokenizer_dir: Path | None,
+    max_length: int,
+    skip_invalid_rows: bool = False,
+    out: Path | None = None,
+    encoder: Tokenizer | None = None,
+) -> Report:
+    """As `check_dataset`, but a dataset that does not pass is a report with `ok` False.
+
+    Raises InputError for a base that has no usable tokenizer or an `out` that cannot be written.
+    """
+    path = Path(path)
+    tokenizer = _load_tokenizer(tokenizer_dir, encoder)
+    if out is not None and tokenizer is None:
+        where = f"model {tokenizer_dir}"
+        raise InputError(Problem(where, "has no tokenizer.json", "save its tokenizer with save_pretrained() first"))
+    report = Report(path=str(path), mode=mode)
+    parser = RowParser(mode)
+    tally = Tally(max_length, with_tokens=tokenizer is not None)
+    with _rows_writer(out) as writer:
+        try:
+            dataset = DatasetFile(path)
+            report.format, report.row_numbers = dataset.format, dataset.numbering
+            for batch in _batches(dataset, parser, tally):
+                raise_if_stopped("while checking the dataset")
+                _take(batch, tokenizer, tally, writer, max_length=max_length)
+            report.data_hash = dataset.sha256
+        except InputError as error:
+            for problem in error.problems:
+                report.refuse(problem)
+        tally.write(report)
+        judge(report, parser, tokenizer, tokenizer_dir=tokenizer_dir, path=path, skip_invalid_rows=skip_invalid_rows)
+        if writer is not None and not report.ok:
+            writer.discard()
+        elif writer is not None:
+            writer.close()
+    return report
+
+
+def _load_tokenizer(folder: Path | None, encoder: Tokenizer | None) -> RowTokenizer | None:
+    if folder is None:
+        return None
+    if not folder.is_dir():
+        raise InputError(Problem(f"model {folder}", "is not a folder", "give the folder of the base model"))
+    return RowTokenizer.load(folder, encoder)
+
+
+def _batches(dataset: DatasetFile, parser: RowParser, tally: Tally) -> Iterator[list[Example]]:
+    batch: list[Example] = []
+    characters = 0
+    for number, row in dataset:
+        tally.read += 1
+        try:
+            example = parser.parse(number, row)
+        except RowFault as fault:
+            tally.refuse(number, fault)
+            continue
+        batch.append(example)
+        characters += len(example.text or "") + sum(len(message["content"]) for message in example.messages or ())
+        if len(batch) >= _BATCH_ROWS or characters >= _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _take(
+    batch: list[Example],
+    tokenizer: RowTokenizer | None,
+    tally: Tally,
+    writer: TokenRowsWriter | None,
+    *,
+    max_length: int,
+) -> None:
+    rows: list[TokenisedRow | RowFault] | list[None]
+    rows = tokenizer.tokenise(batch, max_length=max_length) if tokenizer else [None] * len(batch)
+    for example, row in zip(batch, rows, strict=True):
+        if isinstance(row, RowFault):
+            tally.refuse(example.row_number, row)
+            continue
+        tally.keep(example, row)
+        if writer is not None and row is not None:
+            writer.append(
+                row.input_ids,
+                row.learned,
+                row_number=example.row_number,
+                reward=example.reward,
+                messages=example.messages,
+                text=example.text,
+            )
+
+
+@contextmanager
+def _rows_writer(out: Path | None) -> Iterator[TokenRowsWriter | None]:
+    """A writer that is discarded on any error; a full or read-only disk becomes an InputError."""
+    if out is None:
+        yield None
+        return
+    writer: TokenRowsWriter | None = None
+    try:
+        writer = TokenRowsWriter(out)
+        yield writer
+    except OSError as error:
+        if writer is not None:
+            writer.discard()
+        fix = "free some space or give another folder with --output_dir"
+        raise InputError(Problem(str(out), f"cannot be written: {error.strerror or error}", fix)) from None
+    except BaseException:
+        if writer is not None:
+            writer.discard()
+        raise

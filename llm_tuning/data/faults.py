@@ -1,0 +1,66 @@
+"""Why a row is refused: a CamelCase reason for machines, and rule and fix in words.
+
+No word of a fault comes from the dataset itself, so that logs, statuses and terminals of others never show its text;
+`got()` names a value's kind instead of the value.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """Every reason a row can be refused for."""
+
+    NOT_JSON = "NotJson"
+    TRUNCATED_ROW = "TruncatedRow"
+    NOT_UTF8 = "NotUtf8"
+    ROW_TOO_LARGE = "RowTooLarge"
+    NOT_AN_OBJECT = "NotAnObject"
+    UNKNOWN_SHAPE = "UnknownShape"
+    MIXED_SHAPES = "MixedShapes"
+    MISSING_FIELD = "MissingField"
+    NULL_FIELD = "NullField"
+    EMPTY_FIELD = "EmptyField"
+    NOT_TEXT = "NotText"
+    NOT_UNICODE = "NotUnicode"
+    NOT_MESSAGES = "NotMessages"
+    UNKNOWN_ROLE = "UnknownRole"
+    SYSTEM_NOT_FIRST = "SystemNotFirst"
+    NO_USER_TURN = "NoUserTurn"
+    NO_ASSISTANT_TURN = "NoAssistantTurn"
+    UNSUPPORTED_FIELD = "UnsupportedField"
+    MISSING_REWARD = "MissingReward"
+    REWARD_NOT_A_NUMBER = "RewardNotANumber"
+    REWARD_NOT_FINITE = "RewardNotFinite"
+    TEMPLATE_REFUSES = "TemplateRefuses"
+    NOTHING_TO_LEARN = "NothingToLearn"
+
+
+class RowFault(Exception):  # noqa: N818 - a row is refused; the program has no error
+    """One row cannot be used. `at` is the place inside the row (field, or line and column), "" for the whole row."""
+
+    def __init__(self, reason: Reason, rule: str, fix: str, *, at: str = "") -> None:
+        self.reason = reason
+        self.rule = rule
+        self.fix = fix
+        self.at = at
+        super().__init__(f"{at}: {rule}" if at else rule)
+
+
+def got(value: object) -> str:
+    """The kind of a JSON value in words, never the value."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "true or false"
+        case str():
+            return "text" if value else "an empty text"
+        case int() | float():
+            return "a number"
+        case list() | tuple():
+            return "a list"
+        case dict():
+            return "an object"
+    return type(value).__name__

@@ -1,0 +1,226 @@
+"""What the data check found, for machines (`model_dump_json`) and for people (`render_report`).
+
+It holds counts, row numbers and field names, never a word of the dataset itself.
+"""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+from llm_tuning.api.tuning import Mode
+from llm_tuning.data.faults import Reason
+from llm_tuning.data.reading import FORMAT_NAMES, Format
+from llm_tuning.errors import Problem
+
+MAX_LISTED_ROWS = 20
+"""Row numbers kept of each kind; the counts beside them are complete."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+
+class RowList(_Part):
+    """Some of the rows, by number, and how many there are in all."""
+
+    count: int = 0
+    rows: list[int] = []
+    """The first row numbers, at most MAX_LISTED_ROWS."""
+
+    def add(self, row_number: int) -> None:
+        self.count += 1
+        if len(self.rows) < MAX_LISTED_ROWS:
+            self.rows.append(row_number)
+
+    def __str__(self) -> str:
+        """`row 3`, `rows 3, 5 and 9` or `1,204 rows (3, 5, 9, ...)`."""
+        if self.count == 1:
+            return f"row {self.rows[0]}"
+        if self.count <= 5:
+            return f"rows {', '.join(map(str, self.rows[:-1]))} and {self.rows[-1]}"
+        return f"{self.count:,} rows ({', '.join(map(str, self.rows[:5]))}, ...)"
+
+
+class Refused(RowList):
+    """Rows refused for one reason."""
+
+    reason: Reason
+    rule: str
+    """What is wrong, in words; with the field."""
+    fix: str
+    at: str = ""
+    """The place inside the first of the rows."""
+
+
+class TokenLengths(_Part):
+    """Tokens of the kept rows, before any is cut."""
+
+    p50: int
+    p90: int
+    p95: int
+    p99: int
+    max: int
+    total: int
+
+
+class TokenReport(_Part):
+    """What the rows are as tokens; needs the base's tokenizer."""
+
+    max_length: int
+    lengths: TokenLengths | None = None
+    """None if no row was kept."""
+    learned: int = 0
+    """Learned tokens left after the cut."""
+    truncated: RowList = RowList()
+    """Rows that lose their end to max_length."""
+    tokens_lost: int = 0
+    nothing_to_learn: int = 0
+    """Rows refused because no learned token is left."""
+    stop_tokens: list[str] = []
+    """Tokens at which generation stops, as the base says."""
+    rows_learning_end: int = 0
+    """Rows whose answer ends with a learned stop token."""
+    boundary_merges: RowList = RowList()
+    """Rows whose prompt alone has other tokens than inside the row."""
+    last_turn_only: RowList = RowList()
+    """Rows whose earlier answers the template rewrites, so that only the last one is learned."""
+    prompt_differs: RowList = RowList()
+    """Rows whose answer the template begins otherwise than its own generation prompt."""
+
+
+class Duplicates(RowList):
+    """Rows equal to an earlier one."""
+
+    exact: bool = True
+    """False: so many rows that the count is an estimate from a sample of them."""
+
+
+class RewardSpread(_Part):
+    """Rewards of the kept rows."""
+
+    min: float
+    mean: float
+    max: float
+    std: float
+    """Standard deviation over the rows (population)."""
+
+
+class FoundProblem(_Part):
+    """One reason why the run is refused: where, rule, fix."""
+
+    where: str
+    rule: str
+    fix: str = ""
+
+
+class Report(_Part):
+    """The whole check of one dataset file."""
+
+    ok: bool = True
+    """Whether a run may start on these rows."""
+    path: str
+    mode: Mode
+    format: Format | None = None
+    row_numbers: str = ""
+    """What row numbers count: lines (JSON Lines) or positions from 1."""
+    shape: str | None = None
+    rows: int = 0
+    """Rows read."""
+    kept: int = 0
+    refused: int = 0
+    refusals: list[Refused] = []
+    """The refused rows by reason."""
+    ignored_fields: list[str] = []
+    """Fields of the rows that nothing uses."""
+    rows_trimmed: int = 0
+    """Rows with messages after the last assistant turn; those messages are left out."""
+    tokens: TokenReport | None = None
+    duplicates: Duplicates = Duplicates()
+    rewards: RewardSpread | None = None
+    data_hash: str | None = None
+    """sha256 of the file's bytes; None if it could not be read to its end."""
+    template_hash: str | None = None
+    template_source: str | None = None
+    """Where the chat template is from; plain_chat.jinja is the project's own, for a base that has none."""
+    notes: list[str] = []
+    warnings: list[str] = []
+    problems: list[FoundProblem] = []
+
+    def refuse(self, problem: Problem) -> None:
+        """Add a reason for which no run may start."""
+        self.ok = False
+        self.problems.append(FoundProblem(where=problem.where, rule=problem.rule, fix=problem.fix))
+
+    def summary(self) -> str:
+        """The report as plain lines of text, without the problems."""
+        return "\n".join(f"{label}: {text}" for label, text in summary_lines(self))
+
+    def input_problems(self) -> list[Problem]:
+        """The problems as an InputError takes them."""
+        return [Problem(problem.where, problem.rule, problem.fix) for problem in self.problems]
+
+
+def summary_lines(report: Report) -> list[tuple[str, str]]:
+    """The report as (label, text) lines, without the problems."""
+    numbering = f", row numbers are {report.row_numbers}" if report.row_numbers else ""
+    kind = FORMAT_NAMES[report.format] if report.format else "unknown format"
+    shape = f", rows are {report.shape}" if report.shape else ""
+    lines = [
+        ("Dataset", f"{report.path} ({kind}{shape}{numbering})"),
+        ("Rows", f"{report.rows:,} read, {report.kept:,} kept, {report.refused:,} refused"),
+    ]
+    lines += [
+        ("Refused", f"{refused}: {refused.rule} ({refused.reason}); {refused.fix}") for refused in report.refusals
+    ]
+    lines += _token_lines(report)
+    if report.duplicates.count:
+        about = "" if report.duplicates.exact else "about "
+        lines.append(("Duplicates", f"{about}{report.duplicates}"))
+    if report.rewards:
+        spread = report.rewards
+        text = f"min {spread.min:g}, mean {spread.mean:.4g}, max {spread.max:g}, std {spread.std:.4g}"
+        lines.append(("Rewards", text))
+    if report.data_hash:
+        lines.append(("Data hash", f"sha256 {report.data_hash}"))
+    if report.template_hash:
+        lines.append(("Template", f"{report.template_source}, sha256 {report.template_hash}"))
+    lines += [("Note", note) for note in report.notes]
+    lines += [("Warning", warning) for warning in report.warnings]
+    return lines
+
+
+def _token_lines(report: Report) -> list[tuple[str, str]]:
+    tokens = report.tokens
+    if tokens is None or tokens.lengths is None:
+        return []
+    lengths = tokens.lengths
+    spread = f"p50 {lengths.p50:,}, p90 {lengths.p90:,}, p95 {lengths.p95:,}, p99 {lengths.p99:,}, max {lengths.max:,}"
+    lines = [("Tokens", f"{lengths.total:,} in all, {tokens.learned:,} learned; a row: {spread}")]
+    if tokens.truncated.count:
+        share = tokens.tokens_lost / lengths.total
+        text = f"{tokens.truncated}: {tokens.tokens_lost:,} tokens ({share:.1%}) beyond {tokens.max_length:,} are lost"
+        lines.append(("Truncated", text))
+    ends = ", ".join(tokens.stop_tokens) or "none known"
+    lines.append(("End token", f"{ends}: learned in {tokens.rows_learning_end:,} of {report.kept:,} rows"))
+    return lines
+
+
+def render_report(report: Report, *, color: bool = False, width: int | None = None) -> str:
+    """The report for people: aligned, and with colour for a terminal."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    styles = {"Refused": "red", "Warning": "yellow", "Note": "cyan"}
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for label, text in summary_lines(report):
+        style = styles.get(label, "")
+        table.add_row(Text(label, style=style or "bold"), Text(text, style=style))
+    console = Console(
+        force_terminal=color, no_color=not color, width=width or (None if color else 200), highlight=False
+    )
+    with console.capture() as capture:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"

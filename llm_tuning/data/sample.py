@@ -1,0 +1,78 @@
+"""One row as the model sees it, with the learned part marked: for a terminal, never for logs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from llm_tuning.api.tuning import Mode
+from llm_tuning.data.chat import plain_template
+from llm_tuning.data.faults import RowFault
+from llm_tuning.data.reading import DatasetFile
+from llm_tuning.data.rows import Example, RowParser
+from llm_tuning.data.spans import render_example
+from llm_tuning.data.tokens import RowTokenizer
+
+MAX_CHARACTERS = 4000
+"""Characters of the row that are shown."""
+
+Segment = tuple[str, bool]
+"""A piece of the rendered row and whether it is learned."""
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+_GREEN, _RESET = "\x1b[32m", "\x1b[0m"
+
+
+def render_sample(
+    path: str | Path, *, mode: Mode, tokenizer_dir: Path | None, encoder: Tokenizer | None = None, color: bool = False
+) -> str:
+    """The first row that can be used, "" if there is none. Learned text is green, or between >>> and <<<.
+
+    Without a base the row is shown in the project's plain template. Raises InputError as the check does.
+    """
+    tokenizer = RowTokenizer.load(tokenizer_dir, encoder) if tokenizer_dir is not None else None
+    parser = RowParser(mode)
+    for number, row in DatasetFile(Path(path)):
+        try:
+            example = parser.parse(number, row)
+            segments = sample_segments(example, tokenizer)
+        except RowFault:
+            continue
+        return f"Row {number}; the marked part is learned:\n\n{_paint(segments, color=color)}\n"
+    return ""
+
+
+def sample_segments(example: Example, tokenizer: RowTokenizer | None) -> list[Segment]:
+    """The rendered row in pieces; raises RowFault if the template does not take it."""
+    if example.messages is None:
+        return [(example.text or "", True)]
+    rendered = render_example(tokenizer.template if tokenizer else plain_template(), example)
+    marks = [False] * len(rendered.text)
+    spans = rendered.spans if tokenizer is None else tokenizer.learned_characters(rendered)
+    for start, end in spans:
+        marks[start:end] = [True] * (end - start)
+    return list(_runs(rendered.text, marks))
+
+
+def _runs(text: str, marks: list[bool]) -> Iterator[Segment]:
+    for learned, group in groupby(zip(text, marks, strict=True), key=lambda pair: pair[1]):
+        yield "".join(character for character, _ in group), learned
+
+
+def _paint(segments: list[Segment], *, color: bool) -> str:
+    left = MAX_CHARACTERS
+    parts = []
+    for text, learned in segments:
+        # Escape sequences in a row must not reach the terminal.
+        shown = _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text[:left])
+        left -= len(text[:left])
+        if learned and shown:
+            shown = f"{_GREEN}{shown}{_RESET}" if color else f">>>{shown}<<<"
+        parts.append(shown)
+    total = sum(len(text) for text, _ in segments)
+    more = f"\n... {total - MAX_CHARACTERS:,} characters more" if total > MAX_CHARACTERS else ""
+    return "".join(parts) + more

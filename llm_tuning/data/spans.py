@@ -1,0 +1,84 @@
+"""Which characters of a rendered conversation are learned: the assistant's turns and nothing else.
+
+An assistant turn i is what the template adds between `messages[:i]` with the generation prompt (what the server
+shows the model) and `messages[:i + 1]`. Some templates rewrite earlier turns once later ones follow (they drop old
+reasoning): what was learned there would never be asked for, so only the last turn is learned then.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llm_tuning.data.chat import ChatTemplate, TemplateRefused
+from llm_tuning.data.faults import Reason, RowFault
+from llm_tuning.data.rows import Example
+
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A conversation as text, with the learned character spans (start, end) in order."""
+
+    text: str
+    spans: list[Span]
+    rewritten: bool = False
+    """The template rewrites earlier turns: only the last one is learned."""
+    prompt_differs: bool = False
+    """The generation prompt is not how the template writes the same turn afterwards."""
+
+
+def render_example(template: ChatTemplate, example: Example) -> Rendered:
+    """Render a conversation (its last message is an assistant turn) and mark what is learned; raises RowFault."""
+    messages = example.messages
+    assert messages is not None
+    try:
+        text = template.render(messages)
+        last_prompt = template.render(messages[:-1], add_generation_prompt=True)
+    except TemplateRefused as refusal:
+        raise _refused(template, str(refusal)) from None
+    if text.startswith(last_prompt):
+        last, prompt_differs = (len(last_prompt), len(text)), False
+    else:
+        last, prompt_differs = (_common_length(last_prompt, text), len(text)), True
+    turns = [
+        index
+        for index, message in enumerate(messages[:-1])
+        if message["role"] == "assistant" and index >= example.learn_from
+    ]
+    spans = []
+    for index in turns:
+        span = _turn(template, example, index, text)
+        if span is None:
+            return Rendered(text, [last], rewritten=True, prompt_differs=prompt_differs)
+        spans.append(span)
+    return Rendered(text, [*spans, last], prompt_differs=prompt_differs)
+
+
+def _turn(template: ChatTemplate, example: Example, index: int, text: str) -> Span | None:
+    """The span of an earlier turn in the whole text, None where the template writes it differently there."""
+    assert example.messages is not None
+    try:
+        prompt = template.render(example.messages[:index], add_generation_prompt=True)
+        through = template.render(example.messages[: index + 1])
+    except TemplateRefused:
+        return None
+    if text.startswith(through) and through.startswith(prompt):
+        return len(prompt), len(through)
+    return None
+
+
+def _common_length(one: str, other: str) -> int:
+    """How many characters two texts have in common at their start."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((index for index, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
+def _refused(template: ChatTemplate, message: str) -> RowFault:
+    # A template's own sentence is part of the template; anything else could quote the row.
+    said = f": {message}" if message and message in template.text else ""
+    return RowFault(
+        Reason.TEMPLATE_REFUSES,
+        f"the chat template of the base does not take these messages{said}",
+        "order the roles as the template wants, or remove the row",
+    )

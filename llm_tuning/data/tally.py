@@ -1,0 +1,166 @@
+"""Counts a dataset while it streams by, in memory that does not grow with the rows, and writes the report."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Iterable
+from itertools import accumulate
+
+from llm_tuning.data.faults import RowFault
+from llm_tuning.data.report import Duplicates, Refused, Report, RewardSpread, RowList, TokenLengths, TokenReport
+from llm_tuning.data.rows import Example
+from llm_tuning.data.tokens import TokenisedRow
+
+MAX_DISTINCT_FAULTS = 100
+"""Kinds of refused rows listed apart; there are fewer rules than that times fields."""
+MAX_DIGESTS = 1 << 20
+"""Row digests held to find duplicates: about 100 MB at most."""
+
+
+class DuplicateCounter:
+    """Counts rows equal to an earlier one by 16-byte digests.
+
+    Exact up to `max_digests` different rows. Beyond, only digests that begin with one more zero bit are kept each time
+    the set is full (a fair sample of the different rows, whatever their order), and the count is scaled up.
+    """
+
+    def __init__(self, max_digests: int = MAX_DIGESTS) -> None:
+        self._max_digests = max_digests
+        self._digests: set[bytes] = set()
+        self._sampled_bits = 0
+        self._repeats: Counter[int] = Counter()  # by zero bits at the start of the digest
+        self._listed = RowList()
+
+    def add(self, example: Example) -> None:
+        digest = _digest(example)
+        zero_bits = 64 - int.from_bytes(digest[:8]).bit_length()
+        if zero_bits < self._sampled_bits:
+            return
+        if digest in self._digests:
+            self._repeats[zero_bits] += 1
+            self._listed.add(example.row_number)
+            return
+        self._digests.add(digest)
+        while len(self._digests) > self._max_digests:
+            self._sampled_bits += 1
+            limit = 64 - self._sampled_bits
+            self._digests = {kept for kept in self._digests if int.from_bytes(kept[:8]).bit_length() <= limit}
+
+    def result(self) -> Duplicates:
+        in_sample = sum(count for bits, count in self._repeats.items() if bits >= self._sampled_bits)
+        return Duplicates(count=in_sample << self._sampled_bits, rows=self._listed.rows, exact=self._sampled_bits == 0)
+
+
+def _digest(example: Example) -> bytes:
+    digest = hashlib.blake2b(repr(example.reward).encode(), digest_size=16)
+    for message in example.messages or ():
+        digest.update(f"\x1e{message['role']}\x1f{message['content']}".encode())
+    digest.update(b"\x1d" + (example.text or "").encode())
+    return digest.digest()
+
+
+class Tally:
+    """What the report says, counted row by row."""
+
+    def __init__(self, max_length: int, *, with_tokens: bool) -> None:
+        self._max_length = max_length
+        self._with_tokens = with_tokens
+        self.read = 0
+        self.kept = 0
+        self._refused: dict[tuple[str, str], Refused] = {}
+        self._duplicates = DuplicateCounter()
+        self._rewards = _Spread()
+        self._lengths: Counter[int] = Counter()
+        self._tokens = TokenReport(max_length=max_length)
+
+    def refuse(self, row_number: int, fault: RowFault) -> None:
+        key = (str(fault.reason), fault.rule)
+        if key not in self._refused and len(self._refused) >= MAX_DISTINCT_FAULTS:
+            key = next(reversed(self._refused))
+        entry = self._refused.setdefault(key, Refused(reason=fault.reason, rule=fault.rule, fix=fault.fix, at=fault.at))
+        entry.add(row_number)
+
+    def keep(self, example: Example, row: TokenisedRow | None) -> None:
+        self.kept += 1
+        self._duplicates.add(example)
+        if not math.isnan(example.reward):
+            self._rewards.add(example.reward)
+        if row is not None:
+            self._count_tokens(example.row_number, row)
+
+    def _count_tokens(self, number: int, row: TokenisedRow) -> None:
+        tokens = self._tokens
+        self._lengths[row.full_length] += 1
+        tokens.learned += int(row.learned.sum())
+        tokens.rows_learning_end += row.learns_end
+        if row.full_length > self._max_length:
+            tokens.truncated.add(number)
+            tokens.tokens_lost += row.full_length - self._max_length
+        for rows, applies in (
+            (tokens.boundary_merges, row.boundary_merge),
+            (tokens.last_turn_only, row.rewritten),
+            (tokens.prompt_differs, row.prompt_differs),
+        ):
+            if applies:
+                rows.add(number)
+
+    def write(self, report: Report) -> None:
+        """Put the counts into the report."""
+        report.rows = self.read
+        report.kept = self.kept
+        report.refusals = sorted(self._refused.values(), key=lambda refused: -refused.count)
+        report.refused = sum(refused.count for refused in report.refusals)
+        report.duplicates = self._duplicates.result()
+        report.rewards = self._rewards.result()
+        if self._with_tokens:
+            self._tokens.lengths = lengths_of(self._lengths)
+            report.tokens = self._tokens
+
+
+class _Spread:
+    """Minimum, mean, maximum and standard deviation in one pass (Welford 1962, Technometrics 4(3))."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._mean = self._squares = 0.0
+        self._min, self._max = math.inf, -math.inf
+
+    def add(self, value: float) -> None:
+        self._count += 1
+        delta = value - self._mean
+        self._mean += delta / self._count
+        self._squares += delta * (value - self._mean)
+        self._min, self._max = min(self._min, value), max(self._max, value)
+
+    def result(self) -> RewardSpread | None:
+        if not self._count:
+            return None
+        std = math.sqrt(self._squares / self._count)
+        return RewardSpread(min=self._min, mean=self._mean, max=self._max, std=std)
+
+
+def lengths_of(histogram: Counter[int]) -> TokenLengths | None:
+    """Exact nearest-rank percentiles of a histogram of lengths; None if it is empty."""
+    if not histogram:
+        return None
+    lengths = sorted(histogram)
+    up_to = list(accumulate(histogram[length] for length in lengths))
+
+    def percentile(percent: int) -> int:
+        rank = -(-up_to[-1] * percent // 100)
+        return next(length for length, count in zip(lengths, up_to, strict=True) if count >= rank)
+
+    return TokenLengths(
+        p50=percentile(50),
+        p90=percentile(90),
+        p95=percentile(95),
+        p99=percentile(99),
+        max=lengths[-1],
+        total=_weighted_sum(histogram.items()),
+    )
+
+
+def _weighted_sum(items: Iterable[tuple[int, int]]) -> int:
+    return sum(length * count for length, count in items)

@@ -1,0 +1,196 @@
+"""Tokenised rows on disk: written as a stream, read through memory maps, never taken for whole when they are not.
+
+A folder holds one flat file per column, in the machine's byte order, and `rows.json`, which is written last and
+names the size of every other file:
+
+    input_ids.bin  int32 (tokens,)    learned.bin  bool (tokens,)    starts.bin  int64 (rows + 1,) into both
+    rewards.bin  float64 (rows,)      row_numbers.bin  int64 (rows,) learned_counts.bin  int32 (rows,)
+    source.jsonl  one line a row, {"messages": ...} or {"text": ...}  source_starts.bin  int64 (rows + 1,) bytes
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llm_tuning.data.messages import Message
+from llm_tuning.files import read_json, write_json
+
+MARKER = "rows.json"
+FORMAT_VERSION = 1
+
+_COLUMNS: dict[str, type[np.generic]] = {
+    "input_ids": np.int32,
+    "learned": np.bool_,
+    "starts": np.int64,
+    "rewards": np.float64,
+    "row_numbers": np.int64,
+    "learned_counts": np.int32,
+    "source_starts": np.int64,
+}
+_SOURCE = "source.jsonl"
+_FILES = (*(f"{name}.bin" for name in _COLUMNS), _SOURCE)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRow:
+    """One row; the arrays, of shape (tokens,), are read-only views of the file."""
+
+    input_ids: NDArray[np.int32]
+    learned: NDArray[np.bool_]
+    """learned[t]: token t is a target of the loss, predicted from the tokens before it; learned[0] is False."""
+    reward: float
+    """NaN where the mode has no rewards."""
+    row_number: int
+    """Where the row is in the dataset file."""
+
+
+class TokenRowsWriter:
+    """Writes a folder of rows; whole only after `close()`. As a context manager an error leaves no folder behind."""
+
+    def __init__(self, path: Path) -> None:
+        path.mkdir(parents=True, exist_ok=True)
+        (path / MARKER).unlink(missing_ok=True)  # first: rows of an earlier, killed write must not look whole
+        self._path = path
+        self._files: dict[str, BinaryIO] = {name: (path / name).open("wb") for name in _FILES}
+        self._rows = self._tokens = self._source_bytes = 0
+        self._write("starts", 0)
+        self._write("source_starts", 0)
+
+    def append(
+        self,
+        input_ids: NDArray[np.int32],
+        learned: NDArray[np.bool_],
+        *,
+        row_number: int,
+        reward: float = math.nan,
+        messages: Sequence[Message] | None = None,
+        text: str | None = None,
+    ) -> None:
+        """Add one row; `messages` or `text` is what its ids were made of."""
+        if len(input_ids) != len(learned) or len(input_ids) == 0 or learned[0]:
+            raise ValueError("a row needs as many learned flags as ids, at least one, and the first one False")
+        source = {"messages": messages} if messages is not None else {"text": text}
+        line = json.dumps(source, ensure_ascii=False).encode() + b"\n"
+        self._files[_SOURCE].write(line)
+        self._rows += 1
+        self._tokens += len(input_ids)
+        self._source_bytes += len(line)
+        self._write("input_ids", input_ids)
+        self._write("learned", learned)
+        self._write("starts", self._tokens)
+        self._write("rewards", reward)
+        self._write("row_numbers", row_number)
+        self._write("learned_counts", np.count_nonzero(learned))
+        self._write("source_starts", self._source_bytes)
+
+    def close(self) -> None:
+        """Flush all to disk, then write the marker that makes the folder whole."""
+        for file in self._files.values():
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
+        sizes = {name: (self._path / name).stat().st_size for name in _FILES}
+        write_json(self._path / MARKER, {"version": FORMAT_VERSION, "rows": self._rows, "sizes": sizes})
+
+    def discard(self) -> None:
+        """Remove what was written; the folder goes too if nothing else is in it."""
+        for file in self._files.values():
+            file.close()
+        for name in (MARKER, *_FILES):
+            (self._path / name).unlink(missing_ok=True)
+        if not any(self._path.iterdir()):
+            self._path.rmdir()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.discard()
+
+    def _write(self, column: str, values: Any) -> None:
+        self._files[f"{column}.bin"].write(np.asarray(values, dtype=_COLUMNS[column]).tobytes())
+
+
+class TokenRows:
+    """A whole folder of rows, memory-mapped: opening costs nothing and processes share the pages."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises FileNotFoundError if the folder is not whole."""
+        if not self.is_whole(path):
+            raise FileNotFoundError(f"{path} holds no whole set of tokenised rows: check the dataset again")
+        self._path = path
+        self._columns: dict[str, NDArray[Any]] = {name: _map(path / f"{name}.bin", _COLUMNS[name]) for name in _COLUMNS}
+        self._starts: NDArray[np.int64] = self._columns["starts"]
+        self.lengths: NDArray[np.int32] = np.diff(self._starts).astype(np.int32)
+        """Tokens of each row."""
+        self.learned_counts: NDArray[np.int32] = self._columns["learned_counts"]
+        """Learned tokens of each row."""
+        self.rewards: NDArray[np.float64] = self._columns["rewards"]
+        self.row_numbers: NDArray[np.int64] = self._columns["row_numbers"]
+
+    @classmethod
+    def open(cls, path: Path) -> TokenRows:
+        """The rows in `path`; raises FileNotFoundError if the folder is not whole."""
+        return cls(path)
+
+    @staticmethod
+    def is_whole(path: Path) -> bool:
+        """Whether a writer finished there and every file still has its size."""
+        try:
+            marker = read_json(path / MARKER)
+        except ValueError:
+            return False
+        if not isinstance(marker, dict) or marker.get("version") != FORMAT_VERSION:
+            return False
+        sizes = marker.get("sizes", {})
+        return all((path / name).is_file() and (path / name).stat().st_size == sizes.get(name) for name in _FILES)
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    def __getitem__(self, index: int) -> TokenRow:
+        index = range(len(self))[index]
+        part = slice(int(self._starts[index]), int(self._starts[index + 1]))
+        return TokenRow(
+            self._columns["input_ids"][part],
+            self._columns["learned"][part],
+            float(self.rewards[index]),
+            int(self.row_numbers[index]),
+        )
+
+    def messages(self, index: int) -> list[Message] | None:
+        """The conversation whose rendering was tokenised, None for a row of plain text."""
+        return self._source(index).get("messages")
+
+    def text(self, index: int) -> str | None:
+        """The text that was tokenised, None for a conversation."""
+        return self._source(index).get("text")
+
+    def _source(self, index: int) -> dict[str, Any]:
+        index = range(len(self))[index]
+        starts = self._columns["source_starts"]
+        with (self._path / _SOURCE).open("rb") as file:
+            file.seek(int(starts[index]))
+            source: dict[str, Any] = json.loads(file.read(int(starts[index + 1] - starts[index])))
+        return source
+
+
+def _map(path: Path, dtype: type[np.generic]) -> NDArray[Any]:
+    if path.stat().st_size == 0:  # an empty file cannot be mapped
+        return np.empty(0, dtype=dtype)
+    return np.asarray(np.memmap(path, dtype=dtype, mode="r"))

@@ -1,0 +1,230 @@
+"""Examples to token ids, with the tokens that are learned; by the `tokenizers` library, without transformers.
+
+A conversation is rendered whole and tokenised once, as the server and `apply_chat_template` do, and the learned
+characters are mapped to tokens by offsets. A token that begins in the prompt is never learned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Encoding, Tokenizer
+
+from llm_tuning.data.chat import ChatTemplate, load_chat_template, read_object
+from llm_tuning.data.faults import Reason, RowFault
+from llm_tuning.data.rows import Example
+from llm_tuning.data.spans import Rendered, Span, render_example
+from llm_tuning.errors import InputError, Problem
+
+_CACHED_TAIL_CHARACTERS = 256
+_CACHED_TAILS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class TokenisedRow:
+    """One row as the model sees it, cut to the maximum length; arrays of shape (tokens,)."""
+
+    input_ids: NDArray[np.int32]
+    learned: NDArray[np.bool_]
+    """Whether each token is a target of the loss; the first never is."""
+    full_length: int
+    """Tokens before the cut."""
+    learns_end: bool
+    """A token at which generation stops is the last one learned."""
+    boundary_merge: bool = False
+    """The prompt alone has other tokens than the same text inside the whole row."""
+    rewritten: bool = False
+    prompt_differs: bool = False
+
+
+class RowTokenizer:
+    """The tokenizer, chat template and stop tokens of one base."""
+
+    def __init__(self, encoder: Tokenizer, template: ChatTemplate, *, stop_ids: Sequence[int]) -> None:
+        """`encoder` is used as it is, except for truncation and padding, which are off while rows are encoded."""
+        self.template = template
+        self._encoder = encoder
+        self._stop_ids = frozenset(stop_ids)
+        eos = template.special_tokens.get("eos_token")
+        self._eos_id = encoder.token_to_id(eos) if eos else None
+        if self._eos_id is not None:
+            self._stop_ids |= {self._eos_id}
+        added = encoder.get_added_tokens_decoder()
+        self._special_ids = frozenset(number for number, token in added.items() if token.special)
+        self._tails: dict[str, list[int]] = {}
+
+    @classmethod
+    def load(cls, folder: Path, encoder: Tokenizer | None = None) -> RowTokenizer | None:
+        """The tokenizer of the base in `folder`; None if it has no tokenizer.json and no `encoder` is given.
+
+        Raises InputError if a file in the folder is unusable.
+        """
+        template = load_chat_template(folder)
+        if encoder is None:
+            path = folder / "tokenizer.json"
+            if not path.is_file():
+                return None
+            try:
+                encoder = Tokenizer.from_file(str(path))
+            except Exception as error:  # the library raises bare Exception
+                raise InputError(
+                    Problem(str(path), f"is not a tokenizer ({str(error)[:200]})", "copy the base model again")
+                ) from None
+        return cls(encoder, template, stop_ids=_stop_ids(folder))
+
+    @property
+    def stop_tokens(self) -> list[str]:
+        """The tokens at which generation stops."""
+        return [self._encoder.id_to_token(number) or str(number) for number in sorted(self._stop_ids)]
+
+    def tokenise(self, examples: Sequence[Example], *, max_length: int) -> list[TokenisedRow | RowFault]:
+        """Tokenise rows of one kind (all conversations or all text), in order; a row that cannot be used is a fault."""
+        self._encoder.no_truncation()
+        self._encoder.no_padding()
+        if examples and examples[0].messages is None:
+            rows = self._tokenise_texts([example.text or "" for example in examples], max_length)
+        else:
+            rows = self._tokenise_conversations(examples, max_length)
+        return [self._checked(row, max_length) if isinstance(row, TokenisedRow) else row for row in rows]
+
+    def learned_characters(self, rendered: Rendered) -> list[Span]:
+        """The character spans of the learned tokens of a rendered conversation."""
+        encoding = self._encode([rendered.text])[0]
+        learned, _, _ = self._learned_tokens(rendered, encoding)
+        return [encoding.token_to_chars(int(index)) or (0, 0) for index in np.flatnonzero(learned)]
+
+    def _learned_tokens(self, rendered: Rendered, encoding: Encoding) -> tuple[NDArray[np.bool_], int, bool]:
+        """The learned mask of a whole encoded conversation, its last stop token (-1: none) and whether tokens merge."""
+        ids = encoding.ids
+        learned = np.zeros(len(ids), dtype=np.bool_)
+        stop_at, merges = -1, False
+        for start, end in rendered.spans:
+            first = _first_token_from(encoding, start, len(rendered.text))
+            after = _first_token_from(encoding, end, len(rendered.text))
+            stop_at = self._closing_stop(ids[first:after], encoding, first, rendered.text[:end])
+            learned[first : after if stop_at < 0 else stop_at + 1] = True
+            merges = merges or self._prompt_merges(ids[:first], encoding, rendered.text[:start])
+        learned[:1] = False
+        return learned, stop_at, merges
+
+    def _tokenise_texts(self, texts: list[str], max_length: int) -> list[TokenisedRow | RowFault]:
+        rows: list[TokenisedRow | RowFault] = []
+        for encoding in self._encoder.encode_batch_fast(texts, add_special_tokens=True):
+            ids = encoding.ids
+            if self._eos_id is not None and ids[-1:] != [self._eos_id]:
+                ids.append(self._eos_id)
+            learned = np.ones(min(len(ids), max_length), dtype=np.bool_)
+            learned[:1] = False
+            ends = self._eos_id is not None and len(ids) <= max_length
+            rows.append(TokenisedRow(np.array(ids[:max_length], dtype=np.int32), learned, len(ids), ends))
+        return rows
+
+    def _tokenise_conversations(self, examples: Sequence[Example], max_length: int) -> list[TokenisedRow | RowFault]:
+        rendered: list[Rendered | RowFault] = []
+        for example in examples:
+            try:
+                rendered.append(render_example(self.template, example))
+            except RowFault as fault:
+                rendered.append(fault)
+        encodings = iter(self._encode([row.text for row in rendered if isinstance(row, Rendered)]))
+        return [
+            row if isinstance(row, RowFault) else self._conversation_row(row, next(encodings), max_length)
+            for row in rendered
+        ]
+
+    def _conversation_row(self, rendered: Rendered, encoding: Encoding, max_length: int) -> TokenisedRow:
+        learned, stop_at, merges = self._learned_tokens(rendered, encoding)
+        ids = np.array(encoding.ids, dtype=np.int32)
+        return TokenisedRow(
+            ids[:max_length],
+            learned[:max_length],
+            len(ids),
+            learns_end=0 <= stop_at < max_length,
+            boundary_merge=merges,
+            rewritten=rendered.rewritten,
+            prompt_differs=rendered.prompt_differs,
+        )
+
+    def _checked(self, row: TokenisedRow, max_length: int) -> TokenisedRow | RowFault:
+        if row.learned.any():
+            return row
+        if row.full_length > max_length:
+            rule = f"nothing is left to learn: the answer starts after max_length ({max_length} tokens)"
+            return RowFault(Reason.NOTHING_TO_LEARN, rule, "raise max_length or shorten the prompt")
+        return RowFault(Reason.NOTHING_TO_LEARN, "has no token to learn", "give more text or remove the row")
+
+    def _encode(self, texts: list[str]) -> list[Encoding]:
+        # Post-processors of byte-level tokenizers cut blanks out of the offsets, and then leading blanks of an
+        # answer would belong to no token. Without special tokens a post-processor does nothing else.
+        processor = self._encoder.post_processor
+        self._encoder.post_processor = None  # type: ignore[assignment]
+        try:
+            return self._encoder.encode_batch(texts, add_special_tokens=False)
+        finally:
+            if processor is not None:
+                self._encoder.post_processor = processor
+
+    def _closing_stop(self, turn: list[int], encoding: Encoding, first: int, text: str) -> int:
+        """The stop token that ends a turn, -1 if none does; white space behind it is never generated.
+
+        `turn` holds the ids of the turn, `first` is the index of its first token, `text` ends with the turn.
+        """
+        for index in range(first + len(turn) - 1, first - 1, -1):
+            span = encoding.token_to_chars(index) or (0, 0)
+            if turn[index - first] in self._stop_ids:
+                return index if not text[span[1] :].strip() else -1
+            if text[span[0] : span[1]].strip():
+                return -1
+        return -1
+
+    def _prompt_merges(self, prompt_ids: list[int], encoding: Encoding, prompt: str) -> bool:
+        """Whether the prompt alone is tokenised differently than at the start of the whole row.
+
+        A special token splits the text for certain, so only the part from the last one on is encoded again; with most
+        templates that is the short head of the assistant's turn, the same in every row.
+        """
+        start = len(prompt_ids)
+        while start > 0:
+            start -= 1
+            if prompt_ids[start] in self._special_ids:
+                break
+        tail = prompt[_start(encoding, start) :] if start > 0 else prompt
+        ids = self._tails.get(tail)
+        if ids is None:
+            ids = self._encoder.encode(tail, add_special_tokens=False).ids
+            if len(tail) <= _CACHED_TAIL_CHARACTERS and len(self._tails) < _CACHED_TAILS:
+                self._tails[tail] = ids
+        return ids != prompt_ids[start:]
+
+
+def _first_token_from(encoding: Encoding, character: int, end: int) -> int:
+    """Index of the first token that begins at `character` or later (len of the encoding: none)."""
+    for position in range(character, end):
+        token = encoding.char_to_token(position)
+        if token is None:
+            continue  # the tokenizer drops this character
+        while token < len(encoding) and _start(encoding, token) < character:
+            token += 1
+        return token
+    return len(encoding)
+
+
+def _start(encoding: Encoding, token: int) -> int:
+    span = encoding.token_to_chars(token)
+    return span[0] if span is not None else 0
+
+
+def _stop_ids(folder: Path) -> list[int]:
+    """End tokens that the server takes from the base: generation_config.json, else config.json."""
+    for name in ("generation_config.json", "config.json"):
+        value: Any = read_object(folder / name)
+        if value:
+            value = value.get("eos_token_id")
+            values = value if isinstance(value, list) else [value]
+            return [number for number in values if isinstance(number, int)]
+    return []

@@ -1,0 +1,124 @@
+"""What the counts of a check mean: problems that refuse the run, warnings with their remedy, and notes."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from llm_tuning.data.faults import Reason
+from llm_tuning.data.json_stream import object_problem
+from llm_tuning.data.report import Refused, Report
+from llm_tuning.data.rows import RowParser
+from llm_tuning.data.tokens import RowTokenizer
+from llm_tuning.errors import Problem
+
+MIN_ROWS = 2
+"""One row cannot be told apart from its noise, and nothing could be held out."""
+_DEFECTS = (Reason.UNKNOWN_SHAPE, Reason.MISSING_FIELD)
+
+
+def judge(
+    report: Report,
+    parser: RowParser,
+    tokenizer: RowTokenizer | None,
+    *,
+    tokenizer_dir: Path | None,
+    path: Path,
+    skip_invalid_rows: bool,
+) -> None:
+    """Complete a report whose counts are written."""
+    report.shape = parser.shape
+    report.ignored_fields = sorted(parser.ignored_fields)
+    report.rows_trimmed = parser.rows_trimmed
+    if tokenizer is not None:
+        report.template_hash = tokenizer.template.hash
+        report.template_source = tokenizer.template.source
+    if report.data_hash is not None:  # else the file itself is the problem, and the counts are of a part of it
+        _find_problems(report, path, skip_invalid_rows=skip_invalid_rows)
+    _find_warnings(report)
+    _find_notes(report, tokenizer, tokenizer_dir)
+
+
+def _find_problems(report: Report, path: Path, *, skip_invalid_rows: bool) -> None:
+    if report.format == "jsonl" and report.rows == 1 and any(r.reason in _DEFECTS for r in report.refusals):
+        report.refuse(object_problem(path, None))
+        return
+    if report.refusals and (not skip_invalid_rows or report.kept < MIN_ROWS):
+        for refused in report.refusals:
+            report.refuse(_refused_problem(report.path, refused))
+    if report.kept < MIN_ROWS and (report.kept == 1 or not report.refusals):
+        rule = f"holds {report.kept} usable {'row' if report.kept == 1 else 'rows'}"
+        report.refuse(Problem(report.path, rule, f"a run needs at least {MIN_ROWS}"))
+    if report.rewards is not None and report.kept >= MIN_ROWS:
+        _judge_rewards(report)
+
+
+def _refused_problem(path: str, refused: Refused) -> Problem:
+    first = "first at " if refused.count > 1 else ""
+    inside = f", {first}{refused.at}" if refused.at else ""
+    return Problem(f"{path}, {refused}{inside}", f"{refused.rule} ({refused.reason})", refused.fix)
+
+
+def _judge_rewards(report: Report) -> None:
+    spread = report.rewards
+    assert spread is not None
+    if report.mode != "ppo":
+        return
+    if spread.min == spread.max:
+        rule = f"the reward is {spread.min:g} in every row: nothing tells good outputs from bad ones"
+        report.refuse(Problem(f"{report.path}, reward", rule, "give rewards that differ, or use --tuning_mode sft"))
+    elif not math.isfinite(spread.std):
+        rule = "the rewards differ by more than can be standardised"
+        report.refuse(Problem(f"{report.path}, reward", rule, "scale them down"))
+
+
+def _find_warnings(report: Report) -> None:
+    tokens = report.tokens
+    warn = report.warnings.append
+    if tokens is not None and report.kept:
+        if not tokens.stop_tokens:
+            warn(
+                "the base names no end token, so none is learned: answers will not stop; set eos_token in its tokenizer"
+            )
+        elif tokens.rows_learning_end == 0:
+            warn(
+                "no end token is learned: answers will not stop; use a chat template that ends the assistant's turn "
+                "with the end token, or raise max_length if every row is cut"
+            )
+        elif tokens.rows_learning_end < report.kept - tokens.truncated.count:
+            missing = report.kept - tokens.truncated.count - tokens.rows_learning_end
+            warn(f"{missing:,} rows that are not cut end without an end token: such answers may not stop")
+        if tokens.truncated.count:
+            warn(f"{tokens.truncated} cut at max_length {tokens.max_length:,}: raise it to keep the whole answers")
+        if tokens.boundary_merges.count:
+            warn(
+                f"the prompt of {tokens.boundary_merges} has other tokens alone than before its answer: "
+                "let prompts end, or answers begin, without white space"
+            )
+        if tokens.prompt_differs.count:
+            warn(
+                f"the template begins the answer of {tokens.prompt_differs} otherwise than its generation prompt: "
+                "served answers start from a prompt that was not trained"
+            )
+    if report.duplicates.count:
+        warn(f"{report.duplicates} equal to an earlier row: remove repeats that are not meant")
+    if report.refusals and report.ok:
+        warn(f"{report.refused:,} refused rows are skipped: correct them to train on them")
+
+
+def _find_notes(report: Report, tokenizer: RowTokenizer | None, tokenizer_dir: Path | None) -> None:
+    note = report.notes.append
+    if tokenizer_dir is None:
+        note("token lengths were not checked: give the base with --llm_path")
+    elif tokenizer is None:
+        note("the base has no tokenizer.json: token lengths are checked in the run")
+    elif tokenizer.template.is_plain and report.shape != "text":
+        note("the base has no chat template: the project's plain one is used and stored with the adapter")
+    elif tokenizer.template.writes_the_date:
+        note("the chat template writes the current date into the prompt")
+    if report.tokens is not None and report.tokens.last_turn_only.count:
+        note(f"the template rewrites earlier answers: only the last one is learned in {report.tokens.last_turn_only}")
+    if report.rows_trimmed:
+        note(f"messages after the last assistant turn are left out in {report.rows_trimmed:,} rows")
+    if report.ignored_fields:
+        note(f"fields that are not used: {', '.join(report.ignored_fields)}")
