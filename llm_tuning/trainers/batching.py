@@ -56,9 +56,17 @@ class StepBatches:
     def epoch(self, epoch: int) -> list[Indices]:
         """This rank's rows for every step of `epoch` (from 0). Every rank gets the same number of steps; a share of the
         last one may be empty."""
+        return [self._share(step_rows) for step_rows in self.whole(epoch)]
+
+    def whole(self, epoch: int) -> list[Indices]:
+        """The rows of all ranks for every step of `epoch`."""
         order = np.random.default_rng([self.seed, epoch]).permutation(self.rows)
         starts = range(0, len(order), self.rows_per_step)
-        return [self._share(order[start : start + self.rows_per_step]) for start in starts]
+        return [order[start : start + self.rows_per_step] for start in starts]
+
+    def total_steps(self, epochs: int, max_steps: int | None) -> int:
+        """Optimizer steps of a run: `max_steps` where it is set (as in transformers), else whole epochs."""
+        return max_steps if max_steps is not None else epochs * len(self)
 
     def _share(self, step_rows: Indices) -> Indices:
         if self.world == 1 or self.lengths is None:

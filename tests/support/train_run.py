@@ -1,0 +1,75 @@
+"""A TrainRun as a worker makes it, with a reporter that keeps what it is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from llm_tuning.api import TuningConfig
+from llm_tuning.trainers.run_context import TrainRun
+
+
+class KeepingReporter:
+    """Reporter that keeps everything, for the test to look at."""
+
+    def __init__(self) -> None:
+        self.started: tuple[int, int] | None = None
+        self.steps: dict[int, dict[str, float]] = {}
+        self.tokens = 0
+        self.evaluations: dict[int, dict[str, float]] = {}
+        self.stages: list[str] = []
+
+    def start(self, total_steps: int, start_step: int) -> None:
+        self.started = (total_steps, start_step)
+
+    def step(self, step: int, epoch: float, metrics: dict[str, float], tokens: int) -> None:
+        self.steps[step] = metrics | {"epoch": epoch}
+        self.tokens += tokens
+
+    def metrics(self, step: int, metrics: dict[str, float]) -> None:
+        self.evaluations[step] = metrics
+
+    def stage(self, name: str) -> None:
+        self.stages.append(name)
+
+    @property
+    def losses(self) -> list[float]:
+        return [self.steps[step]["train/loss"] for step in sorted(self.steps)]
+
+
+def make_run(
+    work: Path,
+    base: Path,
+    *,
+    mode: str = "sft",
+    training: dict[str, Any] | None = None,
+    lora: dict[str, Any] | None = None,
+    reporter: Any = None,
+    **options: Any,
+) -> TrainRun:
+    """A run in `work` (whose `rows` folder must be there); `options` replace fields of TrainRun."""
+    config = TuningConfig.parse(
+        {
+            "mode": mode,
+            "model": {"path": str(base)},
+            "dataset": {"path": "rows.jsonl"},
+            "training": training or {},
+            "lora": lora or {},
+        }
+    )
+    fields: dict[str, Any] = {
+        "config": config,
+        "model_id": "test-run",
+        "base": base,
+        "start_adapter": None,
+        "work": work,
+        "cache": work.parent / "cache",
+        "device": "cpu",
+        "rank": 0,
+        "world": 1,
+        "base_weight_hash": "b" * 64,
+        "template_hash": "t" * 64,
+        "data_hash": "d" * 64,
+        "reporter": reporter if reporter is not None else KeepingReporter(),
+    }
+    return TrainRun(**(fields | options))
