@@ -13,12 +13,14 @@ import os
 import re
 import secrets
 import shutil
+import sys
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from llm_tuning.api import LoraSpec, RunOptions, TuningConfig
 from llm_tuning.api.tuning import device_names
@@ -29,6 +31,9 @@ from llm_tuning.manifest import Manifest, config_hash, read_manifest
 from llm_tuning.registry import Registry
 from llm_tuning.run_spec import CACHE_FOLDER, RunSpec, read_run_spec
 from llm_tuning.stopping import raise_if_stopped, stop_on_signals
+
+if TYPE_CHECKING:
+    pass
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +65,7 @@ def tune(config: TuningConfig, options: RunOptions) -> str:
 def _prepare(config: TuningConfig, options: RunOptions) -> RunSpec:
     """Look at all that the run needs and resolve it; raises one InputError with every problem found."""
     from llm_tuning.data.chat import template_hash
-    from llm_tuning.data.check import data_hash
+    from llm_tuning.data.reading import data_hash
 
     output_dir = Path(options.output_dir)
     dataset, base_path = Path(config.dataset.path), Path(config.model.path)
@@ -281,30 +286,35 @@ def _resume_or_begin(spec: RunSpec) -> None:
 
 def _check_data(spec: RunSpec, *, show_sample: bool) -> None:
     """Check and tokenise the rows into the work folder; done once, also over resumes."""
-    from llm_tuning.data.check import check_dataset, render_sample
-    from llm_tuning.data.report import Report
+    from llm_tuning.data.check import check_dataset
+    from llm_tuning.data.sample import render_sample
 
     done = spec.work / "data_report.json"
     if done.exists():
         log.info("data check: passed when this run was started")
         return
     config, base = spec.config, Path(spec.config.model.path)
-    report: Report = check_dataset(
-        Path(config.dataset.path),
+    encoder = None if (base / "tokenizer.json").exists() else _slow_tokenizer(base)
+    report = check_dataset(
+        config.dataset.path,
         mode=config.mode,
         tokenizer_dir=base,
         max_length=config.training.max_length,
         skip_invalid_rows=config.dataset.skip_invalid_rows,
         out=spec.work / "rows",
-        encoder=None if (base / "tokenizer.json").exists() else _slow_tokenizer(base),
+        encoder=encoder,
     )
+    if report.data_hash != spec.data_hash:
+        raise TryAgain("DatasetChanged", f"{config.dataset.path} changed while it was read; start again")
     log.info("%s", report.summary())
-    if show_sample:
-        log.info("%s", render_sample(spec.work / "rows", base))
+    if show_sample or sys.stderr.isatty():
+        color = sys.stderr.isatty()
+        sample = render_sample(config.dataset.path, mode=config.mode, tokenizer_dir=base, encoder=encoder, color=color)
+        print(sample, file=sys.stderr)  # not a log line: logs never hold dataset text
     write_json(done, report.model_dump(mode="json"))
 
 
-def _slow_tokenizer(base: Path) -> object:
+def _slow_tokenizer(base: Path) -> Any:
     """The tokenizer of a base without tokenizer.json, made by transformers (which imports torch)."""
     from transformers import AutoTokenizer
 

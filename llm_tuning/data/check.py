@@ -13,15 +13,18 @@ from tokenizers import Tokenizer
 
 from llm_tuning.api.tuning import Mode
 from llm_tuning.data.faults import RowFault
-from llm_tuning.data.reading import DatasetFile
+from llm_tuning.data.reading import DatasetFile, data_hash
 from llm_tuning.data.report import Report
 from llm_tuning.data.rows import Example, RowParser
+from llm_tuning.data.sample import render_sample
 from llm_tuning.data.tally import Tally
 from llm_tuning.data.token_rows import TokenRowsWriter
 from llm_tuning.data.tokens import RowTokenizer, TokenisedRow
 from llm_tuning.data.verdict import judge
 from llm_tuning.errors import InputError, Problem
 from llm_tuning.stopping import raise_if_stopped
+
+__all__ = ["DatasetRefused", "check_dataset", "data_hash", "examine_dataset", "render_sample"]
 
 _BATCH_ROWS = 256
 _BATCH_CHARACTERS = 1 << 18

@@ -33,6 +33,8 @@ def judge(
     if tokenizer is not None:
         report.template_hash = tokenizer.template.hash
         report.template_source = tokenizer.template.source
+        if report.tokens is not None:
+            report.tokens.stop_tokens = tokenizer.stop_tokens
     if report.data_hash is not None:  # else the file itself is the problem, and the counts are of a part of it
         _find_problems(report, path, skip_invalid_rows=skip_invalid_rows)
     _find_warnings(report)
