@@ -14,7 +14,6 @@ import re
 import secrets
 import shutil
 import sys
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,7 +32,7 @@ from llm_tuning.run_spec import CACHE_FOLDER, RunSpec, read_run_spec
 from llm_tuning.stopping import raise_if_stopped, stop_on_signals
 
 if TYPE_CHECKING:
-    pass
+    from tokenizers import Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -310,15 +309,17 @@ def _check_data(spec: RunSpec, *, show_sample: bool) -> None:
     if show_sample or sys.stderr.isatty():
         color = sys.stderr.isatty()
         sample = render_sample(config.dataset.path, mode=config.mode, tokenizer_dir=base, encoder=encoder, color=color)
-        print(sample, file=sys.stderr)  # not a log line: logs never hold dataset text
+        sys.stderr.write(sample)  # not a log line: logs never hold dataset text
     write_json(done, report.model_dump(mode="json"))
 
 
-def _slow_tokenizer(base: Path) -> Any:
+def _slow_tokenizer(base: Path) -> Tokenizer:
     """The tokenizer of a base without tokenizer.json, made by transformers (which imports torch)."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(base, local_files_only=True, trust_remote_code=False).backend_tokenizer
+    tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True, trust_remote_code=False)
+    backend: Tokenizer = tokenizer.backend_tokenizer
+    return backend
 
 
 def _train(spec: RunSpec) -> None:
