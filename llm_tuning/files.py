@@ -18,7 +18,7 @@ def write_json(path: Path, value: Any) -> None:
     temporary.replace(path)
 
 
-def read_json(path: Path) -> Any | None:
+def read_json(path: Path) -> Any:
     """The JSON value in `path`, or None where there is no such file; raises ValueError on half or foreign content."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
