@@ -1,0 +1,38 @@
+"""Published models without a training run, for tests of what comes after one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from llm_tuning.manifest import BaseRecord, Manifest
+from llm_tuning.publish import publish
+
+
+def make_manifest(model_id: str, **fields: Any) -> Manifest:
+    """A manifest of an sft adapter of `base/tiny`, with `fields` in place of the defaults."""
+    defaults: dict[str, Any] = {
+        "model_name": "tiny sft",
+        "mode": "sft",
+        "created_at": "2026-11-24T20:00:00Z",
+        "base": BaseRecord(path="base/tiny", name="tiny", weight_hash="ba5e" * 16),
+        "configuration": {"training": {"epochs": 2, "batchSize": 4}},
+        "config_hash": f"{hash(model_id) & 0xFFFFFFFF:064x}",
+        "metrics": {"source": "held_out", "base": {"loss": 2.5}, "tuned": {"loss": 1.25}},
+        "tags": ["sft"],
+    }
+    return Manifest(model_id=model_id, **{**defaults, **fields})
+
+
+def make_stage(models: Path, model_id: str, weights: bytes = b"weights") -> Path:
+    """A finished stage in the work folder of `model_id`."""
+    stage = models / ".work" / model_id / "stage"
+    stage.mkdir(parents=True)
+    (stage / "adapter_model.safetensors").write_bytes(weights)
+    (stage / "adapter_config.json").write_text("{}")
+    return stage
+
+
+def publish_model(models: Path, model_id: str, *, weights: bytes = b"weights", **fields: Any) -> Manifest:
+    """Publish a model of two small files into `models`."""
+    return publish(make_stage(models, model_id, weights), models / model_id, make_manifest(model_id, **fields))
