@@ -110,13 +110,17 @@ class Registry:
         """The entry of `model_id`, or None, after healing."""
         return next((entry for entry in self.entries() if entry["model_id"] == model_id), None)
 
-    def require(self, model_id: str) -> Manifest:
-        """The manifest of a finished model; raises InputError that names the folder and similar model_ids."""
+    def find(self, model_id: str) -> Manifest | None:
+        """The manifest of a finished model, or None; raises InputError for what is no model_id or no manifest."""
         try:
-            check_model_id(model_id)
+            check_model_id(model_id)  # anything else may be a path to elsewhere
         except ValueError as error:
             raise InputError(Problem("model_id", str(error))) from None
-        manifest = read_model(self.models_dir / model_id)
+        return read_model(self.models_dir / model_id)
+
+    def require(self, model_id: str) -> Manifest:
+        """The manifest of a finished model; raises InputError that names the folder and similar model_ids."""
+        manifest = self.find(model_id)
         if manifest is None:
             raise self.unknown(model_id)
         return manifest
@@ -161,12 +165,12 @@ class Registry:
     def verify(self, model_id: str | None = None) -> list[Problem]:
         """What is wrong with the models, or with one: see `registry_verify`. Reads every file of them.
 
-        Raises InputError for a model_id that is neither in the index nor a directory.
+        Raises InputError for a model_id that is not here.
         """
         from llm_tuning.registry_verify import verify_models
 
         index = self.heal().index
-        if model_id is not None and model_id not in index.ids and not (self.models_dir / model_id).is_dir():
+        if model_id is not None and model_id not in index.ids and self.find(model_id) is None:
             raise self.unknown(model_id)
         return verify_models(self.models_dir, index, model_id)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ def make_manifest(model_id: str, **fields: Any) -> Manifest:
         "created_at": "2026-11-24T20:00:00Z",
         "base": BaseRecord(path="base/tiny", name="tiny", weight_hash="ba5e" * 16),
         "configuration": {"training": {"epochs": 2, "batchSize": 4}},
-        "config_hash": f"{hash(model_id) & 0xFFFFFFFF:064x}",
+        "config_hash": hashlib.sha256(model_id.encode()).hexdigest(),
         "metrics": {"source": "held_out", "base": {"loss": 2.5}, "tuned": {"loss": 1.25}},
         "tags": ["sft"],
     }
