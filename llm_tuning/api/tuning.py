@@ -224,8 +224,11 @@ class TuningConfig(ApiModel):
 
     @model_validator(mode="after")
     def _ppo_needs_its_mode(self) -> TuningConfig:
-        if self.mode != "ppo" and self.ppo.model_fields_set:
-            name = sorted(self.ppo.model_fields_set)[0]
+        """Refuse ppo settings that would do nothing. Defaults written out pass: a complete dump is read back."""
+        if self.mode != "ppo" and self.ppo != PpoSpec():
+            name = next(
+                name for name in sorted(PpoSpec.model_fields) if getattr(self.ppo, name) != getattr(PpoSpec(), name)
+            )
             raise ValueError(f"ppo.{name} is set but mode is {self.mode}; set mode: ppo or remove it")
         return self
 
