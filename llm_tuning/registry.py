@@ -84,7 +84,8 @@ class Registry:
             try:
                 written = self._file.replace(seen, document)
             except OSError as error:
-                messages.append(f"{self._file.path} is out of date and cannot be written ({error.strerror})")
+                state = f"corrupt ({seen.corrupt})" if seen.corrupt else "out of date"
+                messages.append(f"{self._file.path} is {state} and cannot be written ({error.strerror})")
                 seen = Index(seen.raw, document)
                 break
             if written is None:  # somebody else was quicker
@@ -200,6 +201,7 @@ class Registry:
         return {**entry, "base_model_id": bases.of(manifests[0])} if manifests else entry
 
     def _rebuilt_document(self, seen: Index) -> dict[str, Any]:
+        """What is in no manifest, then bases and adapters, oldest first."""
         looks: dict[str, _Look] = {}
         manifests = self._manifests(os.listdir(self.models_dir), looks)
         unreadable = {name for name, look in looks.items() if isinstance(look, str)}
