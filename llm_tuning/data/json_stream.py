@@ -25,6 +25,9 @@ BOM = codecs.BOM_UTF8
 Row = tuple[int, Any]
 """Row number and value; the value is a RowFault where the row itself is broken."""
 
+_LONGEST_PIECE = len("\\u00e9")
+"""Characters at the end of a cut file that can look wrong only because they are not whole: an escape, `false`."""
+
 _DECODER = json.JSONDecoder()
 _COPY_AGAIN = "copy or write the file again"
 _SAVE_UTF8 = "save it as UTF-8"
@@ -214,14 +217,10 @@ class _Text:
             try:
                 value, end = _DECODER.raw_decode(self._buffer, self._position)
             except json.JSONDecodeError as error:
+                inside = error.pos - self._position  # reading on moves the buffer
                 if self._more():
                     continue
-                if self._cut_at(error):
-                    raise self.error(f"ends in the middle of row {index}: the file is cut off", _COPY_AGAIN) from None
-                if error.msg.startswith("Unterminated"):
-                    rule = f"holds a row {index} of more than {MAX_ROW_BYTES >> 20} MiB, or a quote that never closes"
-                    raise self.error(rule, "correct it, or split the row") from None
-                raise self.error(f"is not valid JSON in row {index}: {error.msg}", "correct it", error.pos) from None
+                raise self._broken(index, error.msg, self._position + inside) from None
             except RecursionError:
                 raise self.error(f"is nested too deeply in row {index}", "flatten it") from None
             except ValueError:
@@ -232,9 +231,19 @@ class _Text:
             self._position = end
             return value if size <= MAX_ROW_BYTES else _too_large()
 
-    def _cut_at(self, error: json.JSONDecodeError) -> bool:
-        """Whether the text is right as far as it goes and simply ends."""
-        return self._ended and (error.msg.startswith("Unterminated") or error.pos >= len(self._buffer.rstrip()) - 1)
+    def _broken(self, index: int, fault: str, position: int) -> InputError:
+        """The error for a value that stays broken however far one reads."""
+        if not fault.startswith("Unterminated"):
+            text = self._buffer.rstrip()
+            if self._ended and not text.endswith("]") and len(text) - position <= _LONGEST_PIECE:
+                rule = f"ends in the middle of row {index}: the file is cut off"
+                return self.error(rule, _COPY_AGAIN, position)
+            return self.error(f"is not valid JSON in row {index}: {fault}", "correct it", position)
+        if self._ended:
+            rule = f"ends in the middle of row {index}: the file is cut off, or a quote is never closed"
+            return self.error(rule, _COPY_AGAIN, position)
+        rule = f"holds a row {index} of more than {MAX_ROW_BYTES >> 20} MiB, or a quote is never closed"
+        return self.error(rule, "correct it, or split the row", position)
 
     def error(self, rule: str, fix: str, position: int | None = None) -> InputError:
         """An InputError at `position` of the buffer (default: here), with its line and column."""

@@ -36,11 +36,17 @@ def render_example(template: ChatTemplate, example: Example) -> Rendered:
         text = template.render(messages)
         last_prompt = template.render(messages[:-1], add_generation_prompt=True)
     except TemplateRefused as refusal:
-        raise _refused(template, str(refusal)) from None
+        # A template's own sentence is part of the template; anything else could quote the row.
+        message = str(refusal)
+        said = f": {message}" if message and message in template.text else ""
+        rule = f"the chat template of the base does not take these messages{said}"
+        raise _refused(rule, "order the roles as the template wants, or remove the row") from None
     if text.startswith(last_prompt):
         last, prompt_differs = (len(last_prompt), len(text)), False
     else:
         last, prompt_differs = (_common_length(last_prompt, text), len(text)), True
+    if messages[-1]["content"].split()[-1] not in text[last[0] :]:
+        raise _refused("the chat template of the base leaves the answer out", "use a base made for text chats")
     turns = [
         index
         for index, message in enumerate(messages[:-1])
@@ -74,11 +80,5 @@ def _common_length(one: str, other: str) -> int:
     return next((index for index, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
-def _refused(template: ChatTemplate, message: str) -> RowFault:
-    # A template's own sentence is part of the template; anything else could quote the row.
-    said = f": {message}" if message and message in template.text else ""
-    return RowFault(
-        Reason.TEMPLATE_REFUSES,
-        f"the chat template of the base does not take these messages{said}",
-        "order the roles as the template wants, or remove the row",
-    )
+def _refused(rule: str, fix: str) -> RowFault:
+    return RowFault(Reason.TEMPLATE_REFUSES, rule, fix)

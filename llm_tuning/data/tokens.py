@@ -170,17 +170,19 @@ class RowTokenizer:
                 self._encoder.post_processor = processor
 
     def _closing_stop(self, turn: list[int], encoding: Encoding, first: int, text: str) -> int:
-        """The stop token that ends a turn, -1 if none does; white space behind it is never generated.
+        """The stop token that ends a turn, -1 if none does: what the template writes behind it is never generated.
 
         `turn` holds the ids of the turn, `first` is the index of its first token, `text` ends with the turn.
         """
+        closing = -1
         for index in range(first + len(turn) - 1, first - 1, -1):
-            span = encoding.token_to_chars(index) or (0, 0)
             if turn[index - first] in self._stop_ids:
-                return index if not text[span[1] :].strip() else -1
-            if text[span[0] : span[1]].strip():
-                return -1
-        return -1
+                closing = index  # and perhaps one before it: some templates end a turn, then the conversation
+                continue
+            start, end = encoding.token_to_chars(index) or (0, 0)
+            if text[start:end].strip():
+                break
+        return closing
 
     def _prompt_merges(self, prompt_ids: list[int], encoding: Encoding, prompt: str) -> bool:
         """Whether the prompt alone is tokenised differently than at the start of the whole row.

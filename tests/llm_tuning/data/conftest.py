@@ -1,0 +1,32 @@
+"""A real tokenizer, and datasets written to files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.tiny_base import make_tokenizer
+
+
+@pytest.fixture(scope="session")
+def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base's folder without weights: a byte-level tokenizer of 512 tokens and a ChatML template."""
+    path = tmp_path_factory.mktemp("tokenizer")
+    make_tokenizer(path)
+    return path
+
+
+@pytest.fixture
+def write_lines(tmp_path: Path) -> Callable[[Sequence[Any]], Path]:
+    """Writes rows as JSON Lines to `rows.jsonl`."""
+
+    def write(rows: Sequence[Any]) -> Path:
+        path = tmp_path / "rows.jsonl"
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        return path
+
+    return write
