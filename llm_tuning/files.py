@@ -9,7 +9,11 @@ from typing import Any
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as JSON to `path` in one step: a temporary sibling, flushed to disk, then renamed."""
+    """Write `value` as JSON to `path` in one step: a temporary sibling, flushed to disk, then renamed.
+
+    Folders that are missing on the way are made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with temporary.open("w", encoding="utf-8") as stream:
         json.dump(value, stream, indent=1, ensure_ascii=False, allow_nan=False)

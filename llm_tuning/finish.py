@@ -35,7 +35,8 @@ from llm_tuning.registry import Registry
 from llm_tuning.reporting import RunReporter
 from llm_tuning.run_spec import RunSpec
 from llm_tuning.stopping import raise_if_stopped
-from llm_tuning.tracking import METRICS_FILE, Tracker, summarise
+from llm_tuning.tracking import Tracker, summarise
+from llm_tuning.tracking.metrics_file import METRICS_FILE
 
 log = logging.getLogger(__name__)
 
@@ -61,18 +62,18 @@ class Finisher:
         if error is not None:
             self._tracker.finish("KILLED" if isinstance(error, TryAgain) else "FAILED", artifacts=None)
 
-    def publish(self) -> None:
-        """Make the stage a whole, registered and tracked model. Raises TryAgain if stopped before the rename."""
+    def publish(self, devices: list[str]) -> None:
+        """Make the stage, trained on `devices`, a whole, registered and tracked model. Raises TryAgain if stopped before the rename."""
         spec = self._spec
         self.reporter.stage("publishing")
         stage = spec.work / "stage"
         shutil.copyfile(spec.work / METRICS_FILE, stage / METRICS_FILE)
         curve = draw_loss_curve(spec.work / METRICS_FILE, stage / LOSS_CURVE, mode=spec.config.mode)
-        manifest = build_manifest(spec, mlflow=mlflow_record(self._tracker))
+        manifest = build_manifest(spec, devices=devices, mlflow=mlflow_record(self._tracker))
         write_model_card(stage, manifest, LOSS_CURVE if curve else None)
         raise_if_stopped("before publishing")
         publish(stage, spec.target, manifest)
-        self.reporter.close()
+        self.reporter.close(done=True)
         _after_rename(spec, self._tracker)
 
 
@@ -114,7 +115,7 @@ def start_tracker(spec: RunSpec) -> Tracker:
     )
 
 
-def build_manifest(spec: RunSpec, *, mlflow: MlflowRecord | None) -> Manifest:
+def build_manifest(spec: RunSpec, *, devices: list[str], mlflow: MlflowRecord | None) -> Manifest:
     """The manifest of a run whose recipe has returned; `publish` adds the file hashes."""
     config = spec.config
     report = read_json(spec.work / "data_report.json")
@@ -134,7 +135,7 @@ def build_manifest(spec: RunSpec, *, mlflow: MlflowRecord | None) -> Manifest:
         mlflow=mlflow,
         library_versions=library_versions(),
         training=training_record(spec),
-        devices=spec.devices,
+        devices=devices,
         description=f"{config.mode} of {spec.base_name} on {Path(config.dataset.path).name}",
         tags=[config.mode],
     )

@@ -45,7 +45,8 @@ def tune(config: TuningConfig, options: RunOptions) -> str:
 
     Raises InputError (nothing was trained, no model folder is left) or TryAgain (the same call goes on later).
     """
-    with stop_on_signals(), _disk_errors_as_input_errors(Path(options.output_dir)):
+    output_dir = Path(options.output_dir)
+    with stop_on_signals(), _nothing_left_of_a_refusal(output_dir), _disk_errors_as_input_errors(output_dir):
         spec = _prepare(config, options)
         manifest = _finished(spec)
         if manifest is None:
@@ -59,6 +60,18 @@ def tune(config: TuningConfig, options: RunOptions) -> str:
         log.info("%s is finished already: %s", spec.model_id, spec.target)
         _complete(spec)
         return spec.model_id
+
+
+@contextmanager
+def _nothing_left_of_a_refusal(output_dir: Path) -> Iterator[None]:
+    """Remove an output folder that only a refused run has made."""
+    fresh = not output_dir.exists()
+    try:
+        yield
+    except InputError:
+        if fresh and output_dir.exists() and not list(output_dir.glob("[!.]*")):
+            shutil.rmtree(output_dir, ignore_errors=True)
+        raise
 
 
 def _prepare(config: TuningConfig, options: RunOptions) -> RunSpec:
@@ -239,7 +252,7 @@ def _locked(spec: RunSpec) -> Iterator[None]:
             yield
         except InputError:
             if fresh:
-                _remove_work(spec)
+                shutil.rmtree(spec.work, ignore_errors=True)
             raise
 
 
@@ -258,15 +271,6 @@ def _lock(spec: RunSpec) -> Iterator[None]:
                 yield
                 return
         # The run that held it finished and removed the folder in between: take the lock of the new one.
-
-
-def _remove_work(spec: RunSpec) -> None:
-    shutil.rmtree(spec.work, ignore_errors=True)
-    for folder in (spec.work.parent, spec.output_dir):
-        try:
-            folder.rmdir()  # only when empty: a refused first run leaves nothing behind
-        except OSError:
-            return
 
 
 def _resume_or_begin(spec: RunSpec) -> None:

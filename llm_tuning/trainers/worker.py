@@ -37,11 +37,12 @@ def run_rank(spec: RunSpec, *, rank: int) -> None:
         _train(spec, rank, SilentReporter())
         return
     with Finisher(spec) as finisher:
-        _train(spec, rank, finisher.reporter)
-        finisher.publish()
+        device = _train(spec, rank, finisher.reporter)
+        finisher.publish([device] if len(spec.devices) == 1 else spec.devices)
 
 
-def _train(spec: RunSpec, rank: int, reporter: Reporter) -> None:
+def _train(spec: RunSpec, rank: int, reporter: Reporter) -> str:
+    """Run the recipe as this rank and return the device it ran on."""
     device = usable_device(spec.devices, rank)
     raise_if_stopped("before the first step")
     from llm_tuning.trainers.distributed import process_group
@@ -65,6 +66,7 @@ def _train(spec: RunSpec, rank: int, reporter: Reporter) -> None:
     recipe = importlib.import_module(RECIPES[spec.config.mode])
     with process_group(spec.work / "rendezvous", rank=rank, world=run.world, device=device):
         recipe.train(run)
+    return device
 
 
 def usable_device(devices: list[str], rank: int) -> str:
