@@ -1,0 +1,246 @@
+"""The verdict: does a served adapter move the log-probabilities as training did? Pure, standard library only.
+
+For every probe token, with the trainer's numbers from `parity.json` and the engine's from the server:
+
+    d = tuned - base      at the trainer: what training did
+    e = adapter - base    in the engine:  what serving does
+    n = base(engine) - base(trainer):     how much two correct programs differ, since no adapter is in it
+
+If the adapter takes effect, e - d is the difference of two such n, so its spread is about sqrt(2) rms(n) whatever the
+two dtypes are: the base measures the noise for us, and an fp32 training served in bf16 is still proven. If nothing
+takes effect e is zero. What fits neither is different.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+from llm_tuning.proof.parity import Probe
+
+MIN_TOKENS = 16
+"""Below this the noise cannot be estimated: its own error is then a fifth or more (1 / sqrt(2 x 16))."""
+NOISE_FLOOR = 1e-6
+"""Nats. Two float32 programs differ by up to 5e-7, and a few equal digits must not make the noise look like zero."""
+SAME_BASE_NATS = (0.05, 0.25)
+"""rms(n) up to the first is always rounding (bf16 logits of 16 to 32 are 0.125 apart), above the second never the
+same base; in between half the spread of the base's log-probabilities decides: bases that say little differ little."""
+SLOPE_RANGE = (0.8, 1.25)
+"""A slope outside is a wrong scaling (alpha / rank) or other weights."""
+NO_SLOPE = 0.2
+"""Below a fifth of the trained strength an adapter is called without effect."""
+RELATIVE_RESIDUAL = 0.1
+"""Part of d that may go unexplained besides noise: LoRA weights rounded to bf16 cost about 0.01, another checkpoint of
+the same run is off by more."""
+NOISE_MARGIN = 3.0
+"""The residual may be this many times the noise expected from the base: adapters add operations, hence rounding."""
+TOKENS_PER_INDEPENDENT = 4
+"""Rounding errors of neighbouring tokens share a prefix; count one independent token in this many."""
+MAX_SLOPE_ERROR = 0.1
+"""A slope must be known to +-0.1 (one standard error) before 1 and 0 are told apart."""
+
+
+class Verdict(StrEnum):
+    """What can be said about a served adapter."""
+
+    EFFECTIVE = "effective"
+    NO_EFFECT = "no_effect"
+    DIFFERENT = "different"
+    TOO_SMALL_TO_TELL = "too_small_to_tell"
+    CANNOT_BE_PROVEN = "cannot_be_proven"
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What the verdict rests on. Log-probabilities in nats; rms over all tokens."""
+
+    tokens: int
+    probes: int
+    slope: float
+    """Least squares of e on d through the origin: 1 as trained, 0 without effect."""
+    slope_error: float
+    """Standard error of the slope from noise alone."""
+    correlation: float
+    """Of e and d about zero (no effect is the zero they are measured from)."""
+    trained_effect: float
+    """rms(d)"""
+    served_effect: float
+    """rms(e)"""
+    residual: float
+    """rms(e - d)"""
+    noise: float
+    """rms(n)"""
+    noise_limit: float
+    """Noise above this means another base."""
+
+
+@dataclass(frozen=True)
+class Templates:
+    """How the server renders the probes' conversations against the rendering that was trained on."""
+
+    checked: int = 0
+    different: int = 0
+    note: str = ""
+    """Why they could not be compared, if so."""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """A verdict with its reasons."""
+
+    verdict: Verdict
+    message: str
+    numbers: Numbers | None = None
+    templates: Templates = Templates()
+
+    def as_json(self) -> dict[str, Any]:
+        """The proof as `--json` prints it."""
+        return {
+            "verdict": self.verdict.value,
+            "message": self.message,
+            "numbers": asdict(self.numbers) if self.numbers else None,
+            "templates": asdict(self.templates),
+        }
+
+
+def judge(
+    probes: Sequence[Probe],
+    engine_base: Sequence[Sequence[float]],
+    engine_adapter: Sequence[Sequence[float]],
+    *,
+    trainer_dtype: str = "float32",
+    templates: Templates = Templates(),
+    adapts_output_head: bool = False,
+) -> Proof:
+    """Compare a server with the trainer. `engine_*` hold the server's log-probabilities, (T - 1,) a probe, in order.
+
+    `adapts_output_head`: vLLM leaves an adapter's lm_head out of prompt log-probabilities (vllm-project/vllm#51594), so
+    that a missing or different effect says nothing about such an adapter.
+    """
+    numbers = measure(probes, engine_base, engine_adapter)
+    same_base = numbers.noise <= numbers.noise_limit
+    faults = []
+    if not same_base:
+        faults.append(
+            f"the base itself answers differently than where the adapter was trained (its log-probabilities are off by "
+            f"{numbers.noise:.2g}, the most for the same base is {numbers.noise_limit:.2g}): serve the base that "
+            f"model.json names, with the same weights"
+        )
+    if templates.different:
+        faults.append(template_fault(templates))
+    verdict, sentence = _adapter_verdict(numbers, trainer_dtype=trainer_dtype, same_base=same_base)
+    if adapts_output_head and verdict in (Verdict.NO_EFFECT, Verdict.DIFFERENT):
+        verdict = Verdict.CANNOT_BE_PROVEN
+        sentence = f"the adapter changes lm_head, which vLLM leaves out of prompt log-probabilities: {sentence}"
+    if verdict is Verdict.NO_EFFECT or (verdict is Verdict.DIFFERENT and same_base):
+        return Proof(verdict, ". Also, ".join([sentence, *faults]), numbers, templates)
+    if faults:
+        return Proof(Verdict.DIFFERENT, ". Also, ".join(faults), numbers, templates)
+    return Proof(verdict, f"{sentence} ({templates.note})" if templates.note else sentence, numbers, templates)
+
+
+def template_fault(templates: Templates) -> str:
+    """The sentence for a server whose chat template is not the one of training."""
+    return (
+        f"the chat template differs from the one trained with ({templates.different} of {templates.checked} "
+        f"conversations become other tokens): start the server with the adapter's --chat-template (chat_template.jinja)"
+    )
+
+
+def measure(
+    probes: Sequence[Probe], engine_base: Sequence[Sequence[float]], engine_adapter: Sequence[Sequence[float]]
+) -> Numbers:
+    """The numbers over all tokens of all probes."""
+    base = [x for probe in probes for x in probe.base_logprobs]
+    d = [t - b for probe in probes for t, b in zip(probe.tuned_logprobs, probe.base_logprobs, strict=True)]
+    engine = [x for row in engine_base for x in row]
+    e = [a - b for a, b in zip((x for row in engine_adapter for x in row), engine, strict=True)]
+    n = [x - b for x, b in zip(engine, base, strict=True)]
+    dd, ee = _sum_of_squares(d), _sum_of_squares(e)
+    de = math.fsum(x * y for x, y in zip(d, e, strict=True))
+    count = max(len(d), 1)
+    noise = _rms(n)
+    certain, impossible = SAME_BASE_NATS
+    error = _difference_noise(noise) * math.sqrt(TOKENS_PER_INDEPENDENT / dd) if dd else math.inf
+    return Numbers(
+        tokens=len(d),
+        probes=len(probes),
+        slope=de / dd if dd else 0.0,
+        slope_error=min(error, 1e9),
+        correlation=de / math.sqrt(dd * ee) if dd and ee else 0.0,
+        trained_effect=math.sqrt(dd / count),
+        served_effect=math.sqrt(ee / count),
+        residual=_rms([x - y for x, y in zip(e, d, strict=True)]),
+        noise=noise,
+        noise_limit=max(certain, min(impossible, 0.5 * _spread(base))),
+    )
+
+
+def _adapter_verdict(numbers: Numbers, *, trainer_dtype: str, same_base: bool) -> tuple[Verdict, str]:
+    """The verdict on the adapter alone, and its sentence."""
+    trained, served = numbers.trained_effect, numbers.served_effect
+    # Another base says nothing about rounding: then only an effect that is plainly missing counts as missing.
+    noise = _difference_noise(numbers.noise if same_base else 0.0)
+    # A bf16 trainer's own rounding is in d as well: it flattens the slope by up to noise^2 / rms(d)^2.
+    rounded_trainer = trainer_dtype != "float32"
+    shown = (
+        f"over {numbers.tokens} tokens training moved the log-probabilities by {trained:.2g} and the served adapter "
+        f"moves them by {served:.2g} (slope {numbers.slope:.2f}, correlation {numbers.correlation:.2f}, "
+        f"noise {numbers.noise:.1g})"
+    )
+    slope_error = numbers.slope_error * noise / _difference_noise(numbers.noise)
+    decidable = trained >= noise * (2 if rounded_trainer else 1) and slope_error <= MAX_SLOPE_ERROR
+    if numbers.tokens < MIN_TOKENS or not decidable:
+        return _below_the_noise(numbers, noise, shown)
+    if numbers.slope < NO_SLOPE and served <= max(NO_SLOPE * trained, 2 * noise if same_base else 0.0):
+        return (
+            Verdict.NO_EFFECT,
+            f"the adapter changes nothing: {shown}; see that this name loads the adapter's files and that its weights "
+            f"are not zero",
+        )
+    flattened = (noise / trained) ** 2 if rounded_trainer else 0.0
+    fits = numbers.residual <= math.hypot(RELATIVE_RESIDUAL * trained, NOISE_MARGIN * noise)
+    if fits and SLOPE_RANGE[0] - flattened <= numbers.slope <= SLOPE_RANGE[1]:
+        return Verdict.EFFECTIVE, f"the adapter takes effect as trained: {shown}"
+    return (
+        Verdict.DIFFERENT,
+        f"the served adapter does something else than was trained: {shown}; see that this name loads this adapter's "
+        f"files, with r and lora_alpha of adapter_config.json as they were",
+    )
+
+
+def _below_the_noise(numbers: Numbers, noise: float, shown: str) -> tuple[Verdict, str]:
+    """Training did too little to be seen here, but an adapter that does much is another one all the same."""
+    if numbers.tokens >= MIN_TOKENS and numbers.served_effect > 2 * NOISE_MARGIN * max(noise, numbers.trained_effect):
+        return (
+            Verdict.DIFFERENT,
+            f"the served adapter does far more than was trained: {shown}; see that the name loads this adapter's files",
+        )
+    fix = (
+        f"the probes have too few tokens (at least {MIN_TOKENS})"
+        if numbers.tokens < MIN_TOKENS
+        else "train longer or with a higher learning rate, or lower the noise by serving in the dtype of the training"
+    )
+    return Verdict.TOO_SMALL_TO_TELL, f"what training changed is too small to tell from noise: {shown}; {fix}"
+
+
+def _difference_noise(noise: float) -> float:
+    """Expected rms(e - d) of an adapter that takes effect: two independent errors of the size seen on the base."""
+    return math.sqrt(2) * max(noise, NOISE_FLOOR)
+
+
+def _sum_of_squares(values: Sequence[float]) -> float:
+    return math.fsum(x * x for x in values)
+
+
+def _rms(values: Sequence[float]) -> float:
+    return math.sqrt(_sum_of_squares(values) / max(len(values), 1))
+
+
+def _spread(values: Sequence[float]) -> float:
+    """Standard deviation."""
+    mean = math.fsum(values) / max(len(values), 1)
+    return _rms([x - mean for x in values])

@@ -1,0 +1,78 @@
+"""Reads `parity.json`: the probes and log-probabilities that the trainer left beside an adapter."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+PARITY = "parity.json"
+PARITY_VERSION = 1
+
+
+class Unprovable(Exception):  # noqa: N818 - an outcome (the verdict `cannot_be_proven`), not a fault
+    """Nothing can be said about an adapter; the text says what is missing. It becomes a verdict, never an exit code."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One row as the trainer saw it; T is the number of its tokens."""
+
+    token_ids: tuple[int, ...]
+    """(T,) the rendered row."""
+    base_logprobs: tuple[float, ...]
+    """(T - 1,) log p(token_ids[t] | token_ids[:t]) of the bare base for t >= 1, in nats."""
+    tuned_logprobs: tuple[float, ...]
+    """(T - 1,) the same of the tuned model."""
+    messages: tuple[Mapping[str, Any], ...] | None
+    """The conversation whose rendering gives exactly `token_ids`; None for plain text and for rows that were cut."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """What `parity.json` says."""
+
+    model_id: str
+    dtype: str
+    """`float32` or `bfloat16`: what the trainer computed in."""
+    base_weight_hash: str
+    probes: tuple[Probe, ...]
+
+
+def read_parity(adapter: Path) -> Parity:
+    """Read `parity.json` of an adapter's folder; raises Unprovable where it is missing or not usable."""
+    path = adapter / PARITY
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise Unprovable(
+            f"{adapter} has no {PARITY}: it was not trained by this project, or was copied without it"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise Unprovable(f"{path} cannot be read ({error}); copy the adapter again") from None
+    version = value.get("version") if isinstance(value, dict) else None
+    if version != PARITY_VERSION:
+        raise Unprovable(f"{path} has version {version!r} and this program reads {PARITY_VERSION}; use a matching one")
+    try:
+        return Parity(
+            model_id=str(value.get("model_id") or ""),
+            dtype=str(value.get("dtype") or "float32"),
+            base_weight_hash=str(value.get("base_weight_hash") or ""),
+            probes=tuple(_probe(probe) for probe in value["probes"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise Unprovable(f"{path} is damaged ({error!r}); copy the adapter again") from None
+
+
+def _probe(value: Mapping[str, Any]) -> Probe:
+    token_ids = tuple(int(token) for token in value["token_ids"])
+    base, tuned = (tuple(float(x) for x in value[name]) for name in ("base_logprobs", "tuned_logprobs"))
+    if not len(base) == len(tuned) == len(token_ids) - 1:
+        raise ValueError("a probe of T tokens must have T - 1 log-probabilities")
+    if not all(math.isfinite(x) for x in base + tuned):
+        raise ValueError("a log-probability is not finite")
+    messages = value.get("messages")
+    return Probe(token_ids, base, tuned, tuple(messages) if messages else None)

@@ -1,0 +1,119 @@
+"""Puts a proof together: read the probes, ask the server, judge."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from llm_tuning.errors import InputError, Problem
+from llm_tuning.files import read_json
+from llm_tuning.proof.adapter_files import adapts_output_head
+from llm_tuning.proof.judge import Proof, Templates, Verdict, judge, template_fault
+from llm_tuning.proof.parity import Probe, Unprovable, read_parity
+from llm_tuning.proof.server import ServedModel, Server, TokensRefused
+
+LORA_NAME = "lora"
+"""The name that `launch_llm.sh` serves an adapter under, besides its model_id."""
+
+
+def prove(server: Server, adapter: Path, *, name: str | None = None, base_name: str | None = None) -> Proof:
+    """Say whether `server` serves the adapter in folder `adapter` so that it takes effect.
+
+    `name` is the adapter's name at the server (default: its model_id, else `lora`), `base_name` the base's (default: as
+    the server says). Raises InputError for a wrong folder or name, TryAgain when the server does not answer.
+    """
+    if not adapter.is_dir():
+        raise InputError(Problem(f"adapter {adapter}", "is not a folder", "give models/<model_id>"))
+    models = server.models()
+    name = name or _default_name(adapter, models, server.url)
+    base = _base(models, name, base_name, server.url)
+    try:
+        return _prove(server, adapter, name=name, base=base)
+    except Unprovable as reason:
+        return Proof(Verdict.CANNOT_BE_PROVEN, f"it cannot be proven that the adapter takes effect: {reason}")
+
+
+def _prove(server: Server, adapter: Path, *, name: str, base: ServedModel) -> Proof:
+    parity = read_parity(adapter)
+    probes = _fitting(parity.probes, base.max_model_len)
+    templates = compare_templates(server, adapter, probes, name=name)
+    try:
+        prompts = [probe.token_ids for probe in probes]
+        engine_base = server.logprobs(base.name, prompts)
+        # A server may give the base's own name to nothing else: then both are the same answers, and that is no effect.
+        engine_adapter = engine_base if name == base.name else server.logprobs(name, prompts)
+    except TokensRefused as refusal:
+        message = f"the server cannot take the tokens the adapter was trained on ({refusal}): it serves another base"
+        return Proof(Verdict.DIFFERENT, message, templates=templates)
+    except Unprovable:
+        if templates.different:  # a wrong template needs no log-probabilities to be wrong
+            return Proof(Verdict.DIFFERENT, template_fault(templates), templates=templates)
+        raise
+    return judge(
+        probes,
+        engine_base,
+        engine_adapter,
+        trainer_dtype=parity.dtype,
+        templates=templates,
+        adapts_output_head=adapts_output_head(adapter),
+    )
+
+
+def compare_templates(server: Server, adapter: Path, probes: Sequence[Probe], *, name: str) -> Templates:
+    """Render every probe that has a conversation at the server and compare the token ids."""
+    conversations = [probe for probe in probes if probe.messages]
+    if not conversations:
+        return Templates(note="no probe is a whole conversation, so the chat template was not compared")
+    if "strftime_now" in _template_text(adapter):
+        return Templates(note="the chat template writes today's date, so its renderings cannot be compared")
+    different = 0
+    for probe in conversations:
+        rendered = server.render(name, probe.messages or ())
+        if rendered is None:
+            return Templates(note="the server has no /tokenize, so the chat template was not compared")
+        different += tuple(rendered) != probe.token_ids
+    return Templates(checked=len(conversations), different=different)
+
+
+def _template_text(adapter: Path) -> str:
+    try:
+        return (adapter / "chat_template.jinja").read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return ""
+
+
+def _fitting(probes: Sequence[Probe], max_model_len: int | None) -> list[Probe]:
+    """The probes that fit into the server's context with the one token that it must generate."""
+    usable = [probe for probe in probes if probe.base_logprobs]
+    fitting = [probe for probe in usable if max_model_len is None or len(probe.token_ids) < max_model_len]
+    if not usable:
+        raise Unprovable("parity.json holds no probes")
+    if not fitting:
+        raise Unprovable(f"every probe is longer than the server's context of {max_model_len} tokens")
+    return fitting
+
+
+def _default_name(adapter: Path, models: Sequence[ServedModel], url: str) -> str:
+    served = [model.name for model in models]
+    manifest = read_json(adapter / "model.json") if (adapter / "model.json").exists() else {}
+    model_id = manifest.get("model_id") if isinstance(manifest, dict) else None
+    for name in (model_id, adapter.resolve().name, LORA_NAME):
+        if name in served:
+            return str(name)
+    fix = f"it serves {', '.join(served) or 'nothing'}; name one with --name"
+    raise InputError(Problem(url, f"serves no {model_id or adapter.resolve().name}", fix))
+
+
+def _base(models: Sequence[ServedModel], name: str, base_name: str | None, url: str) -> ServedModel:
+    by_name = {model.name: model for model in models}
+    for wanted, flag in ((name, "--name"), (base_name, "--base_name")):
+        if wanted is not None and wanted not in by_name:
+            raise InputError(
+                Problem(f"{flag} {wanted}", f"is not served at {url}", f"it serves {', '.join(by_name) or 'nothing'}")
+            )
+    roots = [model for model in models if model.parent is None]
+    others = [model for model in roots if model.name != name]
+    chosen = base_name or by_name[name].parent
+    if chosen in by_name:
+        return by_name[chosen]
+    return (others or roots or list(models))[0]

@@ -1,0 +1,1 @@
+"""Serving on one machine: what `launch_llm.sh` decides and does. Standard library and httpx only."""
