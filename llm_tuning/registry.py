@@ -204,9 +204,10 @@ class Registry:
         """What is in no manifest, then bases and adapters, oldest first."""
         looks: dict[str, _Look] = {}
         manifests = self._manifests(os.listdir(self.models_dir), looks)
-        unreadable = {name for name, look in looks.items() if isinstance(look, str)}
-        by_hand = [m for m in seen.models if not is_entry(m) or not is_derived(m) or m["model_id"] in unreadable]
         made = {manifest.model_id for manifest in manifests}
+        unreadable = {name for name, look in looks.items() if isinstance(look, str)}
+        needed = unreadable | {str(e.get("base_model_id")) for e in seen.entries if e["model_id"] in unreadable}
+        by_hand = [m for m in seen.models if not is_entry(m) or not is_derived(m) or m["model_id"] in needed]
         models = [m for m in by_hand if not is_entry(m) or m["model_id"] not in made]
         bases = Bases([m for m in models if is_entry(m)])
         adapters = [build_entry(m, models_name=self._name, base_model_id=bases.of(m)) for m in manifests]

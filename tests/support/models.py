@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from llm_tuning.base_model import inspect_base, weight_hash
 from llm_tuning.manifest import BaseRecord, Manifest
 from llm_tuning.publish import publish
 
@@ -37,3 +38,13 @@ def make_stage(models: Path, model_id: str, weights: bytes = b"weights") -> Path
 def publish_model(models: Path, model_id: str, *, weights: bytes = b"weights", **fields: Any) -> Manifest:
     """Publish a model of two small files into `models`."""
     return publish(make_stage(models, model_id, weights), models / model_id, make_manifest(model_id, **fields))
+
+
+def make_light_base(path: Path) -> BaseRecord:
+    """A base model by its looks (config, tokenizer, safetensors without a tensor), made without torch."""
+    path.mkdir(parents=True)
+    (path / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+    (path / "tokenizer.json").write_text("{}")
+    (path / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    base_hash = weight_hash(inspect_base(path), path.parent / f".{path.name}.hash")
+    return BaseRecord(path=str(path), name=path.name, weight_hash=base_hash)
