@@ -1,0 +1,100 @@
+"""From a tracking URI to the store that MLflow is given.
+
+A plain folder (the documented `./mlruns`) means a sqlite store inside it: MLflow has refused file stores since 3.13.
+A folder that already holds a file store is still written as one, so that old and new runs stay together.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from llm_tuning.errors import Problem
+
+DATABASE = "mlflow.db"
+"""The sqlite store inside a plain folder: `mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db`."""
+ARTIFACTS = "artifacts"
+
+_HTTP = ("http", "https")
+_DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+_KNOWN = ("", "file", "databricks", *_HTTP, *_DATABASES)
+
+
+@dataclass(frozen=True)
+class Store:
+    """Where a run is kept. `uri` may hold a password: only MLflow gets it; everything else is given `shown`."""
+
+    uri: str
+    shown: str
+    folder: Path | None = None
+    """The plain folder, if it is one; made when missing."""
+    is_file_store: bool = False
+
+    @property
+    def is_local(self) -> bool:
+        """On this machine's disk: no server that could be dead, so it may take the time it needs."""
+        return self.folder is not None or self.uri.startswith("sqlite:")
+
+    @property
+    def artifact_location(self) -> str | None:
+        """Where experiments made here keep their files; None leaves it to the server (or the file store)."""
+        if self.folder is None or self.is_file_store:
+            return None
+        return (self.folder / ARTIFACTS).as_uri()
+
+
+def resolve_store(uri: str) -> Store:
+    """The store of a tracking URI that `check_tracking_uri` accepts; looks into a plain folder, writes nothing."""
+    folder = _plain_folder(uri)
+    if folder is None:
+        return Store(uri=uri, shown=_shown(uri))
+    if not (folder / DATABASE).exists() and any(folder.glob("*/meta.yaml")):
+        return Store(uri=folder.as_uri(), shown=folder.as_uri(), folder=folder, is_file_store=True)
+    database = f"sqlite:///{folder / DATABASE}"
+    return Store(uri=database, shown=database, folder=folder)
+
+
+def check_tracking_uri(uri: str, *, where: str = "tracking.uri") -> list[Problem]:
+    """What is wrong with the text of a URI. Whether its server lives is not asked: that never fails a run."""
+    shown = redact(uri)
+    if re.fullmatch(r"[\w.-]+:\d+(/.*)?", uri):
+        return [Problem(where, f"must be a folder or a URI, got {shown!r}", f"write it as http://{shown}")]
+    try:
+        parts, port = urlsplit(uri), urlsplit(uri).port  # noqa: F841 - reading the port checks it
+    except ValueError as error:
+        return [Problem(where, f"is not a URI ({error}), got {shown!r}", "write it as http://host:5000")]
+    scheme = parts.scheme.split("+")[0] if "://" in uri or uri.startswith("file:") else ""
+    if scheme in _HTTP and not parts.hostname:
+        return [Problem(where, f"names no server, got {shown!r}", "write it as http://host:5000")]
+    if scheme not in _KNOWN and scheme not in {point.name for point in entry_points(group="mlflow.tracking_store")}:
+        known = ", ".join(("a folder", *_KNOWN[2:]))
+        return [Problem(where, f"has a scheme that MLflow does not know, got {shown!r}", f"known are: {known}")]
+    folder = _plain_folder(uri)
+    if folder is not None and folder.exists() and not folder.is_dir():
+        return [
+            Problem(where, f"must be a folder or a URI, but {shown} is a file", "for a sqlite file write sqlite:///")
+        ]
+    if folder is not None and "?" in str(folder):
+        return [Problem(where, f"must be a folder without ? in its path, got {shown!r}", "choose another folder")]
+    return []
+
+
+def redact(text: str) -> str:
+    """`text` with the user and password of every URI in it replaced by ***."""
+    return re.sub(r"(?<=://)[^/\s'\"]*@", "***@", text)
+
+
+def _shown(uri: str) -> str:
+    """The URI as logs and manifests may hold it: no user, no password, no query (drivers take passwords there)."""
+    return redact(uri.partition("?")[0])
+
+
+def _plain_folder(uri: str) -> Path | None:
+    if uri.startswith("file:"):
+        return Path(unquote(urlsplit(uri).path)).absolute()
+    if "://" in uri or uri in ("databricks", "uc"):
+        return None
+    return Path(uri).expanduser().absolute()
