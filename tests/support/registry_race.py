@@ -3,7 +3,8 @@
 Prints one JSON object: what was killed where, and everything that went wrong. The processes are forked from this one,
 which has imported the registry and nothing else, so that they really start together.
 
-usage: python registry_race.py MODELS_DIR SEED ROUNDS WRITERS
+usage: python registry_race.py MODELS_DIR SEED ROUNDS WRITERS KILLS
+KILLS processes of each round are killed; with 0 the index must be complete without a further command.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ BY_HAND = {"model_id": "by-hand", "note": "in no manifest"}
 PUBLISHED, REGISTERED = b"p", b"r"
 
 
-def main(models: Path, seed: int, rounds: int, writers: int) -> dict[str, Any]:
+def main(models: Path, seed: int, rounds: int, writers: int, kills: int) -> dict[str, Any]:
     """Run all rounds in one directory, so that the index grows."""
     chance = random.Random(seed)
     models.mkdir()
@@ -39,7 +40,7 @@ def main(models: Path, seed: int, rounds: int, writers: int) -> dict[str, Any]:
     for round_number in range(rounds):
         names = [f"r{round_number}-{number}" for number in range(writers)]
         began = time.monotonic()
-        reached = run_round(models, names, chance=chance, duration=duration, faults=faults)
+        reached = run_round(models, names, kills, chance=chance, duration=duration, faults=faults)
         duration = max(0.01, 0.8 * (time.monotonic() - began))
         for name, (said, status) in reached.items():
             if os.WIFSIGNALED(status):
@@ -49,15 +50,16 @@ def main(models: Path, seed: int, rounds: int, writers: int) -> dict[str, Any]:
                 faults.append(f"{name} ended with {status}")
             if PUBLISHED in said:
                 acknowledged.add(name)
-        Registry(models).heal()  # the next command
+        if kills:
+            Registry(models).heal()  # the next command
         faults += check(models, acknowledged, seed)
     return {"killed": killed, "published": len(acknowledged), "faults": faults}
 
 
 def run_round(
-    models: Path, names: list[str], *, chance: random.Random, duration: float, faults: list[str]
+    models: Path, names: list[str], kills: int, *, chance: random.Random, duration: float, faults: list[str]
 ) -> dict[str, tuple[bytes, int]]:
-    """Start one process a name, kill a third at random moments of `duration` seconds; what each said and status."""
+    """Start one process a name, kill some at random moments of `duration` seconds; what each said and status."""
     gate_read, gate_write = os.pipe()
     pipes: dict[str, int] = {}
     children: dict[int, str] = {}
@@ -69,7 +71,7 @@ def run_round(
             publish_and_register(models, name, gate_read, said_write)
         os.close(said_write)
         pipes[name], children[child] = said_read, name
-    victims = chance.sample(sorted(children), k=len(names) // 3 + 1)
+    victims = chance.sample(sorted(children), k=kills)
     due = sorted((chance.uniform(0, duration), child) for child in victims)
     os.close(gate_read)
     os.close(gate_write)  # the gate opens: every child's read returns
@@ -136,4 +138,4 @@ def check(models: Path, acknowledged: set[str], seed: int) -> list[str]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(Path(sys.argv[1]), *map(int, sys.argv[2:5]))))
+    print(json.dumps(main(Path(sys.argv[1]), *map(int, sys.argv[2:6]))))
