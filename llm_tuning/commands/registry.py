@@ -115,11 +115,13 @@ def _manifest(models: Path, model_id: str) -> dict[str, Any] | None:
 
 def _from_manifest(models: Path, entry: dict[str, Any]) -> dict[str, Any]:
     """What the list shows and the index has not: whether the model is there, and its held-out loss."""
-    if entry.get("model_type") == "base":
+    from llm_tuning.registry_entries import BASE, is_derived
+
+    if entry.get("model_type") == BASE:
         return {}
     manifest = _manifest(models, entry["model_id"])
-    if manifest is None:
-        return {"whole": False, "held_out_loss": None}
+    if manifest is None:  # nothing is known of where a hand-made entry's model is
+        return {"whole": False, "held_out_loss": None} if is_derived(entry) else {}
     scores = {name: (manifest["metrics"].get(name) or {}).get("loss") for name in ("base", "tuned")}
     loss = scores if scores["tuned"] is not None else None
     return {"whole": True, "base_name": manifest["base"]["name"], "held_out_loss": loss}
