@@ -14,6 +14,7 @@ import json
 import math
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -105,7 +106,8 @@ class TokenRowsWriter:
     def discard(self) -> None:
         """Remove what was written; the folder goes too if nothing else is in it."""
         for file in self._files.values():
-            file.close()
+            with suppress(OSError):  # a full disk cannot take what is still buffered
+                file.close()
         for name in (MARKER, *_FILES):
             (self._path / name).unlink(missing_ok=True)
         if not any(self._path.iterdir()):

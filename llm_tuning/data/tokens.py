@@ -55,7 +55,7 @@ class RowTokenizer:
         if self._eos_id is not None:
             self._stop_ids |= {self._eos_id}
         added = encoder.get_added_tokens_decoder()
-        self._special_ids = frozenset(number for number, token in added.items() if token.special)
+        self._special_tokens = {number: token.content for number, token in added.items() if token.special}
         self._tails: dict[str, list[int]] = {}
 
     @classmethod
@@ -179,8 +179,7 @@ class RowTokenizer:
             if turn[index - first] in self._stop_ids:
                 closing = index  # and perhaps one before it: some templates end a turn, then the conversation
                 continue
-            start, end = encoding.token_to_chars(index) or (0, 0)
-            if text[start:end].strip():
+            if _source(encoding, index, text).strip():
                 break
         return closing
 
@@ -193,8 +192,9 @@ class RowTokenizer:
         start = len(prompt_ids)
         while start > 0:
             start -= 1
-            if prompt_ids[start] in self._special_ids:
-                break
+            content = self._special_tokens.get(prompt_ids[start])
+            if content is not None and _source(encoding, start, prompt).strip() == content.strip():
+                break  # written in the text, not an unknown-token standing for something else
         tail = prompt[_start(encoding, start) :] if start > 0 else prompt
         ids = self._tails.get(tail)
         if ids is None:
@@ -219,6 +219,11 @@ def _first_token_from(encoding: Encoding, character: int, end: int) -> int:
 def _start(encoding: Encoding, token: int) -> int:
     span = encoding.token_to_chars(token)
     return span[0] if span is not None else 0
+
+
+def _source(encoding: Encoding, token: int, text: str) -> str:
+    start, end = encoding.token_to_chars(token) or (0, 0)
+    return text[start:end]
 
 
 def _stop_ids(folder: Path) -> list[int]:

@@ -48,7 +48,7 @@ def _find_problems(report: Report, path: Path, *, skip_invalid_rows: bool) -> No
     if report.refusals and (not skip_invalid_rows or report.kept < MIN_ROWS):
         for refused in report.refusals:
             report.refuse(_refused_problem(report.path, refused))
-    if report.kept < MIN_ROWS and (report.kept == 1 or not report.refusals):
+    if report.kept < MIN_ROWS and (skip_invalid_rows or not report.refusals):
         rule = f"holds {report.kept} usable {'row' if report.kept == 1 else 'rows'}"
         report.refuse(Problem(report.path, rule, f"a run needs at least {MIN_ROWS}"))
     if report.rewards is not None and report.kept >= MIN_ROWS:

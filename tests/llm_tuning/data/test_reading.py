@@ -94,9 +94,11 @@ def test_a_broken_array_names_the_same_line_and_column_as_pythons_parser(
     try:
         json.loads(broken)
     except json.JSONDecodeError as error:
-        assert f"line {error.lineno}, column {error.colno}" in refusal(written(tmp_path / "d", broken))
+        want = f"line {error.lineno}, column {error.colno}"
     else:
         assert [row for _, row in read(written(tmp_path / "d", broken))] == json.loads(broken)
+        return
+    assert want in refusal(written(tmp_path / "d", broken))
 
 
 @pytest.mark.parametrize("cut", range(1, 60, 2))

@@ -1,0 +1,119 @@
+"""`validate` as a user runs it: quick, without torch, report and exit code for people and machines."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm_tuning.commands import validate
+from llm_tuning.errors import InputError
+from tests.support.tiny_base import make_tokenizer
+
+ROWS = [{"prompt": f"question {i}", "output": f"answer {i}", "reward": i} for i in range(5)]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("base")
+    make_tokenizer(path)
+    return path
+
+
+def dataset(rows: list[Any]) -> str:
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return "rows.jsonl"
+
+
+def run(*flags: str) -> int:
+    parser = argparse.ArgumentParser()
+    validate.add_arguments(parser)
+    return validate.run(parser.parse_args(flags))
+
+
+def test_people_get_an_aligned_report(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--dataset_path", dataset(ROWS), "--llm_path", str(base), "--tuning_mode", "ppo") == 0
+    out = capsys.readouterr().out
+    assert "Dataset    rows.jsonl (JSON Lines, rows are prompt/output, row numbers are line numbers)" in out
+    assert "Rows       5 read, 5 kept, 0 refused" in out
+    assert "End token  <|im_end|>: learned in 5 of 5 rows" in out
+    assert "Rewards    min 0, mean 2, max 4, std 1.414" in out
+    assert "\x1b" not in out
+    assert "question" not in out  # no sample unless asked for: this is no terminal
+
+
+def test_machines_get_one_json_object(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--dataset_path", dataset(ROWS), "--llm_path", str(base), "--json", "--show_sample"]
+    assert run(*flags) == 0
+    captured = capsys.readouterr()
+    report = json.loads(captured.out)
+    assert (report["ok"], report["rows"], report["kept"], report["problems"]) == (True, 5, 5, [])
+    assert report["tokens"]["lengths"]["p50"] > 0
+    assert ">>>answer 0<|im_end|><<<" in captured.err
+
+
+def test_a_refused_dataset_raises_for_people_and_is_a_report_for_machines(
+    base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--dataset_path", dataset([*ROWS, {"prompt": "q"}]), "--llm_path", str(base)]
+    with pytest.raises(InputError, match="row 6: `output` is missing"):
+        run(*flags)
+    assert "6 read, 5 kept, 1 refused" in capsys.readouterr().out
+
+    assert run(*flags, "--json") == 64
+    report = json.loads(capsys.readouterr().out)
+    assert not report["ok"]
+    assert report["problems"] == [
+        {"where": "rows.jsonl, row 6", "rule": "`output` is missing (MissingField)", "fix": "add it"}
+    ]
+    assert report["refusals"][0]["rows"] == [6]
+    assert run(*flags, "--skip_invalid_rows") == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "where", "rule"),
+    [
+        (["--llm_path", "nowhere"], "model nowhere", "is not a folder"),
+        (["--max_length", "7"], "training.max_length", "at least 8, got 7"),
+    ],
+)
+def test_bad_flags_are_named(flags: list[str], where: str, rule: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path = dataset(ROWS)
+    with pytest.raises(InputError) as error:
+        run("--dataset_path", path, *flags)
+    (problem,) = error.value.problems
+    assert problem.where == where
+    assert rule in problem.rule
+    assert run("--dataset_path", path, *flags, "--json") == 64
+    report = json.loads(capsys.readouterr().out)
+    assert not report["ok"]
+    assert rule in report["problems"][0]["rule"]
+
+
+CODE = """
+import argparse, sys
+from llm_tuning.commands import validate
+heavy = {"numpy", "pyarrow", "rich", "jinja2", "tokenizers", "torch"} & set(sys.modules)
+assert not heavy, f"importing the command imports {heavy}"
+parser = argparse.ArgumentParser()
+validate.add_arguments(parser)
+code = validate.run(parser.parse_args(sys.argv[1:]))
+heavy = {"torch", "transformers", "datasets", "peft", "trl", "mlflow", "pyarrow"} & set(sys.modules)
+assert not heavy, f"validate imports {heavy}"
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize(("rows", "code"), [(ROWS, 0), ([*ROWS, {}], 64)], ids=["good", "refused"])
+def test_a_check_is_quick_and_imports_nothing_heavy(base: Path, rows: list[Any], code: int) -> None:
+    flags = ["--dataset_path", dataset(rows), "--llm_path", base, "--json", "--show_sample"]
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", CODE, *flags], capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    assert time.monotonic() - start < 10

@@ -1,0 +1,210 @@
+"""Every accepted shape becomes the same internal form; everything else has a reason, a rule and a fix."""
+
+from __future__ import annotations
+
+import math
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from llm_tuning.api.tuning import Mode
+from llm_tuning.data.faults import Reason, RowFault
+from llm_tuning.data.rows import Example, RowParser
+
+SECRET = "sECRET-row-content"
+USER = {"role": "user", "content": "q"}
+ASSISTANT = {"role": "assistant", "content": "a"}
+SYSTEM = {"role": "system", "content": "s"}
+
+
+def parse(row: Any, mode: Mode = "sft") -> Example:
+    return RowParser(mode).parse(1, row)
+
+
+@pytest.mark.parametrize(
+    ("row", "messages"),
+    [
+        ({"prompt": "q", "output": "a"}, [USER, ASSISTANT]),
+        ({"prompt": "q", "output": "a", "reward": "ignored"}, [USER, ASSISTANT]),
+        ({"prompt": "q", "completion": "a"}, [USER, ASSISTANT]),
+        ({"prompt": [SYSTEM, USER], "completion": [ASSISTANT]}, [SYSTEM, USER, ASSISTANT]),
+        ({"prompt": [USER], "completion": "a"}, [USER, ASSISTANT]),
+        ({"messages": [SYSTEM, USER, ASSISTANT]}, [SYSTEM, USER, ASSISTANT]),
+        ({"messages": [USER, ASSISTANT], "prompt": None, "text": None}, [USER, ASSISTANT]),
+        ({"messages": [USER, ASSISTANT | {"name": None, "weight": 1}]}, [USER, ASSISTANT]),
+        ({"messages": [SYSTEM | {"content": ""}, USER, ASSISTANT]}, [SYSTEM | {"content": ""}, USER, ASSISTANT]),
+        ({"instruction": "q", "output": "a"}, [USER, ASSISTANT]),
+        ({"instruction": "q", "input": "", "output": "a"}, [USER, ASSISTANT]),
+        ({"instruction": "q", "input": "x", "output": "a"}, [USER | {"content": "q\n\nx"}, ASSISTANT]),
+        ({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}, [USER, ASSISTANT]),
+        (
+            {
+                "conversations": [
+                    {"from": "system", "value": "s"},
+                    {"from": "human", "value": "q"},
+                    {"from": "tool", "value": "{}"},
+                    {"from": "gpt", "value": "a"},
+                ]
+            },
+            [SYSTEM, USER, {"role": "tool", "content": "{}"}, ASSISTANT],
+        ),
+        ({"conversations": [USER, ASSISTANT]}, [USER, ASSISTANT]),
+    ],
+)
+def test_conversations_of_every_shape(row: dict[str, Any], messages: list[dict[str, str]]) -> None:
+    example = parse(row)
+    assert (example.messages, example.text) == (messages, None)
+    assert math.isnan(example.reward)
+
+
+def test_text_rows_stay_text() -> None:
+    example = parse({"text": " once upon "})
+    assert (example.text, example.messages) == (" once upon ", None)
+
+
+def test_a_prompt_of_messages_is_context_only() -> None:
+    prompt = [USER, ASSISTANT, USER]
+    example = parse({"prompt": prompt, "completion": [ASSISTANT, USER, ASSISTANT]})
+    assert example.learn_from == 3
+    assert example.messages == [*prompt, ASSISTANT, USER, ASSISTANT]
+
+
+def test_messages_after_the_last_answer_are_left_out_and_counted() -> None:
+    parser = RowParser("sft")
+    assert parser.parse(1, {"messages": [USER, ASSISTANT, USER]}).messages == [USER, ASSISTANT]
+    assert parser.rows_trimmed == 1
+
+
+@pytest.mark.parametrize(
+    ("row", "reward"),
+    [
+        ({"reward": 1}, 1.0),
+        ({"reward": -0.5, "rating": None}, -0.5),
+        ({"rating": 3}, 3.0),
+        ({"reward": None, "rating": 0}, 0.0),
+        ({"reward": Decimal("0.25")}, 0.25),
+    ],
+)
+def test_rewards_of_ppo_rows(row: dict[str, Any], reward: float) -> None:
+    assert parse({"prompt": "q", "output": "a"} | row, "ppo").reward == reward
+    assert parse({"prompt": "q", "completion": "a"} | row, "ppo").reward == reward
+
+
+@pytest.mark.parametrize(
+    ("row", "reason", "rule"),
+    [
+        ({"reward": None}, Reason.MISSING_REWARD, "`reward` is null"),
+        ({}, Reason.MISSING_REWARD, "`reward` is missing"),
+        ({"reward": True}, Reason.REWARD_NOT_A_NUMBER, "got true or false"),
+        ({"reward": "0.5"}, Reason.REWARD_NOT_A_NUMBER, "got text"),
+        ({"rating": [1]}, Reason.REWARD_NOT_A_NUMBER, "`rating` must be a finite number, got a list"),
+        ({"reward": math.nan}, Reason.REWARD_NOT_FINITE, "got NaN"),
+        ({"reward": math.inf}, Reason.REWARD_NOT_FINITE, "got an infinite number"),
+        ({"reward": 10**400}, Reason.REWARD_NOT_FINITE, "got an infinite number"),
+    ],
+)
+def test_rewards_that_are_no_finite_number(row: dict[str, Any], reason: Reason, rule: str) -> None:
+    with pytest.raises(RowFault) as fault:
+        parse({"prompt": "q", "output": "a"} | row, "ppo")
+    assert fault.value.reason is reason
+    assert rule in fault.value.rule
+
+
+REFUSED: list[tuple[dict[str, Any], Reason, str]] = [
+    ({"output": SECRET}, Reason.MISSING_FIELD, "`prompt` is missing"),
+    ({"prompt": SECRET}, Reason.MISSING_FIELD, "`output` is missing"),
+    ({"prompt": None, "output": SECRET}, Reason.NULL_FIELD, "`prompt` is null"),
+    ({"prompt": SECRET, "output": None}, Reason.NULL_FIELD, "`output` is null"),
+    ({"prompt": "", "output": SECRET}, Reason.EMPTY_FIELD, "`prompt` is empty"),
+    ({"prompt": SECRET, "output": " \n"}, Reason.EMPTY_FIELD, "`output` is empty"),
+    ({"prompt": SECRET, "output": 3}, Reason.NOT_TEXT, "`output` must be text, got a number"),
+    ({"prompt": SECRET, "output": math.nan}, Reason.NOT_TEXT, "`output` must be text, got a number"),
+    ({"prompt": SECRET, "output": {"text": SECRET}}, Reason.NOT_TEXT, "got an object"),
+    ({"prompt": True, "output": SECRET}, Reason.NOT_TEXT, "got true or false"),
+    ({"prompt": SECRET, "output": "\ud83d"}, Reason.NOT_UNICODE, "half of a character"),
+    ({"prompt": [USER], "completion": [USER]}, Reason.NO_ASSISTANT_TURN, "`completion` has no assistant turn"),
+    ({"instruction": SECRET, "input": 3, "output": "a"}, Reason.NOT_TEXT, "`input` must be text"),
+    ({"text": ""}, Reason.EMPTY_FIELD, "`text` is empty"),
+    ({"question": SECRET, "answer": SECRET}, Reason.UNKNOWN_SHAPE, "none of the shapes of sft rows"),
+    ({}, Reason.UNKNOWN_SHAPE, "none of the shapes"),
+    ({"messages": []}, Reason.NOT_MESSAGES, "an empty list"),
+    ({"messages": SECRET}, Reason.NOT_MESSAGES, "must be a list of messages, got text"),
+    ({"messages": [SECRET]}, Reason.NOT_MESSAGES, "a message must be an object, got text"),
+    ({"messages": [{"from": "human", "value": SECRET}]}, Reason.NOT_MESSAGES, "has no `role`"),
+    ({"messages": [{"role": "human", "content": SECRET}]}, Reason.UNKNOWN_ROLE, "one of system, user, assistant, tool"),
+    ({"messages": [{"role": [SECRET], "content": SECRET}]}, Reason.UNKNOWN_ROLE, "one of system"),
+    ({"messages": [{"role": "user"}]}, Reason.MISSING_FIELD, "`content` is missing"),
+    ({"messages": [{"role": "user", "content": [{"text": SECRET}]}]}, Reason.NOT_TEXT, "`content` must be text"),
+    ({"messages": [USER, {"role": "assistant", "content": ""}]}, Reason.EMPTY_FIELD, "`content` is empty"),
+    ({"messages": [USER, ASSISTANT | {"tool_calls": [{}]}]}, Reason.UNSUPPORTED_FIELD, "`tool_calls`"),
+    ({"messages": [USER, ASSISTANT | {"weight": 0}]}, Reason.UNSUPPORTED_FIELD, "`weight`"),
+    ({"messages": [USER, ASSISTANT], "tools": [{}]}, Reason.UNSUPPORTED_FIELD, "`tools`"),
+    ({"messages": [USER, SYSTEM, ASSISTANT]}, Reason.SYSTEM_NOT_FIRST, "must come first"),
+    ({"messages": [SYSTEM, USER]}, Reason.NO_ASSISTANT_TURN, "no assistant turn"),
+    ({"messages": [SYSTEM]}, Reason.NO_ASSISTANT_TURN, "no assistant turn"),
+    ({"messages": [ASSISTANT, USER, ASSISTANT]}, Reason.NO_USER_TURN, "start with a user turn"),
+    ({"messages": [SYSTEM, ASSISTANT]}, Reason.NO_USER_TURN, "start with a user turn"),
+    ({"conversations": [{"from": "bot", "value": SECRET}]}, Reason.UNKNOWN_ROLE, "`from` of a message"),
+    ({"conversations": [{"from": "human", "value": None}]}, Reason.NULL_FIELD, "`value` is null"),
+]
+
+
+@pytest.mark.parametrize(("row", "reason", "rule"), REFUSED)
+def test_refused_rows_say_rule_and_fix_and_never_their_text(row: dict[str, Any], reason: Reason, rule: str) -> None:
+    with pytest.raises(RowFault) as error:
+        parse(row)
+    fault = error.value
+    assert fault.reason is reason
+    assert rule in fault.rule
+    assert fault.fix
+    assert SECRET not in f"{fault} {fault.fix} {fault.at}"
+
+
+def test_every_reason_of_a_parsed_row_has_a_case() -> None:
+    later = {
+        Reason.NOT_JSON,
+        Reason.TRUNCATED_ROW,
+        Reason.NOT_UTF8,
+        Reason.ROW_TOO_LARGE,
+        Reason.NOT_AN_OBJECT,
+        Reason.MIXED_SHAPES,
+        Reason.TEMPLATE_REFUSES,
+        Reason.NOTHING_TO_LEARN,
+    }
+    rewards = {Reason.MISSING_REWARD, Reason.REWARD_NOT_A_NUMBER, Reason.REWARD_NOT_FINITE}
+    assert {reason for _, reason, _ in REFUSED} | later | rewards == set(Reason)
+
+
+def test_the_place_inside_a_row_is_named() -> None:
+    with pytest.raises(RowFault) as fault:
+        parse({"messages": [USER, {"role": "bot", "content": "a"}]})
+    assert fault.value.at == "messages[1]"
+
+
+def test_the_first_row_with_a_shape_decides_and_other_shapes_are_refused() -> None:
+    parser = RowParser("sft")
+    with pytest.raises(RowFault, match="`output` is missing"):
+        parser.parse(1, {"prompt": "q"})
+    parser.parse(2, {"prompt": "q", "completion": "a"})
+    assert parser.shape == "prompt/completion"
+    with pytest.raises(RowFault, match="has the shape text, but the first rows have prompt/completion") as fault:
+        parser.parse(3, {"text": "t"})
+    assert fault.value.reason is Reason.MIXED_SHAPES
+    with pytest.raises(RowFault, match="`completion` is null"):
+        parser.parse(4, {"prompt": "q", "completion": None})
+    assert parser.parse(5, {"prompt": "q", "completion": "a", "text": "t"}).messages == [USER, ASSISTANT]
+
+
+def test_conversations_are_no_ppo_rows() -> None:
+    with pytest.raises(RowFault, match="none of the shapes of ppo rows"):
+        parse({"messages": [USER, ASSISTANT], "reward": 1}, "ppo")
+
+
+def test_fields_that_nothing_uses_are_named_once_and_few_are_kept() -> None:
+    parser = RowParser("ppo")
+    parser.parse(1, {"prompt": "q", "output": "a", "reward": 1, "rating": 2, "id": 7, "note": None})
+    assert parser.ignored_fields == {"id"}
+    for number in range(100):
+        parser.parse(number, {"prompt": "q", "output": "a", "reward": 1, f"field{number}": 1})
+    assert len(parser.ignored_fields) == 20

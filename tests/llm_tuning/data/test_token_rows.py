@@ -1,0 +1,123 @@
+"""Rows on disk come back as they were written, and a write that was killed is never taken for whole."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llm_tuning.data.token_rows import TokenRows, TokenRowsWriter
+
+MESSAGES = [{"role": "user", "content": "q é\n"}, {"role": "assistant", "content": "a 🙂"}]
+
+
+def ids(*values: int) -> np.ndarray:
+    return np.array(values, dtype=np.int32)
+
+
+def flags(*values: int) -> np.ndarray:
+    return np.array(values, dtype=np.bool_)
+
+
+def write(path: Path) -> None:
+    with TokenRowsWriter(path) as writer:
+        writer.append(ids(5, 6, 7), flags(0, 0, 1), row_number=1, reward=0.5, messages=MESSAGES)
+        writer.append(ids(8, 9), flags(0, 1), row_number=4, text="t \u2028 x")
+        writer.append(ids(1), flags(0), row_number=2**40, reward=-1e300, messages=MESSAGES[:1])
+
+
+def test_rows_come_back_as_written(tmp_path: Path) -> None:
+    write(tmp_path / "rows")
+    rows = TokenRows.open(tmp_path / "rows")
+    assert len(rows) == 3
+    assert rows.lengths.tolist() == [3, 2, 1]
+    assert (rows.lengths.dtype, rows.learned_counts.dtype, rows.rewards.dtype) == (np.int32, np.int32, np.float64)
+    assert rows.learned_counts.tolist() == [1, 1, 0]
+    assert rows.row_numbers.tolist() == [1, 4, 2**40]
+    assert [row.input_ids.tolist() for row in rows] == [[5, 6, 7], [8, 9], [1]]
+    assert (rows[0].input_ids.dtype, rows[0].learned.dtype) == (np.int32, np.bool_)
+    assert rows[0].learned.tolist() == [False, False, True]
+    assert (rows[0].reward, rows[2].reward, rows[-1].row_number) == (0.5, -1e300, 2**40)
+    assert math.isnan(rows[1].reward)
+    assert (rows.messages(0), rows.text(0)) == (MESSAGES, None)
+    assert (rows.messages(1), rows.text(1)) == (None, "t \u2028 x")
+    assert rows.messages(2) == MESSAGES[:1]
+    with pytest.raises(IndexError):
+        rows[3]
+
+
+def test_rows_are_read_only_views(tmp_path: Path) -> None:
+    write(tmp_path / "rows")
+    with pytest.raises(ValueError, match="read-only"):
+        TokenRows.open(tmp_path / "rows")[0].input_ids[0] = 1
+
+
+def test_no_rows_are_whole_too(tmp_path: Path) -> None:
+    with TokenRowsWriter(tmp_path / "rows"):
+        pass
+    assert len(TokenRows.open(tmp_path / "rows")) == 0
+
+
+@pytest.mark.parametrize(
+    ("row", "learned"), [(ids(1, 2), flags(0)), (ids(), flags()), (ids(1, 2), flags(1, 1))], ids=str
+)
+def test_rows_that_cannot_be_are_refused(tmp_path: Path, row: np.ndarray, learned: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="as many learned flags"), TokenRowsWriter(tmp_path / "rows") as writer:
+        writer.append(row, learned, row_number=1, text="")
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import numpy as np
+from llm_tuning.data import token_rows
+path, moment = Path(sys.argv[1]), sys.argv[2]
+die = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
+if moment == "before the marker":
+    token_rows.write_json = die
+writer = token_rows.TokenRowsWriter(path)
+for number in range(100_000):
+    writer.append(np.arange(1, 9, dtype=np.int32), np.arange(8) > 3, row_number=number, text="x")
+    if moment == "in the middle" and number == 50_000:
+        die()
+writer.close()
+"""
+
+
+@pytest.mark.parametrize("moment", ["in the middle", "before the marker"])
+def test_a_killed_write_over_whole_rows_is_not_whole(tmp_path: Path, moment: str) -> None:
+    write(tmp_path / "rows")
+    done = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "rows", moment], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert not TokenRows.is_whole(tmp_path / "rows")
+    with pytest.raises(FileNotFoundError, match="no whole set"):
+        TokenRows.open(tmp_path / "rows")
+    write(tmp_path / "rows")
+    assert len(TokenRows.open(tmp_path / "rows")) == 3
+
+
+def test_rows_that_lost_bytes_or_their_marker_are_not_whole(tmp_path: Path) -> None:
+    assert not TokenRows.is_whole(tmp_path / "rows")
+    write(tmp_path / "rows")
+    os.truncate(tmp_path / "rows" / "learned.bin", 2)
+    assert not TokenRows.is_whole(tmp_path / "rows")
+    write(tmp_path / "rows")
+    (tmp_path / "rows" / "rows.json").write_text("{")
+    assert not TokenRows.is_whole(tmp_path / "rows")
+
+
+def test_an_error_while_writing_leaves_no_folder(tmp_path: Path) -> None:
+    def fail_after_a_row() -> None:
+        with TokenRowsWriter(tmp_path / "rows") as writer:
+            writer.append(ids(5, 6), flags(0, 1), row_number=1, text="x")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_after_a_row()
+    assert not (tmp_path / "rows").exists()

@@ -1,0 +1,290 @@
+"""Which tokens are learned: exactly the assistant's words and the end token, for every kind of tokenizer."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer
+
+from llm_tuning.data.chat import ChatTemplate, load_chat_template, plain_template
+from llm_tuning.data.faults import Reason, RowFault
+from llm_tuning.data.rows import Example
+from llm_tuning.data.spans import render_example
+from llm_tuning.data.tokens import RowTokenizer, TokenisedRow
+from llm_tuning.errors import InputError
+from tests.support.tiny_base import CHAT_TEMPLATE
+from tests.support.tokenizers import byte_level, metaspace
+
+TURNS = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'assistant' %}<|assistant|>{{ m.content }}</s>\n"
+    "{% else %}<|user|>{{ m.content }}<|end|>\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+"""Special tokens around every turn, white space after the end token."""
+DROPS_OLD_ANSWERS = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}<|assistant|>"
+    "{{ m.content if loop.last else m.content.split('|')[-1] }}</s>"
+    "{% else %}<|user|>{{ m.content }}<|end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
+PIECES = ["Hello", " ", "  ", "\n", "\n\n", "é", "🙂", "def f(x):", "\t", ".", "word", "1234", "中文", "a", "</b>"]
+
+
+def user(content: str) -> dict[str, str]:
+    return {"role": "user", "content": content}
+
+
+def assistant(content: str) -> dict[str, str]:
+    return {"role": "assistant", "content": content}
+
+
+def random_text(chance: random.Random) -> str:
+    text = "".join(chance.choices(PIECES, k=chance.randint(1, 12)))
+    return text if text.strip() else text + "x"
+
+
+def random_conversation(seed: int) -> list[dict[str, str]]:
+    chance = random.Random(seed)
+    turns = [(user(random_text(chance)), assistant(random_text(chance))) for _ in range(chance.randint(1, 4))]
+    system = [{"role": "system", "content": random_text(chance)}] if chance.random() < 0.3 else []
+    return system + [message for turn in turns for message in turn]
+
+
+def tokenised(tokenizer: RowTokenizer, example: Example, max_length: int = 100_000) -> TokenisedRow:
+    (row,) = tokenizer.tokenise([example], max_length=max_length)
+    assert isinstance(row, TokenisedRow), row
+    return row
+
+
+def learned_runs(row: TokenisedRow, encoder: Tokenizer) -> list[str]:
+    """The text of each unbroken run of learned tokens."""
+    pairs = zip(row.input_ids.tolist(), row.learned.tolist(), strict=True)
+    runs = groupby(pairs, key=lambda pair: pair[1])
+    return [encoder.decode([i for i, _ in run], skip_special_tokens=False) for learned, run in runs if learned]
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_learned_tokens_decode_to_the_answers_and_their_end_token(seed: int) -> None:
+    encoder = byte_level()
+    tokenizer = RowTokenizer(encoder, ChatTemplate(TURNS, "turns", TOKENS), stop_ids=[])
+    messages = random_conversation(seed)
+    row = tokenised(tokenizer, Example(1, messages=messages))
+    answers = [f"{m['content']}</s>" for m in messages if m["role"] == "assistant"]
+    assert learned_runs(row, encoder) == answers
+    assert row.learns_end
+    assert not row.learned[0]
+    assert not row.boundary_merge
+
+
+@pytest.mark.parametrize("template", [TURNS, CHAT_TEMPLATE, plain_template().text], ids=["turns", "chatml", "plain"])
+@pytest.mark.parametrize("kind", [byte_level, metaspace])
+@pytest.mark.parametrize("seed", range(12))
+def test_only_a_token_shared_with_the_prompt_is_missing_and_then_it_is_said(
+    template: str, kind: Any, seed: int
+) -> None:
+    encoder: Tokenizer = kind()
+    chat = ChatTemplate(template, "a template", TOKENS)
+    tokenizer = RowTokenizer(encoder, chat, stop_ids=[])
+    example = Example(1, messages=random_conversation(seed))
+    rendered = render_example(chat, example)
+    row = tokenised(tokenizer, example)
+
+    alone = [encoder.encode(rendered.text[:start], add_special_tokens=False).ids for start, _ in rendered.spans]
+    merges = any(row.input_ids[: len(ids)].tolist() != ids for ids in alone)
+    assert row.boundary_merge == merges
+
+    assert row.input_ids.tolist() == encoder.encode(rendered.text, add_special_tokens=False).ids
+    if not merges:
+        first = [len(ids) for ids in alone]
+        starts = [i for i in range(1, len(row.learned)) if row.learned[i] and not row.learned[i - 1]]
+        assert starts == first
+    learned = {i for start, end in tokenizer.learned_characters(rendered) for i in range(start, end)}
+    text = "".join(rendered.text[i] for i in sorted(learned))
+    answers = [m["content"] for m in example.messages or [] if m["role"] == "assistant"]
+    ends = "<|im_end|>\n" if template == CHAT_TEMPLATE else "</s>"
+    if not merges:
+        assert text == "".join(f"{answer}{ends}" for answer in answers)
+
+
+def test_ids_are_those_of_apply_chat_template(tokenizer_dir: Path) -> None:
+    from transformers import AutoTokenizer
+
+    theirs = AutoTokenizer.from_pretrained(tokenizer_dir)
+    tokenizer = RowTokenizer.load(tokenizer_dir)
+    assert tokenizer is not None
+    for seed in range(20):
+        messages = random_conversation(seed)
+        want = theirs.apply_chat_template(messages, tokenize=True)["input_ids"]
+        assert tokenised(tokenizer, Example(1, messages=messages)).input_ids.tolist() == want
+
+
+def test_a_batch_gives_the_same_rows_as_one_by_one(tokenizer_dir: Path) -> None:
+    tokenizer = RowTokenizer.load(tokenizer_dir)
+    assert tokenizer is not None
+    examples = [Example(i, messages=random_conversation(i)) for i in range(10)]
+    for example, row in zip(examples, tokenizer.tokenise(examples, max_length=1000), strict=True):
+        alone = tokenised(tokenizer, example, 1000)
+        assert isinstance(row, TokenisedRow)
+        assert (row.input_ids.tolist(), row.learned.tolist()) == (alone.input_ids.tolist(), alone.learned.tolist())
+
+
+def test_a_prompt_with_answers_in_it_is_context_only() -> None:
+    encoder = byte_level()
+    tokenizer = RowTokenizer(encoder, ChatTemplate(TURNS, "turns", TOKENS), stop_ids=[])
+    messages = [user("q"), assistant("shown"), user("r"), assistant("learned")]
+    row = tokenised(tokenizer, Example(1, messages=messages, learn_from=3))
+    assert learned_runs(row, encoder) == ["learned</s>"]
+
+
+def test_a_template_that_rewrites_history_teaches_the_last_turn_only() -> None:
+    encoder = byte_level()
+    tokenizer = RowTokenizer(encoder, ChatTemplate(DROPS_OLD_ANSWERS, "drops", TOKENS), stop_ids=[])
+    row = tokenised(tokenizer, Example(1, messages=[user("q"), assistant("why|yes"), user("r"), assistant("how|no")]))
+    assert row.rewritten
+    assert learned_runs(row, encoder) == ["how|no</s>"]
+
+
+def test_a_generation_prompt_unlike_the_turn_is_said() -> None:
+    encoder = byte_level()
+    text = TURNS.replace("{% if add_generation_prompt %}<|assistant|>", "{% if add_generation_prompt %}<|assistant|>>>")
+    row = tokenised(
+        RowTokenizer(encoder, ChatTemplate(text, "t", TOKENS), stop_ids=[]),
+        Example(1, messages=[user("q"), assistant("a")]),
+    )
+    assert row.prompt_differs
+    assert learned_runs(row, encoder) == ["a</s>"]
+
+
+def test_of_two_end_tokens_the_first_ends_the_turn() -> None:
+    encoder = byte_level()
+    text = (
+        "<|user|>{{ messages[0].content }}<|assistant|>"
+        "{% if messages|length > 1 %}{{ messages[1].content }}<|end|>\n</s>{% endif %}"
+    )
+    stop = encoder.token_to_id("<|end|>")
+    row = tokenised(
+        RowTokenizer(encoder, ChatTemplate(text, "t", TOKENS), stop_ids=[stop]),
+        Example(1, messages=[user("q"), assistant("a")]),
+    )
+    assert learned_runs(row, encoder) == ["a<|end|>"]
+    assert row.learns_end
+
+
+def test_an_end_token_inside_an_answer_does_not_end_it() -> None:
+    encoder = byte_level()
+    row = tokenised(
+        RowTokenizer(encoder, ChatTemplate(TURNS, "turns", TOKENS), stop_ids=[]),
+        Example(1, messages=[user("q"), assistant("a</s>b")]),
+    )
+    assert learned_runs(row, encoder) == ["a</s>b</s>"]
+
+
+def test_without_an_end_token_the_whole_turn_is_learned_and_said() -> None:
+    encoder = byte_level()
+    template = plain_template({})
+    row = tokenised(RowTokenizer(encoder, template, stop_ids=[]), Example(1, messages=[user("q"), assistant("a")]))
+    assert learned_runs(row, encoder) == ["a\n\n"]
+    assert not row.learns_end
+
+
+def test_text_is_learned_whole_between_bos_and_eos() -> None:
+    encoder = metaspace()
+    tokenizer = RowTokenizer(encoder, plain_template(TOKENS), stop_ids=[])
+    row = tokenised(tokenizer, Example(1, text="some text"))
+    assert row.input_ids.tolist() == [0, *encoder.encode("some text", add_special_tokens=False).ids, 1]
+    assert row.learned.tolist() == [False] + [True] * (len(row.input_ids) - 1)
+    assert row.learns_end
+
+
+def test_rows_are_cut_at_the_end_and_what_is_lost_is_known() -> None:
+    encoder = byte_level()
+    tokenizer = RowTokenizer(encoder, ChatTemplate(TURNS, "turns", TOKENS), stop_ids=[])
+    example = Example(1, messages=[user("question"), assistant("a rather long answer")])
+    whole = tokenised(tokenizer, example)
+    assert whole.full_length == len(whole.input_ids)
+    cut = tokenised(tokenizer, example, max_length=whole.full_length - 2)
+    assert cut.input_ids.tolist() == whole.input_ids[:-2].tolist()
+    assert cut.learned.tolist() == whole.learned[:-2].tolist()
+    assert cut.full_length == whole.full_length
+    assert not cut.learns_end
+
+    prompt_length = int((~whole.learned).sum()) - 1
+    (fault,) = tokenizer.tokenise([example], max_length=prompt_length)
+    assert isinstance(fault, RowFault)
+    assert fault.reason is Reason.NOTHING_TO_LEARN
+    assert f"max_length ({prompt_length} tokens)" in fault.rule
+
+
+def test_a_text_row_that_fills_max_length_exactly_keeps_its_end() -> None:
+    tokenizer = RowTokenizer(metaspace(), plain_template(TOKENS), stop_ids=[])
+    length = tokenised(tokenizer, Example(1, text="some text")).full_length
+    assert tokenised(tokenizer, Example(1, text="some text"), max_length=length).learns_end
+    assert not tokenised(tokenizer, Example(1, text="some text"), max_length=length - 1).learns_end
+
+
+def test_what_a_template_refuses_is_a_fault_with_the_templates_own_sentence_only() -> None:
+    text = (
+        "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('Tools are not supported') }}"
+        "{% elif m.role == 'system' %}{{ raise_exception('No: ' + m.content) }}{% endif %}{{ m.content }}{% endfor %}"
+    )
+    tokenizer = RowTokenizer(byte_level(), ChatTemplate(text, "t", TOKENS), stop_ids=[])
+    tool = Example(1, messages=[user("q"), {"role": "tool", "content": "r"}, assistant("a")])
+    system = Example(2, messages=[{"role": "system", "content": "sECRET"}, user("q"), assistant("a")])
+    good = Example(3, messages=[user("q"), assistant("a")])
+    first, second, third = tokenizer.tokenise([tool, system, good], max_length=100)
+    assert isinstance(first, RowFault)
+    assert first.reason is Reason.TEMPLATE_REFUSES
+    assert "Tools are not supported" in first.rule
+    assert isinstance(second, RowFault)
+    assert "sECRET" not in f"{second}{second.fix}"
+    assert isinstance(third, TokenisedRow)
+
+
+def test_a_template_that_leaves_the_answer_out_is_refused() -> None:
+    text = "{% for m in messages %}<|user|>{{ m.content.text }}{% endfor %}"
+    tokenizer = RowTokenizer(byte_level(), ChatTemplate(text, "t", TOKENS), stop_ids=[])
+    (fault,) = tokenizer.tokenise([Example(1, messages=[user("q"), assistant("a")])], max_length=100)
+    assert isinstance(fault, RowFault)
+    assert "leaves the answer out" in fault.rule
+
+
+def test_truncation_and_padding_saved_in_a_tokenizer_do_not_apply(tokenizer_dir: Path, tmp_path: Path) -> None:
+    encoder = Tokenizer.from_file(str(tokenizer_dir / "tokenizer.json"))
+    encoder.enable_truncation(4)
+    encoder.enable_padding(length=50)
+    tokenizer = RowTokenizer(encoder, load_chat_template(tokenizer_dir), stop_ids=[])
+    fresh = RowTokenizer.load(tokenizer_dir)
+    assert fresh is not None
+    example = Example(1, messages=[user("a question"), assistant("an answer")])
+    assert tokenised(tokenizer, example).input_ids.tolist() == tokenised(fresh, example).input_ids.tolist()
+
+
+def test_end_tokens_come_from_the_generation_config_then_the_config(tokenizer_dir: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tokenizer_dir, tmp_path / "base")
+    (folder / "config.json").write_text(json.dumps({"eos_token_id": 0}))
+
+    def stop_tokens() -> list[str]:
+        tokenizer = RowTokenizer.load(folder)
+        assert tokenizer is not None
+        return tokenizer.stop_tokens
+
+    assert stop_tokens() == ["<|endoftext|>", "<|im_end|>"]
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 2]}))
+    assert stop_tokens() == ["<|im_start|>", "<|im_end|>"]
+
+
+def test_a_broken_tokenizer_is_refused_and_a_missing_one_is_none(tokenizer_dir: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tokenizer_dir, tmp_path / "base")
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(InputError, match=r"tokenizer\.json: is not a tokenizer"):
+        RowTokenizer.load(folder)
+    (folder / "tokenizer.json").unlink()
+    assert RowTokenizer.load(folder) is None
+    assert RowTokenizer.load(folder, byte_level()) is not None
