@@ -20,6 +20,7 @@ from llm_tuning.trainers.policy import attach_lora, load_base_model, resolve_dty
 from llm_tuning.trainers.probes import write_parity
 from llm_tuning.trainers.run_context import TrainRun
 from llm_tuning.trainers.sft_trainer import Steps, StepTrainer, load_weights
+from llm_tuning.trainers.token_loss import TokenLoss
 
 
 def train(run: TrainRun) -> None:
@@ -102,13 +103,15 @@ def fit(
             },
         )
 
+    token_loss = TokenLoss(policy, device=run.device, dtype=dtype)
     trainer = StepTrainer(
         run,
         policy,
-        Steps(rows, batches, total=total, max_tokens=max_tokens),
-        dtype=dtype,
+        Steps(rows, batches, total=total, max_tokens=max_tokens, flat_rows=token_loss.flat_rows),
+        token_loss,
         evaluate_now=evaluate_now,
         eval_steps=(training.eval_steps or max(1, total // 10)) if len(held_out) else 0,
     )
+    policy.train()  # every module: PEFT leaves the wrapper training around a base that is not, and so dropout off
     with disable_input_dtype_casting(policy):  # autocast casts; PEFT would cast every bf16 input to fp32 and back
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
