@@ -158,14 +158,14 @@ def _of_another_base(path: Path, manifest: dict[str, Any], parity: dict[str, Any
     record = manifest.get("base")
     record = record if isinstance(record, dict) else {}
     expected = record.get("weight_hash") or parity.get("base_weight_hash")
-    actual = weight_hash(base, _hash_cache(path)) if expected else None
+    if not expected:
+        return []
+    actual = weight_hash(base, _hash_cache(path))
     if actual == expected:
         return []
     trained_on = f"{record.get('name') or 'another base'} (weights {str(expected)[:12]})"
     fix = f"serve {record['path']}" if record.get("path") else "serve the base that it was trained on"
-    return [
-        Problem(f"adapter {path}", f"belongs to {trained_on}, not to {base.path} (weights {str(actual)[:12]})", fix)
-    ]
+    return [Problem(f"adapter {path}", f"belongs to {trained_on}, not to {base.path} (weights {actual[:12]})", fix)]
 
 
 def _hash_cache(adapter: Path) -> Path:

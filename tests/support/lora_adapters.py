@@ -11,6 +11,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from llm_tuning.base_model import inspect_base, weight_hash
+
 PROBE_TEXTS = [
     ("What does a generator return?", "An iterator; values are made one at a time."),
     ("How is a tuple different from a list?", "It cannot be changed after it is made."),
@@ -70,10 +72,17 @@ def make_adapter(
             base_logprobs = logprobs(ids)
         probe = {"messages": messages, "text": None, "token_ids": ids, "learned": [0] * len(ids)}
         probes.append(probe | {"base_logprobs": base_logprobs, "tuned_logprobs": logprobs(ids)})
-    parity = {"version": 1, "model_id": folder.name, "base_weight_hash": "", "template_hash": "", "source": "held_out"}
+    base_hash = weight_hash(inspect_base(base), folder.parent / f"{folder.name}.base_hashes.json")
+    parity = {
+        "version": 1,
+        "model_id": folder.name,
+        "base_weight_hash": base_hash,
+        "template_hash": "",
+        "source": "held_out",
+    }
     parity |= {"dtype": str(dtype).removeprefix("torch."), "probes": probes}
     (folder / "parity.json").write_text(json.dumps(parity))
-    (folder / "model.json").write_text(json.dumps({"model_id": folder.name, "mode": "sft"}))
+    (folder / "model.json").write_text(json.dumps({"model_id": folder.name, "base": {"weight_hash": base_hash}}))
     return folder
 
 
