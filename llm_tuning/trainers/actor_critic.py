@@ -80,5 +80,5 @@ def silence_dropout(model: nn.Module, *, gradient_checkpointing: bool) -> None:
         for name, value in vars(module).items():
             if "drop" in name and isinstance(value, float):
                 setattr(module, name, 0.0)
-    causal_lm(model).gradient_checkpointing_enable({"use_reentrant": False})
+    causal_lm(model).activation_checkpointing_enable({"use_reentrant": False})
     model.train()

@@ -8,6 +8,7 @@ whatever its learning rate, and any change that matters gives another key. Files
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -146,7 +147,8 @@ def write_reference(path: Path, reference: Reference) -> None:
         flush(temporary)
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         log.warning("%s could not be written (%s); the next run scores the start policy again", path, error)
 
 

@@ -44,6 +44,7 @@ def make_run(
     mode: str = "sft",
     training: dict[str, Any] | None = None,
     lora: dict[str, Any] | None = None,
+    ppo: dict[str, Any] | None = None,
     reporter: Any = None,
     **options: Any,
 ) -> TrainRun:
@@ -55,6 +56,7 @@ def make_run(
             "dataset": {"path": "rows.jsonl"},
             "training": training or {},
             "lora": lora or {},
+            **({"ppo": ppo} if ppo else {}),
         }
     )
     fields: dict[str, Any] = {
