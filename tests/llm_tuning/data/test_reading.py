@@ -87,7 +87,7 @@ def test_a_broken_array_names_the_same_line_and_column_as_pythons_parser(
 ) -> None:
     chance = random.Random(seed)
     monkeypatch.setattr(json_stream, "CHUNK_BYTES", chance.choice([7, 64, 1 << 20]))
-    text = json.dumps(ROWS[:10], indent=1, ensure_ascii=False)
+    text = json.dumps(ROWS[:10], indent=chance.choice([None, 1]), ensure_ascii=False)
     places = [i for i, character in enumerate(text) if character in '":,']
     place = chance.choice(places)
     broken = text[:place] + "!" + text[place + 1 :]
@@ -138,6 +138,21 @@ def test_an_array_cut_anywhere_is_refused_as_cut_off(tmp_path: Path, cut: int) -
 def test_what_is_no_row_list_is_refused_with_its_place(tmp_path: Path, content: bytes | str, parts: list[str]) -> None:
     message = refusal(written(tmp_path / "data.json", content))
     assert all(part in message for part in ["data.json", *parts]), message
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 64])
+def test_elements_that_are_no_objects_are_refused_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    monkeypatch.setattr(json_stream, "CHUNK_BYTES", chunk)
+    rows = read(written(tmp_path / "d", '[123456789, {"a": 1}, "text", null, [1, 2]]'))
+    assert [row.rule.partition("got ")[2] if isinstance(row, RowFault) else row for _, row in rows] == [
+        "a number",
+        {"a": 1},
+        "text",
+        "null",
+        "a list",
+    ]
 
 
 def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
