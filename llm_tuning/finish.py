@@ -63,7 +63,10 @@ class Finisher:
             self._tracker.finish("KILLED" if isinstance(error, TryAgain) else "FAILED", artifacts=None)
 
     def publish(self, devices: list[str]) -> None:
-        """Make the stage, trained on `devices`, a whole, registered and tracked model. Raises TryAgain if stopped before the rename."""
+        """Make the stage, which was trained on `devices`, a whole, registered and tracked model.
+
+        Raises TryAgain if stopped before the rename.
+        """
         spec = self._spec
         self.reporter.stage("publishing")
         stage = spec.work / "stage"
@@ -82,12 +85,12 @@ def finish_published(spec: RunSpec) -> None:
     if (spec.work / METRICS_FILE).exists():
         _after_rename(spec, start_tracker(spec))
     else:
-        Registry(spec.output_dir).heal()
+        Registry(spec.output_dir).heal(published=spec.model_id)
         shutil.rmtree(spec.work, ignore_errors=True)
 
 
 def _after_rename(spec: RunSpec, tracker: Tracker) -> None:
-    Registry(spec.output_dir).heal()
+    Registry(spec.output_dir).heal(published=spec.model_id)
     result = tracker.finish("FINISHED", artifacts=spec.target)
     if result.note:
         log.warning("%s", result.note)

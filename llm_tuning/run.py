@@ -239,7 +239,7 @@ def _complete(spec: RunSpec) -> None:
     from llm_tuning.finish import finish_published
 
     finish_published(spec)
-    Registry(spec.output_dir).heal()
+    Registry(spec.output_dir).heal(published=spec.model_id)
 
 
 @contextmanager

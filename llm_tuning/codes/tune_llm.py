@@ -104,7 +104,7 @@ class _Parser(argparse.ArgumentParser):
     """Bad flags are bad input: exit 64, not argparse's 2, which a Job would retry."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(EXIT_INPUT, f"{self.prog}: {message}; see {self.prog} --help\n")
+        raise InputError(Problem("", message, f"see {self.prog} --help"))
 
 
 def _run_parser() -> _Parser:

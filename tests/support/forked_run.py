@@ -60,11 +60,12 @@ def _child(arguments: list[str], log: Path, at: Moment | None, send: int) -> Non
         for stream in (1, 2):
             os.dup2(output, stream)
         sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
-        from llm_tuning.codes.tune_llm import main
+        from llm_tuning.codes import tune_llm
 
+        tune_llm.CLI_DEFAULTS["tracking_uri"] = None  # no MLflow: another process a run, and tested by itself
         if at is not None:
             _trip(at, send)
-        code = main(arguments)
+        code = tune_llm.main(arguments)
     except BaseException:
         traceback.print_exc()
     finally:

@@ -1,0 +1,237 @@
+"""Stopped or killed at any moment, a later start of the same model_id ends with the same adapter, bit for bit.
+
+Real runs with real signals; see `tests/support/forked_run.py` for how a moment is hit exactly.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support.forked_run import Ended, Moment, forked_run
+
+SAVE_STEPS = 4
+STEPS = 20
+"""48 rows of which 2 are held out, 5 a step, 2 epochs; the last step of an epoch is a small one."""
+
+SFT, STEP = "llm_tuning.trainers.sft", "llm_tuning.trainers.sft_trainer:StepTrainer"
+PPO = "llm_tuning.trainers.ppo"
+
+SFT_MOMENTS = {
+    "data check": Moment("llm_tuning.run:_check_data"),
+    "loading the base": Moment(f"{SFT}:load_base_model"),
+    "before the first step": Moment(f"{SFT}:fit"),
+    "in the first step": Moment(f"{STEP}.training_step", 1),
+    "in a later step": Moment(f"{STEP}.training_step", 7),
+    "in an evaluation between steps": Moment(f"{SFT}:evaluate_policy", 2),
+    "while a checkpoint is written": Moment(f"{STEP}._write", 2, after=True),
+    "in the last step": Moment(f"{STEP}.training_step", STEPS),
+    "in the final evaluation": Moment(f"{SFT}:evaluate_run"),
+    "while the adapter is saved": Moment(f"{SFT}:save_adapter"),
+    "while the probes are written": Moment(f"{SFT}:write_parity", after=True),
+    "while the model card is written": Moment("llm_tuning.finish:write_model_card"),
+    "just before the rename": Moment("llm_tuning.publish:flush_tree", after=True),
+    "just after the rename": Moment("llm_tuning.finish:_after_rename"),
+    "after the registry": Moment("llm_tuning.finish:_after_rename", after=True),
+}
+PUBLISHED = {"just before the rename", "just after the rename", "after the registry"}
+"""Moments after the last look at the stop flag: SIGTERM changes nothing any more, the run ends with 0."""
+
+PPO_MOMENTS = {
+    "reference": Moment(f"{PPO}:reference_of_start"),
+    "in the first epoch": Moment(f"{PPO}:optimizer_step", 5),
+    "in the second epoch": Moment(f"{PPO}:optimizer_step", 14),
+    "while a checkpoint is written": Moment("llm_tuning.checkpoints:flush_tree", 2, after=True),
+    "in the final evaluation": Moment(f"{PPO}:evaluate_run"),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _libraries() -> None:
+    """Loaded once: the runs below are forked from here."""
+    importlib.import_module(SFT)
+    importlib.import_module(PPO)
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("rows") / "rows.json"
+    made = [
+        {"prompt": f"What is {i} plus {i}?", "output": f"It is {2 * i}{'!' * (i % 7)}.", "reward": (i % 5) - 2.0}
+        for i in range(48)
+    ]
+    path.write_text(json.dumps(made))
+    return path
+
+
+def arguments(base: Path, rows: Path, mode: str) -> list[object]:
+    flags = {
+        "llm_path": base,
+        "dataset_path": rows,
+        "tuning_mode": mode,
+        "model_id": "m",
+        "devices": "cpu",
+        "epochs": 2,
+        "batch_size": 5,
+        "save_steps": SAVE_STEPS,
+        "eval_steps": 3,
+        "learning_rate": 0.003,
+        "lora_rank": 4,
+    }
+    return [part for name, value in flags.items() for part in (f"--{name}", value)]
+
+
+def adapter_hash(folder: Path) -> str:
+    return hashlib.sha256((folder / "models/m/adapter_model.safetensors").read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_base: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The hash of the adapter of a run that nobody disturbs, by mode."""
+    hashes = {}
+    here = Path.cwd()
+    for mode in ("sft", "ppo"):
+        folder = tmp_path_factory.mktemp(mode)
+        os.chdir(folder)
+        ended = forked_run(arguments(tiny_base, rows, mode))
+        assert ended.code == 0, ended.output
+        hashes[mode] = adapter_hash(folder)
+        print(f"{mode} undisturbed: adapter {hashes[mode]}")
+    os.chdir(here)
+    return hashes
+
+
+def steps_taken() -> list[int]:
+    path = Path("models/.work/m/metrics.jsonl")
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [line["step"] for line in lines if "train/tokens" in line]
+
+
+def assert_finishes_the_same(argv: list[object], want: str) -> None:
+    again = forked_run(argv)
+    assert again.code == 0, again.output
+    assert adapter_hash(Path()) == want
+    assert not Path("models/.work/m").exists()
+    registry = json.loads(Path("models/registry.json").read_text())
+    assert [entry["model_id"] for entry in registry["models"] if entry["model_type"] == "fine_tuned"] == ["m"]
+
+
+def assert_no_half_model() -> None:
+    for folder in Path("models").glob("[!.]*/"):
+        assert (folder / "model.json").is_file(), f"{folder} is not whole"
+
+
+@pytest.mark.parametrize("moment", SFT_MOMENTS)
+def test_sigterm_ends_with_75_and_the_next_start_finishes_the_same(
+    tiny_base: Path, rows: Path, undisturbed: dict[str, str], moment: str
+) -> None:
+    argv = arguments(tiny_base, rows, "sft")
+    ended = forked_run(argv, at=SFT_MOMENTS[moment], send=signal.SIGTERM)
+    assert ended.code == (0 if moment in PUBLISHED else 75), ended.output
+    assert "Traceback" not in ended.output
+    assert_no_half_model()
+    assert_finishes_the_same(argv, undisturbed["sft"])
+
+
+@pytest.mark.parametrize("moment", SFT_MOMENTS)
+def test_kill_9_loses_at_most_one_interval_and_the_next_start_finishes_the_same(
+    tiny_base: Path, rows: Path, undisturbed: dict[str, str], moment: str
+) -> None:
+    argv = arguments(tiny_base, rows, "sft")
+    ended = forked_run(argv, at=SFT_MOMENTS[moment], send=signal.SIGKILL)
+    assert ended.code == -signal.SIGKILL, ended.output
+    assert_no_half_model()
+    taken = steps_taken()
+    if taken:
+        assert taken[-1] - newest_checkpoint() <= SAVE_STEPS
+    assert_finishes_the_same(argv, undisturbed["sft"])
+
+
+def newest_checkpoint() -> int:
+    names = [path.name for path in Path("models/.work/m/checkpoints").glob("checkpoint-*")]
+    return max((int(name.removeprefix("checkpoint-")) for name in names), default=0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("moment", PPO_MOMENTS)
+def test_ppo_stopped_or_killed_finishes_the_same(
+    tiny_base: Path, rows: Path, undisturbed: dict[str, str], moment: str, number: signal.Signals
+) -> None:
+    argv = arguments(tiny_base, rows, "ppo")
+    ended = forked_run(argv, at=PPO_MOMENTS[moment], send=number)
+    assert ended.code == (75 if number == signal.SIGTERM else -signal.SIGKILL), ended.output
+    assert_no_half_model()
+    assert_finishes_the_same(argv, undisturbed["ppo"])
+
+
+def test_a_run_stopped_again_and_again_finishes_the_same(
+    tiny_base: Path, rows: Path, undisturbed: dict[str, str]
+) -> None:
+    argv = arguments(tiny_base, rows, "sft")
+    ends: list[Ended] = []
+    while not ends or ends[-1].code == 75:
+        ends.append(forked_run(argv, at=Moment(f"{STEP}.training_step", 3)))
+        assert len(ends) < STEPS, "a run that is stopped at its third step must still get on"
+    assert ends[-1].code == 0, ends[-1].output
+    assert len(ends) > 3
+    assert adapter_hash(Path()) == undisturbed["sft"]
+
+
+def test_sigterm_before_the_heavy_imports_ends_with_75(tiny_base: Path, rows: Path) -> None:
+    """As PID 1 in a pod it is: the handler is there before torch is."""
+    code = (
+        "import os, signal, sys\n"
+        "import llm_tuning.codes.tune_llm as t\n"
+        "run = t._run\n"
+        "def stopped(arguments):\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    return run(arguments)\n"
+        "t._run = stopped\n"
+        "code = t.main(sys.argv[1:])\n"
+        "assert 'torch' not in sys.modules\n"
+        "sys.exit(code)\n"
+    )
+    argv = [str(argument) for argument in arguments(tiny_base, rows, "sft")]
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 75, done.stderr
+    assert "try again (Stopped)" in done.stderr
+    assert time.monotonic() - began < 10
+
+
+def test_a_finished_model_id_is_returned_at_once_and_another_configuration_is_refused(
+    tiny_base: Path, rows: Path, undisturbed: dict[str, str]
+) -> None:
+    argv = arguments(tiny_base, rows, "sft")
+    assert forked_run(argv).code == 0
+    again = forked_run([*argv, "--save_steps", 9])  # decides nothing about the weights
+    assert again.code == 0, again.output
+    assert "finished already" in again.output
+    other = forked_run([*argv, "--seed", 7])
+    assert other.code == 64, other.output
+    assert "model_id: m is finished with another configuration" in other.output
+    assert adapter_hash(Path()) == undisturbed["sft"]
+
+
+def test_two_starts_of_one_model_id_at_once(tiny_base: Path, rows: Path, undisturbed: dict[str, str]) -> None:
+    """The second one is told to try again while the first one, here a child stopped for the purpose, holds the run."""
+    argv = arguments(tiny_base, rows, "sft")
+    import fcntl
+
+    work = Path("models/.work/m")
+    work.mkdir(parents=True)
+    with (work / "lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        ended = forked_run(argv)
+        assert ended.code == 75, ended.output
+        assert "try again (Busy): another process is running m" in ended.output
+    assert_finishes_the_same(argv, undisturbed["sft"])
