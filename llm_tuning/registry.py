@@ -20,9 +20,11 @@ drops those that came from a manifest.
 from __future__ import annotations
 
 import difflib
+import gc
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,6 +72,10 @@ class Registry:
         `published` is the model_id that the caller has just published: where it is the only one, a missing file is no
         news. Where the file cannot be written (a read-only volume, a full disk) the result is complete all the same.
         """
+        with _no_garbage_collection():
+            return self._heal(published)
+
+    def _heal(self, published: str | None) -> HealResult:
         if not self.models_dir.is_dir():
             return HealResult(self._file.read())
         looks: dict[str, _Look] = {}
@@ -77,7 +83,7 @@ class Registry:
         messages: list[str] = []
         seen = self._file.read()
         while True:
-            unknown = set(os.listdir(self.models_dir)) - seen.ids
+            unknown = {name for name in os.listdir(self.models_dir) if name not in seen.ids}
             document, new = self._healed(seen, unknown, looks)
             if document is seen.document and not seen.corrupt:
                 break
@@ -94,9 +100,9 @@ class Registry:
             self._file.remove_abandoned(unknown)
             added += new
             messages += self._rebuilt(seen, written, published)
-            known = seen.ids | looks.keys()
-            seen = self._file.read(written)
-            if seen is written and known.issuperset(os.listdir(self.models_dir)):
+            before, seen = seen, self._file.read(written)
+            names = os.listdir(self.models_dir)
+            if seen is written and all(name in before.ids or name in looks for name in names):
                 break
         messages += [look for look in looks.values() if isinstance(look, str)]
         for message in messages:
@@ -245,6 +251,18 @@ class Registry:
         if seen.raw is None and made and made != [published]:
             return [f"{self._file.path} was missing; {source}"]
         return []
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Reading a large index makes only what is kept; the collector would walk it over and over, for as long again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _orphans(index: Index) -> set[str]:

@@ -10,11 +10,10 @@ pydantic's JSON is used because it reads and writes ten thousand entries in half
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import secrets
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -155,8 +154,7 @@ def _parse(raw: bytes | None, modified: float) -> Index:
     if raw is None:
         return Index(None, empty)
     try:
-        with _no_garbage_collection():
-            document = from_json(raw.removeprefix(b"\xef\xbb\xbf"), cache_strings="keys")
+        document = from_json(raw.removeprefix(b"\xef\xbb\xbf"), cache_strings="keys")
     except ValueError as error:
         return Index(raw, empty, f"not JSON: {error}", modified)
     if not isinstance(document, dict):
@@ -164,15 +162,3 @@ def _parse(raw: bytes | None, modified: float) -> Index:
     if not isinstance(document.get("models"), list):
         return Index(raw, empty, "it has no list `models`", modified)
     return Index(raw, document)
-
-
-@contextlib.contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Parsing makes only what it keeps; the collector would walk the growing tree again and again, for as long."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
