@@ -10,6 +10,7 @@ from llm_tuning.data.faults import Reason, RowFault, got
 Message = dict[str, str]
 """`role` is system, user, assistant or tool; `content` is text."""
 
+MESSAGE_FIELDS = frozenset(("role", "content", "from", "value"))
 ROLES = ("system", "user", "assistant", "tool")
 SHAREGPT_ROLES = {
     "human": "user",
@@ -71,7 +72,7 @@ def _convert(item: Any, at: str, *, sharegpt: bool) -> Message:
         raise RowFault(
             Reason.NOT_MESSAGES, f"a message must be an object, got {got(item)}", _message_form(False), at=at
         )
-    sharegpt = sharegpt and "role" not in item
+    sharegpt = sharegpt and item.get("role") is None  # a Parquet column may hold both forms, one of them null
     role_field, content_field = ("from", "value") if sharegpt else ("role", "content")
     if role_field not in item:
         raise RowFault(Reason.NOT_MESSAGES, f"a message has no `{role_field}`", _message_form(sharegpt), at=at)

@@ -11,14 +11,14 @@ a later row of another shape is refused, since a file of mixed shapes is most of
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
 from llm_tuning.api.tuning import Mode
 from llm_tuning.data.faults import Reason, RowFault, got
-from llm_tuning.data.messages import Message, check_conversation, check_text, convert_messages
+from llm_tuning.data.messages import MESSAGE_FIELDS, Message, check_conversation, check_text, convert_messages
 
 SHAPES: dict[str, tuple[str, ...]] = {
     "messages": ("messages",),
@@ -116,10 +116,17 @@ class RowParser:
         )
 
     def _note_ignored(self, row: Mapping[str, Any], used: tuple[str, ...]) -> None:
-        used = used + REWARD_FIELDS if self.mode == "ppo" else used
-        for name in row.keys() - set(used):
-            if row[name] is not None and len(self.ignored_fields) < MAX_IGNORED_FIELDS:
-                self.ignored_fields.add(name[:40])
+        rewards = REWARD_FIELDS if self.mode == "ppo" else ()
+        self._ignore(row, row.keys() - {*used, *rewards}, "")
+        for name in used:
+            if isinstance(row.get(name), list):
+                for message in row[name]:
+                    self._ignore(message, message.keys() - MESSAGE_FIELDS, f"{name}[].")
+
+    def _ignore(self, values: Mapping[str, Any], names: Iterable[str], prefix: str) -> None:
+        for name in names:
+            if values[name] is not None and len(self.ignored_fields) < MAX_IGNORED_FIELDS:
+                self.ignored_fields.add(f"{prefix}{name[:40]}")
 
 
 def _has(row: Mapping[str, Any], shape: str) -> bool:

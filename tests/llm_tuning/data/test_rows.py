@@ -50,6 +50,10 @@ def parse(row: Any, mode: Mode = "sft") -> Example:
             [SYSTEM, USER, {"role": "tool", "content": "{}"}, ASSISTANT],
         ),
         ({"conversations": [USER, ASSISTANT]}, [USER, ASSISTANT]),
+        (
+            {"conversations": [{"from": "human", "value": "q", "role": None}, ASSISTANT | {"from": None}]},
+            [USER, ASSISTANT],
+        ),
     ],
 )
 def test_conversations_of_every_shape(row: dict[str, Any], messages: list[dict[str, str]]) -> None:
@@ -208,3 +212,6 @@ def test_fields_that_nothing_uses_are_named_once_and_few_are_kept() -> None:
     for number in range(100):
         parser.parse(number, {"prompt": "q", "output": "a", "reward": 1, f"field{number}": 1})
     assert len(parser.ignored_fields) == 20
+    parser = RowParser("sft")
+    parser.parse(1, {"messages": [USER | {"name": "x", "weight": None}, ASSISTANT], "reward": 1})
+    assert parser.ignored_fields == {"messages[].name", "reward"}
