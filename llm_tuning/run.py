@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, TypeVar
 from llm_tuning.api import LoraSpec, RunOptions, TuningConfig
 from llm_tuning.api.tuning import device_names
 from llm_tuning.base_model import BaseModel, check_writable, inspect_base, weight_hash
-from llm_tuning.errors import InputError, Problem, TryAgain
+from llm_tuning.errors import InputError, Problem, TryAgain, TuningError
 from llm_tuning.files import read_json, write_json
 from llm_tuning.manifest import Manifest, config_hash, read_manifest
 from llm_tuning.registry import Registry
@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+FULL_BYTES = 256 * 1024
+"""A disk with less room than this is full: a run writes little at a time that is smaller."""
 
 
 def tune(config: TuningConfig, options: RunOptions) -> str:
@@ -339,12 +341,19 @@ def _train(spec: RunSpec) -> None:
 
 @contextmanager
 def _disk_errors_as_input_errors(output_dir: Path) -> Iterator[None]:
+    """A full disk is one sentence. What the libraries make of it has many types, so the disk itself is asked."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in NO_SPACE:
+    except TuningError:
+        raise
+    except Exception as error:
+        is_full = isinstance(error, OSError) and error.errno in NO_SPACE
+        if not is_full and not (output_dir.exists() and shutil.disk_usage(output_dir).free < FULL_BYTES):
             raise
-        place = error.filename or output_dir
         raise InputError(
-            Problem(str(place), "no space left on the disk", "free some, or give another --output_dir; the run resumes")
+            Problem(
+                f"output_dir {output_dir}",
+                "no space is left on the disk",
+                "make room and start the same model_id again, or give another --output_dir",
+            )
         ) from error

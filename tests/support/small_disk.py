@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def run_on_small_disk(folder: Path, code: str, *, kibibytes: int = 512) -> str:
+def run_on_small_disk(folder: Path, code: str, *, kibibytes: int = 512, timeout_seconds: int = 60) -> str:
     """Run Python `code` with `folder` on a file system of that size and return its standard output.
 
     In `code`, `disk` is the Path of the folder and `remount("ro")` makes it read-only. Skips where the system allows
@@ -31,7 +31,12 @@ def run_on_small_disk(folder: Path, code: str, *, kibibytes: int = 512) -> str:
     command = ["unshare", "--mount", "--map-root-user", "sh", "-c", script]
     command += [sys.executable, str(folder), prelude + code, f"{kibibytes}k"]  # $0, $1, $2, $3 of the script
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=60, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)}
+        command,
+        capture_output=True,
+        text=True,
+        timeout=timeout_seconds,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
