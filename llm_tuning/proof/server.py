@@ -42,11 +42,19 @@ class Server:
     Its methods raise TryAgain when it does not answer or fails, InputError when it wants an API key or is none.
     """
 
-    def __init__(self, url: str, *, api_key: str | None = None, timeout_seconds: float = 300) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        api_key: str | None = None,
+        timeout_seconds: float = 300,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
         self.url = server_root(url)
         host = urlsplit(self.url).hostname or ""
         self._http = httpx.Client(
             base_url=self.url,
+            transport=transport,
             timeout=httpx.Timeout(timeout_seconds, connect=10),
             headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
             trust_env=host
@@ -60,6 +68,8 @@ class Server:
     def models(self) -> list[ServedModel]:
         """What the server serves."""
         response = self._request("GET", "/v1/models")
+        if response.status_code == httpx.codes.TOO_MANY_REQUESTS or response.is_server_error:
+            self._expect_ok(response)
         if response.status_code != httpx.codes.OK:
             raise InputError(
                 Problem(

@@ -421,6 +421,27 @@ def test_a_server_that_is_not_ready_in_time_is_stopped(tiny_base: Path, tmp_path
     assert not any(str(port) in shlex.join(command) for command in commands_running())
 
 
+@pytest.mark.vllm
+def test_a_stop_signal_while_waiting_ends_vllm_too(tiny_base: Path, tmp_path: Path, leftovers: list[int]) -> None:
+    require_vllm()
+    port = free_port()
+    command = ["bash", "config/llm/launch_llm.sh", str(port), "cpu", str(tiny_base)]
+    env = dict(os.environ) | {"LAUNCH_LOG_DIR": str(tmp_path)}
+    launcher = subprocess.Popen(
+        command, cwd=PACKAGE, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    pid_file = tmp_path / f"launch_llm_{port}.pid"
+    while launcher.poll() is None and not (pid_file.exists() and pid_file.read_text()):
+        time.sleep(0.05)
+    group = int(pid_file.read_text())
+    leftovers.append(group)
+    launcher.terminate()
+    _, errors = launcher.communicate(timeout=60)
+    assert launcher.returncode == 75
+    assert "try again (Stopped)" in errors
+    assert running(group) == []
+
+
 def commands_running() -> Iterator[list[str]]:
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
