@@ -71,7 +71,7 @@ def fit(
     dtype: torch.dtype,
     max_tokens: int,
 ) -> None:
-    """Do the optimizer steps that no checkpoint has yet; then `policy` is trained and a checkpoint of the end is there."""
+    """Do the optimizer steps that no checkpoint has yet; then `policy` is trained, and a last checkpoint is there."""
     training = run.config.training
     batches = StepBatches(
         training_rows,

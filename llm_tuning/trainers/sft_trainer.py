@@ -3,8 +3,9 @@
 What stays TRL's and transformers' own: optimizer, learning-rate schedule, clipping, the loop, the trainer state and its
 resume. What is ours, and why:
 
-- One item of the data loader is one optimizer step of this rank: a list of forward passes of similar lengths
-  under a token budget. Padding to the longest row of a batch wastes most of a step on skewed lengths.
+- One item of the data loader is one optimizer step of this rank: a list of forward passes under a token budget, rows
+  end to end in them (`flat_rows`) or padded to similar lengths. Padding to the longest row of a batch wastes half of
+  a step on skewed lengths.
 - The loss is the sum over the step's learned tokens on all ranks, divided by their number, so that a token
   counts the same however rows are cut into passes, batches and ranks. Only learned positions go through the output
   layer, a chunk at a time; TRL also computes entropy and top-1 accuracy of every position in every step.
@@ -39,10 +40,10 @@ from trl import SFTConfig, SFTTrainer
 
 from llm_tuning.api.tuning import TrainingSpec
 from llm_tuning.checkpoints import save_checkpoint
-from llm_tuning.data.token_rows import TokenRows
+from llm_tuning.data.token_rows import TokenRow, TokenRows
 from llm_tuning.errors import InputError, Problem, TryAgain
 from llm_tuning.stopping import stop_requested
-from llm_tuning.trainers.batching import StepBatches, pad, token_budget_batches
+from llm_tuning.trainers.batching import Indices, StepBatches, flatten, full_batches, pad, token_budget_batches
 from llm_tuning.trainers.distributed import all_reduce_sum, any_rank
 from llm_tuning.trainers.policy import ADAPTER_WEIGHTS, TRAINED, adapter_weights
 from llm_tuning.trainers.run_context import TrainRun
@@ -58,8 +59,11 @@ LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "PMI_SIZE", "OMPI_COMM
 class Steps(torch.utils.data.Dataset[dict[str, Any]]):
     """All optimizer steps of a run, epoch after epoch, as this rank sees them; step s is made when it is asked for."""
 
-    def __init__(self, rows: TokenRows, batches: StepBatches, *, total: int, max_tokens: int) -> None:
+    def __init__(self, rows: TokenRows, batches: StepBatches, *, total: int, max_tokens: int, flat_rows: bool) -> None:
+        """`flat_rows`: passes hold rows end to end (`batching.flatten`) instead of padded ones."""
         self.rows, self.batches, self.total, self.max_tokens = rows, batches, total, max_tokens
+        self._cut: Callable[..., list[Indices]] = full_batches if flat_rows else token_budget_batches
+        self._lay: Callable[..., dict[str, Any]] = flatten if flat_rows else _padded
         self._epoch = -1
 
     def __len__(self) -> int:
@@ -71,12 +75,16 @@ class Steps(torch.utils.data.Dataset[dict[str, Any]]):
         if epoch != self._epoch:
             self._epoch, self._whole, self._share = epoch, self.batches.whole(epoch), self.batches.epoch(epoch)
         share, whole = self._share[at], self._whole[at]
-        passes = [share[batch] for batch in token_budget_batches(self.rows.lengths[share], self.max_tokens)]
+        passes = [share[batch] for batch in self._cut(self.rows.lengths[share], self.max_tokens)]
         return {
-            "passes": [pad([self.rows[int(i)] for i in at], pad_id=0) for at in passes],
+            "passes": [self._lay([self.rows[int(i)] for i in at]) for at in passes],
             "learned": int(self.rows.learned_counts[whole].sum()),
             "tokens": int(self.rows.lengths[whole].sum()),
         }
+
+
+def _padded(rows: list[TokenRow]) -> dict[str, Any]:
+    return pad(rows, pad_id=0)
 
 
 class StepTrainer(SFTTrainer):
@@ -90,12 +98,12 @@ class StepTrainer(SFTTrainer):
         run: TrainRun,
         model: PeftModel,
         steps: Steps,
+        token_loss: TokenLoss,
         *,
-        dtype: torch.dtype,
         evaluate_now: Callable[[int], None],
         eval_steps: int,
     ) -> None:
-        self.run, self.steps, self.dtype = run, steps, dtype
+        self.run, self.steps, self.token_loss = run, steps, token_loss
         self._evaluate_now, self._eval_steps = evaluate_now, eval_steps
         self._step: dict[str, Any] = {}
         self._loss = math.nan
@@ -115,18 +123,17 @@ class StepTrainer(SFTTrainer):
         self.trainable = trainable
         self.processing_class = None  # or train() would align the model's special tokens with it
         self.remove_callback(PrinterCallback)
-        self.token_loss = TokenLoss(model, device=run.device, dtype=dtype)
         torch.manual_seed(run.config.training.seed + run.rank)  # dropout differs between the ranks
 
     def _send_telemetry(self) -> None:
         """Nothing about a run leaves the machine."""
 
     def get_train_dataloader(self) -> DataLoader[dict[str, Any]]:
-        """The steps in order: to Trainer a run is one epoch with a batch a step, so that a resume skips indices only."""
+        """The steps in order: to Trainer a run is one epoch, a batch a step, so that a resume skips indices only."""
         return DataLoader(self.steps, batch_size=1, collate_fn=_the_step)
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: object = None) -> Tensor:
-        """Forward and backward of one optimizer step; returns its loss (nats a learned token), the same on all ranks."""
+        """Forward and backward of one optimizer step; returns its loss (nats a learned token), one for all ranks."""
         if not model.training:
             model.train()
         loss = torch.zeros((), device=self.run.device)

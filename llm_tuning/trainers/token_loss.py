@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from llm_tuning.trainers.batching import IGNORED
+from llm_tuning.trainers.flat_rows import flat_arguments, take_flat_rows
 
 CHUNK_ELEMENTS = 2**22
 """Logits at a time: 16 MiB in fp32, small beside any model, and enough rows for a matrix product at full speed."""
@@ -30,14 +31,18 @@ class TokenLoss:
     passes run under autocast.
     """
 
-    def __init__(self, model: nn.Module, *, device: str, dtype: torch.dtype) -> None:
+    def __init__(self, model: Any, *, device: str, dtype: torch.dtype) -> None:
         self.device, self.dtype = torch.device(device), dtype
         self.causal_lm: Any = model.get_base_model() if isinstance(model, PeftModel) else model
         self.head: Any = self.causal_lm.get_output_embeddings()
         self.head_is_plain = self._head_is_plain()
+        with self._autocast():
+            self.flat_rows = take_flat_rows(self.causal_lm)
 
-    def sum(self, batch: dict[str, Tensor]) -> Tensor:
-        """Nats summed over the learned tokens of `batch` (as from `batching.pad`), a scalar in fp32.
+    def sum(self, batch: dict[str, Any]) -> Tensor:
+        """Nats summed over the learned tokens of `batch`, a scalar in fp32.
+
+        `batch` is as from `batching.pad` or, where `self.flat_rows`, as from `batching.flatten`.
 
         Zero, but still with a gradient to all that trains, where nothing is learned.
         """
@@ -46,14 +51,20 @@ class TokenLoss:
         rows_N, columns_N = (targets_BT != IGNORED).nonzero(as_tuple=True)
         targets_N = targets_BT[rows_N, columns_N].to(self.device, non_blocking=True)
         positions_N = (rows_N * batch["labels"].shape[1] + columns_N).to(self.device, non_blocking=True)
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+        arguments: dict[str, Any] = {"use_cache": False}
+        if "row_lengths" in batch:
+            arguments = flat_arguments(self.device, batch["row_lengths"])
+        with self._autocast():
             if self.head_is_plain:
-                hidden_BTH = self.causal_lm.base_model(input_ids=input_ids_BT, use_cache=False).last_hidden_state
+                hidden_BTH = self.causal_lm.base_model(input_ids=input_ids_BT, **arguments).last_hidden_state
                 hidden_NH = hidden_BTH.flatten(0, 1).index_select(0, positions_N)
                 return _FrozenHeadLoss.apply(hidden_NH, self.head.weight, self.head.bias, targets_N)
-            logits_BTV = self.causal_lm(input_ids=input_ids_BT, use_cache=False).logits
+            logits_BTV = self.causal_lm(input_ids=input_ids_BT, **arguments).logits
             logits_NV = logits_BTV.flatten(0, 1).index_select(0, positions_N)
             return functional.cross_entropy(logits_NV.float(), targets_N, reduction="sum")
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
     @torch.no_grad()
     def _head_is_plain(self) -> bool:
@@ -64,7 +75,7 @@ class TokenLoss:
         was_training = self.causal_lm.training
         self.causal_lm.eval()
         ids_BT = torch.arange(1, 9, device=self.device)[None]
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+        with self._autocast():
             want = self.causal_lm(input_ids=ids_BT, use_cache=False).logits.float()
             got = head(self.causal_lm.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state).float()
         self.causal_lm.train(was_training)
