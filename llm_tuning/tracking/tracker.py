@@ -31,10 +31,15 @@ VALUE_CHARACTERS = 1000
 """Longest parameter or tag value; MLflow takes 6,000, but nobody reads them."""
 
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
-SENDER_CODE = (
-    "import sys; sys.path.append(sys.argv[1]); from llm_tuning.tracking import sender; sender.main(sys.argv[2])"
-)
-"""Works installed and from a checkout; with -P a folder named mlflow in the current directory is not imported."""
+SENDER_CODE = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import llm_tuning
+del sys.path[0]
+from llm_tuning.tracking import sender
+sender.main(sys.argv[2])
+"""
+"""The very package that runs here, installed or a checkout, and with -P nothing from the current directory."""
 
 Status = Literal["FINISHED", "KILLED", "FAILED"]
 
