@@ -1,0 +1,296 @@
+"""One machine, from a JSON file to a served, proven adapter, by the documented commands: what `make demo` runs.
+
+Every command line is shown as it is run, in the folder `.demo/` of the repository; what it makes stays there to be
+looked at. The demo is a check as well: what each link of the chain shows is compared with what it is there to show,
+and the first one that disappoints ends the demo with exit code 1.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / ".demo"
+BASE = Path("base/tiny-python")
+LAUNCHER = Path("../llm_tuning/config/llm/launch_llm.sh")
+SFT, PPO = "help-desk-sft", "help-desk-ppo"
+MOST, FEW = 0.6, 0.2
+"""Shares of the unseen questions; on the machine it was made on they are near 1 and near 0."""
+
+STOP_SECONDS = 60.0
+"""How long a command may take to end after SIGTERM; a training run saves a checkpoint first."""
+
+
+class Disappointed(Exception):  # noqa: N818 - the demo is, and says by what
+    """A link of the chain did not show what it is there to show."""
+
+
+def main() -> int:
+    """Run all stages; returns the exit code."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    started = time.monotonic()
+    try:
+        os.environ |= _environment()
+        _start_afresh()
+        make_base_model()
+        refuse_a_mistake()
+        tune()
+        compare()
+        look_around()
+        serve()
+        say_what_is_left()
+    except Disappointed as error:
+        print(f"\nDEMO FAILED: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ndemo stopped; everything it started has ended", file=sys.stderr)
+        return 130
+    print(f"\nDemo done in {time.monotonic() - started:.0f} s.")
+    return 0
+
+
+def make_base_model() -> None:
+    """Stage 1."""
+    stage(
+        "A base model",
+        "A small Llama learns Python's own documentation from nothing: about a minute, once (it is kept).",
+    )
+    run(f"python {_script('make_base_model.py')} {BASE}")
+    run(f"python {_script('make_datasets.py')} data")
+
+
+def refuse_a_mistake() -> None:
+    """Stage 2."""
+    stage(
+        "Check the data",
+        "answers_with_a_mistake.json has no output in row 7. The check is to refuse it with exit code 64, without "
+        "loading the model; the file without the mistake is to pass.",
+    )
+    text = run(
+        f"tune-llm validate --llm_path {BASE} --dataset_path data/answers_with_a_mistake.json", expect=64, shown=False
+    )
+    expect("row 7" in text and "null" in text, "the refusal names the row and what is wrong with it")
+    run(f"tune-llm validate --llm_path {BASE} --dataset_path data/answers.json")
+
+
+def tune() -> None:
+    """Stages 3 and 4."""
+    stage(
+        "SFT: learn the help desk's answers",
+        "The recorded answers have a house style, and two in three go on with an advertisement.",
+    )
+    run(f"tune-llm --config {_script('config.yaml')} --model_id {SFT} --devices cpu")
+    sft = report(SFT)["metrics"]
+    expect(sft["tuned"]["loss"] < sft["base"]["loss"] / 2, "SFT halves the loss on held-out rows")
+    stage(
+        "PPO: learn from ratings, from the SFT adapter on",
+        "Readers gave the same answers 5 points without the advertisement and 1 with it.",
+    )
+    run(
+        f"tune-llm --tuning_mode ppo --llm_path {BASE} --init_adapter {SFT} --dataset_path data/ratings.jsonl "
+        f"--epochs 4 --batch_size 32 --learning_rate 1e-3 --max_length 256 --experiment_name 'help desk' "
+        f"--model_id {PPO} --devices cpu"
+    )
+    ppo = report(PPO)["metrics"]
+    name = "reward_weighted_loglik"
+    expect(ppo["tuned"][name] > ppo["start"][name], "PPO raises the reward-weighted log-likelihood of held-out rows")
+
+
+def compare() -> None:
+    """Stage 5."""
+    stage(
+        "Answers before and after",
+        "Questions about names that no training file mentions, asked by transformers and PEFT.",
+    )
+    run(f"python {_script('answers.py')} {BASE} data/unseen.json models/{SFT} models/{PPO} --json answers.json")
+    base, sft, ppo = json.loads((FOLDER / "answers.json").read_text())
+    print()
+    expect(base["right"] > MOST, "the base model remembers most of what it has read")
+    expect(base["house_style"] < FEW and sft["house_style"] > MOST, "the house style comes with SFT")
+    expect(ppo["house_style"] > MOST, "and is still there after PPO")
+    expect(sft["advertised"] > MOST and ppo["advertised"] < FEW, "SFT learned to advertise, PPO to leave it")
+    expect(ppo["preference"] > sft["preference"] + 1, "PPO moved likelihood from answers rated 1 to answers rated 5")
+
+
+def look_around() -> None:
+    """Stage 6."""
+    stage("The held-out table and the registry", "What a run leaves behind: a report, a manifest, an index over them.")
+    run(f"tune-llm report {PPO}")
+    run("tune-llm registry list")
+    run("tune-llm registry verify")
+    models = json.loads(run("tune-llm registry list --json", quiet=True))["models"]
+    expect({SFT, PPO} <= {model["model_id"] for model in models}, "both adapters are registered")
+
+
+def serve() -> None:
+    """Stage 7: the server ends with this function, however it ends."""
+    port = _free_port()
+    stage(
+        "Serve the adapter and prove it",
+        "vLLM is started, then asked whether its answers move as the training moved them: a LoRA that is loaded and "
+        "changes nothing would be found out here. About half a minute.",
+    )
+    with _stopped_at_the_end(FOLDER / "logs" / f"launch_llm_{port}.pid", port):
+        run(f"bash {LAUNCHER} {port} 0 {BASE} models/{PPO}")
+        prove = f"tune-llm prove --url http://127.0.0.1:{port} --adapter models/{PPO}"
+        proof = json.loads(run(f"{prove} --json", quiet=True))
+        expect(proof["verdict"] == "effective", "the served adapter is proven effective")
+        question = json.loads((FOLDER / "data/unseen.json").read_text())[0]["prompt"]
+        served = call(port, "lora", question)
+        bare = call(port, BASE.name, question)
+        expect("Read more: help(" in served, "`lora` answers in house style")
+        expect("Read more: help(" not in bare, "the base beside it does not")
+
+
+def say_what_is_left() -> None:
+    """The end."""
+    folder = os.path.relpath(FOLDER)
+    stage("What is left to look at", f"All of it is in {folder}/.")
+    for what, where in {
+        "the model card, with the loss curve beside it": f"{folder}/models/{PPO}/README.md",
+        "the index of models": f"{folder}/models/registry.json",
+        "the runs in MLflow": f"cd {folder} && mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db",
+        "the adapter served again": f"cd {folder} && bash {LAUNCHER} 8000 0 {BASE} models/{PPO}",
+        "a fresh start": f"rm -r {folder}",
+    }.items():
+        print(f"  {what}:\n      {where}")
+
+
+# --- how a stage speaks, runs and checks ---------------------------------------------------------------------------
+
+_stages = 0
+
+
+def stage(title: str, text: str) -> None:
+    """Announce what comes next."""
+    global _stages  # noqa: PLW0603 - a counter for the reader
+    _stages += 1
+    print(f"\n{_bold(f'{_stages}. {title}')}\n{text}", flush=True)
+
+
+def run(command: str, *, expect: int = 0, shown: bool = True, quiet: bool = False) -> str:
+    """Run `command` in the demo's folder; raises Disappointed on another exit code than `expect`.
+
+    Its output goes to the terminal as it comes. With `shown` False it is returned, too, and comes at the end; with
+    `quiet` it is returned only.
+    """
+    if not quiet:
+        print(f"\n{_bold('$ ' + command)}", flush=True)
+    capture = quiet or not shown
+    streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": None if quiet else subprocess.STDOUT}
+    process = subprocess.Popen(shlex.split(command), cwd=FOLDER, text=True, **(streams if capture else {}))
+    try:
+        output, _ = process.communicate()
+    except BaseException:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_SECONDS)
+        process.kill()
+        raise
+    if capture and not quiet:
+        print(output, end="", flush=True)
+    if process.returncode != expect:
+        raise Disappointed(f"exit code {process.returncode} instead of {expect} from: {command}")
+    if expect:
+        print(f"(exit code {process.returncode}, as it should be)")
+    return output or ""
+
+
+def expect(held: bool, what: str) -> None:
+    """Say that `what` was seen; raises Disappointed if it was not."""
+    if not held:
+        raise Disappointed(f"not seen: {what}")
+    print(f"  [seen] {what}", flush=True)
+
+
+def report(model_id: str) -> dict[str, Any]:
+    """The result of a run as JSON."""
+    return dict(json.loads(run(f"tune-llm report {model_id} --json", quiet=True)))
+
+
+def call(port: int, model: str, question: str) -> str:
+    """Ask the server as any OpenAI client would, and print both."""
+    url = f"http://127.0.0.1:{port}/v1/chat/completions"
+    messages = [{"role": "user", "content": question}]
+    body = json.dumps({"model": model, "messages": messages, "temperature": 0, "max_tokens": 96})
+    command = ["curl", url, "-H", "Content-Type: application/json", "-d", body]
+    print(f"\n{_bold('$ ' + shlex.join(command))}", flush=True)
+    request = urllib.request.Request(url, body.encode(), {"Content-Type": "application/json"})
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # this machine, past any proxy
+    with opener.open(request, timeout=120) as reply:
+        answer = str(json.load(reply)["choices"][0]["message"]["content"])
+    print(answer, flush=True)
+    return answer
+
+
+@contextmanager
+def _stopped_at_the_end(pid_file: Path, port: int) -> Iterator[None]:
+    """End the server as its own message says, `kill "$(cat PID_FILE)"`, and wait until its port is free."""
+    try:
+        yield
+    finally:
+        if pid_file.exists():
+            print(f"\n{_bold(f'$ kill {pid_file.read_text().strip()}')}", flush=True)
+            with suppress(ProcessLookupError):
+                os.kill(int(pid_file.read_text()), signal.SIGTERM)
+            deadline = time.monotonic() + STOP_SECONDS
+            while _answers(port) and time.monotonic() < deadline:
+                time.sleep(0.1)
+            if _answers(port):
+                raise Disappointed(f"vLLM (process {pid_file.read_text().strip()}) is still there")
+            print("  [seen] the server has ended")
+
+
+def _answers(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _start_afresh() -> None:
+    """Everything of an earlier demo goes, except the base model."""
+    for name in ("data", "models", "mlruns", "logs"):
+        shutil.rmtree(FOLDER / name, ignore_errors=True)
+    FOLDER.mkdir(exist_ok=True)
+    print(f"The demo works in {FOLDER}; every command below can be typed there.")
+
+
+def _environment() -> dict[str, str]:
+    """This Python's own folder first in PATH, so that `tune-llm` and `python` are those that run the demo."""
+    return {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}", "HF_HUB_OFFLINE": "1"}
+
+
+def _script(name: str) -> str:
+    return os.path.relpath(Path(__file__).resolve().parent / name, FOLDER)
+
+
+def _bold(text: str) -> str:
+    return f"\033[1m{text}\033[0m" if sys.stdout.isatty() else text
+
+
+def _interrupt(signal_number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())
