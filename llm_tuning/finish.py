@@ -159,9 +159,10 @@ def report_counts(spec: RunSpec) -> dict[str, int]:
 
 
 def training_record(spec: RunSpec) -> TrainingRecord:
-    """How the training went, over all starts of the run; a recipe leaves why it stopped early in `training.json`."""
+    """How the training went, over all starts of the run; a recipe leaves how it ended (`stopped_early`, in ppo also the
+    KL of what is saved) in `training.json`."""
     ended = read_json(spec.work / "training.json") or {}
-    return TrainingRecord(**asdict(summarise(spec.work / METRICS_FILE)), stopped_early=ended.get("stopped_early"))
+    return TrainingRecord.model_validate(asdict(summarise(spec.work / METRICS_FILE)) | ended)
 
 
 def library_versions() -> dict[str, str]:

@@ -15,7 +15,6 @@ pass, one after another over its rows; flat arrays over all training rows' outpu
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -93,7 +92,9 @@ def train(run: TrainRun) -> None:
             template = load_chat_template(run.base).text
             save_adapter(model, run.base, run.stage, base_name=str(run.base), chat_template=template)
             write_parity(run, model, rows, held_out=held_out, training=training_rows, dtype=dtype)
-            write_json(run.work / "training.json", _summary(run, state, training_rows, held_out))
+            measured_on = "held_out" if len(held_out) else "training"
+            ended = {"stopped_early": state.stopped_early, "kl": state.kl, "kl_rows": measured_on}
+            write_json(run.work / "training.json", ended)
 
 
 def learn(
@@ -156,7 +157,6 @@ def learn(
             run.reporter.metrics(state.step, {"eval/kl": state.kl})
 
     run.reporter.start(total, state.step)
-    began = time.monotonic() - state.seconds
     measure_if_due()  # a checkpoint is of the moment before its measurement
     for epoch, begins, step_rows in _steps_left(batches, state.step, total):
         if state.stopped_early:
@@ -170,7 +170,7 @@ def learn(
 
         metrics, tokens = accumulate_gradients(policy, passes, step_rows, recorded, loss_of)
         metrics |= optimizer_step(policy, optimizer, scheduler, max_grad_norm=training.max_grad_norm)
-        state.step, state.tokens, state.seconds = state.step + 1, state.tokens + tokens, time.monotonic() - began
+        state.step += 1
         run.reporter.step(state.step, state.step / len(batches), metrics, tokens)
 
         # Also before every pass over many rows, so that a stop there loses no step.
@@ -307,20 +307,3 @@ def _rows_visited(batches: StepBatches, first_step: int, steps: int) -> Indices:
     if steps >= len(batches):
         return np.sort(batches.rows)
     return np.sort(np.concatenate(batches.whole(epoch)[done : done + steps]))
-
-
-def _summary(
-    run: TrainRun, state: PpoState, training_rows: Indices, held_out: Indices
-) -> dict[str, int | float | str | None]:
-    """What `training.json` says: steps, epochs, tokens, seconds, why it ended early, and the KL of what is saved."""
-    training = run.config.training
-    rows_per_step = training.effective_batch_size(run.world)
-    return {
-        "steps": state.step,
-        "epochs": state.step / math.ceil(len(training_rows) / rows_per_step),
-        "tokens": state.tokens,
-        "seconds": round(state.seconds, 3),
-        "stopped_early": state.stopped_early,
-        "kl": state.kl,
-        "kl_rows": "held_out" if len(held_out) else "training",
-    }

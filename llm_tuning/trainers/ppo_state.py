@@ -26,8 +26,6 @@ class PpoState:
     """Where the run is. `old_logprobs` and `old_values` are flat over the training rows' output tokens."""
 
     step: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
     old_logprobs: Tensor = field(default_factory=lambda: torch.empty(0))
     old_values: Tensor = field(default_factory=lambda: torch.empty(0))
     within_target: list[Tensor] = field(default_factory=list)

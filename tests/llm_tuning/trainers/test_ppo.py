@@ -126,11 +126,8 @@ def test_a_run_leaves_a_whole_stage_an_evaluation_and_a_summary(whole: TrainRun)
     summary = json.loads((run.work / "training.json").read_text())
     training_rows, _ = split(ROWS, 0.12, 42)
     tokens = int(TokenRows.open(run.rows).lengths[training_rows].sum())
-    assert summary["steps"] == 10
-    assert summary["epochs"] == 2
-    assert summary["tokens"] == reporter_of(run).tokens == 2 * tokens
-    assert summary["stopped_early"] is None
-    assert summary["seconds"] > 0
+    assert reporter_of(run).tokens == 2 * tokens
+    assert summary == {"stopped_early": None, "kl": reporter_of(run).evaluations[10]["eval/kl"], "kl_rows": "held_out"}
     assert reporter_of(run).started == (10, 0)
     assert {4, 8, 10} == {step for step, values in reporter_of(run).evaluations.items() if "eval/kl" in values}
 
@@ -406,7 +403,7 @@ def test_above_the_target_the_run_stops_and_goes_back_to_within(start: Start, ti
     want = finish(run)
     summary = json.loads((run.work / "training.json").read_text())
     assert summary["stopped_early"] == "TargetKl"
-    assert summary["steps"] < 20
+    assert len(reporter_of(run).steps) < 20
     assert 0 < summary["kl"] <= 0.01
     assert summary["kl_rows"] == "held_out"
     assert _exact_kl(tiny_base, run, None) == pytest.approx(summary["kl"], rel=1e-4)
