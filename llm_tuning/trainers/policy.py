@@ -67,6 +67,7 @@ def load_base_model(
     `quantization` "4bit" (bitsandbytes NF4 with double quantisation, as in the QLoRA paper, arXiv 2305.14314) needs
     CUDA. Without `attn_implementation` transformers chooses: sdpa where the architecture has it.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     options: dict[str, Any] = {}
@@ -75,17 +76,44 @@ def load_base_model(
         options["device_map"] = {"": device}
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
-    model = AutoModelForCausalLM.from_pretrained(
-        base,
-        dtype=dtype,
-        local_files_only=True,
-        use_safetensors=True,
-        trust_remote_code=False,
-        **options,
-    )
+    try:
+        with _no_progress_bar():
+            model, found = AutoModelForCausalLM.from_pretrained(
+                base,
+                dtype=dtype,
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+                ignore_mismatched_sizes=True,  # told of below, in one sentence
+                output_loading_info=True,
+                **options,
+            )
+    except (ValueError, OSError, SafetensorError) as error:
+        first_sentence = str(error).strip().split("\n")[0][:300]
+        raise InputError(Problem("model.path", f"{base} cannot be loaded: {first_sentence}")) from None
+    # transformers would go on with random numbers in their place
+    unusable = sorted(found["missing_keys"]) + sorted(key for key, *_ in found["mismatched_keys"])
+    if unusable:
+        raise InputError(
+            Problem("model.path", f"the weights in {base} lack {unusable[0]}, or have it in another shape")
+        )
     model.requires_grad_(False)
     model.config.use_cache = False
     return model if quantization == "4bit" else model.to(device)
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Loading draws no bar of its own; afterwards bars are as the caller had them."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _four_bit(device: str) -> object:
@@ -142,6 +170,7 @@ def attach_lora(
         raise InputError(
             Problem("lora.targetModules", f"{wanted} names no linear module of this model", "use all-linear")
         ) from None
+    _refuse_embeddings(peft_model)
     if start_adapter is not None:
         peft_model.load_adapter(str(start_adapter), adapter_name=START, is_trainable=False)
         weights = load_peft_weights(str(start_adapter), device="cpu")
@@ -154,7 +183,18 @@ def attach_lora(
     for parameter in peft_model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+    peft_model.train()  # PEFT leaves a wrapper that trains around a base that does not: without dropout
     return peft_model
+
+
+def _refuse_embeddings(model: PeftModel) -> None:
+    """LoRA on embeddings is not what every vLLM serves, and the losses take the output layer for frozen."""
+    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+        if hasattr(layer, "lora_A"):
+            name = next(name for name, module in model.get_base_model().named_modules() if module is layer)
+            raise InputError(
+                Problem("lora.targetModules", f"names {name}, which stays frozen", "leave it out, or use all-linear")
+            )
 
 
 def _modules_of(start_adapter: Path, *, rank: int, alpha: int) -> list[str] | str:
@@ -214,13 +254,22 @@ def save_adapter(
     stage.mkdir(parents=True, exist_ok=True)
     save_file(adapter_weights(model), stage / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     config = model.peft_config[TRAINED].to_dict()
-    config |= {"base_model_name_or_path": base_name, "inference_mode": True}
+    config |= {"base_model_name_or_path": base_name, "inference_mode": True, "target_modules": _short_names(model)}
     (stage / ADAPTER_CONFIG).write_text(json.dumps(_ordered(config), indent=2, sort_keys=True) + "\n")
     for name in TOKENIZER_FILES:
         if (tokenizer / name).is_file():
             shutil.copyfile(tokenizer / name, stage / name)
     if chat_template is not None:
         (stage / CHAT_TEMPLATE).write_text(chat_template)
+
+
+def _short_names(model: PeftModel) -> list[str]:
+    """Target modules by the last part of their names (q_proj), as people write them, where that means the same ones."""
+    targeted = set(model.base_model.targeted_module_names)
+    short = {name.rpartition(".")[2] for name in targeted}
+    named = {name for name, _ in model.get_base_model().named_modules() if name.rpartition(".")[2] in short}
+    layers = {name for name in named if ".lora_" not in name}
+    return sorted(short if layers == targeted else targeted)
 
 
 def _ordered(value: object) -> object:

@@ -112,6 +112,7 @@ def fit(
         evaluate_now=evaluate_now,
         eval_steps=(training.eval_steps or max(1, total // 10)) if len(held_out) else 0,
     )
-    policy.train()  # every module: PEFT leaves the wrapper training around a base that is not, and so dropout off
+    if any_rank(stop_requested(), run.device):
+        raise TryAgain("Stopped", f"stopped before step {done + 1} on request; the same command goes on")
     with disable_input_dtype_casting(policy):  # autocast casts; PEFT would cast every bf16 input to fp32 and back
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
