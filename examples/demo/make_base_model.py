@@ -161,6 +161,7 @@ def train(folder: Path, recipe: Recipe) -> None:
     """Train from random weights and save: Muon for matrices (half the steps of AdamW here), one warm-up and cosine."""
     import torch
     from tokenizers import Tokenizer
+    from transformers.utils import logging
 
     torch.manual_seed(recipe.seed)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -189,6 +190,7 @@ def train(folder: Path, recipe: Recipe) -> None:
         if step % max(1, recipe.steps // 10) == 0:
             seconds = time.monotonic() - started
             print(f"  step {step}/{recipe.steps}  loss on chats {recent:.2f}  {seconds:.0f} s", flush=True)
+    logging.disable_progress_bar()
     model.to(torch.float32).save_pretrained(folder)
 
 
