@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from peft import PeftModel
 from peft.helpers import disable_input_dtype_casting
@@ -34,7 +36,8 @@ def train(run: TrainRun) -> None:
     max_tokens = tokens_per_pass(training, run.device)
     raise_if_stopped("before the first step")
 
-    with out_of_memory_explained(training, run.device):
+    quiet = warnings.catch_warnings(action="ignore", category=FutureWarning)  # what peft and trl still call
+    with quiet, out_of_memory_explained(training, run.device):
         base = load_base_model(run.base, device=run.device, dtype=dtype, quantization=config.model.quantization)
         policy = attach_lora(
             base,
