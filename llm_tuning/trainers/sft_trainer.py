@@ -188,11 +188,13 @@ class StepTrainer(SFTTrainer):
         self.run.reporter.step(step, step / len(self.steps.batches), metrics, self._step["tokens"])
         self._step = {}
         stop, last = any_rank(stop_requested(), self.run.device), step == len(self.steps)
-        if stop or last or step % self.run.config.training.save_steps == 0:
+        evaluate = bool(self._eval_steps) and not last and step % self._eval_steps == 0
+        # An evaluation may be long and leaves at once when asked to stop: what came before it is saved.
+        if stop or last or evaluate or step % self.run.config.training.save_steps == 0:
             self.save()
         if stop:
             raise TryAgain("Stopped", f"stopped after step {step} of {len(self.steps)} on request; it is saved")
-        if self._eval_steps and not last and step % self._eval_steps == 0:
+        if evaluate:
             self._evaluate_now(step)
 
     # Checkpoints: all that decides the rest of the run, under the names that Trainer's own resume reads.

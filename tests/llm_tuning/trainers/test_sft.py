@@ -64,9 +64,9 @@ def adapter_hash(work: Path) -> str:
 class StopsAt(KeepingReporter):
     """Asks the process to stop once a step is reported, as SIGTERM in that step would."""
 
-    def __init__(self, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, at: int) -> None:
         super().__init__()
-        self._at, self._monkeypatch = at, monkeypatch
+        self._at = at
 
     def step(self, step: int, epoch: float, metrics: dict[str, float], tokens: int) -> None:
         super().step(step, epoch, metrics, tokens)
@@ -222,11 +222,9 @@ def test_nothing_is_written_to_the_terminal(tiny_base: Path, tmp_path: Path, cap
 # Stopping, resuming, failing
 
 
-def test_a_stopped_run_resumes_to_the_same_bytes(
-    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stopped_run_resumes_to_the_same_bytes(tiny_base: Path, tmp_path: Path) -> None:
     whole = tune(tmp_path / "whole", tiny_base, lora=DROPOUT)
-    stops = StopsAt(4, monkeypatch)
+    stops = StopsAt(4)
     with pytest.raises(TryAgain, match="stopped after step 4 of 10") as stopped:
         tune(tmp_path / "stopped", tiny_base, lora=DROPOUT, reporter=stops)
     assert stopped.value.reason == "Stopped"
@@ -236,6 +234,19 @@ def test_a_stopped_run_resumes_to_the_same_bytes(
     assert resumed.started == (10, 4)
     assert stops.losses + resumed.losses == whole.losses
     assert adapter_hash(tmp_path / "stopped") == adapter_hash(tmp_path / "whole")
+
+
+def test_stopped_in_an_evaluation_between_steps_it_loses_no_step(tiny_base: Path, tmp_path: Path) -> None:
+    class StopsInEvaluation(KeepingReporter):
+        def stage(self, name: str) -> None:
+            super().stage(name)
+            if name == "evaluating":
+                stopping._requested.set()
+
+    with pytest.raises(TryAgain):
+        tune(tmp_path, tiny_base, reporter=StopsInEvaluation(), eval_steps=5, save_steps=100)
+    stopping._requested.clear()
+    assert tune(tmp_path, tiny_base, eval_steps=5, save_steps=100).started == (10, 5)
 
 
 def test_asked_to_stop_before_the_first_step_it_saves_nothing(tiny_base: Path, tmp_path: Path) -> None:
