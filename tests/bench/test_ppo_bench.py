@@ -47,7 +47,7 @@ def _make(folder: Path) -> None:
     LlamaForCausalLM(config).save_pretrained(folder / "base")
     random = np.random.default_rng(0)
     with TokenRowsWriter(folder / "rows") as writer:
-        for number in range(42):
+        for number in range(25):
             length = int(np.clip(random.lognormal(np.log(150), 0.8), 30, 800))
             ids = random.integers(4, VOCABULARY, length).astype(np.int32)
             learned = np.arange(length) >= length // 2
