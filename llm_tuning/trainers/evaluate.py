@@ -130,7 +130,7 @@ def evaluate_run(
     max_tokens: int,
     dtype: torch.dtype,
 ) -> None:
-    """Score base, start policy (where training began at an adapter) and tuned; write `evaluation.json` in the work folder.
+    """Score base, start policy (where training began at an adapter) and tuned; write the run's `evaluation.json`.
 
     All ranks call it; rank 0 writes and reports.
     """
