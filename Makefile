@@ -34,7 +34,7 @@ check: setup  ## format, lint, types, layers
 	$(VENV)/lint-imports
 
 test: setup vllm-env check  ## everything, on real parts
-	$(VENV)/pytest -m "not bench and not gpu"
+	$(VENV)/pytest -n 2 --dist loadfile -m "not bench and not gpu"
 
 bench: setup  ## the benchmarks of docs/performance.md, on demand
 	$(VENV)/pytest -m bench -s tests/bench
