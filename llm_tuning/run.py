@@ -86,6 +86,7 @@ def _prepare(config: TuningConfig, options: RunOptions) -> RunSpec:
     found = _Collected()
     devices = device_names(options.devices)
     found.run(lambda: check_writable(output_dir))
+    found.run(lambda: _check_tracking(config.tracking.uri))
     base = found.run(lambda: inspect_base(base_path))
     rows = found.run(lambda: data_hash(dataset))
     start = found.run(lambda: _start_adapter(config, output_dir))
@@ -147,6 +148,13 @@ class _Collected:
 class _StartAdapter:
     path: Path
     manifest: Manifest
+
+
+def _check_tracking(uri: str | None) -> None:
+    from llm_tuning.tracking import check_tracking_uri
+
+    if uri is not None and (problems := check_tracking_uri(uri)):
+        raise InputError(problems)
 
 
 def _start_adapter(config: TuningConfig, output_dir: Path) -> _StartAdapter | None:

@@ -60,7 +60,7 @@ class Progress:
                 if first_step or time.monotonic() >= due[display]:
                     display.show(latest)
                     due[display] = time.monotonic() + display.interval_seconds
-            self._wake.wait(max(0.0, min(due.values(), default=1.0) - time.monotonic()))
+            self._wake.wait(max(0.0, min(due.values()) - time.monotonic()) if due else None)
             self._wake.clear()
         for display in self._displays:
             if display.may_block:

@@ -26,6 +26,8 @@ STEP_TOKENS = "train/tokens"
 STEP_SECONDS = "train/step_seconds"
 """Wall seconds since the step before, evaluations and checkpoints between them included."""
 EPOCH = "train/epoch"
+FILE_ONLY = frozenset({STEP_TOKENS, STEP_SECONDS, EPOCH})
+"""For `summarise`; MLflow has the tokens a second, and every value of a step costs its sender 0.1 ms."""
 
 
 class MetricsFile:
@@ -97,6 +99,11 @@ def last_steps(lines: Iterable[Mapping[str, Any]]) -> dict[str, int]:
 def metric_names(line: Mapping[str, Any]) -> list[str]:
     """The names of the values in a line of metrics.jsonl."""
     return [name for name in line if name not in ("step", "time")]
+
+
+def sent_names(line: Mapping[str, Any]) -> list[str]:
+    """Those of them that go to MLflow."""
+    return [name for name in metric_names(line) if name not in FILE_ONLY]
 
 
 @dataclass(frozen=True)

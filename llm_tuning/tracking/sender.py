@@ -29,8 +29,8 @@ from llm_tuning.tracking.state import JOB_FILE, SenderState, read_state, write_s
 from llm_tuning.tracking.stores import redact, resolve_store
 from llm_tuning.tracking.tail import Tail
 
-POLL_SECONDS = 2.0
-"""Between two looks at metrics.jsonl: one batch then carries many steps (a batch of 50 costs 0.4 ms a step)."""
+POLL_SECONDS = 5.0
+"""Between two looks at metrics.jsonl: a batch costs 8 ms and 0.1 ms a value, so one should carry many steps."""
 LONGEST_PAUSE_SECONDS = 30.0
 """Between attempts at a server that does not answer; the pause doubles from one second up to this."""
 REQUEST_SECONDS = 10

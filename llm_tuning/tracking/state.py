@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from llm_tuning.tracking.metrics_file import last_steps, metric_names
+from llm_tuning.tracking.metrics_file import last_steps, sent_names
 
 STATE_FILE = "mlflow.json"
 JOB_FILE = "tracking.json"
@@ -36,7 +36,7 @@ class SenderState:
 
     def is_sent(self, line: Mapping[str, Any]) -> bool:
         """Whether every value of this line of metrics.jsonl is in MLflow."""
-        return all(self.sent.get(name, -1) >= line["step"] for name in metric_names(line))
+        return all(self.sent.get(name, -1) >= line["step"] for name in sent_names(line))
 
     def reopened(self) -> SenderState:
         """This state at the next start of the run: what was sent stays, how the last start ended does not."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from llm_tuning.tracking.metrics_file import decode, metric_names
+from llm_tuning.tracking.metrics_file import decode, metric_names, sent_names
 from llm_tuning.tracking.state import SenderState
 
 METRICS_IN_BATCH = 1000
@@ -55,11 +55,8 @@ class Tail:
         self._done = self._next
 
     def _new_part(self, line: dict[str, Any]) -> dict[str, Any]:
-        return {
-            name: value
-            for name, value in line.items()
-            if name in ("step", "time") or self._already.get(name, -1) < line["step"]
-        }
+        names = [name for name in sent_names(line) if self._already.get(name, -1) < line["step"]]
+        return {name: line[name] for name in ("step", "time", *names)}
 
     def _open(self, state: SenderState) -> BinaryIO | None:
         """The file now at the path. It is kept open, so that its inode cannot come again and tells a replaced file."""

@@ -135,6 +135,11 @@ class Tracker:
         return state.run_id if state.store == key else None
 
     @property
+    def sender_pid(self) -> int | None:
+        """The process that sends, while there is one."""
+        return self._sender.pid if self._sender else None
+
+    @property
     def reason(self) -> str | None:
         """Why the store could not be reached at the last attempt; None if it could."""
         return self._note or read_state(self.work_dir).fault

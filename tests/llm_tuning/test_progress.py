@@ -139,6 +139,16 @@ def test_without_a_step_nothing_is_said() -> None:
     assert stream.getvalue() == ""
 
 
+def test_the_thread_sleeps_while_nothing_is_due() -> None:
+    for displays in ([], [JsonLines(io.StringIO(), interval_seconds=3600)]):
+        progress = Progress(displays)
+        progress.update(HALF_WAY)
+        others = time.process_time() - time.thread_time()
+        time.sleep(0.3)
+        assert time.process_time() - time.thread_time() - others < 0.1
+        progress.close(HALF_WAY)
+
+
 # The bar
 
 

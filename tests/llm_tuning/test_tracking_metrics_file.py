@@ -28,7 +28,7 @@ def losses(path: Path) -> list[tuple[int, float]]:
 
 def write_steps(metrics: MetricsFile, first: int, last: int, *, loss: float = 1.0) -> None:
     for step in range(first, last + 1):
-        metrics.log(step, {"train/loss": loss, "train/tokens": 10})
+        metrics.log(step, {"train/loss": loss, "train/grad_norm": 1.0, "train/tokens": 10})
 
 
 def test_a_line_is_on_disk_when_log_returns(metrics: MetricsFile) -> None:
@@ -141,6 +141,15 @@ def test_tail_hands_out_again_what_was_not_sent(metrics: MetricsFile) -> None:
         tail.advance()
     assert [line["step"] for line in handed] == list(range(1, 701))
     assert list(tail.batches(SenderState())) == []
+
+
+def test_the_bookkeeping_of_the_summary_stays_in_the_file(metrics: MetricsFile) -> None:
+    metrics.log(1, {"train/loss": 1.0, "train/tokens": 10, "train/step_seconds": 0.5, "train/epoch": 0.1})
+    metrics.log(2, {"train/tokens": 10})
+    [[line]] = Tail(metrics.path).batches(SenderState())
+    assert set(line) == {"step", "time", "train/loss"}
+    sent = SenderState().after([line])
+    assert all(sent.is_sent(line) for line in read_metrics(metrics.path))
 
 
 def test_tail_waits_for_the_end_of_a_line(metrics: MetricsFile) -> None:
