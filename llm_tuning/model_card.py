@@ -10,10 +10,11 @@ import math
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
+from llm_tuning.api import Mode, TrainingSpec
 from llm_tuning.data.report import Report, summary_lines
-from llm_tuning.manifest import Manifest
+from llm_tuning.manifest import ADAPTER_WEIGHTS, Manifest, file_hash
 
 MODEL_CARD = "README.md"
 MODE_NAMES = {
@@ -39,7 +40,7 @@ def write_model_card(folder: Path, manifest: Manifest, curve: str | None) -> Non
         _evaluation(manifest),
         _training(manifest, curve),
         _data(manifest),
-        _hashes(manifest),
+        _hashes(manifest, _weight_hash(folder, manifest)),
     )
     (folder / MODEL_CARD).write_text("\n\n".join(section for section in sections if section) + "\n", encoding="utf-8")
 
@@ -128,11 +129,19 @@ def _training(manifest: Manifest, curve: str | None) -> str:
         )
     if curve is not None:
         parts.append(f"![Loss curve]({curve})")
-    shown = ("training", "lora", *(("ppo",) if manifest.mode == "ppo" else ()))
-    rows = [row for group in shown for row in _flat(manifest.configuration.get(group) or {}, f"{group}.")]
-    if rows:
+    if rows := list(_configuration(manifest)):
         parts.append(_table(("Configuration", ""), rows))
     return "\n\n".join(parts)
+
+
+def _configuration(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    """What decides how it was trained; the learning rate in use where it was left to the mode."""
+    shown = ("training", "lora", *(("ppo",) if manifest.mode == "ppo" else ()))
+    for group in shown:
+        values = dict(manifest.configuration.get(group) or {})
+        if "learningRate" in values and values["learningRate"] is None and manifest.mode in get_args(Mode):
+            values["learningRate"] = TrainingSpec().resolved_learning_rate(cast(Mode, manifest.mode))
+        yield from _flat(values, f"{group}.")
 
 
 def _data(manifest: Manifest) -> str:
@@ -148,9 +157,15 @@ def _data(manifest: Manifest) -> str:
     return f"## Data\n\n{_table(('', ''), rows)}"
 
 
-def _hashes(manifest: Manifest) -> str:
+def _weight_hash(folder: Path, manifest: Manifest) -> str:
+    """From the manifest, or, while `publish` has not yet filled it in, from the file."""
+    weights = folder / ADAPTER_WEIGHTS
+    return manifest.weight_hash or (file_hash(weights) if weights.exists() else "")
+
+
+def _hashes(manifest: Manifest, weight_hash: str) -> str:
     rows = [
-        ("Adapter weights", manifest.weight_hash),
+        ("Adapter weights", weight_hash),
         ("Base weights", manifest.base.weight_hash),
         ("Start adapter weights", manifest.start_adapter.weight_hash if manifest.start_adapter else ""),
         ("Dataset", manifest.dataset.hash if manifest.dataset else ""),

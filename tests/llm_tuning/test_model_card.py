@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,17 @@ def test_values_cannot_break_the_table_or_add_markup(tmp_path: Path) -> None:
     assert "| Dataset | `a\\|b'c d.json` |" in text
     assert "<script>" not in text
     assert "\n# y" not in text
+
+
+def test_the_weights_are_hashed_while_the_manifest_is_not_complete(tmp_path: Path) -> None:
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"weights")
+    text = card(tmp_path, make_manifest(files={}))
+    assert f"| Adapter weights | `{hashlib.sha256(b'weights').hexdigest()}` |" in text
+
+
+def test_a_learning_rate_left_to_the_mode_is_shown(tmp_path: Path) -> None:
+    manifest = make_manifest(mode="ppo", configuration={"training": {"learningRate": None}})
+    assert "| training.learningRate | `5e-05` |" in card(tmp_path, manifest)
 
 
 def test_a_manifest_with_next_to_nothing_still_gives_a_card(tmp_path: Path) -> None:
