@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -153,13 +154,18 @@ def _series(metrics: Path, names: set[str]) -> dict[str, list[tuple[int, float]]
 
 
 def _running_mean(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    """Exponential mean over about a fortieth of the run, without the pull of its first value."""
-    keep = 1 - 1 / max(5.0, len(points) / 40)
-    mean = weight = 0.0
+    """Mean over about a twentieth of the run around each step; near the ends over less, at the very ends not drawn.
+
+    Centred, since a mean over the past only would show a falling loss too high and the held-out loss below it.
+    """
+    sums = [0.0, *accumulate(value for _, value in points)]
+    most = max(2, len(points) // 40)
     smoothed = []
-    for step, value in points:
-        mean, weight = keep * mean + (1 - keep) * value, keep * weight + (1 - keep)
-        smoothed.append((step, mean / weight))
+    for at, (step, _) in enumerate(points):
+        half = min(most, at, len(points) - 1 - at)
+        if half < most // 2:  # a mean over hardly anything: the last noisy step would look like a turn
+            continue
+        smoothed.append((step, (sums[at + half + 1] - sums[at - half]) / (2 * half + 1)))
     return smoothed
 
 

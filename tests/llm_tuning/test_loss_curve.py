@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from llm_tuning import loss_curve
 from llm_tuning.loss_curve import HELD_OUT_COLOR, TRAINING_COLOR, draw_loss_curve
 from llm_tuning.tracking import MetricsFile
 
@@ -70,6 +71,14 @@ def test_values_that_are_not_finite_are_gaps(tmp_path: Path) -> None:
     for step, loss in enumerate([3.0, math.nan, math.inf, 2.0], start=1):
         metrics.log(step, {"train/loss": loss})
     assert draw_loss_curve(metrics.path, picture, mode="sft")
+
+
+def test_smoothing_neither_lags_nor_leads() -> None:
+    line = [(step, 5.0 - 0.01 * step) for step in range(1, 201)]
+    assert loss_curve._running_mean(line) == [(step, pytest.approx(value)) for step, value in line[2:-2]]
+    noisy = [(step, value + (-1) ** step) for step, value in line]
+    middle = loss_curve._running_mean(noisy)[5:-5]
+    assert max(abs(value - (5.0 - 0.01 * step)) for step, value in middle) < 0.15
 
 
 def test_without_a_step_there_is_no_picture(tmp_path: Path) -> None:
