@@ -44,13 +44,12 @@ class Bar:
 
     def _start(self) -> Progress:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
         rich = Progress(
             SpinnerColumn(finished_text=" "),
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
-            MofNCompleteColumn(),
             TextColumn("{task.fields[numbers]}"),
             console=Console(file=self._stream),
             auto_refresh=False,
@@ -64,7 +63,7 @@ class Bar:
 
 
 def _numbers(now: Snapshot) -> str:
-    parts = []
+    parts = [f"{now.step}/{now.total_steps}"] if now.total_steps else []
     if now.loss is not None:
         parts.append(f"loss {now.loss:.4g}")
     if now.tokens_per_second is not None:
