@@ -169,7 +169,7 @@ class Tracker:
     def _final_note(self, state: SenderState, unsent: int) -> str | None:
         if state.finished:
             return None
-        cause = self._note or state.fault or f"no answer within {self._budget:.0f} s"
+        cause = self._note or state.fault or f"no answer within {self._budget:g} s"
         what = (
             f"{unsent} lines of metrics were not sent and stay in {METRICS_FILE}" if unsent else "its end was not sent"
         )
