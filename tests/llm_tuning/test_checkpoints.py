@@ -61,6 +61,19 @@ def test_a_failed_save_leaves_the_earlier_checkpoint_and_no_rest(tmp_path: Path)
     assert names(tmp_path) == ["checkpoint-1"]
 
 
+def test_everything_is_flushed_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[tuple[str, bool]] = []
+
+    def keep(path: Path) -> None:
+        flushed.append((path.name, (tmp_path / "checkpoint-1").exists()))
+
+    monkeypatch.setattr("llm_tuning.checkpoints.flush", keep)
+    save_checkpoint(tmp_path, 1, write_state)
+    before = {name for name, named in flushed if not named}
+    assert before == {"weights", "optimizer", ".saving-1"}
+    assert flushed[-1] == (tmp_path.name, True), "then the folder, which holds the name"
+
+
 def test_saving_a_step_again_keeps_the_whole_one_that_is_there(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, 3, write_state)
     save_checkpoint(tmp_path, 3, lambda folder: (folder / "other").touch() or None)
