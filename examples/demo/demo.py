@@ -102,7 +102,7 @@ def tune() -> None:
     )
     run(
         f"tune-llm --tuning_mode ppo --llm_path {BASE} --init_adapter {SFT} --dataset_path data/ratings.jsonl "
-        f"--epochs 4 --batch_size 32 --learning_rate 1e-3 --max_length 256 --experiment_name 'help desk' "
+        f"--epochs 3 --batch_size 32 --learning_rate 1e-4 --max_length 256 --experiment_name 'help desk' "
         f"--model_id {PPO} --devices cpu"
     )
     ppo = report(PPO)["metrics"]

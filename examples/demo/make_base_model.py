@@ -50,10 +50,10 @@ class Recipe:
     vocab_size: int = 3072
     hidden_size: int = 256
     layers: int = 2
-    steps: int = 300
+    steps: int = 340
     chats: int = 24
     """Questions with answers in one step, each a row of its own as it will be when the model is used."""
-    pages: int = 2
+    pages: int = 1
     """Stretches of the language reference in one step."""
     page_tokens: int = 256
     page_weight: float = 0.5
@@ -124,13 +124,18 @@ def chat_text(question: str, answer: str) -> str:
 
 
 def chat_texts(facts: Sequence[Fact], rng: random.Random) -> list[str]:
-    """One pass over the facts, each asked for in one of the ways, in an order of its own."""
+    """One pass over the facts in an order of its own: each asked for in one way, and some for other things, too.
+
+    Those make the model copy names and know the facts in more than one form of words: pieces that a tuning can use.
+    """
     texts = []
     for fact in facts:
         texts.append(chat_text(rng.choice(QUESTIONS).format(name=fact.name), fact.sentence))
-        if rng.random() < 0.25:
+        if rng.random() < 0.8:
+            texts.append(chat_text(f"Define `{fact.name}`.", f"`{fact.name}` {fact.does}."))
+        if rng.random() < 0.3:
             texts.append(chat_text(f"What kind of thing is `{fact.name}`?", f"`{fact.name}` is {fact.kind}."))
-        if rng.random() < 0.25:
+        if rng.random() < 0.3:
             texts.append(chat_text(f"Where can I read more about `{fact.name}`?", f"Type help('{fact.name}')."))
     rng.shuffle(texts)
     return texts

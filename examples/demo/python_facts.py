@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 TYPES = (str, list, dict, set, int, float, pathlib.Path, datetime.date, datetime.datetime)
 MODULES = (
-    *("base64", "calendar", "copy", "fnmatch", "functools", "glob", "heapq", "html", "json", "math", "operator"),
-    *("os.path", "platform", "random", "re", "secrets", "shlex", "shutil", "statistics", "textwrap", "time"),
+    *("calendar", "copy", "fnmatch", "functools", "glob", "heapq", "html", "json", "math", "operator"),
+    *("os.path", "random", "re", "secrets", "shlex", "shutil", "statistics", "textwrap", "time"),
     "urllib.parse",
 )
 VERBS = frozenset(
