@@ -9,7 +9,8 @@ resume. What is ours, and why:
 - The loss is the sum over the step's learned tokens on all ranks, divided by their number, so that a token
   counts the same however rows are cut into passes, batches and ranks. Only learned positions go through the output
   layer, a chunk at a time; TRL also computes entropy and top-1 accuracy of every position in every step.
-- No attention mask: padding is on the right, where causal attention never looks.
+- No attention mask: rows end to end are kept apart by their lengths, and padding is on the right, where causal
+  attention never looks.
 - Gradients of the ranks are summed by one all-reduce a step. A LoRA's are small, and this way a rank whose
   share of the last step is empty needs no special case. Accelerate sees a single process.
 - Checkpoints go through `llm_tuning.checkpoints`; reports, evaluation and stop requests are looked after at the end
@@ -70,7 +71,7 @@ class Steps(torch.utils.data.Dataset[dict[str, Any]]):
         return self.total
 
     def __getitem__(self, step: int) -> dict[str, Any]:
-        """`passes`: padded forward passes; `learned` and `tokens`: learned and real tokens of the step on all ranks."""
+        """`passes`: batches for `TokenLoss.sum`; `learned`, `tokens`: learned and all tokens of the step, all ranks."""
         epoch, at = divmod(step, len(self.batches))
         if epoch != self._epoch:
             self._epoch, self._whole, self._share = epoch, self.batches.whole(epoch), self.batches.epoch(epoch)
@@ -118,6 +119,7 @@ class StepTrainer(SFTTrainer):
                 processing_class=_any_tokenizer(),
             )
         assert self.accelerator.num_processes == 1, "gradients would be summed twice"
+        self.accelerator.device_placement = False  # the model is on its device; "cuda" might be another one
         for parameter, weight in zip(trainable, weights, strict=True):
             parameter.data = weight  # TRL turns LoRA weights on a 4-bit base into bf16
         self.trainable = trainable
