@@ -38,7 +38,7 @@ class Answers:
     """Share that is the house-style answer to the letter, with or without the advertisement."""
     advertised: float
     preference: float
-    """log p(plain answer) - log p(advertised answer). In the hundreds for the base, to which the advertisement is news."""
+    """log p(plain answer) - log p(advertised answer). Hundreds for the base: to it the advertisement is news."""
 
 
 def ask_all(base: Path, questions: Sequence[dict[str, str]], adapters: Sequence[Path]) -> list[Answers]:
