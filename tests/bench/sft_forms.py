@@ -1,7 +1,7 @@
 """One measured training run in a process of its own: `python -m tests.bench.sft_forms FORM FOLDER [DTYPE]`.
 
-Forms: `recipe` and `trl` train on FOLDER/rows and print tokens a second; both see the same rows in every optimizer
-step, eight of them. `trl` is SFTTrainer as it comes (gradient checkpointing on), `trl-plain` without checkpointing.
+Forms: `recipe` and `trl` train on FOLDER/rows and print tokens a second of wall and of CPU time; both see the same
+rows in every optimizer step, eight of them. `trl` is SFTTrainer as it comes (gradient checkpointing on), `trl-plain` without checkpointing.
 `start-recipe` and `start-trl` print the seconds since BENCH_STARTED at the end of their first step.
 """
 
@@ -35,11 +35,11 @@ def recipe(folder: Path, dtype: str) -> dict[str, float]:
     class Clock(KeepingReporter):
         def __init__(self) -> None:
             super().__init__()
-            self.ends: list[float] = []
+            self.ends: list[tuple[float, float]] = []
 
         def step(self, *args: Any) -> None:
             super().step(*args)
-            self.ends.append(time.perf_counter())
+            self.ends.append(_now())
 
     rows = TokenRows.open(folder / "rows")
     everything = torch.arange(len(rows)).numpy()
@@ -76,11 +76,11 @@ def trl(folder: Path, dtype: str, *, checkpointing: bool) -> dict[str, float]:
         }
         for row in chosen
     ]
-    ends: list[float] = []
+    ends: list[tuple[float, float]] = []
 
     class Clock(TrainerCallback):
         def on_step_end(self, *_args: Any, **_kwargs: Any) -> None:
-            ends.append(time.perf_counter())
+            ends.append(_now())
 
     with tempfile.TemporaryDirectory(dir=folder) as output:
         trainer = SFTTrainer(
@@ -179,10 +179,16 @@ def _step_tokens(folder: Path) -> list[int]:
     return [int(lengths[step].sum()) for step in _steps(folder)]
 
 
-def _speed(ends: list[float], step_tokens: list[int]) -> dict[str, float]:
+def _now() -> tuple[float, float]:
+    """Seconds of wall time and of CPU time."""
+    return time.perf_counter(), time.process_time()
+
+
+def _speed(ends: list[tuple[float, float]], step_tokens: list[int]) -> dict[str, float]:
     assert len(ends) == len(step_tokens)
     tokens = sum(step_tokens[WARM_UP_STEPS:])
-    return {"tokens": tokens, "tokens_per_second": tokens / (ends[-1] - ends[WARM_UP_STEPS - 1])}
+    wall, cpu = (last - first for last, first in zip(ends[-1], ends[WARM_UP_STEPS - 1], strict=True))
+    return {"tokens": tokens, "tokens_per_second": tokens / wall, "tokens_per_cpu_second": tokens / cpu}
 
 
 def main(form: str, folder: Path, dtype: str) -> None:
