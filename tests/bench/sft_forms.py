@@ -1,8 +1,9 @@
 """One measured training run in a process of its own: `python -m tests.bench.sft_forms FORM FOLDER [DTYPE]`.
 
 Forms: `recipe` and `trl` train on FOLDER/rows and print tokens a second of wall and of CPU time; both see the same
-rows in every optimizer step, eight of them. `trl` is SFTTrainer as it comes (gradient checkpointing on), `trl-plain` without checkpointing.
-`start-recipe` and `start-trl` print the seconds since BENCH_STARTED at the end of their first step.
+rows in every optimizer step, eight of them. `trl` is SFTTrainer as it comes (gradient checkpointing on), `trl-plain`
+without checkpointing. `start-recipe` and `start-trl` print the seconds since BENCH_STARTED at the end of their first
+step.
 """
 
 from __future__ import annotations
