@@ -50,6 +50,8 @@ class HealResult:
     """model_ids that the index lacked, bases included."""
     removed: tuple[str, ...] = ()
     """model_ids that a rebuild dropped."""
+    unusable: tuple[str, ...] = ()
+    """What a rebuild found wrong with manifests that it could not use."""
     messages: tuple[str, ...] = ()
 
     @property
@@ -148,9 +150,10 @@ class Registry:
         if not self.models_dir.is_dir():
             return HealResult(self._file.read())
         messages: list[str] = []
+        unusable: list[str] = []
         while True:
             seen = self._file.read()
-            document = self._rebuilt_document(seen)
+            document, unusable = self._rebuilt_document(seen)
             if document == seen.document and not seen.corrupt:
                 break
             with storage_errors(self._file.path):
@@ -158,6 +161,7 @@ class Registry:
             if written is not None:
                 messages = self._rebuilt(seen, written, None)
                 break
+        messages += unusable
         for message in messages:
             log.warning("%s", message)
         before, healed = seen.ids, self.heal()
@@ -166,7 +170,8 @@ class Registry:
             healed.index,
             added=tuple(model_id for model_id in after if model_id not in before),
             removed=tuple(sorted(before - after.keys())),
-            messages=(*messages, *healed.messages),
+            unusable=tuple(unusable),
+            messages=tuple(dict.fromkeys((*messages, *healed.messages))),
         )
 
     def verify(self, model_id: str | None = None) -> list[Problem]:
@@ -206,8 +211,8 @@ class Registry:
         manifests = self._manifests([entry["model_id"]], looks)
         return {**entry, "base_model_id": bases.of(manifests[0])} if manifests else entry
 
-    def _rebuilt_document(self, seen: Index) -> dict[str, Any]:
-        """What is in no manifest, then bases and adapters, oldest first."""
+    def _rebuilt_document(self, seen: Index) -> tuple[dict[str, Any], list[str]]:
+        """What is in no manifest, then bases and adapters, oldest first; and what is wrong with manifests, in words."""
         looks: dict[str, _Look] = {}
         manifests = self._manifests(os.listdir(self.models_dir), looks)
         made = {manifest.model_id for manifest in manifests}
@@ -219,7 +224,7 @@ class Registry:
         adapters = [build_entry(m, models_name=self._name, base_model_id=bases.of(m)) for m in manifests]
         earlier = {entry["model_id"]: entry for entry in seen.entries}
         models += [keep_by_hand(earlier.get(entry["model_id"], {}), entry) for entry in (*bases.new, *adapters)]
-        return {**seen.document, "models": models}
+        return {**seen.document, "models": models}, [look for look in looks.values() if isinstance(look, str)]
 
     def _manifests(self, names: Iterable[str], looks: dict[str, _Look]) -> list[Manifest]:
         """The manifests of the whole models among `names`, oldest first."""

@@ -22,6 +22,8 @@ from typing import Any
 
 from pydantic_core import from_json, to_json
 
+from llm_tuning.errors import InputError, Problem
+
 REGISTRY = "registry.json"
 ABANDONED_SECONDS = 3600
 """A temporary file that is older is of a killed writer: writing takes well under a second."""
@@ -75,6 +77,10 @@ class RegistryFile:
                 return _parse(stream.read(), modified)
         except FileNotFoundError:
             return _parse(None, 0.0)
+        except OSError as error:
+            raise InputError(
+                Problem(str(self.path), f"cannot be read ({error.strerror})", "move it away: it is made again")
+            ) from None
 
     def replace(self, seen: Index, document: dict[str, Any]) -> Index | None:
         """Put `document` in the place of `seen`; None, with nothing changed, if the file is no longer `seen`.

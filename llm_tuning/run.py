@@ -26,7 +26,7 @@ from llm_tuning.api.tuning import device_names
 from llm_tuning.base_model import BaseModel, check_writable, inspect_base, weight_hash
 from llm_tuning.errors import InputError, Problem, TryAgain, TuningError
 from llm_tuning.files import read_json, write_json
-from llm_tuning.manifest import Manifest, config_hash, read_manifest
+from llm_tuning.manifest import ADAPTER_WEIGHTS, Manifest, config_hash, file_hash, read_manifest
 from llm_tuning.registry import Registry
 from llm_tuning.run_spec import CACHE_FOLDER, RunSpec, read_run_spec
 from llm_tuning.stopping import raise_if_stopped, stop_on_signals
@@ -170,7 +170,17 @@ def _start_adapter(config: TuningConfig, output_dir: Path) -> _StartAdapter | No
                 "see `tune-llm registry list` for those that are",
             )
         )
-    return _StartAdapter(output_dir / model_id, manifest)
+    folder = output_dir / model_id
+    for name in (ADAPTER_WEIGHTS, "adapter_config.json"):
+        if not (folder / name).is_file() or file_hash(folder / name) != manifest.files.get(name):
+            raise InputError(
+                Problem(
+                    "model.adapter.modelId",
+                    f"{folder / name} is not the file that {model_id} was published with",
+                    "copy the adapter again, or choose another",
+                )
+            )
+    return _StartAdapter(folder, manifest)
 
 
 def _check_start_adapter(start: _StartAdapter, base: BaseModel, base_hash: str, template: str) -> None:

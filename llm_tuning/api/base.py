@@ -56,6 +56,8 @@ def problem_of(detail: ErrorDetails, *, where: str = "") -> Problem:
             return Problem(path, f"must be at least {context['ge']}, got {got}")
         case "less_than_equal":
             return Problem(path, f"must be at most {context['le']}, got {got}")
+        case "model_type" | "model_attributes_type" | "dict_type":
+            return Problem(path, f"must be a mapping of fields, got {got}", "write its fields below it")
         case "finite_number":
             return Problem(path, f"must be a finite number, got {got}")
     return Problem(path, f"{_as_rule(detail['msg'])}, got {got}")

@@ -247,7 +247,7 @@ def device_names(text: str) -> list[str]:
     if all(name == "cpu" for name in names):
         return names
     if not all(re.fullmatch(r"[0-9]{1,3}", name) for name in names):
-        raise ValueError(f"must be GPU numbers with commas between (0 or 0,1) or cpu, got {text!r}")
+        raise ValueError(f"must be GPU numbers with commas between (0 or 0,1), cpu, or cpu,cpu, got {text!r}")
     return [f"cuda:{int(name)}" for name in names]
 
 

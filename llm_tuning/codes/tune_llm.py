@@ -35,12 +35,12 @@ EXIT_INTERRUPTED = 130
 
 
 def run_tuning(  # noqa: PLR0917 - the documented names, in the documented order
-    llm_path: str | None = None,
-    dataset_path: str | None = None,
+    llm_path: str | Path | None = None,
+    dataset_path: str | Path | None = None,
     tuning_mode: str = "sft",
     experiment_name: str = "llm_tuning",
     tracking_uri: str = "./mlruns",
-    devices: str = "0",
+    devices: str | int = "0",
     *,
     config: str | Path | None = None,
     **flags: Any,
@@ -58,14 +58,15 @@ def run_tuning(  # noqa: PLR0917 - the documented names, in the documented order
         "tuning_mode": (tuning_mode, "sft"),
         "experiment_name": (experiment_name, "llm_tuning"),
         "tracking_uri": (tracking_uri, CLI_DEFAULTS["tracking_uri"]),
-        "devices": (devices, "0"),
+        "devices": (str(devices), "0"),
     }
     known = {flag.name for flag in config_flags() + option_flags()}
     unknown = [Problem(name, "is not a known argument", "see tune-llm --help") for name in flags if name not in known]
     if unknown:
         raise InputError(unknown)
-    given = {name: value for name, (value, default) in documented.items() if value != default}
-    return tune(*build(given | flags, config=config))
+    given = {name: value for name, (value, default) in documented.items() if value != default} | flags
+    given = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
+    return tune(*build(given, config=config))
 
 
 def build(given: dict[str, Any], *, config: str | Path | None) -> tuple[TuningConfig, RunOptions]:
@@ -97,7 +98,9 @@ def _named_by_flag(problem: Problem, flags: list[Flag]) -> Problem:
         if problem.where in (".".join(flag.path), ".".join(to_camel(name) for name in flag.path)):
             return Problem(f"{problem.where} (--{flag.name})", problem.rule, problem.fix)
     missing = {"model": "--llm_path", "dataset": "--dataset_path"}.get(problem.where)
-    return Problem(missing, problem.rule, problem.fix) if missing else problem
+    if missing is None or problem.rule != "is required":
+        return problem
+    return Problem(f"{problem.where}.path ({missing})", problem.rule, problem.fix)
 
 
 class _Parser(argparse.ArgumentParser):

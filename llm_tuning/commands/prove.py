@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(proof.as_json(), indent=1))
     else:
-        print(f"{proof.verdict.value.replace('_', ' ')}: {proof.message}")
+        print(f"{proof.name} at {args.url}: {proof.verdict.value.replace('_', ' ')}: {proof.message}")
     return EXIT_OK if proof.verdict is Verdict.EFFECTIVE else EXIT_NOT_EFFECTIVE
 
 

@@ -85,7 +85,7 @@ def _rebuild(args: argparse.Namespace) -> int:
     else:
         print(f"{len(result.entries)} models, {len(result.added)} added, {len(result.removed)} removed")
         print_columns([["added", name] for name in result.added] + [["removed", name] for name in result.removed])
-    return EXIT_OK
+    return EXIT_PROBLEMS if result.unusable else EXIT_OK
 
 
 ACTIONS: dict[str, tuple[Callable[[argparse.Namespace], int], str]] = {

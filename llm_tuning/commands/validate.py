@@ -53,6 +53,8 @@ def _run(args: argparse.Namespace) -> int:
         max_length=args.max_length,
         skip_invalid_rows=args.skip_invalid_rows,
     )
+    if base is not None and not (base / "config.json").exists():
+        report.warnings.append(f"{base} has no config.json: it is no base model, and a run would refuse it")
     on_terminal = sys.stdout.isatty()
     print(report.model_dump_json(indent=2) if args.json else render_report(report, color=on_terminal))
     if report.kept and (args.show_sample or (on_terminal and not args.json)):

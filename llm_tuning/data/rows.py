@@ -35,6 +35,8 @@ MODE_SHAPES: dict[Mode, tuple[str, ...]] = {
     "ppo": ("prompt/output", "prompt/completion"),
 }
 REWARD_FIELDS = ("reward", "rating")
+LARGEST_REWARD = 1e100
+"""Squares of larger ones, and so their spread, are no longer finite."""
 MAX_IGNORED_FIELDS = 20
 """Names of unused fields kept for the report."""
 
@@ -206,4 +208,7 @@ def _reward(row: Mapping[str, Any]) -> float:
         raise RowFault(
             Reason.REWARD_NOT_FINITE, f"`{name}` must be a finite number, got {kind}", "give a number or remove the row"
         )
+    if abs(reward) > LARGEST_REWARD:
+        rule = f"`{name}` must be between -{LARGEST_REWARD:g} and {LARGEST_REWARD:g}, got {reward:g}"
+        raise RowFault(Reason.REWARD_NOT_FINITE, rule, "scale the rewards, or remove the row")
     return reward

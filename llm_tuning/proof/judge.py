@@ -95,11 +95,14 @@ class Proof:
     message: str
     numbers: Numbers | None = None
     templates: Templates = Templates()
+    name: str = ""
+    """What the server calls the adapter that was asked."""
 
     def as_json(self) -> dict[str, Any]:
         """The proof as `--json` prints it."""
         return {
             "verdict": self.verdict.value,
+            "name": self.name,
             "message": self.message,
             "numbers": asdict(self.numbers) if self.numbers else None,
             "templates": asdict(self.templates),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from llm_tuning.errors import InputError, Problem
@@ -28,9 +29,10 @@ def prove(server: Server, adapter: Path, *, name: str | None = None, base_name: 
     name = name or _default_name(adapter, models, server.url)
     base = _base(models, name, base_name, server.url)
     try:
-        return _prove(server, adapter, name=name, base=base)
+        proof = _prove(server, adapter, name=name, base=base)
     except Unprovable as reason:
-        return Proof(Verdict.CANNOT_BE_PROVEN, f"it cannot be proven that the adapter takes effect: {reason}")
+        proof = Proof(Verdict.CANNOT_BE_PROVEN, f"it cannot be proven that the adapter takes effect: {reason}")
+    return replace(proof, name=name)
 
 
 def _prove(server: Server, adapter: Path, *, name: str, base: ServedModel) -> Proof:
@@ -97,9 +99,12 @@ def _default_name(adapter: Path, models: Sequence[ServedModel], url: str) -> str
     served = [model.name for model in models]
     manifest = read_json(adapter / "model.json") if (adapter / "model.json").exists() else {}
     model_id = manifest.get("model_id") if isinstance(manifest, dict) else None
-    for name in (model_id, adapter.resolve().name, LORA_NAME):
+    for name in (model_id, adapter.resolve().name):
         if name in served:
             return str(name)
+    others = [model.name for model in models if model.parent is not None and model.name != LORA_NAME]
+    if LORA_NAME in served and (model_id is None or not others):  # with others beside it, it is one of them
+        return LORA_NAME
     fix = f"it serves {', '.join(served) or 'nothing'}; name one with --name"
     raise InputError(Problem(url, f"serves no {model_id or adapter.resolve().name}", fix))
 

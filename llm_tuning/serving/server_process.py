@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import signal
@@ -34,11 +35,31 @@ class ServerProcess:
         self.pid_file = self.log.with_suffix(".pid")
         try:
             self.log.parent.mkdir(parents=True, exist_ok=True)
+            self._refuse_another(port)
             self.log.write_bytes(b"")
         except OSError as error:
             fix = "start from a folder you can write to, or set LAUNCH_LOG_DIR"
             rule = f"cannot be written ({error.strerror})"
             raise InputError(Problem(f"log folder {self.log.parent}", rule, fix)) from None
+
+    def _refuse_another(self, port: int) -> None:
+        """A server that another launch has started for this port, and that may not listen yet, keeps its files.
+
+        The lock covers the time before its pid is written; it ends with this process.
+        """
+        self._lock = self.pid_file.with_suffix(".lock").open("a")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            running = _leads_a_group(self.pid_file)
+        except BlockingIOError:
+            running = True
+        if running:
+            rule = f"is taken: another launch of a server for it is running ({self.pid_file})"
+            raise InputError(Problem(f"port {port}", rule, "choose another port, or stop that one"))
+
+    def release(self) -> None:
+        """Let others look for themselves: the pid file says from here on whether the server runs."""
+        self._lock.close()
 
     def start(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
         """Start `command` in a session of its own, so that it outlives this shell and ends as one group."""
@@ -100,4 +121,13 @@ class ServerProcess:
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, number)
             return True
+        return False
+
+
+def _leads_a_group(pid_file: Path) -> bool:
+    """Whether the process of a pid file is alive and, as ours are, the leader of its group."""
+    try:
+        pid = int(pid_file.read_text())
+        return os.getpgid(pid) == pid
+    except (OSError, ValueError):
         return False

@@ -25,6 +25,7 @@ from llm_tuning.base_model import inspect_base
 from llm_tuning.errors import InputError
 from llm_tuning.serving.plan import PLAIN_TEMPLATE, ServePlan, plan_serving
 from llm_tuning.serving.served_adapter import inspect_adapter
+from llm_tuning.serving.server_process import ServerProcess
 from llm_tuning.serving.vllm_install import Vllm
 from tests.support.lora_adapters import PROBE_TEXTS, copy_adapter, make_adapter
 from tests.support.vllm_server import READY_SECONDS, VLLM_PYTHON, free_port, require_vllm
@@ -91,6 +92,22 @@ def test_a_busy_port_is_refused(tiny_base: Path) -> None:
         run = launch(port, "cpu", tiny_base, VLLM_PYTHON=sys.executable)
     assert run.returncode == 64
     assert f"port {port} of 127.0.0.1: cannot be listened on (Address already in use)" in run.stderr
+
+
+def test_a_port_that_another_launch_is_starting_on_is_refused_and_its_files_stay(tmp_path: Path) -> None:
+    """vLLM listens only after seconds: until then the port looks free."""
+    first = ServerProcess(tmp_path, port=8000)
+    first.start([sys.executable, "-c", "import signal; signal.pause()"], os.environ)
+    try:
+        with pytest.raises(InputError, match="port 8000: is taken: another launch"):
+            ServerProcess(tmp_path, port=8000)
+        assert first.pid_file.exists()
+        first.release()
+        with pytest.raises(InputError, match="port 8000: is taken: another launch"):
+            ServerProcess(tmp_path, port=8000)
+    finally:
+        first.stop()
+    ServerProcess(tmp_path, port=8000).release()
 
 
 def test_a_named_python_without_vllm_is_refused_not_replaced(tiny_base: Path) -> None:

@@ -167,3 +167,12 @@ def test_the_key_is_sent(adapter: Path) -> None:
 
     prove(Server("http://server", api_key="k", transport=httpx.MockTransport(handle)), adapter)
     assert seen == {"Bearer k"}
+
+
+def test_another_adapter_is_not_proven_under_the_name_lora(adapter: Path) -> None:
+    """`lora` beside another model_id is that one; two adapters of one chain are alike enough to pass for each other."""
+    (adapter / "model.json").write_text(json.dumps({"model_id": "first"}))
+    others = {"data": [*MODELS["data"], {"id": "second", "parent": "base"}]}
+    with pytest.raises(InputError, match="serves no first; it serves base, lora, second; name one with --name"):
+        proof_of(adapter, answers(models=status(200, **others)))
+    assert proof_of(adapter, answers()).name == "lora"  # served alone, under no other name

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from llm_tuning.errors import InputError
 from tests.support.forked_run import Ended, Moment, forked_run
 
 SAVE_STEPS = 4
@@ -235,3 +236,21 @@ def test_two_starts_of_one_model_id_at_once(tiny_base: Path, rows: Path, undistu
         assert ended.code == 75, ended.output
         assert "try again (Busy): another process is running m" in ended.output
     assert_finishes_the_same(argv, undisturbed["sft"])
+
+
+def test_a_start_adapter_that_is_not_as_published_is_refused(tiny_base: Path, rows: Path) -> None:
+    argv = arguments(tiny_base, rows, "sft")
+    assert forked_run(argv).code == 0
+    weights = Path("models/m/adapter_model.safetensors")
+    weights.write_bytes(weights.read_bytes() + b"x")
+    ended = forked_run([*argv, "--model_id", "n", "--init_adapter", "m"])
+    assert ended.code == 64, ended.output
+    assert "adapter_model.safetensors is not the file that m was published with" in ended.output
+    assert not Path("models/.work/n").exists()
+
+
+def test_paths_and_numbers_as_python_has_them(tiny_base: Path, rows: Path) -> None:
+    from llm_tuning.codes.tune_llm import run_tuning
+
+    with pytest.raises(InputError, match=r"training.epochs \(--epochs\): must be at least 1"):
+        run_tuning(tiny_base, rows, devices=0, output_dir=Path("models"), epochs=0)

@@ -79,6 +79,7 @@ BAD_FLAGS = [
     (["--learning_rate", "1e9"], "must be at most 0.1"),
     (["--lora_rank", "0"], "lora.rank (--lora_rank): must be at least 1, got 0"),
     (["--tuning_mode", "dream"], "mode (--tuning_mode): must be 'sft' or 'ppo', got 'dream'"),
+    (["--config", "text.yaml"], "model: must be a mapping of fields, got 'base'"),
     (["--devices", "tpu"], "devices (--devices): must be GPU numbers"),
     (["--model_id", "a/b"], "model_id (--model_id): must be 1 to 128"),
     (["--model_id", ".."], "model_id (--model_id): must be 1 to 128"),
@@ -98,8 +99,9 @@ BAD_FLAGS = [
 def refused_flags(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("flags")
     (folder / "rows.json").write_text(json.dumps(GOOD_ROWS))
+    (folder / "text.yaml").write_text("model: base\n")
     valid = ["--llm_path", str(tiny_base), "--dataset_path", "rows.json"]
-    return run_commands([[*valid, *flags] for flags, _ in BAD_FLAGS], folder)
+    return run_commands([[*([] if "text.yaml" in flags else valid), *flags] for flags, _ in BAD_FLAGS], folder)
 
 
 @pytest.mark.parametrize("number", range(len(BAD_FLAGS)), ids=[" ".join(flags)[:40] for flags, _ in BAD_FLAGS])

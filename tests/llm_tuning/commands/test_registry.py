@@ -145,6 +145,20 @@ def test_a_corrupt_file_costs_one_line_on_standard_error(models: Path, capsys: p
     assert "registry.json was corrupt (not JSON" in error
 
 
+def test_a_rebuild_says_which_manifest_it_could_not_use(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said(capsys, "list")
+    (models / "first" / "model.json").write_text("{")
+    assert main(["registry", "rebuild"]) == 1
+    assert "models/first/model.json: is not a manifest" in capsys.readouterr().err
+
+
+def test_a_registry_that_is_a_folder_is_bad_input(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (models / "registry.json").unlink()
+    (models / "registry.json").mkdir()
+    assert main(["registry", "list"]) == 64
+    assert "registry.json: cannot be read (Is a directory)" in capsys.readouterr().err
+
+
 def test_an_unknown_action_is_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["registry", "delete"]) == 64
     assert "invalid choice: 'delete'" in capsys.readouterr().err

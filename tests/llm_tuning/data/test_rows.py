@@ -106,6 +106,7 @@ def test_rewards_of_ppo_rows(row: dict[str, Any], reward: float) -> None:
         ({"reward": math.nan}, Reason.REWARD_NOT_FINITE, "got NaN"),
         ({"reward": math.inf}, Reason.REWARD_NOT_FINITE, "got an infinite number"),
         ({"reward": 10**400}, Reason.REWARD_NOT_FINITE, "got an infinite number"),
+        ({"reward": -1e308}, Reason.REWARD_NOT_FINITE, "must be between -1e+100 and 1e+100, got -1e+308"),
     ],
 )
 def test_rewards_that_are_no_finite_number(row: dict[str, Any], reason: Reason, rule: str) -> None:
