@@ -144,7 +144,7 @@ def serve() -> None:
         "vLLM is started, then asked whether its answers move as the training moved them: a LoRA that is loaded and "
         "changes nothing would be found out here. About half a minute.",
     )
-    with _stopped_at_the_end(FOLDER / "logs" / f"launch_llm_{port}.pid", port):
+    with _stopped_at_the_end(FOLDER / "logs" / f"launch_llm_{port}.pid"):
         run(f"bash {LAUNCHER} {port} 0 {BASE} models/{PPO}")
         prove = f"tune-llm prove --url http://127.0.0.1:{port} --adapter models/{PPO}"
         proof = json.loads(run(f"{prove} --json", quiet=True))
@@ -237,27 +237,31 @@ def call(port: int, model: str, question: str) -> str:
 
 
 @contextmanager
-def _stopped_at_the_end(pid_file: Path, port: int) -> Iterator[None]:
-    """End the server as its own message says, `kill "$(cat PID_FILE)"`, and wait until its port is free."""
+def _stopped_at_the_end(pid_file: Path) -> Iterator[None]:
+    """End the server as its own message says, `kill "$(cat PID_FILE)"`, and wait until its last process has gone."""
     try:
         yield
     finally:
         if pid_file.exists():
-            print(f"\n{_bold(f'$ kill {pid_file.read_text().strip()}')}", flush=True)
+            group = int(pid_file.read_text())
+            print(f"\n{_bold(f'$ kill {group}')}", flush=True)
             with suppress(ProcessLookupError):
-                os.kill(int(pid_file.read_text()), signal.SIGTERM)
+                os.kill(group, signal.SIGTERM)
             deadline = time.monotonic() + STOP_SECONDS
-            while _answers(port) and time.monotonic() < deadline:
+            while _runs(group) and time.monotonic() < deadline:
                 time.sleep(0.1)
-            if _answers(port):
-                raise Disappointed(f"vLLM (process {pid_file.read_text().strip()}) is still there")
+            if _runs(group):
+                raise Disappointed(f"vLLM (process {group}) is still there")
             print("  [seen] the server has ended")
 
 
-def _answers(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.settimeout(1)
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+def _runs(group: int) -> bool:
+    """Whether a process of the group is left; vLLM's workers are in the group of the first one."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _free_port() -> int:

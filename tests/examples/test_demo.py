@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -52,25 +53,24 @@ def test_what_is_not_seen_disappoints() -> None:
 def test_the_server_is_ended_however_the_demo_ends(tmp_path: Path, fails: bool) -> None:
     import demo
 
-    port = demo._free_port()
-    server = subprocess.Popen(
-        [PYTHON, "-m", "http.server", str(port), "--bind", "127.0.0.1"], cwd=tmp_path, stderr=subprocess.DEVNULL
-    )
+    server = subprocess.Popen([PYTHON, "-c", "import signal; signal.pause()"], cwd=tmp_path, start_new_session=True)
+    reaper = threading.Thread(target=server.wait)  # as init does for a server that outlives its launcher
+    reaper.start()
     pid_file = tmp_path / "server.pid"
     pid_file.write_text(f"{server.pid}\n")
     try:
-        _wait(lambda: demo._answers(port))
         if fails:
-            with pytest.raises(demo.Disappointed, match="no answer"), demo._stopped_at_the_end(pid_file, port):
+            with pytest.raises(demo.Disappointed, match="no answer"), demo._stopped_at_the_end(pid_file):
                 raise demo.Disappointed("no answer")
         else:
-            with demo._stopped_at_the_end(pid_file, port):
+            with demo._stopped_at_the_end(pid_file):
                 pass
-        assert not demo._answers(port)
-        assert server.wait(10) == -signal.SIGTERM
+        assert not demo._runs(server.pid)
+        reaper.join(10)
+        assert server.returncode == -signal.SIGTERM
     finally:
         server.kill()
-        server.wait()
+        reaper.join()
 
 
 def test_a_stopped_demo_stops_the_command_it_is_running(tmp_path: Path) -> None:
