@@ -7,6 +7,9 @@ import os
 import sys
 import warnings
 
+DEBUG_VARIABLE = "LLM_TUNING_DEBUG"
+"""Set to 1 for the worker processes of a run with --debug."""
+
 
 def set_up_logging(*, debug: bool = False) -> None:
     """Send this project's log lines to standard error, as they are: results alone go to standard output."""

@@ -6,12 +6,14 @@ main module again. Each worker watches its standard input, so that none outlives
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
 import sys
 import time
 
+from llm_tuning.console import DEBUG_VARIABLE
 from llm_tuning.devices import threads_per_process
 from llm_tuning.errors import EXIT_INPUT, EXIT_OK, EXIT_TRY_AGAIN, InputError, Problem, TryAgain
 from llm_tuning.files import read_json
@@ -31,9 +33,10 @@ def launch(spec: RunSpec) -> None:
     workers = [_start(spec, rank) for rank in range(len(spec.devices))]
     try:
         _watch(workers)
+        exit_codes = [worker.poll() for worker in workers]  # None: hung without the one that failed, and ended by us
     finally:
         _end(workers)
-    _raise_worst(spec, [worker.returncode for worker in workers])
+    _raise_worst(spec, exit_codes)
 
 
 def _start(spec: RunSpec, rank: int) -> subprocess.Popen[bytes]:
@@ -45,6 +48,8 @@ def _start(spec: RunSpec, rank: int) -> subprocess.Popen[bytes]:
         "LOCAL_WORLD_SIZE": str(world),
     }
     environment.setdefault("OMP_NUM_THREADS", str(threads_per_process(world)))
+    if logging.getLogger("llm_tuning").isEnabledFor(logging.DEBUG):
+        environment[DEBUG_VARIABLE] = "1"
     environment.setdefault("GLOO_SOCKET_IFNAME", "lo")  # one machine: gradients never leave it
     return subprocess.Popen(
         [sys.executable, "-m", "llm_tuning.trainers.worker", str(spec.work), str(rank)],
@@ -78,8 +83,11 @@ def _end(workers: list[subprocess.Popen[bytes]]) -> None:
             worker.stdin.close()
 
 
-def _raise_worst(spec: RunSpec, exit_codes: list[int]) -> None:
-    """Bad input outranks everything, a crash outranks a stop: a rank that lost its peer says so only as a crash."""
+def _raise_worst(spec: RunSpec, exit_codes: list[int | None]) -> None:
+    """Bad input outranks everything, and a stop a crash: a rank that lost its peer knows it as a broken connection.
+
+    For the same reason a rank that a signal ended is named before those that failed after it.
+    """
     errors = {rank: read_json(spec.work / f"error-rank{rank}.json") or {} for rank in range(len(exit_codes))}
     for rank, code in enumerate(exit_codes):
         if code == EXIT_INPUT:
@@ -88,6 +96,10 @@ def _raise_worst(spec: RunSpec, exit_codes: list[int]) -> None:
         said = errors[exit_codes.index(EXIT_TRY_AGAIN)]
         raise TryAgain(said.get("reason", "Stopped"), said.get("message", "stopped on request"))
     for rank, code in enumerate(exit_codes):
-        if code != EXIT_OK:
-            how = f"was ended by signal {-code}" if code < 0 else f"failed with exit code {code}"
-            raise RuntimeError(f"worker {rank} of {len(exit_codes)} {how}; {errors[rank].get('message', 'see above')}")
+        if code is not None and code < 0:
+            hint = "; the system does so when memory runs out" if -code == signal.SIGKILL else ""
+            raise RuntimeError(f"worker {rank} of {len(exit_codes)} was ended by signal {-code}{hint}")
+    for rank, code in enumerate(exit_codes):
+        if code:
+            said = errors[rank].get("message", "it left no word")
+            raise RuntimeError(f"worker {rank} of {len(exit_codes)} failed with exit code {code}: {said}")

@@ -95,10 +95,12 @@ def usable_device(devices: list[str], rank: int) -> str:
 
 def main(work: Path, rank: int) -> int:
     """Run one rank as a process and return its exit code; what went wrong is left in `error-rank<N>.json`."""
-    from llm_tuning.console import quiet_libraries, set_up_logging
+    from llm_tuning.console import DEBUG_VARIABLE, quiet_libraries, set_up_logging
 
-    set_up_logging()
-    quiet_libraries()
+    debug = os.environ.get(DEBUG_VARIABLE) == "1"
+    set_up_logging(debug=debug)
+    if not debug:
+        quiet_libraries()
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     with stop_on_signals():
         try:
@@ -116,7 +118,7 @@ def main(work: Path, rank: int) -> int:
             if stop_requested():  # a peer left first and the collective broke: this is the stop, seen from here
                 return EXIT_TRY_AGAIN
             write_json(work / f"error-rank{rank}.json", {"message": f"{type(error).__name__}: {error}"})
-            log.exception("rank %d failed", rank)
+            log.debug("rank %d failed", rank, exc_info=True)  # launch says it in one sentence
             return 1
     return 0
 

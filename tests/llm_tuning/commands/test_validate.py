@@ -48,6 +48,12 @@ def test_people_get_an_aligned_report(base: Path, capsys: pytest.CaptureFixture[
     assert "question" not in out  # no sample unless asked for: this is no terminal
 
 
+def test_a_folder_that_is_no_base_model_is_said(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_tokenizer(tmp_path / "adapter")
+    assert run("--dataset_path", dataset(ROWS), "--llm_path", str(tmp_path / "adapter")) == 0
+    assert "adapter has no config.json: it is no base model" in capsys.readouterr().out
+
+
 def test_machines_get_one_json_object(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--dataset_path", dataset(ROWS), "--llm_path", str(base), "--json", "--show_sample"]
     assert run(*flags) == 0

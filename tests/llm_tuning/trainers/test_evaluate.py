@@ -1,0 +1,78 @@
+"""Held-out scores and parity probes against values computed another way."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from llm_tuning.data.token_rows import TokenRows, TokenRowsWriter
+from llm_tuning.errors import TryAgain
+from llm_tuning.trainers.evaluate import evaluate_policy
+from llm_tuning.trainers.probes import MAX_PROBE_TOKENS, MAX_PROBES, choose_probes
+from llm_tuning.trainers.worker import usable_device
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> TokenRows:
+    random = np.random.default_rng(0)
+    with TokenRowsWriter(tmp_path / "rows") as writer:
+        for number, length in enumerate((5, 17, 9, 30)):
+            ids = random.integers(4, 500, length).astype(np.int32)
+            learned = np.arange(length) >= length // 2
+            writer.append(ids, learned, row_number=number, reward=float(number), text="")
+    return TokenRows.open(tmp_path / "rows")
+
+
+def row_scores(model: torch.nn.Module, rows: TokenRows, i: int) -> tuple[float, int, int]:
+    """Log-likelihood, tokens and right tokens of one row, one position at a time."""
+    row = rows[i]
+    logits = model(input_ids=torch.tensor(row.input_ids[None].astype(np.int64))).logits[0]
+    loglik, right, count = 0.0, 0, 0
+    for t in range(1, len(row.input_ids)):
+        if row.learned[t]:
+            target = int(row.input_ids[t])
+            loglik += float(torch.distributions.Categorical(logits=logits[t - 1]).log_prob(torch.tensor(target)))
+            right += int(logits[t - 1].argmax()) == target
+            count += 1
+    return loglik, count, right
+
+
+@pytest.mark.parametrize("max_tokens", [8, 64, 4096])
+@torch.no_grad()
+def test_scores_are_those_of_the_rows_one_by_one(tiny_base: Path, rows: TokenRows, max_tokens: int) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_base)
+    at = np.array([1, 3, 0])
+    scores = evaluate_policy(model, rows, at, max_tokens=max_tokens, device="cpu", dtype=torch.float32)
+    each = [row_scores(model, rows, int(i)) for i in at]
+    tokens = sum(count for _, count, _ in each)
+    loss = -sum(loglik for loglik, _, _ in each) / tokens
+    assert (scores.tokens, scores.rows) == (tokens, 3)
+    assert scores.loss == pytest.approx(loss, abs=1e-5)
+    assert scores.perplexity == pytest.approx(math.exp(loss), rel=1e-4)
+    assert scores.token_accuracy == pytest.approx(sum(right for _, _, right in each) / tokens)
+    rewards = np.array([1.0, 3.0, 0.0])
+    z = (rewards - rewards.mean()) / rewards.std()
+    means = np.array([loglik / count for loglik, count, _ in each])
+    assert scores.reward_weighted_loglik == pytest.approx(float((z * means).mean()), abs=1e-5)
+
+
+def test_whole_rows_are_probed_before_cut_ones_and_at_most_32() -> None:
+    lengths = np.array([MAX_PROBE_TOKENS + 1, 10, MAX_PROBE_TOKENS, 400, 5], dtype=np.int32)
+    assert choose_probes(lengths, np.array([0, 3, 1, 2])) == [1, 2, 0, 3]
+    assert len(choose_probes(np.full(100, 9, dtype=np.int32), np.arange(100))) == MAX_PROBES
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without CUDA")
+def test_only_the_default_device_falls_back_to_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert usable_device(["cuda:0"], 0) == "cpu"
+    with pytest.raises(TryAgain, match="torch sees no CUDA") as caught:
+        usable_device(["cuda:0", "cuda:1"], 1)
+    assert caught.value.reason == "GPUUnavailable"
+    monkeypatch.setenv("LLM_TUNING_REQUIRE_GPU", "1")  # what a pod that was given GPUs has
+    with pytest.raises(TryAgain, match="torch sees no CUDA"):
+        usable_device(["cuda:0"], 0)
