@@ -1,0 +1,1 @@
+"""The kopf operator: turns custom resources into Jobs and honest statuses."""
