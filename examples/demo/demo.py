@@ -1,4 +1,4 @@
-"""One machine, from a JSON file to a served, proven adapter, by the documented commands: what `make demo` runs.
+"""One machine, from a JSON file to a served, proven adapter, by the documented commands: what `make demo-local` runs.
 
 Every command line is shown as it is run, in the folder `.demo/` of the repository; what it makes stays there to be
 looked at. The demo is a check as well: what each link of the chain shows is compared with what it is there to show,
@@ -13,7 +13,6 @@ import shlex
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import time
 import urllib.request
@@ -23,20 +22,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-FOLDER = ROOT / ".demo"
+import stages
+from stages import STOP_SECONDS, Disappointed, bold, environment, expect, run, script, stage
+
 BASE = Path("base/tiny-python")
 LAUNCHER = Path("../llm_tuning/config/llm/launch_llm.sh")
 SFT, PPO = "help-desk-sft", "help-desk-ppo"
 MOST, FEW = 0.5, 0.25
 """Shares of the unseen questions: wide of what was seen, since other CPUs round otherwise and train another model."""
-
-STOP_SECONDS = 60.0
-"""How long a command may take to end after SIGTERM; a training run saves a checkpoint first."""
-
-
-class Disappointed(Exception):  # noqa: N818 - the demo is, and says by what
-    """A link of the chain did not show what it is there to show."""
 
 
 def main() -> int:
@@ -44,7 +37,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     started = time.monotonic()
     try:
-        os.environ |= _environment()
+        os.environ |= environment()
         _start_afresh()
         make_base_model()
         refuse_a_mistake()
@@ -69,8 +62,8 @@ def make_base_model() -> None:
         "A base model",
         "A small Llama learns Python's own documentation from nothing: about a minute, once (it is kept).",
     )
-    run(f"python {_script('make_base_model.py')} {BASE}")
-    run(f"python {_script('make_datasets.py')} data")
+    run(f"python {script('make_base_model.py')} {BASE}")
+    run(f"python {script('make_datasets.py')} data")
 
 
 def refuse_a_mistake() -> None:
@@ -93,7 +86,7 @@ def tune() -> None:
         "SFT: learn the help desk's answers",
         "The recorded answers have a house style, and two in three go on with an advertisement.",
     )
-    run(f"tune-llm --config {_script('config.yaml')} --model_id {SFT} --devices cpu")
+    run(f"tune-llm --config {script('config.yaml')} --model_id {SFT} --devices cpu")
     sft = report(SFT)["metrics"]
     expect(sft["tuned"]["loss"] < sft["base"]["loss"] / 2, "SFT halves the loss on held-out rows")
     stage(
@@ -116,8 +109,8 @@ def compare() -> None:
         "Answers before and after",
         "Questions about names that no training file mentions, asked by transformers and PEFT.",
     )
-    run(f"python {_script('answers.py')} {BASE} data/unseen.json models/{SFT} models/{PPO} --json answers.json")
-    base, sft, ppo = json.loads((FOLDER / "answers.json").read_text())
+    run(f"python {script('answers.py')} {BASE} data/unseen.json models/{SFT} models/{PPO} --json answers.json")
+    base, sft, ppo = json.loads((stages.FOLDER / "answers.json").read_text())
     print()
     expect(base["right"] > MOST, "the base model remembers most of what it has read")
     expect(base["house_style"] < FEW and sft["house_style"] > MOST, "the house style comes with SFT")
@@ -144,12 +137,12 @@ def serve() -> None:
         "vLLM is started, then asked whether its answers move as the training moved them: a LoRA that is loaded and "
         "changes nothing would be found out here. About half a minute.",
     )
-    with _stopped_at_the_end(FOLDER / "logs" / f"launch_llm_{port}.pid"):
+    with _stopped_at_the_end(stages.FOLDER / "logs" / f"launch_llm_{port}.pid"):
         run(f"bash {LAUNCHER} {port} 0 {BASE} models/{PPO}")
         prove = f"tune-llm prove --url http://127.0.0.1:{port} --adapter models/{PPO}"
         proof = json.loads(run(f"{prove} --json", quiet=True))
         expect(proof["verdict"] == "effective", "the served adapter is proven effective")
-        question = json.loads((FOLDER / "data/unseen.json").read_text())[0]["prompt"]
+        question = json.loads((stages.FOLDER / "data/unseen.json").read_text())[0]["prompt"]
         served = call(port, "lora", question)
         bare = call(port, BASE.name, question)
         expect("Read more: help(" in served, "`lora` answers in house style")
@@ -159,7 +152,8 @@ def serve() -> None:
 def say_what_is_left() -> None:
     """The end."""
     stage(
-        "What is left to look at", f"Everything is in {FOLDER}; the next demo starts afresh, but keeps the base model."
+        "What is left to look at",
+        f"Everything is in {stages.FOLDER}; the next demo starts afresh, but keeps the base model.",
     )
     for what, command in {
         "the model card, with the loss curve beside it": f"less models/{PPO}/README.md",
@@ -167,53 +161,6 @@ def say_what_is_left() -> None:
         "the adapter served again": f"bash {LAUNCHER} 8000 0 {BASE} models/{PPO}",
     }.items():
         print(f"  {what}:\n      {command}")
-
-
-# --- how a stage speaks, runs and checks ---------------------------------------------------------------------------
-
-_stages = 0
-
-
-def stage(title: str, text: str) -> None:
-    """Announce what comes next."""
-    global _stages  # noqa: PLW0603 - a counter for the reader
-    _stages += 1
-    print(f"\n{_bold(f'{_stages}. {title}')}\n{text}", flush=True)
-
-
-def run(command: str, *, expect: int = 0, shown: bool = True, quiet: bool = False) -> str:
-    """Run `command` in the demo's folder; raises Disappointed on another exit code than `expect`.
-
-    Its output goes to the terminal as it comes. With `shown` False it is returned, too, and comes at the end; with
-    `quiet` it is returned only.
-    """
-    if not quiet:
-        print(f"\n{_bold('$ ' + command)}", flush=True)
-    capture = quiet or not shown
-    streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": None if quiet else subprocess.STDOUT}
-    process = subprocess.Popen(shlex.split(command), cwd=FOLDER, text=True, **(streams if capture else {}))
-    try:
-        output, _ = process.communicate()
-    except BaseException:
-        process.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(STOP_SECONDS)
-        process.kill()
-        raise
-    if capture and not quiet:
-        print(output, end="", flush=True)
-    if process.returncode != expect:
-        raise Disappointed(f"exit code {process.returncode} instead of {expect} from: {command}")
-    if expect:
-        print(f"(exit code {process.returncode}, as it should be)")
-    return output or ""
-
-
-def expect(held: bool, what: str) -> None:
-    """Say that `what` was seen; raises Disappointed if it was not."""
-    if not held:
-        raise Disappointed(f"not seen: {what}")
-    print(f"  [seen] {what}", flush=True)
 
 
 def report(model_id: str) -> dict[str, Any]:
@@ -227,7 +174,7 @@ def call(port: int, model: str, question: str) -> str:
     messages = [{"role": "user", "content": question}]
     body = json.dumps({"model": model, "messages": messages, "temperature": 0, "max_tokens": 96})
     command = ["curl", url, "-H", "Content-Type: application/json", "-d", body]
-    print(f"\n{_bold('$ ' + shlex.join(command))}", flush=True)
+    print(f"\n{bold('$ ' + shlex.join(command))}", flush=True)
     request = urllib.request.Request(url, body.encode(), {"Content-Type": "application/json"})
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # this machine, past any proxy
     with opener.open(request, timeout=120) as reply:
@@ -244,7 +191,7 @@ def _stopped_at_the_end(pid_file: Path) -> Iterator[None]:
     finally:
         if pid_file.exists():
             group = int(pid_file.read_text())
-            print(f"\n{_bold(f'$ kill {group}')}", flush=True)
+            print(f"\n{bold(f'$ kill {group}')}", flush=True)
             with suppress(ProcessLookupError):
                 os.kill(group, signal.SIGTERM)
             deadline = time.monotonic() + STOP_SECONDS
@@ -273,27 +220,10 @@ def _free_port() -> int:
 def _start_afresh() -> None:
     """Everything of an earlier demo goes, except the base model."""
     for name in ("data", "models", "mlruns", "logs"):
-        shutil.rmtree(FOLDER / name, ignore_errors=True)
-    FOLDER.mkdir(exist_ok=True)
-    print(f"The demo works in {FOLDER}. There, every command below can be typed after: source ../.venv/bin/activate")
-
-
-def _environment() -> dict[str, str]:
-    """This Python's own folder first in PATH, so that `tune-llm` and `python` are those that run the demo."""
-    return {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
-        "HF_HUB_OFFLINE": "1",
-        # Threads that wait sleep instead of spinning: where something else uses the cores, too, this is 5x faster.
-        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
-    }
-
-
-def _script(name: str) -> str:
-    return os.path.relpath(Path(__file__).resolve().parent / name, FOLDER)
-
-
-def _bold(text: str) -> str:
-    return f"\033[1m{text}\033[0m" if sys.stdout.isatty() else text
+        shutil.rmtree(stages.FOLDER / name, ignore_errors=True)
+    stages.FOLDER.mkdir(exist_ok=True)
+    folder = stages.FOLDER
+    print(f"The demo works in {folder}. There, every command below can be typed after: source ../.venv/bin/activate")
 
 
 def _interrupt(signal_number: int, frame: FrameType | None) -> None:

@@ -21,9 +21,9 @@ PYTHON = sys.executable
 
 @pytest.fixture(autouse=True)
 def _in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import demo
+    import stages
 
-    monkeypatch.setattr(demo, "FOLDER", tmp_path)
+    monkeypatch.setattr(stages, "FOLDER", tmp_path)
 
 
 def test_the_configuration_file_is_a_configuration() -> None:
@@ -75,8 +75,8 @@ def test_the_server_is_ended_however_the_demo_ends(tmp_path: Path, fails: bool) 
 
 def test_a_stopped_demo_stops_the_command_it_is_running(tmp_path: Path) -> None:
     script = (
-        "import sys, demo, pathlib\n"
-        "demo.FOLDER = pathlib.Path(sys.argv[1])\n"
+        "import sys, demo, pathlib, stages\n"
+        "stages.FOLDER = pathlib.Path(sys.argv[1])\n"
         "demo._start_afresh = lambda: None\n"
         "demo.make_base_model = lambda: demo.run(\n"
         "    sys.executable + ' -c \"import os, time; print(os.getpid(), file=open(\\'pid\\', \\'w\\'), flush=True);'\n"
