@@ -1,0 +1,126 @@
+"""A POST of the Kubeflow Trainer status protocol as the Progress of a TuningJob.
+
+    {"trainerStatus": {"lastUpdatedTime": RFC 3339, "progressPercentage": 0..100, "estimatedRemainingSeconds": n,
+                       "metrics": [{"name": "loss", "value": "2.1"}, ...]}}
+
+Only the metrics named here are kept: a status is no place for what else a trainer may send. A number that is not
+finite is left out, for a loss that became NaN must not hide how far the run is.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, NoReturn
+
+from llm_tuning.api.tuning_job import Progress
+from llm_tuning.errors import InputError, Problem
+
+MAX_METRICS = 200
+"""About ten are sent."""
+MAX_INTEGER = 2**31 - 1
+"""Steps and seconds beyond it are mistakes."""
+RANGES: Mapping[str, tuple[float, float]] = {
+    "current_step": (0, MAX_INTEGER),
+    "total_steps": (0, MAX_INTEGER),
+    "current_epoch": (0, 1e9),
+    "loss": (-1e15, 1e15),
+    "tokens_per_second": (0, 1e12),
+}
+"""The metrics that are kept, while they are between these; a loss beyond has diverged as much as one that is NaN."""
+
+_NUMBER = re.compile(
+    r"[+-]?((\d{1,40}(\.\d{0,40})?|\.\d{1,40})(e[+-]?\d{1,4})?|nan|inf|infinity)", re.IGNORECASE | re.ASCII
+)
+
+
+def parse_status(body: bytes, now: datetime) -> Progress:
+    """The Progress in `body`; InputError holds every problem found."""
+    status = _mapping(_json(body), "trainerStatus")
+    problems: list[Problem] = []
+    percent = _integer(status, "progressPercentage", problems, maximum=100)
+    remaining = _integer(status, "estimatedRemainingSeconds", problems)
+    time = _time(status, "lastUpdatedTime", problems, now)
+    metrics = _metrics(status.get("metrics"), problems)
+    if percent is None and not problems:
+        problems.append(Problem("trainerStatus.progressPercentage", "is required"))
+    if problems:
+        raise InputError(problems)
+    total_steps = metrics.get("total_steps")
+    return Progress(
+        percent=percent or 0,
+        step=int(metrics.get("current_step", 0)),
+        total_steps=None if total_steps is None else int(total_steps),
+        epoch=metrics.get("current_epoch"),
+        loss=metrics.get("loss"),
+        tokens_per_second=metrics.get("tokens_per_second"),
+        remaining_seconds=remaining,
+        last_update_time=time.strftime("%Y-%m-%dT%H:%M:%SZ"),
+    )
+
+
+def _json(body: bytes) -> object:
+    try:
+        return json.loads(body, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):  # the message of json would quote the body
+        raise InputError(Problem("", "the body is not JSON")) from None
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(name)
+
+
+def _mapping(body: object, field: str) -> Mapping[str, Any]:
+    status = body.get(field) if isinstance(body, dict) else None
+    if not isinstance(status, dict):
+        raise InputError(Problem(field, "must be a mapping", 'send {"trainerStatus": {...}}'))
+    return status
+
+
+def _integer(status: Mapping[str, Any], field: str, problems: list[Problem], maximum: int = MAX_INTEGER) -> int | None:
+    value = status.get(field)
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= maximum:
+        problems.append(Problem(f"trainerStatus.{field}", f"must be a whole number from 0 to {maximum}"))
+        return None
+    return value
+
+
+def _time(status: Mapping[str, Any], field: str, problems: list[Problem], now: datetime) -> datetime:
+    """The sender's time, but never in the future: its clock may be ahead of ours."""
+    value = status.get(field)
+    if value is None:
+        return now
+    try:
+        time = datetime.fromisoformat(value)
+        if time.tzinfo is None:
+            raise ValueError(value)
+        return min(time.astimezone(UTC), now)
+    except (TypeError, ValueError, OverflowError):
+        problems.append(Problem(f"trainerStatus.{field}", "must be a time as in 2026-01-31T12:00:00Z"))
+        return now
+
+
+def _metrics(entries: object, problems: list[Problem]) -> dict[str, float]:
+    """The known ones within their range."""
+    where = "trainerStatus.metrics"
+    if entries is None:
+        return {}
+    if not isinstance(entries, list) or len(entries) > MAX_METRICS:
+        problems.append(Problem(where, f"must be a list of at most {MAX_METRICS}"))
+        return {}
+    found: dict[str, float] = {}
+    for index, entry in enumerate(entries):
+        name, value = (entry.get("name"), entry.get("value")) if isinstance(entry, dict) else (None, None)
+        if not isinstance(name, str) or not isinstance(value, str):
+            problems.append(Problem(f"{where}[{index}]", 'must be {"name": text, "value": text}'))
+        elif name in RANGES:
+            low, high = RANGES[name]
+            if not _NUMBER.fullmatch(value):
+                problems.append(Problem(f"{where}[{index}].value", f"must be a number: it is the {name}"))
+            elif low <= float(value) <= high:  # false for NaN
+                found[name] = float(value)
+    return found
