@@ -1,0 +1,208 @@
+"""A whole cluster, from `kubectl apply` to a registered, evaluated adapter: what `make demo` runs.
+
+A real one-node Kubernetes is started on this machine (see devcluster/), the operator is installed by helm, and three
+TuningJobs are applied: one with a mistake in its data, an SFT, and a PPO that starts from the SFT's adapter. Every
+command is shown as it is run. The demo is a check as well: the first thing that is not as it should be ends it with
+exit code 1. It needs root, since it makes network namespaces; elsewhere it says how to use kind.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import stages
+from stages import ROOT, STOP_SECONDS, Disappointed, bold, environment, expect, run, script, stage
+
+sys.path.insert(0, str(ROOT))
+from devcluster.cluster import bin_dir, kubeconfig
+
+CLUSTER = "demo"
+NAMESPACE = "tuning-demo"
+BASE = Path("base/tiny-python")
+IMAGES = {"operator": "localhost/llm-tuning/operator:dev", "trainer": "localhost/llm-tuning/trainer:dev"}
+MISTAKE, SFT, PPO = "help-desk-mistake", "help-desk-sft", "help-desk-ppo"
+CHAIN_SECONDS = 600.0
+"""How long the two jobs may take on the slowest machine."""
+
+WITHOUT_ROOT = """The demo starts a real Kubernetes node, which needs root. Without it, use kind:
+
+  kind create cluster --name llm-tuning
+  docker build -t localhost/llm-tuning/operator:dev .
+  docker build -t localhost/llm-tuning/trainer:dev -f trainer_image/Dockerfile .
+  kind load docker-image --name llm-tuning localhost/llm-tuning/operator:dev localhost/llm-tuning/trainer:dev
+  helm install llm-tuning charts/llm-tuning --namespace tuning-demo --create-namespace
+  kubectl apply -f examples/tuningjob.yaml
+
+or `make demo-local`, which needs neither root nor a cluster."""
+
+
+def main() -> int:
+    """Run all stages; returns the exit code."""
+    if os.geteuid() != 0:
+        print(WITHOUT_ROOT)
+        return 1
+    signal.signal(signal.SIGTERM, _interrupt)
+    started = time.monotonic()
+    try:
+        os.environ |= environment() | {"PYTHONPATH": str(ROOT)}
+        stages.FOLDER.mkdir(exist_ok=True)
+        build()
+        with cluster():
+            load_images()
+            install()
+            fill_the_volume()
+            refuse_a_mistake()
+            tune()
+            look_around()
+    except Disappointed as error:
+        print(f"\nDEMO FAILED: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ndemo stopped; everything it started has ended", file=sys.stderr)
+        return 130
+    print(f"\nDemo done in {time.monotonic() - started:.0f} s.")
+    return 0
+
+
+def build() -> None:
+    """What takes long the first time, and is found again the next."""
+    stage(
+        "Programs and images",
+        "The first time: Kubernetes is compiled (about 5 minutes), then the operator's and the trainer's image are "
+        "built from their Dockerfiles (about 5 minutes, mostly PyTorch). The next time all of it is found.",
+    )
+    run("python -m devcluster build")
+    for name in IMAGES:
+        run(f"python -m devcluster image build {name}")
+    stage("A base model and data", "A small Llama learns Python's documentation: about a minute, once (it is kept).")
+    run(f"python {script('make_base_model.py')} {BASE}")
+    run(f"python {script('make_datasets.py')} data")
+
+
+@contextmanager
+def cluster() -> Iterator[None]:
+    """The node, gone at the end however the demo ends."""
+    stage("A Kubernetes node", "API server, kubelet, containerd and the rest, the real ones: half a minute.")
+    try:
+        run(f"python -m devcluster up --name {CLUSTER}")
+        os.environ["KUBECONFIG"] = str(kubeconfig(CLUSTER))
+        os.environ["PATH"] = f"{bin_dir()}{os.pathsep}{os.environ['PATH']}"
+        yield
+    finally:
+        run(f"python -m devcluster down --name {CLUSTER}")
+
+
+def load_images() -> None:
+    """No registry: images go straight into the node's containerd."""
+    stage("Images into the node", "The trainer's has 6 GB: about a minute the first time, kept afterwards.")
+    for image in IMAGES.values():
+        run(f"python -m devcluster load {image} --name {CLUSTER}")
+
+
+def install() -> None:
+    """The operator, by its chart."""
+    stage("Install the operator", "Waiting until it is ready to work: it reads what is there and takes its Lease.")
+    run(f"kubectl apply -f {script('cluster/namespace.yaml')}")
+    run(
+        f"helm install llm-tuning {os.path.relpath(ROOT / 'charts/llm-tuning', stages.FOLDER)} --namespace {NAMESPACE} "
+        f"--set images.operator={IMAGES['operator']} --set images.trainer={IMAGES['trainer']} --wait --timeout 2m"
+    )
+    run(f"kubectl -n {NAMESPACE} get deployments,tuningjobs")
+
+
+def fill_the_volume() -> None:
+    """The layout that TuningJobs expect on their claim: base/ datasets/ models/."""
+    stage("Files on the claim", "The base model and the data sets are copied to the claim `tuning`.")
+    run(f"kubectl -n {NAMESPACE} wait --for=condition=Ready pod/volume --timeout=90s")
+    run(f"kubectl -n {NAMESPACE} exec volume -- mkdir -p base")
+    run(f"kubectl -n {NAMESPACE} cp --no-preserve {BASE} volume:/workspace/{BASE}")
+    run(f"kubectl -n {NAMESPACE} cp --no-preserve data volume:/workspace/datasets")
+
+
+def refuse_a_mistake() -> None:
+    """No trainer starts for bad data."""
+    stage("A mistake in the data", "Waiting for the data check, which is to name row 7 before any trainer starts.")
+    run(f"kubectl apply -f {script('cluster/mistake.yaml')}")
+    run(f"kubectl -n {NAMESPACE} wait --for=condition=Finished tj/{MISTAKE} --timeout=90s")
+    run(f"kubectl -n {NAMESPACE} get tj {MISTAKE}")
+    valid = _condition(_job(MISTAKE), "DatasetValid")
+    print(f"{valid['reason']}: {valid['message']}")
+    expect(valid["status"] == "False" and "row" in valid["message"] and "7" in valid["message"], "row 7 is named")
+    pods = run(f"kubectl -n {NAMESPACE} get pods -l tuning.llmtuning.dev/job={MISTAKE} -o name", quiet=True).split()
+    expect(len(pods) == 1, "and no trainer was started for it")
+
+
+def tune() -> None:
+    """The chain, watched as a person would."""
+    stage(
+        "SFT, then PPO from its adapter",
+        "Applied at once; each is checked, and the second waits for the first. `kubectl get tj -w` shows what goes on:",
+    )
+    run(f"kubectl apply -f {script('cluster/help-desk.yaml')}")
+    _watch_until_finished(SFT, PPO)
+    for name in (SFT, PPO):
+        job = _job(name)
+        succeeded = _condition(job, "Succeeded")
+        expect(succeeded["status"] == "True", f"{name} succeeded ({succeeded['message']})")
+    sft, ppo = (_job(name)["status"] for name in (SFT, PPO))
+    expect(sft["evaluation"]["tunedLoss"] < sft["evaluation"]["baseLoss"] / 2, "SFT halves the loss on held-out rows")
+    expect(ppo["startAdapterModelId"] == sft["modelId"], "PPO started from the SFT's adapter")
+
+
+def look_around() -> None:
+    """What the jobs have left."""
+    stage("What is left", "Conditions and Events on the object; the adapter, its report and the registry on the claim.")
+    run(f"kubectl -n {NAMESPACE} describe tj {SFT}")
+    model_id = _job(PPO)["status"]["modelId"]
+    run(f"kubectl -n {NAMESPACE} exec volume -- ls models/{model_id}")
+    run(f"kubectl -n {NAMESPACE} exec volume -- tune-llm report {model_id}")
+    run(f"kubectl -n {NAMESPACE} exec volume -- tune-llm registry list")
+    listed = run(f"kubectl -n {NAMESPACE} exec volume -- tune-llm registry list --json", quiet=True)
+    registered = {model["model_id"] for model in json.loads(listed)["models"]}
+    expect({_job(name)["status"]["modelId"] for name in (SFT, PPO)} <= registered, "both adapters are registered")
+
+
+def _watch_until_finished(*names: str) -> None:
+    """Show `kubectl get tj -w` until all of `names` are Finished; raises Disappointed if they take too long."""
+    command = ["kubectl", "-n", NAMESPACE, "get", "tj", "-w"]
+    print(f"\n{bold('$ ' + ' '.join(command))}", flush=True)
+    watch = subprocess.Popen(command)
+    try:
+        deadline = time.monotonic() + CHAIN_SECONDS
+        while not all(_condition(_job(name), "Finished")["status"] == "True" for name in names):
+            if time.monotonic() > deadline:
+                raise Disappointed(f"{', '.join(names)} are not finished after {CHAIN_SECONDS:.0f} s")
+            time.sleep(1)
+        time.sleep(1)  # the last line of the watch
+    finally:
+        watch.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            watch.wait(STOP_SECONDS)
+
+
+def _job(name: str) -> dict[str, Any]:
+    return dict(json.loads(run(f"kubectl -n {NAMESPACE} get tj {name} -o json", quiet=True)))
+
+
+def _condition(job: dict[str, Any], kind: str) -> dict[str, Any]:
+    """The condition of that type, or one that says that nothing is known."""
+    found = [c for c in job.get("status", {}).get("conditions", []) if c["type"] == kind]
+    return dict(found[0]) if found else {"status": "Unknown", "reason": "", "message": ""}
+
+
+def _interrupt(signal_number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())
