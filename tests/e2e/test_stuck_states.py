@@ -1,0 +1,156 @@
+"""Every way to be stuck, made for real: each becomes a condition and an Event that say what to do, within a minute."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any
+
+import pytest
+
+from tests.support.tuning_namespace import TuningNamespace, claim, tuning_job, tuning_namespace, wait_until
+
+pytestmark = pytest.mark.e2e
+
+WITHIN_SECONDS = 60.0
+
+QUOTA = {
+    "apiVersion": "v1",
+    "kind": "ResourceQuota",
+    "metadata": {"name": "three-gpus"},
+    "spec": {"hard": {"requests.nvidia.com/gpu": "3"}},
+}
+
+
+def broken_volume(namespace: str) -> list[dict[str, Any]]:
+    """A volume whose folder is not there: bound, scheduled, and then not mountable."""
+    name = f"broken-{namespace}"
+    volume = {
+        "apiVersion": "v1",
+        "kind": "PersistentVolume",
+        "metadata": {"name": name},
+        "spec": {
+            "capacity": {"storage": "1Gi"},
+            "accessModes": ["ReadWriteOnce"],
+            "storageClassName": "",
+            "persistentVolumeReclaimPolicy": "Delete",
+            "claimRef": {"namespace": namespace, "name": "broken"},
+            "hostPath": {"path": "/nonexistent/folder", "type": "Directory"},
+        },
+    }
+    bound = claim("broken", storage_class="")
+    bound["spec"]["volumeName"] = name
+    return [volume, bound]
+
+
+def unfit_pods(namespace: str) -> list[dict[str, Any]]:
+    """What an injector of sidecars may do to pods: make them unfit for the namespace's profile."""
+    name = f"unfit-{namespace}"
+    policy = {
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "MutatingAdmissionPolicy",
+        "metadata": {"name": name},
+        "spec": {
+            "matchConstraints": {
+                "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}},
+                "objectSelector": {"matchLabels": {"tuning.llmtuning.dev/job": "pod-security"}},
+                "resourceRules": [
+                    {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]}
+                ],
+            },
+            "reinvocationPolicy": "Never",
+            "mutations": [
+                {
+                    "patchType": "ApplyConfiguration",
+                    "applyConfiguration": {"expression": "Object{spec: Object.spec{hostNetwork: true}}"},
+                }
+            ],
+        },
+    }
+    binding = {
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "MutatingAdmissionPolicyBinding",
+        "metadata": {"name": name},
+        "spec": {"policyName": name},
+    }
+    return [policy, binding]
+
+
+ROWS: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
+    # name: (the TuningJob's spec, the reason, what the message has to name)
+    "secret": (
+        {"tracking": {"uri": "http://mlflow.example", "credentialsSecret": {"name": "llm-tuning-none"}}},
+        "SecretNotFound",
+        ("llm-tuning-none",),
+    ),
+    "config-map": ({"dataset": {"configMap": {"name": "none", "key": "rows.jsonl"}}}, "ConfigMapNotFound", ("none",)),
+    "claim": ({"volume": {"claimName": "none"}}, "ClaimNotFound", ("none",)),
+    "pending-claim": ({"volume": {"claimName": "pending"}}, "ClaimPending", ("pending",)),
+    "failed-mount": ({"volume": {"claimName": "broken"}}, "VolumeMountFailed", ("/nonexistent/folder",)),
+    "unschedulable": ({"resources": {"gpus": 3}}, "Unschedulable", ("nvidia.com/gpu",)),
+    "quota": ({"resources": {"gpus": 4}}, "QuotaExceeded", ("three-gpus",)),
+    "pod-security": ({}, "PodSecurityDenied", ("restricted",)),
+    "dies": ({"stand_in": "crash", "retries": 3}, "TrainerFailing", ("logs",)),
+    "oom": ({"stand_in": "oom", "retries": 3}, "OutOfMemory", ("memory",)),
+    "deadline": ({"stand_in": "sleep=90", "activeDeadlineSeconds": 12}, "DeadlineExceeded", ("12",)),
+}
+
+
+@pytest.fixture(scope="module")
+def stuck(cluster: Any) -> Iterator[tuple[TuningNamespace, float]]:
+    """All of them applied at once, and when."""
+    with tuning_namespace(cluster) as namespace:
+        namespace.apply(QUOTA, claim("pending", storage_class="none"))
+        cluster.kubectl("apply", "-f", "-", input=_yaml(broken_volume(namespace.name)[:1]))
+        namespace.apply(*broken_volume(namespace.name)[1:])
+        cluster.kubectl("apply", "-f", "-", input=_yaml(unfit_pods(namespace.name)))
+        try:
+            time.sleep(2)  # a policy is in force a moment after it was made
+            namespace.apply(*(tuning_job(name, **spec) for name, (spec, _, _) in ROWS.items()))
+            yield namespace, time.time()
+        finally:
+            for kind in ("mutatingadmissionpolicybinding", "mutatingadmissionpolicy"):
+                cluster.kubectl("delete", kind, f"unfit-{namespace.name}")
+            cluster.kubectl("delete", "pv", f"broken-{namespace.name}", "--wait=false")
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_stuck_job_says_what_to_do_within_a_minute(stuck: tuple[TuningNamespace, float], name: str) -> None:
+    namespace, applied = stuck
+    _, reason, named = ROWS[name]
+    assert_said(namespace, name, reason, named, applied)
+
+
+def assert_said(namespace: TuningNamespace, name: str, reason: str, named: tuple[str, ...], applied: float) -> None:
+    """The condition and the Event are there, in time and with the words."""
+
+    def saying() -> list[dict[str, Any]]:
+        return [c for c in namespace.conditions(name).values() if c["reason"] == reason]
+
+    def events() -> list[dict[str, Any]]:
+        return [e for e in namespace.events(name) if e["reason"] == reason and e["type"] == "Warning"]
+
+    left = max(5.0, applied + WITHIN_SECONDS + 30 - time.time())
+    wait_until(lambda: bool(saying()), left, lambda: f"{reason} of {name}; has {namespace.conditions(name)}")
+    wait_until(lambda: bool(events()), 10, lambda: f"an Event {reason} of {name}; has {namespace.events(name)}")
+    condition, event = saying()[0], events()[0]
+    said = datetime.fromisoformat(condition["lastTransitionTime"]).timestamp() - applied
+    print(f"stuck: {name:>14} {reason:<18} {said:5.1f} s  {condition['message']}")
+    assert said <= WITHIN_SECONDS
+    for word in named:
+        assert word in condition["message"]
+    assert event["message"] == condition["message"]
+
+
+def test_an_image_that_cannot_be_pulled(cluster: Any) -> None:
+    with tuning_namespace(cluster, trainer="localhost/llm-tuning/none:none") as namespace:
+        applied = time.time()
+        namespace.apply(tuning_job("image"))
+        assert_said(namespace, "image", "ImagePullFailed", ("localhost/llm-tuning/none:none",), applied)
+
+
+def _yaml(objects: list[dict[str, Any]]) -> str:
+    import yaml
+
+    return yaml.safe_dump_all(objects)
