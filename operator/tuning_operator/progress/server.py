@@ -14,6 +14,7 @@ import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+
 from aiohttp import web
 
 from llm_tuning.api.tuning_job import Progress
@@ -31,7 +32,7 @@ MAX_BODY_BYTES = 64 * 1024
 REQUEST_SECONDS = 5.0
 """For one request; a trainer gives up after two."""
 CONNECTION_SECONDS = 10.0
-"""Between two looks at the connections: those that were open at the last one are closed. A trainer makes a new one each time."""
+"""Between two looks at the connections: those that were open at the last one are closed. A trainer makes one a post."""
 HANDSHAKE_SECONDS = 5.0
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -64,7 +65,12 @@ class ProgressServer:
         app.router.add_post(PATH, self._report)
         # Bodies stay as they come: a compressed one could be far larger than it looks.
         self._runner = web.AppRunner(
-            app, access_log=None, auto_decompress=False, keepalive_timeout=CONNECTION_SECONDS, lingering_time=2.0
+            app,
+            access_log=None,
+            auto_decompress=False,
+            keepalive_timeout=CONNECTION_SECONDS,
+            lingering_time=2.0,
+            shutdown_timeout=1.0,
         )
         await self._runner.setup()
         assert self._runner.server is not None
@@ -109,9 +115,9 @@ class ProgressServer:
             )
         return response
 
-    async def _close_lingering(self, server: web.Server[web.Request]) -> None:
+    async def _close_lingering(self, server: web.Server) -> None:
         """aiohttp has no time-out for a connection that never finishes its first request."""
-        seen: set[object] = set()
+        seen: set[web.RequestHandler] = set()
         while True:
             await asyncio.sleep(CONNECTION_SECONDS)
             connections = set(server.connections)

@@ -37,7 +37,7 @@ class SecretStore(Protocol):
     async def replace_secret(self, namespace: str, name: str, body: dict[str, Any]) -> Mapping[str, Any]: ...
 
 
-class TlsSecretDamaged(TuningError, RuntimeError):
+class TlsSecretDamaged(TuningError, RuntimeError):  # noqa: N818 - says what happened
     """The Secret's authority cannot be used; the message says how to go on."""
 
     def __init__(self, namespace: str, problem: str) -> None:

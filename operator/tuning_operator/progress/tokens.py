@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import jwt
@@ -27,11 +28,12 @@ KEYS_MAX_AGE_SECONDS = 3600.0
 """A key that the cluster withdrew is trusted at most this long."""
 KEYS_RETRY_SECONDS = 30.0
 """Tokens with made-up key ids must not become requests to the API server."""
+OWN_TOKEN = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 CLOCK_SKEW_SECONDS = 10.0
 """Between the API server's clock and ours."""
 
 
-class TokenRefused(TuningError, PermissionError):
+class TokenRefused(TuningError, PermissionError):  # noqa: N818 - an answer, not a fault
     """The token does not allow it. `status` is the HTTP status; the message never holds any of the token."""
 
     def __init__(self, status: int, message: str) -> None:
@@ -95,6 +97,16 @@ def _usable_keys(published: Mapping[str, Any]) -> Iterable[tuple[str, jwt.PyJWK]
             yield key.key_id, key
 
 
+def own_issuer(token_file: Path = OWN_TOKEN) -> str | None:
+    """The cluster's issuer as the operator's own token names it; None outside of a pod, where the keys alone tell."""
+    try:
+        claims = jwt.decode(token_file.read_text().strip(), options={"verify_signature": False})
+    except (OSError, jwt.PyJWTError):
+        return None
+    issuer = claims.get("iss")
+    return issuer if isinstance(issuer, str) else None
+
+
 @dataclass(frozen=True)
 class TrainerPod:
     """Who sent the request."""
@@ -108,8 +120,9 @@ class TokenVerifier:
     """Says which pod a token belongs to, if that pod may report for the TuningJob."""
 
     keys: ClusterKeys
-    issuer: Callable[[], Awaitable[str]]
     store: JobPods
+    issuer: Callable[[], str | None] = own_issuer
+    """Read anew each time: a cluster may change its issuer."""
 
     async def verify(self, token: str, namespace: str, name: str) -> TrainerPod:
         """The pod; TokenRefused with 401 for no valid token of this cluster, 403 for one that is not for this job."""
@@ -140,13 +153,12 @@ class TokenVerifier:
         key = await self.keys.key(kid) if isinstance(kid, str) else None
         if key is None:
             raise TokenRefused(401, "the token is not signed by a key of this cluster")
-        issuer = await self.issuer()
         try:
             return jwt.decode(
                 token,
                 key,
                 algorithms=[key.algorithm_name],
-                issuer=issuer,
+                issuer=self.issuer(),
                 leeway=CLOCK_SKEW_SECONDS,
                 options={"require": ["exp", "iss", "aud"], "verify_aud": False},
             )
