@@ -1,0 +1,147 @@
+"""What the chart installs, by the real helm: restricted pods, the names that pods rely on, wrong values refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from llm_tuning import __version__
+from tests.support.chart import CHART, IMAGES, NAMESPACE, Chart
+
+CRDS = CHART.parents[1] / "crds"
+
+
+def environment(deployment: dict[str, Any]) -> dict[str, Any]:
+    [container] = deployment["spec"]["template"]["spec"]["containers"]
+    return {entry["name"]: entry.get("value", entry.get("valueFrom")) for entry in container["env"]}
+
+
+def test_helm_finds_nothing_wrong(helm: Path) -> None:
+    done = subprocess.run([helm, "lint", "--strict", CHART], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_one_operator_at_a_time(chart: Chart) -> None:
+    [deployment] = chart.objects("Deployment")
+    assert deployment["spec"]["replicas"] == 1
+    assert deployment["spec"]["strategy"] == {"type": "Recreate"}
+
+
+def test_the_pod_is_restricted_and_cannot_write_to_its_image(chart: Chart) -> None:
+    [deployment] = chart.objects("Deployment")
+    pod = deployment["spec"]["template"]["spec"]
+    [container] = pod["containers"]
+    assert pod["securityContext"] == {
+        "runAsNonRoot": True,
+        "runAsUser": 65532,
+        "runAsGroup": 65532,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert [volume["name"] for volume in pod["volumes"]] == ["tmp"]
+    assert container["resources"]["limits"]["memory"]
+
+
+def test_training_pods_find_the_progress_server_under_the_name_they_are_given(chart: Chart) -> None:
+    objects = chart.objects()
+    [service] = [each for each in objects if each["kind"] == "Service"]
+    [deployment] = [each for each in objects if each["kind"] == "Deployment"]
+    ports = {port["name"]: port for port in service["spec"]["ports"]}
+    name = service["metadata"]["name"]
+    url = environment(deployment)["TUNING_OPERATOR_PROGRESS_URL"]
+    assert url == f"https://{name}.{NAMESPACE}.svc:{ports['progress']['port']}"
+    labels = deployment["spec"]["template"]["metadata"]["labels"]
+    assert service["spec"]["selector"].items() <= labels.items()
+    [container] = deployment["spec"]["template"]["spec"]["containers"]
+    assert {port["targetPort"] for port in ports.values()} == {port["name"] for port in container["ports"]}
+
+
+def test_values_reach_the_operator(chart: Chart) -> None:
+    [deployment] = chart.objects(
+        "Deployment",
+        watchNamespaces=["team-a", "team-b"],
+        allowCPUFallback=True,
+        images=IMAGES["images"] | {"pullPolicy": "Never", "pullSecrets": ["one", "two"]},
+        environment={"TUNING_OPERATOR_WORKERS": "2"},
+    )
+    found = environment(deployment)
+    assert found["TUNING_OPERATOR_WATCH_NAMESPACES"] == "team-a,team-b"
+    assert found["TUNING_OPERATOR_ALLOW_CPU_FALLBACK"] == "true"
+    assert found["TUNING_OPERATOR_IMAGE_PULL_POLICY"] == "Never"
+    assert found["TUNING_OPERATOR_IMAGE_PULL_SECRETS"] == "one,two"
+    assert found["TUNING_OPERATOR_WORKERS"] == "2"
+    assert deployment["spec"]["template"]["spec"]["imagePullSecrets"] == [{"name": "one"}, {"name": "two"}]
+
+
+def test_the_release_namespace_is_watched_where_nothing_else_is_said(chart: Chart) -> None:
+    [deployment] = chart.objects("Deployment")
+    assert environment(deployment)["TUNING_OPERATOR_WATCH_NAMESPACES"] == NAMESPACE
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"images": {"trainer": "t"}}, "set images.operator"),
+        ({"images": {"operator": "o"}}, "set images.trainer"),
+        (IMAGES | {"watchNamespace": "team"}, "watchNamespace"),
+        (IMAGES | {"watchNamespaces": ["Team A"]}, "watchNamespaces"),
+        (IMAGES | {"allowCPUFallback": "yes"}, "allowCPUFallback"),
+        (IMAGES | {"environment": {"TUNING_OPERATOR_WORKERS": 2}}, "environment"),
+        ({"images": IMAGES["images"] | {"pullPolicy": "Sometimes"}}, "pullPolicy"),
+    ],
+)
+def test_wrong_values_are_refused_by_name(chart: Chart, values: dict[str, Any], problem: str) -> None:
+    done = chart.template(**values)
+    assert done.returncode != 0
+    assert problem in done.stderr
+
+
+def test_every_value_is_in_the_schema_and_explained() -> None:
+    text = (CHART / "values.yaml").read_text()
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    assert set(yaml.safe_load(text)) == set(schema["properties"]) - {"global"}
+
+
+def test_the_version_is_the_packages() -> None:
+    described = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    assert described["appVersion"] == described["version"] == __version__
+
+
+def test_the_crds_are_those_of_the_repository() -> None:
+    ours = {file.name: file.read_bytes() for file in CRDS.glob("*.yaml")}
+    copied = {file.name: file.read_bytes() for file in (CHART / "files" / "crds").iterdir()}
+    assert ours
+    assert copied == ours
+
+
+def test_crds_stay_when_the_release_goes(chart: Chart) -> None:
+    originals = {
+        each["metadata"]["name"]: each for each in map(yaml.safe_load, map(Path.read_text, CRDS.glob("*.yaml")))
+    }
+    installed = chart.objects("CustomResourceDefinition")
+    for crd in installed:
+        assert crd["metadata"].pop("annotations") == {"helm.sh/resource-policy": "keep"}
+    assert {each["metadata"]["name"]: each for each in installed} == originals
+
+
+def test_crds_can_be_left_out_or_go_with_the_release(chart: Chart) -> None:
+    assert chart.objects("CustomResourceDefinition", crds={"enabled": False}) == []
+    for crd in chart.objects("CustomResourceDefinition", crds={"keep": False}):
+        assert "annotations" not in crd["metadata"]
+
+
+def test_the_notes_name_the_first_commands(helm: Path) -> None:
+    images = [f"--set=images.{name}={image}" for name, image in IMAGES["images"].items()]
+    command = [helm, "install", "llm-tuning", CHART, "--namespace", NAMESPACE, "--dry-run=client", *images]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    notes = done.stdout.partition("NOTES:")[2]
+    assert notes.count("\n  kubectl ") == 3, done.stdout + done.stderr
