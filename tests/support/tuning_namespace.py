@@ -29,7 +29,7 @@ CONTAINER_SECURITY: dict[str, Any] = {"allowPrivilegeEscalation": False, "capabi
 
 
 def tuning_job(name: str, *, dataset: str = "datasets/good.jsonl", stand_in: str = "", **spec: Any) -> dict[str, Any]:
-    """A TuningJob on the tiny base. `stand_in` tells the stand-in trainer what to do (`sleep=5`); `spec` is merged in."""
+    """A TuningJob on the tiny base; `stand_in` tells the stand-in what to do (`sleep=5`), `spec` is merged in."""
     body: dict[str, Any] = {
         "model": {"path": "base/tiny"},
         "dataset": {"path": dataset},
