@@ -21,11 +21,16 @@ EXIT_TRY_AGAIN = 75
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong with the input: where it is, the rule it breaks (with the value), and what would be right."""
+    """One thing wrong with the input: where it is, the rule it breaks (with the value), and what would be right.
+
+    `field` is the API field that it comes from (`dataset.path`), where that is known and `where` says something else:
+    a file, a row.
+    """
 
     where: str
     rule: str
     fix: str = ""
+    field: str = ""
 
     def __str__(self) -> str:
         text = f"{self.where}: {self.rule}" if self.where else self.rule

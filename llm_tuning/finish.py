@@ -33,7 +33,7 @@ from llm_tuning.progress import Progress
 from llm_tuning.publish import publish
 from llm_tuning.registry import Registry
 from llm_tuning.reporting import RunReporter
-from llm_tuning.run_spec import RunSpec
+from llm_tuning.run_spec import RunSpec, shown_config
 from llm_tuning.stopping import raise_if_stopped
 from llm_tuning.tracking import Tracker, summarise
 from llm_tuning.tracking.metrics_file import METRICS_FILE
@@ -130,7 +130,7 @@ def build_manifest(spec: RunSpec, *, devices: list[str], mlflow: MlflowRecord | 
         created_at=utc_now(),
         base=BaseRecord(path=config.model.path, name=spec.base_name, weight_hash=spec.base_weight_hash),
         start_adapter=StartAdapterRecord(model_id=start.model_id, weight_hash=start.weight_hash) if start else None,
-        configuration=config.model_dump(mode="json", by_alias=True),
+        configuration=shown_config(config).model_dump(mode="json", by_alias=True),
         config_hash=spec.config_hash,
         dataset=DatasetRecord(path=config.dataset.path, hash=spec.data_hash, report=report, **report_counts(spec)),
         template_hash=spec.template_hash,

@@ -17,7 +17,7 @@ from llm_tuning.console import DEBUG_VARIABLE
 from llm_tuning.devices import threads_per_process
 from llm_tuning.errors import EXIT_INPUT, EXIT_OK, EXIT_TRY_AGAIN, InputError, Problem, TryAgain
 from llm_tuning.files import read_json
-from llm_tuning.run_spec import RunSpec
+from llm_tuning.run_spec import TRACKING_URI_VARIABLE, RunSpec
 from llm_tuning.stopping import stop_requested
 
 POLL_SECONDS = 0.1
@@ -50,6 +50,8 @@ def _start(spec: RunSpec, rank: int) -> subprocess.Popen[bytes]:
     environment.setdefault("OMP_NUM_THREADS", str(threads_per_process(world)))
     if logging.getLogger("llm_tuning").isEnabledFor(logging.DEBUG):
         environment[DEBUG_VARIABLE] = "1"
+    if spec.config.tracking.uri is not None:
+        environment[TRACKING_URI_VARIABLE] = spec.config.tracking.uri
     environment.setdefault("GLOO_SOCKET_IFNAME", "lo")  # one machine: gradients never leave it
     return subprocess.Popen(
         [sys.executable, "-m", "llm_tuning.trainers.worker", str(spec.work), str(rank)],

@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -34,9 +34,19 @@ from llm_tuning.stopping import raise_if_stopped, stop_on_signals
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+    from llm_tuning.data.report import Report
+
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+BASE, ADAPTER, DATASET, TRACKING, OUTPUT = (
+    "model.path",
+    "model.adapter.modelId",
+    "dataset.path",
+    "tracking.uri",
+    "output_dir",
+)
+"""Where in the API the subject of a check comes from: `Problem.field`."""
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 FULL_BYTES = 256 * 1024
 """A disk with less room than this is full: a run writes little at a time that is smaller."""
@@ -64,6 +74,32 @@ def tune(config: TuningConfig, options: RunOptions) -> str:
         return spec.model_id
 
 
+def check_run(config: TuningConfig, options: RunOptions) -> Report:
+    """All the checks of `tune` and nothing else: no work folder is made, no row is written, nothing is trained.
+
+    The hash of the base stays remembered in the output folder, so the run itself need not read the weights again.
+    Raises InputError with every problem, the dataset's own too where another thing is wrong as well, or TryAgain.
+    """
+    output_dir = Path(options.output_dir)
+    with stop_on_signals(), _nothing_left_of_a_refusal(output_dir), _disk_errors_as_input_errors(output_dir):
+        try:
+            spec = _prepare(config, options)
+        except InputError as error:
+            raise InputError([*error.problems, *_further_data_problems(config, error)]) from None
+        return _of_field(BASE, lambda: _read_data(spec.config, out=None, encoder=None))  # those of rows say it
+
+
+def _further_data_problems(config: TuningConfig, error: InputError) -> tuple[Problem, ...]:
+    """What is wrong with the rows by themselves, for a run that is refused for other things already."""
+    if any(problem.field == DATASET for problem in error.problems):
+        return ()  # there is no file to look into
+    try:
+        _read_data(config, out=None, encoder=None, with_tokens=False)
+    except InputError as refused:
+        return refused.problems
+    return ()
+
+
 @contextmanager
 def _nothing_left_of_a_refusal(output_dir: Path) -> Iterator[None]:
     """Remove an output folder that only a refused run has made."""
@@ -85,20 +121,21 @@ def _prepare(config: TuningConfig, options: RunOptions) -> RunSpec:
     dataset, base_path = Path(config.dataset.path), Path(config.model.path)
     found = _Collected()
     devices = device_names(options.devices)
-    found.run(lambda: check_writable(output_dir))
-    found.run(lambda: _check_tracking(config.tracking.uri))
-    base = found.run(lambda: inspect_base(base_path))
-    rows = found.run(lambda: data_hash(dataset))
-    start = found.run(lambda: _start_adapter(config, output_dir))
+    found.run(OUTPUT, lambda: check_writable(output_dir))
+    found.run(TRACKING, lambda: _check_tracking(config.tracking.uri))
+    base = found.run(BASE, lambda: inspect_base(base_path))
+    template = found.run(BASE, lambda: template_hash(base_path)) if base is not None else None
+    rows = found.run(DATASET, lambda: data_hash(dataset))
+    start = found.run(ADAPTER, lambda: _start_adapter(config, output_dir))
     found.raise_if_any()
     assert base is not None
+    assert template is not None
     assert rows is not None
 
     base_hash = weight_hash(base, output_dir / CACHE_FOLDER / "base_hashes.json")
-    template = template_hash(base_path)
     if start is not None:
-        found.run(lambda: _check_start_adapter(start, base, base_hash, template))
-        resolved = found.run(lambda: _lora_of(start, config.lora))
+        found.run(ADAPTER, lambda: _check_start_adapter(start, base, base_hash, template))
+        resolved = found.run("", lambda: _lora_of(start, config.lora))
         found.raise_if_any()
         config = config.model_copy(update={"lora": resolved})
     start_hash = start.manifest.weight_hash if start else None
@@ -132,9 +169,10 @@ class _Collected:
     def __init__(self) -> None:
         self._problems: list[Problem] = []
 
-    def run(self, check: Callable[[], T]) -> T | None:
+    def run(self, field: str, check: Callable[[], T]) -> T | None:
+        """What `check` returns, None if it found a problem. `field` is where in the API its subject comes from."""
         try:
-            return check()
+            return _of_field(field, check)
         except InputError as error:
             self._problems.extend(error.problems)
             return None
@@ -142,6 +180,14 @@ class _Collected:
     def raise_if_any(self) -> None:
         if self._problems:
             raise InputError(self._problems)
+
+
+def _of_field(field: str, check: Callable[[], T]) -> T:
+    """What `check` returns; problems that it raises without an API field of their own are given `field`."""
+    try:
+        return check()
+    except InputError as error:
+        raise InputError([replace(p, field=p.field or field) for p in error.problems]) from None
 
 
 @dataclass(frozen=True)
@@ -309,7 +355,6 @@ def _resume_or_begin(spec: RunSpec) -> None:
 
 def _check_data(spec: RunSpec, *, show_sample: bool) -> None:
     """Check and tokenise the rows into the work folder; done once, also over resumes."""
-    from llm_tuning.data.check import check_dataset
     from llm_tuning.data.sample import render_sample
 
     done = spec.work / "data_report.json"
@@ -318,15 +363,7 @@ def _check_data(spec: RunSpec, *, show_sample: bool) -> None:
         return
     config, base = spec.config, Path(spec.config.model.path)
     encoder = None if (base / "tokenizer.json").exists() else _slow_tokenizer(base)
-    report = check_dataset(
-        config.dataset.path,
-        mode=config.mode,
-        tokenizer_dir=base,
-        max_length=config.training.max_length,
-        skip_invalid_rows=config.dataset.skip_invalid_rows,
-        out=spec.work / "rows",
-        encoder=encoder,
-    )
+    report = _read_data(config, out=spec.work / "rows", encoder=encoder)
     if report.data_hash != spec.data_hash:
         raise TryAgain("DatasetChanged", f"{config.dataset.path} changed while it was read; start again")
     log.info("%s", report.summary())
@@ -335,6 +372,22 @@ def _check_data(spec: RunSpec, *, show_sample: bool) -> None:
         sample = render_sample(config.dataset.path, mode=config.mode, tokenizer_dir=base, encoder=encoder, color=color)
         sys.stderr.write(sample)  # not a log line: logs never hold dataset text
     write_json(done, report.model_dump(mode="json"))
+
+
+def _read_data(
+    config: TuningConfig, *, out: Path | None, encoder: Tokenizer | None, with_tokens: bool = True
+) -> Report:
+    from llm_tuning.data.check import check_dataset
+
+    return check_dataset(
+        config.dataset.path,
+        mode=config.mode,
+        tokenizer_dir=Path(config.model.path) if with_tokens else None,
+        max_length=config.training.max_length,
+        skip_invalid_rows=config.dataset.skip_invalid_rows,
+        out=out,
+        encoder=encoder,
+    )
 
 
 def _slow_tokenizer(base: Path) -> Tokenizer:
@@ -373,5 +426,6 @@ def _disk_errors_as_input_errors(output_dir: Path) -> Iterator[None]:
                 f"output_dir {output_dir}",
                 "no space is left on the disk",
                 "make room and start the same model_id again, or give another --output_dir",
+                field=OUTPUT,
             )
         ) from error

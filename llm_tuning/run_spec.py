@@ -12,6 +12,8 @@ from llm_tuning.files import read_json, write_json
 
 WORK_FOLDER = ".work"
 CACHE_FOLDER = ".cache"
+TRACKING_URI_VARIABLE = "LLM_TUNING_TRACKING_URI"
+"""How a worker process is given the tracking URI whole: `run.json` holds it without its password."""
 
 
 class RunSpec(BaseModel):
@@ -44,8 +46,24 @@ class RunSpec(BaseModel):
         return self.output_dir / CACHE_FOLDER
 
     def write(self) -> None:
-        """Write `run.json` in one step."""
-        write_json(self.work / "run.json", self.model_dump(mode="json", by_alias=True))
+        """Write `run.json` in one step, without the credentials of a tracking URI: see `shown_config`."""
+        shown = self.model_copy(update={"config": shown_config(self.config)})
+        write_json(self.work / "run.json", shown.model_dump(mode="json", by_alias=True))
+
+    def with_tracking_uri(self, uri: str | None) -> RunSpec:
+        """This spec as it was before it was written; `uri` is the tracking URI as it was given."""
+        tracking = self.config.tracking.model_copy(update={"uri": uri})
+        return self.model_copy(update={"config": self.config.model_copy(update={"tracking": tracking})})
+
+
+def shown_config(config: TuningConfig) -> TuningConfig:
+    """`config` as files may hold it that others read: a tracking URI without user, password and query."""
+    from llm_tuning.tracking.stores import shown_uri
+
+    if config.tracking.uri is None:
+        return config
+    tracking = config.tracking.model_copy(update={"uri": shown_uri(config.tracking.uri)})
+    return config.model_copy(update={"tracking": tracking})
 
 
 def read_run_spec(work: Path) -> RunSpec | None:

@@ -39,11 +39,11 @@ def run(args: argparse.Namespace) -> int:
     registry = Registry(models)
     registry.heal()
     if registry.find(args.model_id) is None:
-        progress = _progress(models, args.model_id)
+        progress = progress_of(models, args.model_id)
         if progress is None:
             raise registry.unknown(args.model_id)
         if not args.json:
-            raise TryAgain("Unfinished", _unfinished(progress))
+            raise TryAgain("Unfinished", unfinished_message(progress))
         print(json.dumps(progress, indent=2))
         return EXIT_TRY_AGAIN
     print_result(models, args.model_id, as_json=args.json)
@@ -122,7 +122,7 @@ def _evaluation(metrics: dict[str, Any]) -> list[list[str]]:
     return lines
 
 
-def _progress(models: Path, model_id: str) -> dict[str, Any] | None:
+def progress_of(models: Path, model_id: str) -> dict[str, Any] | None:
     """How far the unfinished run `model_id` is, or None where none was started."""
     from llm_tuning.checkpoints import latest_checkpoint
     from llm_tuning.run_spec import WORK_FOLDER, read_run_spec
@@ -147,7 +147,8 @@ def _progress(models: Path, model_id: str) -> dict[str, Any] | None:
     }
 
 
-def _unfinished(progress: dict[str, Any]) -> str:
+def unfinished_message(progress: dict[str, Any]) -> str:
+    """`progress_of` in a sentence."""
     of = f"step {progress['step']}"
     of += (
         f" of {progress['max_steps']}"

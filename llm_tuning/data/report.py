@@ -157,7 +157,7 @@ class Report(_Part):
 
     def input_problems(self) -> list[Problem]:
         """The problems as an InputError takes them."""
-        return [Problem(problem.where, problem.rule, problem.fix) for problem in self.problems]
+        return [Problem(p.where, p.rule, p.fix, field="dataset.path") for p in self.problems]
 
 
 def summary_lines(report: Report) -> list[tuple[str, str]]:

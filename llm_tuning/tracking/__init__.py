@@ -10,7 +10,7 @@ file between the two makes it simple: nothing a server does can reach a training
 """
 
 from llm_tuning.tracking.metrics_file import METRICS_FILE, MetricsFile, TrainingSummary, read_metrics, summarise
-from llm_tuning.tracking.stores import check_tracking_uri, redact
+from llm_tuning.tracking.stores import check_tracking_uri, redact, shown_uri
 from llm_tuning.tracking.tracker import SERVER_BUDGET_SECONDS, Tracker, TrackingResult
 
 __all__ = [
@@ -23,5 +23,6 @@ __all__ = [
     "check_tracking_uri",
     "read_metrics",
     "redact",
+    "shown_uri",
     "summarise",
 ]

@@ -50,7 +50,7 @@ def resolve_store(uri: str) -> Store:
     """The store of a tracking URI that `check_tracking_uri` accepts; looks into a plain folder, writes nothing."""
     folder = _plain_folder(uri)
     if folder is None:
-        return Store(uri=uri, shown=_shown(uri))
+        return Store(uri=uri, shown=shown_uri(uri))
     if not (folder / DATABASE).exists() and any(folder.glob("*/meta.yaml")):
         return Store(uri=folder.as_uri(), shown=folder.as_uri(), folder=folder, is_file_store=True)
     database = f"sqlite:///{folder / DATABASE}"
@@ -87,7 +87,7 @@ def redact(text: str) -> str:
     return re.sub(r"(?<=://)[^/\s'\"]*@", "***@", text)
 
 
-def _shown(uri: str) -> str:
+def shown_uri(uri: str) -> str:
     """The URI as logs and manifests may hold it: no user, no password, no query (drivers take passwords there)."""
     return redact(uri.partition("?")[0])
 

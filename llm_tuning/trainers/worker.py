@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from llm_tuning.devices import DEFAULT_DEVICES, gpu_required
 from llm_tuning.errors import EXIT_INPUT, EXIT_TRY_AGAIN, InputError, Problem, TryAgain
 from llm_tuning.files import write_json
-from llm_tuning.run_spec import RunSpec, read_run_spec
+from llm_tuning.run_spec import TRACKING_URI_VARIABLE, RunSpec, read_run_spec
 from llm_tuning.stopping import raise_if_stopped, stop_on_signals, stop_requested
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def main(work: Path, rank: int) -> int:
         try:
             spec = read_run_spec(work)
             assert spec is not None, f"{work} holds no run.json"
-            run_rank(spec, rank=rank)
+            run_rank(spec.with_tracking_uri(os.environ.get(TRACKING_URI_VARIABLE)), rank=rank)
         except InputError as error:
             problems = [{"where": p.where, "rule": p.rule, "fix": p.fix} for p in error.problems]
             write_json(work / f"error-rank{rank}.json", {"problems": problems})

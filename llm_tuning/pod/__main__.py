@@ -1,0 +1,23 @@
+"""`python -m llm_tuning.pod check | train | report`: run one, leave its result, and exit by it.
+
+This process is PID 1 of its container, where a SIGTERM that nobody handles does nothing at all: so it is handled
+before anything else is imported, and the run looks at it between its steps.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from llm_tuning.stopping import stop_on_signals
+
+
+def main(arguments: list[str]) -> int:
+    """Run the subcommand and return its exit code: 0, 64 (bad input), 75 (try again), 1 (unexpected)."""
+    with stop_on_signals():
+        from llm_tuning.pod.process import run_role
+
+        return run_role(arguments[0] if len(arguments) == 1 else "")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

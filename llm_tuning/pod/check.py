@@ -1,0 +1,38 @@
+"""`check`: everything about a run that can be found out without torch, before a GPU is asked for."""
+
+from __future__ import annotations
+
+import logging
+
+from llm_tuning.data.report import Report
+from llm_tuning.pod.contract import CheckResult, PodReason
+from llm_tuning.pod.job import PodJob
+
+log = logging.getLogger(__name__)
+
+
+def run(job: PodJob) -> CheckResult:
+    """Check the run of `job`; raises InputError with every problem, or TryAgain."""
+    from llm_tuning.run import check_run
+
+    config = job.config()
+    job.make_models_folder()
+    report = check_run(config, job.options())
+    log.info("%s", report.summary())
+    return CheckResult(ok=True, reason=PodReason.DATASET_VALID, message=_message(report))
+
+
+def _message(report: Report) -> str:
+    """The report for a condition: rows, refusals by reason with the first row numbers, lengths, and the warnings."""
+    parts = [f"{report.kept:,} of {report.rows:,} rows are kept"]
+    if report.refusals:
+        reasons = ", ".join(f"{refused.reason} in {refused}" for refused in report.refusals)
+        parts.append(f"{report.refused:,} refused ({reasons})")
+    tokens = report.tokens
+    if tokens is not None and tokens.lengths is not None:
+        lengths = tokens.lengths
+        parts.append(f"tokens a row: p50 {lengths.p50:,}, p95 {lengths.p95:,}, max {lengths.max:,}")
+        if tokens.tokens_lost:
+            share = tokens.tokens_lost / lengths.total
+            parts.append(f"maxLength {tokens.max_length:,} cuts {share:.1%} of the tokens off")
+    return ". ".join(["; ".join(parts), *(f"Warning: {warning}" for warning in report.warnings)])

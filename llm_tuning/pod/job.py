@@ -1,0 +1,126 @@
+"""One pod's job in this process's terms: its input checked, and the run's configuration with real paths.
+
+Every path of the spec is followed to its end: a symbolic link out of the claim would let whoever may write to the
+claim read, through a pod, what only the pod can see.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from llm_tuning.api import RunOptions, TuningConfig
+from llm_tuning.api.base import problem_of
+from llm_tuning.api.tuning_job import tuning_config
+from llm_tuning.devices import gpu_required
+from llm_tuning.errors import InputError, Problem
+from llm_tuning.pod.contract import (
+    DATASET_DIR,
+    DATASET_DIR_VARIABLE,
+    INPUT_VARIABLE,
+    MODELS,
+    ROOT,
+    ROOT_VARIABLE,
+    PodInput,
+)
+from llm_tuning.run import ADAPTER, BASE, DATASET
+
+STORES = ".mlflow"
+"""Where a run without tracking.uri has its private MLflow store: `models/.mlflow/<model_id>/mlflow.db`.
+
+Beside the adapters and not inside: a published directory never changes, and a store goes on changing after the rename
+that publishes (the run's end, its artifacts). One store a run, since sqlite on a network volume bears one writer only.
+Names with a dot are no models to the registry. To look at it: `mlflow ui --backend-store-uri sqlite:///<that file>`.
+"""
+
+
+class OutsideVolume(InputError):  # noqa: N818 - the input is at fault
+    """A path of the spec leads out of the claim."""
+
+
+@dataclass(frozen=True)
+class PodJob:
+    """The input of this pod and where its volumes are mounted."""
+
+    input: PodInput
+    root: Path
+    dataset_dir: Path
+
+    @classmethod
+    def from_environment(cls) -> PodJob:
+        """The job that the operator gave this pod; raises InputError."""
+        text = os.environ.get(INPUT_VARIABLE)
+        if text is None:
+            raise InputError(Problem(INPUT_VARIABLE, "is not set", "it is the operator that starts this program"))
+        try:
+            given = PodInput.model_validate_json(text)
+        except ValidationError as error:
+            raise InputError([problem_of(detail) for detail in error.errors(include_url=False)]) from None
+        root = Path(os.environ.get(ROOT_VARIABLE, ROOT))
+        return cls(given, root, Path(os.environ.get(DATASET_DIR_VARIABLE, DATASET_DIR)))
+
+    @property
+    def models(self) -> Path:
+        return self.root / MODELS
+
+    @property
+    def dataset_file(self) -> Path | None:
+        """The mounted file of a dataset in a ConfigMap."""
+        reference = self.input.spec.dataset.config_map
+        return self.dataset_dir / reference.key if reference is not None else None
+
+    def config(self) -> TuningConfig:
+        """The run's configuration; raises OutsideVolume, or InputError for what only the whole can show."""
+        config = tuning_config(
+            self.input.spec,
+            root=self.root,
+            start_model_id=self.input.start_model_id,
+            dataset_file=self.dataset_file,
+        )
+        self._refuse_paths_outside(config)
+        if config.tracking.uri is None:
+            store = str(self.models / STORES / self.input.model_id)
+            config = config.model_copy(update={"tracking": config.tracking.model_copy(update={"uri": store})})
+        return config
+
+    def options(self) -> RunOptions:
+        """Where the run happens: on all GPUs of the pod, which the kubelet numbers from 0."""
+        return RunOptions(devices=_devices(self.input.gpus), output_dir=str(self.models), model_id=self.input.model_id)
+
+    def make_models_folder(self) -> None:
+        """Make `models/` first: a run that finds none and is refused would remove it, with all that others began."""
+        try:
+            self.models.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            return  # the run's own look at the folder says what is wrong
+
+    def _refuse_paths_outside(self, config: TuningConfig) -> None:
+        base = Path(config.model.path)
+        inside_base = sorted(base.iterdir()) if base.is_dir() else []  # snapshots of a hub's cache are links, for one
+        looked_at = [(BASE, path, self.root) for path in (base, *inside_base)]
+        dataset_volume = self.root if self.dataset_file is None else self.dataset_dir
+        looked_at.append((DATASET, Path(config.dataset.path), dataset_volume))
+        looked_at.append(("", self.models, self.root))
+        if config.model.adapter is not None:
+            looked_at.append((ADAPTER, self.models / config.model.adapter.model_id, self.root))
+        problems = [
+            Problem(
+                str(path), "leads out of the volume by a symbolic link", "copy the files into the claim", field=field
+            )
+            for field, path, volume in looked_at
+            if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(volume))
+        ]
+        if problems:
+            raise OutsideVolume(problems)
+
+
+def _devices(gpus: int) -> str:
+    """`0,1` for two GPUs. Where the operator allows the fall-back and there is no driver, as many CPU processes."""
+    if gpus == 0:
+        return "cpu"
+    if not gpu_required() and not Path("/dev/nvidiactl").exists():
+        return ",".join(["cpu"] * gpus)
+    return ",".join(map(str, range(gpus)))

@@ -1,0 +1,47 @@
+"""What came of a run: the TrainResult of a model's manifest."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from llm_tuning.api.tuning_job import Evaluation
+from llm_tuning.manifest import Manifest
+from llm_tuning.pod.contract import MODELS, PodReason, TrainResult
+from llm_tuning.registry import Registry
+
+
+def result_of(registry: Registry, model_id: str) -> TrainResult:
+    """What the manifest of a finished model says; raises InputError where there is none."""
+    manifest = registry.require(model_id)
+    return TrainResult(
+        ok=True,
+        reason=PodReason.TRAINED,
+        message=_message(manifest),
+        model_id=model_id,
+        adapter_path=f"{MODELS}/{model_id}",
+        mlflow_run_id=manifest.mlflow.run_id if manifest.mlflow else None,
+        evaluation=evaluation_of(manifest.metrics),
+        held_out_rows=int(manifest.metrics.get("held_out_rows") or 0),
+        registered=registry.get(model_id) is not None,
+    )
+
+
+def evaluation_of(metrics: dict[str, Any]) -> Evaluation | None:
+    """The scores of `evaluation.json` that a status has; None where nothing was held out."""
+    scores = {
+        f"{policy}_{name}": float(value)
+        for policy in ("base", "start", "tuned")
+        for name, value in (metrics.get(policy) or {}).items()
+        if isinstance(value, int | float) and math.isfinite(value)
+    }
+    known = {name: value for name, value in scores.items() if name in Evaluation.model_fields}
+    return Evaluation(**known) if known else None
+
+
+def _message(manifest: Manifest) -> str:
+    training = manifest.training
+    if training is None:
+        return "finished"
+    early = f", stopped early: {training.stopped_early}" if training.stopped_early else ""
+    return f"{training.steps:,} steps, {training.epochs:g} epochs, {training.tokens:,} tokens in {training.seconds:,.0f} s{early}"

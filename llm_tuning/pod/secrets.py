@@ -1,0 +1,38 @@
+"""Keeps credentials out of what a pod says: its log and its result are read by more people than its Secret.
+
+The credentials come as environment variables of the Secret that the spec names, under names that its owner chose, and
+libraries put them into messages of theirs (a database driver its whole URI). So the values themselves are looked for.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+
+from llm_tuning.tracking.stores import redact
+
+_NAMES = re.compile(r"PASS|TOKEN|SECRET|CREDENTIAL|_KEY|^KEY", re.IGNORECASE)
+_NOT_SECRET = re.compile(r"^(KUBEFLOW_TRAINER_SERVER_|TOKENIZERS_)")
+_SHORTEST = 4
+"""A shorter value would blot out ordinary words."""
+
+
+def scrub(text: str) -> str:
+    """`text` without the user and password of any URI, and without the values of this process's secret variables."""
+    for value in _values():
+        text = text.replace(value, "***")
+    return redact(text)
+
+
+def _values() -> list[str]:
+    names = (name for name in os.environ if _NAMES.search(name) and not _NOT_SECRET.match(name))
+    values = {os.environ[name].strip() for name in names}
+    return sorted((value for value in values if len(value) >= _SHORTEST), key=len, reverse=True)
+
+
+class ScrubbingFormatter(logging.Formatter):
+    """Formats log lines, tracebacks included, without secrets."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return scrub(super().format(record))

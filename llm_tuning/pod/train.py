@@ -1,0 +1,41 @@
+"""`train`: the run itself. Started again with the same input it resumes, and a finished run gives its result again."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from llm_tuning.console import quiet_libraries
+from llm_tuning.errors import InputError, Problem
+from llm_tuning.pod.contract import TrainResult
+from llm_tuning.pod.job import PodJob
+from llm_tuning.pod.outcome import result_of
+from llm_tuning.registry import Registry
+
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+
+def run(job: PodJob) -> TrainResult:
+    """Train, publish and register; raises InputError, TryAgain or what a library raises."""
+    from llm_tuning.run import tune
+
+    given = job.input
+    if given.spec.model.adapter is not None and given.start_model_id is None:
+        raise InputError(Problem("startModelId", "is missing though the spec has a start adapter"))
+    quiet_libraries()
+    config, options = job.config(), job.options()
+    job.make_models_folder()
+    _use_the_pods_cpus(processes=len(options.devices.split(",")))
+    model_id = tune(config, options)
+    return result_of(Registry(job.models), model_id)
+
+
+def _use_the_pods_cpus(*, processes: int) -> None:
+    """As many threads as the pod's CPU limit allows: torch counts the node's cores, and would be throttled on them."""
+    try:
+        quota, period = CPU_QUOTA.read_text().split()
+        cpus = max(1, round(int(quota) / int(period)))
+    except (OSError, ValueError):  # `max`: no limit
+        return
+    cpus = min(cpus, len(os.sched_getaffinity(0)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cpus // processes)))

@@ -1,0 +1,103 @@
+"""A run's errors in the words of a TuningJob: its field paths, paths as they are on the claim, one reason for all.
+
+The checks are those of the command line and speak of its flags and of absolute paths. Which reason a problem has is
+decided by the field it comes from and by what is on the claim, never by the text of its message.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from llm_tuning.errors import InputError, Problem
+from llm_tuning.pod.contract import PodReason
+from llm_tuning.pod.job import OutsideVolume, PodJob
+from llm_tuning.pod.report import ModelNotFound
+from llm_tuning.run import ADAPTER, BASE, DATASET, OUTPUT, TRACKING
+
+_CLAIM = "volume.claimName"
+_FULL_BYTES = 1 << 20
+_FLAGS = {
+    "--tuning_mode sft": "mode: sft",
+    "`tune-llm registry list`": "models/registry.json on the claim",
+    "`registry list`": "models/registry.json on the claim",
+    "max_length": "training.maxLength",
+    "--model_id": "name",
+}
+_OUTPUT_FIX = "give a claim that user 65532 may write to and that has room"
+
+
+def reason_of(error: InputError, job: PodJob | None) -> PodReason:
+    """The reason of the gravest problem: the volume before the base, the base before the rows."""
+    if isinstance(error, OutsideVolume):
+        return PodReason.PATH_OUTSIDE_VOLUME
+    if isinstance(error, ModelNotFound):
+        return PodReason.MODEL_NOT_FOUND
+    if job is None:
+        return PodReason.INVALID_INPUT
+    fields = {problem.field or problem.where for problem in error.problems}
+    spec = job.input.spec
+    if OUTPUT in fields:
+        return _volume_reason(job.root)
+    if BASE in fields:
+        there = (job.root / spec.model.path).is_dir()
+        return PodReason.BASE_MODEL_INVALID if there else PodReason.BASE_MODEL_NOT_FOUND
+    if ADAPTER in fields:
+        there = (job.models / str(job.input.start_model_id) / "model.json").is_file()
+        return PodReason.ADAPTER_INVALID if there else PodReason.ADAPTER_NOT_FOUND
+    if TRACKING in fields:
+        return PodReason.TRACKING_INVALID
+    if DATASET in fields:
+        path = job.dataset_file or job.root / str(spec.dataset.path)
+        return PodReason.DATASET_INVALID if path.is_file() else PodReason.DATASET_NOT_FOUND
+    return PodReason.INVALID_INPUT
+
+
+def message_of(error: InputError, job: PodJob | None) -> str:
+    """All problems in one line, each under the field of the spec that it comes from."""
+    return ". ".join(str(problem) for problem in _in_spec_words(error.problems, job))
+
+
+def in_claim_words(text: str, job: PodJob | None) -> str:
+    """`text` with paths as a user of the claim knows them, and fields for flags."""
+    if job is not None:
+        for folder in (job.root, job.dataset_dir):
+            text = re.sub(rf"{re.escape(str(folder))}/(?=[\w.])", "", text)
+    for flag, word in _FLAGS.items():
+        text = text.replace(flag, word)
+    return text
+
+
+def _in_spec_words(problems: Sequence[Problem], job: PodJob | None) -> list[Problem]:
+    return [_in_spec_word(problem, job) for problem in problems]
+
+
+def _in_spec_word(problem: Problem, job: PodJob | None) -> Problem:
+    where, rule, fix = (in_claim_words(text, job) for text in (problem.where, problem.rule, problem.fix))
+    field = {OUTPUT: _CLAIM}.get(problem.field, problem.field)
+    if field == _CLAIM:
+        where, fix = where.removeprefix("output_dir "), _OUTPUT_FIX
+    if field == DATASET and job is not None and job.dataset_file is not None:
+        field = "dataset.configMap"
+    if field == BASE:
+        where = where.removeprefix("model ")
+    if not field:
+        return Problem(f"spec.{where}" if where and _is_field(where) else where, rule, fix)
+    return Problem(f"spec.{field}" if where in ("", field) else f"spec.{field}: {where}", rule, fix)
+
+
+def _is_field(where: str) -> bool:
+    return where.partition(".")[0] in ("mode", "model", "dataset", "training", "lora", "ppo", "tracking", "resources")
+
+
+def _volume_reason(root: Path) -> PodReason:
+    try:
+        volume = os.statvfs(root)
+    except OSError:
+        return PodReason.VOLUME_NOT_WRITABLE
+    if volume.f_flag & os.ST_RDONLY:
+        return PodReason.VOLUME_READ_ONLY
+    full = volume.f_bavail * volume.f_frsize < _FULL_BYTES
+    return PodReason.VOLUME_FULL if full else PodReason.VOLUME_NOT_WRITABLE
