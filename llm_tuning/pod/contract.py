@@ -126,7 +126,7 @@ class CheckResult(_Result):
 
 
 class TrainResult(_Result):
-    """What came of `train`, or what `report` read of it. Without `ok` only reason, message and model_id mean anything."""
+    """What came of `train`, or what `report` read of it; where `ok` is False, the fields of its own say nothing."""
 
     model_id: str = ""
     adapter_path: str | None = None

@@ -30,7 +30,7 @@ def result_of(registry: Registry, model_id: str) -> TrainResult:
 def evaluation_of(metrics: dict[str, Any]) -> Evaluation | None:
     """The scores of `evaluation.json` that a status has; None where nothing was held out."""
     scores = {
-        f"{policy}_{name}": float(value)
+        f"{policy}_{name}": float(f"{value:.6g}")  # a status is read by people
         for policy in ("base", "start", "tuned")
         for name, value in (metrics.get(policy) or {}).items()
         if isinstance(value, int | float) and math.isfinite(value)
@@ -44,4 +44,5 @@ def _message(manifest: Manifest) -> str:
     if training is None:
         return "finished"
     early = f", stopped early: {training.stopped_early}" if training.stopped_early else ""
-    return f"{training.steps:,} steps, {training.epochs:g} epochs, {training.tokens:,} tokens in {training.seconds:,.0f} s{early}"
+    steps, tokens = f"{training.steps:,} steps, {training.epochs:g} epochs", f"{training.tokens:,} tokens"
+    return f"{steps}, {tokens} in {training.seconds:,.0f} s{early}"

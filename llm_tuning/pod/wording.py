@@ -25,6 +25,7 @@ _FLAGS = {
     "`registry list`": "models/registry.json on the claim",
     "max_length": "training.maxLength",
     "--model_id": "name",
+    "use --devices cpu": "set resources.gpus to 0",
 }
 _OUTPUT_FIX = "give a claim that user 65532 may write to and that has room"
 
@@ -81,11 +82,13 @@ def _in_spec_word(problem: Problem, job: PodJob | None) -> Problem:
         where, fix = where.removeprefix("output_dir "), _OUTPUT_FIX
     if field == DATASET and job is not None and job.dataset_file is not None:
         field = "dataset.configMap"
+    if field == ADAPTER and job is not None and job.input.spec.model.adapter is not None:
+        field = "model.adapter.tuningJob" if job.input.spec.model.adapter.tuning_job else ADAPTER
     if field == BASE:
         where = where.removeprefix("model ")
     if not field:
         return Problem(f"spec.{where}" if where and _is_field(where) else where, rule, fix)
-    return Problem(f"spec.{field}" if where in ("", field) else f"spec.{field}: {where}", rule, fix)
+    return Problem(f"spec.{field}" if where in ("", problem.field) else f"spec.{field}: {where}", rule, fix)
 
 
 def _is_field(where: str) -> bool:

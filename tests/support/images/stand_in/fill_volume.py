@@ -12,17 +12,15 @@ import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from runpy import run_path
 from typing import Any
 
 import numpy as np
 
-try:
-    from tiny_base import make_tokenizer  # in the image it lies beside this file
-except ImportError:
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-    from tiny_base import make_tokenizer
-
 from tensors import write_safetensors
+
+_BESIDE = Path(__file__).resolve().with_name("tiny_base.py")  # in the image; in the repository it is in tests/support
+make_tokenizer = run_path(str(_BESIDE if _BESIDE.exists() else _BESIDE.parents[2] / _BESIDE.name))["make_tokenizer"]
 
 HIDDEN, LAYERS, VOCABULARY, HEAD = 64, 2, 512, 32
 HEADS = HIDDEN // HEAD

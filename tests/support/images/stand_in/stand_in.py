@@ -20,6 +20,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -92,6 +93,7 @@ def run(job: PodJob) -> TrainResult:
                 raise
             _publish(job)
             diary.write("publish")
+    shutil.rmtree(job.models / ".work" / job.input.model_id, ignore_errors=True)
     registry.heal(published=job.input.model_id)
     if "silent" in told:
         os._exit(EXIT_OK)
