@@ -16,7 +16,6 @@ from runpy import run_path
 from typing import Any
 
 import numpy as np
-
 from tensors import write_safetensors
 
 _BESIDE = Path(__file__).resolve().with_name("tiny_base.py")  # in the image; in the repository it is in tests/support
