@@ -1,0 +1,78 @@
+"""`python -m devcluster`: a real one-node Kubernetes on this machine.
+
+build                     compile and install what a node needs (once; found again afterwards)
+up [--name N] [--gpus N]  start a cluster and print its kubeconfig's path
+image build NAME          build an image from the project's Dockerfiles: operator, trainer, stand-in or all
+load IMAGE [--name N]     hand an image to the cluster's containerd
+env [--name N]            shell lines that point kubectl and helm at the cluster
+status                    the clusters that run
+down [--name N]           stop a cluster; nothing of it stays but the images
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from devcluster import build, images, launcher
+from devcluster.cluster import Cluster
+from devcluster.paths import kubeconfig, state_dir
+
+EXIT_USAGE = 64
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["image"]:
+        return images.main(arguments[1:])
+    args = _parser().parse_args(arguments)
+    try:
+        return _run(args)
+    except (build.BuildError, launcher.ClusterError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USAGE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m devcluster", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("build")
+    commands.add_parser("status")
+    for name in ("up", "down", "env", "load"):
+        command = commands.add_parser(name)
+        command.add_argument("--name", default="default", help="which cluster (default: default)")
+        if name == "up":
+            command.add_argument("--gpus", type=int, default=0, help="pretend nvidia.com/gpu capacity")
+            command.add_argument("--fresh", action="store_true", help="without the images loaded earlier")
+            command.add_argument("--fast-controllers", action="store_true", help="raised queue limits")
+        if name == "load":
+            command.add_argument("image", help="name of an image that buildah has")
+    return parser
+
+
+def _run(args: argparse.Namespace) -> int:
+    match args.command:
+        case "build":
+            print(build.build())
+        case "up":
+            print(launcher.up(args.name, gpus=args.gpus, fresh=args.fresh, fast_controllers=args.fast_controllers))
+        case "down":
+            launcher.down(args.name)
+        case "status":
+            for name in launcher.running():
+                print(f"{name}\t{kubeconfig(name)}")
+        case "load":
+            Cluster(args.name).load(args.image)
+        case "env":
+            plan = Cluster(args.name).plan
+            print(f"export KUBECONFIG={state_dir(args.name) / 'kubeconfig'}")
+            print(f'export PATH="{plan.programs}:$PATH"')
+            print(f"export DEVCLUSTER_HOST_ADDRESS={plan.host_address}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,54 @@
+"""The cluster of the end-to-end tests: a devcluster that all test processes share, or that of $KUBECONFIG_E2E.
+
+The first test that asks for it starts it; the process that pytest was called in stops it at the end.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from devcluster import launcher
+from devcluster.cluster import Clients, Cluster
+from devcluster.paths import clusters_dir
+
+NAME = "test"
+GPUS = 2
+
+
+def shared_cluster() -> Clients:
+    """The cluster, started if it is not up."""
+    if given := os.environ.get("KUBECONFIG_E2E"):
+        return Clients(Path(given))
+    with _locked("test.lock"):
+        launcher.up(NAME, gpus=GPUS)
+        cluster = Cluster(NAME)
+        cluster.kubectl("apply", "--server-side", "-f", str(Path(__file__).resolve().parents[2] / "crds"))
+        return cluster
+
+
+def load(cluster: Clients, *names: str) -> None:
+    """Build images and hand them to the cluster, once for all test processes; another cluster has to have them."""
+    from devcluster import images
+
+    if isinstance(cluster, Cluster):
+        with _locked("images.lock"):
+            for name in names:
+                cluster.load(images.build(name))
+
+
+def stop_shared_cluster() -> None:
+    """What the first pytest process does at its end."""
+    if launcher.is_up(NAME):
+        launcher.down(NAME)
+
+
+@contextmanager
+def _locked(name: str) -> Iterator[None]:
+    clusters_dir().mkdir(parents=True, exist_ok=True)
+    with (clusters_dir() / name).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
