@@ -12,16 +12,23 @@ from llm_tuning.api.tuning import (
     TrainingSpec,
     TuningConfig,
 )
+from llm_tuning.api.tuning_job import Condition, Evaluation, Progress, TuningJob, TuningJobSpec, TuningJobStatus
 
 __all__ = [
     "AdapterRef",
+    "Condition",
     "DatasetSpec",
+    "Evaluation",
     "LoraSpec",
     "Mode",
     "ModelSpec",
     "PpoSpec",
+    "Progress",
     "RunOptions",
     "TrackingSpec",
     "TrainingSpec",
     "TuningConfig",
+    "TuningJob",
+    "TuningJobSpec",
+    "TuningJobStatus",
 ]

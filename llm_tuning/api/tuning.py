@@ -193,6 +193,13 @@ class PpoSpec(ApiModel):
     )
 
 
+def check_ppo_settings(mode: Mode, ppo: PpoSpec) -> None:
+    """Raise ValueError if `ppo` has settings that another mode would ignore."""
+    changed = [name for name in sorted(PpoSpec.model_fields) if getattr(ppo, name) != getattr(PpoSpec(), name)]
+    if mode != "ppo" and changed:
+        raise ValueError(f"ppo.{changed[0]} is set but mode is {mode}; set mode: ppo or remove it")
+
+
 class TrackingSpec(ApiModel):
     """Where MLflow keeps the run."""
 
@@ -225,11 +232,7 @@ class TuningConfig(ApiModel):
     @model_validator(mode="after")
     def _ppo_needs_its_mode(self) -> TuningConfig:
         """Refuse ppo settings that would do nothing. Defaults written out pass: a complete dump is read back."""
-        if self.mode != "ppo" and self.ppo != PpoSpec():
-            name = next(
-                name for name in sorted(PpoSpec.model_fields) if getattr(self.ppo, name) != getattr(PpoSpec(), name)
-            )
-            raise ValueError(f"ppo.{name} is set but mode is {self.mode}; set mode: ppo or remove it")
+        check_ppo_settings(self.mode, self.ppo)
         return self
 
 

@@ -1,0 +1,85 @@
+"""Types, reasons and phases of a TuningJob's status: each word stands here once."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class ConditionType(StrEnum):
+    """What a condition is about, in the order in which they are shown."""
+
+    DATASET_VALID = "DatasetValid"
+    TRAINED = "Trained"
+    REGISTERED = "Registered"
+    EVALUATED = "Evaluated"
+    SUCCEEDED = "Succeeded"
+    FINISHED = "Finished"
+    SUSPENDED = "Suspended"
+    RECONCILING = "Reconciling"
+    STALLED = "Stalled"
+
+
+class Phase(StrEnum):
+    """One word for people."""
+
+    PENDING = "Pending"
+    CHECKING = "Checking"
+    WAITING = "Waiting"
+    QUEUED = "Queued"
+    TRAINING = "Training"
+    SUSPENDED = "Suspended"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+
+
+class Reason(StrEnum):
+    """Why a condition is as it is. Pods add reasons of their own (`llm_tuning.pod.contract.PodReason`)."""
+
+    PENDING = "Pending"
+    CHECKING = "Checking"
+    CHECKED = "Checked"
+    DATASET_VALID = "DatasetValid"
+    DATASET_INVALID = "DatasetInvalid"
+    WAITING_FOR_CHECK = "WaitingForCheck"
+    WAITING_FOR_ADAPTER = "WaitingForAdapter"
+    ADAPTER_JOB_NOT_FOUND = "AdapterJobNotFound"
+    ADAPTER_JOB_FAILED = "AdapterJobFailed"
+    QUEUED = "Queued"
+    STARTING = "Starting"
+    TRAINING = "Training"
+    READING_RESULT = "ReadingResult"
+    TRAINED = "Trained"
+    REGISTERED = "Registered"
+    EVALUATED = "Evaluated"
+    NO_HELD_OUT_ROWS = "NoHeldOutRows"
+    SUCCEEDED = "Succeeded"
+    RUNNING = "Running"
+    SUSPENDED = "Suspended"
+    SUSPENDING = "Suspending"
+    NOT_SUSPENDED = "NotSuspended"
+    NOT_STALLED = "NotStalled"
+    FINISHED = "Finished"
+    NOT_REACHED = "NotReached"
+
+    INVALID_INPUT = "InvalidInput"
+    DEADLINE_EXCEEDED = "DeadlineExceeded"
+    RETRIES_EXHAUSTED = "RetriesExhausted"
+    OUT_OF_MEMORY = "OutOfMemory"
+    GPU_UNAVAILABLE = "GPUUnavailable"
+    TRAINER_FAILING = "TrainerFailing"
+    CHECK_FAILING = "CheckFailing"
+    RESULT_LOST = "ResultLost"
+
+    IMAGE_PULL_FAILED = "ImagePullFailed"
+    SECRET_NOT_FOUND = "SecretNotFound"
+    CONFIG_MAP_NOT_FOUND = "ConfigMapNotFound"
+    CLAIM_NOT_FOUND = "ClaimNotFound"
+    CLAIM_PENDING = "ClaimPending"
+    VOLUME_MOUNT_FAILED = "VolumeMountFailed"
+    UNSCHEDULABLE = "Unschedulable"
+    QUOTA_EXCEEDED = "QuotaExceeded"
+    POD_SECURITY_DENIED = "PodSecurityDenied"
+    POD_CREATION_FAILED = "PodCreationFailed"
+    CONTAINER_CONFIG_ERROR = "ContainerConfigError"
+    NAME_TAKEN = "NameTaken"
+    SPEC_INVALID = "SpecInvalid"

@@ -1,0 +1,424 @@
+"""The TuningJob custom resource: a tuning run as one object in a cluster.
+
+Its groups are those of TuningConfig; what differs is where things are. In a cluster everything lies on one claim, so
+paths are relative to it, a dataset may also be a ConfigMap's, and a start adapter may be named by the job that makes
+it. The CRD is generated from these models (see `crd`), and descriptions are what `kubectl explain` shows.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, StringConstraints, model_validator
+
+from llm_tuning.api.base import ApiModel
+from llm_tuning.api.tuning import (
+    AdapterRef,
+    DatasetSpec,
+    LoraSpec,
+    Mode,
+    ModelId,
+    ModelSpec,
+    PpoSpec,
+    TrackingSpec,
+    TrainingSpec,
+    TuningConfig,
+    check_ppo_settings,
+)
+
+GROUP = "tuning.llmtuning.dev"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+KIND, PLURAL, SINGULAR, SHORT_NAME, CATEGORY = "TuningJob", "tuningjobs", "tuningjob", "tj", "tuning"
+NAME_CHARACTERS = 50
+"""Of a TuningJob: its Jobs and their pods append to it, and names end at 63."""
+
+MUTABLE = ("suspend", "ttl_seconds_after_finished")
+"""Fields of the spec that may change; all others decide what is trained and stay as they were applied."""
+
+DNS_LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+DNS_SUBDOMAIN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
+QUALIFIED_NAME = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$"
+LABEL_VALUE = r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$"
+
+# Segments without `..`: RE2 has no look-ahead, so each segment starts with no dot, or with one before another character.
+_SEGMENT = r"(\.?[^./\x00][^/\x00]*|\.\.[^/\x00]+)"
+RelativePath = Annotated[str, StringConstraints(min_length=1, max_length=1024, pattern=rf"^{_SEGMENT}(/{_SEGMENT})*$")]
+ObjectName = Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=DNS_SUBDOMAIN)]
+Quantity = Annotated[
+    str, StringConstraints(min_length=1, max_length=32, pattern=r"^[0-9]+(\.[0-9]{1,3})?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$")
+]
+
+
+class JobAdapterRef(ApiModel):
+    """An adapter to start from: exactly one of `tuningJob` and `modelId`."""
+
+    tuning_job: (
+        Annotated[str, StringConstraints(min_length=1, max_length=NAME_CHARACTERS, pattern=DNS_SUBDOMAIN)] | None
+    ) = Field(
+        None,
+        description="Name of a TuningJob in this namespace; this one waits until that one has succeeded and starts from its adapter.",
+    )
+
+    model_id: ModelId | None = Field(None, description="model_id of a finished adapter on the claim, of the same base.")
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        if (self.tuning_job is None) == (self.model_id is None):
+            raise ValueError("must have exactly one of tuningJob and modelId")
+        return self
+
+
+class JobModelSpec(ApiModel):
+    """The base model."""
+
+    path: RelativePath = Field(
+        description="Folder of the base model on the claim, such as base/qwen3-0.6b: config.json, safetensors weights and tokenizer."
+    )
+
+    adapter: JobAdapterRef | None = Field(
+        None,
+        description="Adapter to start from, by tuningJob or modelId; training goes on from it and, in ppo, measures against it. Without it training starts at the base itself.",
+    )
+
+    quantization: Literal["none", "4bit"] = Field(
+        "none", description="`4bit` loads the base with bitsandbytes (QLoRA); it needs a GPU."
+    )
+
+
+class ConfigMapKeyRef(ApiModel):
+    """A key of a ConfigMap in this namespace."""
+
+    name: ObjectName = Field(description="Name of the ConfigMap.")
+
+    key: Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]*[-_a-zA-Z0-9]$")] = (
+        Field(description="Key whose value is the file; its ending tells the form (.json, .jsonl, .parquet).")
+    )
+
+
+class JobDatasetSpec(ApiModel):
+    """The training rows: exactly one of `path` and `configMap`."""
+
+    path: RelativePath | None = Field(
+        None, description="JSON array, JSON Lines or Parquet file of rows on the claim, such as datasets/faq.json."
+    )
+
+    config_map: ConfigMapKeyRef | None = Field(
+        None, description="The file as a key of a ConfigMap, for data sets of up to 1 MiB."
+    )
+
+    skip_invalid_rows: bool = Field(
+        False,
+        description="Train on the rows that pass the check instead of refusing the file; the condition still counts the others.",
+    )
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        if (self.path is None) == (self.config_map is None):
+            raise ValueError("must have exactly one of path and configMap")
+        return self
+
+
+class VolumeSpec(ApiModel):
+    """The volume that has it all: base/ datasets/ models/."""
+
+    claim_name: ObjectName = Field(
+        description="PersistentVolumeClaim in this namespace. Base models and data sets are read from it; the adapter is written to models/<modelId>/, work in progress to models/.work/."
+    )
+
+
+class SecretRef(ApiModel):
+    """A Secret in this namespace."""
+
+    name: Annotated[str, StringConstraints(max_length=253, pattern=r"^llm-tuning-[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")] = (
+        Field(
+            description="Name of the Secret; it has to begin with llm-tuning-, so that no other Secret can be reached."
+        )
+    )
+
+
+class JobTrackingSpec(ApiModel):
+    """Where MLflow keeps the run."""
+
+    uri: Annotated[str, StringConstraints(min_length=1, max_length=2048)] | None = Field(
+        None,
+        description="MLflow tracking URI, such as http://mlflow.mlops.svc:5000. Without it the run keeps a private store beside the adapter.",
+    )
+
+    experiment_name: Annotated[str, StringConstraints(min_length=1, max_length=250)] = Field(
+        "llm_tuning", description="MLflow experiment."
+    )
+
+    credentials_secret: SecretRef | None = Field(
+        None,
+        description="Secret whose keys become environment variables of the trainer: MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD, AWS_ACCESS_KEY_ID, ...",
+    )
+
+
+class Toleration(ApiModel):
+    """A taint that pods of this job tolerate, as in a pod."""
+
+    key: Annotated[str, StringConstraints(max_length=316, pattern=QUALIFIED_NAME)] | None = Field(
+        None, description="Taint key; without it, with operator Exists, every taint is tolerated."
+    )
+
+    operator: Literal["Exists", "Equal"] = Field("Equal", description="Equal compares the value, Exists only the key.")
+
+    value: Annotated[str, StringConstraints(max_length=63, pattern=LABEL_VALUE)] | None = Field(
+        None, description="Taint value, for operator Equal."
+    )
+
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(
+        None, description="Taint effect; without it all effects."
+    )
+
+    toleration_seconds: Annotated[int, Field(ge=0, le=2_147_483_647)] | None = Field(
+        None, description="For effect NoExecute: how long the pod stays, in seconds; without it, for ever."
+    )
+
+    @model_validator(mode="after")
+    def _as_pods_have_it(self) -> Self:
+        if self.key is None and self.operator != "Exists":
+            raise ValueError("without a key the operator must be Exists")
+        if self.operator == "Exists" and self.value:
+            raise ValueError("value must be left out when the operator is Exists")
+        if self.toleration_seconds is not None and self.effect != "NoExecute":
+            raise ValueError("tolerationSeconds needs effect NoExecute")
+        return self
+
+
+class ResourcesSpec(ApiModel):
+    """What the trainer's pod is given, and where its pods may run."""
+
+    gpus: Annotated[int, Field(ge=0, le=16)] = Field(
+        1, description="GPUs (nvidia.com/gpu) of the trainer, data-parallel from 2 on; 0 trains on the CPU."
+    )
+
+    cpu: Quantity = Field("2", description="CPU request of the trainer; it may use more where there is more.")
+
+    memory: Quantity = Field(
+        "8Gi", description="Memory of the trainer, request and limit: above it the trainer is ended."
+    )
+
+    node_selector: (
+        Annotated[
+            dict[
+                Annotated[str, StringConstraints(min_length=1, max_length=316)],
+                Annotated[str, StringConstraints(max_length=63, pattern=LABEL_VALUE)],
+            ],
+            Field(max_length=32),
+        ]
+        | None
+    ) = Field(None, description="Labels that a node must have, for the data check as for the trainer.")
+
+    tolerations: Annotated[list[Toleration], Field(max_length=32)] | None = Field(
+        None, description="Taints that the data check and the trainer tolerate."
+    )
+
+    priority_class_name: ObjectName | None = Field(None, description="PriorityClass of the pods.")
+
+
+class TuningJobSpec(ApiModel):
+    """What is to be trained. Only suspend and ttlSecondsAfterFinished can be changed afterwards."""
+
+    mode: Mode = Field("sft", description="sft: learn the outputs. ppo: learn from outputs with rewards.")
+
+    model: JobModelSpec = Field(description="The base model.")
+
+    dataset: JobDatasetSpec = Field(description="The training rows: exactly one of path and configMap.")
+
+    volume: VolumeSpec = Field(description="The volume that has it all: base/ datasets/ models/.")
+
+    training: TrainingSpec = Field(default_factory=TrainingSpec, description="How the optimizer goes through the rows.")
+
+    lora: LoraSpec = Field(default_factory=LoraSpec, description="The adapter.")
+
+    ppo: PpoSpec = Field(default_factory=PpoSpec, description="Used when mode is ppo.")
+
+    tracking: JobTrackingSpec = Field(default_factory=JobTrackingSpec, description="Where MLflow keeps the run.")
+
+    resources: ResourcesSpec = Field(
+        default_factory=ResourcesSpec, description="What the trainer's pod is given, and where its pods may run."
+    )
+
+    queue_name: Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=DNS_LABEL)] | None = Field(
+        None, description="Kueue LocalQueue of this namespace; check and training wait for admission there."
+    )
+
+    suspend: bool = Field(
+        False,
+        description="true ends the pods, after a checkpoint, and starts none until it is false again; training then goes on where it was.",
+    )
+
+    active_deadline_seconds: Annotated[int, Field(ge=1, le=31_536_000)] | None = Field(
+        None,
+        description="Seconds that the check, and each active stretch of the training, may take; without it no limit.",
+    )
+
+    retries: Annotated[int, Field(ge=0, le=100)] = Field(
+        3,
+        description="New starts after a failed pod, each from the last checkpoint. Bad input is never retried, and disruptions do not count.",
+    )
+
+    ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=31_536_000)] | None = Field(
+        None,
+        description="Seconds after which a finished TuningJob is deleted; the adapter stays. Without it the object stays.",
+    )
+
+    @model_validator(mode="after")
+    def _ppo_needs_its_mode(self) -> Self:
+        check_ppo_settings(self.mode, self.ppo)
+        return self
+
+
+class Progress(ApiModel):
+    """How far the training is, as it was last reported."""
+
+    percent: Annotated[int, Field(ge=0, le=100)] = Field(description="Share of the steps that are done.")
+
+    step: Annotated[int, Field(ge=0)] = Field(0, description="Optimizer steps that are done.")
+
+    total_steps: Annotated[int, Field(ge=0)] | None = Field(None, description="Optimizer steps of the whole run.")
+
+    epoch: float | None = Field(None, description="Passes over the rows that are done.")
+
+    loss: float | None = Field(None, description="Training loss of the last report.")
+
+    tokens_per_second: float | None = Field(None, description="Training speed.")
+
+    remaining_seconds: Annotated[int, Field(ge=0)] | None = Field(None, description="Estimated time to the end.")
+
+    last_update_time: str = Field("", description="When the trainer reported this (RFC 3339).")
+
+
+class Evaluation(ApiModel):
+    """The held-out rows, scored by the base (or start adapter) and by the tuned model."""
+
+    held_out_rows: int | None = Field(None, description="Rows that were kept out of the training.")
+
+    base_loss: float | None = Field(None, description="Loss of the base, in nats a token.")
+
+    start_loss: float | None = Field(None, description="Loss of the start adapter, where there was one.")
+
+    tuned_loss: float | None = Field(None, description="Loss of the tuned model.")
+
+    base_perplexity: float | None = Field(None, description="Perplexity of the base.")
+
+    tuned_perplexity: float | None = Field(None, description="Perplexity of the tuned model.")
+
+    base_token_accuracy: float | None = Field(None, description="Share of tokens that the base predicts.")
+
+    tuned_token_accuracy: float | None = Field(None, description="Share of tokens that the tuned model predicts.")
+
+    base_reward_weighted_loglik: float | None = Field(
+        None, description="ppo: the base's reward-weighted log-likelihood."
+    )
+
+    start_reward_weighted_loglik: float | None = Field(None, description="ppo: the start adapter's.")
+
+    tuned_reward_weighted_loglik: float | None = Field(None, description="ppo: the tuned model's.")
+
+
+class Condition(ApiModel):
+    """One thing that is so, is not so, or is not known yet."""
+
+    type: Annotated[str, StringConstraints(max_length=64)] = Field(description="What the condition is about.")
+
+    status: Literal["True", "False", "Unknown"] = Field(description="Whether it is so.")
+
+    reason: Annotated[str, StringConstraints(max_length=128)] = Field(description="One CamelCase word.")
+
+    message: Annotated[str, StringConstraints(max_length=4096)] = Field("", description="What to know or to do.")
+
+    observed_generation: int = Field(0, description="metadata.generation that this was found for.")
+
+    last_transition_time: str = Field("", description="When the status last changed (RFC 3339).")
+
+
+class TuningJobStatus(ApiModel):
+    """What the operator has found; only it writes here."""
+
+    observed_generation: int | None = Field(None, description="metadata.generation that this status is about.")
+
+    phase: str | None = Field(None, description="One word for people; programs read the conditions.")
+
+    model_id: str | None = Field(None, description="Name of the adapter, the same over retries.")
+
+    adapter_path: str | None = Field(None, description="Folder of the finished adapter on the claim.")
+
+    mlflow_run_id: str | None = Field(None, description="Run in MLflow.")
+
+    job_name: str | None = Field(None, description="The Job that runs or ran the training.")
+
+    start_time: str | None = Field(None, description="When the data check was started (RFC 3339).")
+
+    completion_time: str | None = Field(None, description="When the TuningJob finished (RFC 3339).")
+
+    start_adapter_model_id: str | None = Field(
+        None, description="The adapter that training starts from, once it is known."
+    )
+
+    progress: Progress | None = Field(None, description="How far the training is.")
+
+    evaluation: Evaluation | None = Field(None, description="The held-out rows, base against tuned.")
+
+    conditions: Annotated[list[Condition], Field(max_length=16)] = Field(
+        default_factory=list, description="The truth, by type; Finished is True in every terminal case."
+    )
+
+
+class TuningJob(ApiModel):
+    """The whole object; `metadata` is Kubernetes' own."""
+
+    api_version: Literal["tuning.llmtuning.dev/v1alpha1"] = Field(
+        "tuning.llmtuning.dev/v1alpha1", description="Group and version."
+    )
+
+    kind: Literal["TuningJob"] = Field("TuningJob", description="Kind.")
+
+    metadata: dict[str, Any] = Field(description="Standard object metadata.")
+
+    spec: TuningJobSpec = Field(description="What is to be trained.")
+
+    status: TuningJobStatus | None = Field(None, description="What the operator has found.")
+
+    @model_validator(mode="after")
+    def _short_name(self) -> Self:
+        name = str(self.metadata.get("name", ""))
+        if len(name) > NAME_CHARACTERS:
+            raise ValueError(f"metadata.name must have at most {NAME_CHARACTERS} characters, got {len(name)}")
+        return self
+
+
+def read_status(raw: Any) -> TuningJobStatus:
+    """The status of an object as it is stored: fields of another version are left out, and what is broken is empty."""
+    return TuningJobStatus.model_validate(_known(TuningJobStatus, raw if isinstance(raw, dict) else {}), strict=False)
+
+
+def _known(model: type[ApiModel], raw: dict[str, Any]) -> dict[str, Any]:
+    names = {field.alias or name: field for name, field in model.model_fields.items()}
+    known = {key: value for key, value in raw.items() if key in names and value is not None}
+    for key, inner in (("progress", Progress), ("evaluation", Evaluation)):
+        if key in known and model is TuningJobStatus:
+            known[key] = _known(inner, known[key])
+    return known
+
+
+def tuning_config(
+    spec: TuningJobSpec, *, root: Path, start_model_id: str | None = None, dataset_file: Path | None = None
+) -> TuningConfig:
+    """`spec` as the configuration of a run, where the claim is mounted at `root` and a ConfigMap's file is given."""
+    adapter = AdapterRef(model_id=start_model_id) if start_model_id else None
+    dataset = dataset_file if spec.dataset.path is None else root / spec.dataset.path
+    if dataset is None:
+        raise ValueError("dataset_file is needed where the dataset is a ConfigMap's")
+    return TuningConfig(
+        mode=spec.mode,
+        model=ModelSpec(path=str(root / spec.model.path), adapter=adapter, quantization=spec.model.quantization),
+        dataset=DatasetSpec(path=str(dataset), skip_invalid_rows=spec.dataset.skip_invalid_rows),
+        training=spec.training,
+        lora=spec.lora,
+        ppo=spec.ppo,
+        tracking=TrackingSpec(uri=spec.tracking.uri, experiment_name=spec.tracking.experiment_name),
+    )
