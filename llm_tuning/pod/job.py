@@ -26,7 +26,8 @@ from llm_tuning.pod.contract import (
     ROOT_VARIABLE,
     PodInput,
 )
-from llm_tuning.run import ADAPTER, BASE, DATASET
+from llm_tuning.run import ADAPTER, BASE, DATASET, TRACKING
+from llm_tuning.tracking.stores import check_tracking_uri, redact, resolve_store
 
 STORES = ".mlflow"
 """Where a run without tracking.uri has its private MLflow store: `models/.mlflow/<model_id>/mlflow.db`.
@@ -81,6 +82,7 @@ class PodJob:
             dataset_file=self.dataset_file,
         )
         self._refuse_paths_outside(config)
+        _refuse_local_store(config.tracking.uri)
         if config.tracking.uri is None:
             store = str(self.models / STORES / self.input.model_id)
             config = config.model_copy(update={"tracking": config.tracking.model_copy(update={"uri": store})})
@@ -115,6 +117,15 @@ class PodJob:
         ]
         if problems:
             raise OutsideVolume(problems)
+
+
+def _refuse_local_store(uri: str | None) -> None:
+    """A folder in the container is gone with it, and one on the claim would be shared by sqlite's writers."""
+    if uri is None or check_tracking_uri(uri) or not resolve_store(uri).is_local:
+        return
+    rule = f"must be a server's URI, got {redact(uri)!r}"
+    fix = "write it as http://mlflow:5000, or leave it out for a store of the run's own on the claim"
+    raise InputError(Problem(TRACKING, rule, fix, field=TRACKING))
 
 
 def _devices(gpus: int) -> str:

@@ -35,8 +35,8 @@ def evaluation_of(metrics: dict[str, Any]) -> Evaluation | None:
         for name, value in (metrics.get(policy) or {}).items()
         if isinstance(value, int | float) and math.isfinite(value)
     }
-    known = {name: value for name, value in scores.items() if name in Evaluation.model_fields}
-    return Evaluation(**known) if known else None
+    known: dict[str, Any] = {name: value for name, value in scores.items() if name in Evaluation.model_fields}
+    return Evaluation.parse({**known, "held_out_rows": metrics.get("held_out_rows")}) if known else None
 
 
 def _message(manifest: Manifest) -> str:

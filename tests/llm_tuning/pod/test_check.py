@@ -47,8 +47,14 @@ def test_skipped_rows_and_cut_ones_are_counted(claim: Claim) -> None:
             "AdapterNotFound",
             "spec.model.adapter.modelId: 'none' is no finished adapter in models; see models/registry.json",
         ),
+        (
+            {"tracking": {"uri": "./mlruns"}},
+            "TrackingInvalid",
+            "spec.tracking.uri: must be a server's URI, got './mlruns'",
+        ),
+        ({"tracking": {"uri": "tracking:5000"}}, "TrackingInvalid", "spec.tracking.uri: must be a folder or a URI"),
     ],
-    ids=["rows", "no dataset", "no base", "bad base", "no rewards", "no adapter"],
+    ids=["rows", "no dataset", "no base", "bad base", "no rewards", "no adapter", "local store", "no scheme"],
 )
 def test_bad_input_ends_with_64_and_names_the_field(
     claim: Claim, given: dict[str, Any], reason: str, said: str

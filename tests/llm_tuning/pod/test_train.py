@@ -23,6 +23,7 @@ def test_a_run_is_published_registered_and_told_and_told_again(claim: Claim) -> 
     assert result["adapterPath"] == "models/m1"
     assert result["registered"] is True
     assert result["heldOutRows"] == 2
+    assert result["evaluation"]["heldOutRows"] == 2
     assert result["evaluation"]["tunedLoss"] == pytest.approx(manifest["metrics"]["tuned"]["loss"], rel=1e-5)
     assert result["mlflowRunId"] == manifest["mlflow"]["run_id"]
     assert Registry(claim.models).verify("m1") == []
