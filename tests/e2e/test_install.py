@@ -23,7 +23,7 @@ def space(cluster: Any) -> Iterator[TuningNamespace]:
 
 
 def may(space: TuningNamespace, verb: str, resource: str, *, namespace: str = "") -> bool:
-    """Whether the API server lets the operator do it; a resource is group/kind/name/subresource, empty where not meant."""
+    """Whether the API server lets the operator do it; a resource is group/kind/name/subresource, each may be empty."""
     group, kind, name, subresource = f"{resource}///".split("/")[:4]
     attributes = {"namespace": namespace or space.name, "verb": verb, "group": group, "resource": kind}
     review = {

@@ -1,4 +1,4 @@
-"""The progress endpoint as pods reach it: which tokens, issued by the real API server, may report for a TuningJob."""
+"""The progress endpoint as pods reach it: which tokens of the real API server may report for a TuningJob."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import jwt
 import pytest
 
+from devcluster.cluster import Cluster, state_dir
 from tests.support.tuning_namespace import (
     OPERATOR_IMAGE,
     TuningNamespace,
@@ -160,6 +161,22 @@ def test_a_forged_token_is_refused(endpoint: Endpoint) -> None:
     assert endpoint.post(ours)[0] == 401
     unsigned = jwt.encode(claims, None, algorithm="none", headers={"kid": header["kid"]})
     assert endpoint.post(unsigned)[0] == 401
+
+
+def test_an_expired_token_is_refused(cluster: Any, endpoint: Endpoint) -> None:
+    """Signed as the API server does: it makes none of less than ten minutes."""
+    if not isinstance(cluster, Cluster):
+        pytest.skip("needs the key that signs tokens, which a devcluster keeps in a file")
+    token = endpoint.token(endpoint.ours, of=endpoint.ours)
+    claims = jwt.decode(token, options={"verify_signature": False})
+    header = jwt.get_unverified_header(token)
+    key = (state_dir(cluster.name) / "certificates" / "sa.key").read_text()
+
+    def signed(expires: float) -> str:
+        return jwt.encode(claims | {"exp": int(expires)}, key, algorithm=header["alg"], headers={"kid": header["kid"]})
+
+    assert endpoint.post(signed(time.time() + 60)) == (200, "")
+    assert endpoint.post(signed(time.time() - 60)) == (401, "the token has expired")
 
 
 def test_a_wrong_body_is_refused_and_named(endpoint: Endpoint) -> None:
