@@ -1,0 +1,45 @@
+"""Names, labels and durations, each with its reason."""
+
+from __future__ import annotations
+
+FIELD_MANAGER = "tuning-operator"
+"""Owner of the fields that server-side apply writes."""
+
+MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
+MANAGED_BY = "tuning-operator"
+LABEL_JOB = "tuning.llmtuning.dev/job"
+"""Name of the TuningJob, on its Jobs and pods: for people's selectors."""
+LABEL_UID = "tuning.llmtuning.dev/job-uid"
+"""uid of the TuningJob: what belongs to a namesake that was deleted is not taken for this one's."""
+LABEL_ROLE = "tuning.llmtuning.dev/role"
+"""check, train or report."""
+QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+PROGRESS_CA_ANNOTATION = "tuning.llmtuning.dev/progress-ca"
+"""On the pod template: the downward API makes a file of it, so no object beside the Job has to carry it."""
+
+LEASE_NAME = "llm-tuning-operator"
+GPU_RESOURCE = "nvidia.com/gpu"
+
+MESSAGE_CHARACTERS = 1024
+"""Of a condition's message, which people read in a table."""
+
+GRACE_PERIOD_SECONDS = 120
+"""From SIGTERM to SIGKILL: a trainer ends its step and writes a checkpoint of up to some GB in it."""
+
+PROGRESS_SECONDS = 10.0
+"""At most one status write for progress in this time."""
+
+TOKEN_SECONDS = 3600
+"""Life of the token with which a trainer reports; the kubelet renews it."""
+
+STUCK_SECONDS = 5.0
+"""What has not moved for so long is worth a word: shorter states are normal starts."""
+
+LOST_RESULT_SECONDS = 5.0
+"""How long a finished Job's pod may be missing before its result counts as lost: two watches have no common order."""
+
+SETTLED_SECONDS = 60.0
+"""A trainer that has run for so long after a failure is no longer called failing."""
+
+RESYNC_SECONDS = 60.0
+"""Between two lists that heal what a watch has lost."""

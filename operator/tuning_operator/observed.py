@@ -1,0 +1,277 @@
+"""What is there: one TuningJob with its Jobs, pods and Warning Events, as questions that `reconcile` asks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
+from typing import Any
+
+from llm_tuning.api.conditions import ConditionType
+from llm_tuning.api.tuning_job import Progress, TuningJobSpec, TuningJobStatus, read_status
+from llm_tuning.errors import InputError, Problem
+from llm_tuning.pod.contract import CHECK, REPORT, TRAIN
+from tuning_operator.constants import LABEL_ROLE
+
+Raw = Mapping[str, Any]
+ROLES = (CHECK, TRAIN, REPORT)
+
+
+@dataclass(frozen=True)
+class Pod:
+    """A pod of a child Job; it has one container."""
+
+    raw: Raw
+
+    @property
+    def name(self) -> str:
+        return str(self.raw["metadata"]["name"])
+
+    @property
+    def uid(self) -> str:
+        return str(self.raw["metadata"]["uid"])
+
+    @property
+    def created(self) -> datetime:
+        return read_time(self.raw["metadata"]["creationTimestamp"])
+
+    @property
+    def phase(self) -> str:
+        return str(self.raw.get("status", {}).get("phase", "Pending"))
+
+    @property
+    def has_ended(self) -> bool:
+        return self.phase in ("Succeeded", "Failed")
+
+    @cached_property
+    def _state(self) -> Raw:
+        statuses = self.raw.get("status", {}).get("containerStatuses") or [{}]
+        return dict(statuses[0].get("state") or {})
+
+    @property
+    def waiting(self) -> Raw:
+        """reason and message of a container that cannot start; empty otherwise."""
+        return dict(self._state.get("waiting") or {})
+
+    @property
+    def terminated(self) -> Raw:
+        """exitCode, reason and message of a container that has ended; empty otherwise."""
+        return dict(self._state.get("terminated") or {})
+
+    @property
+    def running_since(self) -> datetime | None:
+        started = (self._state.get("running") or {}).get("startedAt")
+        return read_time(started) if started else None
+
+    def condition(self, kind: str) -> Raw:
+        """The pod's condition of that type, or an empty one."""
+        return next((c for c in self.raw.get("status", {}).get("conditions") or () if c["type"] == kind), {})
+
+
+@dataclass(frozen=True)
+class Child:
+    """A Job of the TuningJob with its pods, oldest first, and the Warning Events about both, newest last."""
+
+    raw: Raw
+    pods: tuple[Pod, ...] = ()
+    warnings: tuple[Raw, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return str(self.raw["metadata"]["name"])
+
+    @property
+    def uid(self) -> str:
+        return str(self.raw["metadata"]["uid"])
+
+    @property
+    def created(self) -> datetime:
+        return read_time(self.raw["metadata"]["creationTimestamp"])
+
+    @property
+    def is_deleting(self) -> bool:
+        return "deletionTimestamp" in self.raw["metadata"]
+
+    @property
+    def is_suspended(self) -> bool:
+        """Kueue has not admitted it, or took it back."""
+        return bool(self.raw["spec"].get("suspend"))
+
+    @property
+    def is_complete(self) -> bool:
+        return self._condition("Complete") is not None
+
+    @property
+    def failure(self) -> Raw | None:
+        """The Job's condition Failed, or None."""
+        return self._condition("Failed")
+
+    @property
+    def has_ended(self) -> bool:
+        return self.is_complete or self.failure is not None
+
+    @property
+    def ended_at(self) -> datetime | None:
+        condition = self._condition("Complete") or self._condition("Failed")
+        return read_time(condition["lastTransitionTime"]) if condition else None
+
+    @property
+    def newest_pod(self) -> Pod | None:
+        return self.pods[-1] if self.pods else None
+
+    @property
+    def failed_pods(self) -> list[Pod]:
+        return [pod for pod in self.pods if pod.phase == "Failed"]
+
+    @property
+    def succeeded_pod(self) -> Pod | None:
+        return next((pod for pod in self.pods if pod.phase == "Succeeded"), None)
+
+    @property
+    def backoff_limit(self) -> int:
+        return int(self.raw["spec"].get("backoffLimit", 6))
+
+    def _condition(self, kind: str) -> Raw | None:
+        conditions = self.raw.get("status", {}).get("conditions") or ()
+        return next((c for c in conditions if c["type"] == kind and c["status"] == "True"), None)
+
+
+@dataclass(frozen=True)
+class AdapterJob:
+    """The TuningJob whose adapter this one starts from, as far as it is there."""
+
+    name: str
+    exists: bool = False
+    finished: bool = False
+    succeeded: bool = False
+    model_id: str | None = None
+
+
+@dataclass(frozen=True)
+class Observed:
+    """One TuningJob and all that belongs to it."""
+
+    raw: Raw
+    spec: TuningJobSpec | None
+    problems: tuple[Problem, ...] = ()
+    """Why `spec` is None: the stored object does not fit this version's models."""
+    children: Mapping[str, Child] = field(default_factory=dict)
+    taken: tuple[str, ...] = ()
+    """Names of our Jobs that Jobs of somebody else have."""
+    live_pods: tuple[str, ...] = ()
+    """Roles of pods that have not ended, with or without their Job."""
+    adapter: AdapterJob | None = None
+    progress: Progress | None = None
+    """The newest report of the trainer since the operator started."""
+
+    @property
+    def name(self) -> str:
+        return str(self.raw["metadata"]["name"])
+
+    @property
+    def namespace(self) -> str:
+        return str(self.raw["metadata"]["namespace"])
+
+    @property
+    def uid(self) -> str:
+        return str(self.raw["metadata"]["uid"])
+
+    @property
+    def generation(self) -> int:
+        return int(self.raw["metadata"].get("generation", 1))
+
+    @property
+    def created(self) -> datetime:
+        return read_time(self.raw["metadata"]["creationTimestamp"])
+
+    @property
+    def is_deleting(self) -> bool:
+        return "deletionTimestamp" in self.raw["metadata"]
+
+    @cached_property
+    def status(self) -> TuningJobStatus:
+        return read_status(self.raw.get("status"))
+
+    def holds(self, kind: ConditionType) -> bool:
+        """Whether the status records the condition as True."""
+        return any(c.type == kind and c.status == "True" for c in self.status.conditions)
+
+
+def build_observed(
+    raw: Raw,
+    *,
+    jobs: Iterable[Raw] = (),
+    pods: Iterable[Raw] = (),
+    warnings: Iterable[Raw] = (),
+    adapter: Raw | None = None,
+    progress: Progress | None = None,
+    spec: TuningJobSpec | None = None,
+) -> Observed:
+    """Put together what belongs to the TuningJob `raw`; `spec` where it was parsed before.
+
+    `jobs` are those of its children's names, whoever owns them; `pods` those labelled with its uid.
+    """
+    problems: tuple[Problem, ...] = ()
+    if spec is None:
+        try:
+            spec = TuningJobSpec.parse(raw.get("spec") or {}, where="spec")
+        except InputError as error:
+            problems = error.problems
+    uid = raw["metadata"]["uid"]
+    own_pods = [Pod(pod) for pod in pods]
+    by_object: dict[str, list[Raw]] = {}
+    for warning in warnings:
+        by_object.setdefault(str(warning.get("involvedObject", {}).get("uid")), []).append(warning)
+    children, taken = {}, []
+    for job in jobs:
+        if not _is_owned(job, uid):
+            taken.append(str(job["metadata"]["name"]))
+            continue
+        of_job = tuple(sorted((pod for pod in own_pods if _is_owned(pod.raw, job["metadata"]["uid"])), key=_age))
+        about = [by_object.get(str(job["metadata"]["uid"]), ()), *(by_object.get(pod.uid, ()) for pod in of_job)]
+        said = tuple(sorted((event for events in about for event in events), key=_event_time))
+        children[str(job["metadata"]["labels"][LABEL_ROLE])] = Child(job, of_job, said)
+    live = (pod.raw["metadata"].get("labels", {}).get(LABEL_ROLE, "") for pod in own_pods if not pod.has_ended)
+    name = spec.model.adapter.tuning_job if spec is not None and spec.model.adapter is not None else None
+    return Observed(
+        raw=raw,
+        spec=spec,
+        problems=problems,
+        children=children,
+        taken=tuple(taken),
+        live_pods=tuple(live),
+        adapter=None if name is None else _adapter_job(name, adapter),
+        progress=progress,
+    )
+
+
+def _adapter_job(name: str, raw: Raw | None) -> AdapterJob:
+    if raw is None:
+        return AdapterJob(name)
+    status = read_status(raw.get("status"))
+    true = {condition.type for condition in status.conditions if condition.status == "True"}
+    return AdapterJob(
+        name,
+        exists=True,
+        finished=ConditionType.FINISHED in true,
+        succeeded=ConditionType.SUCCEEDED in true,
+        model_id=status.model_id,
+    )
+
+
+def read_time(text: str) -> datetime:
+    """An RFC 3339 time of Kubernetes."""
+    return datetime.fromisoformat(text)
+
+
+def _is_owned(raw: Raw, uid: str) -> bool:
+    return any(owner.get("uid") == uid for owner in raw["metadata"].get("ownerReferences") or ())
+
+
+def _age(pod: Pod) -> tuple[datetime, str]:
+    return pod.created, pod.name
+
+
+def _event_time(event: Raw) -> str:
+    return str(event.get("lastTimestamp") or event.get("eventTime") or event["metadata"].get("creationTimestamp") or "")

@@ -1,0 +1,1 @@
+"""Pure builders, one file for each kind of Job."""

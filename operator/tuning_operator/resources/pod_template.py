@@ -1,0 +1,200 @@
+"""What the Jobs of a TuningJob share: names, labels, owner, and a pod under the restricted profile."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from llm_tuning.api.tuning_job import API_VERSION, KIND, TuningJobSpec
+from llm_tuning.pod.contract import (
+    CONTAINERS,
+    DATASET_DIR,
+    INPUT_VARIABLE,
+    ROOT,
+    TERMINATION_LOG,
+    PodInput,
+)
+from tuning_operator.constants import (
+    GRACE_PERIOD_SECONDS,
+    LABEL_JOB,
+    LABEL_ROLE,
+    LABEL_UID,
+    MANAGED_BY,
+    MANAGED_BY_LABEL,
+    QUEUE_LABEL,
+)
+from tuning_operator.observed import Observed
+from tuning_operator.settings import Settings
+
+USER = 65532
+BASE_CHARACTERS = 64
+"""Of the base's name in a model_id, which has 128 at most."""
+EXIT_INPUT = 64
+"""Bad input: the same data would be refused again."""
+
+
+@dataclass
+class PodParts:
+    """What one role adds to the common pod."""
+
+    image: str
+    resources: dict[str, Any]
+    environment: list[dict[str, Any]] = field(default_factory=list)
+    environment_from: list[dict[str, Any]] = field(default_factory=list)
+    volumes: list[dict[str, Any]] = field(default_factory=list)
+    mounts: list[dict[str, Any]] = field(default_factory=list)
+    annotations: dict[str, str] = field(default_factory=dict)
+
+
+def child_name(job_name: str, role: str) -> str:
+    """The name of the TuningJob's one Job of a role: the API server itself refuses a second one."""
+    return f"{job_name}-{role}"
+
+
+def model_id(observed: Observed, spec: TuningJobSpec) -> str:
+    """The name of the result: the same on every pass, so that a retry resumes; another for a namesake."""
+    base = re.sub(r"[^A-Za-z0-9._-]", "-", spec.model.path.rsplit("/", 1)[-1])[:BASE_CHARACTERS]
+    digest = hashlib.sha256(observed.uid.encode()).hexdigest()[:6]
+    return f"ft_{spec.mode}_{base}_{int(observed.created.timestamp())}_{digest}"
+
+
+def build_job(
+    observed: Observed, spec: TuningJobSpec, settings: Settings, role: str, parts: PodParts, start_model_id: str | None
+) -> dict[str, Any]:
+    """A `batch/v1` Job. `suspend` is left to Kueue; bad input fails at once, disruptions cost no retry."""
+    labels = {
+        MANAGED_BY_LABEL: MANAGED_BY,
+        LABEL_JOB: observed.name,
+        LABEL_UID: observed.uid,
+        LABEL_ROLE: role,
+    }
+    queue = {QUEUE_LABEL: spec.queue_name} if spec.queue_name else {}
+    owner = {
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "name": observed.name,
+        "uid": observed.uid,
+        "controller": True,
+        "blockOwnerDeletion": False,
+    }
+    template: dict[str, Any] = {
+        "metadata": {"labels": labels},
+        "spec": _pod(observed, spec, settings, role, parts, start_model_id),
+    }
+    if parts.annotations:
+        template["metadata"]["annotations"] = parts.annotations
+    exit_rule = {"containerName": CONTAINERS[role], "operator": "In", "values": [EXIT_INPUT]}
+    job: dict[str, Any] = {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {
+            "name": child_name(observed.name, role),
+            "namespace": observed.namespace,
+            "labels": labels | queue,
+            "ownerReferences": [owner],
+        },
+        "spec": {
+            "backoffLimit": spec.retries,
+            "completions": 1,
+            "parallelism": 1,
+            "podReplacementPolicy": "Failed",
+            "podFailurePolicy": {
+                "rules": [
+                    {"action": "FailJob", "onExitCodes": exit_rule},
+                    {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+                ]
+            },
+            "template": template,
+        },
+    }
+    if spec.active_deadline_seconds is not None:
+        job["spec"]["activeDeadlineSeconds"] = spec.active_deadline_seconds
+    return job
+
+
+def _pod(
+    observed: Observed, spec: TuningJobSpec, settings: Settings, role: str, parts: PodParts, start_model_id: str | None
+) -> dict[str, Any]:
+    given = PodInput(
+        model_id=model_id(observed, spec), spec=spec, start_model_id=start_model_id, gpus=spec.resources.gpus
+    )
+    volumes = [
+        {"name": "workspace", "persistentVolumeClaim": {"claimName": spec.volume.claim_name}},
+        {"name": "tmp", "emptyDir": {}},
+        *parts.volumes,
+    ]
+    mounts = [{"name": "workspace", "mountPath": str(ROOT)}, {"name": "tmp", "mountPath": "/tmp"}, *parts.mounts]
+    if spec.dataset.config_map is not None:
+        source = spec.dataset.config_map
+        item = {"key": source.key, "path": source.key}
+        volumes.append({"name": "dataset", "configMap": {"name": source.name, "items": [item]}})
+        mounts.append({"name": "dataset", "mountPath": str(DATASET_DIR), "readOnly": True})
+    container: dict[str, Any] = {
+        "name": CONTAINERS[role],
+        "image": parts.image,
+        "imagePullPolicy": settings.image_pull_policy,
+        "command": ["python", "-m", "llm_tuning.pod", role],
+        "env": [
+            {"name": INPUT_VARIABLE, "value": given.encode()},
+            {"name": "HOME", "value": "/tmp"},
+            {"name": "HF_HUB_OFFLINE", "value": "1"},
+            *parts.environment,
+        ],
+        "resources": parts.resources,
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "terminationMessagePath": str(TERMINATION_LOG),
+        # A container that could not even start its program leaves the end of its log.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": mounts,
+    }
+    if parts.environment_from:
+        container["envFrom"] = parts.environment_from
+    pod: dict[str, Any] = {
+        "restartPolicy": "Never",
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": GRACE_PERIOD_SECONDS,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER,
+            "runAsGroup": USER,
+            "fsGroup": USER,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [container],
+        "volumes": volumes,
+    }
+    return pod | _placement(spec, settings)
+
+
+def _placement(spec: TuningJobSpec, settings: Settings) -> dict[str, Any]:
+    """The same for every role, so that the check binds the claim where the GPUs are."""
+    placement: dict[str, Any] = {}
+    if spec.resources.node_selector:
+        placement["nodeSelector"] = dict(spec.resources.node_selector)
+    if spec.resources.tolerations:
+        values = (t.model_dump(by_alias=True, exclude_none=True) for t in spec.resources.tolerations)
+        placement["tolerations"] = list(values)
+    if spec.resources.priority_class_name:
+        placement["priorityClassName"] = spec.resources.priority_class_name
+    if settings.image_pull_secrets:
+        placement["imagePullSecrets"] = [{"name": name} for name in settings.image_pull_secrets]
+    return placement
+
+
+def threads(cpu: str) -> int:
+    """Whole threads for a CPU quantity: `500m` -> 1, `2` -> 2, `2.5` -> 3."""
+    return max(1, math.ceil(int(cpu[:-1]) / 1000 if cpu.endswith("m") else float(cpu)))
+
+
+def small_resources(cpu: str, memory: str) -> dict[str, Any]:
+    """Requests and limits of a pod that trains nothing."""
+    return {"requests": {"cpu": cpu, "memory": memory}, "limits": {"memory": memory}}

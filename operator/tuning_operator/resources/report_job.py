@@ -1,0 +1,20 @@
+"""Build the Job that reads the result of a finished training once more, where its pod has gone before it was read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llm_tuning.api.tuning_job import TuningJobSpec
+from llm_tuning.pod.contract import REPORT
+from tuning_operator.observed import Observed
+from tuning_operator.resources.pod_template import PodParts, build_job, small_resources
+from tuning_operator.settings import Settings
+
+
+def build_report_job(
+    observed: Observed, spec: TuningJobSpec, settings: Settings, start_model_id: str | None
+) -> dict[str, Any]:
+    """Reads one manifest from the claim."""
+    resources = small_resources("100m", "256Mi")
+    parts = PodParts(image=settings.operator_image, resources=resources)
+    return build_job(observed, spec, settings, REPORT, parts, start_model_id)

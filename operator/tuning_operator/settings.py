@@ -1,0 +1,90 @@
+"""What the operator is told by its Deployment: environment variables TUNING_OPERATOR_*.
+
+NAMESPACE (required): its own. WATCH_NAMESPACES: with commas between; empty: all. OPERATOR_IMAGE, TRAINER_IMAGE
+(required). IMAGE_PULL_POLICY, IMAGE_PULL_SECRETS. PROGRESS_URL: how pods reach the progress server; empty: none.
+ALLOW_CPU_FALLBACK: train on the CPU where a GPU was asked for and CUDA is missing. CHECK_CPU, CHECK_MEMORY: of the
+data check. HTTP_HOST, HTTP_PORT, PROGRESS_PORT, WORKERS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Self
+
+from llm_tuning.errors import InputError, Problem
+
+PREFIX = "TUNING_OPERATOR_"
+TRUE, FALSE = ("true", "1"), ("false", "0", "")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """See the module; `ca_pem` is filled in once the certificates are there."""
+
+    namespace: str
+    operator_image: str
+    trainer_image: str
+    watch_namespaces: tuple[str, ...] = ()
+    image_pull_policy: str = "IfNotPresent"
+    image_pull_secrets: tuple[str, ...] = ()
+    progress_url: str | None = None
+    allow_cpu_fallback: bool = False
+    check_cpu: str = "500m"
+    check_memory: str = "1Gi"
+    http_host: str = ""
+    http_port: int = 8080
+    progress_port: int = 8443
+    workers: int = 8
+    ca_pem: str | None = None
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Self:
+        """Read the variables; raises InputError that names each one that is missing or wrong."""
+        problems: list[Problem] = []
+
+        def text(name: str, default: str | None = None) -> str:
+            value = environment.get(PREFIX + name, "") or default
+            if value is None:
+                problems.append(Problem(PREFIX + name, "is required", "the Helm chart sets it"))
+            return value or ""
+
+        def names(name: str) -> tuple[str, ...]:
+            return tuple(part.strip() for part in text(name, "").split(",") if part.strip())
+
+        def number(name: str, default: int) -> int:
+            value = text(name, str(default))
+            if not value.isascii() or not value.isdigit():
+                problems.append(Problem(PREFIX + name, f"must be a number, got {value!r}"))
+                return default
+            return int(value)
+
+        def switch(name: str) -> bool:
+            value = text(name, "").lower()
+            if value not in TRUE + FALSE:
+                problems.append(Problem(PREFIX + name, f"must be true or false, got {value!r}"))
+            return value in TRUE
+
+        settings = cls(
+            namespace=text("NAMESPACE"),
+            operator_image=text("OPERATOR_IMAGE"),
+            trainer_image=text("TRAINER_IMAGE"),
+            watch_namespaces=names("WATCH_NAMESPACES"),
+            image_pull_policy=text("IMAGE_PULL_POLICY", "IfNotPresent"),
+            image_pull_secrets=names("IMAGE_PULL_SECRETS"),
+            progress_url=text("PROGRESS_URL", "") or None,
+            allow_cpu_fallback=switch("ALLOW_CPU_FALLBACK"),
+            check_cpu=text("CHECK_CPU", "500m"),
+            check_memory=text("CHECK_MEMORY", "1Gi"),
+            http_host=text("HTTP_HOST", ""),
+            http_port=number("HTTP_PORT", 8080),
+            progress_port=number("PROGRESS_PORT", 8443),
+            workers=number("WORKERS", 8),
+        )
+        if problems:
+            raise InputError(problems)
+        return settings
+
+    def trusting(self, ca_pem: str) -> Settings:
+        """The same with the authority that pods are to trust."""
+        return replace(self, ca_pem=ca_pem)
