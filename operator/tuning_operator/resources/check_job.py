@@ -17,4 +17,4 @@ def build_check_job(
     """`start_model_id` is None also where it is not known yet: the data is checked without waiting for it."""
     resources = small_resources(settings.check_cpu, settings.check_memory)
     parts = PodParts(image=settings.operator_image, resources=resources)
-    return build_job(observed, spec, settings, CHECK, parts, start_model_id)
+    return build_job(observed, spec, settings, role=CHECK, parts=parts, start_model_id=start_model_id)

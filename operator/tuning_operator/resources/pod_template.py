@@ -62,7 +62,13 @@ def model_id(observed: Observed, spec: TuningJobSpec) -> str:
 
 
 def build_job(
-    observed: Observed, spec: TuningJobSpec, settings: Settings, role: str, parts: PodParts, start_model_id: str | None
+    observed: Observed,
+    spec: TuningJobSpec,
+    settings: Settings,
+    *,
+    role: str,
+    parts: PodParts,
+    start_model_id: str | None,
 ) -> dict[str, Any]:
     """A `batch/v1` Job. `suspend` is left to Kueue; bad input fails at once, disruptions cost no retry."""
     labels = {
@@ -80,10 +86,10 @@ def build_job(
         "controller": True,
         "blockOwnerDeletion": False,
     }
-    template: dict[str, Any] = {
-        "metadata": {"labels": labels},
-        "spec": _pod(observed, spec, settings, role, parts, start_model_id),
-    }
+    given = PodInput(
+        model_id=model_id(observed, spec), spec=spec, start_model_id=start_model_id, gpus=spec.resources.gpus
+    )
+    template: dict[str, Any] = {"metadata": {"labels": labels}, "spec": _pod(spec, settings, role, parts, given)}
     if parts.annotations:
         template["metadata"]["annotations"] = parts.annotations
     exit_rule = {"containerName": CONTAINERS[role], "operator": "In", "values": [EXIT_INPUT]}
@@ -115,12 +121,7 @@ def build_job(
     return job
 
 
-def _pod(
-    observed: Observed, spec: TuningJobSpec, settings: Settings, role: str, parts: PodParts, start_model_id: str | None
-) -> dict[str, Any]:
-    given = PodInput(
-        model_id=model_id(observed, spec), spec=spec, start_model_id=start_model_id, gpus=spec.resources.gpus
-    )
+def _pod(spec: TuningJobSpec, settings: Settings, role: str, parts: PodParts, given: PodInput) -> dict[str, Any]:
     volumes = [
         {"name": "workspace", "persistentVolumeClaim": {"claimName": spec.volume.claim_name}},
         {"name": "tmp", "emptyDir": {}},

@@ -17,4 +17,4 @@ def build_report_job(
     """Reads one manifest from the claim."""
     resources = small_resources("100m", "256Mi")
     parts = PodParts(image=settings.operator_image, resources=resources)
-    return build_job(observed, spec, settings, REPORT, parts, start_model_id)
+    return build_job(observed, spec, settings, role=REPORT, parts=parts, start_model_id=start_model_id)

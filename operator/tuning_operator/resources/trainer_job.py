@@ -38,7 +38,7 @@ def build_trainer_job(
         parts.environment_from.append({"secretRef": {"name": spec.tracking.credentials_secret.name}})
     if settings.progress_url and settings.ca_pem:
         _add_reporting(parts, observed, settings.progress_url, settings.ca_pem)
-    return build_job(observed, spec, settings, TRAIN, parts, start_model_id)
+    return build_job(observed, spec, settings, role=TRAIN, parts=parts, start_model_id=start_model_id)
 
 
 def _add_reporting(parts: PodParts, observed: Observed, url: str, ca_pem: str) -> None:

@@ -1,0 +1,194 @@
+"""The operator's process: connect, take the Lease, list what is there, then watch and work until told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Coroutine
+from datetime import UTC, datetime
+from typing import Any
+
+from llm_tuning.errors import EXIT_INPUT, InputError, TuningError
+from tuning_operator.cluster import Cluster
+from tuning_operator.constants import LEASE_NAME, RESYNC_SECONDS
+from tuning_operator.errors import ClusterError
+from tuning_operator.health import Health, HealthServer
+from tuning_operator.lease import Lease
+from tuning_operator.logs import set_up_logging
+from tuning_operator.metrics import Metrics
+from tuning_operator.progress.server import ProgressServer
+from tuning_operator.progress.tls import ensure_tls, serving_names
+from tuning_operator.progress.tokens import ClusterKeys, TokenVerifier
+from tuning_operator.queue import WorkQueue
+from tuning_operator.settings import Settings
+from tuning_operator.store import KINDS, Store
+from tuning_operator.watch import watch
+from tuning_operator.worker import Worker
+
+log = logging.getLogger(__name__)
+
+DEAF_SECONDS = 30.0
+"""What a list shows, a watch has told of so long before, or it is deaf."""
+
+
+class Operator:
+    """All parts, wired."""
+
+    def __init__(self, settings: Settings, cluster: Cluster, metrics: Metrics) -> None:
+        self.settings, self.cluster = settings, cluster
+        self.metrics = metrics
+        self.queue = WorkQueue()
+        self.store = Store(self.queue.add)
+        instance = os.environ.get("HOSTNAME") or socket.gethostname()
+        self.worker = Worker(cluster, self.store, self.queue, settings, self.metrics, instance)
+        self.lease = Lease(cluster, settings.namespace, LEASE_NAME, instance)
+        self.health = Health(lambda: self.worker.busy_since)
+        self.stop = asyncio.Event()
+        metrics.watch(self.store, self.queue)
+        cluster.guard = self.lease.check
+
+    async def run(self) -> None:
+        """Until `stop` is set. Raises LeaseLost, or what ended one of the parts."""
+        health = HealthServer(self.health, self.metrics.registry, self.settings.http_host, self.settings.http_port)
+        await health.start()
+        try:
+            await self._until_stopped(self.lease.acquire())
+            if not self.stop.is_set():
+                await self._work()
+        finally:
+            await self.lease.release()
+            await health.close()
+            await self.cluster.close()
+
+    async def _work(self) -> None:
+        hold = asyncio.create_task(self.lease.hold())
+        progress: ProgressServer | None = None
+        stop_watch = asyncio.Event()
+        tasks = [hold]
+        try:
+            if self.settings.progress_url is not None:
+                progress = await self._serve_progress()
+            await self._seed()
+            tasks += [asyncio.create_task(self.worker.run()) for _ in range(self.settings.workers)]
+            tasks.append(asyncio.create_task(watch(self.store, self.settings.watch_namespaces, stop_watch)))
+            tasks.append(asyncio.create_task(self._resync()))
+            self.health.ready = True
+            log.info("ready", extra={"keys": self.store.sizes()})
+            await self._until_stopped(*tasks)
+        finally:
+            stop_watch.set()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            if progress is not None:
+                await progress.close()
+
+    async def _until_stopped(self, *parts: Coroutine[Any, Any, None] | asyncio.Task[None]) -> None:
+        """Wait for the stop, or for a part to end: that is an error but for the first wait, for the Lease."""
+        running = [asyncio.ensure_future(part) for part in parts]
+        stopped = asyncio.ensure_future(self.stop.wait())
+        done, _ = await asyncio.wait({stopped, *running}, return_when=asyncio.FIRST_COMPLETED)
+        if stopped in done:
+            for part in running:
+                part.cancel()
+            return
+        stopped.cancel()
+        for part in done:
+            part.result()
+
+    async def _serve_progress(self) -> ProgressServer:
+        """Certificates, then the endpoint; from then on pods are told of it."""
+        namespace = self.settings.namespace
+        tls = await ensure_tls(self.cluster, namespace, serving_names(namespace), datetime.now(UTC))
+        self.worker.settings = self.settings.trusting(tls.ca_pem)
+        server = ProgressServer(
+            TokenVerifier(ClusterKeys(self.cluster.read_jwks), self.store),
+            self.worker.report,
+            tls.context,
+            port=self.settings.progress_port,
+            count=self.metrics.count_report,
+        )
+        await server.start()
+        return server
+
+    async def _seed(self) -> None:
+        """Know all there is before the first decision: half a picture would make a second Job."""
+        while True:
+            try:
+                await self._list()
+            except ClusterError as error:
+                log.warning("listing again: %s", error)
+                await asyncio.sleep(2)
+            else:
+                return
+
+    async def _list(self) -> dict[str, list[str]]:
+        """List every kind into the store; returns what no watch had told of, by kind."""
+        missed: dict[str, list[str]] = {}
+        for kind in KINDS:
+            for namespace in self.settings.watch_namespaces or (None,):
+                items, version = await self.cluster.list_all(kind, namespace)
+                missed.setdefault(kind, []).extend(self.store.apply_list(kind, items, version, namespace))
+        return missed
+
+    async def _resync(self) -> None:
+        """Heal what a watch has lost; a watch that loses everything is deaf, and only a restart helps."""
+        suspected: dict[str, float] = {}
+        while True:
+            await asyncio.sleep(RESYNC_SECONDS)
+            try:
+                missed = await self._list()
+            except ClusterError as error:
+                log.warning("the resync list failed: %s", error)
+                continue
+            now = time.monotonic()
+            for kind, names in missed.items():
+                self.metrics.resynced.inc(len(names))
+                silent = now - self.store.delivered.get(kind, 0.0) > DEAF_SECONDS
+                if not names or not silent:
+                    suspected.pop(kind, None)
+                    continue
+                log.warning("a watch was behind", extra={"keys": {"kind": kind, "objects": len(names)}})
+                # Twice in a row without a word from the watch: one that is only being opened anew speaks in between.
+                if kind in suspected:
+                    self.health.deaf = f"the watch of {kind} has told nothing for {now - suspected[kind]:.0f} s"
+                suspected.setdefault(kind, now)
+            for key in [(raw["metadata"]["namespace"], raw["metadata"]["name"]) for raw in self.store.tuning_jobs()]:
+                self.queue.add(key)
+
+
+async def run() -> int:
+    """Run the operator; returns the process's exit code."""
+    set_up_logging()
+    try:
+        settings = Settings.from_environment(os.environ)
+    except InputError as error:
+        for problem in error.problems:
+            log.error("%s", problem)
+        return EXIT_INPUT
+    metrics = Metrics()
+    operator = Operator(settings, await Cluster.connect(count=metrics.count_request), metrics)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, operator.stop.set)
+    try:
+        await operator.run()
+    except TuningError as error:
+        log.error("the operator ends: %s", error)
+        return 1
+    log.info("stopped")
+    return 0
+
+
+def main() -> int:
+    """The entry point."""
+    return asyncio.run(run())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

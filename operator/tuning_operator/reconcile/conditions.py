@@ -1,0 +1,57 @@
+"""Collects the conditions of one pass; a transition time changes only with its status."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from llm_tuning.api.conditions import ConditionType, Reason
+from llm_tuning.api.tuning_job import Condition
+from tuning_operator.constants import MESSAGE_CHARACTERS
+from tuning_operator.observed import Observed
+
+UNKNOWN, TRUE, FALSE = "Unknown", "True", "False"
+
+
+class Conditions:
+    """Begins with what the status has; what nobody set before is Unknown."""
+
+    def __init__(self, observed: Observed, now: datetime) -> None:
+        self._old = {condition.type: condition for condition in observed.status.conditions}
+        self._now = timestamp(now)
+        self._generation = observed.generation
+        self._new: dict[str, Condition] = {}
+        for kind in ConditionType:
+            old = self._old.get(kind)
+            if old is None:
+                self.set(kind, UNKNOWN, Reason.PENDING, "")
+            else:
+                self.set(kind, old.status, old.reason, old.message)
+
+    def set(self, kind: ConditionType, status: str, reason: str, message: str) -> None:
+        """Set a condition; its message is cut to what a table can show."""
+        old = self._old.get(kind)
+        if len(message) > MESSAGE_CHARACTERS:
+            message = message[: MESSAGE_CHARACTERS - 3].rstrip() + "..."
+        self._new[kind] = Condition(
+            type=kind.value,
+            status=status,  # type: ignore[arg-type]
+            reason=str(reason),
+            message=message,
+            observed_generation=self._generation,
+            last_transition_time=old.last_transition_time if old and old.status == status else self._now,
+        )
+
+    def holds(self, kind: ConditionType) -> bool:
+        return self._new[kind].status == TRUE
+
+    def get(self, kind: ConditionType) -> Condition:
+        return self._new[kind]
+
+    def as_list(self) -> list[Condition]:
+        """In the order of ConditionType."""
+        return [self._new[kind] for kind in ConditionType]
+
+
+def timestamp(time: datetime) -> str:
+    """As Kubernetes writes times."""
+    return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,172 @@
+"""What the watches have delivered, and what the operator has written since: never older than its own last write.
+
+Of two versions of an object the one with the higher resourceVersion counts, whichever comes first. What was deleted
+stays known by its uid, so that a late event does not bring it back.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from llm_tuning.api.tuning_job import TuningJobSpec
+from llm_tuning.errors import InputError
+from tuning_operator.constants import LABEL_JOB, LABEL_UID
+
+Raw = dict[str, Any]
+Key = tuple[str, str]
+"""Namespace and name of a TuningJob."""
+
+TUNING_JOBS, JOBS, PODS = "tuningjobs", "jobs", "pods"
+KINDS = (TUNING_JOBS, JOBS, PODS)
+TOMBSTONES = 20_000
+"""Deleted uids to remember: events come late by seconds, not by thousands of objects."""
+
+
+class Store:
+    """`changed(key)` is called for every TuningJob that a change concerns."""
+
+    def __init__(self, changed: Callable[[Key], None] = lambda key: None) -> None:
+        self._changed = changed
+        self._objects: dict[str, dict[Key, Raw]] = {kind: {} for kind in KINDS}
+        self._by_uid: dict[str, dict[str, set[Key]]] = {JOBS: {}, PODS: {}}
+        self._waiting_for: dict[Key, set[Key]] = {}
+        self._specs: dict[str, tuple[int, TuningJobSpec | None]] = {}
+        self._deleted: OrderedDict[str, None] = OrderedDict()
+        self.delivered: dict[str, float] = {}
+        """When a watch last delivered anything, by kind; on the clock of time.monotonic()."""
+
+    # --- what comes in ---------------------------------------------------------------------------------------------
+
+    def apply_event(self, kind: str, event: str | None, raw: Raw) -> None:
+        """A watch's event; `event` is ADDED, MODIFIED, DELETED, or None for a list's entry."""
+        self.delivered[kind] = time.monotonic()
+        if event == "DELETED":
+            self._remove(kind, raw)
+        else:
+            self.put(kind, raw)
+
+    def put(self, kind: str, raw: Raw) -> None:
+        """An object as a watch, a list or the answer to a write has it."""
+        metadata = raw["metadata"]
+        key = (metadata["namespace"], metadata["name"])
+        old = self._objects[kind].get(key)
+        if metadata["uid"] in self._deleted or (old is not None and _version(old) >= _version(raw)):
+            return
+        if old is not None and old["metadata"]["uid"] != metadata["uid"]:
+            self._unindex(kind, key, old)
+        metadata.pop("managedFields", None)
+        self._objects[kind][key] = raw
+        self._index(kind, key, raw)
+        self._tell(kind, key, raw)
+
+    def forget(self, kind: str, raw: Raw) -> None:
+        """An object that the API server no longer has."""
+        self._remove(kind, raw)
+
+    def apply_list(self, kind: str, items: Iterable[Raw], version: str, namespace: str | None) -> list[str]:
+        """A complete list: put what is newer, remove what is older than the list and not in it.
+
+        Returns names of what no watch had told of, for the log.
+        """
+        found, missed = set(), []
+        for raw in items:
+            key = (raw["metadata"]["namespace"], raw["metadata"]["name"])
+            found.add(key)
+            old = self._objects[kind].get(key)
+            if old is None or _version(old) < _version(raw):
+                missed.append("/".join(key))
+                self.put(kind, raw)
+        for key, raw in list(self._objects[kind].items()):
+            if key not in found and namespace in (None, key[0]) and _version(raw) <= int(version):
+                missed.append("/".join(key))
+                self._remove(kind, raw)
+        return missed
+
+    # --- what is asked ---------------------------------------------------------------------------------------------
+
+    def tuning_job(self, namespace: str, name: str) -> Raw | None:
+        return self._objects[TUNING_JOBS].get((namespace, name))
+
+    def tuning_jobs(self) -> Iterable[Raw]:
+        return self._objects[TUNING_JOBS].values()
+
+    def job(self, namespace: str, name: str) -> Raw | None:
+        return self._objects[JOBS].get((namespace, name))
+
+    def pods_of(self, uid: str) -> list[Raw]:
+        """Pods labelled with the TuningJob's uid."""
+        return [self._objects[PODS][key] for key in self._by_uid[PODS].get(uid, ())]
+
+    def spec_of(self, raw: Raw) -> TuningJobSpec | None:
+        """The spec, parsed once for each generation; None where it does not parse."""
+        uid, generation = raw["metadata"]["uid"], int(raw["metadata"].get("generation", 1))
+        known = self._specs.get(uid)
+        if known is None or known[0] != generation:
+            try:
+                spec: TuningJobSpec | None = TuningJobSpec.parse(raw.get("spec") or {}, where="spec")
+            except InputError:
+                spec = None
+            known = self._specs[uid] = (generation, spec)
+        return known[1]
+
+    def sizes(self) -> dict[str, int]:
+        return {kind: len(objects) for kind, objects in self._objects.items()}
+
+    # --- inside ----------------------------------------------------------------------------------------------------
+
+    def _remove(self, kind: str, raw: Raw) -> None:
+        uid = raw["metadata"]["uid"]
+        self._deleted[uid] = None
+        if len(self._deleted) > TOMBSTONES:
+            self._deleted.popitem(last=False)
+        key = (raw["metadata"]["namespace"], raw["metadata"]["name"])
+        old = self._objects[kind].get(key)
+        if old is not None and old["metadata"]["uid"] == uid:
+            del self._objects[kind][key]
+            self._unindex(kind, key, old)
+            self._tell(kind, key, raw)
+
+    def _index(self, kind: str, key: Key, raw: Raw) -> None:
+        if kind == TUNING_JOBS:
+            if (other := _start_job(raw)) is not None:
+                self._waiting_for.setdefault((key[0], other), set()).add(key)
+            return
+        uid = raw["metadata"].get("labels", {}).get(LABEL_UID)
+        if uid is not None:
+            self._by_uid[kind].setdefault(uid, set()).add(key)
+
+    def _unindex(self, kind: str, key: Key, raw: Raw) -> None:
+        if kind == TUNING_JOBS:
+            self._specs.pop(raw["metadata"]["uid"], None)
+            if (other := _start_job(raw)) is not None:
+                self._waiting_for.get((key[0], other), set()).discard(key)
+            return
+        uid = raw["metadata"].get("labels", {}).get(LABEL_UID)
+        keys = self._by_uid[kind].get(uid)
+        if keys is not None:
+            keys.discard(key)
+            if not keys:
+                del self._by_uid[kind][uid]
+
+    def _tell(self, kind: str, key: Key, raw: Raw) -> None:
+        if kind == TUNING_JOBS:
+            self._changed(key)
+            for waiting in self._waiting_for.get(key, ()):
+                self._changed(waiting)
+        elif (name := raw["metadata"].get("labels", {}).get(LABEL_JOB)) is not None:
+            self._changed((key[0], name))
+
+
+def _version(raw: Raw) -> int:
+    """resourceVersions of one kind grow; Kubernetes promises so since 1.35, and etcd always did."""
+    return int(raw["metadata"].get("resourceVersion") or 0)
+
+
+def _start_job(raw: Raw) -> str | None:
+    """The TuningJob whose adapter this one starts from."""
+    adapter = ((raw.get("spec") or {}).get("model") or {}).get("adapter") or {}
+    name = adapter.get("tuningJob")
+    return name if isinstance(name, str) else None

@@ -1,0 +1,65 @@
+"""kopf's part: it watches, and every event goes into the store. Nothing is decided here, and kopf writes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import kopf
+
+from llm_tuning.api.tuning_job import GROUP, PLURAL, VERSION
+from tuning_operator.constants import MANAGED_BY, MANAGED_BY_LABEL
+from tuning_operator.store import JOBS, PODS, TUNING_JOBS, Store
+
+RESOURCES: dict[str, tuple[str, str, str]] = {
+    TUNING_JOBS: (GROUP, VERSION, PLURAL),
+    JOBS: ("batch", "v1", "jobs"),
+    PODS: ("", "v1", "pods"),
+}
+
+
+async def watch(store: Store, namespaces: Sequence[str], stop: asyncio.Event) -> None:
+    """Feed `store` until `stop` is set; without namespaces from the whole cluster."""
+    registry = kopf.OperatorRegistry()
+    kopf.on.login(registry=registry)(_login)
+    for kind, (group, version, plural) in RESOURCES.items():
+        labels = None if kind == TUNING_JOBS else {MANAGED_BY_LABEL: MANAGED_BY}
+        kopf.on.event(group, version, plural, id=kind, labels=labels, registry=registry)(_feeder(store, kind))
+    await kopf.operator(
+        registry=registry,
+        settings=_settings(namespaced=bool(namespaces)),
+        namespaces=list(namespaces),
+        clusterwide=not namespaces,
+        standalone=True,
+        stop_flag=stop,
+    )
+
+
+def _feeder(store: Store, kind: str) -> Any:
+    async def feed(type: str | None, body: kopf.Body, **_: Any) -> None:
+        store.apply_event(kind, type, dict(body))
+
+    return feed
+
+
+def _login(**arguments: Any) -> kopf.ConnectionInfo | None:
+    """By the pod's service account or $KUBECONFIG: kopf's own readers, without the heavy client."""
+    return kopf.login_with_service_account(**arguments) or kopf.login_with_kubeconfig(**arguments)
+
+
+def _settings(*, namespaced: bool) -> kopf.OperatorSettings:
+    """kopf as a watcher and nothing else."""
+    settings = kopf.OperatorSettings()
+    settings.posting.enabled = False  # Events are ours
+    settings.peering.standalone = True  # a Lease of our own: peering is no leader election
+    settings.scanning.disabled = namespaced  # a namespaced Role may not list namespaces and CRDs
+    settings.watching.server_timeout = 300  # a watch is opened anew now and then, whatever happened to it
+    settings.watching.connect_timeout = 10
+    settings.networking.request_timeout = 30
+    settings.networking.error_backoffs = (0.2, 0.5, 1, 2, 5)  # an API server that restarts is back in seconds
+    settings.queueing.error_delays = (0.5, 1, 2, 5, 10)
+    settings.queueing.idle_timeout = 1.0  # one task for each object that changes: not kept for long
+    logging.getLogger("kopf").setLevel(logging.WARNING)
+    return settings

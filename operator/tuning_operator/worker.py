@@ -1,0 +1,187 @@
+"""One pass over one TuningJob: observe, desire, apply. The only place that writes for the chain."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from llm_tuning.api.tuning_job import Progress
+from tuning_operator.cluster import Cluster
+from tuning_operator.constants import PROGRESS_SECONDS
+from tuning_operator.desired import Desired
+from tuning_operator.errors import AlreadyExists, ClusterError, Conflict, Forbidden, LeaseLost, NotFound
+from tuning_operator.events import tell
+from tuning_operator.metrics import Metrics
+from tuning_operator.observed import ROLES, Observed, build_observed
+from tuning_operator.queue import WorkQueue
+from tuning_operator.reconcile.tuning_job import desire
+from tuning_operator.resources.pod_template import child_name
+from tuning_operator.settings import Settings
+from tuning_operator.store import JOBS, TUNING_JOBS, Key, Store
+
+log = logging.getLogger(__name__)
+
+WARNINGS_SECONDS = 3.0
+"""How old a namespace's list of Warning Events may be: a hundred stuck jobs need one list, not a hundred."""
+
+
+@dataclass
+class Worker:
+    """Takes keys from the queue; several loops of it run at once."""
+
+    cluster: Cluster
+    store: Store
+    queue: WorkQueue
+    settings: Settings
+    metrics: Metrics
+    instance: str = ""
+    now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    busy_since: dict[Key, float] = field(default_factory=dict)
+    """Keys that are being looked at, and since when; a hanging pass is seen by it."""
+    _progress: dict[Key, tuple[str, Progress]] = field(default_factory=dict)
+    _progress_written: dict[Key, float] = field(default_factory=dict)
+    _warnings: dict[str, tuple[float, asyncio.Task[list[dict[str, Any]]]]] = field(default_factory=dict)
+
+    def report(self, key: Key, progress: Progress) -> None:
+        """A trainer's report: kept, and written with the next pass, which is at most one in PROGRESS_SECONDS."""
+        raw = self.store.tuning_job(*key)
+        if raw is None:
+            return
+        self._progress[key] = (raw["metadata"]["uid"], progress)
+        wait = self._progress_written.get(key, float("-inf")) + PROGRESS_SECONDS - time.monotonic()
+        self.queue.add_after(key, max(0.0, wait))
+
+    async def run(self) -> None:
+        """Work until cancelled. Raises LeaseLost."""
+        while True:
+            key = await self.queue.get()
+            self.busy_since[key] = time.monotonic()
+            result = "done"
+            try:
+                with self.metrics.pass_seconds.time():
+                    await self.reconcile(key)
+                self.queue.forget(key)
+            except LeaseLost:
+                raise
+            except ClusterError as error:
+                result = type(error).__name__
+                seconds = self.queue.retry(key)
+                level = logging.ERROR if isinstance(error, Forbidden) else logging.INFO
+                log.log(
+                    level, "pass failed: %s", error, extra={"keys": {"job": "/".join(key), "retry_seconds": seconds}}
+                )
+            except Exception:
+                result = "error"
+                self.queue.retry(key)
+                log.exception("pass failed", extra={"keys": {"job": "/".join(key)}})
+            finally:
+                self.metrics.passes.labels(result).inc()
+                self.busy_since.pop(key, None)
+                self.queue.done(key)
+
+    async def reconcile(self, key: Key) -> None:
+        """One pass. Raises ClusterError where it has to be tried again."""
+        raw = self.store.tuning_job(*key)
+        if raw is None:
+            self._progress.pop(key, None)
+            self._progress_written.pop(key, None)
+            return
+        observed = self._observe(raw)
+        desired = desire(observed, self.settings, self.now())
+        if desired.needs_events:
+            observed = self._observe(raw, await self._warnings_in(key[0]))
+            desired = desire(observed, self.settings, self.now())
+        await self._apply(key, observed, desired)
+        if desired.requeue_after is not None:
+            self.queue.add_after(key, desired.requeue_after)
+
+    def _observe(self, raw: dict[str, Any], warnings: list[dict[str, Any]] | None = None) -> Observed:
+        namespace, name, uid = (raw["metadata"][part] for part in ("namespace", "name", "uid"))
+        found = (self.store.job(namespace, child_name(name, role)) for role in ROLES)
+        spec = self.store.spec_of(raw)
+        adapter = spec.model.adapter.tuning_job if spec is not None and spec.model.adapter is not None else None
+        reported = self._progress.get((namespace, name))
+        return build_observed(
+            raw,
+            jobs=[job for job in found if job is not None],
+            pods=self.store.pods_of(uid),
+            warnings=warnings or (),
+            adapter=self.store.tuning_job(namespace, adapter) if adapter is not None else None,
+            progress=reported[1] if reported is not None and reported[0] == uid else None,
+            spec=spec,
+        )
+
+    async def _apply(self, key: Key, observed: Observed, desired: Desired) -> None:
+        """Children first, then the status, then Events: what the status says is then so."""
+        namespace, name = key
+        if desired.delete_self:
+            await self.cluster.delete_tuning_job(namespace, name, observed.uid)
+            log.info("tuning job deleted, its time is over", extra={"keys": {"job": "/".join(key)}})
+            return
+        for job in desired.create_jobs:
+            await self._create(job, observed)
+        for ref in desired.delete_jobs:
+            await self.cluster.delete_job(namespace, ref.name, ref.uid)
+            log.info("job deleted", extra={"keys": {"job": "/".join(key), "child": ref.name}})
+        if desired.status is None or desired.status == observed.raw.get("status"):
+            return
+        progress_only = _without_progress(desired.status) == _without_progress(observed.raw.get("status") or {})
+        if progress_only:
+            wait = self._progress_written.get(key, float("-inf")) + PROGRESS_SECONDS - time.monotonic()
+            if wait > 0:
+                self.queue.add_after(key, wait)
+                return
+        try:
+            answer = await self.cluster.apply_status(observed.raw, desired.status)
+        except NotFound:
+            self.store.forget(TUNING_JOBS, dict(observed.raw))
+            return
+        except Conflict:
+            await self._refresh(key)
+            raise
+        self.store.put(TUNING_JOBS, answer)
+        self._progress_written[key] = time.monotonic()
+        if not progress_only:
+            await tell(self.cluster, observed.raw, desired.events, self.now(), self.instance)
+
+    async def _create(self, job: dict[str, Any], observed: Observed) -> None:
+        metadata = job["metadata"]
+        try:
+            made = await self.cluster.create_job(job)
+        except AlreadyExists:
+            # Made by an earlier pass whose answer was lost, or somebody else's: the next pass sees which.
+            there = await self.cluster.read_job(metadata["namespace"], metadata["name"])
+            if there is not None:
+                self.store.put(JOBS, there)
+            raise
+        self.store.put(JOBS, made)
+        keys = {"job": f"{observed.namespace}/{observed.name}", "child": metadata["name"]}
+        log.info("job created", extra={"keys": keys})
+
+    async def _refresh(self, key: Key) -> None:
+        """After a conflict: take the object as it is now, without waiting for the watch."""
+        raw = await self.cluster.read_tuning_job(*key)
+        if raw is not None:
+            self.store.put(TUNING_JOBS, raw)
+
+    async def _warnings_in(self, namespace: str) -> list[dict[str, Any]]:
+        """The namespace's Warning Events, read once for all that ask within some seconds."""
+        now = time.monotonic()
+        known = self._warnings.get(namespace)
+        if known is None or now - known[0] > WARNINGS_SECONDS:
+            known = (now, asyncio.ensure_future(self.cluster.list_warnings(namespace)))
+            self._warnings[namespace] = known
+        try:
+            return await asyncio.shield(known[1])
+        except ClusterError:
+            self._warnings.pop(namespace, None)
+            raise
+
+
+def _without_progress(status: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in status.items() if key != "progress"}
