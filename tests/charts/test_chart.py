@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 from pathlib import Path
@@ -12,6 +13,7 @@ import yaml
 
 from llm_tuning import __version__
 from tests.support.chart import CHART, IMAGES, NAMESPACE, Chart
+from tuning_operator.settings import Settings
 
 CRDS = CHART.parents[1] / "crds"
 
@@ -80,6 +82,25 @@ def test_values_reach_the_operator(chart: Chart) -> None:
     assert found["TUNING_OPERATOR_IMAGE_PULL_SECRETS"] == "one,two"
     assert found["TUNING_OPERATOR_WORKERS"] == "2"
     assert deployment["spec"]["template"]["spec"]["imagePullSecrets"] == [{"name": "one"}, {"name": "two"}]
+
+
+def test_the_operator_understands_its_environment(chart: Chart) -> None:
+    [deployment] = chart.objects("Deployment", allowCPUFallback=True)
+    found = {name: value if isinstance(value, str) else NAMESPACE for name, value in environment(deployment).items()}
+    settings = Settings.from_environment(found)
+    assert settings == Settings(
+        namespace=NAMESPACE,
+        operator_image=IMAGES["images"]["operator"],
+        trainer_image=IMAGES["images"]["trainer"],
+        watch_namespaces=(NAMESPACE,),
+        progress_url=f"https://llm-tuning-operator.{NAMESPACE}.svc:8443",
+        allow_cpu_fallback=True,
+    )
+    [container] = deployment["spec"]["template"]["spec"]["containers"]
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert ports == {"http": settings.http_port, "progress": settings.progress_port}
+    fields = {field.name.upper() for field in dataclasses.fields(Settings)}
+    assert {name.removeprefix("TUNING_OPERATOR_") for name in found} <= fields
 
 
 def test_the_release_namespace_is_watched_where_nothing_else_is_said(chart: Chart) -> None:

@@ -1,0 +1,143 @@
+"""The Roles allow exactly what `cluster.py` and the watches ask of the API server: nothing missing, nothing unused."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from kubernetes.aio import client
+
+from tests.support.chart import NAMESPACE, Chart
+from tuning_operator.cluster import Cluster
+from tuning_operator.constants import LEASE_NAME
+from tuning_operator.progress.tls import SECRET_NAME
+from tuning_operator.watch import RESOURCES
+
+Permission = tuple[str, str, str]
+"""Verb, resource as group/resource/subresource, and the one name it is good for or nothing."""
+
+VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
+PATH = re.compile(
+    r"/(?:api/v1|apis/(?P<group>[^/]+)/[^/]+)/namespaces/[^/]+/(?P<resource>[^/]+)(?:/(?P<name>[^/]+))?(?:/(?P<sub>[^/]+))?"
+)
+RAW = {"metadata": {"namespace": NAMESPACE, "name": "faq", "uid": "u", "resourceVersion": "1"}}
+
+CHAIN: dict[str, Callable[[Cluster], Awaitable[Any]]] = {
+    "list_all": lambda c: _all(c.list_all(kind, NAMESPACE) for kind in RESOURCES),
+    "read_tuning_job": lambda c: c.read_tuning_job(NAMESPACE, "faq"),
+    "read_job": lambda c: c.read_job(NAMESPACE, "faq-train"),
+    "create_job": lambda c: c.create_job(RAW),
+    "delete_job": lambda c: c.delete_job(NAMESPACE, "faq-train", "u"),
+    "delete_tuning_job": lambda c: c.delete_tuning_job(NAMESPACE, "faq", "u"),
+    "apply_status": lambda c: c.apply_status(RAW, {}),
+    "list_warnings": lambda c: c.list_warnings(NAMESPACE),
+    "write_event": lambda c: c.write_event(NAMESPACE, "e", {}, lambda event: event),
+}
+OWN: dict[str, Callable[[Cluster], Awaitable[Any]]] = {
+    "read_secret": lambda c: c.read_secret(NAMESPACE, SECRET_NAME),
+    "create_secret": lambda c: c.create_secret(NAMESPACE, {}),
+    "replace_secret": lambda c: c.replace_secret(NAMESPACE, SECRET_NAME, {}),
+    "read_lease": lambda c: c.read_lease(NAMESPACE, LEASE_NAME),
+    "create_lease": lambda c: c.create_lease(NAMESPACE, {}),
+    "replace_lease": lambda c: c.replace_lease(NAMESPACE, LEASE_NAME, {}),
+}
+NO_PERMISSION_NEEDED = {"connect", "close", "read_jwks"}
+"""Every service account may read the cluster's keys."""
+
+
+async def _all(calls: Any) -> None:
+    for call in calls:
+        await call
+
+
+@pytest.fixture
+async def asked() -> AsyncIterator[tuple[Cluster, list[Permission]]]:
+    """A Cluster, and the permissions that its requests need by Kubernetes' own rules."""
+    needed: list[Permission] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        found = PATH.fullmatch(request.path)
+        assert found, request.path
+        group, resource, name, sub = (found[part] or "" for part in ("group", "resource", "name", "sub"))
+        verb = VERBS.get(request.method) or ("get" if name else "list")
+        limited = name if resource in ("secrets", "leases") else ""
+        needed.append((verb, f"{group}/{resource}/{sub}", limited))
+        if (request.method, resource) == ("POST", "events"):
+            return web.json_response({"reason": "AlreadyExists"}, status=409)
+        return web.json_response({"items": [], "metadata": {"resourceVersion": "1"}})
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", answer)
+    async with TestServer(app) as server:
+        cluster = Cluster(client.ApiClient(client.Configuration(host=f"http://127.0.0.1:{server.port}")))
+        yield cluster, needed
+        await cluster.close()
+
+
+def granted(role: dict[str, Any]) -> set[Permission]:
+    permissions = set()
+    for rule in role["rules"]:
+        assert "*" not in str(rule)
+        for group in rule["apiGroups"]:
+            for resource in rule["resources"]:
+                for name in rule.get("resourceNames", [""]):
+                    kind, _, sub = resource.partition("/")
+                    permissions |= {(verb, f"{group}/{kind}/{sub}", name) for verb in rule["verbs"]}
+    return permissions
+
+
+def roles(chart: Chart, **values: Any) -> dict[tuple[str, str], dict[str, Any]]:
+    found = chart.objects("Role", **values)
+    return {(role["metadata"].get("namespace", NAMESPACE), role["metadata"]["name"]): role for role in found}
+
+
+def test_every_call_of_the_operator_is_in_one_of_the_tables() -> None:
+    public = {name for name, _ in inspect.getmembers(Cluster, inspect.isfunction) if not name.startswith("_")}
+    assert CHAIN.keys() | OWN.keys() | NO_PERMISSION_NEEDED == public | {"connect"}
+
+
+async def test_the_role_for_jobs_is_what_the_chain_uses(chart: Chart, asked: tuple[Cluster, list[Permission]]) -> None:
+    cluster, needed = asked
+    for call in CHAIN.values():
+        await call(cluster)
+    watched = {
+        (verb, f"{group}/{plural}/", "") for group, _, plural in RESOURCES.values() for verb in ("list", "watch")
+    }
+    assert granted(roles(chart)[NAMESPACE, "llm-tuning-operator-jobs"]) == set(needed) | watched
+
+
+async def test_the_operators_own_role_is_what_it_keeps_for_itself(
+    chart: Chart, asked: tuple[Cluster, list[Permission]]
+) -> None:
+    cluster, needed = asked
+    for call in OWN.values():
+        await call(cluster)
+    assert granted(roles(chart)[NAMESPACE, "llm-tuning-operator"]) == set(needed)
+
+
+def test_each_watched_namespace_has_a_role_and_no_other(chart: Chart) -> None:
+    found = roles(chart, watchNamespaces=["team-a", "team-b"])
+    assert set(found) == {
+        (NAMESPACE, "llm-tuning-operator"),
+        ("team-a", "llm-tuning-operator-jobs"),
+        ("team-b", "llm-tuning-operator-jobs"),
+    }
+
+
+@pytest.mark.parametrize("namespaces", [[], ["team-a", "team-b"]])
+def test_only_the_operators_account_has_the_roles(chart: Chart, namespaces: list[str]) -> None:
+    bindings = chart.objects("RoleBinding", watchNamespaces=namespaces)
+    assert len(bindings) == 1 + len(namespaces or [NAMESPACE])
+    for binding in bindings:
+        assert binding["roleRef"]["name"] == binding["metadata"]["name"]
+        [subject] = binding["subjects"]
+        assert subject == {"kind": "ServiceAccount", "name": "llm-tuning-operator", "namespace": NAMESPACE}
+
+
+def test_nothing_is_allowed_in_the_whole_cluster(chart: Chart) -> None:
+    assert not {each["kind"] for each in chart.objects()} & {"ClusterRole", "ClusterRoleBinding"}
