@@ -9,6 +9,7 @@ import re
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
+from pydantic.alias_generators import to_camel
 
 from llm_tuning.api.base import ApiModel
 
@@ -29,7 +30,12 @@ def check_model_id(value: str) -> str:
     return value
 
 
-ModelId = Annotated[str, StringConstraints(max_length=128), AfterValidator(check_model_id)]
+ModelId = Annotated[
+    str,
+    StringConstraints(max_length=128),
+    AfterValidator(check_model_id),
+    Field(json_schema_extra={"pattern": MODEL_ID_PATTERN}),
+]
 
 
 class AdapterRef(ApiModel):
@@ -197,7 +203,7 @@ def check_ppo_settings(mode: Mode, ppo: PpoSpec) -> None:
     """Raise ValueError if `ppo` has settings that another mode would ignore."""
     changed = [name for name in sorted(PpoSpec.model_fields) if getattr(ppo, name) != getattr(PpoSpec(), name)]
     if mode != "ppo" and changed:
-        raise ValueError(f"ppo.{changed[0]} is set but mode is {mode}; set mode: ppo or remove it")
+        raise ValueError(f"ppo.{to_camel(changed[0])} is set but mode is {mode}; set mode: ppo or remove it")
 
 
 class TrackingSpec(ApiModel):

@@ -7,12 +7,15 @@ it. The CRD is generated from these models (see `crd`), and descriptions are wha
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic.alias_generators import to_camel
 
 from llm_tuning.api.base import ApiModel
+from llm_tuning.api.structural import INT_OR_STRING, RULES, rule
 from llm_tuning.api.tuning import (
     AdapterRef,
     DatasetSpec,
@@ -26,6 +29,7 @@ from llm_tuning.api.tuning import (
     TuningConfig,
     check_ppo_settings,
 )
+from llm_tuning.api.wire import WireModel
 
 GROUP = "tuning.llmtuning.dev"
 VERSION = "v1alpha1"
@@ -37,22 +41,55 @@ NAME_CHARACTERS = 50
 MUTABLE = ("suspend", "ttl_seconds_after_finished")
 """Fields of the spec that may change; all others decide what is trained and stay as they were applied."""
 
-DNS_LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
-DNS_SUBDOMAIN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
-QUALIFIED_NAME = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$"
+_LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+_SUBDOMAIN = rf"{_LABEL}(\.{_LABEL})*"
+DNS_LABEL = rf"^{_LABEL}$"
+DNS_SUBDOMAIN = rf"^{_SUBDOMAIN}$"
+QUALIFIED_NAME = rf"^({_SUBDOMAIN}/)?[A-Za-z0-9]([-A-Za-z0-9_.]{{0,61}}[A-Za-z0-9])?$"
 LABEL_VALUE = r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$"
+SECRET_NAME = rf"^llm-tuning-{_SUBDOMAIN}$"
 
-# Segments without `..`: RE2 has no look-ahead, so each segment starts with no dot, or with one before another character.
-_SEGMENT = r"(\.?[^./\x00][^/\x00]*|\.\.[^/\x00]+)"
+# Segments but `.` and `..`, without control characters. RE2 has no look-ahead: a segment starts with no dot, with one
+# before another character, or with two before at least one more.
+_CHARACTER = r"[^/\x00-\x1f\x7f]"
+_SEGMENT = rf"(\.?[^./\x00-\x1f\x7f]{_CHARACTER}*|\.\.{_CHARACTER}+)"
 RelativePath = Annotated[str, StringConstraints(min_length=1, max_length=1024, pattern=rf"^{_SEGMENT}(/{_SEGMENT})*$")]
 ObjectName = Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=DNS_SUBDOMAIN)]
-Quantity = Annotated[
-    str, StringConstraints(min_length=1, max_length=32, pattern=r"^[0-9]+(\.[0-9]{1,3})?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$")
+LabelKey = Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=QUALIFIED_NAME)]
+LabelValue = Annotated[str, StringConstraints(max_length=63, pattern=LABEL_VALUE)]
+
+
+def _cores(value: object) -> object:
+    """`cpu: 4` is what people write."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+CpuQuantity = Annotated[
+    str,
+    StringConstraints(
+        min_length=1, max_length=16, pattern=r"^([1-9][0-9]*m|[1-9][0-9]*(\.[0-9]{1,3})?|0\.[0-9]{1,3})$"
+    ),
+    BeforeValidator(_cores),
+    Field(json_schema_extra={INT_OR_STRING: True, "minimum": 1}),
 ]
+MemoryQuantity = Annotated[
+    str, StringConstraints(min_length=1, max_length=16, pattern=r"^[1-9][0-9]*(\.[0-9]{1,3})?(M|G|T|Mi|Gi|Ti)$")
+]
+"""With a unit: a bare 8 would be eight bytes."""
+
+Line = Annotated[str, StringConstraints(max_length=1024)]
+Time = Annotated[str, StringConstraints(max_length=64)]
+"""RFC 3339, as text: the status is read by whoever reads it."""
 
 
 class JobAdapterRef(ApiModel):
     """An adapter to start from: exactly one of `tuningJob` and `modelId`."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            RULES: [rule("has(self.tuningJob) != has(self.modelId)", "must have exactly one of tuningJob and modelId")]
+        }
+    )
 
     tuning_job: (
         Annotated[str, StringConstraints(min_length=1, max_length=NAME_CHARACTERS, pattern=DNS_SUBDOMAIN)] | None
@@ -100,6 +137,12 @@ class ConfigMapKeyRef(ApiModel):
 class JobDatasetSpec(ApiModel):
     """The training rows: exactly one of `path` and `configMap`."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            RULES: [rule("has(self.path) != has(self.configMap)", "must have exactly one of path and configMap")]
+        }
+    )
+
     path: RelativePath | None = Field(
         None, description="JSON array, JSON Lines or Parquet file of rows on the claim, such as datasets/faq.json."
     )
@@ -131,10 +174,8 @@ class VolumeSpec(ApiModel):
 class SecretRef(ApiModel):
     """A Secret in this namespace."""
 
-    name: Annotated[str, StringConstraints(max_length=253, pattern=r"^llm-tuning-[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")] = (
-        Field(
-            description="Name of the Secret; it has to begin with llm-tuning-, so that no other Secret can be reached."
-        )
+    name: Annotated[str, StringConstraints(max_length=253, pattern=SECRET_NAME)] = Field(
+        description="Name of the Secret; it has to begin with llm-tuning-, so that no other Secret can be reached."
     )
 
 
@@ -159,15 +200,29 @@ class JobTrackingSpec(ApiModel):
 class Toleration(ApiModel):
     """A taint that pods of this job tolerate, as in a pod."""
 
-    key: Annotated[str, StringConstraints(max_length=316, pattern=QUALIFIED_NAME)] | None = Field(
+    model_config = ConfigDict(
+        json_schema_extra={
+            RULES: [
+                rule("has(self.key) || self.operator == 'Exists'", "without a key the operator must be Exists"),
+                rule(
+                    "self.operator != 'Exists' || !has(self.value) || self.value == ''",
+                    "value must be left out when the operator is Exists",
+                ),
+                rule(
+                    "!has(self.tolerationSeconds) || (has(self.effect) && self.effect == 'NoExecute')",
+                    "tolerationSeconds needs effect NoExecute",
+                ),
+            ]
+        }
+    )
+
+    key: LabelKey | None = Field(
         None, description="Taint key; without it, with operator Exists, every taint is tolerated."
     )
 
     operator: Literal["Exists", "Equal"] = Field("Equal", description="Equal compares the value, Exists only the key.")
 
-    value: Annotated[str, StringConstraints(max_length=63, pattern=LABEL_VALUE)] | None = Field(
-        None, description="Taint value, for operator Equal."
-    )
+    value: LabelValue | None = Field(None, description="Taint value, for operator Equal.")
 
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(
         None, description="Taint effect; without it all effects."
@@ -195,22 +250,18 @@ class ResourcesSpec(ApiModel):
         1, description="GPUs (nvidia.com/gpu) of the trainer, data-parallel from 2 on; 0 trains on the CPU."
     )
 
-    cpu: Quantity = Field("2", description="CPU request of the trainer; it may use more where there is more.")
-
-    memory: Quantity = Field(
-        "8Gi", description="Memory of the trainer, request and limit: above it the trainer is ended."
+    cpu: CpuQuantity = Field(
+        "2",
+        description="CPU cores that the trainer requests, such as 4, 0.5 or 500m; it may use more where there are more.",
     )
 
-    node_selector: (
-        Annotated[
-            dict[
-                Annotated[str, StringConstraints(min_length=1, max_length=316)],
-                Annotated[str, StringConstraints(max_length=63, pattern=LABEL_VALUE)],
-            ],
-            Field(max_length=32),
-        ]
-        | None
-    ) = Field(None, description="Labels that a node must have, for the data check as for the trainer.")
+    memory: MemoryQuantity = Field(
+        "8Gi", description="Memory of the trainer with its unit, request and limit: above it the trainer is ended."
+    )
+
+    node_selector: Annotated[dict[LabelKey, LabelValue], Field(max_length=32)] | None = Field(
+        None, description="Labels that a node must have, for the data check as for the trainer."
+    )
 
     tolerations: Annotated[list[Toleration], Field(max_length=32)] | None = Field(
         None, description="Taints that the data check and the trainer tolerate."
@@ -219,8 +270,24 @@ class ResourcesSpec(ApiModel):
     priority_class_name: ObjectName | None = Field(None, description="PriorityClass of the pods.")
 
 
-class TuningJobSpec(ApiModel):
+_PPO_SETTINGS = {to_camel(name): field.default for name, field in PpoSpec.model_fields.items()}
+
+
+class TuningJobSpec(WireModel):
     """What is to be trained. Only suspend and ttlSecondsAfterFinished can be changed afterwards."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            RULES: [
+                rule(
+                    f"self.mode == 'ppo' || self.ppo.{name} == {float(default)!r}",
+                    "is set but mode is not ppo; set mode: ppo or remove it",
+                    field=f".ppo.{name}",
+                )
+                for name, default in _PPO_SETTINGS.items()
+            ]
+        }
+    )
 
     mode: Mode = Field("sft", description="sft: learn the outputs. ppo: learn from outputs with rewards.")
 
@@ -289,7 +356,7 @@ class Progress(ApiModel):
 
     remaining_seconds: Annotated[int, Field(ge=0)] | None = Field(None, description="Estimated time to the end.")
 
-    last_update_time: str = Field("", description="When the trainer reported this (RFC 3339).")
+    last_update_time: Time = Field("", description="When the trainer reported this (RFC 3339).")
 
 
 class Evaluation(ApiModel):
@@ -333,7 +400,7 @@ class Condition(ApiModel):
 
     observed_generation: int = Field(0, description="metadata.generation that this was found for.")
 
-    last_transition_time: str = Field("", description="When the status last changed (RFC 3339).")
+    last_transition_time: Time = Field("", description="When the status last changed (RFC 3339).")
 
 
 class TuningJobStatus(ApiModel):
@@ -341,21 +408,21 @@ class TuningJobStatus(ApiModel):
 
     observed_generation: int | None = Field(None, description="metadata.generation that this status is about.")
 
-    phase: str | None = Field(None, description="One word for people; programs read the conditions.")
+    phase: Line | None = Field(None, description="One word for people; programs read the conditions.")
 
-    model_id: str | None = Field(None, description="Name of the adapter, the same over retries.")
+    model_id: Line | None = Field(None, description="Name of the adapter, the same over retries.")
 
-    adapter_path: str | None = Field(None, description="Folder of the finished adapter on the claim.")
+    adapter_path: Line | None = Field(None, description="Folder of the finished adapter on the claim.")
 
-    mlflow_run_id: str | None = Field(None, description="Run in MLflow.")
+    mlflow_run_id: Line | None = Field(None, description="Run in MLflow.")
 
-    job_name: str | None = Field(None, description="The Job that runs or ran the training.")
+    job_name: Line | None = Field(None, description="The Job that runs or ran the training.")
 
-    start_time: str | None = Field(None, description="When the data check was started (RFC 3339).")
+    start_time: Time | None = Field(None, description="When the data check was started (RFC 3339).")
 
-    completion_time: str | None = Field(None, description="When the TuningJob finished (RFC 3339).")
+    completion_time: Time | None = Field(None, description="When the TuningJob finished (RFC 3339).")
 
-    start_adapter_model_id: str | None = Field(
+    start_adapter_model_id: Line | None = Field(
         None, description="The adapter that training starts from, once it is known."
     )
 
@@ -368,7 +435,7 @@ class TuningJobStatus(ApiModel):
     )
 
 
-class TuningJob(ApiModel):
+class TuningJob(WireModel):
     """The whole object; `metadata` is Kubernetes' own."""
 
     api_version: Literal["tuning.llmtuning.dev/v1alpha1"] = Field(
@@ -384,25 +451,18 @@ class TuningJob(ApiModel):
     status: TuningJobStatus | None = Field(None, description="What the operator has found.")
 
     @model_validator(mode="after")
-    def _short_name(self) -> Self:
-        name = str(self.metadata.get("name", ""))
-        if len(name) > NAME_CHARACTERS:
-            raise ValueError(f"metadata.name must have at most {NAME_CHARACTERS} characters, got {len(name)}")
+    def _plain_short_name(self) -> Self:
+        name = self.metadata.get("name")
+        if name is not None and re.fullmatch(_SUBDOMAIN, str(name)) is None:
+            raise ValueError(f"metadata.name must be lower case letters, digits, - and ., got {str(name)[:60]!r}")
+        if len(str(name)) > NAME_CHARACTERS:
+            raise ValueError(f"metadata.name must have at most {NAME_CHARACTERS} characters, got {len(str(name))}")
         return self
 
 
 def read_status(raw: Any) -> TuningJobStatus:
-    """The status of an object as it is stored: fields of another version are left out, and what is broken is empty."""
-    return TuningJobStatus.model_validate(_known(TuningJobStatus, raw if isinstance(raw, dict) else {}), strict=False)
-
-
-def _known(model: type[ApiModel], raw: dict[str, Any]) -> dict[str, Any]:
-    names = {field.alias or name: field for name, field in model.model_fields.items()}
-    known = {key: value for key, value in raw.items() if key in names and value is not None}
-    for key, inner in (("progress", Progress), ("evaluation", Evaluation)):
-        if key in known and model is TuningJobStatus:
-            known[key] = _known(inner, known[key])
-    return known
+    """The status of an object as it is stored; fields that only another version of the operator knows are left out."""
+    return TuningJobStatus.model_validate(raw if isinstance(raw, dict) else {}, strict=False, extra="ignore")
 
 
 def tuning_config(
