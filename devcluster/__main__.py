@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from devcluster import build, images, launcher
+from devcluster import build, launcher
 from devcluster.cluster import Cluster
 from devcluster.paths import kubeconfig, state_dir
 
@@ -25,6 +25,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["image"]:
+        from devcluster import images
+
         return images.main(arguments[1:])
     args = _parser().parse_args(arguments)
     try:

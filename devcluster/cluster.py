@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from devcluster import images
 from devcluster.build import bin_dir
 from devcluster.launcher import ClusterError, is_up
 from devcluster.parts import Plan
@@ -83,6 +82,8 @@ class Cluster(Clients):
 
     def load(self, image: str) -> bool:
         """Hand over an image of buildah's; False if this very image was there."""
+        from devcluster import images
+
         return images.load_into(self.containerd, image)
 
     def import_archive(self, archive: Path) -> None:

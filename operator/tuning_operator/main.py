@@ -92,14 +92,15 @@ class Operator:
         """Wait for the stop, or for a part to end: that is an error but for the first wait, for the Lease."""
         running = [asyncio.ensure_future(part) for part in parts]
         stopped = asyncio.ensure_future(self.stop.wait())
-        done, _ = await asyncio.wait({stopped, *running}, return_when=asyncio.FIRST_COMPLETED)
+        waited: set[asyncio.Future[Any]] = {stopped, *running}
+        done, _ = await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
         if stopped in done:
             for part in running:
                 part.cancel()
             return
         stopped.cancel()
-        for part in done:
-            part.result()
+        for ended in done:
+            ended.result()
 
     async def _serve_progress(self) -> ProgressServer:
         """Certificates, then the endpoint; from then on pods are told of it."""

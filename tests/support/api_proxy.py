@@ -52,9 +52,8 @@ class ApiProxy:
     """
 
     def __init__(self, kubeconfig: Path) -> None:
-        config = yaml.safe_load(kubeconfig.read_text())
-        self._upstream: str = config["clusters"][0]["cluster"]["server"]
-        self._tls = _client_context(config)
+        self._upstream = server_of(kubeconfig)
+        self._tls = client_context(kubeconfig)
         self.writes: list[Write] = []
         self.on_write: Callable[[Write, int, str], bool] = never
         self.watch_delay_seconds = 0.0
@@ -187,8 +186,14 @@ def _short(request: web.Request, body: bytes) -> str:
     return path
 
 
-def _client_context(config: dict[str, Any]) -> ssl.SSLContext:
+def server_of(kubeconfig: Path) -> str:
+    """The API server's address."""
+    return str(yaml.safe_load(kubeconfig.read_text())["clusters"][0]["cluster"]["server"])
+
+
+def client_context(kubeconfig: Path) -> ssl.SSLContext:
     """TLS as the kubeconfig's user, whose certificates lie in it or beside it."""
+    config = yaml.safe_load(kubeconfig.read_text())
     cluster, user = config["clusters"][0]["cluster"], config["users"][0]["user"]
     with tempfile.TemporaryDirectory() as folder:
 
