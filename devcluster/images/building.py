@@ -1,0 +1,95 @@
+"""Build an image if what it is made of has changed."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from devcluster.images import host
+from devcluster.images.base import INPUTS_LABEL, ensure_base
+from devcluster.images.storage import ImageError, buildah, image_id, label, locked, policy, storage_dir
+
+ROOT = Path(__file__).resolve().parents[2]
+PREFIX = "localhost/llm-tuning"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """An image of the project: its Dockerfile, and which of our images it is built on (none: the base image)."""
+
+    dockerfile: str
+    parent: str | None = None
+
+
+RECIPES = {
+    "operator": Recipe("Dockerfile"),
+    "trainer": Recipe("trainer_image/Dockerfile"),
+    "stand-in": Recipe("tests/support/images/stand_in/Dockerfile", parent="operator"),
+}
+
+
+def build(name: str) -> str:
+    """Bring an image (and its parent) up to date; returns its reference. Raises ImageError."""
+    recipe = RECIPES.get(name)
+    if recipe is None:
+        raise ImageError(f"no image is called {name}; there are {', '.join(RECIPES)}")
+    parent = build(recipe.parent) if recipe.parent else None
+    reference = f"{PREFIX}/{name}:dev"
+    with locked():
+        parent = parent or ensure_base()
+        inputs = digest_of_inputs(recipe, image_id(parent) or "")
+        if label(reference, INPUTS_LABEL) == inputs:
+            return reference
+        old = image_id(reference)
+        start = time.monotonic()
+        print(f"building {reference} ...", flush=True)
+        _build(recipe, reference, inputs)
+        print(f"built {reference} in {time.monotonic() - start:.0f} s", flush=True)
+        if old is not None and old != image_id(reference):
+            _remove(old)
+    return reference
+
+
+def digest_of_inputs(recipe: Recipe, parent: str) -> str:
+    """A digest of the parent, the Dockerfile and every file that it copies: the same digest, the same image."""
+    digest = hashlib.sha256(parent.encode())
+    for path in [ROOT / recipe.dockerfile, ROOT / ".dockerignore", *copied_files(ROOT / recipe.dockerfile)]:
+        digest.update(f"{path.relative_to(ROOT)}\0{path.stat().st_mode & 0o111}\0".encode())
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def copied_files(dockerfile: Path) -> list[Path]:
+    """The files of the repository that the COPY lines name, bytecode left out as .dockerignore does."""
+    sources = [
+        ROOT / source
+        for line in re.findall(r"^COPY (?!--from)(.+)$", dockerfile.read_text(), re.MULTILINE)
+        for source in line.split()[:-1]
+    ]
+    found = {file for source in sources for file in ([source] if source.is_file() else source.rglob("*"))}
+    return sorted(file for file in found if file.is_file() and "__pycache__" not in file.parts)
+
+
+def _build(recipe: Recipe, reference: str, inputs: str) -> None:
+    with tempfile.TemporaryDirectory(dir=storage_dir(), prefix="settings-") as scratch:
+        buildah(
+            "build",
+            *("--layers", "--pull-never", "--isolation", "chroot", "--network", "host"),
+            *("--identity-label=false", "--label", f"{INPUTS_LABEL}={inputs}"),
+            *policy(),
+            *host.options(Path(scratch)),
+            *("--file", str(ROOT / recipe.dockerfile), "--tag", reference, str(ROOT)),
+            quiet=False,
+        )
+
+
+def _remove(image: str) -> None:
+    """An image that its successor replaced, with the layers that only it had. One that others are built on stays."""
+    try:
+        buildah("rmi", image)
+    except ImageError as error:
+        print(f"the image before stays: {error}", flush=True)
