@@ -14,6 +14,14 @@ from pydantic_core import ErrorDetails
 from llm_tuning.errors import InputError, Problem
 
 
+class FieldError(ValueError):
+    """What a validator of a whole group raises when one field of it (`ppo.klCoef`) is to blame."""
+
+    def __init__(self, field: str, message: str) -> None:
+        self.field = field
+        super().__init__(message)
+
+
 class ApiModel(BaseModel):
     """Strict, immutable, unknown fields refused; written in camelCase, read in camelCase or snake_case."""
 
@@ -39,9 +47,9 @@ class ApiModel(BaseModel):
 
 def problem_of(detail: ErrorDetails, *, where: str = "") -> Problem:
     """Turn one pydantic error into: field path, rule with the value, and the fix where the rule tells it."""
-    path = ".".join(str(part) for part in detail["loc"])
-    path = f"{where}.{path}" if where and path else where or path
     kind, context = detail["type"], detail.get("ctx", {})
+    error = context.get("error")
+    path = _path(where, *detail["loc"], error.field if isinstance(error, FieldError) else "")
     got = _shown(detail["input"])
     match kind:
         case "missing":
@@ -51,7 +59,7 @@ def problem_of(detail: ErrorDetails, *, where: str = "") -> Problem:
         case "literal_error":
             return Problem(path, f"must be {context['expected']}, got {got}")
         case "value_error":
-            return Problem(path, str(context["error"]))
+            return Problem(path, str(error))
         case "greater_than_equal":
             return Problem(path, f"must be at least {context['ge']}, got {got}")
         case "less_than_equal":
@@ -61,6 +69,11 @@ def problem_of(detail: ErrorDetails, *, where: str = "") -> Problem:
         case "finite_number":
             return Problem(path, f"must be a finite number, got {got}")
     return Problem(path, f"{_as_rule(detail['msg'])}, got {got}")
+
+
+def _path(*parts: str | int) -> str:
+    """As the API server writes it: `resources.tolerations[0].key`."""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts if part not in ("", "[key]")).lstrip(".")
 
 
 def _shown(value: object) -> str:

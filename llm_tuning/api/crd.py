@@ -23,7 +23,6 @@ FOLDERS = (Path("crds"), Path("charts/llm-tuning/files/crds"))
 """Below the repository's root: for `kubectl apply`, and the copy that the chart carries."""
 
 HEADER = "# Generated from llm_tuning/api/tuning_job.py by `python -m llm_tuning.api.crd`. Do not edit.\n"
-IMMUTABLE = "cannot be changed after creation; delete the TuningJob and apply it anew, or use another name"
 MUTABLE = tuple(to_camel(name) for name in api.MUTABLE)
 
 COLUMNS = [
@@ -112,7 +111,7 @@ def frozen(schema: Schema, *, mutable: tuple[str, ...] = ()) -> Schema:
 def _kept(name: str) -> Any:
     """Presence is asked of defaulted fields too: a group's default {} meets the rules before its inner defaults."""
     same = f"has(self.{name}) == has(oldSelf.{name}) && (!has(self.{name}) || self.{name} == oldSelf.{name})"
-    return rule(same, IMMUTABLE, field=f".{name}")
+    return rule(same, api.IMMUTABLE, field=f".{name}")
 
 
 def _column(name: str, kind: str, path: str, description: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 from pydantic.alias_generators import to_camel
 
-from llm_tuning.api.base import ApiModel
+from llm_tuning.api.base import ApiModel, FieldError
 
 MODEL_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 ALL_LINEAR = "all-linear"
@@ -200,10 +200,10 @@ class PpoSpec(ApiModel):
 
 
 def check_ppo_settings(mode: Mode, ppo: PpoSpec) -> None:
-    """Raise ValueError if `ppo` has settings that another mode would ignore."""
+    """Raise FieldError if `ppo` has settings that another mode would ignore."""
     changed = [name for name in sorted(PpoSpec.model_fields) if getattr(ppo, name) != getattr(PpoSpec(), name)]
     if mode != "ppo" and changed:
-        raise ValueError(f"ppo.{to_camel(changed[0])} is set but mode is {mode}; set mode: ppo or remove it")
+        raise FieldError(f"ppo.{to_camel(changed[0])}", f"is set but mode is {mode}; set mode: ppo or remove it")
 
 
 class TrackingSpec(ApiModel):

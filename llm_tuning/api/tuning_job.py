@@ -8,13 +8,14 @@ it. The CRD is generated from these models (see `crd`), and descriptions are wha
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 from pydantic.alias_generators import to_camel
 
-from llm_tuning.api.base import ApiModel
+from llm_tuning.api.base import ApiModel, FieldError
 from llm_tuning.api.structural import INT_OR_STRING, RULES, rule
 from llm_tuning.api.tuning import (
     AdapterRef,
@@ -30,6 +31,7 @@ from llm_tuning.api.tuning import (
     check_ppo_settings,
 )
 from llm_tuning.api.wire import WireModel
+from llm_tuning.errors import InputError, Problem
 
 GROUP = "tuning.llmtuning.dev"
 VERSION = "v1alpha1"
@@ -40,6 +42,8 @@ NAME_CHARACTERS = 50
 
 MUTABLE = ("suspend", "ttl_seconds_after_finished")
 """Fields of the spec that may change; all others decide what is trained and stay as they were applied."""
+
+IMMUTABLE = "cannot be changed after creation; delete the TuningJob and apply it anew, or use another name"
 
 _LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 _SUBDOMAIN = rf"{_LABEL}(\.{_LABEL})*"
@@ -67,10 +71,10 @@ def _cores(value: object) -> object:
 CpuQuantity = Annotated[
     str,
     StringConstraints(
-        min_length=1, max_length=16, pattern=r"^([1-9][0-9]*m|[1-9][0-9]*(\.[0-9]{1,3})?|0\.[0-9]{1,3})$"
+        max_length=16, pattern=r"^([1-9][0-9]{0,3}(\.[0-9]{1,3})?|0\.0{0,2}[1-9][0-9]{0,2}|[1-9][0-9]{0,6}m)$"
     ),
     BeforeValidator(_cores),
-    Field(json_schema_extra={INT_OR_STRING: True, "minimum": 1}),
+    Field(json_schema_extra={INT_OR_STRING: True, "minimum": 1, "maximum": 9999}),
 ]
 MemoryQuantity = Annotated[
     str, StringConstraints(min_length=1, max_length=16, pattern=r"^[1-9][0-9]*(\.[0-9]{1,3})?(M|G|T|Mi|Gi|Ti)$")
@@ -454,10 +458,26 @@ class TuningJob(WireModel):
     def _plain_short_name(self) -> Self:
         name = self.metadata.get("name")
         if name is not None and re.fullmatch(_SUBDOMAIN, str(name)) is None:
-            raise ValueError(f"metadata.name must be lower case letters, digits, - and ., got {str(name)[:60]!r}")
+            raise FieldError("metadata.name", f"must be lower case letters, digits, - and ., got {str(name)[:60]!r}")
         if len(str(name)) > NAME_CHARACTERS:
-            raise ValueError(f"metadata.name must have at most {NAME_CHARACTERS} characters, got {len(str(name))}")
+            raise FieldError("metadata.name", f"must have at most {NAME_CHARACTERS} characters, got {len(str(name))}")
         return self
+
+
+def check_unchanged(old: TuningJobSpec, new: TuningJobSpec) -> None:
+    """Raise InputError if `new` differs from the applied spec `old` in a field that stays as it was applied."""
+    problems = [Problem(path, IMMUTABLE) for path in _changes(old, new, "spec", but=MUTABLE)]
+    if problems:
+        raise InputError(problems)
+
+
+def _changes(old: ApiModel, new: ApiModel, at: str, *, but: tuple[str, ...] = ()) -> Iterator[str]:
+    for name, field in type(old).model_fields.items():
+        before, after, path = getattr(old, name), getattr(new, name), f"{at}.{to_camel(name)}"
+        if isinstance(before, ApiModel) and isinstance(after, ApiModel) and field.default is not None:
+            yield from _changes(before, after, path)
+        elif before != after and name not in but:
+            yield path
 
 
 def read_status(raw: Any) -> TuningJobStatus:

@@ -13,7 +13,7 @@ from typing import Any, Self
 from pydantic import ValidationError
 
 from llm_tuning.api.base import ApiModel, problem_of
-from llm_tuning.api.structural import Schema, structural_schema
+from llm_tuning.api.structural import INT_OR_STRING, Schema, structural_schema
 from llm_tuning.errors import InputError
 
 
@@ -44,6 +44,6 @@ def _as_read(value: Any, schema: Schema) -> Any:
         }
     if isinstance(value, list) and "items" in schema:
         return [_as_read(inner, schema["items"]) for inner in value]
-    if isinstance(value, float) and value.is_integer() and schema.get("type") == "integer":
+    if isinstance(value, float) and value.is_integer() and (schema.get("type") == "integer" or INT_OR_STRING in schema):
         return int(value)
     return value

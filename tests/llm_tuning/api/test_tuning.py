@@ -33,7 +33,7 @@ def problems_of(values: dict[str, Any]) -> list[str]:
         ({"lora": {"targetModules": "q proj"}}, "lora.targetModules: must match pattern"),
         ({"mode": "grpo"}, "mode: must be 'sft' or 'ppo', got 'grpo'"),
         ({"mdoe": "sft"}, "mdoe: is not a known field; check the spelling or remove it"),
-        ({"ppo": {"klCoef": 0.1}}, "ppo.klCoef is set but mode is sft; set mode: ppo or remove it"),
+        ({"ppo": {"klCoef": 0.1}}, "ppo.klCoef: is set but mode is sft; set mode: ppo or remove it"),
         ({"model": {}}, "model.path: is required; add it"),
     ],
 )
