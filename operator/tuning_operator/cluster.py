@@ -25,8 +25,8 @@ from tuning_operator.errors import (
     NotFound,
     Unavailable,
 )
+from tuning_operator.store import Raw, trimmed
 
-Raw = dict[str, Any]
 REQUEST_SECONDS = 20.0
 CONNECTIONS = 32
 """Open at once: some for each worker."""
@@ -35,6 +35,8 @@ LIST_PATHS = {
     "jobs": "/apis/batch/v1",
     "pods": "/api/v1",
 }
+PAGE = 200
+"""Objects in one answer to a list: what is parsed at once decides how much memory the process keeps."""
 SELECTED = f"{MANAGED_BY_LABEL}={MANAGED_BY}"
 """Jobs and pods are the operator's own only: the Role could not read less, but the network carries less."""
 
@@ -70,11 +72,16 @@ class Cluster:
 
     async def list_all(self, resource: str, namespace: str | None) -> tuple[list[Raw], str]:
         """All objects of `resource` (a key of LIST_PATHS) and the resourceVersion of the list."""
-        query = {} if resource == "tuningjobs" else {"labelSelector": SELECTED}
+        query = {"limit": str(PAGE)} | ({} if resource == "tuningjobs" else {"labelSelector": SELECTED})
         where = f"/namespaces/{namespace}" if namespace else ""
         path = f"{LIST_PATHS[resource]}{where}/{resource}"
-        answer = await self._call("list", resource, "GET", path, query=query)
-        return answer["items"], answer["metadata"]["resourceVersion"]
+        items: list[Raw] = []
+        while True:
+            answer = await self._call("list", resource, "GET", path, query=query)
+            items += (trimmed(resource, item) for item in answer["items"])
+            query["continue"] = answer["metadata"].get("continue", "")
+            if not query["continue"]:
+                return items, answer["metadata"]["resourceVersion"]
 
     async def read_tuning_job(self, namespace: str, name: str) -> Raw | None:
         return await self._read(PLURAL, f"{_tuning_jobs(namespace)}/{name}")

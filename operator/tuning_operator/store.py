@@ -21,6 +21,18 @@ Key = tuple[str, str]
 
 TUNING_JOBS, JOBS, PODS = "tuningjobs", "jobs", "pods"
 KINDS = (TUNING_JOBS, JOBS, PODS)
+METADATA = (
+    "namespace",
+    "name",
+    "uid",
+    "generation",
+    "resourceVersion",
+    "creationTimestamp",
+    "deletionTimestamp",
+    "labels",
+    "ownerReferences",
+)
+POD_STATUS = ("phase", "reason", "message", "conditions", "containerStatuses")
 TOMBSTONES = 20_000
 """Deleted uids to remember: events come late by seconds, not by thousands of objects."""
 
@@ -57,7 +69,7 @@ class Store:
             return
         if old is not None and old["metadata"]["uid"] != metadata["uid"]:
             self._unindex(kind, key, old)
-        metadata.pop("managedFields", None)
+        raw = trimmed(kind, raw)
         self._objects[kind][key] = raw
         self._index(kind, key, raw)
         self._tell(kind, key, raw)
@@ -158,6 +170,23 @@ class Store:
                 self._changed(waiting)
         elif (name := raw["metadata"].get("labels", {}).get(LABEL_JOB)) is not None:
             self._changed((key[0], name))
+
+
+def trimmed(kind: str, raw: Raw) -> Raw:
+    """What the passes read of an object: a thousand Jobs with their pod templates would take a hundred MB."""
+    metadata = {name: raw["metadata"][name] for name in METADATA if name in raw["metadata"]}
+    kept: Raw = {"metadata": metadata, "status": raw.get("status") or {}}
+    spec = raw.get("spec") or {}
+    if kind == TUNING_JOBS:
+        kept["spec"] = spec
+        if "status" not in raw:
+            del kept["status"]
+    elif kind == JOBS:
+        kept["spec"] = {name: spec[name] for name in ("backoffLimit", "suspend") if name in spec}
+    else:
+        kept["spec"] = {"containers": [{"image": container.get("image")} for container in spec.get("containers", ())]}
+        kept["status"] = {name: kept["status"][name] for name in POD_STATUS if name in kept["status"]}
+    return kept
 
 
 def _version(raw: Raw) -> int:

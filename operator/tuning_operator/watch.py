@@ -55,11 +55,46 @@ def _settings(*, namespaced: bool) -> kopf.OperatorSettings:
     settings.posting.enabled = False  # Events are ours
     settings.peering.standalone = True  # a Lease of our own: peering is no leader election
     settings.scanning.disabled = namespaced  # a namespaced Role may not list namespaces and CRDs
+    settings.watching.initial_streaming = True  # one object at a time instead of one list with all of them
     settings.watching.server_timeout = 300  # a watch is opened anew now and then, whatever happened to it
     settings.watching.connect_timeout = 10
     settings.networking.request_timeout = 30
     settings.networking.error_backoffs = (0.2, 0.5, 1, 2, 5)  # an API server that restarts is back in seconds
+    settings.persistence.diffbase_storage = _NoDiffs()
+    settings.persistence.progress_storage = _NoProgress()
     settings.queueing.error_delays = (0.5, 1, 2, 5, 10)
     settings.queueing.idle_timeout = 1.0  # one task for each object that changes: not kept for long
     logging.getLogger("kopf").setLevel(logging.WARNING)
     return settings
+
+
+class _NoDiffs(kopf.DiffBaseStorage):
+    """Nothing here is told what has changed, and finding out takes copies of every object: half of all time."""
+
+    def build(self, **_: Any) -> Any:
+        return {}
+
+    def fetch(self, **_: Any) -> Any:
+        return None
+
+    def store(self, **_: Any) -> None:
+        pass
+
+
+class _NoProgress(kopf.ProgressStorage):
+    """Event handlers have no progress to keep."""
+
+    def fetch(self, **_: Any) -> Any:
+        return None
+
+    def store(self, **_: Any) -> None:
+        pass
+
+    def purge(self, **_: Any) -> None:
+        pass
+
+    def touch(self, **_: Any) -> None:
+        pass
+
+    def clear(self, *, essence: Any) -> Any:
+        return essence
