@@ -1,8 +1,8 @@
 """The base image of the Dockerfiles, made from Debian's packages under the name of the official one.
 
 Where there is no registry, `FROM python:3.11-slim-bookworm` has to come from somewhere. debootstrap makes the same
-distribution with Debian's Python 3.11 where the official image has one that it compiled itself; what the Dockerfiles rely
-on (`python` on the path, its venv, a bundle of certificates, /root) is the same in both.
+distribution with Debian's Python 3.11 where the official image has one that it compiled itself; what the Dockerfiles
+rely on (`python` on the path, its venv, a bundle of certificates) is the same in both.
 """
 
 from __future__ import annotations

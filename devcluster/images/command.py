@@ -15,7 +15,8 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m devcluster image", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("build", help="build what is not up to date, and print the images' names")
-    command.add_argument("names", nargs="+", choices=[*RECIPES, "all"], metavar="NAME", help=", ".join([*RECIPES, "all"]))
+    choices = [*RECIPES, "all"]
+    command.add_argument("names", nargs="+", choices=choices, metavar="NAME", help=", ".join(choices))
     commands.add_parser("list", help="the images there are, with their sizes")
     args = parser.parse_args(arguments)
     try:

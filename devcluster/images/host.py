@@ -1,7 +1,6 @@
 """What a build needs to know of this machine, and an image must not.
 
-A step that installs packages has to trust the machine's certificates and to ask the package index that the machine asks.
-Both are mounted for as long as the build runs: nothing of them is in a layer, a label or the history. Proxies reach the
+A step that installs packages has to trust the machine's certificates and to ask the machine's package index. Both are mounted for as long as the build runs: nothing of them is in a layer, a label or the history. Proxies reach the
 steps through buildah in the same way. uv's cache is the user's, so that torch is not downloaded a second time.
 """
 
@@ -34,8 +33,8 @@ def certificates() -> Path | None:
     for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "PIP_CERT"):
         if (value := os.environ.get(name)) and Path(value).is_file():
             return Path(value)
-    found = ssl.get_default_verify_paths().cafile
-    return Path(found) if found else next((path for path in (Path(CERTIFICATES),) if path.is_file()), None)
+    candidates = (ssl.get_default_verify_paths().cafile, CERTIFICATES)
+    return next((Path(name) for name in candidates if name and Path(name).is_file()), None)
 
 
 def uv_cache() -> Path:
@@ -47,7 +46,8 @@ def uv_cache() -> Path:
 
 def _write_settings(folder: Path) -> None:
     """pip's and uv's settings, as the files in which root's are looked for."""
-    indexes = {name: value for name in ("index-url", "extra-index-url", "trusted-host") if (value := _pip_setting(name))}
+    names = ("index-url", "extra-index-url", "trusted-host")
+    indexes = {name: value for name in names if (value := _pip_setting(name))}
     pip = {"cert": CERTIFICATES, "disable-pip-version-check": "1", **indexes}
     (folder / "pip").mkdir()
     (folder / "pip" / "pip.conf").write_text("[global]\n" + "".join(f"{name} = {pip[name]}\n" for name in pip))

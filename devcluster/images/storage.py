@@ -43,11 +43,13 @@ def environment() -> dict[str, str]:
     folder = storage_dir() / "config"
     large_files = storage_dir() / "tmp"
     large_files.mkdir(parents=True, exist_ok=True)
-    _write(
-        folder / "storage.conf",
-        f'[storage]\ndriver = "overlay"\ngraphroot = "{storage_dir() / "storage"}"\nrunroot = "{storage_dir() / "run"}"\n',
-    )
-    _write(folder / "registries.conf", 'unqualified-search-registries = []\nshort-name-mode = "permissive"\n')
+    places = f'graphroot = "{storage_dir() / "storage"}"
+runroot = "{storage_dir() / "run"}"
+'
+    _write(folder / "storage.conf", f'[storage]
+driver = "overlay"
+{places}')
+    _write(folder / "registries.conf", 'unqualified-search-registries = []\n')
     _write(folder / "containers.conf", "")
     return {
         **os.environ,
