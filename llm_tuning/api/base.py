@@ -73,7 +73,9 @@ def problem_of(detail: ErrorDetails, *, where: str = "") -> Problem:
 
 def _path(*parts: str | int) -> str:
     """As the API server writes it: `resources.tolerations[0].key`."""
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts if part not in ("", "[key]")).lstrip(".")
+    return "".join(
+        f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts if part not in ("", "[key]")
+    ).lstrip(".")
 
 
 def _shown(value: object) -> str:

@@ -70,7 +70,7 @@ def build_crd() -> dict[str, Any]:
 
 def build_schema() -> Schema:
     """The schema of the whole object."""
-    spec = frozen(structural_schema(api.TuningJobSpec), mutable=MUTABLE)
+    spec = explained(frozen(structural_schema(api.TuningJobSpec), mutable=MUTABLE))
     for name, field in spec["properties"].items():
         if name not in MUTABLE:
             field["description"] += " Immutable."
@@ -106,6 +106,34 @@ def frozen(schema: Schema, *, mutable: tuple[str, ...] = ()) -> Schema:
         else:
             rules.append(_kept(name))
     return {**schema, "properties": properties, RULES: rules} if rules else {**schema, "properties": properties}
+
+
+def explained(schema: Schema) -> Schema:
+    """`schema` with defaults and bounds in words, since `kubectl explain` shows descriptions only."""
+    result = dict(schema)
+    words = []
+    if not isinstance(schema.get("default", {}), dict):
+        words.append(f"default {_in_yaml(schema['default'])}")
+    if "minimum" in schema and "maximum" in schema and "type" in schema:  # a number or text says it itself
+        words.append(f"from {_in_yaml(schema['minimum'])} to {_in_yaml(schema['maximum'])}")
+    if words and "description" in schema:
+        result["description"] = f"{schema['description']} {_sentence(words)}."
+    if "properties" in schema:
+        result["properties"] = {name: explained(field) for name, field in schema["properties"].items()}
+    if "items" in schema:
+        result["items"] = explained(schema["items"])
+    return result
+
+
+def _in_yaml(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _sentence(parts: list[str]) -> str:
+    text = ", ".join(parts)
+    return text[:1].upper() + text[1:]
 
 
 def _kept(name: str) -> Any:

@@ -115,7 +115,7 @@ class JobModelSpec(ApiModel):
     """The base model."""
 
     path: RelativePath = Field(
-        description="Folder of the base model on the claim, such as base/qwen3-0.6b: config.json, safetensors weights and tokenizer."
+        description="Folder of the base model on the claim, such as base/qwen3-0.6b: config.json, safetensors weights and tokenizer. Relative, without `..`."
     )
 
     adapter: JobAdapterRef | None = Field(
@@ -148,7 +148,8 @@ class JobDatasetSpec(ApiModel):
     )
 
     path: RelativePath | None = Field(
-        None, description="JSON array, JSON Lines or Parquet file of rows on the claim, such as datasets/faq.json."
+        None,
+        description="JSON array, JSON Lines or Parquet file of rows on the claim, such as datasets/faq.json. Relative, without `..`.",
     )
 
     config_map: ConfigMapKeyRef | None = Field(
@@ -305,7 +306,9 @@ class TuningJobSpec(WireModel):
 
     lora: LoraSpec = Field(default_factory=LoraSpec, description="The adapter.")
 
-    ppo: PpoSpec = Field(default_factory=PpoSpec, description="Used when mode is ppo.")
+    ppo: PpoSpec = Field(
+        default_factory=PpoSpec, description="How far training from rewards may go; only for mode ppo."
+    )
 
     tracking: JobTrackingSpec = Field(default_factory=JobTrackingSpec, description="Where MLflow keeps the run.")
 
@@ -346,7 +349,7 @@ class TuningJobSpec(WireModel):
 class Progress(ApiModel):
     """How far the training is, as it was last reported."""
 
-    percent: Annotated[int, Field(ge=0, le=100)] = Field(description="Share of the steps that are done.")
+    percent: Annotated[int, Field(ge=0, le=100)] = Field(description="Share of the steps that are done, in percent.")
 
     step: Annotated[int, Field(ge=0)] = Field(0, description="Optimizer steps that are done.")
 
@@ -435,7 +438,9 @@ class TuningJobStatus(ApiModel):
     evaluation: Evaluation | None = Field(None, description="The held-out rows, base against tuned.")
 
     conditions: Annotated[list[Condition], Field(max_length=16)] = Field(
-        default_factory=list, description="The truth, by type; Finished is True in every terminal case."
+        default_factory=list,
+        description="The truth, by type; Finished is True in every terminal case.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
 
 

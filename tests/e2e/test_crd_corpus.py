@@ -12,7 +12,8 @@ import httpx
 import pytest
 
 from devcluster.cluster import Clients, KubectlError
-from llm_tuning.api.tuning_job import API_VERSION, KIND
+from llm_tuning.api import Condition, Evaluation, Progress, TuningJobStatus
+from llm_tuning.api.tuning_job import API_VERSION, KIND, read_status
 from tests.support import spec_corpus
 from tests.support.api_proxy import client_context, server_of
 
@@ -118,6 +119,36 @@ async def test_defaults_show_in_the_stored_object(jobs: httpx.AsyncClient) -> No
     assert "learningRate" not in spec["training"], "its default depends on the mode"
 
 
+async def test_a_status_is_stored_as_the_models_write_it(jobs: httpx.AsyncClient) -> None:
+    """A field that the schema lacks would be pruned in silence."""
+    progress = Progress(
+        percent=40, step=4, total_steps=10, epoch=0.4, loss=1.5, tokens_per_second=9.5, remaining_seconds=6
+    )
+    numbers = {name: 5 if name == "held_out_rows" else 1.5 for name in Evaluation.model_fields}
+    condition = Condition(type="Trained", status="Unknown", reason="Training", message="step 4", observed_generation=1)
+    status = TuningJobStatus(
+        observed_generation=1,
+        phase="Training",
+        model_id="ft_sft_tiny_1_abcdef",
+        adapter_path="models/ft_sft_tiny_1_abcdef",
+        mlflow_run_id="0123",
+        job_name="status-train",
+        start_time="2026-01-01T00:00:00Z",
+        completion_time="2026-01-01T00:00:00Z",
+        start_adapter_model_id="ft_sft_tiny_0_abcdef",
+        progress=progress,
+        evaluation=Evaluation.model_validate(numbers),
+        conditions=[condition],
+    )
+    _, stored = await send(jobs, "POST", "", body("status", spec_corpus.MINIMAL))
+    wanted = status.model_dump(by_alias=True, exclude_none=True)
+    assert set(wanted) == {field.alias for field in TuningJobStatus.model_fields.values()}, "every field is written"
+    taken, answer = await send(jobs, "PUT", "/status/status", json.dumps({**stored, "status": wanted}))
+    assert taken, answer
+    assert answer["status"] == wanted
+    assert read_status(answer["status"]) == status
+
+
 @pytest.mark.parametrize("example", sorted(EXAMPLES.glob("tuningjob*.yaml")), ids=lambda path: path.name)
 def test_an_example_is_applied_by_kubectl(cluster: Clients, namespace: str, example: Path) -> None:
     applied = cluster.kubectl("-n", namespace, "apply", "--validate=strict", "-f", str(example), "-o", "json")
@@ -135,7 +166,8 @@ def test_kubectl_names_a_misspelt_field(cluster: Clients, namespace: str) -> Non
 def test_explain_is_the_manual(cluster: Clients) -> None:
     training = cluster.kubectl("explain", "tuningjob.spec.training")
     assert "How the optimizer goes through the rows. Immutable." in " ".join(training.split())
-    assert "Peak learning rate; default 2e-4 for sft and 5e-5 for ppo." in " ".join(training.split())
+    assert "Passes over the training rows. Default 1, from 1 to 1000." in " ".join(training.split())
+    assert "Peak learning rate; default 2e-4 for sft and 5e-5 for ppo. From 1e-10 to 0.1." in " ".join(training.split())
     for path in ("", ".spec", ".spec.training", ".spec.lora", ".spec.ppo", ".spec.resources.tolerations", ".status"):
         shown = cluster.kubectl("explain", f"tuningjob{path}")
         assert "<no description>" not in shown, f"{path}: {shown}"

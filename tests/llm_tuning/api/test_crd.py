@@ -59,6 +59,15 @@ def test_a_field_is_described_and_bounded(path: str, field: dict[str, Any]) -> N
             assert {"minimum", "maximum"} <= set(field)
 
 
+def test_defaults_and_bounds_stand_in_the_description() -> None:
+    spec = crd.build_schema()["properties"]["spec"]["properties"]
+    assert (
+        spec["lora"]["properties"]["rank"]["description"] == "Rank of the update matrices. Default 16, from 1 to 512."
+    )
+    assert spec["dataset"]["properties"]["skipInvalidRows"]["description"].endswith(" Default false.")
+    assert spec["retries"]["description"].endswith(" Default 3, from 0 to 100. Immutable.")
+
+
 def test_every_field_of_the_spec_but_two_stays_as_it_was_applied() -> None:
     spec = crd.build_schema()["properties"]["spec"]
     guarded = {
