@@ -12,10 +12,13 @@ from typing import Any
 
 import yaml
 
+from tests.support.devcluster import load
+
 CHART = Path(__file__).resolve().parents[2] / "charts" / "llm-tuning"
 OPERATOR_IMAGE = "localhost/llm-tuning/operator:dev"
 TRAINER_IMAGE = "localhost/llm-tuning/trainer:dev"
 STAND_IN_IMAGE = "localhost/llm-tuning/stand-in:dev"
+OURS = {OPERATOR_IMAGE, TRAINER_IMAGE, STAND_IN_IMAGE}
 CLAIM = "tuning"
 
 SECURITY: dict[str, Any] = {
@@ -161,6 +164,9 @@ def tuning_namespace(
     cluster: Any, *, trainer: str = STAND_IN_IMAGE, operator: bool = True, values: dict[str, str] | None = None
 ) -> Iterator[TuningNamespace]:
     """A namespace under the restricted profile with a filled claim and, by helm, an operator of its own."""
+    load(
+        cluster, *(image.rsplit("/", 1)[-1].split(":")[0] for image in {OPERATOR_IMAGE, STAND_IN_IMAGE, trainer} & OURS)
+    )
     with cluster.namespace() as name:
         namespace = TuningNamespace(cluster, name)
         namespace.apply(claim(CLAIM))
@@ -180,6 +186,6 @@ def claim(name: str, *, storage_class: str | None = None) -> dict[str, Any]:
 
 def install(cluster: Any, namespace: str, *, trainer: str, values: dict[str, str]) -> None:
     """helm install, and wait until the operator is ready."""
-    sets = {"images.operator": OPERATOR_IMAGE, "images.trainer": trainer, **values}
+    sets = {"images.operator": OPERATOR_IMAGE, "images.trainer": trainer, "crds.enabled": "false", **values}
     arguments = [part for key, value in sets.items() for part in ("--set", f"{key}={value}")]
     cluster.helm("install", "llm-tuning", str(CHART), "-n", namespace, *arguments, "--wait", "--timeout", "90s")

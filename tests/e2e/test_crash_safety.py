@@ -1,0 +1,245 @@
+"""The operator is killed before and after each of its API writes, and the end is the same as without.
+
+An undisturbed run lists the writes. Each case then has a namespace and an operator of its own, on real pods with the
+stand-in trainer. The operator runs as a process of this machine behind a proxy, which sees every write, so that it can
+be killed at exactly that moment: before the API server has seen the write, and after it has done it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from devcluster.cluster import Cluster
+from tests.support.api_proxy import ApiProxy, Write
+from tests.support.devcluster import load
+from tests.support.operator_process import OperatorProcess
+from tests.support.tuning_namespace import TuningNamespace, tuning_job, tuning_namespace, wait_until
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+
+AT_ONCE = 4
+"""Cases at the same time: two cores run their pods and operators."""
+QUIET_SECONDS = 5.0
+JOB = "chain"
+
+
+@dataclass(frozen=True)
+class End:
+    """What a run has come to, without what differs between any two runs."""
+
+    conditions: tuple[tuple[str, str, str], ...]
+    phase: str
+    children: tuple[str, ...]
+    trainers: int
+    """Pods that trained: more than one, and a Job was made twice."""
+    starts: int
+    """Trainings that the stand-in's own log has."""
+
+
+@dataclass
+class Case:
+    """One namespace with its proxy and operator."""
+
+    namespace: TuningNamespace
+    proxy: ApiProxy
+    operator: OperatorProcess
+
+    def run(self, **spec: Any) -> End:
+        """Apply the TuningJob and wait for its end; checks that nothing more is written then."""
+        self.namespace.apply(tuning_job(JOB, **spec))
+        return self.end()
+
+    def end(self, seconds: float = 150) -> End:
+        self.namespace.wait(JOB, "Finished", seconds=seconds)
+        wait_until(self.operator.running, 30, "the operator's restart")
+        wait_until(lambda: self.operator.answers("readyz"), 60, "the operator")
+        time.sleep(1)
+        before = len(self.proxy.writes)
+        time.sleep(QUIET_SECONDS)
+        assert self.proxy.writes[before:] == [], "a finished TuningJob is written to"
+        return self.seen()
+
+    def seen(self) -> End:
+        job = self.namespace.get("tuningjobs", JOB)
+        assert job is not None
+        jobs = self.namespace.list("jobs")
+        trainers = self.namespace.list("pods", "tuning.llmtuning.dev/role=train")
+        return End(
+            conditions=tuple((c["type"], c["status"], c["reason"]) for c in job["status"]["conditions"]),
+            phase=job["status"]["phase"],
+            children=tuple(sorted(child["metadata"]["name"] for child in jobs)),
+            trainers=len(trainers),
+            starts=len({pod["metadata"]["ownerReferences"][0]["uid"] for pod in trainers}),
+        )
+
+
+@contextmanager
+def case(cluster: Cluster, folder: Path) -> Iterator[Case]:
+    """A namespace with a filled claim, and an operator behind a proxy."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tuning_namespace(cluster, operator=False) as namespace, ApiProxy(cluster.kubeconfig) as proxy:
+        config = proxy.kubeconfig(folder / "kubeconfig", namespace=namespace.name)
+        operator = OperatorProcess(config, namespace.name, folder / "operator.log")
+        operator.start()
+        try:
+            operator.wait_ready()
+            yield Case(namespace, proxy, operator)
+        finally:
+            operator.send(signal.SIGCONT)
+            operator.end(signal.SIGKILL)
+
+
+def kill_at(running: Case, number: int, moment: str) -> Callable[[], bool]:
+    """Kill the operator at that write, once, and start it again; returns whether it came to that."""
+    killed = threading.Event()
+
+    def on_write(write: Write, count: int, when: str) -> bool:
+        if killed.is_set() or (count, when) != (number, moment):
+            return False
+        killed.set()
+        running.operator.send(signal.SIGKILL)
+        threading.Thread(target=restart).start()
+        return True
+
+    def restart() -> None:
+        running.operator.end(signal.SIGKILL)
+        running.operator.start()
+
+    running.proxy.on_write = on_write
+    return killed.is_set
+
+
+@pytest.fixture(scope="module")
+def node(cluster: Any) -> Cluster:
+    """The shared devcluster with the images: faults of its parts are made through it."""
+    if not isinstance(cluster, Cluster):
+        pytest.skip("parts of a cluster that is not ours are not to be stopped")
+    load(cluster, "operator", "stand-in")
+    return cluster
+
+
+@pytest.fixture(scope="module")
+def undisturbed(node: Cluster, tmp_path_factory: pytest.TempPathFactory) -> tuple[End, list[str]]:
+    """The end of a run that nothing disturbs, and its writes."""
+    with case(node, tmp_path_factory.mktemp("undisturbed")) as running:
+        end = running.run()
+        return end, [shortened(write) for write in running.proxy.writes]
+
+
+def shortened(write: Write) -> str:
+    """Without generated parts."""
+    return re.sub(r"\.[0-9a-f]{16}$", "", str(write))
+
+
+def test_the_writes_of_a_life_are_few(undisturbed: tuple[End, list[str]]) -> None:
+    end, writes = undisturbed
+    print("writes:", json.dumps(writes))
+    assert end.phase == "Succeeded"
+    assert end.children == (f"{JOB}-check", f"{JOB}-train")
+    assert (end.trainers, end.starts) == (1, 1)
+    assert len(writes) <= 8
+
+
+def test_killed_at_every_write_it_comes_to_the_same_end(
+    node: Cluster, undisturbed: tuple[End, list[str]], tmp_path: Path
+) -> None:
+    end, writes = undisturbed
+
+    def one(number: int, moment: str) -> str:
+        with case(node, tmp_path / f"{number}-{moment}") as running:
+            was_killed = kill_at(running, number, moment)
+            found = running.run()
+            if not was_killed():
+                return "never came to that write"
+            return "equal" if found == end else f"{found} instead of {end}"
+
+    cases = [(number, moment) for number in range(len(writes)) for moment in ("before", "after")]
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        results = list(pool.map(lambda at: one(*at), cases))
+    for (number, moment), result in zip(cases, results, strict=True):
+        print(f"killed {moment:>6} {writes[number]}: {result}")
+    assert set(results) == {"equal"}
+
+
+def test_cut_watches(node: Cluster, undisturbed: tuple[End, list[str]], tmp_path: Path) -> None:
+    with case(node, tmp_path) as running:
+        stop = threading.Event()
+
+        def cut() -> None:
+            while not stop.wait(1.5):
+                running.proxy.cut_watches()
+
+        thread = threading.Thread(target=cut)
+        thread.start()
+        try:
+            assert running.run() == undisturbed[0]
+        finally:
+            stop.set()
+            thread.join()
+
+
+def test_late_events(node: Cluster, undisturbed: tuple[End, list[str]], tmp_path: Path) -> None:
+    with case(node, tmp_path) as running:
+        running.proxy.watch_delay_seconds = 3.0
+        assert running.run() == undisturbed[0]
+
+
+def test_two_operators_one_paused_and_continued(
+    node: Cluster, undisturbed: tuple[End, list[str]], tmp_path: Path
+) -> None:
+    with case(node, tmp_path) as running:
+        second = OperatorProcess(running.operator.kubeconfig, running.namespace.name, tmp_path / "second.log")
+        second.start()
+        try:
+            running.namespace.apply(tuning_job(JOB))
+            wait_until(lambda: running.namespace.get("job", f"{JOB}-check") is not None, 30, "the check")
+            running.operator.send(signal.SIGSTOP)
+            second.wait_ready(seconds=60)
+            running.namespace.wait(JOB, "Finished", seconds=150)
+            running.operator.send(signal.SIGCONT)
+            wait_until(lambda: not running.operator.running(), 30, "the end of the operator that lost its Lease")
+            assert running.seen() == undisturbed[0]
+        finally:
+            second.end()
+
+
+def test_the_api_server_restarts(node: Cluster, undisturbed: tuple[End, list[str]], tmp_path: Path) -> None:
+    with case(node, tmp_path) as running:
+        running.namespace.apply(tuning_job(JOB, stand_in="sleep=3"))
+        wait_until(lambda: running.namespace.get("job", f"{JOB}-check") is not None, 30, "the check")
+        node.end("kube-apiserver", signal.SIGKILL)
+        time.sleep(3)
+        node.start("kube-apiserver")
+        wait_until(lambda: _answers(node), 60, "the API server")
+        if not running.operator.running():  # its Lease was lost: its Deployment starts it again
+            running.operator.start()
+        assert running.end() == undisturbed[0]
+
+
+def test_the_kubelet_stops_and_starts(node: Cluster, undisturbed: tuple[End, list[str]], tmp_path: Path) -> None:
+    with case(node, tmp_path) as running:
+        running.namespace.apply(tuning_job(JOB, stand_in="sleep=3"))
+        wait_until(lambda: running.namespace.get("job", f"{JOB}-check") is not None, 30, "the check")
+        node.end("kubelet", signal.SIGKILL)
+        time.sleep(5)
+        node.start("kubelet")
+        assert running.end() == undisturbed[0]
+
+
+def _answers(node: Cluster) -> bool:
+    try:
+        return "ok" in node.kubectl("get", "--raw", "/readyz")
+    except Exception:
+        return False
