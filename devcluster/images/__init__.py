@@ -1,4 +1,4 @@
-"""The project's container images, built by buildah from its own Dockerfiles without an engine and without a registry."""
+"""The project's container images, built from its own Dockerfiles without an engine and without a registry."""
 
 from devcluster.images.building import RECIPES, build
 from devcluster.images.command import main

@@ -1,7 +1,8 @@
 """What a build needs to know of this machine, and an image must not.
 
-A step that installs packages has to trust the machine's certificates and to ask the machine's package index. Both are mounted for as long as the build runs: nothing of them is in a layer, a label or the history. Proxies reach the
-steps through buildah in the same way. uv's cache is the user's, so that torch is not downloaded a second time.
+A step that installs packages has to trust the machine's certificates and to ask the machine's package index. Both are
+mounted for as long as the build runs: nothing of them is in a layer, a label or the history. Proxies reach the steps
+through buildah in the same way. uv's cache is the user's, so that torch is not downloaded a second time.
 """
 
 from __future__ import annotations

@@ -43,13 +43,10 @@ def environment() -> dict[str, str]:
     folder = storage_dir() / "config"
     large_files = storage_dir() / "tmp"
     large_files.mkdir(parents=True, exist_ok=True)
-    places = f'graphroot = "{storage_dir() / "storage"}"
-runroot = "{storage_dir() / "run"}"
-'
-    _write(folder / "storage.conf", f'[storage]
-driver = "overlay"
-{places}')
-    _write(folder / "registries.conf", 'unqualified-search-registries = []\n')
+    storage, run = storage_dir() / "storage", storage_dir() / "run"
+    settings = f'driver = "overlay"\ngraphroot = "{storage}"\nrunroot = "{run}"\n'
+    _write(folder / "storage.conf", f"[storage]\n{settings}")
+    _write(folder / "registries.conf", "unqualified-search-registries = []\n")
     _write(folder / "containers.conf", "")
     return {
         **os.environ,
