@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from devcluster.images.storage import ImageError, buildah, label, policy, storage_dir
+from devcluster.images.storage import ImageError, buildah, label, locked, policy, storage_dir
 
 BASE = "localhost/python:3.11-slim-bookworm"
 SUITE = "bookworm"
@@ -41,11 +41,12 @@ LEFT_OUT = (
 def ensure_base() -> str:
     """The base image's reference; built (about a minute) if it is not there. Raises ImageError."""
     inputs = hashlib.sha256(json.dumps([SUITE, PACKAGES, LEFT_OUT]).encode()).hexdigest()
-    if label(BASE, INPUTS_LABEL) != inputs:
-        with tempfile.TemporaryDirectory(dir=storage_dir(), prefix="base-") as folder:
-            root = Path(folder) / "root"
-            _bootstrap(root)
-            _commit(root, inputs)
+    with locked(BASE):
+        if label(BASE, INPUTS_LABEL) != inputs:
+            with tempfile.TemporaryDirectory(dir=storage_dir(), prefix="base-") as folder:
+                root = Path(folder) / "root"
+                _bootstrap(root)
+                _commit(root, inputs)
     return BASE
 
 

@@ -39,8 +39,8 @@ def build(name: str) -> str:
         raise ImageError(f"no image is called {name}; there are {', '.join(RECIPES)}")
     parent = build(recipe.parent) if recipe.parent else None
     reference = f"{PREFIX}/{name}:dev"
-    with locked():
-        parent = parent or ensure_base()
+    parent = parent or ensure_base()
+    with locked(reference):
         inputs = digest_of_inputs(recipe, image_id(parent) or "")
         if label(reference, INPUTS_LABEL) == inputs:
             return reference

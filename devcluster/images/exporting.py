@@ -19,7 +19,7 @@ LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar"
 
 def load_into(socket: Path, reference: str) -> bool:
     """Hand `reference` to the containerd behind `socket`; False if it has this very image. Raises ImageError."""
-    with locked():
+    with locked(reference):
         wanted = image_id(reference)
         if wanted is None:
             raise ImageError(f"there is no image {reference}; python -m devcluster image build makes it")

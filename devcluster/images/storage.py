@@ -82,10 +82,11 @@ def label(reference: str, name: str) -> str | None:
 
 
 @contextmanager
-def locked() -> Iterator[None]:
-    """One build at a time: two would do the same work twice."""
-    storage_dir().mkdir(parents=True, exist_ok=True)
-    with (storage_dir() / ".lock").open("w") as lock:
+def locked(reference: str) -> Iterator[None]:
+    """One process at a time builds, replaces or reads an image; buildah itself takes care of different ones."""
+    locks = storage_dir() / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    with (locks / reference.replace("/", "_")).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
