@@ -37,6 +37,12 @@ def cluster() -> Clients:
     return devcluster.shared_cluster()
 
 
+def pytest_configure(config: Any) -> None:
+    """Workers inherit who is to stop what they start."""
+    if not hasattr(config, "workerinput"):
+        os.environ[devcluster.SESSION] = str(os.getpid())
+
+
 def pytest_sessionfinish(session: Any) -> None:
     """Stop the shared cluster, in pytest's own process and not in a worker of it."""
     if not hasattr(session.config, "workerinput"):

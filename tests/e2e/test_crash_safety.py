@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 
+from devcluster import launcher
 from devcluster.cluster import Cluster
 from tests.support.api_proxy import ApiProxy, Write
 from tests.support.devcluster import load
@@ -29,6 +30,8 @@ from tests.support.tuning_namespace import TuningNamespace, tuning_job, tuning_n
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
+CLUSTER = "crash"
+ROOT = Path(__file__).resolve().parents[2]
 AT_ONCE = 4
 """Cases at the same time: two cores run their pods and operators."""
 QUIET_SECONDS = 5.0
@@ -122,12 +125,16 @@ def kill_at(running: Case, number: int, moment: str) -> Callable[[], bool]:
 
 
 @pytest.fixture(scope="module")
-def node(cluster: Any) -> Cluster:
-    """The shared devcluster with the images: faults of its parts are made through it."""
-    if not isinstance(cluster, Cluster):
-        pytest.skip("parts of a cluster that is not ours are not to be stopped")
-    load(cluster, "operator", "stand-in")
-    return cluster
+def node() -> Iterator[Cluster]:
+    """A devcluster of its own: its API server and kubelet are stopped, which others would not like."""
+    launcher.up(CLUSTER)
+    try:
+        cluster = Cluster(CLUSTER)
+        cluster.kubectl("apply", "--server-side", "-f", str(ROOT / "crds"))
+        load(cluster, "operator", "stand-in")
+        yield cluster
+    finally:
+        launcher.down(CLUSTER)
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,13 @@ from pathlib import Path
 
 from devcluster import launcher
 from devcluster.cluster import Clients, Cluster
-from devcluster.paths import clusters_dir
+from devcluster.paths import clusters_dir, state_dir
 
 NAME = "test"
 GPUS = 2
+SESSION = "DEVCLUSTER_TEST_SESSION"
+"""Environment variable: the process that pytest was called in, which stops the cluster if it or a worker started it."""
+OWNER = "test-session"
 
 
 def shared_cluster() -> Clients:
@@ -24,7 +27,9 @@ def shared_cluster() -> Clients:
     if given := os.environ.get("KUBECONFIG_E2E"):
         return Clients(Path(given))
     with _locked("test.lock"):
-        launcher.up(NAME, gpus=GPUS)
+        if not launcher.is_up(NAME):
+            launcher.up(NAME, gpus=GPUS)
+            (state_dir(NAME) / OWNER).write_text(os.environ.get(SESSION, ""))
         cluster = Cluster(NAME)
         cluster.kubectl("apply", "--server-side", "-f", str(Path(__file__).resolve().parents[2] / "crds"))
         return cluster
@@ -41,8 +46,9 @@ def load(cluster: Clients, *names: str) -> None:
 
 
 def stop_shared_cluster() -> None:
-    """What the first pytest process does at its end."""
-    if launcher.is_up(NAME):
+    """What pytest's own process does at its end."""
+    owner = state_dir(NAME) / OWNER
+    if launcher.is_up(NAME) and owner.exists() and owner.read_text() == os.environ.get(SESSION):
         launcher.down(NAME)
 
 
