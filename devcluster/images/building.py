@@ -15,11 +15,16 @@ from devcluster.images.storage import ImageError, buildah, image_id, label, lock
 
 ROOT = Path(__file__).resolve().parents[2]
 PREFIX = "localhost/llm-tuning"
+BUILD_OPTIONS = ("--layers", "--pull-never", "--isolation", "chroot", "--network", "host", "--identity-label=false")
+"""chroot: the other isolations of buildah fail on hybrid cgroups, which many machines in the cloud have."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """An image of the project: its Dockerfile, and which of our images it is built on (none: the base image)."""
+    """An image of the project: its Dockerfile, and which of our images it is built on (none: the base image).
+
+    The Dockerfile of an image with a parent takes the parent's reference as `ARG OPERATOR_IMAGE`, and installs nothing.
+    """
 
     dockerfile: str
     parent: str | None = None
@@ -32,59 +37,48 @@ RECIPES = {
 }
 
 
-def build(name: str) -> str:
-    """Bring an image (and its parent) up to date; returns its reference. Raises ImageError."""
+def build(name: str, *, root: Path = ROOT, tag: str = "dev") -> str:
+    """Bring an image (and its parent) up to date with the repository at `root`; returns its reference.
+
+    Raises ImageError.
+    """
     recipe = RECIPES.get(name)
     if recipe is None:
         raise ImageError(f"no image is called {name}; there are {', '.join(RECIPES)}")
-    parent = build(recipe.parent) if recipe.parent else None
-    reference = f"{PREFIX}/{name}:dev"
-    parent = parent or ensure_base()
+    parent = build(recipe.parent, root=root, tag=tag) if recipe.parent else ensure_base()
+    reference = f"{PREFIX}/{name}:{tag}"
     with locked(reference):
-        inputs = digest_of_inputs(recipe, image_id(parent) or "")
+        inputs = digest_of_inputs(root, recipe.dockerfile, image_id(parent) or "")
         if label(reference, INPUTS_LABEL) == inputs:
             return reference
         old = image_id(reference)
         start = time.monotonic()
         print(f"building {reference} ...", flush=True)
-        _build(recipe, reference, inputs)
+        with tempfile.TemporaryDirectory(dir=storage_dir(), prefix="settings-") as scratch:
+            further = ["--build-arg", f"OPERATOR_IMAGE={parent}"] if recipe.parent else host.options(Path(scratch))
+            further += ["--label", f"{INPUTS_LABEL}={inputs}", "--tag", reference, str(root)]
+            buildah("build", *BUILD_OPTIONS, *policy(), "--file", str(root / recipe.dockerfile), *further, quiet=False)
         print(f"built {reference} in {time.monotonic() - start:.0f} s", flush=True)
         if old is not None and old != image_id(reference):
             _remove(old)
     return reference
 
 
-def digest_of_inputs(recipe: Recipe, parent: str) -> str:
+def digest_of_inputs(root: Path, dockerfile: str, parent: str) -> str:
     """A digest of the parent, the Dockerfile and every file that it copies: the same digest, the same image."""
     digest = hashlib.sha256(parent.encode())
-    for path in [ROOT / recipe.dockerfile, ROOT / ".dockerignore", *copied_files(ROOT / recipe.dockerfile)]:
-        digest.update(f"{path.relative_to(ROOT)}\0{path.stat().st_mode & 0o111}\0".encode())
+    for path in [root / dockerfile, root / ".dockerignore", *copied_files(root, dockerfile)]:
+        digest.update(f"{path.relative_to(root)}\0{path.stat().st_mode & 0o111}\0".encode())
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
 
 
-def copied_files(dockerfile: Path) -> list[Path]:
+def copied_files(root: Path, dockerfile: str) -> list[Path]:
     """The files of the repository that the COPY lines name, bytecode left out as .dockerignore does."""
-    sources = [
-        ROOT / source
-        for line in re.findall(r"^COPY (?!--from)(.+)$", dockerfile.read_text(), re.MULTILINE)
-        for source in line.split()[:-1]
-    ]
+    lines = re.findall(r"^COPY (?!--from)(.+)$", (root / dockerfile).read_text(), re.MULTILINE)
+    sources = [root / source for line in lines for source in line.split()[:-1]]
     found = {file for source in sources for file in ([source] if source.is_file() else source.rglob("*"))}
     return sorted(file for file in found if file.is_file() and "__pycache__" not in file.parts)
-
-
-def _build(recipe: Recipe, reference: str, inputs: str) -> None:
-    with tempfile.TemporaryDirectory(dir=storage_dir(), prefix="settings-") as scratch:
-        buildah(
-            "build",
-            *("--layers", "--pull-never", "--isolation", "chroot", "--network", "host"),
-            *("--identity-label=false", "--label", f"{INPUTS_LABEL}={inputs}"),
-            *policy(),
-            *host.options(Path(scratch)),
-            *("--file", str(ROOT / recipe.dockerfile), "--tag", reference, str(ROOT)),
-            quiet=False,
-        )
 
 
 def _remove(image: str) -> None:

@@ -1,0 +1,223 @@
+"""The images, built for real from the project's Dockerfiles: what is in them, and above all what is not."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, cast
+
+import pytest
+
+from devcluster.images import build, host
+from devcluster.images.building import ROOT, copied_files
+from devcluster.images.layers import read_image, write_layer
+from devcluster.images.storage import buildah, image_id, storage_dir
+from devcluster.paths import cache_dir
+
+CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
+CODE = "opt/llm-tuning"
+PACKAGES = "opt/venv/lib/python3.11/site-packages"
+
+
+@contextmanager
+def mounted(reference: str) -> Iterator[Path]:
+    """The root file system of an image."""
+    container = buildah("from", "--pull-never", reference).strip()
+    try:
+        yield Path(buildah("mount", container).strip())
+    finally:
+        buildah("rm", container)
+
+
+def run_in(reference: str, *command: str) -> str:
+    container = buildah("from", "--pull-never", reference).strip()
+    try:
+        return buildah("run", "--isolation", "chroot", container, "--", *command)
+    finally:
+        buildah("rm", container)
+
+
+def inspect(reference: str) -> dict[str, Any]:
+    return cast(dict[str, Any], json.loads(buildah("inspect", "--type", "image", reference)))
+
+
+def machine_values() -> list[str]:
+    """Strings of this machine that no image may hold: paths, proxies, package indexes, and what looks like a secret."""
+    found = [str(ROOT), str(cache_dir()), str(host.uv_cache())]
+    names = re.compile(r"(?i)(PIP_|UV_|.*_PROXY$|.*(TOKEN|SECRET|PASSWORD))")
+    found += [value for name, value in os.environ.items() if names.match(name)]
+    pip = shutil.which("pip") or "false"
+    listed = subprocess.run([pip, "config", "list"], capture_output=True, text=True, check=False).stdout
+    found += re.findall(r"='(.+)'$", listed, re.MULTILINE)
+    # What every Debian has (the usual bundle of certificates), and what is too short to mean anything.
+    return sorted({value for value in found if len(value) > 5 and value not in (host.CERTIFICATES, "localhost")})
+
+
+@pytest.fixture(scope="module", params=["operator", "trainer"])
+def image(request: pytest.FixtureRequest) -> str:
+    return build(request.param)
+
+
+@pytest.mark.e2e
+def test_no_file_of_an_image_tells_of_the_machine_that_built_it(image: str) -> None:
+    values = machine_values()
+    patterns = [argument for value in values for argument in ("-e", value)]
+    with mounted(image) as root:
+        grep = ["grep", "--recursive", "--fixed-strings", "--files-with-matches", "--text", *patterns, str(root)]
+        assert subprocess.run(grep, capture_output=True, env={"LC_ALL": "C"}, check=False).stdout.decode() == ""
+        for name in ("hostname", "hosts", "resolv.conf", "machine-id"):
+            assert not (path := root / "etc" / name).exists() or path.read_text() == "", name
+        for name in ("root/.config", "root/.cache", "tmp", "var/tmp", "etc/pip.conf", "etc/apt/sources.list"):
+            path = root / name
+            assert not path.exists() or not [file for file in path.rglob("*") if file.is_file()], name
+
+
+@pytest.mark.e2e
+def test_an_image_trusts_the_certificates_of_its_distribution_only(image: str) -> None:
+    bundle = host.certificates()
+    assert bundle is not None
+    with mounted(image) as root:
+        of_debian = {path.read_text().strip() for path in (root / "usr/share/ca-certificates").rglob("*.crt")}
+        assert set(CERTIFICATE.findall((root / "etc/ssl/certs/ca-certificates.crt").read_text())) <= of_debian
+        assert not list((root / "usr/local/share/ca-certificates").glob("*"))
+        # A certificate that only this machine trusts is nowhere, its packages' own bundles included.
+        own = set(CERTIFICATE.findall(bundle.read_text())) - of_debian
+        for path in [*root.rglob("*.pem"), *root.rglob("*.crt")]:
+            assert (
+                path.is_symlink()
+                or not path.is_file()
+                or not own & set(CERTIFICATE.findall(path.read_text(errors="ignore")))
+            ), path
+
+
+@pytest.mark.e2e
+def test_no_label_variable_or_history_tells_of_the_machine_that_built_it(image: str) -> None:
+    described = inspect(image)
+    config = described["OCIv1"]
+    text = json.dumps(config)
+    for value in machine_values():
+        assert value not in text, value
+    assert "Hostname" not in described["Docker"]["config"] or described["Docker"]["config"]["Hostname"] == ""
+    names = {line.split("=")[0] for line in config["config"]["Env"]}
+    assert names - {"HF_HUB_OFFLINE"} == {
+        "PATH",
+        "PYTHONPATH",
+        "PYTHONUNBUFFERED",
+        "PYTHONDONTWRITEBYTECODE",
+        "HOME",
+    }
+    assert not re.search(rf"\b{re.escape(socket.gethostname())}\b", json.dumps(config["config"]))
+
+
+@pytest.mark.e2e
+def test_it_runs_as_a_user_with_a_name_and_no_rights(image: str) -> None:
+    assert inspect(image)["OCIv1"]["config"]["User"] == "65532:65532"
+    code = "import os, getpass; print(os.getuid(), os.getgid(), getpass.getuser(), os.access('/opt', os.W_OK))"
+    assert run_in(image, "python", "-c", code).split() == ["65532", "65532", "tuning", "False"]
+
+
+@pytest.mark.e2e
+def test_all_code_is_compiled_so_that_a_read_only_root_starts_as_fast(image: str) -> None:
+    with mounted(image) as root:
+        for source in (root / CODE).rglob("*.py"):
+            assert (source.parent / "__pycache__" / f"{source.stem}.cpython-311.pyc").exists(), source
+        assert (root / PACKAGES / "pydantic" / "__pycache__" / "main.cpython-311.pyc").exists()
+
+
+@pytest.mark.e2e
+def test_the_operator_image_has_no_training_library_and_no_installer() -> None:
+    with mounted(build("operator")) as root:
+        installed = {path.name for path in (root / PACKAGES).iterdir()}
+        assert not installed & {"torch", "transformers", "peft", "trl", "accelerate", "datasets", "mlflow", "nvidia"}
+        assert installed >= {"kopf", "kubernetes", "aiohttp", "cryptography", "jwt", "prometheus_client"}
+        assert not (root / "opt/tools").exists()
+        assert {path.name for path in (root / CODE).iterdir()} == {"llm_tuning", "tuning_operator"}
+
+
+@pytest.mark.e2e
+def test_the_operator_image_starts_both_of_its_programs() -> None:
+    code = "import tuning_operator.main, llm_tuning.pod.__main__, sys; print('torch' in sys.modules)"
+    assert run_in(build("operator"), "python", "-c", code).strip() == "False"
+
+
+@pytest.mark.e2e
+def test_an_image_is_not_built_again_when_nothing_has_changed(image: str) -> None:
+    start = time.monotonic()
+    before = image_id(image)
+    assert build(image.rsplit("/", maxsplit=1)[-1].split(":", maxsplit=1)[0]) == image
+    assert image_id(image) == before
+    assert time.monotonic() - start < 5
+
+
+@pytest.mark.e2e
+def test_a_change_of_our_code_builds_and_sends_only_the_layers_with_our_code(tmp_path: Path, image: str) -> None:
+    name = image.rsplit("/", maxsplit=1)[-1].split(":", maxsplit=1)[0]
+    for part in ("Dockerfile", ".dockerignore", "trainer_image", "llm_tuning", "operator", "requirements"):
+        copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy2
+        copy(ROOT / part, tmp_path / part)
+    (tmp_path / "llm_tuning" / "__init__.py").write_text('"""Changed."""\n')
+    start = time.monotonic()
+    changed = build(name, root=tmp_path, tag="test")
+    try:
+        assert time.monotonic() - start < 30
+        before, after = (read_image(storage_dir() / "storage", str(image_id(one))).layers for one in (image, changed))
+        known = {layer.digest for layer in before}
+        new = [layer for layer in after if layer.digest not in known]
+        assert 1 <= len(new) <= 4
+        assert sum(layer.size for layer in new) < 10_000_000
+        assert run_in(changed, "python", "-c", "import llm_tuning; print(llm_tuning.__doc__)").strip() == "Changed."
+    finally:
+        buildah("rmi", changed)
+
+
+@pytest.mark.e2e
+def test_layers_are_read_from_the_storage_byte_for_byte() -> None:
+    storage = storage_dir() / "storage"
+    image = read_image(storage, str(image_id(build("operator"))))
+    assert hashlib.sha256(image.config).hexdigest() == image_id(build("operator"))
+    for layer in image.layers:
+        sink = _Digest()
+        write_layer(storage, layer, cast(IO[bytes], sink))
+        assert (f"sha256:{sink.digest.hexdigest()}", sink.size) == (layer.digest, layer.size)
+
+
+class _Digest:
+    def __init__(self) -> None:
+        self.digest = hashlib.sha256()
+        self.size = 0
+
+    def write(self, data: bytes) -> None:
+        self.digest.update(data)
+        self.size += len(data)
+
+
+def test_the_inputs_of_an_image_are_what_its_dockerfile_copies() -> None:
+    operator = {str(path.relative_to(ROOT)) for path in copied_files(ROOT, "Dockerfile")}
+    assert operator >= {"requirements/uv.txt", "requirements/operator.txt", "llm_tuning/__init__.py"}
+    assert "operator/tuning_operator/__init__.py" in operator
+    assert not [name for name in operator if name.startswith(("tests", "requirements/t")) or name.endswith(".pyc")]
+    trainer = {str(path.relative_to(ROOT)) for path in copied_files(ROOT, "trainer_image/Dockerfile")}
+    assert trainer >= {"requirements/torch.txt", "requirements/trainer.txt", "llm_tuning/__init__.py"}
+    assert not [name for name in trainer if name.startswith("operator")]
+
+
+def test_images_have_the_versions_that_are_tested_here() -> None:
+    def pins(name: str) -> dict[str, str]:
+        text = (ROOT / "requirements" / f"{name}.txt").read_text()
+        return dict(re.findall(r"^([\w.\[\]-]+)==(\S+)", text, re.MULTILINE))
+
+    tested = pins("dev")
+    for name in ("operator", "torch", "trainer"):
+        assert not {one: pin for one, pin in pins(name).items() if tested.get(one, pin) != pin}
+    assert pins("torch").items() <= pins("trainer").items()
+    assert set(pins("trainer")) - set(tested) == {"bitsandbytes"}
+    assert pins("uv")["uv"] in (ROOT / "Makefile").read_text()
