@@ -24,7 +24,9 @@ RUN --mount=type=bind,from=tools,source=/opt/tools,target=/opt/tools \
 COPY llm_tuning /opt/llm-tuning/llm_tuning
 COPY operator/tuning_operator /opt/llm-tuning/tuning_operator
 # Bytecode that is never checked against its source: the root file system is read-only where this runs.
-RUN python -m compileall -q --invalidation-mode unchecked-hash /opt/llm-tuning
+RUN python -m compileall -q --invalidation-mode unchecked-hash /opt/llm-tuning \
+    && printf '#!/bin/sh\nexec python -m llm_tuning.codes.tune_llm "$@"\n' > /usr/local/bin/tune-llm \
+    && chmod 755 /usr/local/bin/tune-llm
 ENV HOME=/tmp
 WORKDIR /tmp
 USER 65532:65532
