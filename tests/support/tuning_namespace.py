@@ -31,11 +31,13 @@ SECURITY: dict[str, Any] = {
 CONTAINER_SECURITY: dict[str, Any] = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 
 
-def tuning_job(name: str, *, dataset: str = "datasets/good.jsonl", stand_in: str = "", **spec: Any) -> dict[str, Any]:
+def tuning_job(
+    name: str, *, dataset: str | dict[str, Any] = "datasets/good.jsonl", stand_in: str = "", **spec: Any
+) -> dict[str, Any]:
     """A TuningJob on the tiny base; `stand_in` tells the stand-in what to do (`sleep=5`), `spec` is merged in."""
     body: dict[str, Any] = {
         "model": {"path": "base/tiny"},
-        "dataset": {"path": dataset},
+        "dataset": {"path": dataset} if isinstance(dataset, str) else dataset,
         "volume": {"claimName": CLAIM},
         "resources": {"gpus": 0, "cpu": "100m", "memory": "256Mi"},
         "retries": 1,
@@ -43,7 +45,7 @@ def tuning_job(name: str, *, dataset: str = "datasets/good.jsonl", stand_in: str
     if stand_in:
         body["tracking"] = {"experimentName": f"stand-in:{stand_in}"}
     for key, value in spec.items():
-        both = isinstance(value, dict) and isinstance(body.get(key), dict) and key != "dataset"
+        both = isinstance(value, dict) and isinstance(body.get(key), dict)
         body[key] = {**body[key], **value} if both else value
     return {
         "apiVersion": "tuning.llmtuning.dev/v1alpha1",

@@ -194,6 +194,10 @@ def _from_event(event: Raw, table: tuple[tuple[str, re.Pattern[str], Maker], ...
     return None
 
 
+_ATTEMPT = re.compile(r'^Error creating: (pods "[^"]*" is forbidden: )?')
+"""The name of a pod that was not made is another at each attempt: it would make another message of the same trouble."""
+
+
 def _short(message: str) -> str:
-    text = " ".join(message.split())
+    text = _ATTEMPT.sub("", " ".join(message.split()))
     return text if len(text) <= 400 else text[:397] + "..."
