@@ -158,7 +158,7 @@ class Cluster:
 
     async def read_jwks(self) -> Raw:
         """The keys that service account tokens are signed with; every service account may read them."""
-        return await self._call("get", "jwks", "GET", "/openid/v1/jwks")
+        return await self._call("get", "jwks", "GET", "/openid/v1/jwks", accept="application/jwk-set+json")
 
     # --- requests --------------------------------------------------------------------------------------------------
 
@@ -190,11 +190,12 @@ class Cluster:
         query: Mapping[str, str] | None = None,
         body: Raw | None = None,
         content: str = "application/json",
+        accept: str = "application/json",
         owned: bool = False,
     ) -> Raw:
         query = {**(query or {}), **({"fieldManager": FIELD_MANAGER} if owned else {})}
         url = f"{self._api.configuration.host}{path}{'?' + urlencode(query) if query else ''}"
-        headers = {"Accept": "application/json", "Content-Type": content, "User-Agent": FIELD_MANAGER}
+        headers = {"Accept": accept, "Content-Type": content, "User-Agent": FIELD_MANAGER}
         status = 0
         try:
             await self._api.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
