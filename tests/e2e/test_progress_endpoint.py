@@ -73,9 +73,11 @@ class Endpoint:
 
     def token(self, job: Training, *, of: Training | None, audience: str = "") -> str:
         """A token for the audience of `job`, bound to the pod of `of` as the kubelet binds it."""
-        bound = ("--bound-object-kind=Pod", f"--bound-object-name={of.pod}", f"--bound-object-uid={of.pod_uid}")
+        bound: list[str] = []
+        if of is not None:
+            bound = ["--bound-object-kind=Pod", f"--bound-object-name={of.pod}", f"--bound-object-uid={of.pod_uid}"]
         wanted = audience or audience_of(self.space.name, job.name, job.uid)
-        return self.space.kubectl("create", "token", "default", f"--audience={wanted}", *(bound if of else ())).strip()
+        return self.space.kubectl("create", "token", "default", f"--audience={wanted}", *bound).strip()
 
 
 def start(space: TuningNamespace, name: str) -> Training:
