@@ -11,6 +11,7 @@ import hashlib
 import json
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def ensure_base() -> str:
 def _bootstrap(root: Path) -> None:
     if shutil.which("debootstrap") is None:
         raise ImageError("debootstrap is missing; python -m devcluster build installs it")
-    print(f"making the base image from Debian {SUITE} ...", flush=True)
+    print(f"making the base image from Debian {SUITE} ...", file=sys.stderr, flush=True)
     command = ["debootstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}", SUITE, str(root), *_mirror()]
     result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     if result.returncode:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -53,12 +54,12 @@ def build(name: str, *, root: Path = ROOT, tag: str = "dev") -> str:
             return reference
         old = image_id(reference)
         start = time.monotonic()
-        print(f"building {reference} ...", flush=True)
+        print(f"building {reference} ...", file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory(dir=storage_dir(), prefix="settings-") as scratch:
             further = ["--build-arg", f"OPERATOR_IMAGE={parent}"] if recipe.parent else host.options(Path(scratch))
             further += ["--label", f"{INPUTS_LABEL}={inputs}", "--tag", reference, str(root)]
             buildah("build", *BUILD_OPTIONS, *policy(), "--file", str(root / recipe.dockerfile), *further, quiet=False)
-        print(f"built {reference} in {time.monotonic() - start:.0f} s", flush=True)
+        print(f"built {reference} in {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
         if old is not None and old != image_id(reference):
             _remove(old)
     return reference
@@ -86,4 +87,4 @@ def _remove(image: str) -> None:
     try:
         buildah("rmi", image)
     except ImageError as error:
-        print(f"the image before stays: {error}", flush=True)
+        print(f"the image before stays: {error}", file=sys.stderr, flush=True)

@@ -9,18 +9,20 @@ import re
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any, cast
 
 import pytest
 
-from devcluster.images import build, host
+from devcluster.images import ImageError, build, host, load_into
 from devcluster.images.building import ROOT, copied_files
-from devcluster.images.layers import read_image, write_layer
-from devcluster.images.storage import buildah, image_id, storage_dir
+from devcluster.images.exporting import ctr
+from devcluster.images.layers import Layer, StoredImage, read_image
+from devcluster.images.storage import buildah, environment, image_id, storage_dir
 from devcluster.paths import cache_dir
 
 CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
@@ -159,7 +161,7 @@ def test_an_image_is_not_built_again_when_nothing_has_changed(image: str) -> Non
 
 
 @pytest.mark.e2e
-def test_a_change_of_our_code_builds_and_sends_only_the_layers_with_our_code(tmp_path: Path, image: str) -> None:
+def test_a_change_of_our_code_builds_only_the_layers_with_our_code(tmp_path: Path, image: str) -> None:
     name = image.rsplit("/", maxsplit=1)[-1].split(":", maxsplit=1)[0]
     for part in ("Dockerfile", ".dockerignore", "trainer_image", "llm_tuning", "operator", "requirements"):
         copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy2
@@ -179,25 +181,77 @@ def test_a_change_of_our_code_builds_and_sends_only_the_layers_with_our_code(tmp
         buildah("rmi", changed)
 
 
+@pytest.fixture
+def containerd() -> Iterator[Path]:
+    """The socket of a containerd of its own, on the file system that buildah's storage is on."""
+    with tempfile.TemporaryDirectory(dir=cache_dir(), prefix="test-") as folder:
+        config = Path(folder) / "config.toml"
+        paths = f'root = "{folder}/root"\nstate = "{folder}/state"\n[grpc]\naddress = "{folder}/socket"\n'
+        config.write_text(f'version = 2\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n{paths}')
+        with subprocess.Popen(["containerd", "--config", str(config)], stderr=subprocess.DEVNULL) as process:
+            try:
+                wait_for((Path(folder) / "socket").exists)
+                yield Path(folder) / "socket"
+            finally:
+                process.terminate()
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def snapshots(socket: Path) -> set[str]:
+    return {line.split()[0] for line in ctr(socket, "snapshots", "ls").splitlines()[1:]}
+
+
 @pytest.mark.e2e
-def test_layers_are_read_from_the_storage_byte_for_byte() -> None:
-    storage = storage_dir() / "storage"
-    image = read_image(storage, str(image_id(build("operator"))))
-    assert hashlib.sha256(image.config).hexdigest() == image_id(build("operator"))
-    for layer in image.layers:
-        sink = _Digest()
-        write_layer(storage, layer, cast(IO[bytes], sink))
-        assert (f"sha256:{sink.digest.hexdigest()}", sink.size) == (layer.digest, layer.size)
+def test_an_image_is_handed_over_once_and_shares_its_files(containerd: Path) -> None:
+    operator, stand_in = build("operator"), build("stand-in")
+    assert load_into(containerd, operator)
+    assert not load_into(containerd, operator)
+    of_operator = snapshots(containerd)
+    assert load_into(containerd, stand_in)
+    assert len(snapshots(containerd) - of_operator) == 1
+    path = f"{CODE}/llm_tuning/__init__.py"
+    found = list(containerd.parent.glob(f"root/*overlayfs/snapshots/*/fs/{path}"))
+    with mounted(operator) as root:
+        assert [file.read_bytes() for file in found] == [(root / path).read_bytes()]
+    assert found[0].stat().st_nlink > 1
+    # Collected as garbage with the image, and not in buildah's storage.
+    ctr(containerd, "images", "rm", "--sync", operator, stand_in)
+    wait_for(lambda: not snapshots(containerd))
+    with mounted(operator) as root:
+        assert (root / path).exists()
 
 
-class _Digest:
-    def __init__(self) -> None:
-        self.digest = hashlib.sha256()
-        self.size = 0
+@pytest.mark.e2e
+def test_other_buildahs_do_not_disturb_the_handing_over(containerd: Path) -> None:
+    operator = build("operator")
+    with subprocess.Popen(
+        ["sh", "-c", "while buildah images; do :; done"], env=environment(), stdout=subprocess.DEVNULL
+    ) as others:
+        try:
+            for _ in range(3):
+                assert load_into(containerd, operator)
+                ctr(containerd, "images", "rm", "--sync", operator)
+                wait_for(lambda: not snapshots(containerd))
+        finally:
+            others.terminate()
 
-    def write(self, data: bytes) -> None:
-        self.digest.update(data)
-        self.size += len(data)
+
+@pytest.mark.e2e
+def test_an_image_that_was_not_built_is_named(containerd: Path) -> None:
+    with pytest.raises(ImageError, match="no image localhost/llm-tuning/nothing:dev"):
+        load_into(containerd, "localhost/llm-tuning/nothing:dev")
+
+
+def test_a_chain_id_is_that_of_the_image_specification() -> None:
+    layers = [Layer(Path(), f"sha256:{letter * 64}", 1) for letter in "ab"]
+    expected = hashlib.sha256(f"sha256:{'a' * 64} sha256:{'b' * 64}".encode()).hexdigest()
+    assert StoredImage("", b"", layers).chain_ids() == [layers[0].digest, f"sha256:{expected}"]
 
 
 def test_the_inputs_of_an_image_are_what_its_dockerfile_copies() -> None:
