@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -34,7 +33,11 @@ class Leases(Protocol):
 
 
 class Lease:
-    """`acquire`, then keep `hold` running; `check` before each write."""
+    """`acquire`, then keep `hold` running; `check` before each write.
+
+    A holder of the same `identity` is taken over from at once: it must be one that has ended. A pod's name is such: its
+    container is started again only after it has ended.
+    """
 
     def __init__(
         self,
@@ -46,7 +49,7 @@ class Lease:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._cluster, self._namespace, self._name = cluster, namespace, name
-        self.identity = f"{identity}_{secrets.token_hex(4)}"
+        self.identity = identity
         self._clock = clock
         self._held_until = float("-inf")
         self._seen: tuple[str, float] = ("", 0.0)

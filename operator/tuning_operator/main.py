@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -44,7 +45,7 @@ class Operator:
         self.metrics = metrics
         self.queue = WorkQueue()
         self.store = Store(self.queue.add)
-        instance = os.environ.get("HOSTNAME") or socket.gethostname()
+        instance = settings.pod_name or f"{socket.gethostname()}_{secrets.token_hex(4)}"
         self.worker = Worker(cluster, self.store, self.queue, settings, self.metrics, instance)
         self.lease = Lease(cluster, settings.namespace, LEASE_NAME, instance)
         self.health = Health(lambda: self.worker.busy_since)
@@ -69,13 +70,15 @@ class Operator:
         hold = asyncio.create_task(self.lease.hold())
         progress: ProgressServer | None = None
         stop_watch = asyncio.Event()
+        watching = asyncio.Event()
         tasks = [hold]
         try:
             if self.settings.progress_url is not None:
                 progress = await self._serve_progress()
             await self._seed()
             tasks += [asyncio.create_task(self.worker.run()) for _ in range(self.settings.workers)]
-            tasks.append(asyncio.create_task(watch(self.store, self.settings.watch_namespaces, stop_watch)))
+            tasks.append(asyncio.create_task(watch(self.store, self.settings.watch_namespaces, stop_watch, watching)))
+            tasks.append(asyncio.create_task(self._signals_after(watching)))
             tasks.append(asyncio.create_task(self._resync()))
             self.health.ready = True
             log.info("ready", extra={"keys": self.store.sizes()})
@@ -87,6 +90,17 @@ class Operator:
             await asyncio.gather(*tasks, return_exceptions=True)
             if progress is not None:
                 await progress.close()
+
+    def catch_signals(self) -> None:
+        """SIGTERM and SIGINT end the operator in order."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self.stop.set)
+
+    async def _signals_after(self, watching: asyncio.Event) -> None:
+        """kopf takes the signals for itself when it starts; its part ends with ours."""
+        await watching.wait()
+        self.catch_signals()
+        await self.stop.wait()
 
     async def _until_stopped(self, *parts: Coroutine[Any, Any, None] | asyncio.Task[None]) -> None:
         """Wait for the stop, or for a part to end: that is an error but for the first wait, for the Lease."""
@@ -174,9 +188,7 @@ async def run() -> int:
         return EXIT_INPUT
     metrics = Metrics()
     operator = Operator(settings, await Cluster.connect(count=metrics.count_request), metrics)
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, operator.stop.set)
+    operator.catch_signals()
     try:
         await operator.run()
     except TuningError as error:

@@ -3,7 +3,7 @@
 NAMESPACE (required): its own. WATCH_NAMESPACES: with commas between; empty: all. OPERATOR_IMAGE, TRAINER_IMAGE
 (required). IMAGE_PULL_POLICY, IMAGE_PULL_SECRETS. PROGRESS_URL: how pods reach the progress server; empty: none.
 ALLOW_CPU_FALLBACK: train on the CPU where a GPU was asked for and CUDA is missing. CHECK_CPU, CHECK_MEMORY: of the
-data check. HTTP_HOST, HTTP_PORT, PROGRESS_PORT, WORKERS.
+data check. POD_NAME: who holds the Lease. HTTP_HOST, HTTP_PORT, PROGRESS_PORT, WORKERS.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ class Settings:
     allow_cpu_fallback: bool = False
     check_cpu: str = "500m"
     check_memory: str = "1Gi"
+    pod_name: str | None = None
     http_host: str = ""
     http_port: int = 8080
     progress_port: int = 8443
@@ -76,6 +77,7 @@ class Settings:
             allow_cpu_fallback=switch("ALLOW_CPU_FALLBACK"),
             check_cpu=text("CHECK_CPU", "500m"),
             check_memory=text("CHECK_MEMORY", "1Gi"),
+            pod_name=text("POD_NAME", "") or None,
             http_host=text("HTTP_HOST", ""),
             http_port=number("HTTP_PORT", 8080),
             progress_port=number("PROGRESS_PORT", 8443),

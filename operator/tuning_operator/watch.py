@@ -20,8 +20,8 @@ RESOURCES: dict[str, tuple[str, str, str]] = {
 }
 
 
-async def watch(store: Store, namespaces: Sequence[str], stop: asyncio.Event) -> None:
-    """Feed `store` until `stop` is set; without namespaces from the whole cluster."""
+async def watch(store: Store, namespaces: Sequence[str], stop: asyncio.Event, started: asyncio.Event) -> None:
+    """Feed `store` until `stop` is set, without namespaces from the whole cluster; `started` is set once kopf runs."""
     registry = kopf.OperatorRegistry()
     kopf.on.login(registry=registry)(_login)
     for kind, (group, version, plural) in RESOURCES.items():
@@ -34,6 +34,7 @@ async def watch(store: Store, namespaces: Sequence[str], stop: asyncio.Event) ->
         clusterwide=not namespaces,
         standalone=True,
         stop_flag=stop,
+        ready_flag=started,
     )
 
 

@@ -32,9 +32,9 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 CLUSTER = "crash"
 ROOT = Path(__file__).resolve().parents[2]
-AT_ONCE = 4
+AT_ONCE = 5
 """Cases at the same time: two cores run their pods and operators."""
-QUIET_SECONDS = 5.0
+QUIET_SECONDS = 3.0
 JOB = "chain"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -16,11 +17,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class OperatorProcess:
-    """Starts on `start`; watches one namespace, and has its HTTP port on 127.0.0.1 and no progress server."""
+    """`start` starts it; it watches one namespace, keeps its pod name, and has its HTTP port on 127.0.0.1."""
 
     def __init__(self, kubeconfig: Path, namespace: str, log_file: Path, **settings: str) -> None:
         self.kubeconfig, self.namespace, self.log_file = kubeconfig, namespace, log_file
-        self._settings = settings
+        self._settings = {"POD_NAME": f"operator-{secrets.token_hex(4)}", **settings}
         self._process: subprocess.Popen[bytes] | None = None
         self.port = 0
 
