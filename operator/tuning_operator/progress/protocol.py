@@ -54,7 +54,7 @@ def parse_status(body: bytes, now: datetime) -> Progress:
         step=int(metrics.get("current_step", 0)),
         total_steps=None if total_steps is None else int(total_steps),
         epoch=metrics.get("current_epoch"),
-        loss=metrics.get("loss"),
+        loss=_rounded(metrics.get("loss")),
         tokens_per_second=metrics.get("tokens_per_second"),
         remaining_seconds=remaining,
         last_update_time=time.strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -124,3 +124,8 @@ def _metrics(entries: object, problems: list[Problem]) -> dict[str, float]:
             elif low <= float(value) <= high:  # false for NaN
                 found[name] = float(value)
     return found
+
+
+def _rounded(loss: float | None) -> float | None:
+    """As a table shows it; four digits are more than a batch's loss means."""
+    return None if loss is None else round(loss, 4)
