@@ -6,7 +6,7 @@ VENV = .venv/bin
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: setup vllm-env demo demo-local test check bench lock clean
+.PHONY: setup vllm-env cluster-env demo demo-local test check bench lock clean
 
 setup: .venv/.ready  ## .venv: training and development
 vllm-env: .venv-vllm/.ready  ## .venv-vllm: the CPU build of vLLM
@@ -31,9 +31,15 @@ check: setup  ## format, lint, types, layers
 	$(VENV)/ruff format --check .
 	$(VENV)/ruff check .
 	$(VENV)/mypy
-	$(VENV)/lint-imports
+	PYTHONPATH=operator $(VENV)/lint-imports
+	$(VENV)/python -m llm_tuning.api.crd --check
 
-test: setup vllm-env check  ## everything, on real parts
+# Root compiles and builds what the end-to-end tests and the demo run on; found again the next time.
+cluster-env: setup
+	@if [ "$$(id -u)" = 0 ]; then $(VENV)/python -m devcluster build && $(VENV)/python -m devcluster image build all; \
+	else echo "not root: no devcluster; set KUBECONFIG_E2E to test on a cluster of yours"; fi
+
+test: setup vllm-env check cluster-env  ## everything, on real parts
 	$(VENV)/pytest -n 2 --dist loadfile -m "not bench and not gpu"
 
 bench: setup  ## the benchmarks of docs/performance.md, on demand

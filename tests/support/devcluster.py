@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from devcluster import launcher
 from devcluster.cluster import Clients, Cluster
 from devcluster.paths import clusters_dir, state_dir
@@ -26,6 +28,8 @@ def shared_cluster() -> Clients:
     """The cluster, started if it is not up."""
     if given := os.environ.get("KUBECONFIG_E2E"):
         return Clients(Path(given))
+    if os.geteuid() != 0 and not os.environ.get("CI"):
+        pytest.skip("a devcluster needs root; set KUBECONFIG_E2E to the kubeconfig of another cluster")
     with _locked("test.lock"):
         if not launcher.is_up(NAME):
             launcher.up(NAME, gpus=GPUS)
