@@ -15,7 +15,6 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -101,12 +100,21 @@ async def chain(cluster: Cluster, namespace: str, operator: OperatorProcess, num
     tuning_jobs = f"/apis/tuning.llmtuning.dev/v1alpha1/namespaces/{namespace}/tuningjobs"
     async with api_of(cluster) as api:
         cpu = operator.cpu_seconds()
+        seen: dict[str, float] = {}
+        watch = asyncio.create_task(_watch(api, jobs, seen))
+        applied: dict[str, float] = {}
+
+        async def apply(name: str) -> None:
+            await api.call("POST", tuning_jobs, tuning_job(name))
+            applied[name] = time.monotonic()
+
         started = time.monotonic()
-        await asyncio.gather(*(api.call("POST", tuning_jobs, tuning_job(f"job-{n}")) for n in range(number)))
+        await asyncio.gather(*(apply(f"job-{n}") for n in range(number)))
         await _until(lambda: _count(api, jobs, "check"), number)
         first = time.monotonic() - started
-        made = {j["metadata"]["labels"]["tuning.llmtuning.dev/job"]: j for j in await api.list(jobs)}
-        waits = [_seconds(made[tj["metadata"]["name"]], tj) for tj in await api.list(tuning_jobs)]
+        await asyncio.sleep(1)
+        watch.cancel()
+        waits = [seen[f"{name}-check"] - at for name, at in applied.items()]
         await _until(lambda: _count(api, pods, "check"), number)
         started = time.monotonic()
         await _end_pods(api, pods, "check", CHECKED)
@@ -169,10 +177,11 @@ async def _until(count: Any, number: int) -> None:
         await asyncio.sleep(0.5)
 
 
-def _seconds(later: dict[str, Any], earlier: dict[str, Any]) -> float:
-    """Between two creations, in the API server's whole seconds."""
-    times = [datetime.fromisoformat(raw["metadata"]["creationTimestamp"]) for raw in (later, earlier)]
-    return (times[0] - times[1]).total_seconds()
+async def _watch(api: Api, path: str, seen: dict[str, float]) -> None:
+    """Note when each Job is first seen."""
+    async with api.session.get(f"{api.server}{path}?watch=true", timeout=aiohttp.ClientTimeout()) as reply:
+        async for line in reply.content:
+            seen.setdefault(json.loads(line)["object"]["metadata"]["name"], time.monotonic())
 
 
 def writes(operator: OperatorProcess) -> float:
