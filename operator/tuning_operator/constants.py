@@ -35,6 +35,12 @@ TOKEN_SECONDS = 3600
 STUCK_SECONDS = 5.0
 """What has not moved for so long is worth a word: shorter states are normal starts."""
 
+UNPLACED_SECONDS = 20.0
+"""The same for a pod that the scheduler has not spoken of: its claim may be in the making."""
+
+LONGEST_LOOK_SECONDS = 30.0
+"""At most so long between two looks at the Events of what is stuck: a remedy or another trouble is seen in a minute."""
+
 LOST_RESULT_SECONDS = 5.0
 """How long a finished Job's pod may be missing before its result counts as lost: two watches have no common order."""
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
 
 from llm_tuning.api.conditions import ConditionType
-from llm_tuning.api.tuning_job import Progress, TuningJobSpec, TuningJobStatus, read_status
+from llm_tuning.api.tuning_job import KIND, Progress, TuningJobSpec, TuningJobStatus, read_status
 from llm_tuning.errors import InputError, Problem
 from llm_tuning.pod.contract import CHECK, REPORT, TRAIN
 from tuning_operator.constants import LABEL_ROLE
@@ -64,6 +64,16 @@ class Pod:
         started = (self._state.get("running") or {}).get("startedAt")
         return read_time(started) if started else None
 
+    @property
+    def ended_at(self) -> datetime | None:
+        ended = self.terminated.get("finishedAt")
+        return read_time(ended) if ended else None
+
+    @property
+    def is_disrupted(self) -> bool:
+        """Evicted, preempted or drained away: no fault of its own, and no retry of the Job."""
+        return self.condition("DisruptionTarget").get("status") == "True"
+
     def condition(self, kind: str) -> Raw:
         """The pod's condition of that type, or an empty one."""
         return next((c for c in self.raw.get("status", {}).get("conditions") or () if c["type"] == kind), {})
@@ -71,7 +81,7 @@ class Pod:
 
 @dataclass(frozen=True)
 class Child:
-    """A Job of the TuningJob with its pods, oldest first, and the Warning Events about both, newest last."""
+    """A Job of the TuningJob with its pods, oldest first, and the Warning Events that may be about it, newest last."""
 
     raw: Raw
     pods: tuple[Pod, ...] = ()
@@ -112,6 +122,11 @@ class Child:
         return self.is_complete or self.failure is not None
 
     @property
+    def has_failed(self) -> bool:
+        """Failed by itself: pods of a Job that is being deleted are ended from outside."""
+        return self.failure is not None and not self.is_deleting
+
+    @property
     def ended_at(self) -> datetime | None:
         condition = self._condition("Complete") or self._condition("Failed")
         return read_time(condition["lastTransitionTime"]) if condition else None
@@ -122,7 +137,13 @@ class Child:
 
     @property
     def failed_pods(self) -> list[Pod]:
-        return [pod for pod in self.pods if pod.phase == "Failed"]
+        """Those that the Job counts as failures."""
+        return [pod for pod in self.pods if pod.phase == "Failed" and not pod.is_disrupted]
+
+    @property
+    def failures(self) -> int:
+        """How often a pod has failed, by the Job's own count or by what is seen where that is more."""
+        return max(len(self.failed_pods), int(self.raw.get("status", {}).get("failed") or 0))
 
     @property
     def succeeded_pod(self) -> Pod | None:
@@ -131,6 +152,11 @@ class Child:
     @property
     def backoff_limit(self) -> int:
         return int(self.raw["spec"].get("backoffLimit", 6))
+
+    def warnings_about(self, *, uid: str | None = None, claim: str | None = None) -> list[Raw]:
+        """Warning Events about a Job or pod of that uid, or about the claim of that name; newest first."""
+        wanted = ("uid", uid) if uid is not None else ("name", claim)
+        return [w for w in reversed(self.warnings) if w.get("involvedObject", {}).get(wanted[0]) == wanted[1]]
 
     def _condition(self, kind: str) -> Raw | None:
         conditions = self.raw.get("status", {}).get("conditions") or ()
@@ -159,6 +185,8 @@ class Observed:
     children: Mapping[str, Child] = field(default_factory=dict)
     taken: tuple[str, ...] = ()
     """Names of our Jobs that Jobs of somebody else have."""
+    left_over: tuple[str, ...] = ()
+    """Of those, the ones that go by themselves: being deleted, or of a namesake that was deleted."""
     live_pods: tuple[str, ...] = ()
     """Roles of pods that have not ended, with or without their Job."""
     adapter: AdapterJob | None = None
@@ -210,7 +238,8 @@ def build_observed(
 ) -> Observed:
     """Put together what belongs to the TuningJob `raw`; `spec` where it was parsed before.
 
-    `jobs` are those of its children's names, whoever owns them; `pods` those labelled with its uid.
+    `jobs` are those of its children's names, whoever owns them; `pods` those labelled with its uid; `warnings` may be
+    all of the namespace.
     """
     problems: tuple[Problem, ...] = ()
     if spec is None:
@@ -218,30 +247,32 @@ def build_observed(
             spec = TuningJobSpec.parse(raw.get("spec") or {}, where="spec")
         except InputError as error:
             problems = error.problems
-    uid = raw["metadata"]["uid"]
+    name, uid = raw["metadata"]["name"], raw["metadata"]["uid"]
     own_pods = [Pod(pod) for pod in pods]
-    by_object: dict[str, list[Raw]] = {}
-    for warning in warnings:
-        by_object.setdefault(str(warning.get("involvedObject", {}).get("uid")), []).append(warning)
-    children, taken = {}, []
+    children, taken, left_over = {}, [], []
+    jobs = list(jobs)
+    objects = {uid, *(job["metadata"]["uid"] for job in jobs), *(pod.uid for pod in own_pods)}
+    said = tuple(sorted((w for w in warnings if _concerns(w, objects)), key=event_time))
     for job in jobs:
-        if not _is_owned(job, uid):
-            taken.append(str(job["metadata"]["name"]))
+        job_name, job_uid = str(job["metadata"]["name"]), job["metadata"]["uid"]
+        if _is_owned(job, uid):
+            of_job = tuple(sorted((pod for pod in own_pods if _is_owned(pod.raw, job_uid)), key=_age))
+            children[job_name.removeprefix(f"{name}-")] = Child(job, of_job, said)
             continue
-        of_job = tuple(sorted((pod for pod in own_pods if _is_owned(pod.raw, job["metadata"]["uid"])), key=_age))
-        about = [by_object.get(str(job["metadata"]["uid"]), ()), *(by_object.get(pod.uid, ()) for pod in of_job)]
-        said = tuple(sorted((event for events in about for event in events), key=_event_time))
-        children[str(job["metadata"]["labels"][LABEL_ROLE])] = Child(job, of_job, said)
+        taken.append(job_name)
+        if "deletionTimestamp" in job["metadata"] or _is_of_namesake(job, name):
+            left_over.append(job_name)
     live = (pod.raw["metadata"].get("labels", {}).get(LABEL_ROLE, "") for pod in own_pods if not pod.has_ended)
-    name = spec.model.adapter.tuning_job if spec is not None and spec.model.adapter is not None else None
+    start = spec.model.adapter.tuning_job if spec is not None and spec.model.adapter is not None else None
     return Observed(
         raw=raw,
         spec=spec,
         problems=problems,
         children=children,
         taken=tuple(taken),
+        left_over=tuple(left_over),
         live_pods=tuple(live),
-        adapter=None if name is None else _adapter_job(name, adapter),
+        adapter=None if start is None else _adapter_job(start, adapter),
         progress=progress,
     )
 
@@ -265,13 +296,27 @@ def read_time(text: str) -> datetime:
     return datetime.fromisoformat(text)
 
 
+def event_time(event: Raw) -> datetime:
+    """When an Event last happened."""
+    series = (event.get("series") or {}).get("lastObservedTime")
+    times = (series, event.get("lastTimestamp"), event.get("eventTime"), event["metadata"].get("creationTimestamp"))
+    return next((read_time(time) for time in times if time), datetime.fromtimestamp(0, UTC))
+
+
+def _concerns(warning: Raw, uids: set[str]) -> bool:
+    """About one of these objects, or about a claim: those are known by name only."""
+    involved = warning.get("involvedObject", {})
+    return involved.get("uid") in uids or involved.get("kind") == "PersistentVolumeClaim"
+
+
 def _is_owned(raw: Raw, uid: str) -> bool:
     return any(owner.get("uid") == uid for owner in raw["metadata"].get("ownerReferences") or ())
 
 
+def _is_of_namesake(raw: Raw, name: str) -> bool:
+    owners = raw["metadata"].get("ownerReferences") or ()
+    return any(owner.get("kind") == KIND and owner.get("name") == name for owner in owners)
+
+
 def _age(pod: Pod) -> tuple[datetime, str]:
     return pod.created, pod.name
-
-
-def _event_time(event: Raw) -> str:
-    return str(event.get("lastTimestamp") or event.get("eventTime") or event["metadata"].get("creationTimestamp") or "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 
 from llm_tuning.api.conditions import ConditionType, Reason
@@ -27,7 +28,7 @@ class Conditions:
             else:
                 self.set(kind, old.status, old.reason, old.message)
 
-    def set(self, kind: ConditionType, status: str, reason: str, message: str) -> None:
+    def set(self, kind: ConditionType, status: str, reason: str, message: str = "") -> None:
         """Set a condition; its message is cut to what a table can show."""
         old = self._old.get(kind)
         if len(message) > MESSAGE_CHARACTERS:
@@ -40,6 +41,17 @@ class Conditions:
             observed_generation=self._generation,
             last_transition_time=old.last_transition_time if old and old.status == status else self._now,
         )
+
+    def set_steadily(self, kind: ConditionType, status: str, reason: str, message: str) -> None:
+        """The same, but what was said before stays where only numbers differ.
+
+        Kubernetes counts nodes and quotas in its words; on a busy cluster every waiting job would be written for each.
+        """
+        old = self._old.get(kind)
+        same = old is not None and (old.status, old.reason) == (status, reason)
+        if old is not None and same and _without_numbers(old.message) == _without_numbers(message):
+            message = old.message
+        self.set(kind, status, reason, message)
 
     def holds(self, kind: ConditionType) -> bool:
         return self._new[kind].status == TRUE
@@ -55,3 +67,7 @@ class Conditions:
 def timestamp(time: datetime) -> str:
     """As Kubernetes writes times."""
     return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _without_numbers(message: str) -> str:
+    return re.sub(r"\d+", "#", message)

@@ -1,20 +1,33 @@
 """Why a child Job does not get on, and what to do about it.
 
 A Job says nothing of its pods' troubles, and Kubernetes tells most of them only in words: in this file, and nowhere
-else, messages are searched.
+else, messages are searched. What is said of a trouble stays the same while it lasts: every change is a write.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
 from llm_tuning.api.conditions import Reason
 from llm_tuning.api.tuning_job import TuningJobSpec
-from tuning_operator.constants import STUCK_SECONDS
-from tuning_operator.observed import Child, Pod, Raw
+from tuning_operator.constants import STUCK_SECONDS, UNPLACED_SECONDS
+from tuning_operator.observed import Child, Pod, Raw, event_time, read_time
+
+SHOWN_CHARACTERS = 400
+"""Of Kubernetes' own words in a message of ours."""
+STARTING = (None, "ContainerCreating", "PodInitializing")
+IMAGE_TROUBLES = (
+    "ErrImagePull",
+    "ImagePullBackOff",
+    "InvalidImageName",
+    "ErrImageNeverPull",
+    "ImageInspectError",
+    "RegistryUnavailable",
+    "SignatureValidationFailed",
+)
 
 
 @dataclass(frozen=True)
@@ -25,81 +38,114 @@ class Stuck:
     message: str
 
 
-def needs_events(child: Child, now: datetime) -> bool:
-    """Whether only Events can tell what the child waits for: it has no pod, or a pod whose container is not made."""
+Maker = Callable[[re.Match[str], TuningJobSpec], Stuck]
+Table = tuple[tuple[str, Maker], ...]
+"""A pattern of Kubernetes' words and what it means; the first that is found counts."""
+
+
+def events_due(child: Child, now: datetime) -> float | None:
+    """In how many seconds Events are to be read, since nothing else will tell; 0 or less: now. None: no need."""
     if child.is_suspended or child.has_ended or child.is_deleting:
-        return False
+        return None
     pod = child.newest_pod
     if pod is None:
-        return (now - child.created).total_seconds() >= STUCK_SECONDS
-    if pod.phase != "Pending" or pod.waiting.get("reason") not in (None, "ContainerCreating", "PodInitializing"):
-        return False
-    scheduled = pod.condition("PodScheduled")
-    return scheduled.get("status") == "True" and (now - pod.created).total_seconds() >= STUCK_SECONDS
+        return _left(child.created, STUCK_SECONDS, now)
+    if pod.phase == "Failed":
+        return _left(pod.ended_at or pod.created, STUCK_SECONDS, now)
+    if pod.phase != "Pending" or pod.waiting.get("reason") not in STARTING:
+        return None
+    placed = pod.condition("PodScheduled")
+    if placed.get("status") == "True":
+        return _left(read_time(placed["lastTransitionTime"]), STUCK_SECONDS, now)
+    return None if placed else _left(pod.created, UNPLACED_SECONDS, now)
 
 
 def find_stuck(child: Child, spec: TuningJobSpec) -> Stuck | None:
     """What the child is stuck at, or None while it gets on as far as can be seen."""
     pod = child.newest_pod
-    if pod is None:
-        return _from_events(child, _CREATION, spec)
+    if pod is None or pod.phase == "Failed":
+        since = pod.created if pod is not None else child.created
+        newer = (w for w in child.warnings_about(uid=child.uid) if event_time(w) >= since)
+        return _from_events(newer, CREATION, spec)
     if pod.phase != "Pending":
         return None
-    scheduled = pod.condition("PodScheduled")
-    if scheduled.get("status") == "False" and scheduled.get("reason") == "Unschedulable":
-        return _unschedulable(str(scheduled.get("message", "")), spec)
-    if pod.waiting.get("reason") not in (None, "ContainerCreating", "PodInitializing"):
+    placed = pod.condition("PodScheduled")
+    if placed.get("status") == "False" and placed.get("reason") == "Unschedulable":
+        return _first(SCHEDULING, str(placed.get("message", "")), spec)
+    if pod.waiting.get("reason") not in STARTING:
         return _waiting(pod, spec)
-    return _from_events(child, _MOUNTING, spec)
+    if not placed:
+        return _from_events(child.warnings_about(claim=spec.volume.claim_name), BINDING, spec)
+    return _from_events(child.warnings_about(uid=pod.uid), MOUNTING, spec)
 
 
-def _unschedulable(message: str, spec: TuningJobSpec) -> Stuck:
-    claim = spec.volume.claim_name
-    if re.search(r'persistentvolumeclaim "[^"]*" not found', message):
-        return Stuck(
-            Reason.CLAIM_NOT_FOUND,
-            f"spec.volume.claimName: there is no PersistentVolumeClaim {claim} in this namespace; create it, with "
-            "base/ and datasets/ on it",
-        )
-    if re.search(
-        r"unbound immediate PersistentVolumeClaim|persistent volumes? to bind|PersistentVolumeClaim|storageclass",
-        message,
-        re.I,
-    ):
-        return Stuck(
-            Reason.CLAIM_PENDING,
-            f"PersistentVolumeClaim {claim} is not bound to a volume; see `kubectl describe pvc {claim}`: its "
-            f"storageClassName must exist and have room ({_short(message)})",
-        )
-    wanted = f"{spec.resources.gpus} nvidia.com/gpu, " if spec.resources.gpus else ""
-    return Stuck(
-        Reason.UNSCHEDULABLE,
-        f"no node has room for the pod ({wanted}{spec.resources.cpu} CPU, {spec.resources.memory}): {_short(message)}; "
-        "lower spec.resources, check nodeSelector and tolerations, or wait for or add nodes",
-    )
+def _left(since: datetime, seconds: float, now: datetime) -> float:
+    return seconds - (now - since).total_seconds()
 
 
 def _waiting(pod: Pod, spec: TuningJobSpec) -> Stuck | None:
     reason, message = str(pod.waiting.get("reason")), str(pod.waiting.get("message", ""))
-    image = pod.raw["spec"]["containers"][0]["image"]
-    if reason in ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"):
+    if reason in IMAGE_TROUBLES:
         return Stuck(
             Reason.IMAGE_PULL_FAILED,
-            f"image {image} cannot be pulled ({reason}); check the operator's image settings (helm values images.*) "
-            "and pull secrets, and that the node reaches the registry",
+            f"image {pod.raw['spec']['containers'][0]['image']} cannot be pulled: see `kubectl describe pod {pod.name}`"
+            "; check the operator's image settings (Helm values images.*) and pull secrets, and that the node reaches "
+            "the registry",
         )
-    if reason == "CreateContainerConfigError":
-        if found := _NAMED_SECRET.search(message):
-            return _secret(found, spec)
-        if found := _NAMED_CONFIG_MAP.search(message):
-            return _config_map(found, spec)
-        return Stuck(Reason.CONTAINER_CONFIG_ERROR, f"the container cannot be made: {_short(message)}")
-    if reason in ("CreateContainerError", "RunContainerError", "StartError"):
-        return Stuck(Reason.CONTAINER_CONFIG_ERROR, f"the container cannot be started: {_short(message)}")
+    return _first(CONTAINERS.get(reason, ()), message, spec)
+
+
+def _from_events(warnings: Iterable[Raw], tables: dict[str, Table], spec: TuningJobSpec) -> Stuck | None:
+    """By the newest Warning whose reason a table is there for."""
+    for warning in warnings:
+        if stuck := _first(tables.get(str(warning.get("reason")), ()), str(warning.get("message", "")), spec):
+            return stuck
     return None
 
 
-Maker = Callable[[re.Match[str], TuningJobSpec], Stuck]
+def _first(table: Table, message: str, spec: TuningJobSpec) -> Stuck | None:
+    for pattern, make in table:
+        if found := re.search(pattern, message, re.IGNORECASE):
+            return make(found, spec)
+    return None
+
+
+# --- what a pattern means --------------------------------------------------------------------------------------------
+
+
+def _claim_not_found(found: re.Match[str], spec: TuningJobSpec) -> Stuck:
+    return Stuck(
+        Reason.CLAIM_NOT_FOUND,
+        f"spec.volume.claimName: there is no PersistentVolumeClaim {spec.volume.claim_name} in this namespace; create "
+        "it, with base/ and datasets/ on it",
+    )
+
+
+def _claim_going(found: re.Match[str], spec: TuningJobSpec) -> Stuck:
+    return Stuck(
+        Reason.CLAIM_NOT_FOUND,
+        f"spec.volume.claimName: PersistentVolumeClaim {spec.volume.claim_name} is being deleted; create it anew once "
+        "it is gone, with base/ and datasets/ on it",
+    )
+
+
+def _claim_pending(found: re.Match[str], spec: TuningJobSpec) -> Stuck:
+    claim = spec.volume.claim_name
+    return Stuck(
+        Reason.CLAIM_PENDING,
+        f"PersistentVolumeClaim {claim} is not bound to a volume; see `kubectl describe pvc {claim}`: its "
+        f"storageClassName must exist and have room ({_short(found.string)})",
+    )
+
+
+def _unschedulable(found: re.Match[str], spec: TuningJobSpec) -> Stuck:
+    asked = spec.resources
+    gpus = f"{asked.gpus} {GPU}, " if asked.gpus else ""
+    return Stuck(
+        Reason.UNSCHEDULABLE,
+        f"no node takes the pod: {_short(found.string)}; a trainer asks for {gpus}{asked.cpu} CPU and {asked.memory} "
+        "(spec.resources): lower that, check nodeSelector and tolerations, or wait for or add nodes",
+    )
 
 
 def _secret(found: re.Match[str], spec: TuningJobSpec) -> Stuck:
@@ -113,21 +159,20 @@ def _secret(found: re.Match[str], spec: TuningJobSpec) -> Stuck:
 
 def _config_map(found: re.Match[str], spec: TuningJobSpec) -> Stuck:
     source = spec.dataset.config_map
-    name = source.name if source else found["name"]
-    key = f" with the key {source.key}" if source else ""
+    name, key = (source.name, f" with the key {source.key}") if source else (found["name"], "")
     return Stuck(
         Reason.CONFIG_MAP_NOT_FOUND,
-        f"spec.dataset.configMap: there is no ConfigMap {name}{key} in this namespace; create it, the pod then starts "
+        f"spec.dataset.configMap: there is no ConfigMap {name} in this namespace; create it{key}, the pod then starts "
         "by itself",
     )
 
 
 def _config_map_key(found: re.Match[str], spec: TuningJobSpec) -> Stuck:
     source = spec.dataset.config_map
-    name, key = (source.name, source.key) if source else ("?", "?")
+    what = f"ConfigMap {source.name} has no key {source.key}" if source else _short(found.string)
     return Stuck(
         Reason.CONFIG_MAP_NOT_FOUND,
-        f"spec.dataset.configMap: ConfigMap {name} has no key {key}; add it, or correct the name in a new TuningJob",
+        f"spec.dataset.configMap: {what}; add the key, or apply another TuningJob with the right one",
     )
 
 
@@ -147,11 +192,11 @@ def _pod_security(found: re.Match[str], spec: TuningJobSpec) -> Stuck:
     )
 
 
-def _creation(found: re.Match[str], spec: TuningJobSpec) -> Stuck:
+def _not_created(found: re.Match[str], spec: TuningJobSpec) -> Stuck:
     return Stuck(Reason.POD_CREATION_FAILED, f"the pod cannot be created: {_short(found.string)}")
 
 
-def _mount(found: re.Match[str], spec: TuningJobSpec) -> Stuck:
+def _not_mounted(found: re.Match[str], spec: TuningJobSpec) -> Stuck:
     return Stuck(
         Reason.VOLUME_MOUNT_FAILED,
         f"a volume cannot be mounted: {_short(found.string)}; see `kubectl describe pvc {spec.volume.claim_name}` and "
@@ -159,40 +204,58 @@ def _mount(found: re.Match[str], spec: TuningJobSpec) -> Stuck:
     )
 
 
-_NAMED_SECRET = re.compile(r'secrets? "(?P<name>[^"]+)" not found')
-_NAMED_CONFIG_MAP = re.compile(r'configmaps? "(?P<name>[^"]+)" not found')
-_CREATION: tuple[tuple[str, re.Pattern[str], Maker], ...] = (
-    ("FailedCreate", re.compile(r"exceeded quota|must specify .* for"), _quota),
-    ("FailedCreate", re.compile(r"violates PodSecurity"), _pod_security),
-    ("FailedCreate", re.compile(r""), _creation),
-)
-_MOUNTING: tuple[tuple[str, re.Pattern[str], Maker], ...] = (
-    ("FailedMount", _NAMED_CONFIG_MAP, _config_map),
-    ("FailedMount", _NAMED_SECRET, _secret),
-    ("FailedMount", re.compile(r"references non-existent config key"), _config_map_key),
-    ("FailedMount", re.compile(r""), _mount),
-    ("FailedAttachVolume", re.compile(r""), _mount),
-    ("FailedMapVolume", re.compile(r""), _mount),
-    ("FailedCreatePodSandBox", re.compile(r""), _creation),
-)
+def _no_sandbox(found: re.Match[str], spec: TuningJobSpec) -> Stuck:
+    return Stuck(
+        Reason.POD_CREATION_FAILED,
+        f"the node cannot set the pod up: {_short(found.string)}; the node's runtime or network needs a look",
+    )
 
 
-def _from_events(
-    child: Child, table: tuple[tuple[str, re.Pattern[str], Maker], ...], spec: TuningJobSpec
-) -> Stuck | None:
-    """By the newest Warning that the table knows."""
-    for event in reversed(child.warnings):
-        if made := _from_event(event, table, spec):
-            return made
-    return None
+def _not_started(found: re.Match[str], spec: TuningJobSpec) -> Stuck:
+    return Stuck(Reason.CONTAINER_CONFIG_ERROR, f"the container cannot be started: {_short(found.string)}")
 
 
-def _from_event(event: Raw, table: tuple[tuple[str, re.Pattern[str], Maker], ...], spec: TuningJobSpec) -> Stuck | None:
-    for reason, pattern, make in table:
-        if event.get("reason") == reason and (found := pattern.search(str(event.get("message", "")))):
-            return make(found, spec)
-    return None
+GPU = "nvidia.com/gpu"
+ANY = r"(?s).*"
+NAMED_SECRET = r'secrets? "(?P<name>[^"]+)" not found'
+NAMED_CONFIG_MAP = r'configmaps? "(?P<name>[^"]+)" not found'
 
+SCHEDULING: Table = (
+    (r'persistentvolumeclaim "[^"]*" not found', _claim_not_found),
+    (r'persistentvolumeclaim "[^"]*" is being deleted', _claim_going),
+    (r"unbound immediate persistentvolumeclaim|persistent volumes? to bind|persistentvolumeclaim|storageclass",
+     _claim_pending),
+    (ANY, _unschedulable),
+)  # fmt: skip
+"""The scheduler's words in the pod's condition PodScheduled."""
+CONTAINERS: dict[str, Table] = {
+    "CreateContainerConfigError": ((NAMED_SECRET, _secret), (NAMED_CONFIG_MAP, _config_map), (ANY, _not_started)),
+    "CreateContainerError": ((ANY, _not_started),),
+    "RunContainerError": ((ANY, _not_started),),
+}
+"""By the reason for which a container waits."""
+CREATION: dict[str, Table] = {
+    "FailedCreate": (
+        (r"exceeded quota|failed quota|must specify .* for", _quota),
+        (r"violates PodSecurity", _pod_security),
+        (ANY, _not_created),
+    ),
+}
+"""By the reason of an Event about the Job."""
+MOUNTING: dict[str, Table] = {
+    "FailedMount": (
+        (NAMED_CONFIG_MAP, _config_map),
+        (NAMED_SECRET, _secret),
+        (r"references non-existent config key", _config_map_key),
+        (ANY, _not_mounted),
+    ),
+    "FailedAttachVolume": ((ANY, _not_mounted),),
+    "FailedMapVolume": ((ANY, _not_mounted),),
+    "FailedCreatePodSandBox": ((ANY, _no_sandbox),),
+}
+"""By the reason of an Event about the pod."""
+BINDING: dict[str, Table] = {"ProvisioningFailed": ((ANY, _claim_pending),)}
+"""By the reason of an Event about the claim."""
 
 _ATTEMPT = re.compile(r'^Error creating: (pods "[^"]*" is forbidden: )?')
 """The name of a pod that was not made is another at each attempt: it would make another message of the same trouble."""
@@ -200,4 +263,4 @@ _ATTEMPT = re.compile(r'^Error creating: (pods "[^"]*" is forbidden: )?')
 
 def _short(message: str) -> str:
     text = _ATTEMPT.sub("", " ".join(message.split()))
-    return text if len(text) <= 400 else text[:397] + "..."
+    return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 3] + "..."

@@ -26,11 +26,11 @@ REASONS_TOLD = (Reason.WAITING_FOR_ADAPTER, Reason.ADAPTER_JOB_NOT_FOUND, Reason
 
 
 def events_of(old: Sequence[Condition], new: Sequence[Condition]) -> list[Event]:
-    """One Event for each condition that came to be so, or is so for another reason."""
-    before = {condition.type: (condition.status, condition.reason) for condition in old}
+    """One Event for each condition that came to be so, or is so for another reason; each failed attempt is one."""
+    before = {condition.type: _told(condition) for condition in old}
     events = []
     for condition in new:
-        if before.get(condition.type) == (condition.status, condition.reason):
+        if before.get(condition.type) == _told(condition):
             continue
         kind = TOLD.get((condition.type, condition.status))
         if condition.type == C.RECONCILING and condition.reason in REASONS_TOLD:
@@ -38,3 +38,8 @@ def events_of(old: Sequence[Condition], new: Sequence[Condition]) -> list[Event]
         if kind is not None:
             events.append(Event(kind, condition.reason, condition.message))
     return events
+
+
+def _told(condition: Condition) -> tuple[str, ...]:
+    message = condition.message if condition.type == C.STALLED else ""
+    return condition.status, condition.reason, message

@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llm_tuning.api.tuning_job import API_VERSION, KIND, TuningJobSpec
+from llm_tuning.errors import EXIT_INPUT
 from llm_tuning.pod.contract import (
     CONTAINERS,
     DATASET_DIR,
     INPUT_VARIABLE,
+    REPORT,
     ROOT,
     TERMINATION_LOG,
     PodInput,
@@ -32,8 +34,6 @@ from tuning_operator.settings import Settings
 USER = 65532
 BASE_CHARACTERS = 64
 """Of the base's name in a model_id, which has 128 at most."""
-EXIT_INPUT = 64
-"""Bad input: the same data would be refused again."""
 
 
 @dataclass
@@ -56,6 +56,8 @@ def child_name(job_name: str, role: str) -> str:
 
 def model_id(observed: Observed, spec: TuningJobSpec) -> str:
     """The name of the result: the same on every pass, so that a retry resumes; another for a namesake."""
+    if observed.status.model_id is not None:
+        return observed.status.model_id
     base = re.sub(r"[^A-Za-z0-9._-]", "-", spec.model.path.rsplit("/", 1)[-1])[:BASE_CHARACTERS]
     digest = hashlib.sha256(observed.uid.encode()).hexdigest()[:6]
     return f"ft_{spec.mode}_{base}_{int(observed.created.timestamp())}_{digest}"
@@ -128,7 +130,7 @@ def _pod(spec: TuningJobSpec, settings: Settings, role: str, parts: PodParts, gi
         *parts.volumes,
     ]
     mounts = [{"name": "workspace", "mountPath": str(ROOT)}, {"name": "tmp", "mountPath": "/tmp"}, *parts.mounts]
-    if spec.dataset.config_map is not None:
+    if spec.dataset.config_map is not None and role != REPORT:
         source = spec.dataset.config_map
         item = {"key": source.key, "path": source.key}
         volumes.append({"name": "dataset", "configMap": {"name": source.name, "items": [item]}})

@@ -27,7 +27,8 @@ def build_trainer_job(
     if resources.gpus:
         requests[GPU_RESOURCE] = limits[GPU_RESOURCE] = str(resources.gpus)
     parts = PodParts(image=settings.trainer_image, resources={"requests": requests, "limits": limits})
-    parts.environment.append({"name": "OMP_NUM_THREADS", "value": str(threads(resources.cpu))})
+    threads_each = max(1, threads(resources.cpu) // max(1, resources.gpus))  # one process for each GPU
+    parts.environment.append({"name": "OMP_NUM_THREADS", "value": str(threads_each)})
     if resources.gpus and not settings.allow_cpu_fallback:
         parts.environment.append({"name": REQUIRE_GPU_VARIABLE, "value": "1"})
     if resources.gpus > 1:
