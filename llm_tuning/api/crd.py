@@ -16,7 +16,7 @@ import yaml
 from pydantic.alias_generators import to_camel
 
 from llm_tuning.api import tuning_job as api
-from llm_tuning.api.structural import RULES, Schema, rule, structural_schema
+from llm_tuning.api.structural import INT_OR_STRING, RULES, Schema, rule, structural_schema
 
 FILE_NAME = f"{api.PLURAL}.{api.GROUP}.yaml"
 FOLDERS = (Path("crds"), Path("charts/llm-tuning/files/crds"))
@@ -104,7 +104,7 @@ def frozen(schema: Schema, *, mutable: tuple[str, ...] = ()) -> Schema:
         if "properties" in field and (name in schema.get("required", []) or "default" in field):
             properties[name] = frozen(field)
         else:
-            rules.append(_kept(name))
+            rules.append(_kept(name, field))
     return {**schema, "properties": properties, RULES: rules} if rules else {**schema, "properties": properties}
 
 
@@ -136,9 +136,14 @@ def _sentence(parts: list[str]) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _kept(name: str) -> Any:
-    """Presence is asked of defaulted fields too: a group's default {} meets the rules before its inner defaults."""
-    same = f"has(self.{name}) == has(oldSelf.{name}) && (!has(self.{name}) || self.{name} == oldSelf.{name})"
+def _kept(name: str, field: Schema) -> Any:
+    """Presence is asked of defaulted fields too: a group's default {} meets the rules before its inner defaults.
+
+    What may be a number or text is compared as text: `cpu: 4` and `cpu: "4"` are one value.
+    """
+    new, old = f"self.{name}", f"oldSelf.{name}"
+    equal = f"string({new}) == string({old})" if INT_OR_STRING in field else f"{new} == {old}"
+    same = f"has({new}) == has({old}) && (!has({new}) || {equal})"
     return rule(same, api.IMMUTABLE, field=f".{name}")
 
 

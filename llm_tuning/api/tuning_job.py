@@ -462,10 +462,16 @@ class TuningJob(WireModel):
     @model_validator(mode="after")
     def _plain_short_name(self) -> Self:
         name = self.metadata.get("name")
-        if name is not None and re.fullmatch(_SUBDOMAIN, str(name)) is None:
-            raise FieldError("metadata.name", f"must be lower case letters, digits, - and ., got {str(name)[:60]!r}")
-        if len(str(name)) > NAME_CHARACTERS:
-            raise FieldError("metadata.name", f"must have at most {NAME_CHARACTERS} characters, got {len(str(name))}")
+        if name is None and not self.metadata.get("generateName"):
+            raise FieldError("metadata.name", "is required; add it")
+        if name is None:
+            return self
+        if not isinstance(name, str):
+            raise FieldError("metadata.name", f"must be text, got {name!r}; quote it")
+        if re.fullmatch(_SUBDOMAIN, name) is None:
+            raise FieldError("metadata.name", f"must be lower case letters, digits, - and ., got {name[:60]!r}")
+        if len(name) > NAME_CHARACTERS:
+            raise FieldError("metadata.name", f"must have at most {NAME_CHARACTERS} characters, got {len(name)}")
         return self
 
 

@@ -334,6 +334,14 @@ def _allowed() -> Iterator[Change]:
     yield Change("null for a default", MINIMAL, (({**MINIMAL, "retries": None}, True),))
     # 1.0 for an integer is taken on creation only: the rules that compare old and new cannot read it.
     yield Change("0 for 0.0", MINIMAL, (({**MINIMAL, "training": {"weightDecay": 0}}, True),))
+    quoted, plain = ({**MINIMAL, "resources": {"cpu": cores}} for cores in ("2", 2))
+    yield Change("default cores as a number, then quoted", MINIMAL, ((plain, True), (quoted, True), (plain, True)))
+    yield Change(
+        "other cores as a number",
+        plain,
+        (({**MINIMAL, "resources": {"cpu": 3}}, False), (plain, True)),
+        "resources.cpu",
+    )
     suspended, short = {**MINIMAL, "suspend": True}, {**MINIMAL, "ttlSecondsAfterFinished": 1}
     yield Change("suspend and back", MINIMAL, ((suspended, True), (MINIMAL, True)))
     longer = {**MINIMAL, "ttlSecondsAfterFinished": 2}

@@ -52,11 +52,19 @@ def test_the_corpus_is_large_and_has_both_kinds() -> None:
         ({"name": "x" * 51}, "metadata.name: must have at most 50 characters, got 51"),
         ({"name": "A"}, "metadata.name: must be lower case"),
         ({"name": "a\n"}, "metadata.name: must be lower case"),
+        ({"name": ""}, "metadata.name: must be lower case"),
+        ({"name": 1}, "metadata.name: must be text, got 1; quote it"),
+        ({"name": None}, "metadata.name: is required"),
+        ({}, "metadata.name: is required"),
     ],
 )
 def test_a_bad_name_is_refused(metadata: dict[str, Any], want: str) -> None:
     with pytest.raises(InputError, match=want):
         TuningJob.parse({"metadata": metadata, "spec": spec_corpus.MINIMAL})
+
+
+def test_the_server_may_make_the_name() -> None:
+    TuningJob.parse({"metadata": {"generateName": "faq-"}, "spec": spec_corpus.MINIMAL})
 
 
 @pytest.mark.parametrize("example", sorted(EXAMPLES.glob("tuningjob*.yaml")), ids=lambda path: path.name)
