@@ -15,7 +15,7 @@ import aiohttp
 from kubernetes.aio import client, config
 
 from llm_tuning.api.tuning_job import API_VERSION, GROUP, KIND, PLURAL, VERSION
-from tuning_operator.constants import FIELD_MANAGER, MANAGED_BY, MANAGED_BY_LABEL
+from tuning_operator.constants import FIELD_MANAGER, LABEL_UID, MANAGED_BY, MANAGED_BY_LABEL
 from tuning_operator.errors import (
     AlreadyExists,
     ClusterError,
@@ -119,6 +119,12 @@ class Cluster:
         }
         path = f"{_tuning_jobs(metadata['namespace'])}/{metadata['name']}/status"
         return await self._apply(f"{PLURAL}/status", path, body)
+
+    async def list_pods_of(self, namespace: str, uid: str) -> list[Raw]:
+        """The pods labelled with a TuningJob's uid, as they are now."""
+        path = f"/api/v1/namespaces/{namespace}/pods"
+        answer = await self._call("list", "pods", "GET", path, query={"labelSelector": f"{SELECTED},{LABEL_UID}={uid}"})
+        return [trimmed("pods", item) for item in answer["items"]]
 
     async def list_warnings(self, namespace: str) -> list[Raw]:
         """The namespace's Warning Events."""

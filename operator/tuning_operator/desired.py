@@ -36,6 +36,9 @@ class Desired:
     needs_events: bool = False
     """Something waits without saying why in its own status: the Warning Events are to be read, then decided again."""
 
+    needs_pods: bool = False
+    """A pod that should be there is not seen: pods are to be read, then decided again. A watch may have lost it."""
+
     def look_again(self, seconds: float) -> None:
         """Ask for another pass in at most `seconds`."""
         self.requeue_after = seconds if self.requeue_after is None else min(self.requeue_after, seconds)

@@ -22,7 +22,7 @@ from tuning_operator.queue import WorkQueue
 from tuning_operator.reconcile.tuning_job import desire
 from tuning_operator.resources.pod_template import child_name
 from tuning_operator.settings import Settings
-from tuning_operator.store import JOBS, TUNING_JOBS, Key, Store
+from tuning_operator.store import JOBS, PODS, TUNING_JOBS, Key, Store
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +93,11 @@ class Worker:
             return
         observed = self._observe(raw)
         desired = desire(observed, self.settings, self.now())
+        if desired.needs_pods:
+            for pod in await self.cluster.list_pods_of(key[0], observed.uid):
+                self.store.put(PODS, pod)
+            observed = self._observe(raw)
+            desired = desire(observed, self.settings, self.now())
         if desired.needs_events:
             observed = self._observe(raw, await self._warnings_in(key[0]))
             desired = desire(observed, self.settings, self.now())

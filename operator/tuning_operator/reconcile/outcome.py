@@ -53,6 +53,11 @@ def seconds_undecided(child: Child, now: datetime) -> float | None:
     return left if left > 0 else None
 
 
+def lacks_pods(child: Child) -> bool:
+    """Whether the Job has ended, and the pods that tell how are not all seen as ended."""
+    return child.has_ended and not _has_all_pods(child)
+
+
 def _has_all_pods(child: Child) -> bool:
     """Of a Job that has ended: whether the pods that tell why are seen as ended."""
     if child.is_complete:

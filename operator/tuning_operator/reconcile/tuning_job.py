@@ -24,6 +24,7 @@ from tuning_operator.reconcile.outcome import (
     check_result,
     failing,
     failure_of,
+    lacks_pods,
     seconds_undecided,
     train_result,
 )
@@ -176,6 +177,7 @@ class _Pass:
         """Whether what ended is not fully seen yet: then nothing is written, and looked again."""
         seconds = seconds_undecided(child, self.now)
         if seconds is None:
+            self.desired.needs_pods |= lacks_pods(child)
             return False
         self.desired.look_again(seconds)
         self.undecided = True

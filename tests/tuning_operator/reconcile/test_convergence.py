@@ -1,0 +1,522 @@
+"""A world with Jobs and pods that goes its way while the operator is killed, deaf, late and told twice.
+
+Each case is a seeded random schedule. The operator is the real worker, store and queue on an API server in memory; it
+is killed between any two writes and begins again with an empty memory, and watches deliver late, twice, or not at all
+(until the next list). Whatever happens, the end is the one that the pods' results and the user's wishes lead to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tests.support.memory_cluster import MemoryCluster
+from tests.support.operator_objects import CHECKED, SETTINGS, TRAINED, Raw, after, make_tuning_job
+from tuning_operator import worker as worker_module
+from tuning_operator.constants import LABEL_ROLE, RESYNC_SECONDS
+from tuning_operator.metrics import Metrics
+from tuning_operator.queue import WorkQueue
+from tuning_operator.reconcile.conditions import timestamp
+from tuning_operator.store import JOBS, KINDS, PODS, TUNING_JOBS, Store
+from tuning_operator.worker import Worker
+
+NAME = "faq"
+OK, LOST = "ok", "message lost"
+"""Ends of a pod; the others are exit codes and OOM."""
+OOM = "OOM"
+
+
+class Killed(BaseException):
+    """The process is gone at this moment."""
+
+
+@dataclass
+class World:
+    """The clock, the Job controller, the kubelet, the garbage collector, and the user."""
+
+    rng: random.Random
+    plan: dict[str, list[str]]
+    """How pods of a role end, one after the other; the last for all further ones."""
+    cluster: MemoryCluster = field(default_factory=MemoryCluster)
+    seconds: float = 0.0
+    trained: bool = False
+    """Whether the claim has the adapter: a trainer that is started again finds it and ends well at once."""
+    ended: dict[str, int] = field(default_factory=dict)
+    pods: int = 0
+
+    def __post_init__(self) -> None:
+        self.cluster.now = self.now
+
+    def now(self) -> datetime:
+        return after(int(self.seconds))
+
+    def clock(self) -> float:
+        return self.seconds
+
+    # --- Kubernetes -------------------------------------------------------------------------------------------------
+
+    def step(self) -> None:
+        """Time passes, and each of the machines does at most one thing to each object."""
+        self.seconds += self.rng.uniform(0.2, 4.0)
+        self._collect_garbage()
+        for job in self.all(JOBS):
+            self._control(job)
+        for pod in self.all(PODS):
+            if self.rng.random() < 0.6:
+                self._run(pod)
+        self.check()
+
+    def all(self, kind: str) -> list[Raw]:
+        return [self.cluster.get(kind, name) or {} for _, name in list(self.cluster.objects[kind])]
+
+    def pods_of(self, job: Raw) -> list[Raw]:
+        uid = job["metadata"]["uid"]
+        return [pod for pod in self.all(PODS) if pod["metadata"]["ownerReferences"][0]["uid"] == uid]
+
+    def _collect_garbage(self) -> None:
+        uids = {raw["metadata"]["uid"] for kind in (TUNING_JOBS, JOBS) for raw in self.all(kind)}
+        for job in self.all(JOBS):
+            if job["metadata"]["ownerReferences"][0]["uid"] not in uids:
+                self.cluster.remove(JOBS, "team", job["metadata"]["name"])
+        for pod in self.all(PODS):
+            if pod["metadata"]["ownerReferences"][0]["uid"] not in uids:
+                self.delete_pod(pod)
+
+    def _control(self, job: Raw) -> None:
+        """The Job controller. A pod is counted before it may go."""
+        pods = self.pods_of(job)
+        if "deletionTimestamp" in job["metadata"]:
+            for pod in pods:
+                self.delete_pod(pod)
+            if not self.pods_of(job):
+                self.cluster.remove(JOBS, "team", job["metadata"]["name"])
+            return
+        status = job["status"]
+        if status.get("conditions"):
+            return
+        counted = status.setdefault("counted", [])  # stands for the finalizer of each pod
+        for pod in pods:
+            if pod["status"]["phase"] in ("Failed", "Succeeded") and pod["metadata"]["uid"] not in counted:
+                counted.append(pod["metadata"]["uid"])
+                key = pod["status"]["phase"].lower()
+                status[key] = status.get(key, 0) + 1
+                if exit_code(pod) == 64:
+                    self._end(status, "Failed", "PodFailurePolicy")
+        if status.get("succeeded"):
+            self._end(status, "Complete", "CompletionsReached")
+        elif status.get("failed", 0) > job["spec"]["backoffLimit"]:
+            self._end(status, "Failed", "BackoffLimitExceeded")
+        elif not status.get("conditions") and all(has_ended(pod) for pod in pods) and self.rng.random() < 0.7:
+            self._start_pod(job)
+        self.cluster.change(JOBS, job)
+
+    def _end(self, status: Raw, kind: str, reason: str) -> None:
+        if not status.get("conditions"):
+            time = timestamp(self.now())
+            status["conditions"] = [{"type": kind, "status": "True", "reason": reason, "lastTransitionTime": time}]
+
+    def _start_pod(self, job: Raw) -> None:
+        self.pods += 1
+        metadata = job["metadata"]
+        self.cluster.add(
+            PODS,
+            {
+                "metadata": {
+                    "name": f"{metadata['name']}-{self.pods:04}",
+                    "namespace": "team",
+                    "labels": dict(job["spec"]["template"]["metadata"]["labels"]),
+                    "ownerReferences": [{"kind": "Job", "name": metadata["name"], "uid": metadata["uid"]}],
+                },
+                "spec": {"containers": [{"image": "trainer:1"}]},
+                "status": {"phase": "Pending"},
+            },
+        )
+
+    def _run(self, pod: Raw) -> None:
+        """The kubelet."""
+        status, role = pod["status"], pod["metadata"]["labels"][LABEL_ROLE]
+        leaves = "deletionTimestamp" in pod["metadata"]
+        if has_ended(pod):
+            if leaves:
+                self.cluster.remove(PODS, "team", pod["metadata"]["name"])
+            return
+        if leaves:
+            self._terminate(pod, "75")  # a checkpoint, then the end; it takes no part of the plan
+        elif status["phase"] == "Pending":
+            status["phase"] = "Running"
+            status["containerStatuses"] = [{"state": {"running": {"startedAt": timestamp(self.now())}}}]
+            self.cluster.change(PODS, pod)
+        else:
+            number = self.ended.get(role, 0)
+            self.ended[role] = number + 1
+            plan = self.plan.get(role, [OK])
+            end = plan[min(number, len(plan) - 1)]
+            self._terminate(pod, OK if role == "train" and self.trained and end != LOST else end)
+
+    def _terminate(self, pod: Raw, end: str) -> None:
+        role = pod["metadata"]["labels"][LABEL_ROLE]
+        good = end in (OK, LOST)
+        if role == "report":
+            good = self.trained
+        elif good and role == "train":
+            self.trained = True
+        terminated: Raw = {"exitCode": 0 if good else 137 if end == OOM else int(end if end.isdigit() else 64)}
+        if good and end != LOST:
+            terminated["message"] = json.dumps(CHECKED if role == "check" else TRAINED)
+        elif end == OOM:
+            terminated["reason"] = "OOMKilled"
+        elif end == "64":
+            terminated["message"] = json.dumps({"ok": False, "reason": "DatasetInvalid", "message": "row 3: no prompt"})
+        pod["status"]["phase"] = "Succeeded" if good else "Failed"
+        pod["status"]["containerStatuses"] = [{"state": {"terminated": terminated}}]
+        self.cluster.change(PODS, pod)
+
+    # --- what people do ---------------------------------------------------------------------------------------------
+
+    def delete_pod(self, pod: Raw) -> None:
+        """Gracefully: it ends, and goes then."""
+        if "deletionTimestamp" not in pod["metadata"]:
+            pod["metadata"]["deletionTimestamp"] = timestamp(self.now())
+            self.cluster.change(PODS, pod)
+
+    def vanish(self) -> None:
+        """A pod that has ended, and was counted, is removed: by a node that goes, or by hand."""
+        counted = {uid for job in self.all(JOBS) for uid in job["status"].get("counted", [])}
+        gone = [pod for pod in self.all(PODS) if has_ended(pod) and pod["metadata"]["uid"] in counted]
+        gone = [pod for pod in gone if pod["metadata"]["labels"][LABEL_ROLE] != "report"]  # the last word there is
+        if gone:
+            self.cluster.remove(PODS, "team", self.rng.choice(gone)["metadata"]["name"])
+
+    def delete_a_job(self) -> None:
+        """By hand: in the foreground, or at once with the pods still there."""
+        jobs = self.all(JOBS)
+        if not jobs:
+            return
+        job = self.rng.choice(jobs)
+        if self.rng.random() < 0.5:
+            self.cluster.remove(JOBS, "team", job["metadata"]["name"])
+        elif "deletionTimestamp" not in job["metadata"]:
+            job["metadata"]["deletionTimestamp"] = timestamp(self.now())
+            self.cluster.change(JOBS, job)
+
+    def suspend(self, value: bool) -> None:
+        raw = self.cluster.get(TUNING_JOBS, NAME)
+        if raw is not None and raw["spec"].get("suspend", False) != value:
+            raw["spec"]["suspend"] = value
+            raw["metadata"]["generation"] += 1
+            self.cluster.change(TUNING_JOBS, raw)
+
+    def delete(self) -> None:
+        if self.cluster.get(TUNING_JOBS, NAME) is not None:
+            self.cluster.remove(TUNING_JOBS, "team", NAME)
+
+    # --- what must always hold --------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        live = [
+            pod for pod in self.all(PODS) if not has_ended(pod) and pod["metadata"]["labels"][LABEL_ROLE] == "train"
+        ]
+        assert len(live) <= 1, f"{len(live)} trainers at once"
+
+    def end(self) -> Raw:
+        """The status without what differs from one run to another, and the names of the Jobs."""
+        raw = self.cluster.get(TUNING_JOBS, NAME)
+        status = dict((raw or {}).get("status") or {})
+        conditions = [(c["type"], c["status"], c["reason"], c["message"]) for c in status.pop("conditions", [])]
+        for time in ("startTime", "completionTime"):
+            status[time] = time in status
+        status.get("progress", {}).pop("lastUpdateTime", None)
+        return {"conditions": without_names(conditions), "status": status, "jobs": sorted(self.job_names())}
+
+    def job_names(self) -> list[str]:
+        return [job["metadata"]["name"] for job in self.all(JOBS)]
+
+
+def without_names(conditions: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Messages without the numbers of pods: how many there were before depends on chance."""
+    return [(*rest, text.split("; see `kubectl")[0]) for *rest, text in conditions]
+
+
+def has_ended(pod: Raw) -> bool:
+    return pod["status"]["phase"] in ("Succeeded", "Failed")
+
+
+def exit_code(pod: Raw) -> int:
+    return int(pod["status"]["containerStatuses"][0]["state"]["terminated"]["exitCode"])
+
+
+@dataclass
+class Faults:
+    """What goes wrong between the operator and its API server: chances of each."""
+
+    kill: float = 0.0
+    lag: float = 0.0
+    lose: float = 0.0
+    double: float = 0.0
+    interleave: float = 0.0
+    """Of the world going on in the middle of a pass."""
+
+
+class Operator:
+    """One process after the other: worker, queue and store, on the same cluster."""
+
+    def __init__(self, world: World, faults: Faults) -> None:
+        self.world, self.faults = world, faults
+        self.deaths = 0
+        self.listed = 0.0
+        world.cluster.hook = self.on_write
+
+    async def start(self) -> None:
+        world = self.world
+        self.queue = WorkQueue(world.clock)
+        self.store = Store(self.queue.add)
+        self.worker = Worker(world.cluster, self.store, self.queue, SETTINGS, Metrics(), "test", world.now)  # type: ignore[arg-type]
+        await self.list()
+        self.task = asyncio.create_task(self.worker.run())
+
+    async def stop(self) -> None:
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+
+    async def list(self) -> None:
+        """At the start, and once a minute."""
+        self.listed = self.world.seconds
+        for kind in KINDS:
+            items, version = await self.world.cluster.list_all(kind, None)
+            self.store.apply_list(kind, items, version, None)
+        for raw in self.store.tuning_jobs():
+            self.queue.add((raw["metadata"]["namespace"], raw["metadata"]["name"]))
+
+    def on_write(self, moment: str, write: str) -> None:
+        if self.world.rng.random() < self.faults.interleave:
+            self.world.step()
+            self.deliver()
+        if self.world.rng.random() < self.faults.kill:
+            raise Killed(f"{moment} {write}")
+
+    def deliver(self, *, everything: bool = False) -> None:
+        """Some of what the watches have; one kind may be behind the others."""
+        rng, faults = self.world.rng, self.faults
+        for kind, waiting in self.world.cluster.watch.items():
+            if not everything and rng.random() < faults.lag:
+                continue
+            while waiting:
+                event, raw = waiting.popleft()
+                if rng.random() < faults.lose:
+                    continue
+                self.store.apply_event(kind, event, raw)
+                if rng.random() < faults.double:
+                    self.store.apply_event(kind, event, raw)
+
+    async def work(self) -> None:
+        """All passes that are due, by as many processes as it takes."""
+        if self.world.seconds - self.listed > RESYNC_SECONDS:
+            await self.list()
+        self.queue._wake.set()  # its timer is the real clock's
+        quiet = 0
+        for _ in range(2000):
+            await asyncio.sleep(0)
+            if self.task.done():
+                assert isinstance(self.task.exception(), Killed), self.task.exception()
+                self.deaths += 1
+                await self.start()
+            quiet = quiet + 1 if not len(self.queue) and not self.worker.busy_since else 0
+            if quiet > 6:
+                return
+        raise AssertionError("the operator does not come to rest")
+
+
+@contextmanager
+def fake_time(world: World) -> Iterator[None]:
+    """The worker's throttles, on the world's clock."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worker_module, "time", SimpleNamespace(monotonic=world.clock))
+        yield
+
+
+def finished(world: World) -> bool:
+    raw = world.cluster.get(TUNING_JOBS, NAME) or {}
+    return any(
+        c["type"] == "Finished" and c["status"] == "True" for c in (raw.get("status") or {}).get("conditions", [])
+    )
+
+
+async def live(
+    world: World, faults: Faults, *, act: Any = None, spec: Raw | None = None, steps: int = 1500
+) -> Operator:
+    """Apply the TuningJob and let the world go on until it has finished; then nothing may be written any more."""
+    given = {"resources": {"gpus": 0}, "retries": 2, **(spec or {})}
+    world.cluster.add(TUNING_JOBS, make_tuning_job(NAME, uid="uid-of-faq", **given))
+    with fake_time(world):
+        operator = Operator(world, faults)
+        await operator.start()
+        try:
+            for number in range(steps):
+                if act is not None:
+                    act(world, number)
+                operator.deliver()
+                await operator.work()
+                if finished(world) or world.cluster.get(TUNING_JOBS, NAME) is None:
+                    break
+                world.step()
+            else:
+                raise AssertionError(f"no end: {world.end()} {world.all(JOBS)}")
+            await still(world, operator)
+        finally:
+            await operator.stop()
+    return operator
+
+
+async def still(world: World, operator: Operator) -> None:
+    """After the end: a last list, then a restart, and not a single write but of what an Event was due."""
+    operator.faults = Faults()
+    before = json.dumps(world.cluster.get(TUNING_JOBS, NAME))
+    writes = len(world.cluster.writes)
+    for _ in range(40):
+        world.step()
+        operator.deliver(everything=True)
+        await operator.work()
+    await operator.stop()
+    await operator.start()
+    await operator.work()
+    assert world.cluster.writes[writes:] == []
+    assert json.dumps(world.cluster.get(TUNING_JOBS, NAME)) == before
+
+
+PLANS: dict[str, dict[str, list[str]]] = {
+    "well": {},
+    "refused": {"check": ["64"]},
+    "check crashes once": {"check": ["137", OK]},
+    "check crashes": {"check": ["1"]},
+    "result of the check lost": {"check": [LOST]},
+    "trainer refuses": {"train": ["75", "64"]},
+    "tries again": {"train": ["75", OOM, OK]},
+    "never works": {"train": ["137", "75", "1"]},
+    "out of memory": {"train": [OOM]},
+    "result lost": {"train": [LOST]},
+    "result lost after a failure": {"train": ["137", LOST]},
+}
+TROUBLE = Faults(kill=0.1, lag=0.5, lose=0.05, double=0.2, interleave=0.2)
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=[name.replace(" ", "-") for name in PLANS])
+async def test_the_end_is_the_same_with_every_kind_of_trouble(plan: str) -> None:
+    calm = World(random.Random(0), PLANS[plan])
+    await live(calm, Faults())
+    deaths = 0
+    for seed in range(SEEDS):
+        world = World(random.Random(seed), PLANS[plan])
+        operator = await live(world, TROUBLE)
+        deaths += operator.deaths
+        assert world.end() == calm.end(), f"seed {seed}"
+    assert deaths > 0
+
+
+SEEDS = 8
+EXPECTED = {
+    "well": ("True", "Succeeded"),
+    "refused": ("False", "DatasetInvalid"),
+    "check crashes once": ("True", "Succeeded"),
+    "check crashes": ("False", "RetriesExhausted"),
+    "result of the check lost": ("True", "Succeeded"),
+    "trainer refuses": ("False", "DatasetInvalid"),
+    "tries again": ("True", "Succeeded"),
+    "never works": ("False", "RetriesExhausted"),
+    "out of memory": ("False", "OutOfMemory"),
+    "result lost": ("True", "Succeeded"),
+    "result lost after a failure": ("True", "Succeeded"),
+}
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=[name.replace(" ", "-") for name in PLANS])
+async def test_the_end_says_what_has_happened(plan: str) -> None:
+    world = World(random.Random(1), PLANS[plan])
+    await live(world, Faults())
+    conditions = {kind: (status, reason) for kind, status, reason, _ in world.end()["conditions"]}
+    assert conditions["Succeeded"] == EXPECTED[plan]
+    assert conditions["Reconciling"] == ("False", "Finished")
+    assert conditions["Stalled"][0] == "False"
+    assert world.end()["status"]["startTime"]
+
+
+async def test_a_life_without_trouble_takes_few_writes() -> None:
+    for seed in range(SEEDS):
+        world = World(random.Random(seed), {})
+        await live(world, Faults(lag=0.5))
+        writes = [write for write in world.cluster.writes if not write.startswith("event")]
+        assert len(writes) <= 8, writes
+        told = [event["reason"] for event in world.cluster.events]
+        assert sorted({*told, "Training"}) == ["DatasetValid", "Evaluated", "Succeeded", "Trained", "Training"]
+        assert {event["count"] for event in world.cluster.events} == {1}
+
+
+def meddle(world: World, number: int) -> None:
+    """People suspend, resume, and delete Jobs and pods, but not for ever."""
+    if number > 60:
+        world.suspend(False)
+        return
+    rng = world.rng
+    chance = rng.random()
+    if chance < 0.08:
+        world.suspend(True)
+    elif chance < 0.2:
+        world.suspend(False)
+    elif chance < 0.24:
+        world.delete_a_job()
+    elif chance < 0.32:
+        world.vanish()
+    elif chance < 0.34 and (pods := world.all(PODS)):
+        world.delete_pod(rng.choice(pods))
+
+
+@pytest.mark.parametrize("plan", ["well", "tries again", "result lost", "refused"])
+async def test_whatever_people_do_meanwhile(plan: str) -> None:
+    for seed in range(SEEDS * 2):
+        world = World(random.Random(seed), PLANS[plan])
+        await live(world, TROUBLE, act=meddle, spec={"retries": 100})
+        succeeded = {kind: status for kind, status, *_ in world.end()["conditions"]}["Succeeded"]
+        assert succeeded == EXPECTED[plan][0], f"seed {seed}: {world.end()}"
+        assert world.trained == (succeeded == "True")
+
+
+async def test_deleted_at_any_moment_nothing_is_left() -> None:
+    for seed in range(SEEDS * 2):
+        moment = seed
+
+        def act(world: World, number: int, moment: int = moment) -> None:
+            if number == moment:
+                world.delete()
+
+        world = World(random.Random(seed), {})
+        await live(world, TROUBLE, act=act)
+        if world.cluster.get(TUNING_JOBS, NAME) is None:
+            assert world.all(JOBS) == []
+            assert world.all(PODS) == []
+
+
+async def test_suspended_at_any_moment_no_pod_runs_and_the_status_says_so() -> None:
+    for seed in range(SEEDS * 2):
+        world = World(random.Random(seed), {"train": ["75", OK]})
+        moment = seed
+
+        def act(world: World, number: int, moment: int = moment) -> None:
+            if number == moment:
+                world.suspend(True)
+            if number == moment + 60 and not finished(world):
+                assert [pod for pod in world.all(PODS) if not has_ended(pod)] == []
+                conditions = {kind: (status, reason) for kind, status, reason, _ in world.end()["conditions"]}
+                assert conditions["Suspended"] == ("True", "Suspended"), conditions
+                assert world.end()["status"]["phase"] == "Suspended"
+                world.suspend(False)
+
+        await live(world, TROUBLE, act=act)
+        assert {kind: status for kind, status, *_ in world.end()["conditions"]}["Succeeded"] == "True", f"seed {seed}"
