@@ -20,7 +20,7 @@ STEP = timedelta(seconds=2)
 PLAIN = {CHECK: [{"result": CHECKED}], TRAIN: [{"result": TRAINED}], REPORT: [{"result": TRAINED}]}
 
 
-class Killed(Exception):
+class Killed(Exception):  # noqa: N818 - a thing that happens, not a fault
     """The operator ended before this write."""
 
 

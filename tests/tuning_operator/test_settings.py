@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import pytest
+
+from llm_tuning.errors import InputError
+from tuning_operator.settings import Settings
+
+REQUIRED = {
+    "TUNING_OPERATOR_NAMESPACE": "llm-tuning",
+    "TUNING_OPERATOR_OPERATOR_IMAGE": "operator:1",
+    "TUNING_OPERATOR_TRAINER_IMAGE": "trainer:1",
+}
+
+
+def test_what_the_chart_must_give_is_enough() -> None:
+    settings = Settings.from_environment(REQUIRED | {"PATH": "/bin"})
+    assert settings == Settings(namespace="llm-tuning", operator_image="operator:1", trainer_image="trainer:1")
+
+
+def test_everything_can_be_set() -> None:
+    given = {
+        "WATCH_NAMESPACES": "a, b,",
+        "IMAGE_PULL_POLICY": "Always",
+        "IMAGE_PULL_SECRETS": "registry",
+        "PROGRESS_URL": "https://operator.ns.svc:8443",
+        "ALLOW_CPU_FALLBACK": "true",
+        "CHECK_CPU": "1",
+        "CHECK_MEMORY": "2Gi",
+        "POD_NAME": "operator-0",
+        "HTTP_HOST": "127.0.0.1",
+        "HTTP_PORT": "18080",
+        "PROGRESS_PORT": "18443",
+        "WORKERS": "3",
+    }
+    settings = Settings.from_environment(REQUIRED | {f"TUNING_OPERATOR_{name}": text for name, text in given.items()})
+    assert settings.watch_namespaces == ("a", "b")
+    assert settings.image_pull_secrets == ("registry",)
+    assert (settings.image_pull_policy, settings.progress_url) == ("Always", "https://operator.ns.svc:8443")
+    assert settings.allow_cpu_fallback is True
+    assert (settings.check_cpu, settings.check_memory, settings.pod_name) == ("1", "2Gi", "operator-0")
+    assert (settings.http_host, settings.http_port, settings.progress_port) == ("127.0.0.1", 18080, 18443)
+    assert settings.workers == 3
+
+
+def test_all_that_is_wrong_is_said_at_once() -> None:
+    wrong = {"TUNING_OPERATOR_HTTP_PORT": "eighty", "TUNING_OPERATOR_ALLOW_CPU_FALLBACK": "maybe"}
+    with pytest.raises(InputError) as raised:
+        Settings.from_environment({"TUNING_OPERATOR_NAMESPACE": "x"} | wrong)
+    text = str(raised.value)
+    for name in ("OPERATOR_IMAGE", "TRAINER_IMAGE", "HTTP_PORT", "ALLOW_CPU_FALLBACK"):
+        assert f"TUNING_OPERATOR_{name}" in text
+
+
+@pytest.mark.parametrize(("text", "value"), [("", False), ("false", False), ("0", False), ("True", True), ("1", True)])
+def test_switches(text: str, value: bool) -> None:
+    settings = Settings.from_environment(REQUIRED | {"TUNING_OPERATOR_ALLOW_CPU_FALLBACK": text})
+    assert settings.allow_cpu_fallback is value
+
+
+def test_the_authority_is_filled_in_later() -> None:
+    assert Settings.from_environment(REQUIRED).trusting("PEM").ca_pem == "PEM"
