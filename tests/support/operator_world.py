@@ -42,6 +42,9 @@ class World:
     kill_at: int | None = None
     """The number of the write that is not made any more."""
     ended: int = 0
+    """Trainers that have ended."""
+    made: int = 0
+    """Pods so far."""
     progress: Progress | None = None
     late_pods: bool = False
     """Whether the watch of pods is a step behind."""
@@ -115,7 +118,8 @@ class World:
         phase = newest["status"]["phase"] if newest else None
         at = (self.now - START).total_seconds()
         if newest is None or (phase == "Failed" and not self._is_over(newest, failed, job)):
-            self._put(job, make_pod(role, number=len(self.pods) + 1, phase="Pending", scheduled=True, created=at))
+            self.made += 1
+            self._put(job, make_pod(role, number=self.made, phase="Pending", created=at))
         elif phase == "Pending":
             self._put(job, {**newest, "status": make_pod(role, phase="Running", created=at)["status"]})
         elif phase == "Running":
@@ -195,7 +199,8 @@ class World:
         ]
 
     def condition(self, kind: str) -> Raw:
-        return next(c for c in self.job["status"]["conditions"] if c["type"] == kind)
+        conditions = self.job.get("status", {}).get("conditions", ())
+        return next((c for c in conditions if c["type"] == kind), {"status": "", "reason": ""})
 
     def spec(self, **fields: Any) -> None:
         """Change the spec, as an apply does."""
