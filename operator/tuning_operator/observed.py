@@ -187,6 +187,8 @@ class Observed:
     """Names of our Jobs that Jobs of somebody else have."""
     left_over: tuple[str, ...] = ()
     """Of those, the ones that go by themselves: being deleted, or of a namesake that was deleted."""
+    refused: str | None = None
+    """What the API server said when it refused the Job that this pass wanted."""
     live_pods: tuple[str, ...] = ()
     """Roles of pods that have not ended, with or without their Job."""
     adapter: AdapterJob | None = None

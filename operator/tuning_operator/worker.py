@@ -6,18 +6,19 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from llm_tuning.api.tuning_job import Progress
+from llm_tuning.pod.contract import TRAIN
 from tuning_operator.cluster import Cluster
-from tuning_operator.constants import PROGRESS_SECONDS
+from tuning_operator.constants import LABEL_ROLE, PROGRESS_SECONDS, STUCK_SECONDS
 from tuning_operator.desired import Desired
-from tuning_operator.errors import AlreadyExists, ClusterError, Conflict, Forbidden, LeaseLost, NotFound
+from tuning_operator.errors import AlreadyExists, ClusterError, Conflict, Forbidden, Invalid, LeaseLost, NotFound
 from tuning_operator.events import tell
 from tuning_operator.metrics import Metrics
-from tuning_operator.observed import ROLES, Observed, build_observed
+from tuning_operator.observed import ROLES, Observed, Pod, build_observed
 from tuning_operator.queue import WorkQueue
 from tuning_operator.reconcile.tuning_job import desire
 from tuning_operator.resources.pod_template import child_name
@@ -128,11 +129,23 @@ class Worker:
             await self.cluster.delete_tuning_job(namespace, name, observed.uid)
             log.info("tuning job deleted, its time is over", extra={"keys": {"job": "/".join(key)}})
             return
+        refused: ClusterError | None = None
         for job in desired.create_jobs:
-            await self._create(job, observed)
+            try:
+                await self._create(job, observed)
+            except (Forbidden, Invalid) as error:  # that is for people to know; and tried again, with back-off
+                refused = error
+                observed = replace(observed, refused=str(error))
+                desired = replace(desire(observed, self.settings, self.now()), create_jobs=[])
         for ref in desired.delete_jobs:
             await self.cluster.delete_job(namespace, ref.name, ref.uid)
             log.info("job deleted", extra={"keys": {"job": "/".join(key), "child": ref.name}})
+        await self._write_status(key, observed, desired)
+        if refused is not None:
+            raise refused
+
+    async def _write_status(self, key: Key, observed: Observed, desired: Desired) -> None:
+        """The status, if it has changed, then Events."""
         if desired.status is None or desired.status == observed.raw.get("status"):
             return
         progress_only = _without_progress(desired.status) == _without_progress(observed.raw.get("status") or {})
@@ -156,6 +169,9 @@ class Worker:
 
     async def _create(self, job: dict[str, Any], observed: Observed) -> None:
         metadata = job["metadata"]
+        if metadata["labels"][LABEL_ROLE] == TRAIN and await self._trains(observed):
+            self.queue.add_after((observed.namespace, observed.name), STUCK_SECONDS)
+            return
         try:
             made = await self.cluster.create_job(job)
         except AlreadyExists:
@@ -167,6 +183,13 @@ class Worker:
         self.store.put(JOBS, made)
         keys = {"job": f"{observed.namespace}/{observed.name}", "child": metadata["name"]}
         log.info("job created", extra={"keys": keys})
+
+    async def _trains(self, observed: Observed) -> bool:
+        """Whether a trainer is there that no watch has told of: its Job may have been deleted a moment ago."""
+        pods = await self.cluster.list_pods_of(observed.namespace, observed.uid)
+        for pod in pods:
+            self.store.put(PODS, pod)
+        return any(pod["metadata"]["labels"].get(LABEL_ROLE) == TRAIN and not Pod(pod).has_ended for pod in pods)
 
     async def _refresh(self, key: Key) -> None:
         """After a conflict: take the object as it is now, without waiting for the watch."""

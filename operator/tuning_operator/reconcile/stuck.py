@@ -79,6 +79,21 @@ def find_stuck(child: Child, spec: TuningJobSpec) -> Stuck | None:
     return _from_events(child.warnings_about(uid=pod.uid), MOUNTING, spec)
 
 
+def find_refusal(message: str) -> Stuck:
+    """Why the API server did not take the Job itself, by its own words."""
+    if re.search(r"exceeded quota", message):
+        return Stuck(
+            Reason.QUOTA_EXCEEDED,
+            f"a quota of this namespace forbids the Job: {_short(message)}; delete Jobs that have ended, or have the "
+            "quota raised",
+        )
+    return Stuck(
+        Reason.POD_CREATION_FAILED,
+        f"the Job cannot be created: {_short(message)}; see what decides about Jobs here (the operator's Role, "
+        "admission webhooks and policies)",
+    )
+
+
 def _left(since: datetime, seconds: float, now: datetime) -> float:
     return seconds - (now - since).total_seconds()
 

@@ -28,7 +28,7 @@ from tuning_operator.reconcile.outcome import (
     seconds_undecided,
     train_result,
 )
-from tuning_operator.reconcile.stuck import events_due, find_stuck
+from tuning_operator.reconcile.stuck import events_due, find_refusal, find_stuck
 from tuning_operator.reconcile.transitions import events_of
 from tuning_operator.resources.check_job import build_check_job
 from tuning_operator.resources.pod_template import child_name, model_id
@@ -160,7 +160,10 @@ class _Pass:
         child = self.o.children.get(REPORT)
         if child is not None and self._is_undecided(child):
             return None
-        if child is not None and (child.is_complete or child.has_failed):
+        again = child is not None and child.is_complete and child.succeeded_pod is None  # gone before it was read
+        if child is not None and again and not child.is_deleting:
+            self.desired.delete_jobs.append(JobRef(child.name, child.uid))
+        elif child is not None and not again and (child.is_complete or child.has_failed):
             result = train_result(child) if child.is_complete else None
             if result is None:
                 name = self.draft.fields["model_id"]
@@ -202,6 +205,9 @@ class _Pass:
             if start is None and self.o.adapter is not None and self.o.adapter.succeeded:
                 start = self.o.adapter.model_id  # the check looks at the adapter too where it is there
             self.desired.create_jobs.append(BUILDERS[role](self.o, self.spec, self.settings, start))
+            if self.o.refused is not None:
+                stuck = find_refusal(self.o.refused)
+                self.draft.stall(stuck.reason, stuck.message, steady=True)
             if self.o.status.start_time is None:
                 self.draft.fields.setdefault("start_time", timestamp(self.now))
 

@@ -192,7 +192,6 @@ class World:
         """A pod that has ended, and was counted, is removed: by a node that goes, or by hand."""
         counted = {uid for job in self.all(JOBS) for uid in job["status"].get("counted", [])}
         gone = [pod for pod in self.all(PODS) if has_ended(pod) and pod["metadata"]["uid"] in counted]
-        gone = [pod for pod in gone if pod["metadata"]["labels"][LABEL_ROLE] != "report"]  # the last word there is
         if gone:
             self.cluster.remove(PODS, "team", self.rng.choice(gone)["metadata"]["name"])
 
@@ -421,7 +420,7 @@ async def test_the_end_is_the_same_with_every_kind_of_trouble(plan: str) -> None
     assert deaths > 0
 
 
-SEEDS = 8
+SEEDS = int(__import__("os").environ.get("SEEDS", 8))
 EXPECTED = {
     "well": ("True", "Succeeded"),
     "refused": ("False", "DatasetInvalid"),
