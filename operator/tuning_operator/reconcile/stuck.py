@@ -275,7 +275,10 @@ BINDING: dict[str, Table] = {"ProvisioningFailed": ((ANY, _claim_pending),)}
 _ATTEMPT = re.compile(r'^Error creating: (pods "[^"]*" is forbidden: )?')
 """The name of a pod that was not made is another at each attempt: it would make another message of the same trouble."""
 
+_PREEMPTION = re.compile(r"\.? (no new claims to deallocate, )?preemption: .*$")
+"""The scheduler's second thoughts, longer than what is wrong, and another each time."""
+
 
 def _short(message: str) -> str:
-    text = _ATTEMPT.sub("", " ".join(message.split()))
+    text = _PREEMPTION.sub("", _ATTEMPT.sub("", " ".join(message.split())))
     return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 3] + "..."

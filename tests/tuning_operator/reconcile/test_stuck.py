@@ -194,6 +194,16 @@ def test_the_newest_warning_counts_and_unknown_ones_do_not() -> None:
     assert "on fire" in stuck.message
 
 
+def test_the_schedulers_second_thoughts_are_left_out() -> None:
+    words = (
+        "0/1 nodes are available: 1 Insufficient nvidia.com/gpu. no new claims to deallocate, preemption: 0/1 nodes are "
+        "available: 1 Preemption is not helpful for scheduling."
+    )
+    stuck = stuck_of(child_of(pod=make_pod(phase="Pending", scheduled=words)))
+    assert stuck is not None
+    assert "1 Insufficient nvidia.com/gpu; a trainer asks for" in stuck.message
+
+
 def test_long_words_of_kubernetes_are_cut() -> None:
     stuck = stuck_of(child_of(pod=make_pod(phase="Pending", scheduled="0/9 nodes are available: " + "x" * 5000)))
     assert stuck is not None
