@@ -93,7 +93,7 @@ class Lease:
             log.info("the lease was not released: %s", error)
 
     async def _try(self) -> bool:
-        """Take or renew the Lease; False where it is another's or there was no answer."""
+        """Take or renew the Lease; False where it is another's or there was no answer in time."""
         sent = self._clock()
         try:
             lease = await self._cluster.read_lease(self._namespace, self._name)
@@ -116,7 +116,7 @@ class Lease:
             log.warning("the lease cannot be renewed: %s", error)
             return False
         self._held_until = sent + HOLD_SECONDS
-        return True
+        return self.held()  # an answer that took too long is none
 
     def _is_free(self, spec: dict[str, Any]) -> bool:
         """Ours, given back, or not renewed for its duration since this process first saw that renewal."""

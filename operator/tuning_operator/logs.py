@@ -10,11 +10,14 @@ class _Line(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
         keys = getattr(record, "keys", None) or {}
-        pairs = "".join(
-            f" {name}={value!r}" if " " in str(value) else f" {name}={value}" for name, value in keys.items()
-        )
+        pairs = "".join(f" {name}={_shown(str(value))}" for name, value in keys.items())
         first, newline, rest = text.partition("\n")
         return f"{first}{pairs}{newline}{rest}"
+
+
+def _shown(value: str) -> str:
+    """As one word: quoted where it is none, so that no value makes a line of its own."""
+    return value if value.isprintable() and len(value.split()) == 1 and " " not in value else repr(value)
 
 
 def set_up_logging() -> None:

@@ -45,7 +45,11 @@ class WorkQueue:
         due = self._clock() + seconds
         if due < self._due.get(key, float("inf")):
             self._due[key] = due
-            heapq.heappush(self._later, (due, key))
+            if len(self._later) > 2 * len(self._due) + 32:  # most were overtaken: a week's ttl is set in every pass
+                self._later = [(time, later) for later, time in self._due.items()]
+                heapq.heapify(self._later)
+            else:
+                heapq.heappush(self._later, (due, key))
             self._wake.set()
 
     def retry(self, key: Key) -> float:

@@ -13,7 +13,7 @@ from typing import Any
 
 from llm_tuning.api.tuning_job import TuningJobSpec
 from llm_tuning.errors import InputError
-from tuning_operator.constants import LABEL_JOB, LABEL_UID
+from tuning_operator.constants import LABEL_JOB, LABEL_UID, MANAGED_BY, MANAGED_BY_LABEL
 
 Raw = dict[str, Any]
 Key = tuple[str, str]
@@ -65,10 +65,10 @@ class Store:
         metadata = raw["metadata"]
         key = (metadata["namespace"], metadata["name"])
         old = self._objects[kind].get(key)
-        if metadata["uid"] in self._deleted or (old is not None and _version(old) >= _version(raw)):
+        if self._is_late(kind, raw) or (old is not None and _version(old) >= _version(raw)):
             return
-        if old is not None and old["metadata"]["uid"] != metadata["uid"]:
-            self._unindex(kind, key, old)
+        if old is not None and (kind != TUNING_JOBS or old["metadata"]["uid"] != metadata["uid"]):
+            self._unindex(kind, key, old)  # labels may have been changed
         raw = trimmed(kind, raw)
         self._objects[kind][key] = raw
         self._index(kind, key, raw)
@@ -93,8 +93,11 @@ class Store:
                 self.put(kind, raw)
         for key, raw in list(self._objects[kind].items()):
             if key not in found and namespace in (None, key[0]) and _version(raw) <= int(version):
-                missed.append("/".join(key))
-                self._remove(kind, raw)
+                if _is_watched(kind, raw):
+                    missed.append("/".join(key))
+                    self._remove(kind, raw)
+                else:  # somebody else's, read when its name was found taken: it may still be there
+                    self._drop(kind, key, raw)
         return missed
 
     # --- what is asked ---------------------------------------------------------------------------------------------
@@ -137,9 +140,16 @@ class Store:
         key = (raw["metadata"]["namespace"], raw["metadata"]["name"])
         old = self._objects[kind].get(key)
         if old is not None and old["metadata"]["uid"] == uid:
-            del self._objects[kind][key]
-            self._unindex(kind, key, old)
-            self._tell(kind, key, raw)
+            self._drop(kind, key, old)
+
+    def _drop(self, kind: str, key: Key, old: Raw) -> None:
+        del self._objects[kind][key]
+        self._unindex(kind, key, old)
+        self._tell(kind, key, old)
+
+    def _is_late(self, kind: str, raw: Raw) -> bool:
+        """Told of by a watch after its end. What no watch tells of was read: it is there, whatever was said before."""
+        return raw["metadata"]["uid"] in self._deleted and _is_watched(kind, raw)
 
     def _index(self, kind: str, key: Key, raw: Raw) -> None:
         if kind == TUNING_JOBS:
@@ -154,14 +164,11 @@ class Store:
         if kind == TUNING_JOBS:
             self._specs.pop(raw["metadata"]["uid"], None)
             if (other := _start_job(raw)) is not None:
-                self._waiting_for.get((key[0], other), set()).discard(key)
+                _discard(self._waiting_for, (key[0], other), key)
             return
         uid = raw["metadata"].get("labels", {}).get(LABEL_UID)
-        keys = self._by_uid[kind].get(uid)
-        if keys is not None:
-            keys.discard(key)
-            if not keys:
-                del self._by_uid[kind][uid]
+        if uid is not None:
+            _discard(self._by_uid[kind], uid, key)
 
     def _tell(self, kind: str, key: Key, raw: Raw) -> None:
         if kind == TUNING_JOBS:
@@ -187,6 +194,19 @@ def trimmed(kind: str, raw: Raw) -> Raw:
         kept["spec"] = {"containers": [{"image": container.get("image")} for container in spec.get("containers", ())]}
         kept["status"] = {name: kept["status"][name] for name in POD_STATUS if name in kept["status"]}
     return kept
+
+
+def _discard(index: dict[Any, set[Key]], at: Any, key: Key) -> None:
+    """Take `key` out of the set at `at`, and an empty set out of the index."""
+    keys = index.get(at, set())
+    keys.discard(key)
+    if not keys:
+        index.pop(at, None)
+
+
+def _is_watched(kind: str, raw: Raw) -> bool:
+    """Whether the watches tell of it: of Jobs and pods, only those with the operator's label."""
+    return kind == TUNING_JOBS or raw["metadata"].get("labels", {}).get(MANAGED_BY_LABEL) == MANAGED_BY
 
 
 def _version(raw: Raw) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 from llm_tuning.api.tuning_job import API_VERSION, KIND, Progress
 from llm_tuning.pod.contract import CHECK, CONTAINERS, TRAIN
-from tuning_operator.constants import LABEL_JOB, LABEL_ROLE, LABEL_UID
+from tuning_operator.constants import LABEL_JOB, LABEL_ROLE, LABEL_UID, MANAGED_BY, MANAGED_BY_LABEL
 from tuning_operator.observed import Observed, build_observed
 from tuning_operator.reconcile.conditions import timestamp
 from tuning_operator.settings import Settings
@@ -107,7 +107,7 @@ def make_job(
         "namespace": "team",
         "uid": uid or f"job-{role}",
         "creationTimestamp": timestamp(after(created)),
-        "labels": {LABEL_ROLE: role, LABEL_UID: owner, LABEL_JOB: name},
+        "labels": labels(role, owner, name),
         "ownerReferences": [{"kind": KIND, "name": owner_name or name, "uid": owner, "controller": True}],
     }
     if deleting:
@@ -118,6 +118,11 @@ def make_job(
     elif failed is not None:
         status["conditions"] = [_condition("Failed", after(60), reason=failed, message="the Job has failed")]
     return {"metadata": metadata, "spec": {"backoffLimit": retries, "suspend": suspended}, "status": status}
+
+
+def labels(role: str, owner: str, name: str) -> dict[str, str]:
+    """Of a Job and its pods."""
+    return {MANAGED_BY_LABEL: MANAGED_BY, LABEL_ROLE: role, LABEL_UID: owner, LABEL_JOB: name}
 
 
 def make_pod(
@@ -159,7 +164,7 @@ def make_pod(
             "namespace": "team",
             "uid": f"pod-{role}-{number}",
             "creationTimestamp": timestamp(after(created)),
-            "labels": {LABEL_ROLE: role, LABEL_UID: owner, LABEL_JOB: "faq"},
+            "labels": labels(role, owner, "faq"),
             "ownerReferences": [{"kind": "Job", "name": f"faq-{role}", "uid": job_uid or f"job-{role}"}],
         },
         "spec": {"containers": [{"image": "operator:1" if role == CHECK else "trainer:1"}]},

@@ -255,12 +255,27 @@ def test_a_result_that_was_lost_is_read_again() -> None:
     assert condition(done, "Succeeded") == ("True", "Succeeded")
 
 
-@pytest.mark.parametrize("report", [make_job(REPORT, complete=60), make_job(REPORT, failed="PodFailurePolicy")])
-def test_a_result_that_cannot_be_read_is_said_to_be_lost(report: Raw) -> None:
-    desired = wanted(make_tuning_job(status=VALID), jobs=[make_job(complete=60), report])
+@pytest.mark.parametrize(
+    ("report", "pods"),
+    [
+        (make_job(REPORT, complete=60), [make_pod(REPORT, phase="Succeeded")]),
+        (make_job(REPORT, failed="PodFailurePolicy"), []),
+    ],
+)
+def test_a_result_that_cannot_be_read_is_said_to_be_lost(report: Raw, pods: list[Raw]) -> None:
+    desired = wanted(make_tuning_job(status=VALID), jobs=[make_job(complete=60), report], pods=pods)
     assert condition(desired, "Trained") == ("Unknown", "ResultLost")
     assert condition(desired, "Succeeded") == ("False", "ResultLost")
     assert condition(desired, "Finished") == ("True", "Finished")
+
+
+def test_a_report_whose_pod_is_gone_as_well_is_made_again() -> None:
+    job = make_tuning_job(status=VALID)
+    desired = wanted(job, jobs=[make_job(complete=60), make_job(REPORT, complete=60)])
+    assert [ref.name for ref in desired.delete_jobs] == ["faq-report"]
+    assert condition(desired, "Trained") == ("Unknown", "ReadingResult")
+    leaving = wanted(job, jobs=[make_job(complete=60), make_job(REPORT, complete=60, deleting=True)])
+    assert (leaving.delete_jobs, created(leaving)) == ([], [])
 
 
 # --- progress --------------------------------------------------------------------------------------------------------
