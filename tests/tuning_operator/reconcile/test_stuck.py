@@ -196,8 +196,8 @@ def test_the_newest_warning_counts_and_unknown_ones_do_not() -> None:
 
 def test_the_schedulers_second_thoughts_are_left_out() -> None:
     words = (
-        "0/1 nodes are available: 1 Insufficient nvidia.com/gpu. no new claims to deallocate, preemption: 0/1 nodes are "
-        "available: 1 Preemption is not helpful for scheduling."
+        "0/1 nodes are available: 1 Insufficient nvidia.com/gpu. no new claims to deallocate, preemption: 0/1 nodes "
+        "are available: 1 Preemption is not helpful for scheduling."
     )
     stuck = stuck_of(child_of(pod=make_pod(phase="Pending", scheduled=words)))
     assert stuck is not None
