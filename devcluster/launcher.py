@@ -25,6 +25,9 @@ DOWN_SECONDS = 40.0
 SLOTS = 16
 """Clusters at once on one machine: each has addresses and an image store of its own, by its slot."""
 
+ADDRESSES = "10.214.0.0/16"
+"""Of all clusters; each has a /30 of them."""
+
 PR_SET_PDEATHSIG = 1
 
 
@@ -162,6 +165,8 @@ def launch(state: Path, cable: str) -> int:
     )
     os.close(reader)
     make_cgroups(plan.cgroup)
+    # What is for a cluster that has gone must not leave this machine by its default route.
+    subprocess.run(["ip", "route", "add", "unreachable", ADDRESSES, "metric", "4096"], capture_output=True, check=False)
     namespaces = ("--pid", "--mount", "--net", "--fork", "--kill-child=KILL", "--mount-proc")
     node = subprocess.Popen(
         ["unshare", *namespaces, sys.executable, "-m", "devcluster.node", str(state)],

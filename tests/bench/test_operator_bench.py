@@ -21,15 +21,14 @@ from typing import Any
 import aiohttp
 import pytest
 
-from devcluster import launcher
 from devcluster.cluster import Cluster
 from tests.support.api_proxy import client_context, server_of
+from tests.support.devcluster import own_cluster
 from tests.support.operator_process import OperatorProcess
 from tests.support.tuning_namespace import tuning_job
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(1200)]
 
-NAME = "bench"
 CHECKED = json.dumps({"ok": True, "reason": "DatasetValid", "message": "1000 rows: all kept"})
 TRAINED = {
     "ok": True,
@@ -45,15 +44,10 @@ TRAINED = {
 
 @pytest.fixture(scope="module")
 def bench_cluster() -> Iterator[Cluster]:
-    launcher.up(NAME, fast_controllers=True)
-    try:
-        cluster = Cluster(NAME)
-        cluster.kubectl("apply", "--server-side", "-f", str(Path(__file__).resolve().parents[2] / "crds"))
+    with own_cluster("bench", fast_controllers=True) as cluster:
         for part in ("kubelet", "kube-scheduler", "coredns", "kube-proxy"):
             cluster.end(part)
         yield cluster
-    finally:
-        launcher.down(NAME)
 
 
 @dataclass

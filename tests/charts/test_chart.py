@@ -86,7 +86,11 @@ def test_values_reach_the_operator(chart: Chart) -> None:
 
 def test_the_operator_understands_its_environment(chart: Chart) -> None:
     [deployment] = chart.objects("Deployment", allowCPUFallback=True)
-    found = {name: value if isinstance(value, str) else NAMESPACE for name, value in environment(deployment).items()}
+    fields_of_pod = {"metadata.namespace": NAMESPACE, "metadata.name": "the-pod"}
+    found = {
+        name: value if isinstance(value, str) else fields_of_pod[value["fieldRef"]["fieldPath"]]
+        for name, value in environment(deployment).items()
+    }
     settings = Settings.from_environment(found)
     assert settings == Settings(
         namespace=NAMESPACE,
@@ -95,6 +99,7 @@ def test_the_operator_understands_its_environment(chart: Chart) -> None:
         watch_namespaces=(NAMESPACE,),
         progress_url=f"https://llm-tuning-operator.{NAMESPACE}.svc:8443",
         allow_cpu_fallback=True,
+        pod_name="the-pod",
     )
     [container] = deployment["spec"]["template"]["spec"]["containers"]
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}

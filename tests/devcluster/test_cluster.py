@@ -21,6 +21,7 @@ from devcluster.cleaning import cgroup_folders
 from devcluster.cluster import Cluster, KubectlError
 from devcluster.paths import state_dir
 from devcluster.scratch_image import write_scratch_image
+from tests.support.devcluster import cluster_name, own_cluster, remove
 from tests.support.tuning_namespace import CLAIM, TuningNamespace, claim, pod, wait_until
 
 pytestmark = [
@@ -41,18 +42,14 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         busybox = shutil.which("busybox")
     assert busybox is not None
     started = time.monotonic()
-    launcher.up("node-tests", gpus=2, volumes=3)
-    try:
+    with own_cluster("node", gpus=2, volumes=3) as cluster:
         ready = time.monotonic() - started
         print(f"ready after {ready:.1f} s")
         assert ready < READY_SECONDS
-        cluster = Cluster("node-tests")
         archive = tmp_path_factory.mktemp("toolbox") / "toolbox.tar"
         write_scratch_image(archive, TOOLBOX, {"/bin/busybox": Path(busybox)}, entrypoint=["/bin/busybox"])
         cluster.import_archive(archive)
         yield cluster
-    finally:
-        launcher.down("node-tests")
 
 
 @pytest.fixture
@@ -196,23 +193,27 @@ def test_a_released_volume_is_wiped_and_offered_again(node: Cluster) -> None:
 
 
 def test_two_at_once_and_nothing_left_of_one_that_was_killed(node: Cluster) -> None:
-    launcher.up("node-second", volumes=1)
-    second = Cluster("node-second")
+    second_name = cluster_name("second")
+    launcher.up(second_name, volumes=1)
+    second = Cluster(second_name)
     assert second.plan.node_address != node.plan.node_address
     assert "node" in second.kubectl("get", "nodes", "-o", "name")
-    os.kill(int((state_dir("node-second") / "launcher.pid").read_text()), signal.SIGKILL)
-    wait_until(lambda: not (state_dir("node-second") / "launcher.pid").exists(), 40, "the janitor")
+    os.kill(int((state_dir(second_name) / "launcher.pid").read_text()), signal.SIGKILL)
+    wait_until(lambda: not (state_dir(second_name) / "launcher.pid").exists(), 40, "the janitor")
     assert_nothing_left(second)
+    remove(second_name)
     assert "node" in node.kubectl("get", "nodes", "-o", "name")
 
 
 def test_nothing_left_after_down() -> None:
+    name = cluster_name("third")
     command = [sys.executable, "-m", "devcluster"]
     root = Path(__file__).resolve().parents[2]
-    subprocess.run([*command, "up", "--name", "node-third"], cwd=root, check=True, stdout=subprocess.DEVNULL)
-    cluster = Cluster("node-third")
-    subprocess.run([*command, "down", "--name", "node-third"], cwd=root, check=True)
+    subprocess.run([*command, "up", "--name", name], cwd=root, check=True, stdout=subprocess.DEVNULL)
+    cluster = Cluster(name)
+    subprocess.run([*command, "down", "--name", name], cwd=root, check=True)
     assert_nothing_left(cluster)
+    remove(name)
 
 
 def assert_nothing_left(cluster: Cluster) -> None:

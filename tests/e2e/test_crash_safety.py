@@ -21,17 +21,14 @@ from typing import Any
 
 import pytest
 
-from devcluster import launcher
 from devcluster.cluster import Cluster
 from tests.support.api_proxy import ApiProxy, Write
-from tests.support.devcluster import load
+from tests.support.devcluster import load, own_cluster
 from tests.support.operator_process import OperatorProcess
 from tests.support.tuning_namespace import TuningNamespace, tuning_job, tuning_namespace, wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
-CLUSTER = "crash"
-ROOT = Path(__file__).resolve().parents[2]
 AT_ONCE = 5
 """Cases at the same time: two cores run their pods and operators."""
 QUIET_SECONDS = 3.0
@@ -127,14 +124,9 @@ def kill_at(running: Case, number: int, moment: str) -> Callable[[], bool]:
 @pytest.fixture(scope="module")
 def node() -> Iterator[Cluster]:
     """A devcluster of its own: its API server and kubelet are stopped, which others would not like."""
-    launcher.up(CLUSTER)
-    try:
-        cluster = Cluster(CLUSTER)
-        cluster.kubectl("apply", "--server-side", "-f", str(ROOT / "crds"))
+    with own_cluster("crash") as cluster:
         load(cluster, "operator", "stand-in")
         yield cluster
-    finally:
-        launcher.down(CLUSTER)
 
 
 @pytest.fixture(scope="module")

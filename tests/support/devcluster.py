@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,11 +19,35 @@ from devcluster import launcher
 from devcluster.cluster import Clients, Cluster
 from devcluster.paths import clusters_dir, state_dir
 
-NAME = "test"
 GPUS = 2
+CRDS = Path(__file__).resolve().parents[2] / "crds"
 SESSION = "DEVCLUSTER_TEST_SESSION"
-"""Environment variable: the process that pytest was called in, which stops the cluster if it or a worker started it."""
-OWNER = "test-session"
+"""Environment variable: the process that pytest was called in. It names the clusters, so that two sessions on one
+machine do not share any, and it stops the shared one."""
+
+
+def cluster_name(purpose: str) -> str:
+    """The name of this session's cluster for a purpose."""
+    return f"{purpose}-{os.environ.get(SESSION) or os.getpid()}"
+
+
+@contextmanager
+def own_cluster(purpose: str, **options: Any) -> Iterator[Cluster]:
+    """A cluster for one test file alone, with the CRDs: for tests that stop its parts."""
+    name = cluster_name(purpose)
+    launcher.up(name, **options)
+    try:
+        cluster = Cluster(name)
+        cluster.kubectl("apply", "--server-side", "-f", str(CRDS))
+        yield cluster
+    finally:
+        remove(name)
+
+
+def remove(name: str) -> None:
+    """Stop a cluster and forget its logs."""
+    launcher.down(name)
+    shutil.rmtree(state_dir(name), ignore_errors=True)
 
 
 def shared_cluster() -> Clients:
@@ -31,11 +57,10 @@ def shared_cluster() -> Clients:
     if os.geteuid() != 0 and not os.environ.get("CI"):
         pytest.skip("a devcluster needs root; set KUBECONFIG_E2E to the kubeconfig of another cluster")
     with _locked("test.lock"):
-        if not launcher.is_up(NAME):
-            launcher.up(NAME, gpus=GPUS)
-            (state_dir(NAME) / OWNER).write_text(os.environ.get(SESSION, ""))
-        cluster = Cluster(NAME)
-        cluster.kubectl("apply", "--server-side", "-f", str(Path(__file__).resolve().parents[2] / "crds"))
+        name = cluster_name("test")
+        launcher.up(name, gpus=GPUS)
+        cluster = Cluster(name)
+        cluster.kubectl("apply", "--server-side", "-f", str(CRDS))
         return cluster
 
 
@@ -51,9 +76,9 @@ def load(cluster: Clients, *names: str) -> None:
 
 def stop_shared_cluster() -> None:
     """What pytest's own process does at its end."""
-    owner = state_dir(NAME) / OWNER
-    if launcher.is_up(NAME) and owner.exists() and owner.read_text() == os.environ.get(SESSION):
-        launcher.down(NAME)
+    name = cluster_name("test")
+    if launcher.is_up(name):
+        remove(name)
 
 
 @contextmanager

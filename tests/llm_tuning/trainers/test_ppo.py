@@ -468,10 +468,20 @@ def test_a_base_that_gives_no_numbers_is_refused(start: Start, tiny_base: Path, 
         ppo.train(replace(run, base=broken, base_weight_hash="broken"))
 
 
-def test_a_run_that_diverges_says_so_and_names_the_learning_rate(start: Start):
-    run = start("run", learning_rate=0.1, lora={"rank": 1, "alpha": 4096}, epochs=4, ppo={"target_kl": 100.0})
+def test_a_run_that_diverges_says_so_and_names_the_learning_rate(start: Start, monkeypatch: pytest.MonkeyPatch):
+    """At which rate it does depends on how a processor rounds, so the third step's gradients are made infinite."""
+    real, calls = ppo._mean_gradients, []
+
+    def mean_gradients(parameters: list[torch.nn.Parameter], output_tokens: float) -> None:
+        real(parameters, output_tokens)
+        calls.append(output_tokens)
+        if len(calls) == 3:
+            parameters[0].grad = torch.full_like(parameters[0], math.inf)
+
+    monkeypatch.setattr(ppo, "_mean_gradients", mean_gradients)
     with pytest.raises(InputError, match=r"training\.learningRate: is .* at this step"):
-        ppo.train(run)
+        ppo.train(start("run"))
+    assert len(calls) == 3
 
 
 def test_every_token_belongs_to_its_row(tiny_base: Path, rows_folder: Path):

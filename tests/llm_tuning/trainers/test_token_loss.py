@@ -42,8 +42,9 @@ GPT2 = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256} | dict.from
     ("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0
 )
 
-# name: (model type, what differs from SMALL, rows may be flat, the output layer is plain)
-MODELS: dict[str, tuple[str, dict[str, Any], bool, bool]] = {
+# name: (model type, what differs from SMALL, rows may be flat, the output layer is plain). None: on some processors
+# the products of experts round with the number of rows, which are padded then.
+MODELS: dict[str, tuple[str, dict[str, Any], bool | None, bool]] = {
     "llama": ("llama", {}, True, True),
     "tied-qwen3": ("qwen3", {"tie_word_embeddings": True}, True, True),
     "sliding-mistral": ("mistral", {"sliding_window": 16}, True, True),
@@ -55,7 +56,7 @@ MODELS: dict[str, tuple[str, dict[str, Any], bool, bool]] = {
     "learned-positions-gpt2": ("gpt2", GPT2, True, True),
     "convolution-lfm2": ("lfm2", {"layer_types": ["conv", "full_attention"]}, False, True),
     "sinks-gpt-oss": ("gpt_oss", {"num_local_experts": 4, **FULL_AND_SLIDING}, False, True),
-    "experts-mixtral": ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}, True, True),
+    "experts-mixtral": ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}, None, True),
 }
 
 
@@ -129,7 +130,9 @@ def test_gradients_in_every_kind_of_model_are_those_of_its_rows_alone(name: str)
     rows = make_rows([3, 40, 17, 60, 29])
     want_loss, want = row_by_row(policy, rows)
     token_loss = TokenLoss(policy, device="cpu", dtype=torch.float32)
-    assert (token_loss.flat_rows, token_loss.head_is_plain) == MODELS[name][2:]
+    may_be_flat, head_is_plain = MODELS[name][2:]
+    assert token_loss.flat_rows in ((True, False) if may_be_flat is None else (may_be_flat,))
+    assert token_loss.head_is_plain == head_is_plain
     for flat in {False, token_loss.flat_rows}:
         loss, got = in_passes(policy, rows, token_loss, flat=flat)
         assert loss == pytest.approx(want_loss, rel=1e-5)
