@@ -35,6 +35,7 @@ CHAIN: dict[str, Callable[[Cluster], Awaitable[Any]]] = {
     "delete_job": lambda c: c.delete_job(NAMESPACE, "faq-train", "u"),
     "delete_tuning_job": lambda c: c.delete_tuning_job(NAMESPACE, "faq", "u"),
     "apply_status": lambda c: c.apply_status(RAW, {}),
+    "list_pods_of": lambda c: c.list_pods_of(NAMESPACE, "u"),
     "list_warnings": lambda c: c.list_warnings(NAMESPACE),
     "write_event": lambda c: c.write_event(NAMESPACE, "e", {}, lambda event: event),
 }
