@@ -74,6 +74,11 @@ class Pod:
         """Evicted, preempted or drained away: no fault of its own, and no retry of the Job."""
         return self.condition("DisruptionTarget").get("status") == "True"
 
+    @property
+    def is_set_up(self) -> bool:
+        """Volumes and network are there: what Events say of them is over, and the image may take its time."""
+        return self.condition("PodReadyToStartContainers").get("status") == "True"
+
     def condition(self, kind: str) -> Raw:
         """The pod's condition of that type, or an empty one."""
         return next((c for c in self.raw.get("status", {}).get("conditions") or () if c["type"] == kind), {})
@@ -172,6 +177,8 @@ class AdapterJob:
     finished: bool = False
     succeeded: bool = False
     model_id: str | None = None
+    chain: tuple[str, ...] = ()
+    """This job, the one that it waits for itself, and so on: TuningJobs that have not finished."""
 
 
 @dataclass(frozen=True)
@@ -237,11 +244,12 @@ def build_observed(
     adapter: Raw | None = None,
     progress: Progress | None = None,
     spec: TuningJobSpec | None = None,
+    chain: tuple[str, ...] = (),
 ) -> Observed:
     """Put together what belongs to the TuningJob `raw`; `spec` where it was parsed before.
 
     `jobs` are those of its children's names, whoever owns them; `pods` those labelled with its uid; `warnings` may be
-    all of the namespace.
+    all of the namespace; `chain` is AdapterJob's.
     """
     problems: tuple[Problem, ...] = ()
     if spec is None:
@@ -274,12 +282,12 @@ def build_observed(
         taken=tuple(taken),
         left_over=tuple(left_over),
         live_pods=tuple(live),
-        adapter=None if start is None else _adapter_job(start, adapter),
+        adapter=None if start is None else _adapter_job(start, adapter, chain),
         progress=progress,
     )
 
 
-def _adapter_job(name: str, raw: Raw | None) -> AdapterJob:
+def _adapter_job(name: str, raw: Raw | None, chain: tuple[str, ...]) -> AdapterJob:
     if raw is None:
         return AdapterJob(name)
     status = read_status(raw.get("status"))
@@ -290,6 +298,7 @@ def _adapter_job(name: str, raw: Raw | None) -> AdapterJob:
         finished=ConditionType.FINISHED in true,
         succeeded=ConditionType.SUCCEEDED in true,
         model_id=status.model_id,
+        chain=chain,
     )
 
 

@@ -8,6 +8,7 @@ data check. POD_NAME: who holds the Lease. HTTP_HOST, HTTP_PORT, PROGRESS_PORT, 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Self
@@ -15,6 +16,9 @@ from typing import Self
 from llm_tuning.errors import InputError, Problem
 
 PREFIX = "TUNING_OPERATOR_"
+PULL_POLICY = "Always|IfNotPresent|Never", "Always, IfNotPresent or Never"
+CPU = r"[0-9]+(\.[0-9]+)?m?", "a CPU quantity such as 500m or 2"
+MEMORY = r"[0-9]+(\.[0-9]+)?(k|M|G|T|Ki|Mi|Gi|Ti)?", "a memory quantity such as 1Gi"
 TRUE, FALSE = ("true", "1"), ("false", "0", "")
 
 
@@ -53,12 +57,18 @@ class Settings:
         def names(name: str) -> tuple[str, ...]:
             return tuple(part.strip() for part in text(name, "").split(",") if part.strip())
 
-        def number(name: str, default: int) -> int:
+        def number(name: str, default: int, at_most: int = 65535) -> int:
             value = text(name, str(default))
-            if not value.isascii() or not value.isdigit():
-                problems.append(Problem(PREFIX + name, f"must be a number, got {value!r}"))
+            if not value.isascii() or not value.isdigit() or not 1 <= int(value) <= at_most:
+                problems.append(Problem(PREFIX + name, f"must be a number from 1 to {at_most}, got {value!r}"))
                 return default
             return int(value)
+
+        def fitting(name: str, default: str, pattern: str, rule: str) -> str:
+            value = text(name, default)
+            if re.fullmatch(pattern, value) is None:
+                problems.append(Problem(PREFIX + name, f"must be {rule}, got {value!r}"))
+            return value
 
         def switch(name: str) -> bool:
             value = text(name, "").lower()
@@ -71,17 +81,17 @@ class Settings:
             operator_image=text("OPERATOR_IMAGE"),
             trainer_image=text("TRAINER_IMAGE"),
             watch_namespaces=names("WATCH_NAMESPACES"),
-            image_pull_policy=text("IMAGE_PULL_POLICY", "IfNotPresent"),
+            image_pull_policy=fitting("IMAGE_PULL_POLICY", "IfNotPresent", *PULL_POLICY),
             image_pull_secrets=names("IMAGE_PULL_SECRETS"),
             progress_url=text("PROGRESS_URL", "") or None,
             allow_cpu_fallback=switch("ALLOW_CPU_FALLBACK"),
-            check_cpu=text("CHECK_CPU", "500m"),
-            check_memory=text("CHECK_MEMORY", "1Gi"),
+            check_cpu=fitting("CHECK_CPU", "500m", *CPU),
+            check_memory=fitting("CHECK_MEMORY", "1Gi", *MEMORY),
             pod_name=text("POD_NAME", "") or None,
             http_host=text("HTTP_HOST", ""),
             http_port=number("HTTP_PORT", 8080),
             progress_port=number("PROGRESS_PORT", 8443),
-            workers=number("WORKERS", 8),
+            workers=number("WORKERS", 8, 1000),
         )
         if problems:
             raise InputError(problems)

@@ -127,6 +127,17 @@ class Store:
             known = self._specs[uid] = (generation, spec)
         return known[1]
 
+    def chain_from(self, namespace: str, name: str) -> tuple[str, ...]:
+        """The TuningJob `name`, the one whose adapter it waits for, and so on; each once."""
+        chain: list[str] = []
+        following: str | None = name
+        while following is not None and following not in chain:
+            chain.append(following)
+            raw = self.tuning_job(namespace, following) or {}
+            knows = (raw.get("status") or {}).get("startAdapterModelId")
+            following = None if knows is not None else _start_job(raw)
+        return tuple(chain)
+
     def sizes(self) -> dict[str, int]:
         return {kind: len(objects) for kind, objects in self._objects.items()}
 

@@ -120,6 +120,7 @@ class Worker:
             adapter=self.store.tuning_job(namespace, adapter) if adapter is not None else None,
             progress=reported[1] if reported is not None and reported[0] == uid else None,
             spec=spec,
+            chain=self.store.chain_from(namespace, adapter) if adapter is not None else (),
         )
 
     async def _apply(self, key: Key, observed: Observed, desired: Desired) -> None:

@@ -199,10 +199,11 @@ def make_observed(
     warnings: Iterable[Raw] = (),
     adapter: Raw | None = None,
     progress: Progress | None = None,
+    chain: tuple[str, ...] = (),
 ) -> Observed:
     """What is observed of `job`, by default a plain one."""
     raw = job if job is not None else make_tuning_job()
-    return build_observed(raw, jobs=jobs, pods=pods, warnings=warnings, adapter=adapter, progress=progress)
+    return build_observed(raw, jobs=jobs, pods=pods, warnings=warnings, adapter=adapter, progress=progress, chain=chain)
 
 
 def _condition(kind: str, at: datetime, status: str = "True", reason: str = "", message: str = "") -> Raw:

@@ -51,6 +51,22 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
         assert f"TUNING_OPERATOR_{name}" in text
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("WORKERS", "0"),
+        ("HTTP_PORT", "65536"),
+        ("PROGRESS_PORT", "-1"),
+        ("IMAGE_PULL_POLICY", "Sometimes"),
+        ("CHECK_CPU", "one"),
+        ("CHECK_MEMORY", "1 Gi"),
+    ],
+)
+def test_what_would_only_show_when_a_job_is_refused_is_said_at_the_start(name: str, text: str) -> None:
+    with pytest.raises(InputError, match=f"TUNING_OPERATOR_{name}.*{text}"):
+        Settings.from_environment(REQUIRED | {f"TUNING_OPERATOR_{name}": text})
+
+
 @pytest.mark.parametrize(("text", "value"), [("", False), ("false", False), ("0", False), ("True", True), ("1", True)])
 def test_switches(text: str, value: bool) -> None:
     settings = Settings.from_environment(REQUIRED | {"TUNING_OPERATOR_ALLOW_CPU_FALLBACK": text})

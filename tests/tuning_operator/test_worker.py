@@ -23,6 +23,7 @@ from tests.support.operator_objects import (
     after,
     make_job,
     make_pod,
+    make_status,
     make_tuning_job,
     make_warning,
 )
@@ -457,3 +458,20 @@ async def test_a_job_of_a_namesake_that_was_deleted_is_waited_out(bench: Bench) 
     bench.cluster.remove(JOBS, "team", "faq-check")
     await bench.look()
     assert "create faq-check" in bench.cluster.writes
+
+
+async def test_jobs_that_wait_for_each_other_are_told_so(bench: Bench) -> None:
+    for name, start in (("a", "b"), ("b", "c"), ("c", "a"), ("d", "a")):
+        model = {"path": "base/tiny", "adapter": {"tuningJob": start}}
+        status = make_status(DatasetValid="True/DatasetValid")
+        bench.cluster.add(TUNING_JOBS, make_tuning_job(name, uid=name, model=model, status=status))
+    bench.deliver()
+
+    async def stalled(name: str) -> str:
+        await bench.worker.reconcile(("team", name))
+        status = (bench.cluster.get(TUNING_JOBS, name) or {})["status"]
+        return next(str(c["message"]) for c in status["conditions"] if c["type"] == "Stalled")
+
+    assert "a -> b -> c -> a" in await stalled("a")
+    assert "c -> a -> b -> c" in await stalled("c")
+    assert await stalled("d") == "", "it only waits for one that waits"

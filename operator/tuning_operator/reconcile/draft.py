@@ -13,6 +13,8 @@ from tuning_operator.reconcile.conditions import FALSE, TRUE, UNKNOWN, Condition
 from tuning_operator.reconcile.outcome import Failure
 
 C = ConditionType
+LINE_CHARACTERS = 1024
+"""Of a text in the status, by the CRD."""
 STAGES = (C.DATASET_VALID, C.TRAINED, C.REGISTERED, C.EVALUATED)
 
 
@@ -67,10 +69,10 @@ class Draft:
     def succeed(self, result: TrainResult) -> None:
         """There is an adapter: what the trainer said of it."""
         model_id = result.model_id or self.fields["model_id"]
-        path = result.adapter_path or f"models/{model_id}"
+        path = (result.adapter_path or f"models/{model_id}")[:LINE_CHARACTERS]
         self.fields |= {
             "adapter_path": path,
-            "mlflow_run_id": result.mlflow_run_id,
+            "mlflow_run_id": result.mlflow_run_id and result.mlflow_run_id[:LINE_CHARACTERS],
             "evaluation": result.evaluation,
         }
         self.conditions.set(C.TRAINED, TRUE, Reason.TRAINED, result.message or "the adapter is trained")

@@ -52,7 +52,7 @@ def events_due(child: Child, now: datetime) -> float | None:
         return _left(child.created, STUCK_SECONDS, now)
     if pod.phase == "Failed":
         return _left(pod.ended_at or pod.created, STUCK_SECONDS, now)
-    if pod.phase != "Pending" or pod.waiting.get("reason") not in STARTING:
+    if pod.phase != "Pending" or pod.waiting.get("reason") not in STARTING or pod.is_set_up:
         return None
     placed = pod.condition("PodScheduled")
     if placed.get("status") == "True":
@@ -74,6 +74,8 @@ def find_stuck(child: Child, spec: TuningJobSpec) -> Stuck | None:
         return _first(SCHEDULING, str(placed.get("message", "")), spec)
     if pod.waiting.get("reason") not in STARTING:
         return _waiting(pod, spec)
+    if pod.is_set_up:
+        return None
     if not placed:
         return _from_events(child.warnings_about(claim=spec.volume.claim_name), BINDING, spec)
     return _from_events(child.warnings_about(uid=pod.uid), MOUNTING, spec)

@@ -84,13 +84,26 @@ class _Pass:
         self.undecided = False
 
     def run(self) -> Desired:
-        if self._check() and self._adapter():
+        if self._is_sane() and self._check() and self._adapter():
             self._train()
         if self.undecided:
             return Desired(requeue_after=self.desired.requeue_after)
         if self.spec.suspend and not self.draft.is_finished:
             self._suspend()
         return _said(self.o, self.draft, self.desired)
+
+    def _is_sane(self) -> bool:
+        """Refuse what can never come to anything, and take note of a start adapter while its TuningJob is there."""
+        job = self.o.adapter
+        if job is None or self.start_model_id is not None:
+            return True
+        if job.name == self.o.name:
+            message = f"spec.model.adapter.tuningJob: {job.name} is this TuningJob itself; name another one"
+            self.draft.fail(Failure(Reason.INVALID_INPUT, message))
+            return False
+        if job.succeeded and job.model_id:
+            self.start_model_id = self.draft.fields["start_adapter_model_id"] = job.model_id
+        return True
 
     # --- stages ----------------------------------------------------------------------------------------------------
 
@@ -119,12 +132,6 @@ class _Pass:
         if job is None or self.start_model_id is not None:
             return True
         field = "spec.model.adapter.tuningJob"
-        if job.name == self.o.name:
-            self.draft.fail(Failure(Reason.INVALID_INPUT, f"{field}: {job.name} is this TuningJob itself"))
-            return False
-        if job.succeeded and job.model_id:
-            self.start_model_id = self.draft.fields["start_adapter_model_id"] = job.model_id
-            return True
         if job.finished:
             message = f"{field}: TuningJob {job.name} has failed, there is no adapter to start from; see why it failed"
             self.draft.fail(Failure(Reason.ADAPTER_JOB_FAILED, message))
@@ -134,6 +141,12 @@ class _Pass:
             reason = Reason.ADAPTER_JOB_NOT_FOUND
             message = f"{field}: there is no TuningJob {job.name} in this namespace; waiting until one is applied"
         self.draft.say(Phase.WAITING, reason, message, stage=C.TRAINED)
+        if self.o.name in job.chain:
+            circle = " -> ".join((self.o.name, *job.chain[: job.chain.index(self.o.name) + 1]))
+            self.draft.stall(
+                Reason.INVALID_INPUT,
+                f"{field}: {circle}: each waits for the adapter of the next; delete one and apply it with another start",
+            )
         return False
 
     def _train(self) -> None:
@@ -198,13 +211,12 @@ class _Pass:
             self._wait_for_name(name)
         elif role in self.o.live_pods:
             self.desired.look_again(STUCK_SECONDS)  # of a Job that was deleted: never two trainers at once
-        elif "start_adapter_model_id" in self.draft.fields:
+        elif role == TRAIN and "start_adapter_model_id" in self.draft.fields:
             self.desired.look_again(0)  # written down first: whatever happens next, it starts from this adapter
         elif not self.spec.suspend:
-            start = self.start_model_id
-            if start is None and self.o.adapter is not None and self.o.adapter.succeeded:
-                start = self.o.adapter.model_id  # the check looks at the adapter too where it is there
-            self.desired.create_jobs.append(BUILDERS[role](self.o, self.spec, self.settings, start))
+            # The check looks at the start adapter too where it is there.
+            job = BUILDERS[role](self.o, self.spec, self.settings, self.start_model_id)
+            self.desired.create_jobs.append(job)
             if self.o.refused is not None:
                 stuck = find_refusal(self.o.refused)
                 self.draft.stall(stuck.reason, stuck.message, steady=True)

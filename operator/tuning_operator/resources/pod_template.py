@@ -118,7 +118,7 @@ def build_job(
             "template": template,
         },
     }
-    if spec.active_deadline_seconds is not None:
+    if spec.active_deadline_seconds is not None and role != REPORT:  # the training has ended well by then
         job["spec"]["activeDeadlineSeconds"] = spec.active_deadline_seconds
     return job
 

@@ -182,6 +182,14 @@ def test_what_has_started_is_not_stuck(phase: str) -> None:
     assert events_due(child, after(3600)) is None
 
 
+def test_a_mount_that_has_come_right_is_not_told_while_the_image_is_pulled() -> None:
+    pod = make_pod(phase="Pending", waiting=("ContainerCreating", ""))
+    pod["status"]["conditions"].append({"type": "PodReadyToStartContainers", "status": "True"})
+    child = child_of(pod=pod, warnings=[make_warning(pod, "FailedMount", 'configmap "rows" not found')])
+    assert stuck_of(child) is None
+    assert events_due(child, after(3600)) is None
+
+
 def test_the_newest_warning_counts_and_unknown_ones_do_not() -> None:
     pod = make_pod(phase="Pending", waiting=("ContainerCreating", ""))
     warnings = [

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
-from llm_tuning.api.tuning_job import Progress
+from llm_tuning.api.tuning_job import Progress, TuningJobStatus
 from llm_tuning.pod.contract import CHECK, REPORT, TRAIN, PodInput
 from tests.support.operator_objects import (
     CHECKED,
@@ -209,6 +210,32 @@ def test_a_job_cannot_start_from_itself() -> None:
     assert condition(desired, "Succeeded") == ("False", "InvalidInput")
 
 
+def test_a_job_that_starts_from_itself_is_refused_before_anything_runs() -> None:
+    desired = wanted(make_tuning_job(model={"path": "base/tiny", "adapter": {"tuningJob": "faq"}}))
+    assert condition(desired, "Succeeded") == ("False", "InvalidInput")
+    assert created(desired) == []
+
+
+def test_jobs_that_wait_for_each_other_are_told_so() -> None:
+    chain = ("first", "second", "faq")
+    desired = wanted(make_tuning_job(model=FROM_FIRST, status=VALID), adapter=make_tuning_job("first"), chain=chain)
+    assert condition(desired, "Stalled") == ("True", "InvalidInput")
+    assert "faq -> first -> second -> faq" in message(desired, "Stalled")
+    assert condition(desired, "Finished")[0] == "False", "another TuningJob of the name may be applied"
+    waiting = wanted(make_tuning_job(model=FROM_FIRST, status=VALID), adapter=make_tuning_job("first"), chain=chain[:2])
+    assert condition(waiting, "Stalled")[0] == "False"
+
+
+def test_a_start_that_is_there_is_written_down_at_once_since_it_may_be_deleted_before_the_check_has_ended() -> None:
+    first = make_tuning_job("first", status=make_status(Finished="True", Succeeded="True"))
+    desired = wanted(make_tuning_job(model=FROM_FIRST), adapter=first, jobs=[make_job(CHECK)], pods=[make_pod(CHECK)])
+    assert desired.status is not None
+    assert desired.status["startAdapterModelId"] == MODEL_ID
+    checked = {"jobs": [make_job(CHECK, complete=60)], "pods": [CHECKED_POD]}
+    again = wanted(make_tuning_job(model=FROM_FIRST, status=desired.status), **checked)
+    assert (created(again), start_of(again)) == (["faq-train"], MODEL_ID)
+
+
 def test_a_start_by_model_id_waits_for_nothing() -> None:
     model = {"path": "base/tiny", "adapter": {"modelId": "ft_sft_x"}}
     assert start_of(wanted(make_tuning_job(model=model, status=VALID))) == "ft_sft_x"
@@ -243,6 +270,12 @@ def test_what_a_result_leaves_open(change: Raw, kind: str, want: tuple[str, str]
     desired = wanted(make_tuning_job(status=VALID), jobs=[make_job(complete=60)], pods=[pod])
     assert condition(desired, kind) == want
     assert condition(desired, "Succeeded") == ("True", "Succeeded")
+
+
+def test_a_result_with_absurd_names_still_makes_a_status_that_the_api_server_takes() -> None:
+    pod = make_pod(phase="Succeeded", result=TRAINED | {"mlflowRunId": "r" * 1500, "adapterPath": "p" * 1500})
+    desired = wanted(make_tuning_job(status=VALID), jobs=[make_job(complete=60)], pods=[pod])
+    TuningJobStatus.model_validate_json(json.dumps(desired.status))
 
 
 def test_a_result_that_was_lost_is_read_again() -> None:
