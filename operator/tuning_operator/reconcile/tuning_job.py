@@ -145,7 +145,7 @@ class _Pass:
             circle = " -> ".join((self.o.name, *job.chain[: job.chain.index(self.o.name) + 1]))
             self.draft.stall(
                 Reason.INVALID_INPUT,
-                f"{field}: {circle}: each waits for the adapter of the next; delete one and apply it with another start",
+                f"{field}: {circle}: each waits for the adapter of the next; delete one, apply it with another start",
             )
         return False
 
