@@ -109,6 +109,16 @@ async def test_a_new_tuning_job_gets_its_check_and_then_its_status(bench: Bench)
     assert len(bench.cluster.writes) == 2, "nothing has changed, so nothing is written"
 
 
+async def test_its_own_writes_are_known_before_any_watch_tells_of_them(bench: Bench) -> None:
+    bench.start()
+    await bench.look()
+    for events in bench.cluster.watch.values():
+        events.clear()
+    for _ in range(3):
+        await bench.worker.reconcile(KEY)
+    assert bench.cluster.writes == ["create faq-check", "status of faq"]
+
+
 async def test_a_whole_life(bench: Bench) -> None:
     bench.start()
     await bench.look()
