@@ -133,14 +133,15 @@ def assert_said(namespace: TuningNamespace, name: str, reason: str, named: tuple
 
     left = max(5.0, applied + WITHIN_SECONDS + 30 - time.time())
     wait_until(lambda: bool(saying()), left, lambda: f"{reason} of {name}; has {namespace.conditions(name)}")
-    wait_until(lambda: bool(events()), 10, lambda: f"an Event {reason} of {name}; has {namespace.events(name)}")
-    condition, event = saying()[0], events()[0]
+    condition = saying()[0]
+    # A reason may be told twice: the check pod lacks room for a moment, the trainer's for ever.
+    told = lambda: [e for e in events() if e["message"] == condition["message"]]  # noqa: E731
+    wait_until(lambda: bool(told()), 10, lambda: f"an Event {condition}; has {namespace.events(name)}")
     said = datetime.fromisoformat(condition["lastTransitionTime"]).timestamp() - applied
     print(f"stuck: {name:>14} {reason:<18} {said:5.1f} s  {condition['message']}")
     assert said <= WITHIN_SECONDS
     for word in named:
         assert word in condition["message"]
-    assert event["message"] == condition["message"]
 
 
 def test_an_image_that_cannot_be_pulled(cluster: Any) -> None:
