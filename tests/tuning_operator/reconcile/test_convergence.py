@@ -106,7 +106,8 @@ class World:
             return
         if self._queued(job):
             for pod in pods:
-                self.delete_pod(pod)
+                if not has_ended(pod):
+                    self.delete_pod(pod)
         counted = status.setdefault("counted", [])  # stands for the finalizer of each pod
         for pod in pods:
             if pod["status"]["phase"] in ("Failed", "Succeeded") and pod["metadata"]["uid"] not in counted:
