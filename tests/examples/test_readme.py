@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_tuning.api import TuningConfig
+from llm_tuning.api import TuningConfig, TuningJob
 from llm_tuning.api.flags import config_flags, option_flags
 from llm_tuning.api.yaml import load_yaml_mapping
 from llm_tuning.codes.tune_llm import SUBCOMMANDS, _Parser, _run_parser, build
@@ -80,12 +80,13 @@ def test_the_readme_has_lines_to_test() -> None:
     assert {"make demo", "make test"} <= {line.split("#")[0].strip() for line in lines}
 
 
-def test_yaml_in_the_readme_is_a_configuration(tmp_path: Path) -> None:
+def test_yaml_in_the_readme_is_a_configuration_or_a_tuning_job(tmp_path: Path) -> None:
     blocks = _blocks(ROOT / "README.md", "yaml")
     assert blocks
     for block in blocks:
         (tmp_path / "block.yaml").write_text(block)
-        TuningConfig.parse(load_yaml_mapping(tmp_path / "block.yaml"))
+        values = load_yaml_mapping(tmp_path / "block.yaml")
+        TuningJob.parse(values) if "kind" in values else TuningConfig.parse(values)
 
 
 def test_keywords_of_run_tuning_in_the_readme_are_flags() -> None:
