@@ -36,7 +36,7 @@ check: setup  ## format, lint, types, layers
 
 # Root compiles and builds what the end-to-end tests and the demo run on; found again the next time.
 cluster-env: setup
-	@if [ "$$(id -u)" = 0 ]; then $(VENV)/python -m devcluster build && $(VENV)/python -m devcluster image build all; \
+	@if [ "$$(id -u)" = 0 ]; then $(VENV)/python -m devcluster build --kueue && $(VENV)/python -m devcluster image build all; \
 	else echo "not root: no devcluster; set KUBECONFIG_E2E to test on a cluster of yours"; fi
 
 test: setup vllm-env check cluster-env  ## everything, on real parts

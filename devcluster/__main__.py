@@ -16,6 +16,7 @@ import sys
 
 from devcluster import build, launcher
 from devcluster.cluster import Cluster
+from devcluster.kueue_install import build_kueue
 from devcluster.paths import kubeconfig, state_dir
 
 EXIT_USAGE = 64
@@ -41,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m devcluster", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("build")
+    commands.add_parser("build").add_argument("--kueue", action="store_true", help="Kueue as well, for the tests")
     commands.add_parser("status")
     for name in ("up", "down", "env", "load"):
         command = commands.add_parser(name)
@@ -59,6 +60,8 @@ def _run(args: argparse.Namespace) -> int:
     match args.command:
         case "build":
             print(build.build())
+            if args.kueue:
+                print(build_kueue())
         case "up":
             print(launcher.up(args.name, gpus=args.gpus, fresh=args.fresh, fast_controllers=args.fast_controllers))
         case "down":
