@@ -64,7 +64,7 @@ def _settings(*, namespaced: bool) -> kopf.OperatorSettings:
     settings.persistence.diffbase_storage = _NoDiffs()
     settings.persistence.progress_storage = _NoProgress()
     settings.queueing.error_delays = (0.5, 1, 2, 5, 10)
-    settings.queueing.idle_timeout = 1.0  # one task for each object that changes: not kept for long
+    settings.queueing.idle_timeout = 0.1  # of the task that each object has, which holds the object whole
     logging.getLogger("kopf").setLevel(logging.WARNING)
     return settings
 

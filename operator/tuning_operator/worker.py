@@ -46,6 +46,8 @@ class Worker:
     """Keys that are being looked at, and since when; a hanging pass is seen by it."""
     _progress: dict[Key, tuple[str, Progress]] = field(default_factory=dict)
     _progress_written: dict[Key, float] = field(default_factory=dict)
+    _trainers_made: dict[Key, str] = field(default_factory=dict)
+    """The uids of TuningJobs that this process has made a training Job for."""
     _warnings: dict[str, tuple[float, asyncio.Task[list[dict[str, Any]]]]] = field(default_factory=dict)
 
     def report(self, key: Key, progress: Progress) -> None:
@@ -91,6 +93,7 @@ class Worker:
         if raw is None:
             self._progress.pop(key, None)
             self._progress_written.pop(key, None)
+            self._trainers_made.pop(key, None)
             return
         observed = self._observe(raw)
         desired = desire(observed, self.settings, self.now())
@@ -141,6 +144,8 @@ class Worker:
         for ref in desired.delete_jobs:
             await self.cluster.delete_job(namespace, ref.name, ref.uid)
             log.info("job deleted", extra={"keys": {"job": "/".join(key), "child": ref.name}})
+        if desired.create_jobs:  # the store has queued the key again: a thousand Jobs come before their statuses
+            return
         await self._write_status(key, observed, desired)
         if refused is not None:
             raise refused
@@ -169,10 +174,12 @@ class Worker:
             await tell(self.cluster, observed.raw, desired.events, self.now(), self.instance)
 
     async def _create(self, job: dict[str, Any], observed: Observed) -> None:
-        metadata = job["metadata"]
-        if metadata["labels"][LABEL_ROLE] == TRAIN and await self._trains(observed):
-            self.queue.add_after((observed.namespace, observed.name), STUCK_SECONDS)
-            return
+        metadata, key = job["metadata"], (observed.namespace, observed.name)
+        if metadata["labels"][LABEL_ROLE] == TRAIN:
+            if self._trainers_made.get(key) == observed.uid and await self._trains(observed):
+                self.queue.add_after(key, STUCK_SECONDS)
+                return
+            self._trainers_made[key] = observed.uid
         try:
             made = await self.cluster.create_job(job)
         except AlreadyExists:
@@ -182,11 +189,14 @@ class Worker:
                 self.store.put(JOBS, there)
             raise
         self.store.put(JOBS, made)
-        keys = {"job": f"{observed.namespace}/{observed.name}", "child": metadata["name"]}
+        keys = {"job": "/".join(key), "child": metadata["name"]}
         log.info("job created", extra={"keys": keys})
 
     async def _trains(self, observed: Observed) -> bool:
-        """Whether a trainer is there that no watch has told of: its Job may have been deleted a moment ago."""
+        """Whether a trainer is there that no watch has told of: its Job may have been deleted a moment ago.
+
+        Only asked after a Job of this process; the pods of an earlier process were listed at the start.
+        """
         pods = await self.cluster.list_pods_of(observed.namespace, observed.uid)
         for pod in pods:
             self.store.put(PODS, pod)
