@@ -1,5 +1,6 @@
 """The API models: the one source of field names, defaults, bounds and help texts."""
 
+from llm_tuning.api.kube import Condition
 from llm_tuning.api.tuning import (
     AdapterRef,
     DatasetSpec,
@@ -12,7 +13,7 @@ from llm_tuning.api.tuning import (
     TrainingSpec,
     TuningConfig,
 )
-from llm_tuning.api.tuning_job import Condition, Evaluation, Progress, TuningJob, TuningJobSpec, TuningJobStatus
+from llm_tuning.api.tuning_job import Evaluation, Progress, TuningJob, TuningJobSpec, TuningJobStatus
 
 __all__ = [
     "AdapterRef",

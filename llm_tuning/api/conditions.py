@@ -83,3 +83,60 @@ class Reason(StrEnum):
     CONTAINER_CONFIG_ERROR = "ContainerConfigError"
     NAME_TAKEN = "NameTaken"
     SPEC_INVALID = "SpecInvalid"
+
+
+class ServiceConditionType(StrEnum):
+    """What a condition of an InferenceService is about, in the order in which they are shown."""
+
+    READY = "Ready"
+    ADAPTERS_LOADED = "AdaptersLoaded"
+    ADAPTERS_EFFECTIVE = "AdaptersEffective"
+    RECONCILING = "Reconciling"
+    STALLED = "Stalled"
+
+
+class ServiceReason(StrEnum):
+    """Why a condition of an InferenceService is as it is; Reason has the words of what is stuck."""
+
+    PENDING = "Pending"
+    READY = "Ready"
+    NO_REPLICAS = "NoReplicas"
+    STARTING = "Starting"
+    ROLLING = "Rolling"
+    REPLICAS_NOT_READY = "ReplicasNotReady"
+    NO_REPORT = "NoReport"
+    NO_ADAPTERS = "NoAdapters"
+    LOADED = "Loaded"
+    EFFECTIVE = "Effective"
+    SETTLED = "Settled"
+    NOT_STALLED = "NotStalled"
+    PLAN_FAILED = "PlanFailed"
+    ENGINE_FAILING = "EngineFailing"
+    AGENT_FAILING = "AgentFailing"
+
+
+class AdapterReason(StrEnum):
+    """What can be said of one adapter on one engine."""
+
+    WAITING_FOR_TUNING_JOB = "WaitingForTuningJob"
+    TUNING_JOB_NOT_FOUND = "TuningJobNotFound"
+    TUNING_JOB_FAILED = "TuningJobFailed"
+
+    ENGINE_DOWN = "EngineDown"
+    LOADING = "Loading"
+    PROVING = "Proving"
+
+    ADAPTER_NOT_FOUND = "AdapterNotFound"
+    ADAPTER_INVALID = "AdapterInvalid"
+    BASE_MISMATCH = "BaseMismatch"
+    RANK_TOO_HIGH = "RankTooHigh"
+    TEMPLATE_MISMATCH = "TemplateMismatch"
+    TARGET_MODULES_MISMATCH = "TargetModulesMismatch"
+    TOO_MANY_ADAPTERS = "TooManyAdapters"
+    LOAD_FAILED = "LoadFailed"
+
+    EFFECTIVE = "Effective"
+    NO_EFFECT = "NoEffect"
+    DIFFERENT = "Different"
+    TOO_SMALL_TO_TELL = "TooSmallToTell"
+    CANNOT_BE_PROVEN = "CannotBeProven"

@@ -1,4 +1,4 @@
-"""The CustomResourceDefinition of TuningJob, generated from its models: `python -m llm_tuning.api.crd [--check]`.
+"""The CustomResourceDefinitions, generated from the models: `python -m llm_tuning.api.crd [--check]`.
 
 What the models cannot say by themselves is added here: which fields stay as they were applied (rules that compare with
 the old object, presence included, since a rule on an optional field itself is skipped when the field comes or goes),
@@ -9,102 +9,181 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic.alias_generators import to_camel
 
-from llm_tuning.api import tuning_job as api
+from llm_tuning.api import inference_service, kube, tuning_job
+from llm_tuning.api.base import ApiModel
 from llm_tuning.api.structural import INT_OR_STRING, RULES, Schema, rule, structural_schema
 
-FILE_NAME = f"{api.PLURAL}.{api.GROUP}.yaml"
 FOLDERS = (Path("crds"), Path("charts/llm-tuning/files/crds"))
 """Below the repository's root: for `kubectl apply`, and the copy that the chart carries."""
 
-HEADER = "# Generated from llm_tuning/api/tuning_job.py by `python -m llm_tuning.api.crd`. Do not edit.\n"
-MUTABLE = tuple(to_camel(name) for name in api.MUTABLE)
-
-COLUMNS = [
-    ("Mode", "string", ".spec.mode", "How it learns"),
-    ("Phase", "string", ".status.phase", "Where it is"),
-    ("Progress", "integer", ".status.progress.percent", "Percent of the steps"),
-    ("Loss", "number", ".status.progress.loss", "Training loss of the last report"),
-    ("ETA", "integer", ".status.progress.remainingSeconds", "Estimated seconds to the end of the training"),
-    ("Model", "string", ".status.modelId", "Name of the adapter"),
-    ("Age", "date", ".metadata.creationTimestamp", "Time since it was created"),
-]
-WIDE_ONLY = ("Model",)
+HEADER = "# Generated from {module}.py by `python -m llm_tuning.api.crd`. Do not edit.\n"
+Column = tuple[str, str, str, str]
+"""Title, type, JSONPath and description of a column of `kubectl get`."""
 
 
-def build_crd() -> dict[str, Any]:
+@dataclass(frozen=True)
+class Kind:
+    """A custom resource."""
+
+    name: str
+    plural: str
+    singular: str
+    short_name: str
+    description: str
+    module: str
+    spec: type[ApiModel]
+    status: type[ApiModel]
+    columns: list[Column]
+    wide_only: tuple[str, ...] = ()
+    mutable: tuple[str, ...] | None = None
+    """Fields of the spec that may change; None: all."""
+    rules: list[Any] = field(default_factory=list)
+    """About the whole object."""
+    subresources: dict[str, Any] = field(default_factory=dict)
+    """Beside `status`."""
+
+    @property
+    def file_name(self) -> str:
+        return f"{self.plural}.{kube.GROUP}.yaml"
+
+
+TUNING_JOB = Kind(
+    tuning_job.KIND,
+    tuning_job.PLURAL,
+    tuning_job.SINGULAR,
+    tuning_job.SHORT_NAME,
+    description="A tuning run: check the data, train a LoRA adapter, evaluate and register it.",
+    module="llm_tuning/api/tuning_job",
+    spec=tuning_job.TuningJobSpec,
+    status=tuning_job.TuningJobStatus,
+    columns=[
+        ("Mode", "string", ".spec.mode", "How it learns"),
+        ("Phase", "string", ".status.phase", "Where it is"),
+        ("Progress", "integer", ".status.progress.percent", "Percent of the steps"),
+        ("Loss", "number", ".status.progress.loss", "Training loss of the last report"),
+        ("ETA", "integer", ".status.progress.remainingSeconds", "Estimated seconds to the end of the training"),
+        ("Model", "string", ".status.modelId", "Name of the adapter"),
+        ("Age", "date", ".metadata.creationTimestamp", "Time since it was created"),
+    ],
+    wide_only=("Model",),
+    mutable=tuple(to_camel(name) for name in tuning_job.MUTABLE),
+    rules=[
+        rule(
+            f"self.metadata.name.size() <= {tuning_job.NAME_CHARACTERS}",
+            f"metadata.name must have at most {tuning_job.NAME_CHARACTERS} characters: Jobs and pods append to it",
+        )
+    ],
+)
+INFERENCE_SERVICE = Kind(
+    inference_service.KIND,
+    inference_service.PLURAL,
+    inference_service.SINGULAR,
+    inference_service.SHORT_NAME,
+    description="A base model with adapters of finished TuningJobs, served by vLLM and proven on every replica.",
+    module="llm_tuning/api/inference_service",
+    spec=inference_service.InferenceServiceSpec,
+    status=inference_service.InferenceServiceStatus,
+    columns=[
+        ("Ready", "string", ".status.conditions[?(@.type=='Ready')].status", "Whether every route answers as trained"),
+        ("Reason", "string", ".status.conditions[?(@.type=='Ready')].reason", "Why it is so"),
+        ("Replicas", "integer", ".status.readyReplicas", "Pods that answer"),
+        ("URL", "string", ".status.url", "Where the cluster reaches it"),
+        ("Age", "date", ".metadata.creationTimestamp", "Time since it was created"),
+    ],
+    rules=[
+        rule(
+            f"self.metadata.name.size() <= {inference_service.NAME_CHARACTERS}",
+            f"metadata.name must have at most {inference_service.NAME_CHARACTERS} characters: pods append to it",
+        ),
+        rule(
+            f"self.metadata.name.matches(r'{inference_service.SERVICE_NAME}')",
+            "metadata.name must be lower case letters, digits and -, with a letter first: the Service has the same",
+        ),
+    ],
+    subresources={
+        "scale": {
+            "specReplicasPath": ".spec.replicas",
+            "statusReplicasPath": ".status.replicas",
+            "labelSelectorPath": ".status.selector",
+        }
+    },
+)
+KINDS = (TUNING_JOB, INFERENCE_SERVICE)
+
+
+def build_crd(kind: Kind = TUNING_JOB) -> dict[str, Any]:
     """The whole object as it is applied."""
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
-        "metadata": {"name": f"{api.PLURAL}.{api.GROUP}"},
+        "metadata": {"name": f"{kind.plural}.{kube.GROUP}"},
         "spec": {
-            "group": api.GROUP,
+            "group": kube.GROUP,
             "scope": "Namespaced",
             "names": {
-                "kind": api.KIND,
-                "listKind": f"{api.KIND}List",
-                "plural": api.PLURAL,
-                "singular": api.SINGULAR,
-                "shortNames": [api.SHORT_NAME],
-                "categories": [api.CATEGORY],
+                "kind": kind.name,
+                "listKind": f"{kind.name}List",
+                "plural": kind.plural,
+                "singular": kind.singular,
+                "shortNames": [kind.short_name],
+                "categories": [kube.CATEGORY],
             },
             "versions": [
                 {
-                    "name": api.VERSION,
+                    "name": kube.VERSION,
                     "served": True,
                     "storage": True,
-                    "subresources": {"status": {}},
-                    "additionalPrinterColumns": [_column(*column) for column in COLUMNS],
-                    "schema": {"openAPIV3Schema": build_schema()},
+                    "subresources": {"status": {}, **kind.subresources},
+                    "additionalPrinterColumns": [_column(kind, *column) for column in kind.columns],
+                    "schema": {"openAPIV3Schema": build_schema(kind)},
                 }
             ],
         },
     }
 
 
-def build_schema() -> Schema:
+def build_schema(kind: Kind = TUNING_JOB) -> Schema:
     """The schema of the whole object."""
-    spec = explained(frozen(structural_schema(api.TuningJobSpec), mutable=MUTABLE))
-    for name, field in spec["properties"].items():
-        if name not in MUTABLE:
-            field["description"] += " Immutable."
+    spec = structural_schema(kind.spec)
+    if kind.mutable is not None:
+        spec = frozen(spec, mutable=kind.mutable)
+    spec = explained(spec)
+    for name, schema in spec["properties"].items():
+        if kind.mutable is not None and name not in kind.mutable:
+            schema["description"] += " Immutable."
     return {
-        "description": "A tuning run: check the data, train a LoRA adapter, evaluate and register it.",
+        "description": kind.description,
         "type": "object",
         "required": ["spec"],
         "properties": {
-            "apiVersion": {"type": "string", "description": f"{api.API_VERSION}."},
-            "kind": {"type": "string", "description": f"{api.KIND}."},
+            "apiVersion": {"type": "string", "description": f"{kube.API_VERSION}."},
+            "kind": {"type": "string", "description": f"{kind.name}."},
             "metadata": {"type": "object"},
             "spec": spec,
-            "status": structural_schema(api.TuningJobStatus),
+            "status": structural_schema(kind.status),
         },
-        RULES: [
-            rule(
-                f"self.metadata.name.size() <= {api.NAME_CHARACTERS}",
-                f"metadata.name must have at most {api.NAME_CHARACTERS} characters: Jobs and pods append to it",
-            )
-        ],
+        RULES: kind.rules,
     }
 
 
 def frozen(schema: Schema, *, mutable: tuple[str, ...] = ()) -> Schema:
     """`schema` with rules that keep every field but `mutable`; a group that is always there has rules of its own."""
     properties, rules = {}, list(schema.get(RULES, []))
-    for name, field in schema["properties"].items():
-        properties[name] = field
+    for name, inner in schema["properties"].items():
+        properties[name] = inner
         if name in mutable:
             continue
-        if "properties" in field and (name in schema.get("required", []) or "default" in field):
-            properties[name] = frozen(field)
+        if "properties" in inner and (name in schema.get("required", []) or "default" in inner):
+            properties[name] = frozen(inner)
         else:
-            rules.append(_kept(name, field))
+            rules.append(_kept(name, inner))
     return {**schema, "properties": properties, RULES: rules} if rules else {**schema, "properties": properties}
 
 
@@ -144,17 +223,18 @@ def _kept(name: str, field: Schema) -> Any:
     new, old = f"self.{name}", f"oldSelf.{name}"
     equal = f"string({new}) == string({old})" if INT_OR_STRING in field else f"{new} == {old}"
     same = f"has({new}) == has({old}) && (!has({new}) || {equal})"
-    return rule(same, api.IMMUTABLE, field=f".{name}")
+    return rule(same, tuning_job.IMMUTABLE, field=f".{name}")
 
 
-def _column(name: str, kind: str, path: str, description: str) -> dict[str, Any]:
-    priority = {"priority": 1} if name in WIDE_ONLY else {}
-    return {"name": name, "type": kind, "jsonPath": path, "description": description, **priority}
+def _column(kind: Kind, name: str, type_: str, path: str, description: str) -> dict[str, Any]:
+    priority = {"priority": 1} if name in kind.wide_only else {}
+    return {"name": name, "type": type_, "jsonPath": path, "description": description, **priority}
 
 
-def render() -> str:
+def render(kind: Kind) -> str:
     """The file's text."""
-    return HEADER + yaml.safe_dump(build_crd(), sort_keys=False, width=120, allow_unicode=True)
+    body = yaml.safe_dump(build_crd(kind), sort_keys=False, width=120, allow_unicode=True)
+    return HEADER.format(module=kind.module) + body
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -163,9 +243,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a file is not what it would be")
     parser.add_argument("--root", type=Path, default=Path(), help="the repository's root (default: this folder)")
     options = parser.parse_args(arguments)
-    text, differing = render(), []
-    for folder in FOLDERS:
-        path = options.root / folder / FILE_NAME
+    differing = []
+    for kind, folder in ((kind, folder) for kind in KINDS for folder in FOLDERS):
+        text, path = render(kind), options.root / folder / kind.file_name
         if not path.exists() or path.read_text() != text:
             differing.append(path)
             if not options.check:

@@ -14,7 +14,8 @@ from urllib.parse import urlencode
 import aiohttp
 from kubernetes.aio import client, config
 
-from llm_tuning.api.tuning_job import API_VERSION, GROUP, KIND, PLURAL, VERSION
+from llm_tuning.api.kube import API_VERSION, GROUP, VERSION
+from llm_tuning.api.tuning_job import KIND, PLURAL
 from tuning_operator.constants import FIELD_MANAGER, LABEL_UID, MANAGED_BY, MANAGED_BY_LABEL
 from tuning_operator.errors import (
     AlreadyExists,

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from llm_tuning.api.tuning_job import API_VERSION, KIND
+from llm_tuning.api.kube import API_VERSION
+from llm_tuning.api.tuning_job import KIND
 from tuning_operator.cluster import Cluster
 from tuning_operator.constants import MANAGED_BY
 from tuning_operator.desired import Event

@@ -9,7 +9,8 @@ from typing import Any
 
 import kopf
 
-from llm_tuning.api.tuning_job import GROUP, PLURAL, VERSION
+from llm_tuning.api.kube import GROUP, VERSION
+from llm_tuning.api.tuning_job import PLURAL
 from tuning_operator.constants import MANAGED_BY, MANAGED_BY_LABEL
 from tuning_operator.store import JOBS, PODS, TUNING_JOBS, Store
 

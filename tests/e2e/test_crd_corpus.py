@@ -13,7 +13,8 @@ import pytest
 
 from devcluster.cluster import Clients, KubectlError
 from llm_tuning.api import Condition, Evaluation, Progress, TuningJobStatus
-from llm_tuning.api.tuning_job import API_VERSION, KIND, read_status
+from llm_tuning.api.kube import API_VERSION
+from llm_tuning.api.tuning_job import KIND, read_status
 from tests.support import spec_corpus
 from tests.support.api_proxy import client_context, server_of
 

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from llm_tuning.api.tuning_job import API_VERSION, KIND, Progress
+from llm_tuning.api.kube import API_VERSION
+from llm_tuning.api.tuning_job import KIND, Progress
 from llm_tuning.pod.contract import CHECK, CONTAINERS, TRAIN
 from tuning_operator.constants import LABEL_JOB, LABEL_ROLE, LABEL_UID, MANAGED_BY, MANAGED_BY_LABEL
 from tuning_operator.observed import Observed, build_observed

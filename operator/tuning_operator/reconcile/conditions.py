@@ -6,7 +6,7 @@ import re
 from datetime import UTC, datetime
 
 from llm_tuning.api.conditions import ConditionType, Reason
-from llm_tuning.api.tuning_job import Condition
+from llm_tuning.api.kube import Condition
 from tuning_operator.constants import MESSAGE_CHARACTERS
 from tuning_operator.observed import Observed
 

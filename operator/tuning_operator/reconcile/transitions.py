@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from llm_tuning.api.conditions import ConditionType, Reason
-from llm_tuning.api.tuning_job import Condition
+from llm_tuning.api.kube import Condition
 from tuning_operator.desired import Event
 
 NORMAL, WARNING = "Normal", "Warning"

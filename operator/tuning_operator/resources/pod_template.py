@@ -8,7 +8,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from llm_tuning.api.tuning_job import API_VERSION, KIND, TuningJobSpec
+from llm_tuning.api.kube import API_VERSION
+from llm_tuning.api.tuning_job import KIND, TuningJobSpec
 from llm_tuning.errors import EXIT_INPUT
 from llm_tuning.pod.contract import (
     CONTAINERS,

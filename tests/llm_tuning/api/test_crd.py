@@ -36,7 +36,7 @@ def test_the_files_are_what_the_models_give() -> None:
 def test_a_file_that_differs_is_told_and_written_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert crd.main(["--root", str(tmp_path)]) == 0
     assert crd.main(["--check", "--root", str(tmp_path)]) == 0
-    path = tmp_path / crd.FOLDERS[0] / crd.FILE_NAME
+    path = tmp_path / crd.FOLDERS[0] / crd.TUNING_JOB.file_name
     path.write_text(path.read_text().replace("maximum: 512", "maximum: 513"))
     capsys.readouterr()
     assert crd.main(["--check", "--root", str(tmp_path)]) == 1

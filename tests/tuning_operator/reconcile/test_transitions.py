@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from llm_tuning.api.tuning_job import Condition
+from llm_tuning.api.kube import Condition
 from tests.support.operator_objects import make_observed, make_status, make_tuning_job
 from tuning_operator.reconcile.transitions import events_of
 

@@ -1,0 +1,355 @@
+"""The InferenceService custom resource: vLLM with adapters of finished TuningJobs, kept loaded and proven.
+
+KServe has a kind of this name too; wherever the two may meet, this one is inferenceservices.tuning.llmtuning.dev.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import ConfigDict, Field, StringConstraints, model_validator
+
+from llm_tuning.api.base import ApiModel, FieldError
+from llm_tuning.api.kube import (
+    DNS_SUBDOMAIN,
+    SECRET_NAME,
+    Condition,
+    CpuQuantity,
+    Line,
+    MemoryQuantity,
+    PlacementSpec,
+    RelativePath,
+    VolumeSpec,
+)
+from llm_tuning.api.structural import RULES, rule
+from llm_tuning.api.tuning import ModelId
+from llm_tuning.api.wire import WireModel
+
+KIND, PLURAL, SINGULAR, SHORT_NAME = "InferenceService", "inferenceservices", "inferenceservice", "tisvc"
+NAME_CHARACTERS = 40
+"""Of an InferenceService: its pods append to it, and its Service is a DNS label."""
+TUNING_JOB_NAME_CHARACTERS = 50
+MAX_ROUTES, MAX_TARGETS = 64, 16
+
+MODEL_NAME = r"^[A-Za-z0-9]([-A-Za-z0-9._:/]*[A-Za-z0-9])?$"
+ModelName = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=MODEL_NAME)]
+"""What clients send as `model`."""
+SERVICE_NAME = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
+"""As the Service of an InferenceService may be called."""
+ServiceName = Annotated[str, StringConstraints(min_length=1, max_length=NAME_CHARACTERS, pattern=SERVICE_NAME)]
+
+
+class ServedModelSpec(ApiModel):
+    """The base model."""
+
+    path: RelativePath = Field(
+        description="Folder of the base model on the claim, such as base/qwen3-0.6b. Relative, without `..`."
+    )
+
+    name: ModelName | None = Field(
+        None, description="Name under which clients reach the base itself; without it the last part of the path."
+    )
+
+
+class RouteTarget(ApiModel):
+    """An adapter behind a route: exactly one of `tuningJob` and `modelId`."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            RULES: [rule("has(self.tuningJob) != has(self.modelId)", "must have exactly one of tuningJob and modelId")]
+        }
+    )
+
+    tuning_job: (
+        Annotated[str, StringConstraints(min_length=1, max_length=TUNING_JOB_NAME_CHARACTERS, pattern=DNS_SUBDOMAIN)]
+        | None
+    ) = Field(
+        None,
+        description="Name of a TuningJob in this namespace; its adapter is attached when it succeeds, without a restart, and stays when the TuningJob goes.",
+    )
+
+    model_id: ModelId | None = Field(None, description="model_id of a finished adapter on the claim, of the same base.")
+
+    weight: Annotated[int, Field(ge=0, le=1000)] = Field(
+        1,
+        description="Share of the route's requests, relative to the other targets; 0 keeps the adapter loaded without requests.",
+    )
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        if (self.tuning_job is None) == (self.model_id is None):
+            raise ValueError("must have exactly one of tuningJob and modelId")
+        return self
+
+
+class Route(ApiModel):
+    """A name that clients use as `model`, and the adapters that answer it."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            RULES: [rule("self.targets.exists(t, t.weight > 0)", "at least one target must have a weight above 0")]
+        }
+    )
+
+    name: ModelName = Field(description="What clients send as `model`; unique, and not the base's name.")
+
+    targets: Annotated[list[RouteTarget], Field(min_length=1, max_length=MAX_TARGETS)] = Field(
+        description="Adapters that share the route's requests by weight. Requests with the same `user` go to the same one. Changing weights loads and restarts nothing."
+    )
+
+    @model_validator(mode="after")
+    def _some_weight(self) -> Self:
+        if not any(target.weight for target in self.targets):
+            raise ValueError("at least one target must have a weight above 0")
+        return self
+
+
+class ServiceResourcesSpec(PlacementSpec):
+    """What each vLLM is given, and where its pods may run."""
+
+    gpus: Annotated[int, Field(ge=0, le=16)] = Field(
+        1, description="GPUs (nvidia.com/gpu) of each replica, tensor-parallel from 2 on; 0 serves on the CPU."
+    )
+
+    cpu: CpuQuantity = Field("2", description="CPU cores that each replica requests, such as 4, 0.5 or 500m.")
+
+    memory: MemoryQuantity = Field(
+        "16Gi",
+        description="Memory of each replica with its unit, request and limit. On the CPU a quarter of it becomes the KV cache.",
+    )
+
+
+class VllmSpec(ApiModel):
+    """Engine flags of vLLM: an allow-list. Changing one is a rollout."""
+
+    max_model_len: Annotated[int, Field(ge=16, le=10_000_000)] | None = Field(
+        None, description="Longest prompt and answer together, in tokens; without it as much as the memory holds."
+    )
+
+    gpu_memory_utilization: Annotated[float, Field(ge=0.1, le=0.99)] | None = Field(
+        None, description="Share of the GPU's memory that vLLM takes; without it vLLM's own default."
+    )
+
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] | None = Field(
+        None,
+        description="Precision of weights and computation; without it what the base was saved in, on the CPU that of the adapters' training.",
+    )
+
+    max_lora_rank: Literal[8, 16, 32, 64, 128, 256, 320, 512] | None = Field(
+        None,
+        description="Highest rank of an adapter; without it the highest that is wanted when a replica starts, at least 16. A later adapter above it gets RankTooHigh.",
+    )
+
+    max_loras: Annotated[int, Field(ge=1, le=128)] | None = Field(
+        None, description="Adapters in one batch; without it the number of targets, at most 8."
+    )
+
+    max_num_seqs: Annotated[int, Field(ge=1, le=4096)] | None = Field(
+        None, description="Requests in one batch; without it vLLM's own default."
+    )
+
+    max_num_batched_tokens: Annotated[int, Field(ge=16, le=1_048_576)] | None = Field(
+        None, description="Tokens in one step; without it vLLM's own default."
+    )
+
+    enable_prefix_caching: bool | None = Field(
+        None, description="Reuse the cache of equal beginnings; without it vLLM's own default."
+    )
+
+    enforce_eager: bool | None = Field(
+        None, description="Start without compiling: quicker to start, slower to serve; without it only on the CPU."
+    )
+
+
+class ApiKeySecretRef(ApiModel):
+    """A key of a Secret in this namespace."""
+
+    name: Annotated[str, StringConstraints(max_length=253, pattern=SECRET_NAME)] = Field(
+        description="Name of the Secret; it has to begin with llm-tuning-, so that no other Secret can be reached."
+    )
+
+    key: Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]*[-_a-zA-Z0-9]$")] = (
+        Field("apiKey", description="Key of the Secret whose value clients send as bearer token.")
+    )
+
+
+class RolloutSpec(ApiModel):
+    """How replicas are replaced when the model, an engine flag or the resources change."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            RULES: [rule("self.maxSurge + self.maxUnavailable > 0", "maxSurge and maxUnavailable must not both be 0")]
+        }
+    )
+
+    max_surge: Annotated[int, Field(ge=0, le=64)] = Field(
+        1, description="Replicas above the wanted number while rolling; each takes GPUs of its own."
+    )
+
+    max_unavailable: Annotated[int, Field(ge=0, le=64)] = Field(
+        0,
+        description="Replicas that may be missing while rolling; set it to 1 and maxSurge to 0 where no GPU is spare.",
+    )
+
+    @model_validator(mode="after")
+    def _gets_on(self) -> Self:
+        if self.max_surge == self.max_unavailable == 0:
+            raise ValueError("maxSurge and maxUnavailable must not both be 0")
+        return self
+
+
+_OTHER_THAN_BASE = (
+    "self.routes.all(r, has(self.model.name) ? r.name != self.model.name : "
+    "(r.name != self.model.path && !self.model.path.endsWith('/' + r.name)))"
+)
+_BASE_TAKES_IT = "a route must not have the base's name; rename it, or set model.name"
+
+
+class InferenceServiceSpec(WireModel):
+    """What is to be served."""
+
+    model_config = ConfigDict(json_schema_extra={RULES: [rule(_OTHER_THAN_BASE, _BASE_TAKES_IT, field=".routes")]})
+
+    model: ServedModelSpec = Field(description="The base model.")
+
+    volume: VolumeSpec = Field(description="The volume that has the base and the adapters; mounted read-only.")
+
+    routes: Annotated[list[Route], Field(max_length=MAX_ROUTES)] = Field(
+        default_factory=list,
+        description="Names that clients use, and the adapters behind them. Changing them restarts nothing.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    )
+
+    replicas: Annotated[int, Field(ge=0, le=64)] = Field(1, description="Pods, each with a vLLM of its own.")
+
+    resources: ServiceResourcesSpec = Field(
+        default_factory=ServiceResourcesSpec, description="What each vLLM is given, and where its pods may run."
+    )
+
+    vllm: VllmSpec = Field(default_factory=VllmSpec, description="Engine flags of vLLM: an allow-list.")
+
+    rollout: RolloutSpec = Field(default_factory=RolloutSpec, description="How replicas are replaced.")
+
+    api_key_secret: ApiKeySecretRef | None = Field(
+        None,
+        description="Ask clients for an API key (Authorization: Bearer ...); without it everyone in reach is served.",
+    )
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        names = [route.name for route in self.routes]
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                raise FieldError(f"routes[{index}]", f"another route has the name {name!r} already; rename one")
+        path = self.model.path
+        for name in names:
+            taken = name == self.model.name if self.model.name else name == path or path.endswith(f"/{name}")
+            if taken:
+                raise FieldError("routes", _BASE_TAKES_IT)
+        return self
+
+    @property
+    def base_name(self) -> str:
+        """What clients call the base."""
+        return self.model.name or self.model.path.rsplit("/", 1)[-1]
+
+
+class ServeSpec(ApiModel):
+    """The InferenceService that a TuningJob makes when it succeeds: one route, to its adapter."""
+
+    name: ServiceName = Field(
+        description="Name of the InferenceService and of its route. One that is there already is left as it is."
+    )
+
+    replicas: Annotated[int, Field(ge=0, le=64)] = Field(1, description="Pods, each with a vLLM of its own.")
+
+    resources: ServiceResourcesSpec = Field(
+        default_factory=ServiceResourcesSpec, description="What each vLLM is given, and where its pods may run."
+    )
+
+    vllm: VllmSpec = Field(default_factory=VllmSpec, description="Engine flags of vLLM: an allow-list.")
+
+    api_key_secret: ApiKeySecretRef | None = Field(None, description="Ask clients for an API key.")
+
+
+class AdapterStatus(ApiModel):
+    """One adapter that the routes want."""
+
+    model_id: Line | None = Field(None, description="Name of the adapter, once it is known.")
+
+    tuning_job: Line | None = Field(
+        None, description="The TuningJob that it was named by; kept after that one is gone."
+    )
+
+    loaded_replicas: Annotated[int, Field(ge=0)] = Field(0, description="Ready replicas that have it loaded.")
+
+    effective: Literal["True", "False", "Unknown"] = Field(
+        "Unknown", description="Whether it moves the answers as training did, proven on every ready replica."
+    )
+
+    reason: Annotated[str, StringConstraints(max_length=128)] = Field("", description="One CamelCase word.")
+
+    message: Line = Field("", description="What to know or to do.")
+
+
+class InferenceServiceStatus(ApiModel):
+    """What the operator has found; only it writes here."""
+
+    observed_generation: int | None = Field(None, description="metadata.generation that this status is about.")
+
+    url: Line | None = Field(None, description="Where the cluster reaches it; append /v1 for OpenAI clients.")
+
+    replicas: Annotated[int, Field(ge=0)] = Field(0, description="Pods there are.")
+
+    ready_replicas: Annotated[int, Field(ge=0)] = Field(0, description="Pods that answer.")
+
+    selector: Line | None = Field(None, description="Label selector of the pods, for autoscalers.")
+
+    adapters: Annotated[list[AdapterStatus], Field(max_length=MAX_ROUTES * MAX_TARGETS)] = Field(
+        default_factory=list, description="The adapters that the routes want, each on all ready replicas."
+    )
+
+    conditions: Annotated[list[Condition], Field(max_length=16)] = Field(
+        default_factory=list,
+        description="The truth, by type. Ready: every replica answers on each route, each adapter as it was trained.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+    )
+
+
+class InferenceService(WireModel):
+    """The whole object; `metadata` is Kubernetes' own."""
+
+    api_version: Literal["tuning.llmtuning.dev/v1alpha1"] = Field(
+        "tuning.llmtuning.dev/v1alpha1", description="Group and version."
+    )
+
+    kind: Literal["InferenceService"] = Field("InferenceService", description="Kind.")
+
+    metadata: dict[str, Any] = Field(description="Standard object metadata.")
+
+    spec: InferenceServiceSpec = Field(description="What is to be served.")
+
+    status: InferenceServiceStatus | None = Field(None, description="What the operator has found.")
+
+    @model_validator(mode="after")
+    def _dns_label(self) -> Self:
+        name = self.metadata.get("name")
+        if name is None and not self.metadata.get("generateName"):
+            raise FieldError("metadata.name", "is required; add it")
+        if name is None:
+            return self
+        if not isinstance(name, str):
+            raise FieldError("metadata.name", f"must be text, got {name!r}; quote it")
+        if re.fullmatch(SERVICE_NAME.strip("^$"), name) is None:
+            raise FieldError(
+                "metadata.name", f"must be lower case letters, digits and -, with a letter first, got {name[:60]!r}"
+            )
+        if len(name) > NAME_CHARACTERS:
+            raise FieldError("metadata.name", f"must have at most {NAME_CHARACTERS} characters, got {len(name)}")
+        return self
+
+
+def read_status(raw: object) -> InferenceServiceStatus:
+    """The status of an object as it stands in the cluster; fields that another version wrote are left out."""
+    return InferenceServiceStatus.model_validate(raw if isinstance(raw, dict) else {}, strict=False, extra="ignore")

@@ -1,0 +1,158 @@
+"""What both custom resources share: names as Kubernetes has them, quantities, volumes, placement, conditions."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+
+from llm_tuning.api.base import ApiModel
+from llm_tuning.api.structural import INT_OR_STRING, RULES, rule
+
+GROUP = "tuning.llmtuning.dev"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+CATEGORY = "tuning"
+"""`kubectl get tuning` shows every kind of it."""
+
+_LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+SUBDOMAIN = rf"{_LABEL}(\.{_LABEL})*"
+DNS_LABEL = rf"^{_LABEL}$"
+DNS_SUBDOMAIN = rf"^{SUBDOMAIN}$"
+QUALIFIED_NAME = rf"^({SUBDOMAIN}/)?[A-Za-z0-9]([-A-Za-z0-9_.]{{0,61}}[A-Za-z0-9])?$"
+LABEL_VALUE = r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$"
+SECRET_NAME = rf"^llm-tuning-{SUBDOMAIN}$"
+
+# Segments but `.` and `..`, without control characters. RE2 has no look-ahead: a segment starts with no dot, with one
+# before another character, or with two before at least one more.
+_CHARACTER = r"[^/\x00-\x1f\x7f]"
+_SEGMENT = rf"(\.?[^./\x00-\x1f\x7f]{_CHARACTER}*|\.\.{_CHARACTER}+)"
+RelativePath = Annotated[str, StringConstraints(min_length=1, max_length=1024, pattern=rf"^{_SEGMENT}(/{_SEGMENT})*$")]
+ObjectName = Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=DNS_SUBDOMAIN)]
+LabelKey = Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=QUALIFIED_NAME)]
+LabelValue = Annotated[str, StringConstraints(max_length=63, pattern=LABEL_VALUE)]
+
+
+def _cores(value: object) -> object:
+    """`cpu: 4` is what people write."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+CpuQuantity = Annotated[
+    str,
+    StringConstraints(
+        max_length=16, pattern=r"^([1-9][0-9]{0,3}(\.[0-9]{1,3})?|0\.0{0,2}[1-9][0-9]{0,2}|[1-9][0-9]{0,6}m)$"
+    ),
+    BeforeValidator(_cores),
+    Field(json_schema_extra={INT_OR_STRING: True, "minimum": 1, "maximum": 9999}),
+]
+MemoryQuantity = Annotated[
+    str, StringConstraints(min_length=1, max_length=16, pattern=r"^[1-9][0-9]*(\.[0-9]{1,3})?(M|G|T|Mi|Gi|Ti)$")
+]
+"""With a unit: a bare 8 would be eight bytes."""
+
+Line = Annotated[str, StringConstraints(max_length=1024)]
+Time = Annotated[str, StringConstraints(max_length=64)]
+"""RFC 3339, as text: the status is read by whoever reads it."""
+
+
+class ConfigMapKeyRef(ApiModel):
+    """A key of a ConfigMap in this namespace."""
+
+    name: ObjectName = Field(description="Name of the ConfigMap.")
+
+    key: Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]*[-_a-zA-Z0-9]$")] = (
+        Field(description="Key whose value is the file; its ending tells the form (.json, .jsonl, .parquet).")
+    )
+
+
+class VolumeSpec(ApiModel):
+    """The volume that has it all: base/ datasets/ models/."""
+
+    claim_name: ObjectName = Field(
+        description="PersistentVolumeClaim in this namespace. Base models and data sets are read from it; the adapter is written to models/<modelId>/, work in progress to models/.work/."
+    )
+
+
+class SecretRef(ApiModel):
+    """A Secret in this namespace."""
+
+    name: Annotated[str, StringConstraints(max_length=253, pattern=SECRET_NAME)] = Field(
+        description="Name of the Secret; it has to begin with llm-tuning-, so that no other Secret can be reached."
+    )
+
+
+class Toleration(ApiModel):
+    """A taint that pods of this job tolerate, as in a pod."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            RULES: [
+                rule("has(self.key) || self.operator == 'Exists'", "without a key the operator must be Exists"),
+                rule(
+                    "self.operator != 'Exists' || !has(self.value) || self.value == ''",
+                    "value must be left out when the operator is Exists",
+                ),
+                rule(
+                    "!has(self.tolerationSeconds) || (has(self.effect) && self.effect == 'NoExecute')",
+                    "tolerationSeconds needs effect NoExecute",
+                ),
+            ]
+        }
+    )
+
+    key: LabelKey | None = Field(
+        None, description="Taint key; without it, with operator Exists, every taint is tolerated."
+    )
+
+    operator: Literal["Exists", "Equal"] = Field("Equal", description="Equal compares the value, Exists only the key.")
+
+    value: LabelValue | None = Field(None, description="Taint value, for operator Equal.")
+
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(
+        None, description="Taint effect; without it all effects."
+    )
+
+    toleration_seconds: Annotated[int, Field(ge=0, le=2_147_483_647)] | None = Field(
+        None, description="For effect NoExecute: how long the pod stays, in seconds; without it, for ever."
+    )
+
+    @model_validator(mode="after")
+    def _as_pods_have_it(self) -> Self:
+        if self.key is None and self.operator != "Exists":
+            raise ValueError("without a key the operator must be Exists")
+        if self.operator == "Exists" and self.value:
+            raise ValueError("value must be left out when the operator is Exists")
+        if self.toleration_seconds is not None and self.effect != "NoExecute":
+            raise ValueError("tolerationSeconds needs effect NoExecute")
+        return self
+
+
+class PlacementSpec(ApiModel):
+    """Where pods may run."""
+
+    node_selector: Annotated[dict[LabelKey, LabelValue], Field(max_length=32)] | None = Field(
+        None, description="Labels that a node must have."
+    )
+
+    tolerations: Annotated[list[Toleration], Field(max_length=32)] | None = Field(
+        None, description="Taints that the pods tolerate."
+    )
+
+    priority_class_name: ObjectName | None = Field(None, description="PriorityClass of the pods.")
+
+
+class Condition(ApiModel):
+    """One thing that is so, is not so, or is not known yet."""
+
+    type: Annotated[str, StringConstraints(max_length=64)] = Field(description="What the condition is about.")
+
+    status: Literal["True", "False", "Unknown"] = Field(description="Whether it is so.")
+
+    reason: Annotated[str, StringConstraints(max_length=128)] = Field(description="One CamelCase word.")
+
+    message: Annotated[str, StringConstraints(max_length=4096)] = Field("", description="What to know or to do.")
+
+    observed_generation: int = Field(0, description="metadata.generation that this was found for.")
+
+    last_transition_time: Time = Field("", description="When the status last changed (RFC 3339).")
