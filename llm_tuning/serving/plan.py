@@ -196,19 +196,19 @@ def _adapter_arguments(adapter: ServedAdapter, names: tuple[str, ...]) -> list[s
 
 def _template_arguments(base: BaseModel, adapter: ServedAdapter | None, notes: list[str]) -> list[str]:
     if adapter is not None and adapter.chat_template is not None:
-        own = _base_template(base)
+        own = base_template(base)
         if own is not None and own != adapter.chat_template.read_text(encoding="utf-8"):
             notes.append(
                 "the adapter was trained with another chat template than the base's; the server uses the adapter's"
             )
         return ["--chat-template", str(adapter.chat_template)]
-    if _base_template(base) is None:
+    if base_template(base) is None:
         notes.append("the base has no chat template; the server uses the project's plain one")
         return ["--chat-template", str(PLAIN_TEMPLATE)]
     return []
 
 
-def _base_template(base: BaseModel) -> str | None:
+def base_template(base: BaseModel) -> str | None:
     """The base's chat template, None where it has none."""
     for name in ("chat_template.jinja", "chat_template.json"):
         if (base.path / name).is_file():

@@ -54,7 +54,7 @@ def inspect_adapter(path: Path, base: BaseModel | None) -> ServedAdapter:
     if not problems:
         _check_copy(manifest, path, where, problems)
     if base is not None and not problems:
-        problems.extend(_of_another_base(path, manifest, parity, base))
+        problems.extend(_of_another_base(path, base))
     if problems:
         raise InputError(problems)
     template = path / "chat_template.jinja"
@@ -66,6 +66,11 @@ def inspect_adapter(path: Path, base: BaseModel | None) -> ServedAdapter:
         dtype=str(parity["dtype"]) if "dtype" in parity else None,
         chat_template=template.resolve() if template.is_file() else None,
     )
+
+
+def allowed_rank(rank: int) -> int | None:
+    """`rank` rounded up to what vLLM allows; None above its highest."""
+    return next((allowed for allowed in ALLOWED_RANKS if allowed >= rank), None)
 
 
 def _object(path: Path, where: str, problems: list[Problem], *, required: bool = False) -> dict[str, Any]:
@@ -145,26 +150,44 @@ def _max_rank(config: dict[str, Any], where: str, problems: list[Problem]) -> in
             Problem(f"{where}: adapter_config.json", f"r must be a whole number from 1 on, got {ranks[0]!r}")
         )
         return ALLOWED_RANKS[0]
-    fitting = [allowed for allowed in ALLOWED_RANKS if allowed >= max(ranks)]
-    if not fitting:
+    fitting = allowed_rank(max(ranks))
+    if fitting is None:
         rule = f"has rank {max(ranks)}, and vLLM serves at most {ALLOWED_RANKS[-1]}"
         problems.append(Problem(where, rule, "train it with a lower rank"))
         return ALLOWED_RANKS[-1]
-    return fitting[0]
+    return fitting
 
 
-def _of_another_base(path: Path, manifest: dict[str, Any], parity: dict[str, Any], base: BaseModel) -> list[Problem]:
-    """By the hash of the base's weights, which the manifest and the probes carry."""
+@dataclass(frozen=True)
+class TrainedBase:
+    """The base that an adapter was trained on, as far as its files tell."""
+
+    name: str = ""
+    path: str = ""
+    weight_hash: str = ""
+
+
+def trained_base(path: Path) -> TrainedBase:
+    """By the manifest, or by the probes; empty where neither is readable."""
+    ignored: list[Problem] = []
+    manifest = _object(path / "model.json", "", ignored)
+    parity = _object(path / "parity.json", "", ignored)
     record = manifest.get("base")
     record = record if isinstance(record, dict) else {}
-    expected = record.get("weight_hash") or parity.get("base_weight_hash")
-    if not expected:
+    expected = record.get("weight_hash") or parity.get("base_weight_hash") or ""
+    return TrainedBase(str(record.get("name") or ""), str(record.get("path") or ""), str(expected))
+
+
+def _of_another_base(path: Path, base: BaseModel) -> list[Problem]:
+    """By the hash of the base's weights, which the manifest and the probes carry."""
+    trained = trained_base(path)
+    if not trained.weight_hash:
         return []
     actual = weight_hash(base, _hash_cache(path))
-    if actual == expected:
+    if actual == trained.weight_hash:
         return []
-    trained_on = f"{record.get('name') or 'another base'} (weights {str(expected)[:12]})"
-    fix = f"serve {record['path']}" if record.get("path") else "serve the base that it was trained on"
+    trained_on = f"{trained.name or 'another base'} (weights {trained.weight_hash[:12]})"
+    fix = f"serve {trained.path}" if trained.path else "serve the base that it was trained on"
     return [Problem(f"adapter {path}", f"belongs to {trained_on}, not to {base.path} (weights {actual[:12]})", fix)]
 
 

@@ -1,0 +1,77 @@
+"""vLLM as the agent sees it: on the pod's loopback, up or down, with some adapters loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+
+LOOK_SECONDS = 5.0
+"""For a question about its state: it is answered beside the requests, so a busy engine answers as well."""
+LOAD_SECONDS = 300.0
+"""For loading an adapter from a slow volume."""
+
+
+class EngineDown(Exception):  # noqa: N818 - a state
+    """It does not answer."""
+
+
+class EngineRefused(Exception):  # noqa: N818 - an answer
+    """It answers with an error; the text is its own."""
+
+
+@dataclass
+class Engine:
+    """Calls to vLLM; each raises EngineDown, and those that change something EngineRefused."""
+
+    url: str
+    session: aiohttp.ClientSession
+
+    async def adapters(self) -> set[str]:
+        """Names of the loaded adapters."""
+        await self._call("GET", "/health", seconds=LOOK_SECONDS)
+        models = await self._call("GET", "/v1/models", seconds=LOOK_SECONDS)
+        try:
+            return {str(model["id"]) for model in json.loads(models)["data"] if model.get("parent")}
+        except (ValueError, KeyError, TypeError) as error:
+            raise EngineDown(f"it lists its models in an unknown form ({error})") from None
+
+    async def load(self, name: str, path: str) -> None:
+        body = {"lora_name": name, "lora_path": path}
+        await self._call("POST", "/v1/load_lora_adapter", body, seconds=LOAD_SECONDS)
+
+    async def unload(self, name: str) -> None:
+        await self._call("POST", "/v1/unload_lora_adapter", {"lora_name": name}, seconds=LOOK_SECONDS)
+
+    async def metrics(self) -> bytes:
+        """Its own metrics in Prometheus' text form."""
+        return await self._call("GET", "/metrics", seconds=LOOK_SECONDS)
+
+    async def _call(self, method: str, path: str, body: Mapping[str, Any] | None = None, *, seconds: float) -> bytes:
+        try:
+            timeout = aiohttp.ClientTimeout(total=seconds)
+            async with self.session.request(method, self.url + path, json=body, timeout=timeout) as response:
+                text = await response.read()
+        except (aiohttp.ClientError, OSError) as error:
+            raise EngineDown(f"it does not answer ({type(error).__name__})") from None
+        except TimeoutError:
+            raise EngineDown(f"it does not answer within {seconds:.0f} s") from None
+        if response.status >= 500 and method == "GET":
+            raise EngineDown(f"it answers {path} with {response.status}")
+        if response.status != 200:
+            raise EngineRefused(f"{response.status}: {error_text(text)}")
+        return text
+
+
+def error_text(body: bytes) -> str:
+    """The message of an OpenAI-style error, or the beginning of what came instead."""
+    try:
+        value = json.loads(body)
+        error = value.get("error", value)
+        text = str(error.get("message", error) if isinstance(error, dict) else error)
+    except (ValueError, AttributeError):
+        text = body[:400].decode(errors="replace")
+    return " ".join(text.split())[:400]

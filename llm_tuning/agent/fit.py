@@ -1,0 +1,73 @@
+"""Whether an adapter fits the engine, before it is loaded: refused with both sides named."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from llm_tuning.agent.plan import EnginePlan
+from llm_tuning.api.conditions import AdapterReason
+from llm_tuning.errors import InputError
+from llm_tuning.files import read_json
+from llm_tuning.serving.served_adapter import inspect_adapter, trained_base
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """Why it must not be loaded, and what would be right."""
+
+    reason: AdapterReason
+    message: str
+
+
+def find_misfit(path: Path, plan: EnginePlan) -> Misfit | None:
+    """Look at the folder of an adapter; None if it fits. Reads its weights once, to see that they are the published."""
+    name = path.name
+    if not path.is_dir():
+        return Misfit(
+            AdapterReason.ADAPTER_NOT_FOUND,
+            f"there is no models/{name} on the claim; name a finished adapter (tune_llm.py registry list)",
+        )
+    try:
+        adapter = inspect_adapter(path, None)
+    except InputError as error:
+        return Misfit(AdapterReason.ADAPTER_INVALID, "; ".join(str(problem) for problem in error.problems))
+    if adapter.model_id != name:
+        return Misfit(
+            AdapterReason.ADAPTER_INVALID,
+            f"models/{name} holds the adapter {adapter.model_id} by its model.json: restore its own files",
+        )
+    trained = trained_base(path)
+    if trained.weight_hash and trained.weight_hash != plan.base_hash:
+        return Misfit(
+            AdapterReason.BASE_MISMATCH,
+            f"{name} was trained on {trained.name or 'another base'} (weights {trained.weight_hash[:12]}), this engine "
+            f"serves {plan.base_name} (weights {plan.base_hash[:12]}); serve it on the base that it was trained on",
+        )
+    if adapter.max_rank > plan.max_lora_rank:
+        return Misfit(
+            AdapterReason.RANK_TOO_HIGH,
+            f"{name} has rank {_rank(path)}, this engine was started for at most {plan.max_lora_rank}; set "
+            f"spec.vllm.maxLoraRank to {adapter.max_rank}, which is a rollout",
+        )
+    foreign = sorted(set(adapter.modules) - set(plan.target_modules))
+    if foreign:
+        return Misfit(
+            AdapterReason.TARGET_MODULES_MISMATCH,
+            f"{name} changes {', '.join(foreign)}, this engine was prepared for {', '.join(plan.target_modules)}; "
+            "restart the pods with this adapter in a route, or train without these modules",
+        )
+    if adapter.chat_template is not None:
+        template = adapter.chat_template.read_text(encoding="utf-8")
+        if template.strip() != plan.template.strip():
+            return Misfit(
+                AdapterReason.TEMPLATE_MISMATCH,
+                f"{name} was trained with its own chat_template.jinja, this engine renders with "
+                f"{plan.template_source}, another one; give the base the template of the training, or train again",
+            )
+    return None
+
+
+def _rank(path: Path) -> int:
+    config = read_json(path / "adapter_config.json") or {}
+    return max(int(rank) for rank in (config.get("r", 0), *(config.get("rank_pattern") or {}).values()))

@@ -1,0 +1,179 @@
+"""How vLLM is started in a pod: decided once, by what the claim holds, before it starts.
+
+| Decision | Rule |
+| --- | --- |
+| rank | `maxLoraRank`, else the highest of the adapters that are wanted now, at least 16 |
+| modules | the base's linear layers but lm_head, and what the wanted adapters change besides |
+| adapters in a batch | `maxLoras`, else one for each wanted adapter, at most 8 |
+| chat template | the base's own, else the project's plain one; an adapter with another is refused |
+| dtype | `dtype`, else on a GPU what the base was saved in, on the CPU that of the adapters' training |
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import struct
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from llm_tuning.agent.contract import ENGINE_PORT, Desired, ServeInput
+from llm_tuning.api.inference_service import VllmSpec
+from llm_tuning.base_model import BaseModel, inspect_base, weight_hash
+from llm_tuning.errors import InputError, Problem
+from llm_tuning.proof.adapter_files import OUTPUT_HEAD
+from llm_tuning.serving.plan import OFFLINE, PLAIN_TEMPLATE, base_template
+from llm_tuning.serving.served_adapter import ServedAdapter, allowed_rank, inspect_adapter
+
+LEAST_RANK = 16
+MOST_LORAS_BY_DEFAULT = 8
+CPU_LORAS = 256
+"""Adapters that vLLM keeps in memory. Above it, it would read them again from the volume, unproven."""
+HASHES = Path(".cache") / "base_hashes.json"
+"""Below models/: where the trainers have noted what large bases hash to."""
+_EMBEDDING = re.compile(r"embed|wte|wpe|norm")
+
+
+@dataclass(frozen=True)
+class EnginePlan:
+    """vLLM's command, and what it fixes for adapters."""
+
+    command: tuple[str, ...]
+    environment: dict[str, str]
+    """Added to the container's own."""
+    base_name: str
+    base_hash: str
+    max_lora_rank: int
+    max_adapters: int
+    target_modules: tuple[str, ...]
+    template: str
+    template_source: str
+    """Where it is from, for messages."""
+
+    def encode(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def decode(cls, text: str) -> Self:
+        value = json.loads(text)
+        return cls(**{**value, "command": tuple(value["command"]), "target_modules": tuple(value["target_modules"])})
+
+
+def make_plan(given: ServeInput, desired: Desired, root: Path, *, scratch: Path) -> EnginePlan:
+    """Decide; `root` is the mounted claim, `scratch` a folder to write to. Raises InputError for an unfit base.
+
+    An adapter that is not there or is not fit is no fault here: it is refused by itself later on.
+    """
+    base = inspect_base(_inside(root, given.model_path))
+    adapters = _fit_adapters(desired, root)
+    modules = sorted({*linear_modules(base), *(module for adapter in adapters for module in adapter.modules)})
+    own = base_template(base)
+    plain = PLAIN_TEMPLATE.read_text(encoding="utf-8")
+    rank = given.vllm.max_lora_rank or _rank(desired, adapters)
+    max_adapters = max(CPU_LORAS, len(desired.model_ids))
+    loras = min(given.vllm.max_loras or min(max(len(desired.model_ids), 1), MOST_LORAS_BY_DEFAULT), max_adapters)
+    template_file = scratch / "chat_template.jinja"
+    if own is None:
+        template_file.write_text(plain, encoding="utf-8")
+    command = [
+        *("python3", "-m", "vllm.entrypoints.openai.api_server"),
+        *("--model", str(base.path), "--served-model-name", given.base_name),
+        *("--host", "127.0.0.1", "--port", str(ENGINE_PORT), "--load-format", "safetensors"),
+        *(
+            "--enable-lora",
+            "--max-lora-rank",
+            str(rank),
+            "--max-loras",
+            str(loras),
+            "--max-cpu-loras",
+            str(max_adapters),
+        ),
+        # lm_head is left alone: with it prompt log-probabilities of several requests are mixed up (vllm#16668).
+        *("--lora-target-modules", *modules),
+        *(("--chat-template", str(template_file)) if own is None else ()),
+        *_flags(given.vllm, given.gpus, _dtype(given, base, adapters)),
+    ]
+    return EnginePlan(
+        command=tuple(command),
+        environment=OFFLINE | {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"},
+        base_name=given.base_name,
+        base_hash=weight_hash(base, _own_hashes(root, scratch)),
+        max_lora_rank=rank,
+        max_adapters=max_adapters,
+        target_modules=tuple(modules),
+        template=plain if own is None else own,
+        template_source=f"{given.model_path}'s own template" if own is not None else "the project's plain template",
+    )
+
+
+def linear_modules(base: BaseModel) -> set[str]:
+    """Last name parts of the base's linear layers, as `q_proj`, by the headers of its weights; lm_head left out."""
+    found = set()
+    for file in base.weight_files:
+        with (base.path / file).open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            header: dict[str, Any] = json.loads(stream.read(min(length, 2**27)))
+        for name, tensor in header.items():
+            parts = name.split(".")
+            if parts[-1] == "weight" and len(parts) > 1 and len(tensor["shape"]) == 2 and not _EMBEDDING.search(name):
+                found.add(parts[-2])
+    return found - {OUTPUT_HEAD}
+
+
+def _fit_adapters(desired: Desired, root: Path) -> list[ServedAdapter]:
+    found = []
+    for name in desired.model_ids:
+        with suppress(InputError):
+            found.append(inspect_adapter(root / "models" / name, None))
+    return found
+
+
+def _rank(desired: Desired, adapters: Sequence[ServedAdapter]) -> int:
+    known = [LEAST_RANK, desired.rank, *(adapter.max_rank for adapter in adapters)]
+    return max(allowed_rank(rank) or LEAST_RANK for rank in known)
+
+
+def _flags(vllm: VllmSpec, gpus: int, dtype: str) -> list[str]:
+    flags = ["--dtype", dtype, "--max-model-len", str(vllm.max_model_len or "auto")]
+    if vllm.gpu_memory_utilization is not None:
+        flags += ["--gpu-memory-utilization", str(vllm.gpu_memory_utilization)]
+    if vllm.max_num_seqs is not None:
+        flags += ["--max-num-seqs", str(vllm.max_num_seqs)]
+    if vllm.max_num_batched_tokens is not None:
+        flags += ["--max-num-batched-tokens", str(vllm.max_num_batched_tokens)]
+    if vllm.enable_prefix_caching is not None:
+        flags.append("--enable-prefix-caching" if vllm.enable_prefix_caching else "--no-enable-prefix-caching")
+    # Compiling takes minutes on a CPU.
+    if vllm.enforce_eager or (vllm.enforce_eager is None and not gpus):
+        flags.append("--enforce-eager")
+    return flags + (["--tensor-parallel-size", str(gpus)] if gpus > 1 else [])
+
+
+def _dtype(given: ServeInput, base: BaseModel, adapters: Sequence[ServedAdapter]) -> str:
+    if given.vllm.dtype is not None or given.gpus:
+        return given.vllm.dtype or "auto"
+    trained = {adapter.dtype for adapter in adapters}
+    if len(trained) == 1 and (dtype := trained.pop()) in ("float32", "bfloat16"):
+        return str(dtype)
+    config = json.loads((base.path / "config.json").read_text(encoding="utf-8"))
+    return "float32" if (config.get("dtype") or config.get("torch_dtype")) == "float32" else "auto"
+
+
+def _inside(root: Path, relative: str) -> Path:
+    path = root / relative
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root)):
+        rule = "leads out of the volume by a symbolic link"
+        raise InputError(Problem(f"model {relative}", rule, "copy the files into the claim", field="model.path"))
+    return path
+
+
+def _own_hashes(root: Path, scratch: Path) -> Path:
+    """A copy of what the trainers have noted, to read and write: the claim is mounted read-only here."""
+    own = scratch / "base_hashes.json"
+    with suppress(OSError):
+        own.write_bytes((root / "models" / HASHES).read_bytes())
+    return own
