@@ -1,12 +1,6 @@
-# The operator, and the part of llm_tuning without torch, which the pods that check data and read results run.
+# The operator, the part of llm_tuning without torch (pods that check data and read results), and the adapter agent.
 # Build context: the root of the repository. Any engine will do: docker build -t llm-tuning/operator .
-FROM python:3.11-slim-bookworm AS tools
-COPY requirements/uv.txt /opt/
-RUN python -m venv /opt/tools && /opt/tools/bin/pip install --no-cache-dir --no-deps --require-hashes -r /opt/uv.txt
-
 FROM python:3.11-slim-bookworm
-LABEL org.opencontainers.image.title="LLM tuning operator" \
-      org.opencontainers.image.description="The operator of TuningJobs, and the pods that check data sets"
 # A name for the user: programs that ask who they are fail without one.
 RUN echo "tuning:x:65532:65532::/tmp:/usr/sbin/nologin" >> /etc/passwd && echo "tuning:x:65532:" >> /etc/group \
     && python -m venv --without-pip /opt/venv
@@ -16,10 +10,8 @@ ENV PATH=/opt/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1
 # Nothing of uv's cache in a layer; a build that mounts a cache of its own there passes UV_NO_CACHE=0.
 ARG UV_NO_CACHE=1
-COPY requirements/operator.txt /opt/requirements/
-RUN --mount=type=bind,from=tools,source=/opt/tools,target=/opt/tools \
-    /opt/tools/bin/uv pip install --quiet --python /opt/venv --link-mode copy --compile-bytecode \
-    --no-deps --require-hashes -r /opt/requirements/operator.txt
+COPY requirements/install.sh requirements/uv.txt requirements/operator.txt /opt/requirements/
+RUN sh /opt/requirements/install.sh operator.txt
 # Our code last: a change of it is a layer of a few hundred kilobytes.
 COPY llm_tuning /opt/llm-tuning/llm_tuning
 COPY operator/tuning_operator /opt/llm-tuning/tuning_operator
@@ -27,6 +19,8 @@ COPY operator/tuning_operator /opt/llm-tuning/tuning_operator
 RUN python -m compileall -q --invalidation-mode unchecked-hash /opt/llm-tuning \
     && printf '#!/bin/sh\nexec python -m llm_tuning.codes.tune_llm "$@"\n' > /usr/local/bin/tune-llm \
     && chmod 755 /usr/local/bin/tune-llm
+LABEL org.opencontainers.image.title="LLM tuning operator" \
+      org.opencontainers.image.description="The operator of TuningJobs and InferenceServices, and its small pods"
 ENV HOME=/tmp
 WORKDIR /tmp
 USER 65532:65532

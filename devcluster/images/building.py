@@ -34,6 +34,7 @@ class Recipe:
 RECIPES = {
     "operator": Recipe("Dockerfile"),
     "trainer": Recipe("trainer_image/Dockerfile"),
+    "vllm": Recipe("devcluster/images/vllm/Dockerfile"),
     "stand-in": Recipe("tests/support/images/stand_in/Dockerfile", parent="operator"),
 }
 

@@ -13,11 +13,21 @@ LABEL_UID = "tuning.llmtuning.dev/job-uid"
 """uid of the TuningJob: what belongs to a namesake that was deleted is not taken for this one's."""
 LABEL_ROLE = "tuning.llmtuning.dev/role"
 """check, train or report."""
+LABEL_SERVICE = "tuning.llmtuning.dev/inference-service"
+"""Name of the InferenceService, on what belongs to it: for people's selectors."""
+LABEL_SERVICE_UID = "tuning.llmtuning.dev/inference-service-uid"
+HASH_ANNOTATION = "tuning.llmtuning.dev/applied"
+"""On what belongs to an InferenceService: a digest of what was applied, so that nothing is applied twice."""
+MADE_FOR_ANNOTATION = "tuning.llmtuning.dev/made-for"
+"""On an InferenceService that a TuningJob made: the uid of that job, which is no owner of it."""
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 PROGRESS_CA_ANNOTATION = "tuning.llmtuning.dev/progress-ca"
 """On the pod template: the downward API makes a file of it, so no object beside the Job has to carry it."""
 
 LEASE_NAME = "llm-tuning-operator"
+STALE_REPORT_SECONDS = 45.0
+"""An agent reports each 15 s; after three times that its word counts no more."""
+
 GPU_RESOURCE = "nvidia.com/gpu"
 
 MESSAGE_CHARACTERS = 1024

@@ -11,16 +11,31 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from llm_tuning.api.inference_service import InferenceServiceSpec
 from llm_tuning.api.tuning_job import TuningJobSpec
 from llm_tuning.errors import InputError
-from tuning_operator.constants import LABEL_JOB, LABEL_UID, MANAGED_BY, MANAGED_BY_LABEL
+from tuning_operator.constants import (
+    LABEL_JOB,
+    LABEL_SERVICE,
+    LABEL_SERVICE_UID,
+    LABEL_UID,
+    MANAGED_BY,
+    MANAGED_BY_LABEL,
+)
 
 Raw = dict[str, Any]
 Key = tuple[str, str]
-"""Namespace and name of a TuningJob."""
+"""Namespace and name of a TuningJob or an InferenceService."""
 
-TUNING_JOBS, JOBS, PODS = "tuningjobs", "jobs", "pods"
-KINDS = (TUNING_JOBS, JOBS, PODS)
+TUNING_JOBS, INFERENCE_SERVICES = "tuningjobs", "inferenceservices"
+RESOURCES = (TUNING_JOBS, INFERENCE_SERVICES)
+"""The custom resources: watched whoever made them; of the other kinds only what has the operator's label."""
+JOBS, PODS = "jobs", "pods"
+DEPLOYMENTS, SERVICES, CONFIG_MAPS = "deployments", "services", "configmaps"
+NETWORK_POLICIES, BUDGETS = "networkpolicies", "poddisruptionbudgets"
+SERVING = (CONFIG_MAPS, SERVICES, NETWORK_POLICIES, BUDGETS, DEPLOYMENTS)
+"""What an InferenceService is made of, in the order in which it is made."""
+KINDS = (*RESOURCES, JOBS, PODS, *SERVING)
 METADATA = (
     "namespace",
     "name",
@@ -32,20 +47,27 @@ METADATA = (
     "labels",
     "ownerReferences",
 )
-POD_STATUS = ("phase", "reason", "message", "conditions", "containerStatuses")
+POD_STATUS = ("phase", "reason", "message", "conditions", "containerStatuses", "initContainerStatuses")
 TOMBSTONES = 20_000
 """Deleted uids to remember: events come late by seconds, not by thousands of objects."""
 
 
 class Store:
-    """`changed(key)` is called for every TuningJob that a change concerns."""
+    """`changed(key)` is called for every TuningJob that a change concerns, `service_changed` for InferenceServices."""
 
-    def __init__(self, changed: Callable[[Key], None] = lambda key: None) -> None:
-        self._changed = changed
+    def __init__(
+        self,
+        changed: Callable[[Key], None] = lambda key: None,
+        service_changed: Callable[[Key], None] = lambda key: None,
+    ) -> None:
+        self._changed, self._service_changed = changed, service_changed
         self._objects: dict[str, dict[Key, Raw]] = {kind: {} for kind in KINDS}
         self._by_uid: dict[str, dict[str, set[Key]]] = {JOBS: {}, PODS: {}}
         self._waiting_for: dict[Key, set[Key]] = {}
-        self._specs: dict[str, tuple[int, TuningJobSpec | None]] = {}
+        """TuningJobs by the one whose adapter they start from."""
+        self._served_by: dict[Key, set[Key]] = {}
+        """InferenceServices by the TuningJobs that their routes name."""
+        self._specs: dict[str, tuple[int, TuningJobSpec | InferenceServiceSpec | None]] = {}
         self._deleted: OrderedDict[str, None] = OrderedDict()
         self.delivered: dict[str, float] = {}
         """When a watch last delivered anything, by kind; on the clock of time.monotonic()."""
@@ -68,7 +90,7 @@ class Store:
         if self._is_late(kind, raw) or (old is not None and _version(old) >= _version(raw)):
             return
         if old is not None and (kind != TUNING_JOBS or old["metadata"]["uid"] != metadata["uid"]):
-            self._unindex(kind, key, old)  # labels may have been changed
+            self._unindex(kind, key, old)  # labels and routes may have been changed
         raw = trimmed(kind, raw)
         self._objects[kind][key] = raw
         self._index(kind, key, raw)
@@ -108,20 +130,37 @@ class Store:
     def tuning_jobs(self) -> Iterable[Raw]:
         return self._objects[TUNING_JOBS].values()
 
+    def get(self, kind: str, namespace: str, name: str) -> Raw | None:
+        return self._objects[kind].get((namespace, name))
+
+    def all(self, kind: str) -> Iterable[Raw]:
+        return self._objects[kind].values()
+
     def job(self, namespace: str, name: str) -> Raw | None:
         return self._objects[JOBS].get((namespace, name))
 
     def pods_of(self, uid: str) -> list[Raw]:
-        """Pods labelled with the TuningJob's uid."""
+        """Pods labelled with the uid of a TuningJob or an InferenceService."""
         return [self._objects[PODS][key] for key in self._by_uid[PODS].get(uid, ())]
 
     def spec_of(self, raw: Raw) -> TuningJobSpec | None:
-        """The spec, parsed once for each generation; None where it does not parse."""
+        """The spec of a TuningJob, parsed once for each generation; None where it does not parse."""
+        spec = self._parsed(raw, TuningJobSpec)
+        return spec if isinstance(spec, TuningJobSpec) else None
+
+    def service_spec_of(self, raw: Raw) -> InferenceServiceSpec | None:
+        """The same of an InferenceService."""
+        spec = self._parsed(raw, InferenceServiceSpec)
+        return spec if isinstance(spec, InferenceServiceSpec) else None
+
+    def _parsed(
+        self, raw: Raw, model: type[TuningJobSpec | InferenceServiceSpec]
+    ) -> TuningJobSpec | InferenceServiceSpec | None:
         uid, generation = raw["metadata"]["uid"], int(raw["metadata"].get("generation", 1))
         known = self._specs.get(uid)
         if known is None or known[0] != generation:
             try:
-                spec: TuningJobSpec | None = TuningJobSpec.parse(raw.get("spec") or {}, where="spec")
+                spec: TuningJobSpec | InferenceServiceSpec | None = model.parse(raw.get("spec") or {}, where="spec")
             except InputError:
                 spec = None
             known = self._specs[uid] = (generation, spec)
@@ -166,9 +205,10 @@ class Store:
         if kind == TUNING_JOBS:
             if (other := _start_job(raw)) is not None:
                 self._waiting_for.setdefault((key[0], other), set()).add(key)
-            return
-        uid = raw["metadata"].get("labels", {}).get(LABEL_UID)
-        if uid is not None:
+        elif kind == INFERENCE_SERVICES:
+            for job in _routed_jobs(raw):
+                self._served_by.setdefault((key[0], job), set()).add(key)
+        elif kind in self._by_uid and (uid := _owner_label(raw)) is not None:
             self._by_uid[kind].setdefault(uid, set()).add(key)
 
     def _unindex(self, kind: str, key: Key, raw: Raw) -> None:
@@ -176,9 +216,11 @@ class Store:
             self._specs.pop(raw["metadata"]["uid"], None)
             if (other := _start_job(raw)) is not None:
                 _discard(self._waiting_for, (key[0], other), key)
-            return
-        uid = raw["metadata"].get("labels", {}).get(LABEL_UID)
-        if uid is not None:
+        elif kind == INFERENCE_SERVICES:
+            self._specs.pop(raw["metadata"]["uid"], None)
+            for job in _routed_jobs(raw):
+                _discard(self._served_by, (key[0], job), key)
+        elif kind in self._by_uid and (uid := _owner_label(raw)) is not None:
             _discard(self._by_uid[kind], uid, key)
 
     def _tell(self, kind: str, key: Key, raw: Raw) -> None:
@@ -186,8 +228,17 @@ class Store:
             self._changed(key)
             for waiting in self._waiting_for.get(key, ()):
                 self._changed(waiting)
-        elif (name := raw["metadata"].get("labels", {}).get(LABEL_JOB)) is not None:
-            self._changed((key[0], name))
+            for service in self._served_by.get(key, ()):
+                self._service_changed(service)
+            return
+        if kind == INFERENCE_SERVICES:
+            self._service_changed(key)
+            return
+        labels = raw["metadata"].get("labels", {})
+        if LABEL_JOB in labels:
+            self._changed((key[0], labels[LABEL_JOB]))
+        elif LABEL_SERVICE in labels:
+            self._service_changed((key[0], labels[LABEL_SERVICE]))
 
 
 def trimmed(kind: str, raw: Raw) -> Raw:
@@ -195,16 +246,24 @@ def trimmed(kind: str, raw: Raw) -> Raw:
     metadata = {name: raw["metadata"][name] for name in METADATA if name in raw["metadata"]}
     kept: Raw = {"metadata": metadata, "status": raw.get("status") or {}}
     spec = raw.get("spec") or {}
-    if kind == TUNING_JOBS:
+    if kind in (*SERVING, INFERENCE_SERVICES):
+        metadata["annotations"] = raw["metadata"].get("annotations") or {}
+    if kind in SERVING:  # few, and compared whole
+        kept |= {name: raw[name] for name in ("spec", "data") if name in raw}
+    elif kind in RESOURCES:
         kept["spec"] = spec
         if "status" not in raw:
             del kept["status"]
     elif kind == JOBS:
         kept["spec"] = {name: spec[name] for name in ("backoffLimit", "suspend") if name in spec}
     else:
-        kept["spec"] = {"containers": [{"image": container.get("image")} for container in spec.get("containers", ())]}
+        kept["spec"] = {"containers": [_named_image(container) for container in spec.get("containers", ())]}
         kept["status"] = {name: kept["status"][name] for name in POD_STATUS if name in kept["status"]}
     return kept
+
+
+def _named_image(container: Raw) -> Raw:
+    return {name: container[name] for name in ("name", "image") if name in container}
 
 
 def _discard(index: dict[Any, set[Key]], at: Any, key: Key) -> None:
@@ -216,13 +275,26 @@ def _discard(index: dict[Any, set[Key]], at: Any, key: Key) -> None:
 
 
 def _is_watched(kind: str, raw: Raw) -> bool:
-    """Whether the watches tell of it: of Jobs and pods, only those with the operator's label."""
-    return kind == TUNING_JOBS or raw["metadata"].get("labels", {}).get(MANAGED_BY_LABEL) == MANAGED_BY
+    """Whether the watches tell of it."""
+    return kind in RESOURCES or raw["metadata"].get("labels", {}).get(MANAGED_BY_LABEL) == MANAGED_BY
 
 
 def _version(raw: Raw) -> int:
     """resourceVersions of one kind grow; Kubernetes promises so since 1.35, and etcd always did."""
     return int(raw["metadata"].get("resourceVersion") or 0)
+
+
+def _owner_label(raw: Raw) -> str | None:
+    labels = raw["metadata"].get("labels", {})
+    found = labels.get(LABEL_UID) or labels.get(LABEL_SERVICE_UID)
+    return str(found) if found is not None else None
+
+
+def _routed_jobs(raw: Raw) -> set[str]:
+    """The TuningJobs that the routes name."""
+    routes = (raw.get("spec") or {}).get("routes") or ()
+    names = (target.get("tuningJob") for route in routes for target in route.get("targets") or ())
+    return {name for name in names if isinstance(name, str)}
 
 
 def _start_job(raw: Raw) -> str | None:

@@ -141,7 +141,7 @@ def test_the_operator_image_has_no_training_library_and_no_installer() -> None:
         installed = {path.name for path in (root / PACKAGES).iterdir()}
         assert not installed & {"torch", "transformers", "peft", "trl", "accelerate", "datasets", "mlflow", "nvidia"}
         assert installed >= {"kopf", "kubernetes", "aiohttp", "cryptography", "jwt", "prometheus_client"}
-        assert not (root / "opt/tools").exists()
+        assert not (root / "tmp/tools").exists()
         assert {path.name for path in (root / CODE).iterdir()} == {"llm_tuning", "tuning_operator"}
 
 

@@ -1,8 +1,8 @@
-"""For whom a trainer's token is: the one TuningJob whose progress it may report."""
+"""For whom the token of a reporting pod is: the one object that it may report for."""
 
 from __future__ import annotations
 
 
-def audience_of(namespace: str, name: str, uid: str) -> str:
-    """The audience of the token in a trainer pod; the uid keeps out a namesake that was deleted and made again."""
-    return f"tuningjob.tuning.llmtuning.dev/{namespace}/{name}/{uid}"
+def audience_of(namespace: str, name: str, uid: str, kind: str = "tuningjob") -> str:
+    """The audience of the token in a pod of it; the uid keeps out a namesake that was deleted and made again."""
+    return f"{kind}.tuning.llmtuning.dev/{namespace}/{name}/{uid}"
