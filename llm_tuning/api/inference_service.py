@@ -179,7 +179,13 @@ class RolloutSpec(ApiModel):
 
     model_config = ConfigDict(
         json_schema_extra={
-            RULES: [rule("self.maxSurge + self.maxUnavailable > 0", "maxSurge and maxUnavailable must not both be 0")]
+            # Presence is asked since the group's default {} meets the rule before its inner defaults.
+            RULES: [
+                rule(
+                    "!has(self.maxSurge) || !has(self.maxUnavailable) || self.maxSurge + self.maxUnavailable > 0",
+                    "maxSurge and maxUnavailable must not both be 0",
+                )
+            ]
         }
     )
 

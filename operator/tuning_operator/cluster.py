@@ -14,8 +14,8 @@ from urllib.parse import urlencode
 import aiohttp
 from kubernetes.aio import client, config
 
-from llm_tuning.api.kube import API_VERSION, GROUP, VERSION
-from llm_tuning.api.tuning_job import KIND, PLURAL
+from llm_tuning.api import inference_service, tuning_job
+from llm_tuning.api.kube import API_VERSION
 from tuning_operator.constants import FIELD_MANAGER, LABEL_UID, MANAGED_BY, MANAGED_BY_LABEL
 from tuning_operator.errors import (
     AlreadyExists,
@@ -26,16 +26,12 @@ from tuning_operator.errors import (
     NotFound,
     Unavailable,
 )
-from tuning_operator.store import Raw, trimmed
+from tuning_operator.store import GROUPS, INFERENCE_SERVICES, JOBS, RESOURCES, TUNING_JOBS, Raw, trimmed
 
 REQUEST_SECONDS = 20.0
 CONNECTIONS = 32
 """Open at once: some for each worker."""
-LIST_PATHS = {
-    "tuningjobs": f"/apis/{GROUP}/{VERSION}",
-    "jobs": "/apis/batch/v1",
-    "pods": "/api/v1",
-}
+KIND_NAMES = {TUNING_JOBS: tuning_job.KIND, INFERENCE_SERVICES: inference_service.KIND}
 PAGE = 200
 """Objects in one answer to a list: what is parsed at once decides how much memory the process keeps."""
 SELECTED = f"{MANAGED_BY_LABEL}={MANAGED_BY}"
@@ -72,10 +68,9 @@ class Cluster:
     # --- the chain -------------------------------------------------------------------------------------------------
 
     async def list_all(self, resource: str, namespace: str | None) -> tuple[list[Raw], str]:
-        """All objects of `resource` (a key of LIST_PATHS) and the resourceVersion of the list."""
-        query = {"limit": str(PAGE)} | ({} if resource == "tuningjobs" else {"labelSelector": SELECTED})
-        where = f"/namespaces/{namespace}" if namespace else ""
-        path = f"{LIST_PATHS[resource]}{where}/{resource}"
+        """All objects of `resource` (one of the store's KINDS) and the resourceVersion of the list."""
+        query = {"limit": str(PAGE)} | ({} if resource in RESOURCES else {"labelSelector": SELECTED})
+        path = _path(resource, namespace)
         items: list[Raw] = []
         while True:
             answer = await self._call("list", resource, "GET", path, query=query)
@@ -85,31 +80,30 @@ class Cluster:
                 return items, answer["metadata"]["resourceVersion"]
 
     async def read_tuning_job(self, namespace: str, name: str) -> Raw | None:
-        return await self._read(PLURAL, f"{_tuning_jobs(namespace)}/{name}")
+        return await self.read(TUNING_JOBS, namespace, name)
 
     async def read_job(self, namespace: str, name: str) -> Raw | None:
-        return await self._read("jobs", f"{_jobs(namespace)}/{name}")
+        return await self.read(JOBS, namespace, name)
 
     async def create_job(self, body: Raw) -> Raw:
         """Create a Job. Raises AlreadyExists where the name is taken: by the same Job, or by somebody's."""
-        self.guard()
-        return await self._call("create", "jobs", "POST", _jobs(body["metadata"]["namespace"]), body=body, owned=True)
+        return await self.create(JOBS, body)
 
     async def delete_job(self, namespace: str, name: str, uid: str) -> None:
         """Delete exactly this Job; it stays until its pods have ended."""
-        await self._delete("jobs", f"{_jobs(namespace)}/{name}", uid, "Foreground")
+        await self.delete(JOBS, namespace, name, uid, "Foreground")
 
     async def delete_tuning_job(self, namespace: str, name: str, uid: str) -> None:
         """Delete exactly this TuningJob; its Jobs and pods follow."""
-        await self._delete(PLURAL, f"{_tuning_jobs(namespace)}/{name}", uid, "Background")
+        await self.delete(TUNING_JOBS, namespace, name, uid)
 
-    async def apply_status(self, raw: Mapping[str, Any], status: Raw) -> Raw:
-        """Make `status` that of the TuningJob as it was read; raises Conflict if it was changed since."""
+    async def apply_status(self, raw: Mapping[str, Any], status: Raw, kind: str = TUNING_JOBS) -> Raw:
+        """Make `status` that of the custom resource as it was read; raises Conflict if it was changed since."""
         self.guard()
         metadata = raw["metadata"]
         body = {
             "apiVersion": API_VERSION,
-            "kind": KIND,
+            "kind": KIND_NAMES[kind],
             "metadata": {
                 "name": metadata["name"],
                 "namespace": metadata["namespace"],
@@ -118,8 +112,8 @@ class Cluster:
             },
             "status": status,
         }
-        path = f"{_tuning_jobs(metadata['namespace'])}/{metadata['name']}/status"
-        return await self._apply(f"{PLURAL}/status", path, body)
+        path = f"{_path(kind, metadata['namespace'])}/{metadata['name']}/status"
+        return await self._apply(f"{kind}/status", path, body)
 
     async def list_pods_of(self, namespace: str, uid: str) -> list[Raw]:
         """The pods labelled with a TuningJob's uid, as they are now."""
@@ -141,6 +135,28 @@ class Cluster:
             await self._call("create", "events", "POST", path, body=first)
         except AlreadyExists:
             await self._call("patch", "events", "PATCH", f"{path}/{name}", body=again(first), content=_MERGE)
+
+    # --- any kind of the store -------------------------------------------------------------------------------------
+
+    async def read(self, kind: str, namespace: str, name: str) -> Raw | None:
+        return await self._read(kind, f"{_path(kind, namespace)}/{name}")
+
+    async def create(self, kind: str, body: Raw) -> Raw:
+        """Create an object. Raises AlreadyExists where the name is taken: by the same one, or by somebody's."""
+        self.guard()
+        return await self._call(
+            "create", kind, "POST", _path(kind, body["metadata"]["namespace"]), body=body, owned=True
+        )
+
+    async def apply(self, kind: str, body: Raw) -> Raw:
+        """Server-side apply of an object that is there and ours."""
+        self.guard()
+        metadata = body["metadata"]
+        return await self._apply(kind, f"{_path(kind, metadata['namespace'])}/{metadata['name']}", body)
+
+    async def delete(self, kind: str, namespace: str, name: str, uid: str, propagation: str = "Background") -> None:
+        """Delete exactly this object."""
+        await self._delete(kind, f"{_path(kind, namespace)}/{name}", uid, propagation)
 
     # --- the operator's own ----------------------------------------------------------------------------------------
 
@@ -238,12 +254,11 @@ def _fault(verb: str, resource: str, status: int, data: bytes | str) -> ClusterE
     return kinds.get(status, Unavailable)(text)
 
 
-def _tuning_jobs(namespace: str) -> str:
-    return f"/apis/{GROUP}/{VERSION}/namespaces/{namespace}/{PLURAL}"
-
-
-def _jobs(namespace: str) -> str:
-    return f"/apis/batch/v1/namespaces/{namespace}/jobs"
+def _path(kind: str, namespace: str | None) -> str:
+    """Of all objects of a kind, in a namespace or everywhere."""
+    group, version = GROUPS[kind]
+    where = f"/namespaces/{namespace}" if namespace else ""
+    return f"{f'/apis/{group}' if group else '/api'}/{version}{where}/{kind}"
 
 
 def _leases(namespace: str) -> str:

@@ -1,9 +1,9 @@
 """What the operator is told by its Deployment: environment variables TUNING_OPERATOR_*.
 
 NAMESPACE (required): its own. WATCH_NAMESPACES: with commas between; empty: all. OPERATOR_IMAGE, TRAINER_IMAGE
-(required). IMAGE_PULL_POLICY, IMAGE_PULL_SECRETS. PROGRESS_URL: how pods reach the progress server; empty: none.
-ALLOW_CPU_FALLBACK: train on the CPU where a GPU was asked for and CUDA is missing. CHECK_CPU, CHECK_MEMORY: of the
-data check. POD_NAME: who holds the Lease. HTTP_HOST, HTTP_PORT, PROGRESS_PORT, WORKERS.
+(required). VLLM_IMAGE: of InferenceServices. IMAGE_PULL_POLICY, IMAGE_PULL_SECRETS. PROGRESS_URL: how pods reach the
+progress server; empty: none. ALLOW_CPU_FALLBACK: train on the CPU where a GPU was asked for and CUDA is missing.
+CHECK_CPU, CHECK_MEMORY: of the data check. POD_NAME: who holds the Lease. HTTP_HOST, HTTP_PORT, PROGRESS_PORT, WORKERS.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ class Settings:
     namespace: str
     operator_image: str
     trainer_image: str
+    vllm_image: str = "vllm/vllm-openai:v0.32.0"
     watch_namespaces: tuple[str, ...] = ()
     image_pull_policy: str = "IfNotPresent"
     image_pull_secrets: tuple[str, ...] = ()
@@ -80,6 +81,7 @@ class Settings:
             namespace=text("NAMESPACE"),
             operator_image=text("OPERATOR_IMAGE"),
             trainer_image=text("TRAINER_IMAGE"),
+            vllm_image=text("VLLM_IMAGE", cls.vllm_image),
             watch_namespaces=names("WATCH_NAMESPACES"),
             image_pull_policy=fitting("IMAGE_PULL_POLICY", "IfNotPresent", *PULL_POLICY),
             image_pull_secrets=names("IMAGE_PULL_SECRETS"),

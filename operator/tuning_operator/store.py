@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from llm_tuning.api.inference_service import InferenceServiceSpec
+from llm_tuning.api.kube import GROUP, VERSION
 from llm_tuning.api.tuning_job import TuningJobSpec
 from llm_tuning.errors import InputError
 from tuning_operator.constants import (
@@ -36,6 +37,18 @@ NETWORK_POLICIES, BUDGETS = "networkpolicies", "poddisruptionbudgets"
 SERVING = (CONFIG_MAPS, SERVICES, NETWORK_POLICIES, BUDGETS, DEPLOYMENTS)
 """What an InferenceService is made of, in the order in which it is made."""
 KINDS = (*RESOURCES, JOBS, PODS, *SERVING)
+GROUPS: dict[str, tuple[str, str]] = {
+    TUNING_JOBS: (GROUP, VERSION),
+    INFERENCE_SERVICES: (GROUP, VERSION),
+    JOBS: ("batch", "v1"),
+    PODS: ("", "v1"),
+    DEPLOYMENTS: ("apps", "v1"),
+    SERVICES: ("", "v1"),
+    CONFIG_MAPS: ("", "v1"),
+    NETWORK_POLICIES: ("networking.k8s.io", "v1"),
+    BUDGETS: ("policy", "v1"),
+}
+"""API group and version of each kind."""
 METADATA = (
     "namespace",
     "name",

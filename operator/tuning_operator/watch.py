@@ -9,23 +9,8 @@ from typing import Any
 
 import kopf
 
-from llm_tuning.api.kube import GROUP, VERSION
-from tuning_operator import store as kinds
 from tuning_operator.constants import MANAGED_BY, MANAGED_BY_LABEL
-from tuning_operator.store import Store
-
-GROUPS: dict[str, tuple[str, str]] = {
-    kinds.TUNING_JOBS: (GROUP, VERSION),
-    kinds.INFERENCE_SERVICES: (GROUP, VERSION),
-    kinds.JOBS: ("batch", "v1"),
-    kinds.PODS: ("", "v1"),
-    kinds.DEPLOYMENTS: ("apps", "v1"),
-    kinds.SERVICES: ("", "v1"),
-    kinds.CONFIG_MAPS: ("", "v1"),
-    kinds.NETWORK_POLICIES: ("networking.k8s.io", "v1"),
-    kinds.BUDGETS: ("policy", "v1"),
-}
-"""API group and version of each kind in the store."""
+from tuning_operator.store import GROUPS, RESOURCES, Store
 
 
 async def watch(store: Store, namespaces: Sequence[str], stop: asyncio.Event, started: asyncio.Event) -> None:
@@ -33,7 +18,7 @@ async def watch(store: Store, namespaces: Sequence[str], stop: asyncio.Event, st
     registry = kopf.OperatorRegistry()
     kopf.on.login(registry=registry)(_login)
     for kind, (group, version) in GROUPS.items():
-        labels = None if kind in kinds.RESOURCES else {MANAGED_BY_LABEL: MANAGED_BY}
+        labels = None if kind in RESOURCES else {MANAGED_BY_LABEL: MANAGED_BY}
         kopf.on.event(group, version, kind, id=kind, labels=labels, registry=registry)(_feeder(store, kind))
     await kopf.operator(
         registry=registry,

@@ -1,4 +1,4 @@
-"""The HTTPS server that training pods report their progress to.
+"""The HTTPS server that training pods report their progress to, and adapter agents the state of their engines.
 
 Anything in the cluster can reach it, so each request costs little before it is known who sends it: sizes and times are
 bounded, a token is verified without the API server, and nothing of a request is logged but the names in its path.
@@ -17,18 +17,23 @@ from datetime import UTC, datetime
 
 from aiohttp import web
 
+from llm_tuning.agent.contract import REPORT_SECONDS, Desired, Report, parse_report
 from llm_tuning.api.tuning_job import Progress
 from llm_tuning.errors import InputError
 from tuning_operator.errors import ClusterError
 from tuning_operator.progress.protocol import parse_status
 from tuning_operator.progress.rate_limit import RateLimit
 from tuning_operator.progress.tokens import TokenRefused, TokenVerifier
+from tuning_operator.store import INFERENCE_SERVICES
 
 log = logging.getLogger(__name__)
 
 PATH = "/v1/namespaces/{namespace}/tuningjobs/{name}/status"
+AGENT_PATH = "/v1/namespaces/{namespace}/inferenceservices/{name}/report"
 MAX_BODY_BYTES = 64 * 1024
-"""A report is about 1 KiB."""
+"""A trainer's report is about 1 KiB."""
+MAX_AGENT_BODY_BYTES = 1024 * 1024
+"""An agent's holds half a KiB for each adapter."""
 REQUEST_SECONDS = 5.0
 """For one request; a trainer gives up after two."""
 CONNECTION_SECONDS = 10.0
@@ -38,6 +43,8 @@ HANDSHAKE_SECONDS = 5.0
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Sink = Callable[[tuple[str, str], Progress], None]
 """Takes the newest progress of the TuningJob (namespace, name)."""
+Exchange = Callable[[tuple[str, str], str, Report], Awaitable[Desired | None]]
+"""Takes the report of an agent, by the uid of its pod, and waits for what is wanted instead; None: nothing else."""
 Count = Callable[[int], None]
 """Takes the HTTP status of each answer, for the metrics."""
 
@@ -49,6 +56,7 @@ class ProgressServer:
     verifier: TokenVerifier
     sink: Sink
     ssl_context: ssl.SSLContext
+    exchange: Exchange | None = None
     host: str | None = None
     port: int = 8443
     count: Count = lambda status: None
@@ -59,10 +67,13 @@ class ProgressServer:
     _runner: web.AppRunner | None = None
     _listener: asyncio.Server | None = None
     _sweeper: asyncio.Task[None] | None = None
+    _held: set[object] = field(default_factory=set)
+    """Connections whose answer is held back on purpose."""
 
     async def start(self) -> None:
-        app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[self._answered])
+        app = web.Application(client_max_size=MAX_AGENT_BODY_BYTES, middlewares=[self._answered])
         app.router.add_post(PATH, self._report)
+        app.router.add_post(AGENT_PATH, self._agent_report)
         # Bodies stay as they come: a compressed one could be far larger than it looks.
         self._runner = web.AppRunner(
             app,
@@ -101,8 +112,29 @@ class ProgressServer:
         if not self.limit.allows(pod.uid):
             return _Refusal(429, f"more than {self.limit.per_second:.0f} reports a second")
         body = await request.read()
+        if len(body) > MAX_BODY_BYTES:
+            return _Refusal(413, f"a report has at most {MAX_BODY_BYTES} bytes")
         self.sink(key, parse_status(body, self.now()))
         return web.Response(status=200)
+
+    async def _agent_report(self, request: web.Request) -> web.Response:
+        """The answer is held back until something else is wanted: 200 with that, or 204 after some seconds."""
+        if self.exchange is None:
+            return _Refusal(404, "Not Found")
+        key = (request.match_info["namespace"], request.match_info["name"])
+        async with asyncio.timeout(REQUEST_SECONDS):
+            pod = await self.verifier.verify(_bearer_token(request), *key, kind=INFERENCE_SERVICES)
+            if not self.limit.allows(pod.uid):
+                return _Refusal(429, f"more than {self.limit.per_second:.0f} reports a second")
+            report = parse_report(await request.read())
+        self._held.add(request.protocol)
+        try:
+            desired = await self.exchange(key, pod.uid, report)
+        finally:
+            self._held.discard(request.protocol)
+        if desired is None:
+            return web.Response(status=204)
+        return web.Response(text=desired.encode(), content_type="application/json")
 
     @web.middleware
     async def _answered(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -121,7 +153,7 @@ class ProgressServer:
         while True:
             await asyncio.sleep(CONNECTION_SECONDS)
             connections = set(server.connections)
-            for lingering in connections & seen:
+            for lingering in (connections & seen) - self._held:
                 lingering.force_close()
             seen = connections
 
@@ -139,7 +171,8 @@ class _Refusal(web.Response):
 
 async def _response_of(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
-        async with asyncio.timeout(REQUEST_SECONDS):
+        held = REPORT_SECONDS if request.path.endswith("/report") else 0.0
+        async with asyncio.timeout(REQUEST_SECONDS + held):
             return await handler(request)
     except TimeoutError:
         return _Refusal(408, f"the request took longer than {REQUEST_SECONDS:.0f} seconds")

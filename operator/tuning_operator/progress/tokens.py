@@ -1,4 +1,4 @@
-"""Whether a bearer token is that of a trainer pod of one TuningJob, verified without asking the API server.
+"""Whether a bearer token is that of a pod of one TuningJob or InferenceService, verified without asking the API server.
 
 A projected token is signed by the cluster, whose public keys every service account may read. TokenReview would need a
 cluster-wide permission and a request each time; what it adds, that the pod still exists, the watched pods tell.
@@ -16,9 +16,11 @@ from typing import Any, Protocol
 
 import jwt
 
+from llm_tuning.api import inference_service, tuning_job
 from llm_tuning.errors import TuningError
 from tuning_operator.errors import ClusterError
 from tuning_operator.progress.audience import audience_of
+from tuning_operator.store import INFERENCE_SERVICES, TUNING_JOBS
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +30,7 @@ KEYS_MAX_AGE_SECONDS = 3600.0
 """A key that the cluster withdrew is trusted at most this long."""
 KEYS_RETRY_SECONDS = 30.0
 """Tokens with made-up key ids must not become requests to the API server."""
+SINGULAR = {TUNING_JOBS: tuning_job.KIND, INFERENCE_SERVICES: inference_service.KIND}
 OWN_TOKEN = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 CLOCK_SKEW_SECONDS = 10.0
 """Between the API server's clock and ours."""
@@ -41,10 +44,10 @@ class TokenRefused(TuningError, PermissionError):  # noqa: N818 - an answer, not
         super().__init__(message)
 
 
-class JobPods(Protocol):
+class WatchedPods(Protocol):
     """What the operator watches."""
 
-    def tuning_job(self, namespace: str, name: str) -> Mapping[str, Any] | None: ...
+    def get(self, kind: str, namespace: str, name: str) -> Mapping[str, Any] | None: ...
     def pods_of(self, uid: str) -> Iterable[Mapping[str, Any]]: ...
 
 
@@ -108,7 +111,7 @@ def own_issuer(token_file: Path = OWN_TOKEN) -> str | None:
 
 
 @dataclass(frozen=True)
-class TrainerPod:
+class Sender:
     """Who sent the request."""
 
     name: str
@@ -117,21 +120,22 @@ class TrainerPod:
 
 @dataclass
 class TokenVerifier:
-    """Says which pod a token belongs to, if that pod may report for the TuningJob."""
+    """Says which pod a token belongs to, if that pod may report for the object."""
 
     keys: ClusterKeys
-    store: JobPods
+    store: WatchedPods
     issuer: Callable[[], str | None] = own_issuer
     """Read anew each time: a cluster may change its issuer."""
 
-    async def verify(self, token: str, namespace: str, name: str) -> TrainerPod:
+    async def verify(self, token: str, namespace: str, name: str, kind: str = TUNING_JOBS) -> Sender:
         """The pod; TokenRefused with 401 for no valid token of this cluster, 403 for one that is not for this job."""
         claims = await self._signed_claims(token)
-        job = self.store.tuning_job(namespace, name)
-        uid = "" if job is None else str(job["metadata"]["uid"])
-        # The same answer whether or not the job exists: a token of another job does not learn it.
-        if job is None or _audiences(claims) != [audience_of(namespace, name, uid)]:
-            raise TokenRefused(403, f"the token's audience is not TuningJob {namespace}/{name}")
+        owner = self.store.get(kind, namespace, name)
+        uid = "" if owner is None else str(owner["metadata"]["uid"])
+        shown = f"{SINGULAR[kind]} {namespace}/{name}"
+        # The same answer whether or not it exists: a token of another one does not learn it.
+        if owner is None or _audiences(claims) != [audience_of(namespace, name, uid, SINGULAR[kind].lower())]:
+            raise TokenRefused(403, f"the token's audience is not {shown}")
         bound = claims.get("kubernetes.io")
         bound = bound if isinstance(bound, dict) else {}
         pod = bound.get("pod")
@@ -139,10 +143,10 @@ class TokenVerifier:
             raise TokenRefused(403, "the token is not bound to a pod")
         if bound.get("namespace") != namespace:
             raise TokenRefused(403, f"the token is not of namespace {namespace}")
-        sender = TrainerPod(str(pod.get("name")), str(pod.get("uid")))
-        known = {TrainerPod(p["metadata"]["name"], p["metadata"]["uid"]) for p in self.store.pods_of(uid)}
+        sender = Sender(str(pod.get("name")), str(pod.get("uid")))
+        known = {Sender(p["metadata"]["name"], p["metadata"]["uid"]) for p in self.store.pods_of(uid)}
         if sender not in known:
-            raise TokenRefused(403, f"the token's pod is not among those of TuningJob {namespace}/{name}")
+            raise TokenRefused(403, f"the token's pod is not among those of {shown}")
         return sender
 
     async def _signed_claims(self, token: str) -> dict[str, Any]:

@@ -35,7 +35,7 @@ BODY = {"trainerStatus": {"progressPercentage": 7, "metrics": [{"name": "loss", 
 class Store:
     """TuningJob team/faq with pod p."""
 
-    def tuning_job(self, namespace: str, name: str) -> dict[str, Any] | None:
+    def get(self, kind: str, namespace: str, name: str) -> dict[str, Any] | None:
         return {"metadata": {"uid": "job-uid"}} if (namespace, name) == ("team", "faq") else None
 
     def pods_of(self, uid: str) -> list[dict[str, Any]]:

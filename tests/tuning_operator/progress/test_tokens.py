@@ -16,7 +16,7 @@ import pytest
 from tests.support.cluster_tokens import ISSUER, Signer, published
 from tuning_operator.errors import ClusterError
 from tuning_operator.progress.audience import audience_of
-from tuning_operator.progress.tokens import ClusterKeys, TokenRefused, TokenVerifier, TrainerPod, own_issuer
+from tuning_operator.progress.tokens import ClusterKeys, TokenRefused, TokenVerifier, Sender, own_issuer
 
 SIGNER = Signer()
 EC_SIGNER = Signer(kid="key-ec", algorithm="ES256")
@@ -32,7 +32,7 @@ class Store:
         default_factory=lambda: {"job-uid": [("p", "p-uid")], "other-uid": [("q", "q-uid")]}
     )
 
-    def tuning_job(self, namespace: str, name: str) -> dict[str, Any] | None:
+    def get(self, kind: str, namespace: str, name: str) -> dict[str, Any] | None:
         uid = self.jobs.get(name) if namespace == "team" else None
         return uid and {"metadata": {"namespace": namespace, "name": name, "uid": uid}}
 
@@ -68,7 +68,7 @@ def verifier(jwks: Jwks) -> TokenVerifier:
 
 @pytest.mark.parametrize("signer", [SIGNER, EC_SIGNER], ids=["RS256", "ES256"])
 async def test_the_jobs_own_pod_is_known_by_its_token(verifier: TokenVerifier, signer: Signer) -> None:
-    assert await verifier.verify(signer.token(OURS), "team", "faq") == TrainerPod("p", "p-uid")
+    assert await verifier.verify(signer.token(OURS), "team", "faq") == Sender("p", "p-uid")
 
 
 def forged_without_signature() -> str:
@@ -156,7 +156,7 @@ async def test_a_new_key_is_found_and_made_up_ones_cost_one_read_in_30_seconds(
             await verifier.verify(Signer(kid="made-up", algorithm="ES256").token(OURS), "team", "faq")
     assert jwks.reads == 1
     jwks.now += 31
-    assert await verifier.verify(rotated.token(OURS), "team", "faq") == TrainerPod("p", "p-uid")
+    assert await verifier.verify(rotated.token(OURS), "team", "faq") == Sender("p", "p-uid")
     assert jwks.reads == 2
 
 
@@ -209,6 +209,6 @@ def test_the_issuer_is_that_of_the_operators_own_token(tmp_path: Path) -> None:
 
 async def test_outside_of_a_pod_the_clusters_keys_alone_tell(jwks: Jwks) -> None:
     verifier = TokenVerifier(ClusterKeys(jwks.read), Store(), lambda: None)
-    assert await verifier.verify(SIGNER.token(OURS), "team", "faq") == TrainerPod("p", "p-uid")
+    assert await verifier.verify(SIGNER.token(OURS), "team", "faq") == Sender("p", "p-uid")
     with pytest.raises(TokenRefused):
         await verifier.verify(Signer().token(OURS), "team", "faq")
