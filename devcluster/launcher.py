@@ -148,10 +148,12 @@ def _take_slot() -> tuple[int, IO[str]]:
         lock = (folder / "lock").open("w")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            taken = Path(f"/sys/class/net/devcl{slot}").exists()  # by somebody whose caches are elsewhere
         except BlockingIOError:
-            lock.close()
-            continue
-        return slot, lock
+            taken = True
+        if not taken:
+            return slot, lock
+        lock.close()
     raise ClusterError(f"{SLOTS} clusters run on this machine already; stop one with: python -m devcluster down")
 
 

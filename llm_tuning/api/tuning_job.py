@@ -166,6 +166,7 @@ class ResourcesSpec(PlacementSpec):
     )
 
 
+SERVES_BASE_NAME = "must not be the base's name, under which the base itself answers; use another one"
 _PPO_SETTINGS = {to_camel(name): field.default for name, field in PpoSpec.model_fields.items()}
 
 
@@ -181,6 +182,14 @@ class TuningJobSpec(WireModel):
                     field=f".ppo.{name}",
                 )
                 for name, default in _PPO_SETTINGS.items()
+            ]
+            + [
+                rule(
+                    "!has(self.serve) || (self.serve.name != self.model.path && "
+                    "!self.model.path.endsWith('/' + self.serve.name))",
+                    SERVES_BASE_NAME,
+                    field=".serve.name",
+                )
             ]
         }
     )
@@ -237,8 +246,10 @@ class TuningJobSpec(WireModel):
     )
 
     @model_validator(mode="after")
-    def _ppo_needs_its_mode(self) -> Self:
+    def _groups_fit_together(self) -> Self:
         check_ppo_settings(self.mode, self.ppo)
+        if self.serve is not None and self.model.path.rsplit("/", 1)[-1] == self.serve.name:
+            raise FieldError("serve.name", SERVES_BASE_NAME)
         return self
 
 

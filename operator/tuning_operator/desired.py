@@ -28,6 +28,8 @@ class Desired:
     """`status` None: nothing is to be written. Jobs are created once and never changed."""
 
     create_jobs: list[dict[str, Any]] = field(default_factory=list)
+    create_services: list[dict[str, Any]] = field(default_factory=list)
+    """InferenceServices, for spec.serve; made once, and theirs alone from then on."""
     delete_jobs: list[JobRef] = field(default_factory=list)
     delete_self: bool = False
     status: dict[str, Any] | None = None

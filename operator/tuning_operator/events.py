@@ -1,4 +1,4 @@
-"""Kubernetes Events on a TuningJob: one object for each thing that is told, however often it happens.
+"""Kubernetes Events on a custom resource: one object for each thing that is told, however often it happens.
 
 The name follows from what is told, so that a repeat, or an operator that died in between, counts one up.
 """
@@ -12,12 +12,12 @@ from datetime import datetime
 from typing import Any
 
 from llm_tuning.api.kube import API_VERSION
-from llm_tuning.api.tuning_job import KIND
-from tuning_operator.cluster import Cluster
+from tuning_operator.cluster import KIND_NAMES, Cluster
 from tuning_operator.constants import MANAGED_BY
 from tuning_operator.desired import Event
 from tuning_operator.errors import ClusterError
 from tuning_operator.reconcile.conditions import timestamp
+from tuning_operator.store import TUNING_JOBS
 
 log = logging.getLogger(__name__)
 
@@ -28,12 +28,14 @@ def event_name(raw: Mapping[str, Any], event: Event) -> str:
     return f"{raw['metadata']['name']}.{hashlib.sha256(told.encode()).hexdigest()[:16]}"
 
 
-def build_event(raw: Mapping[str, Any], event: Event, now: datetime, instance: str) -> dict[str, Any]:
+def build_event(
+    raw: Mapping[str, Any], event: Event, now: datetime, instance: str, kind: str = TUNING_JOBS
+) -> dict[str, Any]:
     """The Event as it is created."""
     metadata = raw["metadata"]
     involved = {
         "apiVersion": API_VERSION,
-        "kind": KIND,
+        "kind": KIND_NAMES[kind],
         "name": metadata["name"],
         "namespace": metadata["namespace"],
         "uid": metadata["uid"],
@@ -56,10 +58,18 @@ def build_event(raw: Mapping[str, Any], event: Event, now: datetime, instance: s
     }
 
 
-async def tell(cluster: Cluster, raw: Mapping[str, Any], events: list[Event], now: datetime, instance: str) -> None:
+async def tell(
+    cluster: Cluster,
+    raw: Mapping[str, Any],
+    events: list[Event],
+    now: datetime,
+    *,
+    instance: str,
+    kind: str = TUNING_JOBS,
+) -> None:
     """Write `events`. A failure is logged, and never fails the pass: the status is what counts."""
     for event in events:
-        body = build_event(raw, event, now, instance)
+        body = build_event(raw, event, now, instance, kind)
         try:
             await cluster.write_event(body["metadata"]["namespace"], body["metadata"]["name"], body, _again)
         except ClusterError as error:

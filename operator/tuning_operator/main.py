@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from llm_tuning.errors import EXIT_INPUT, InputError, TuningError
+from tuning_operator.agents import Agents
 from tuning_operator.cluster import Cluster
 from tuning_operator.constants import LEASE_NAME, RESYNC_SECONDS
 from tuning_operator.errors import ClusterError
@@ -26,8 +27,9 @@ from tuning_operator.progress.server import ProgressServer
 from tuning_operator.progress.tls import ensure_tls, serving_names
 from tuning_operator.progress.tokens import ClusterKeys, TokenVerifier
 from tuning_operator.queue import WorkQueue
+from tuning_operator.service_worker import ServiceWorker
 from tuning_operator.settings import Settings
-from tuning_operator.store import KINDS, Store
+from tuning_operator.store import INFERENCE_SERVICES, KINDS, TUNING_JOBS, Store
 from tuning_operator.watch import watch
 from tuning_operator.worker import Worker
 
@@ -43,12 +45,16 @@ class Operator:
     def __init__(self, settings: Settings, cluster: Cluster, metrics: Metrics) -> None:
         self.settings, self.cluster = settings, cluster
         self.metrics = metrics
-        self.queue = WorkQueue()
-        self.store = Store(self.queue.add)
+        self.queue, self.service_queue = WorkQueue(), WorkQueue()
+        self.store = Store(self.queue.add, self.service_queue.add)
         instance = settings.pod_name or f"{socket.gethostname()}_{secrets.token_hex(4)}"
         self.worker = Worker(cluster, self.store, self.queue, settings, self.metrics, instance)
+        self.agents = Agents(self.service_queue.add)
+        self.service_worker = ServiceWorker(
+            cluster, self.store, self.service_queue, settings, self.metrics, instance, agents=self.agents
+        )
         self.lease = Lease(cluster, settings.namespace, LEASE_NAME, instance)
-        self.health = Health(lambda: self.worker.busy_since)
+        self.health = Health(lambda: self.worker.busy_since | self.service_worker.busy_since)
         self.stop = asyncio.Event()
         metrics.watch(self.store, self.queue)
         cluster.guard = self.lease.check
@@ -76,7 +82,9 @@ class Operator:
             if self.settings.progress_url is not None:
                 progress = await self._serve_progress()
             await self._seed()
-            tasks += [asyncio.create_task(self.worker.run()) for _ in range(self.settings.workers)]
+            self.service_worker.started = time.monotonic()
+            for worker in (self.worker, self.service_worker):
+                tasks += [asyncio.create_task(worker.run()) for _ in range(self.settings.workers)]
             tasks.append(asyncio.create_task(watch(self.store, self.settings.watch_namespaces, stop_watch, watching)))
             tasks.append(asyncio.create_task(self._signals_after(watching)))
             tasks.append(asyncio.create_task(self._resync()))
@@ -120,11 +128,12 @@ class Operator:
         """Certificates, then the endpoint; from then on pods are told of it."""
         namespace = self.settings.namespace
         tls = await ensure_tls(self.cluster, namespace, serving_names(namespace), datetime.now(UTC))
-        self.worker.settings = self.settings.trusting(tls.ca_pem)
+        self.worker.settings = self.service_worker.settings = self.settings.trusting(tls.ca_pem)
         server = ProgressServer(
             TokenVerifier(ClusterKeys(self.cluster.read_jwks), self.store),
             self.worker.report,
             tls.context,
+            self.agents.exchange,
             port=self.settings.progress_port,
             count=self.metrics.count_report,
         )
@@ -173,8 +182,9 @@ class Operator:
                 if kind in suspected:
                     self.health.deaf = f"the watch of {kind} has told nothing for {now - suspected[kind]:.0f} s"
                 suspected.setdefault(kind, now)
-            for key in [(raw["metadata"]["namespace"], raw["metadata"]["name"]) for raw in self.store.tuning_jobs()]:
-                self.queue.add(key)
+            for kind, queue in ((TUNING_JOBS, self.queue), (INFERENCE_SERVICES, self.service_queue)):
+                for raw in list(self.store.all(kind)):
+                    queue.add((raw["metadata"]["namespace"], raw["metadata"]["name"]))
 
 
 async def run() -> int:

@@ -16,11 +16,13 @@ from tuning_operator.constants import LABEL_ROLE
 
 Raw = Mapping[str, Any]
 ROLES = (CHECK, TRAIN, REPORT)
+STARTING = (None, "ContainerCreating", "PodInitializing")
+"""Reasons for which a container waits that are the normal course."""
 
 
 @dataclass(frozen=True)
 class Pod:
-    """A pod of a child Job; it has one container."""
+    """A pod of a child Job, which has one container; or of an InferenceService, which has more."""
 
     raw: Raw
 
@@ -49,10 +51,26 @@ class Pod:
         statuses = self.raw.get("status", {}).get("containerStatuses") or [{}]
         return dict(statuses[0].get("state") or {})
 
+    @cached_property
+    def _waiting(self) -> Raw:
+        """The status of the container that waits for the worst reason: one that is only starting is none."""
+        status = self.raw.get("status", {})
+        statuses = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
+        waiting = [s for s in statuses if (s.get("state") or {}).get("waiting")]
+        bad = (s for s in waiting if s["state"]["waiting"].get("reason") not in STARTING)
+        return next(bad, next(iter(waiting), {}))
+
     @property
     def waiting(self) -> Raw:
         """reason and message of a container that cannot start; empty otherwise."""
-        return dict(self._state.get("waiting") or {})
+        return dict((self._waiting.get("state") or {}).get("waiting") or {})
+
+    @property
+    def waiting_image(self) -> str:
+        """The image of that container."""
+        containers = self.raw["spec"]["containers"]
+        named = (c for c in containers if c.get("name") == self._waiting.get("name"))
+        return str(self._waiting.get("image") or next(named, containers[0]).get("image"))
 
     @property
     def terminated(self) -> Raw:
@@ -177,6 +195,8 @@ class AdapterJob:
     finished: bool = False
     succeeded: bool = False
     model_id: str | None = None
+    rank: int = 0
+    """Of its LoRA, by its spec."""
     chain: tuple[str, ...] = ()
     """This job, the one that it waits for itself, and so on: TuningJobs that have not finished."""
 
@@ -196,6 +216,10 @@ class Observed:
     """Of those, the ones that go by themselves: being deleted, or of a namesake that was deleted."""
     refused: str | None = None
     """What the API server said when it refused the Job that this pass wanted."""
+    service: Raw | None = None
+    """The InferenceService of spec.serve's name, whoever made it."""
+    service_refused: str | None = None
+    """What the API server said when it refused that."""
     live_pods: tuple[str, ...] = ()
     """Roles of pods that have not ended, with or without their Job."""
     adapter: AdapterJob | None = None
@@ -245,6 +269,7 @@ def build_observed(
     progress: Progress | None = None,
     spec: TuningJobSpec | None = None,
     chain: tuple[str, ...] = (),
+    service: Raw | None = None,
 ) -> Observed:
     """Put together what belongs to the TuningJob `raw`; `spec` where it was parsed before.
 
@@ -282,12 +307,14 @@ def build_observed(
         taken=tuple(taken),
         left_over=tuple(left_over),
         live_pods=tuple(live),
-        adapter=None if start is None else _adapter_job(start, adapter, chain),
+        adapter=None if start is None else adapter_job(start, adapter, chain),
         progress=progress,
+        service=service,
     )
 
 
-def _adapter_job(name: str, raw: Raw | None, chain: tuple[str, ...]) -> AdapterJob:
+def adapter_job(name: str, raw: Raw | None, chain: tuple[str, ...]) -> AdapterJob:
+    """A TuningJob as those see it that want its adapter."""
     if raw is None:
         return AdapterJob(name)
     status = read_status(raw.get("status"))
@@ -298,6 +325,7 @@ def _adapter_job(name: str, raw: Raw | None, chain: tuple[str, ...]) -> AdapterJ
         finished=ConditionType.FINISHED in true,
         succeeded=ConditionType.SUCCEEDED in true,
         model_id=status.model_id,
+        rank=((raw.get("spec") or {}).get("lora") or {}).get("rank") or 0,
         chain=chain,
     )
 

@@ -2,53 +2,35 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from typing import Any
 
 from llm_tuning.api.tuning_job import Progress
 from llm_tuning.pod.contract import TRAIN
-from tuning_operator.cluster import Cluster
 from tuning_operator.constants import LABEL_ROLE, PROGRESS_SECONDS, STUCK_SECONDS
 from tuning_operator.desired import Desired
-from tuning_operator.errors import AlreadyExists, ClusterError, Conflict, Forbidden, Invalid, LeaseLost, NotFound
+from tuning_operator.errors import AlreadyExists, ClusterError, Conflict, Forbidden, Invalid, NotFound
 from tuning_operator.events import tell
-from tuning_operator.metrics import Metrics
 from tuning_operator.observed import ROLES, Observed, Pod, build_observed
-from tuning_operator.queue import WorkQueue
+from tuning_operator.pass_loop import PassLoop
 from tuning_operator.reconcile.tuning_job import desire
 from tuning_operator.resources.pod_template import child_name
-from tuning_operator.settings import Settings
-from tuning_operator.store import JOBS, PODS, TUNING_JOBS, Key, Store
+from tuning_operator.store import INFERENCE_SERVICES, JOBS, PODS, TUNING_JOBS, Key
 
 log = logging.getLogger(__name__)
 
-WARNINGS_SECONDS = 3.0
-"""How old a namespace's list of Warning Events may be: a hundred stuck jobs need one list, not a hundred."""
-
 
 @dataclass
-class Worker:
-    """Takes keys from the queue; several loops of it run at once."""
+class Worker(PassLoop):
+    """Passes over TuningJobs."""
 
-    cluster: Cluster
-    store: Store
-    queue: WorkQueue
-    settings: Settings
-    metrics: Metrics
-    instance: str = ""
-    now: Callable[[], datetime] = lambda: datetime.now(UTC)
-    busy_since: dict[Key, float] = field(default_factory=dict)
-    """Keys that are being looked at, and since when; a hanging pass is seen by it."""
     _progress: dict[Key, tuple[str, Progress]] = field(default_factory=dict)
     _progress_written: dict[Key, float] = field(default_factory=dict)
     _trainers_made: dict[Key, str] = field(default_factory=dict)
     """The uids of TuningJobs that this process has made a training Job for."""
-    _warnings: dict[str, tuple[float, asyncio.Task[list[dict[str, Any]]]]] = field(default_factory=dict)
+    _service_refusals: dict[Key, str] = field(default_factory=dict)
 
     def report(self, key: Key, progress: Progress) -> None:
         """A trainer's report: kept, and written with the next pass, which is at most one in PROGRESS_SECONDS."""
@@ -59,34 +41,6 @@ class Worker:
         wait = self._progress_written.get(key, float("-inf")) + PROGRESS_SECONDS - time.monotonic()
         self.queue.add_after(key, max(0.0, wait))
 
-    async def run(self) -> None:
-        """Work until cancelled. Raises LeaseLost."""
-        while True:
-            key = await self.queue.get()
-            self.busy_since[key] = time.monotonic()
-            result = "done"
-            try:
-                with self.metrics.pass_seconds.time():
-                    await self.reconcile(key)
-                self.queue.forget(key)
-            except LeaseLost:
-                raise
-            except ClusterError as error:
-                result = type(error).__name__
-                seconds = self.queue.retry(key)
-                level = logging.ERROR if isinstance(error, Forbidden) else logging.INFO
-                log.log(
-                    level, "pass failed: %s", error, extra={"keys": {"job": "/".join(key), "retry_seconds": seconds}}
-                )
-            except Exception:
-                result = "error"
-                self.queue.retry(key)
-                log.exception("pass failed", extra={"keys": {"job": "/".join(key)}})
-            finally:
-                self.metrics.passes.labels(result).inc()
-                self.busy_since.pop(key, None)
-                self.queue.done(key)
-
     async def reconcile(self, key: Key) -> None:
         """One pass. Raises ClusterError where it has to be tried again."""
         raw = self.store.tuning_job(*key)
@@ -94,6 +48,7 @@ class Worker:
             self._progress.pop(key, None)
             self._progress_written.pop(key, None)
             self._trainers_made.pop(key, None)
+            self._service_refusals.pop(key, None)
             return
         observed = self._observe(raw)
         desired = desire(observed, self.settings, self.now())
@@ -103,7 +58,7 @@ class Worker:
             observed = self._observe(raw)
             desired = desire(observed, self.settings, self.now())
         if desired.needs_events:
-            observed = self._observe(raw, await self._warnings_in(key[0]))
+            observed = self._observe(raw, await self.warnings_in(key[0]))
             desired = desire(observed, self.settings, self.now())
         await self._apply(key, observed, desired)
         if desired.requeue_after is not None:
@@ -114,6 +69,7 @@ class Worker:
         found = (self.store.job(namespace, child_name(name, role)) for role in ROLES)
         spec = self.store.spec_of(raw)
         adapter = spec.model.adapter.tuning_job if spec is not None and spec.model.adapter is not None else None
+        serve = spec.serve if spec is not None else None
         reported = self._progress.get((namespace, name))
         return build_observed(
             raw,
@@ -124,6 +80,7 @@ class Worker:
             progress=reported[1] if reported is not None and reported[0] == uid else None,
             spec=spec,
             chain=self.store.chain_from(namespace, adapter) if adapter is not None else (),
+            service=self.store.get(INFERENCE_SERVICES, namespace, serve.name) if serve is not None else None,
         )
 
     async def _apply(self, key: Key, observed: Observed, desired: Desired) -> None:
@@ -141,6 +98,11 @@ class Worker:
                 refused = error
                 observed = replace(observed, refused=str(error))
                 desired = replace(desire(observed, self.settings, self.now()), create_jobs=[])
+        for service in desired.create_services:
+            if await self._create_service(key, service):
+                return
+            observed = replace(observed, service_refused=self._service_refusals[key])
+            desired = desire(observed, self.settings, self.now())
         for ref in desired.delete_jobs:
             await self.cluster.delete_job(namespace, ref.name, ref.uid)
             log.info("job deleted", extra={"keys": {"job": "/".join(key), "child": ref.name}})
@@ -171,7 +133,7 @@ class Worker:
         self.store.put(TUNING_JOBS, answer)
         self._progress_written[key] = time.monotonic()
         if not progress_only:
-            await tell(self.cluster, observed.raw, desired.events, self.now(), self.instance)
+            await tell(self.cluster, observed.raw, desired.events, self.now(), instance=self.instance)
 
     async def _create(self, job: dict[str, Any], observed: Observed) -> None:
         metadata, key = job["metadata"], (observed.namespace, observed.name)
@@ -192,6 +154,24 @@ class Worker:
         keys = {"job": "/".join(key), "child": metadata["name"]}
         log.info("job created", extra={"keys": keys})
 
+    async def _create_service(self, key: Key, body: dict[str, Any]) -> bool:
+        """Make the InferenceService of spec.serve; False if the API server refused it for good."""
+        metadata = body["metadata"]
+        try:
+            made = await self.cluster.create(INFERENCE_SERVICES, body)
+        except AlreadyExists:
+            there = await self.cluster.read(INFERENCE_SERVICES, metadata["namespace"], metadata["name"])
+            if there is not None:
+                self.store.put(INFERENCE_SERVICES, there)
+            raise
+        except (Forbidden, Invalid) as error:
+            self._service_refusals[key] = str(error)
+            return False
+        self.store.put(INFERENCE_SERVICES, made)
+        log.info("inference service created", extra={"keys": {"job": "/".join(key), "child": metadata["name"]}})
+        self.queue.add(key)
+        return True
+
     async def _trains(self, observed: Observed) -> bool:
         """Whether a trainer is there that no watch has told of: its Job may have been deleted a moment ago.
 
@@ -207,19 +187,6 @@ class Worker:
         raw = await self.cluster.read_tuning_job(*key)
         if raw is not None:
             self.store.put(TUNING_JOBS, raw)
-
-    async def _warnings_in(self, namespace: str) -> list[dict[str, Any]]:
-        """The namespace's Warning Events, read once for all that ask within some seconds."""
-        now = time.monotonic()
-        known = self._warnings.get(namespace)
-        if known is None or now - known[0] > WARNINGS_SECONDS:
-            known = (now, asyncio.ensure_future(self.cluster.list_warnings(namespace)))
-            self._warnings[namespace] = known
-        try:
-            return await asyncio.shield(known[1])
-        except ClusterError:
-            self._warnings.pop(namespace, None)
-            raise
 
 
 def _without_progress(status: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from tests.support.chart import NAMESPACE, Chart
 from tuning_operator.cluster import Cluster
 from tuning_operator.constants import LEASE_NAME
 from tuning_operator.progress.tls import SECRET_NAME
-from tuning_operator.watch import RESOURCES
+from tuning_operator.store import BUDGETS, GROUPS, INFERENCE_SERVICES, KINDS, SERVING, TUNING_JOBS
 
 Permission = tuple[str, str, str]
 """Verb, resource as group/resource/subresource, and the one name it is good for or nothing."""
@@ -28,13 +28,17 @@ PATH = re.compile(
 RAW = {"metadata": {"namespace": NAMESPACE, "name": "faq", "uid": "u", "resourceVersion": "1"}}
 
 CHAIN: dict[str, Callable[[Cluster], Awaitable[Any]]] = {
-    "list_all": lambda c: _all(c.list_all(kind, NAMESPACE) for kind in RESOURCES),
+    "list_all": lambda c: _all(c.list_all(kind, NAMESPACE) for kind in KINDS),
     "read_tuning_job": lambda c: c.read_tuning_job(NAMESPACE, "faq"),
     "read_job": lambda c: c.read_job(NAMESPACE, "faq-train"),
     "create_job": lambda c: c.create_job(RAW),
     "delete_job": lambda c: c.delete_job(NAMESPACE, "faq-train", "u"),
     "delete_tuning_job": lambda c: c.delete_tuning_job(NAMESPACE, "faq", "u"),
-    "apply_status": lambda c: c.apply_status(RAW, {}),
+    "apply_status": lambda c: _all(c.apply_status(RAW, {}, kind) for kind in (TUNING_JOBS, INFERENCE_SERVICES)),
+    "read": lambda c: _all(c.read(kind, NAMESPACE, "faq") for kind in (*SERVING, INFERENCE_SERVICES)),
+    "create": lambda c: _all(c.create(kind, RAW) for kind in (*SERVING, INFERENCE_SERVICES)),
+    "apply": lambda c: _all(c.apply(kind, RAW) for kind in SERVING),
+    "delete": lambda c: c.delete(BUDGETS, NAMESPACE, "faq", "u"),
     "list_pods_of": lambda c: c.list_pods_of(NAMESPACE, "u"),
     "list_warnings": lambda c: c.list_warnings(NAMESPACE),
     "write_event": lambda c: c.write_event(NAMESPACE, "e", {}, lambda event: event),
@@ -106,9 +110,7 @@ async def test_the_role_for_jobs_is_what_the_chain_uses(chart: Chart, asked: tup
     cluster, needed = asked
     for call in CHAIN.values():
         await call(cluster)
-    watched = {
-        (verb, f"{group}/{plural}/", "") for group, _, plural in RESOURCES.values() for verb in ("list", "watch")
-    }
+    watched = {(verb, f"{group}/{kind}/", "") for kind, (group, _) in GROUPS.items() for verb in ("list", "watch")}
     assert granted(roles(chart)[NAMESPACE, "llm-tuning-operator-jobs"]) == set(needed) | watched
 
 

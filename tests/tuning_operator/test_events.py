@@ -50,8 +50,8 @@ def test_a_message_that_is_too_long_for_an_event_is_cut() -> None:
 
 async def test_what_happens_again_is_the_same_object() -> None:
     cluster = MemoryCluster()
-    await tell(cluster, JOB, [TOLD], after(0), "a")  # type: ignore[arg-type]
-    await tell(cluster, JOB, [TOLD], after(60), "b")  # type: ignore[arg-type]
+    await tell(cluster, JOB, [TOLD], after(0), instance="a")  # type: ignore[arg-type]
+    await tell(cluster, JOB, [TOLD], after(60), instance="b")  # type: ignore[arg-type]
     (event,) = cluster.events
     assert event["count"] == 2
     assert event["firstTimestamp"] != event["lastTimestamp"]
@@ -68,7 +68,7 @@ async def test_one_that_cannot_be_written_is_logged_and_the_others_are_written(
 
     cluster.hook = refuse
     with caplog.at_level(logging.WARNING, logger="tuning_operator"):
-        await tell(cluster, JOB, [TOLD, Event("Normal", "Training", "it trains")], after(0), "")  # type: ignore[arg-type]
+        await tell(cluster, JOB, [TOLD, Event("Normal", "Training", "it trains")], after(0), instance="")  # type: ignore[arg-type]
     assert "events are not yours" in caplog.text
     assert [event["reason"] for event in cluster.events] == ["Training"]
 
@@ -81,4 +81,4 @@ async def test_without_the_lease_no_event_is_written_and_that_is_an_error() -> N
 
     cluster.guard = lost
     with pytest.raises(LeaseLost):
-        await tell(cluster, JOB, [TOLD], after(0), "")  # type: ignore[arg-type]
+        await tell(cluster, JOB, [TOLD], after(0), instance="")  # type: ignore[arg-type]

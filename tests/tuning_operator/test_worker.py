@@ -27,7 +27,7 @@ from tests.support.operator_objects import (
     make_tuning_job,
     make_warning,
 )
-from tuning_operator import worker as module
+from tuning_operator import pass_loop, worker
 from tuning_operator.errors import AlreadyExists, Conflict, Forbidden, LeaseLost, Unavailable
 from tuning_operator.metrics import Metrics
 from tuning_operator.queue import WorkQueue
@@ -104,7 +104,8 @@ class Bench:
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
     made = Bench()
-    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=made.clock))
+    for module in (worker, pass_loop):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=made.clock))
     return made
 
 
@@ -442,7 +443,7 @@ async def test_a_fault_of_the_operator_itself_ends_no_loop(bench: Bench, monkeyp
     def fail(*_: Any) -> None:
         raise KeyError("a bug")
 
-    monkeypatch.setattr(module, "desire", fail)
+    monkeypatch.setattr(worker, "desire", fail)
     bench.start()
     await one_pass(bench)
     assert KEY in bench.queue._due

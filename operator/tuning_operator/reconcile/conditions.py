@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from enum import StrEnum
 
-from llm_tuning.api.conditions import ConditionType, Reason
+from llm_tuning.api.conditions import Reason
 from llm_tuning.api.kube import Condition
 from tuning_operator.constants import MESSAGE_CHARACTERS
-from tuning_operator.observed import Observed
 
 UNKNOWN, TRUE, FALSE = "Unknown", "True", "False"
 
@@ -16,19 +17,20 @@ UNKNOWN, TRUE, FALSE = "Unknown", "True", "False"
 class Conditions:
     """Begins with what the status has; what nobody set before is Unknown."""
 
-    def __init__(self, observed: Observed, now: datetime) -> None:
-        self._old = {condition.type: condition for condition in observed.status.conditions}
+    def __init__(self, kinds: Iterable[StrEnum], old: Sequence[Condition], generation: int, now: datetime) -> None:
+        self._kinds = tuple(kinds)
+        self._old = {condition.type: condition for condition in old}
         self._now = timestamp(now)
-        self._generation = observed.generation
+        self._generation = generation
         self._new: dict[str, Condition] = {}
-        for kind in ConditionType:
-            old = self._old.get(kind)
-            if old is None:
+        for kind in self._kinds:
+            known = self._old.get(kind)
+            if known is None:
                 self.set(kind, UNKNOWN, Reason.PENDING, "")
             else:
-                self.set(kind, old.status, old.reason, old.message)
+                self.set(kind, known.status, known.reason, known.message)
 
-    def set(self, kind: ConditionType, status: str, reason: str, message: str = "") -> None:
+    def set(self, kind: StrEnum, status: str, reason: str, message: str = "") -> None:
         """Set a condition; its message is cut to what a table can show."""
         old = self._old.get(kind)
         if len(message) > MESSAGE_CHARACTERS:
@@ -42,7 +44,7 @@ class Conditions:
             last_transition_time=old.last_transition_time if old and old.status == status else self._now,
         )
 
-    def set_steadily(self, kind: ConditionType, status: str, reason: str, message: str) -> None:
+    def set_steadily(self, kind: StrEnum, status: str, reason: str, message: str) -> None:
         """The same, but what was said before stays where only numbers differ.
 
         Kubernetes counts nodes and quotas in its words; on a busy cluster every waiting job would be written for each.
@@ -53,15 +55,15 @@ class Conditions:
             message = old.message
         self.set(kind, status, reason, message)
 
-    def holds(self, kind: ConditionType) -> bool:
+    def holds(self, kind: StrEnum) -> bool:
         return self._new[kind].status == TRUE
 
-    def get(self, kind: ConditionType) -> Condition:
+    def get(self, kind: StrEnum) -> Condition:
         return self._new[kind]
 
     def as_list(self) -> list[Condition]:
-        """In the order of ConditionType."""
-        return [self._new[kind] for kind in ConditionType]
+        """In the order of the kinds."""
+        return [self._new[kind] for kind in self._kinds]
 
 
 def timestamp(time: datetime) -> str:

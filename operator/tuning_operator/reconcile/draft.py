@@ -18,12 +18,23 @@ LINE_CHARACTERS = 1024
 STAGES = (C.DATASET_VALID, C.TRAINED, C.REGISTERED, C.EVALUATED)
 
 
+def conditions_of(observed: Observed, now: datetime) -> Conditions:
+    """Those that a TuningJob has; Served only where that is asked for."""
+    kinds = [kind for kind in ConditionType if kind != C.SERVED or _serves(observed)]
+    return Conditions(kinds, observed.status.conditions, observed.generation, now)
+
+
+def _serves(observed: Observed) -> bool:
+    return observed.spec is not None and observed.spec.serve is not None
+
+
 class Draft:
     """Begins with what the object has; `status` is complete each time."""
 
     def __init__(self, observed: Observed, now: datetime) -> None:
         self._observed, self._now = observed, timestamp(now)
-        self.conditions = Conditions(observed, now)
+        self.conditions = conditions_of(observed, now)
+        self._serves = _serves(observed)
         self.phase = Phase.PENDING
         self.fields: dict[str, Any] = {}
         self.conditions.set(C.STALLED, FALSE, Reason.NOT_STALLED)
@@ -93,7 +104,7 @@ class Draft:
         """There will be no adapter; `stage` is the condition that failed."""
         if stage is not None:
             self.conditions.set(stage, FALSE, failure.reason, failure.message)
-        for kind in STAGES:
+        for kind in (*STAGES, *([C.SERVED] if self._serves else [])):
             if self.conditions.get(kind).status == UNKNOWN:
                 self.conditions.set(kind, FALSE, Reason.NOT_REACHED)
         self._end(Phase.FAILED, FALSE, failure.reason, failure.message)

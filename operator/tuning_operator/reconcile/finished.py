@@ -6,8 +6,7 @@ from datetime import datetime, timedelta
 
 from tuning_operator.desired import Desired
 from tuning_operator.observed import Observed, read_time
-from tuning_operator.reconcile.conditions import Conditions
-from tuning_operator.reconcile.draft import dump
+from tuning_operator.reconcile.draft import conditions_of, dump
 
 
 def desire_finished(observed: Observed, now: datetime) -> Desired:
@@ -21,6 +20,6 @@ def desire_finished(observed: Observed, now: datetime) -> Desired:
             return desired
         desired.look_again(left)
     if observed.status.observed_generation != observed.generation:
-        noted = {"observed_generation": observed.generation, "conditions": Conditions(observed, now).as_list()}
+        noted = {"observed_generation": observed.generation, "conditions": conditions_of(observed, now).as_list()}
         desired.status = dump(observed.status.model_copy(update=noted))
     return desired

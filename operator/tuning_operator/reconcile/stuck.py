@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from llm_tuning.api.conditions import Reason
+from llm_tuning.api.inference_service import InferenceServiceSpec
 from llm_tuning.api.tuning_job import TuningJobSpec
 from tuning_operator.constants import STUCK_SECONDS, UNPLACED_SECONDS
-from tuning_operator.observed import Child, Pod, Raw, event_time, read_time
+from tuning_operator.observed import STARTING, Child, Pod, Raw, event_time, read_time
 
 SHOWN_CHARACTERS = 400
 """Of Kubernetes' own words in a message of ours."""
-STARTING = (None, "ContainerCreating", "PodInitializing")
 IMAGE_TROUBLES = (
     "ErrImagePull",
     "ImagePullBackOff",
@@ -38,7 +38,60 @@ class Stuck:
     message: str
 
 
-Maker = Callable[[re.Match[str], TuningJobSpec], Stuck]
+@dataclass(frozen=True)
+class Asked:
+    """What the custom resource asks for, as far as pods get stuck at it."""
+
+    claim: str
+    contents: str
+    """What is to be on the claim."""
+    pod: str
+    """What people call the pod: a trainer, a replica."""
+    gpus: int
+    cpu: str
+    memory: str
+    secret_field: str
+    secret_key: str
+    """An example for `kubectl create secret`."""
+    secret: str | None = None
+    config_map: tuple[str, str] | None = None
+    """Name and key, of spec.dataset.configMap."""
+
+
+def asked_by_job(spec: TuningJobSpec) -> Asked:
+    """By a TuningJob."""
+    source, secret = spec.dataset.config_map, spec.tracking.credentials_secret
+    return Asked(
+        claim=spec.volume.claim_name,
+        contents="base/ and datasets/",
+        pod="a trainer",
+        gpus=spec.resources.gpus,
+        cpu=spec.resources.cpu,
+        memory=spec.resources.memory,
+        secret_field="spec.tracking.credentialsSecret",
+        secret_key="MLFLOW_TRACKING_PASSWORD",
+        secret=secret.name if secret is not None else None,
+        config_map=(source.name, source.key) if source is not None else None,
+    )
+
+
+def asked_by_service(spec: InferenceServiceSpec) -> Asked:
+    """By an InferenceService."""
+    secret = spec.api_key_secret
+    return Asked(
+        claim=spec.volume.claim_name,
+        contents="base/ and models/",
+        pod="a replica",
+        gpus=spec.resources.gpus,
+        cpu=spec.resources.cpu,
+        memory=spec.resources.memory,
+        secret_field="spec.apiKeySecret",
+        secret_key=secret.key if secret is not None else "apiKey",
+        secret=secret.name if secret is not None else None,
+    )
+
+
+Maker = Callable[[re.Match[str], Asked], Stuck]
 Table = tuple[tuple[str, Maker], ...]
 """A pattern of Kubernetes' words and what it means; the first that is found counts."""
 
@@ -60,38 +113,38 @@ def events_due(child: Child, now: datetime) -> float | None:
     return None if placed else _left(pod.created, UNPLACED_SECONDS, now)
 
 
-def find_stuck(child: Child, spec: TuningJobSpec) -> Stuck | None:
+def find_stuck(child: Child, asked: Asked) -> Stuck | None:
     """What the child is stuck at, or None while it gets on as far as can be seen."""
     pod = child.newest_pod
     if pod is None or pod.phase == "Failed":
         since = pod.created if pod is not None else child.created
         newer = (w for w in child.warnings_about(uid=child.uid) if event_time(w) >= since)
-        return _from_events(newer, CREATION, spec)
+        return _from_events(newer, CREATION, asked)
     if pod.phase != "Pending":
         return None
     placed = pod.condition("PodScheduled")
     if placed.get("status") == "False" and placed.get("reason") == "Unschedulable":
-        return _first(SCHEDULING, str(placed.get("message", "")), spec)
+        return of_words(SCHEDULING, str(placed.get("message", "")), asked)
     if pod.waiting.get("reason") not in STARTING:
-        return _waiting(pod, spec)
+        return _waiting(pod, asked)
     if pod.is_set_up:
         return None
     if not placed:
-        return _from_events(child.warnings_about(claim=spec.volume.claim_name), BINDING, spec)
-    return _from_events(child.warnings_about(uid=pod.uid), MOUNTING, spec)
+        return _from_events(child.warnings_about(claim=asked.claim), BINDING, asked)
+    return _from_events(child.warnings_about(uid=pod.uid), MOUNTING, asked)
 
 
-def find_refusal(message: str) -> Stuck:
-    """Why the API server did not take the Job itself, by its own words."""
+def find_refusal(message: str, what: str = "Job") -> Stuck:
+    """Why the API server did not take the Job (or another object) itself, by its own words."""
     if re.search(r"exceeded quota", message):
         return Stuck(
             Reason.QUOTA_EXCEEDED,
-            f"a quota of this namespace forbids the Job: {_short(message)}; delete Jobs that have ended, or have the "
-            "quota raised",
+            f"a quota of this namespace forbids the {what}: {_short(message)}; delete Jobs that have ended, or have "
+            "the quota raised",
         )
     return Stuck(
         Reason.POD_CREATION_FAILED,
-        f"the Job cannot be created: {_short(message)}; see what decides about Jobs here (the operator's Role, "
+        f"the {what} cannot be created: {_short(message)}; see what decides about that here (the operator's Role, "
         "admission webhooks and policies)",
     )
 
@@ -100,54 +153,55 @@ def _left(since: datetime, seconds: float, now: datetime) -> float:
     return seconds - (now - since).total_seconds()
 
 
-def _waiting(pod: Pod, spec: TuningJobSpec) -> Stuck | None:
+def _waiting(pod: Pod, asked: Asked) -> Stuck | None:
     reason, message = str(pod.waiting.get("reason")), str(pod.waiting.get("message", ""))
     if reason in IMAGE_TROUBLES:
         return Stuck(
             Reason.IMAGE_PULL_FAILED,
-            f"image {pod.raw['spec']['containers'][0]['image']} cannot be pulled: see `kubectl describe pod {pod.name}`"
+            f"image {pod.waiting_image} cannot be pulled: see `kubectl describe pod {pod.name}`"
             "; check the operator's image settings (Helm values images.*) and pull secrets, and that the node reaches "
             "the registry",
         )
-    return _first(CONTAINERS.get(reason, ()), message, spec)
+    return of_words(CONTAINERS.get(reason, ()), message, asked)
 
 
-def _from_events(warnings: Iterable[Raw], tables: dict[str, Table], spec: TuningJobSpec) -> Stuck | None:
+def _from_events(warnings: Iterable[Raw], tables: dict[str, Table], asked: Asked) -> Stuck | None:
     """By the newest Warning whose reason a table is there for."""
     for warning in warnings:
-        if stuck := _first(tables.get(str(warning.get("reason")), ()), str(warning.get("message", "")), spec):
+        if stuck := of_words(tables.get(str(warning.get("reason")), ()), str(warning.get("message", "")), asked):
             return stuck
     return None
 
 
-def _first(table: Table, message: str, spec: TuningJobSpec) -> Stuck | None:
+def of_words(table: Table, message: str, asked: Asked) -> Stuck | None:
+    """What a message means by a table, or None."""
     for pattern, make in table:
         if found := re.search(pattern, message, re.IGNORECASE):
-            return make(found, spec)
+            return make(found, asked)
     return None
 
 
 # --- what a pattern means --------------------------------------------------------------------------------------------
 
 
-def _claim_not_found(found: re.Match[str], spec: TuningJobSpec) -> Stuck:
+def _claim_not_found(found: re.Match[str], asked: Asked) -> Stuck:
     return Stuck(
         Reason.CLAIM_NOT_FOUND,
-        f"spec.volume.claimName: there is no PersistentVolumeClaim {spec.volume.claim_name} in this namespace; create "
-        "it, with base/ and datasets/ on it",
+        f"spec.volume.claimName: there is no PersistentVolumeClaim {asked.claim} in this namespace; create "
+        f"it, with {asked.contents} on it",
     )
 
 
-def _claim_going(found: re.Match[str], spec: TuningJobSpec) -> Stuck:
+def _claim_going(found: re.Match[str], asked: Asked) -> Stuck:
     return Stuck(
         Reason.CLAIM_NOT_FOUND,
-        f"spec.volume.claimName: PersistentVolumeClaim {spec.volume.claim_name} is being deleted; create it anew once "
-        "it is gone, with base/ and datasets/ on it",
+        f"spec.volume.claimName: PersistentVolumeClaim {asked.claim} is being deleted; create it anew once "
+        f"it is gone, with {asked.contents} on it",
     )
 
 
-def _claim_pending(found: re.Match[str], spec: TuningJobSpec) -> Stuck:
-    claim = spec.volume.claim_name
+def _claim_pending(found: re.Match[str], asked: Asked) -> Stuck:
+    claim = asked.claim
     return Stuck(
         Reason.CLAIM_PENDING,
         f"PersistentVolumeClaim {claim} is not bound to a volume; see `kubectl describe pvc {claim}`: its "
@@ -155,28 +209,27 @@ def _claim_pending(found: re.Match[str], spec: TuningJobSpec) -> Stuck:
     )
 
 
-def _unschedulable(found: re.Match[str], spec: TuningJobSpec) -> Stuck:
-    asked = spec.resources
+def _unschedulable(found: re.Match[str], asked: Asked) -> Stuck:
     gpus = f"{asked.gpus} {GPU}, " if asked.gpus else ""
     return Stuck(
         Reason.UNSCHEDULABLE,
-        f"no node takes the pod: {_short(found.string)}; a trainer asks for {gpus}{asked.cpu} CPU and {asked.memory} "
+        f"no node takes the pod: {_short(found.string)}; {asked.pod} asks for {gpus}{asked.cpu} CPU and {asked.memory} "
         "(spec.resources): lower that, check nodeSelector and tolerations, or wait for or add nodes",
     )
 
 
-def _secret(found: re.Match[str], spec: TuningJobSpec) -> Stuck:
-    name = spec.tracking.credentials_secret.name if spec.tracking.credentials_secret else found["name"]
+def _secret(found: re.Match[str], asked: Asked) -> Stuck:
+    name = asked.secret or found["name"]
     return Stuck(
         Reason.SECRET_NOT_FOUND,
-        f"spec.tracking.credentialsSecret: there is no Secret {name} in this namespace; create it (kubectl create "
-        f"secret generic {name} --from-literal=MLFLOW_TRACKING_PASSWORD=...), the pod then starts by itself",
+        f"{asked.secret_field}: there is no Secret {name} in this namespace; create it (kubectl create "
+        f"secret generic {name} --from-literal={asked.secret_key}=...), the pod then starts by itself",
     )
 
 
-def _config_map(found: re.Match[str], spec: TuningJobSpec) -> Stuck:
-    source = spec.dataset.config_map
-    name, key = (source.name, f" with the key {source.key}") if source else (found["name"], "")
+def _config_map(found: re.Match[str], asked: Asked) -> Stuck:
+    source = asked.config_map
+    name, key = (source[0], f" with the key {source[1]}") if source else (found["name"], "")
     return Stuck(
         Reason.CONFIG_MAP_NOT_FOUND,
         f"spec.dataset.configMap: there is no ConfigMap {name} in this namespace; create it{key}, the pod then starts "
@@ -184,16 +237,16 @@ def _config_map(found: re.Match[str], spec: TuningJobSpec) -> Stuck:
     )
 
 
-def _config_map_key(found: re.Match[str], spec: TuningJobSpec) -> Stuck:
-    source = spec.dataset.config_map
-    what = f"ConfigMap {source.name} has no key {source.key}" if source else _short(found.string)
+def _config_map_key(found: re.Match[str], asked: Asked) -> Stuck:
+    source = asked.config_map
+    what = f"ConfigMap {source[0]} has no key {source[1]}" if source else _short(found.string)
     return Stuck(
         Reason.CONFIG_MAP_NOT_FOUND,
         f"spec.dataset.configMap: {what}; add the key, or apply another TuningJob with the right one",
     )
 
 
-def _quota(found: re.Match[str], spec: TuningJobSpec) -> Stuck:
+def _quota(found: re.Match[str], asked: Asked) -> Stuck:
     return Stuck(
         Reason.QUOTA_EXCEEDED,
         f"a quota of this namespace forbids the pod: {_short(found.string)}; lower spec.resources, wait until other "
@@ -201,7 +254,7 @@ def _quota(found: re.Match[str], spec: TuningJobSpec) -> Stuck:
     )
 
 
-def _pod_security(found: re.Match[str], spec: TuningJobSpec) -> Stuck:
+def _pod_security(found: re.Match[str], asked: Asked) -> Stuck:
     return Stuck(
         Reason.POD_SECURITY_DENIED,
         f"Pod Security forbids the pod: {_short(found.string)}; as it is made it fits the restricted profile, so look "
@@ -209,26 +262,26 @@ def _pod_security(found: re.Match[str], spec: TuningJobSpec) -> Stuck:
     )
 
 
-def _not_created(found: re.Match[str], spec: TuningJobSpec) -> Stuck:
+def _not_created(found: re.Match[str], asked: Asked) -> Stuck:
     return Stuck(Reason.POD_CREATION_FAILED, f"the pod cannot be created: {_short(found.string)}")
 
 
-def _not_mounted(found: re.Match[str], spec: TuningJobSpec) -> Stuck:
+def _not_mounted(found: re.Match[str], asked: Asked) -> Stuck:
     return Stuck(
         Reason.VOLUME_MOUNT_FAILED,
-        f"a volume cannot be mounted: {_short(found.string)}; see `kubectl describe pvc {spec.volume.claim_name}` and "
+        f"a volume cannot be mounted: {_short(found.string)}; see `kubectl describe pvc {asked.claim}` and "
         "its PersistentVolume",
     )
 
 
-def _no_sandbox(found: re.Match[str], spec: TuningJobSpec) -> Stuck:
+def _no_sandbox(found: re.Match[str], asked: Asked) -> Stuck:
     return Stuck(
         Reason.POD_CREATION_FAILED,
         f"the node cannot set the pod up: {_short(found.string)}; the node's runtime or network needs a look",
     )
 
 
-def _not_started(found: re.Match[str], spec: TuningJobSpec) -> Stuck:
+def _not_started(found: re.Match[str], asked: Asked) -> Stuck:
     return Stuck(Reason.CONTAINER_CONFIG_ERROR, f"the container cannot be started: {_short(found.string)}")
 
 

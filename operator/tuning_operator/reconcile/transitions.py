@@ -15,6 +15,8 @@ TOLD: dict[tuple[str, str], str] = {
     (C.DATASET_VALID, "True"): NORMAL,
     (C.TRAINED, "True"): NORMAL,
     (C.EVALUATED, "True"): NORMAL,
+    (C.SERVED, "True"): NORMAL,
+    (C.SERVED, "False"): WARNING,
     (C.SUSPENDED, "True"): NORMAL,
     (C.SUCCEEDED, "True"): NORMAL,
     (C.SUCCEEDED, "False"): WARNING,

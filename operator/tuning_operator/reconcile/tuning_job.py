@@ -13,10 +13,10 @@ from typing import Any
 from llm_tuning.api.conditions import ConditionType, Phase, Reason
 from llm_tuning.api.tuning_job import TuningJobSpec
 from llm_tuning.pod.contract import CHECK, REPORT, TRAIN, TrainResult
-from tuning_operator.constants import LONGEST_LOOK_SECONDS, STUCK_SECONDS
+from tuning_operator.constants import LONGEST_LOOK_SECONDS, MADE_FOR_ANNOTATION, STUCK_SECONDS
 from tuning_operator.desired import Desired, JobRef
 from tuning_operator.observed import Child, Observed
-from tuning_operator.reconcile.conditions import TRUE, UNKNOWN, timestamp
+from tuning_operator.reconcile.conditions import FALSE, TRUE, UNKNOWN, timestamp
 from tuning_operator.reconcile.draft import Draft, dump
 from tuning_operator.reconcile.finished import desire_finished
 from tuning_operator.reconcile.outcome import (
@@ -28,9 +28,10 @@ from tuning_operator.reconcile.outcome import (
     seconds_undecided,
     train_result,
 )
-from tuning_operator.reconcile.stuck import events_due, find_refusal, find_stuck
+from tuning_operator.reconcile.stuck import asked_by_job, events_due, find_refusal, find_stuck
 from tuning_operator.reconcile.transitions import events_of
 from tuning_operator.resources.check_job import build_check_job
+from tuning_operator.resources.inference_service import build_inference_service
 from tuning_operator.resources.pod_template import child_name, model_id
 from tuning_operator.resources.report_job import build_report_job
 from tuning_operator.resources.trainer_job import build_trainer_job
@@ -156,7 +157,7 @@ class _Pass:
             return
         if child is not None and child.is_complete:
             result = train_result(child) or self._reported()
-            if result is not None:
+            if result is not None and self._serve(result):
                 self.draft.succeed(result)
             return
         if child is not None and child.has_failed:
@@ -167,6 +168,27 @@ class _Pass:
             reason, message = Reason.TRAINING, "the trainer runs"
         self.draft.say(Phase.TRAINING, reason, message, stage=C.TRAINED)
         self._work(TRAIN, child)
+
+    def _serve(self, result: TrainResult) -> bool:
+        """Make the InferenceService of spec.serve. Whether that is over, well or not: the adapter is there anyway."""
+        serve = self.spec.serve
+        if serve is None:
+            return True
+        service, name = self.o.service, f"InferenceService {serve.name}"
+        if self.o.service_refused is not None:
+            message = f"{name} was refused: {self.o.service_refused}; the adapter is published, apply one by hand"
+            self.draft.conditions.set(C.SERVED, FALSE, Reason.SERVICE_REFUSED, message)
+        elif service is None:
+            wanted = build_inference_service(self.o, self.spec, serve, result.model_id or self.draft.fields["model_id"])
+            self.desired.create_services.append(wanted)
+            return False
+        elif (service["metadata"].get("annotations") or {}).get(MADE_FOR_ANNOTATION) == self.o.uid:
+            message = f"{name} was created; its condition Ready tells when it answers"
+            self.draft.conditions.set(C.SERVED, TRUE, Reason.SERVICE_CREATED, message)
+        else:
+            message = f"{name} was there before and is left as it is; point one of its routes at this TuningJob"
+            self.draft.conditions.set(C.SERVED, FALSE, Reason.SERVICE_EXISTS, message)
+        return True
 
     def _reported(self) -> TrainResult | None:
         """The result of a training whose pod is gone, as the report Job reads it from the claim; None until then."""
@@ -243,7 +265,7 @@ class _Pass:
             self.desired.needs_events = due <= 0
             # The longer it takes, the seldomer it is looked at: a thousand that wait must cost little.
             self.desired.look_again(due if due > 0 else min(max(-due / 5, STUCK_SECONDS), LONGEST_LOOK_SECONDS))
-        if stuck := find_stuck(child, self.spec):
+        if stuck := find_stuck(child, asked_by_job(self.spec)):
             self.draft.stall(stuck.reason, stuck.message, steady=True)
         elif found := failing(child, role, self.spec, self.now):
             failure, left = found

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from llm_tuning.api.kube import API_VERSION
+from llm_tuning.api.kube import API_VERSION, PlacementSpec
 from llm_tuning.api.tuning_job import KIND, TuningJobSpec
 from llm_tuning.errors import EXIT_INPUT
 from llm_tuning.pod.contract import (
@@ -33,6 +33,20 @@ from tuning_operator.observed import Observed
 from tuning_operator.settings import Settings
 
 USER = 65532
+POD_SECURITY: dict[str, Any] = {
+    "runAsNonRoot": True,
+    "runAsUser": USER,
+    "runAsGroup": USER,
+    "fsGroup": USER,
+    "fsGroupChangePolicy": "OnRootMismatch",
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+RESTRICTED: dict[str, Any] = {
+    "allowPrivilegeEscalation": False,
+    "readOnlyRootFilesystem": True,
+    "capabilities": {"drop": ["ALL"]},
+}
+"""A container's part of the restricted profile."""
 BASE_CHARACTERS = 64
 """Of the base's name in a model_id, which has 128 at most."""
 
@@ -148,11 +162,7 @@ def _pod(spec: TuningJobSpec, settings: Settings, role: str, parts: PodParts, gi
             *parts.environment,
         ],
         "resources": parts.resources,
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        },
+        "securityContext": RESTRICTED,
         "terminationMessagePath": str(TERMINATION_LOG),
         # A container that could not even start its program leaves the end of its log.
         "terminationMessagePolicy": "FallbackToLogsOnError",
@@ -165,33 +175,25 @@ def _pod(spec: TuningJobSpec, settings: Settings, role: str, parts: PodParts, gi
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": GRACE_PERIOD_SECONDS,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": USER,
-            "runAsGroup": USER,
-            "fsGroup": USER,
-            "fsGroupChangePolicy": "OnRootMismatch",
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        "securityContext": POD_SECURITY,
         "containers": [container],
         "volumes": volumes,
     }
-    return pod | _placement(spec, settings)
+    return pod | placement(spec.resources, settings)
 
 
-def _placement(spec: TuningJobSpec, settings: Settings) -> dict[str, Any]:
+def placement(asked: PlacementSpec, settings: Settings) -> dict[str, Any]:
     """The same for every role, so that the check binds the claim where the GPUs are."""
-    placement: dict[str, Any] = {}
-    if spec.resources.node_selector:
-        placement["nodeSelector"] = dict(spec.resources.node_selector)
-    if spec.resources.tolerations:
-        values = (t.model_dump(by_alias=True, exclude_none=True) for t in spec.resources.tolerations)
-        placement["tolerations"] = list(values)
-    if spec.resources.priority_class_name:
-        placement["priorityClassName"] = spec.resources.priority_class_name
+    fields: dict[str, Any] = {}
+    if asked.node_selector:
+        fields["nodeSelector"] = dict(asked.node_selector)
+    if asked.tolerations:
+        fields["tolerations"] = [t.model_dump(by_alias=True, exclude_none=True) for t in asked.tolerations]
+    if asked.priority_class_name:
+        fields["priorityClassName"] = asked.priority_class_name
     if settings.image_pull_secrets:
-        placement["imagePullSecrets"] = [{"name": name} for name in settings.image_pull_secrets]
-    return placement
+        fields["imagePullSecrets"] = [{"name": name} for name in settings.image_pull_secrets]
+    return fields
 
 
 def threads(cpu: str) -> int:

@@ -4,25 +4,26 @@ from llm_tuning.api.conditions import ConditionType, Reason
 from tests.support.operator_objects import after, make_observed, make_status, make_tuning_job
 from tuning_operator.constants import MESSAGE_CHARACTERS
 from tuning_operator.reconcile.conditions import FALSE, TRUE, UNKNOWN, Conditions, timestamp
+from tuning_operator.reconcile.draft import conditions_of
 
 C = ConditionType
 
 
-def conditions_of(*, generation: int = 1, seconds: float = 60, **old: str) -> Conditions:
+def made(*, generation: int = 1, seconds: float = 60, **old: str) -> Conditions:
     job = make_tuning_job(status=make_status(**old), generation=generation)
-    return Conditions(make_observed(job), after(seconds))
+    return conditions_of(make_observed(job), after(seconds))
 
 
 def test_all_are_set_on_the_first_visit() -> None:
-    listed = Conditions(make_observed(), after(0)).as_list()
-    assert [c.type for c in listed] == list(ConditionType)
+    listed = conditions_of(make_observed(), after(0)).as_list()
+    assert [c.type for c in listed] == [kind for kind in ConditionType if kind != C.SERVED]
     assert {(c.status, c.reason, c.last_transition_time) for c in listed} == {
         ("Unknown", "Pending", timestamp(after(0)))
     }
 
 
 def test_a_transition_time_changes_only_with_the_status() -> None:
-    conditions = conditions_of(Trained="Unknown/Starting")
+    conditions = made(Trained="Unknown/Starting")
     conditions.set(C.TRAINED, UNKNOWN, Reason.TRAINING, "other words")
     assert conditions.get(C.TRAINED).last_transition_time == timestamp(after(0))
     conditions.set(C.TRAINED, TRUE, Reason.TRAINED)
@@ -30,18 +31,18 @@ def test_a_transition_time_changes_only_with_the_status() -> None:
 
 
 def test_set_twice_in_a_pass_only_the_last_counts() -> None:
-    conditions = conditions_of(Stalled="True/Unschedulable")
+    conditions = made(Stalled="True/Unschedulable")
     conditions.set(C.STALLED, FALSE, Reason.NOT_STALLED)
     conditions.set(C.STALLED, TRUE, Reason.UNSCHEDULABLE)
     assert conditions.get(C.STALLED).last_transition_time == timestamp(after(0))
 
 
 def test_every_condition_tells_of_the_newest_generation() -> None:
-    assert {c.observed_generation for c in conditions_of(generation=3, Trained="True").as_list()} == {3}
+    assert {c.observed_generation for c in made(generation=3, Trained="True").as_list()} == {3}
 
 
 def test_a_long_message_is_cut() -> None:
-    conditions = conditions_of()
+    conditions = made()
     conditions.set(C.STALLED, TRUE, Reason.UNSCHEDULABLE, "word " * 1000)
     message = conditions.get(C.STALLED).message
     assert len(message) <= MESSAGE_CHARACTERS
@@ -51,7 +52,7 @@ def test_a_long_message_is_cut() -> None:
 def test_numbers_in_the_words_of_kubernetes_are_no_news() -> None:
     old = make_status(Stalled="True/Unschedulable")
     old["conditions"][0]["message"] = "0/9 nodes are available: 4 Insufficient cpu"
-    conditions = Conditions(make_observed(make_tuning_job(status=old)), after(60))
+    conditions = conditions_of(make_observed(make_tuning_job(status=old)), after(60))
     conditions.set_steadily(C.STALLED, TRUE, Reason.UNSCHEDULABLE, "0/12 nodes are available: 7 Insufficient cpu")
     assert conditions.get(C.STALLED).message == "0/9 nodes are available: 4 Insufficient cpu"
     conditions.set_steadily(C.STALLED, TRUE, Reason.UNSCHEDULABLE, "0/12 nodes are available: 7 Insufficient memory")
