@@ -24,6 +24,8 @@ UP_SECONDS = 120.0
 DOWN_SECONDS = 40.0
 SLOTS = 16
 """Clusters at once on one machine: each has addresses and an image store of its own, by its slot."""
+SLOT_LOCKS = Path("/run/lock/llm-tuning-devcluster")
+"""Of the machine, as addresses are, not of somebody's cache folder."""
 
 ADDRESSES = "10.214.0.0/16"
 """Of all clusters; each has a /30 of them."""
@@ -143,17 +145,14 @@ def _launcher_pid(state: Path) -> int | None:
 def _take_slot() -> tuple[int, IO[str]]:
     """The first free slot; it is taken for as long as the lock file is open, also in a child process."""
     for slot in range(SLOTS):
-        folder = clusters_dir() / "slots" / str(slot)
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / "lock").open("w")
+        SLOT_LOCKS.mkdir(parents=True, exist_ok=True)
+        lock = (SLOT_LOCKS / str(slot)).open("w")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            taken = Path(f"/sys/class/net/devcl{slot}").exists()  # by somebody whose caches are elsewhere
         except BlockingIOError:
-            taken = True
-        if not taken:
-            return slot, lock
-        lock.close()
+            lock.close()
+            continue
+        return slot, lock
     raise ClusterError(f"{SLOTS} clusters run on this machine already; stop one with: python -m devcluster down")
 
 

@@ -24,7 +24,7 @@ CONFIG_DIR = Path("/etc/llm-tuning")
 """The ConfigMap: what was wanted when the pod started, and the operator's certificate authority."""
 DESIRED_FILE, CA_FILE = "desired.json", "ca.crt"
 TOKEN_FILE = Path("/var/run/llm-tuning/token")
-RUN_DIR = Path("/run/llm-tuning")
+RUN_DIR = Path("/serving")
 """An emptyDir that the pod's containers share: the plan for vLLM, and the word that the agent has drained."""
 PLAN_FILE, DRAINED_FILE = "vllm.json", "drained"
 

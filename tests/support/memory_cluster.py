@@ -15,13 +15,17 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from llm_tuning.api.base import ApiModel
+from llm_tuning.api.inference_service import InferenceServiceStatus
 from llm_tuning.api.tuning_job import TuningJobStatus
 from tests.support.operator_objects import START, Raw
-from tuning_operator.constants import LABEL_UID
+from tuning_operator.constants import LABEL_UID, MANAGED_BY_LABEL
 from tuning_operator.errors import AlreadyExists, Conflict, Invalid, NotFound
 from tuning_operator.reconcile.conditions import timestamp
-from tuning_operator.store import JOBS, KINDS, PODS, TUNING_JOBS
+from tuning_operator.store import INFERENCE_SERVICES, JOBS, KINDS, PODS, TUNING_JOBS
 
+STATUSES: dict[str, type[ApiModel]] = {TUNING_JOBS: TuningJobStatus, INFERENCE_SERVICES: InferenceServiceStatus}
+"""The custom resources, with what their status is checked against."""
 Hook = Callable[[str, str], None]
 """Called `before` and `after` each write, with what is written; may raise what the caller then sees."""
 
@@ -57,7 +61,7 @@ class MemoryCluster:
         metadata.setdefault("creationTimestamp", timestamp(self.now()))
         metadata.setdefault("generation", 1)
         raw.setdefault("status", {})
-        if kind == TUNING_JOBS and not raw["status"]:
+        if kind in STATUSES and not raw["status"]:
             del raw["status"]
         return self._store(kind, key, raw, "ADDED")
 
@@ -91,14 +95,14 @@ class MemoryCluster:
 
     async def list_all(self, resource: str, namespace: str | None) -> tuple[list[Raw], str]:
         found = [raw for (where, _), raw in self.objects[resource].items() if namespace in (None, where)]
-        if resource != TUNING_JOBS:
-            found = [raw for raw in found if LABEL_UID in raw["metadata"].get("labels", {})]
+        if resource not in STATUSES:
+            found = [raw for raw in found if MANAGED_BY_LABEL in raw["metadata"].get("labels", {})]
         return copy.deepcopy(found), str(self._version)
 
     async def list_pods_of(self, namespace: str, uid: str) -> list[Raw]:
         self.reads.append("pods")
         items, _ = await self.list_all(PODS, namespace)
-        return [pod for pod in items if pod["metadata"]["labels"][LABEL_UID] == uid]
+        return [pod for pod in items if pod["metadata"]["labels"].get(LABEL_UID) == uid]
 
     async def read_tuning_job(self, namespace: str, name: str) -> Raw | None:
         return self.get(TUNING_JOBS, name, namespace)
@@ -120,9 +124,33 @@ class MemoryCluster:
 
         self._write(f"delete tuningjob {name}", delete)
 
-    async def apply_status(self, raw: Mapping[str, Any], status: Raw) -> Raw:
+    async def apply_status(self, raw: Mapping[str, Any], status: Raw, kind: str = TUNING_JOBS) -> Raw:
         metadata = raw["metadata"]
-        return self._write(f"status of {metadata['name']}", lambda: self._apply_status(metadata, status))
+        return self._write(f"status of {metadata['name']}", lambda: self._apply_status(kind, metadata, status))
+
+    async def read(self, kind: str, namespace: str, name: str) -> Raw | None:
+        return self.get(kind, name, namespace)
+
+    async def create(self, kind: str, body: Raw) -> Raw:
+        return self._write(f"create {body['metadata']['name']}", lambda: self.add(kind, body))
+
+    async def apply(self, kind: str, body: Raw) -> Raw:
+        key = (body["metadata"]["namespace"], body["metadata"]["name"])
+
+        def merge() -> Raw:
+            found = copy.deepcopy(self.objects[kind][key])
+            found["metadata"] |= copy.deepcopy(body["metadata"])
+            return self.change(kind, found | {part: body[part] for part in ("spec", "data") if part in body})
+
+        return self._write(f"apply {body['metadata']['name']}", merge)
+
+    async def delete(self, kind: str, namespace: str, name: str, uid: str) -> None:
+        def remove() -> None:
+            found = self.objects[kind].get((namespace, name))
+            if found is not None and found["metadata"]["uid"] == uid:
+                self.remove(kind, namespace, name)
+
+        self._write(f"delete {name}", remove)
 
     async def list_warnings(self, namespace: str) -> list[Raw]:
         self.reads.append("events")
@@ -154,19 +182,19 @@ class MemoryCluster:
         found["metadata"]["deletionTimestamp"] = timestamp(self.now())
         self._store(JOBS, key, found, "MODIFIED")
 
-    def _apply_status(self, metadata: Mapping[str, Any], status: Raw) -> Raw:
+    def _apply_status(self, kind: str, metadata: Mapping[str, Any], status: Raw) -> Raw:
         key = (metadata["namespace"], metadata["name"])
-        found = self.objects[TUNING_JOBS].get(key)
+        found = self.objects[kind].get(key)
         if found is None:
-            raise NotFound("no such tuningjob")
+            raise NotFound(f"no such object among {kind}")
         for field in ("uid", "resourceVersion"):
             if found["metadata"][field] != metadata[field]:
                 raise Conflict(f"{field} is another")
         try:
-            TuningJobStatus.model_validate_json(json.dumps(status, allow_nan=False))
+            STATUSES[kind].model_validate_json(json.dumps(status, allow_nan=False))
         except ValidationError as error:
             raise Invalid(str(error)) from error
-        return self.change(TUNING_JOBS, copy.deepcopy(found) | {"status": as_stored(status)})
+        return self.change(kind, copy.deepcopy(found) | {"status": as_stored(status)})
 
 
 def as_stored(value: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,12 +163,16 @@ def wait_until(reached: Callable[[], bool], seconds: float, what: Callable[[], s
 
 @contextmanager
 def tuning_namespace(
-    cluster: Any, *, trainer: str = STAND_IN_IMAGE, operator: bool = True, values: dict[str, str] | None = None
+    cluster: Any,
+    *,
+    trainer: str = STAND_IN_IMAGE,
+    operator: bool = True,
+    values: dict[str, str] | None = None,
+    images: Collection[str] = (),
 ) -> Iterator[TuningNamespace]:
     """A namespace under the restricted profile with a filled claim and, by helm, an operator of its own."""
-    load(
-        cluster, *(image.rsplit("/", 1)[-1].split(":")[0] for image in {OPERATOR_IMAGE, STAND_IN_IMAGE, trainer} & OURS)
-    )
+    needed = {OPERATOR_IMAGE, STAND_IN_IMAGE, trainer} & OURS | set(images)
+    load(cluster, *(image.rsplit("/", 1)[-1].split(":")[0] for image in needed))
     with cluster.namespace() as name:
         namespace = TuningNamespace(cluster, name)
         namespace.apply(claim(CLAIM))

@@ -1,0 +1,297 @@
+"""An InferenceService with two replicas of real vLLM, and what happens to its clients when parts of it break.
+
+Each adapter answers recognisably, and a steady stream of clients in a pod holds every answer to what the adapter that
+gave it is known to say. The tests share one service and come one after the other: a fault, then all is well again.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from devcluster.cluster import Cluster
+from tests.support.devcluster import own_cluster
+from tests.support.serving import (
+    ANSWER_TOKENS,
+    BASE,
+    VLLM_IMAGE,
+    ServedFiles,
+    condition_of,
+    inference_service,
+    make_files,
+    put,
+    status_of,
+    wait_for,
+)
+from tests.support.tuning_namespace import STAND_IN_IMAGE, TuningNamespace, pod, tuning_namespace, wait_until
+
+pytestmark = pytest.mark.e2e
+
+ADAPTERS: dict[str, dict[str, Any]] = {
+    "ft_a": {"b_scale": 0.05, "seed": 1},
+    "ft_b": {"b_scale": 0.05, "seed": 2},
+    "ft_later": {"b_scale": 0.05, "seed": 3},
+}
+ROUTES = {"a": "ft_a", "b": "ft_b"}
+SERVICE = "faq"
+REPLICAS = 2
+
+
+@dataclass
+class Clients:
+    """The stream of clients in its pod, read by its log."""
+
+    namespace: TuningNamespace
+    name: str = "clients"
+    _seen: dict[str, int] = field(default_factory=lambda: {"good": 0, "failed": 0, "wrong": 0})
+
+    def counts(self) -> dict[str, int]:
+        """All so far."""
+        return dict(next(line["counts"] for line in reversed(self._lines()) if "counts" in line))
+
+    def since(self) -> dict[str, int]:
+        """Since the last time this was asked."""
+        now = self.counts()
+        found = {kind: now[kind] - self._seen[kind] for kind in now}
+        self._seen = now
+        return found
+
+    def troubles(self, kind: str = "") -> list[dict[str, Any]]:
+        return [line for line in self._lines() if "kind" in line and kind in ("", line["kind"])]
+
+    def _lines(self) -> list[dict[str, Any]]:
+        text = self.namespace.kubectl("logs", self.name)
+        return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+
+
+@dataclass
+class Serving:
+    """The service under test."""
+
+    cluster: Cluster
+    namespace: TuningNamespace
+    files: ServedFiles
+    clients: Clients
+    table: list[str] = field(default_factory=list)
+
+    def apply(self, routes: dict[str, Any], **spec: Any) -> None:
+        self.namespace.apply(inference_service(SERVICE, routes, replicas=REPLICAS, **spec))
+
+    def pods(self) -> list[dict[str, Any]]:
+        found = self.namespace.list("pods", f"tuning.llmtuning.dev/inference-service={SERVICE}")
+        return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
+
+    def in_engine(self, pod_name: str, code: str) -> str:
+        return self.namespace.kubectl("exec", pod_name, "-c", "vllm", "--", "python3", "-c", code)
+
+    def restarts(self) -> int:
+        return sum(c["restartCount"] for pod in self.pods() for c in pod["status"]["containerStatuses"])
+
+    def is_whole(self) -> bool:
+        """Every replica has every adapter, by its own engine, and the status says so."""
+        return condition_of(self.namespace, SERVICE)[0] == "True" and all(
+            adapter["loadedReplicas"] == REPLICAS for adapter in status_of(self.namespace, SERVICE)["adapters"]
+        )
+
+    def settle(self, fault: str, *, broken: Callable[[], bool] | None = None, seconds: float = 240) -> dict[str, int]:
+        """Wait until all is well again; returns what clients met meanwhile."""
+        began = time.monotonic()
+        if broken is not None:
+            wait_until(broken, 60, f"the effect of: {fault}")
+        wait_until(
+            self.is_whole, seconds, lambda: f"{fault}: {json.dumps(status_of(self.namespace, SERVICE), indent=1)}"
+        )
+        took = time.monotonic() - began
+        time.sleep(3)
+        met = self.clients.since()
+        row = f"{fault:32} {met['good']:5} good {met['failed']:3} failed {met['wrong']:3} wrong, whole after {took:5.1f} s"
+        print(f"fault: {row}")
+        assert met["wrong"] == 0, self.clients.troubles("wrong")
+        assert met["good"] > 0
+        return met
+
+
+@pytest.fixture(scope="module")
+def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    files = make_files(tmp_path_factory.mktemp("claim"), ADAPTERS)
+    assert len(set(files.answers.values())) == len(files.answers), "each answers recognisably"
+    with (
+        own_cluster("serving") as cluster,
+        tuning_namespace(cluster, values={"images.vllm": VLLM_IMAGE}, images=(VLLM_IMAGE,)) as namespace,
+    ):
+        put(namespace, files.folder)
+        made = Serving(cluster, namespace, files, Clients(namespace))
+        made.apply(ROUTES)
+        wait_for(namespace, SERVICE, seconds=300)
+        expected = {route: {name: files.answers[name]} for route, name in ROUTES.items()}
+        expected[BASE] = {BASE: files.answers[BASE]}
+        url = f"http://{SERVICE}"
+        command = ["python", "-u", "/opt/stand-in/clients.py", url, json.dumps(expected)]
+        namespace.apply(pod("clients", STAND_IN_IMAGE, command, claim=None))
+        wait_until(lambda: _has_counts(made.clients), 60, "clients")
+        yield made
+
+
+def _has_counts(clients: Clients) -> bool:
+    try:
+        return clients.counts()["good"] >= 10
+    except (StopIteration, RuntimeError):
+        return False
+
+
+def ask(
+    serving: Serving, route: str, path: str = "/v1/chat/completions", **further: Any
+) -> tuple[int, str, dict[str, Any]]:
+    """Status, X-Model-Id and body of one request from inside the cluster."""
+    body = {
+        "model": route,
+        "messages": [{"role": "user", "content": "What is a tuple?"}],
+        "max_tokens": ANSWER_TOKENS,
+        "temperature": 0,
+        **further,
+    }
+    code = f"""
+import json, urllib.request, urllib.error
+body = {json.dumps(body)!r}.encode()
+request = urllib.request.Request("http://{SERVICE}{path}", body, {{"Content-Type": "application/json"}})
+try:
+    answer = urllib.request.urlopen(request, timeout=30)
+except urllib.error.HTTPError as error:
+    answer = error
+print(json.dumps([answer.status, answer.headers.get("X-Model-Id") or "", json.loads(answer.read() or b"null")]))
+"""
+    return tuple(json.loads(serving.namespace.kubectl("exec", "clients", "--", "python", "-c", code)))  # type: ignore[return-value]
+
+
+def test_all_adapters_are_proven_on_both_replicas(serving: Serving) -> None:
+    status = status_of(serving.namespace, SERVICE)
+    assert [(a["modelId"], a["loadedReplicas"], a["effective"], a["reason"]) for a in status["adapters"]] == [
+        (name, REPLICAS, "True", "Effective") for name in ROUTES.values()
+    ]
+    assert status["readyReplicas"] == REPLICAS
+    for route, name in {**ROUTES, BASE: BASE}.items():
+        code, served, body = ask(serving, route)
+        assert (code, served) == (200, name)
+        assert body["choices"][0]["message"]["content"] == serving.files.answers[name]
+    assert ask(serving, "nobody")[0] == 404
+    assert ask(serving, "ft_a")[0] == 404, "clients know routes, not model_ids"
+    assert ask(serving, BASE, path="/v1/load_lora_adapter")[0] == 404, "the engine's own paths stay inside"
+    serving.clients.since()
+
+
+def test_an_engine_is_killed(serving: Serving) -> None:
+    victim = serving.pods()[0]["metadata"]["name"]
+    before = serving.restarts()
+    kill = (
+        "import os, pathlib, signal\n"
+        "for path in pathlib.Path('/proc').glob('[0-9]*/cmdline'):\n"
+        "    if b'EngineCore' in path.read_bytes(): os.kill(int(path.parent.name), signal.SIGKILL)"
+    )
+    serving.in_engine(victim, kill)
+    serving.settle("engine killed", broken=lambda: serving.restarts() > before)
+
+
+def test_a_pod_is_deleted(serving: Serving) -> None:
+    victim = serving.pods()[0]["metadata"]["name"]
+    serving.namespace.kubectl("delete", "pod", victim, "--wait=false")
+    met = serving.settle("pod deleted", broken=lambda: victim not in {p["metadata"]["name"] for p in serving.pods()})
+    assert met["failed"] == 0, serving.clients.troubles("failed")
+
+
+def test_the_kubelet_restarts(serving: Serving) -> None:
+    serving.cluster.end("kubelet", signal.SIGKILL)
+    time.sleep(3)
+    serving.cluster.start("kubelet")
+    met = serving.settle("kubelet restarted")
+    assert met["failed"] == 0, serving.clients.troubles("failed")
+
+
+def test_the_list_of_adapters_changes(serving: Serving) -> None:
+    """Added in a canary, then weights, then gone: no load, no restart, no failed request."""
+    before = serving.restarts(), {p["metadata"]["name"] for p in serving.pods()}
+    canary = [{"modelId": "ft_a", "weight": 9}, {"modelId": "ft_later", "weight": 1}]
+    began = time.monotonic()
+    serving.apply({"a": [{"modelId": "ft_a"}], "b": "ft_b", "canary": canary})
+    wait_until(
+        lambda: len(status_of(serving.namespace, SERVICE)["adapters"]) == 3 and serving.is_whole(), 60, "attached"
+    )
+    print(f"fault: adapter attached on both replicas after {time.monotonic() - began:.1f} s")
+    served = [ask(serving, "canary", user=f"user-{n}")[1] for n in range(20)]
+    assert set(served) == {"ft_a", "ft_later"}
+    assert served == [ask(serving, "canary", user=f"user-{n}")[1] for n in range(20)], "each user stays"
+    serving.apply({"a": "ft_a", "b": "ft_b", "canary": [{"modelId": "ft_a", "weight": 0}, {"modelId": "ft_later"}]})
+    wait_until(lambda: {ask(serving, "canary")[1] for _ in range(4)} == {"ft_later"}, 20, "the other weights")
+    serving.apply(ROUTES)
+    wait_until(lambda: ask(serving, "canary")[0] == 404, 20, "the route is gone")
+    met = serving.settle("list of adapters changed")
+    assert met["failed"] == 0, serving.clients.troubles("failed")
+    assert (serving.restarts(), {p["metadata"]["name"] for p in serving.pods()}) == before
+
+
+def test_the_config_map_is_deleted(serving: Serving) -> None:
+    serving.namespace.kubectl("delete", "configmap", f"{SERVICE}-serving")
+    wait_until(lambda: serving.namespace.get("configmap", f"{SERVICE}-serving") is not None, 20, "made again")
+    met = serving.settle("ConfigMap deleted")
+    assert met["failed"] == 0, serving.clients.troubles("failed")
+
+
+def test_without_the_operator_all_that_runs_goes_on(serving: Serving) -> None:
+    """And what breaks meanwhile heals: the agents keep their own engines."""
+    namespace = serving.namespace
+    namespace.kubectl("scale", "deployment", "llm-tuning-operator", "--replicas=0")
+    wait_until(
+        lambda: (
+            not namespace.list("pods", "app.kubernetes.io/component=operator,app.kubernetes.io/instance=llm-tuning")
+            and "llm-tuning-operator" not in namespace.kubectl("get", "pods", "-o", "name")
+        ),
+        60,
+        "no operator",
+    )
+    serving.clients.since()
+    victim = serving.pods()[0]["metadata"]["name"]
+    before = serving.restarts()
+    serving.in_engine(victim, "import os, signal; os.kill(1, signal.SIGTERM)")
+    wait_until(lambda: serving.restarts() > before, 120, "an engine restarted")
+
+    def ready() -> int:
+        return sum(c["ready"] for p in serving.pods() for c in p["status"]["containerStatuses"] if c["name"] == "agent")
+
+    wait_until(lambda: ready() == REPLICAS, 240, "both agents ready again")
+    time.sleep(3)
+    met = serving.clients.since()
+    print(
+        f"fault: {'operator down, engine restarted':32} {met['good']:5} good {met['failed']:3} failed {met['wrong']} wrong"
+    )
+    assert met["wrong"] == 0
+    namespace.kubectl("scale", "deployment", "llm-tuning-operator", "--replicas=1")
+    serving.settle("operator is back")
+
+
+def test_a_bad_adapter_harms_no_other(serving: Serving, tmp_path: Path) -> None:
+    """It is missing: its route says so, Ready is False with the reason, and the others answer."""
+    serving.apply({**ROUTES, "broken": "ft_missing"})
+    wait_for(serving.namespace, SERVICE, status="False", reason="AdapterNotFound", seconds=30)
+    code, served, body = ask(serving, "broken")
+    assert (code, served) == (503, "")
+    assert "ft_missing" in body["error"]["message"]
+    assert ask(serving, "a")[:2] == (200, "ft_a")
+    serving.apply(ROUTES)
+    met = serving.settle("a missing adapter")
+    assert met["failed"] == 0, serving.clients.troubles("failed")
+
+
+def test_a_change_of_the_engine_rolls_without_a_failed_request(serving: Serving) -> None:
+    before = {p["metadata"]["name"] for p in serving.pods()}
+    serving.apply(ROUTES, vllm={"maxModelLen": 256})
+    met = serving.settle(
+        "engine flag changed", broken=lambda: condition_of(serving.namespace, SERVICE)[0] == "False", seconds=400
+    )
+    assert met["failed"] == 0, serving.clients.troubles("failed")
+    assert not before & {p["metadata"]["name"] for p in serving.pods()}
