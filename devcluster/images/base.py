@@ -20,7 +20,7 @@ from devcluster.images.storage import ImageError, buildah, label, locked, policy
 BASE = "localhost/python:3.11-slim-bookworm"
 SUITE = "bookworm"
 PACKAGES = ("ca-certificates", "python3", "python3-pip", "python3-venv", "libnuma1")
-"""libnuma1 is for vLLM's CPU build, whose Dockerfile installs it where it is missing: a build here has no apt sources."""
+"""libnuma1 is for vLLM's CPU build, whose Dockerfile installs it where it is missing: builds here have no apt."""
 INPUTS_LABEL = "dev.llmtuning.inputs"
 
 # What debootstrap takes over from this machine or leaves behind, and what no pod reads.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -34,6 +35,10 @@ SILENT_LOOKS = 3
 FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 1.0, 60.0
 SETTLED_ATTEMPTS = 3
 """After so many failures an adapter counts as failed, and the pod no longer waits for it. It is tried on, seldom."""
+DEADLY_SECONDS = 10.0
+"""An engine that ends so soon after an adapter was loaded or proven has probably ended of it."""
+DEADLY_TIMES = 2
+"""After so many ends an adapter is not tried again on this pod: it would take the others down for ever."""
 UNLOAD_SECONDS = 60.0
 """How long requests of an adapter that is no longer wanted may go on."""
 
@@ -112,6 +117,10 @@ class Keeper:
     """Loaded, not wanted any more, and since when."""
     _engine_has: set[str] = field(default_factory=set)
     _was_ready: bool = False
+    _tried: tuple[str, float] | None = None
+    """The adapter that is being loaded or proven, or failed to be, and until when an end of the engine is its doing."""
+    _ends: Counter[str] = field(default_factory=Counter)
+    """How often the engine has ended of an adapter."""
     _silent: int = 0
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -212,6 +221,9 @@ class Keeper:
     def _down(self, why: str) -> None:
         if self.engine_up:
             log.warning("the engine is down: %s", why)
+            if self._tried is not None and self.clock() < self._tried[1]:
+                self._ends[self._tried[0]] += 1
+            self._tried = None
         elif self.engine_message == why:
             return
         self.engine_up, self.engine_message, self._was_ready = False, why, False
@@ -266,6 +278,18 @@ class Keeper:
 
     async def _bring(self, adapter: Adapter) -> None:
         """Load one adapter and prove it; whatever comes of it is in the adapter."""
+        if self._ends[adapter.model_id] >= DEADLY_TIMES:
+            text = f"the engine ended {DEADLY_TIMES} times while it was loaded or proven; this pod tries no more"
+            self._note(adapter, lambda: adapter.refused(Misfit(AdapterReason.LOAD_FAILED, text), self.clock()))
+            return
+        self._tried = (adapter.model_id, math.inf)
+        try:
+            await self._load_and_prove(adapter)
+        finally:
+            done = adapter.proven or adapter.settled
+            self._tried = None if done else (adapter.model_id, self.clock() + DEADLY_SECONDS)
+
+    async def _load_and_prove(self, adapter: Adapter) -> None:
         path = self.models / adapter.model_id
         if not adapter.loaded:
             misfit = await self._misfit(path)

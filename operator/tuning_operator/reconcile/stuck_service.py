@@ -72,7 +72,7 @@ def _failing(pod: ServingPod) -> Stuck | None:
         if ended.get("reason") == "OOMKilled":
             text = "vLLM used more memory than spec.resources.memory and was ended; give it more"
             return Stuck(Reason.OUT_OF_MEMORY, text)
-        return Stuck(ServiceReason.ENGINE_FAILING, _ended(pod, name, ended, "vLLM does not start"))
+        return Stuck(ServiceReason.ENGINE_FAILING, _ended(pod, name, ended, "vLLM ended"))
     return None
 
 
@@ -85,7 +85,7 @@ def _last_end(pod: ServingPod, name: str) -> dict[str, Any] | None:
         return None
     for state in (found.get("state") or {}, found.get("lastState") or {}):
         ended = state.get("terminated")
-        if ended and ended.get("exitCode") != 0:
+        if ended and (ended.get("exitCode") != 0 or name == ENGINE):  # vLLM leaves with 0 when its engine has died
             return dict(ended)
     return None
 
