@@ -1,7 +1,8 @@
-"""A whole cluster, from `kubectl apply` to a registered, evaluated adapter: what `make demo` runs.
+"""A whole cluster, from `kubectl apply` to a served, proven adapter: what `make demo` runs.
 
 A real one-node Kubernetes is started on this machine (see devcluster/), the operator is installed by helm, and three
-TuningJobs are applied: one with a mistake in its data, an SFT, and a PPO that starts from the SFT's adapter. Every
+TuningJobs are applied: one with a mistake in its data, an SFT, and a PPO that starts from the SFT's adapter. An
+InferenceService then serves both adapters with vLLM, proves them, and shifts clients from one to the other. Every
 command is shown as it is run. The demo is a check as well: the first thing that is not as it should be ends it with
 exit code 1. It needs root, since it makes network namespaces; elsewhere it says how to use kind.
 """
@@ -10,11 +11,13 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+import urllib.request
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -29,8 +32,12 @@ from devcluster.cluster import bin_dir, kubeconfig
 CLUSTER = "demo"
 NAMESPACE = "tuning-demo"
 BASE = Path("base/tiny-python")
-IMAGES = {"operator": "localhost/llm-tuning/operator:dev", "trainer": "localhost/llm-tuning/trainer:dev"}
+IMAGES = {name: f"localhost/llm-tuning/{name}:dev" for name in ("operator", "trainer", "vllm")}
 MISTAKE, SFT, PPO = "help-desk-mistake", "help-desk-sft", "help-desk-ppo"
+SERVICE, PORT = "help-desk", 8399
+QUESTION = "What does `shutil.which` do?"
+READY_SECONDS = 300.0
+USERS = 40
 CHAIN_SECONDS = 600.0
 """How long the two jobs may take on the slowest machine."""
 
@@ -39,7 +46,8 @@ WITHOUT_ROOT = """The demo starts a real Kubernetes node, which needs root. With
   kind create cluster --name llm-tuning
   docker build -t localhost/llm-tuning/operator:dev .
   docker build -t localhost/llm-tuning/trainer:dev -f trainer_image/Dockerfile .
-  kind load docker-image --name llm-tuning localhost/llm-tuning/operator:dev localhost/llm-tuning/trainer:dev
+  docker build -t localhost/llm-tuning/vllm:dev -f devcluster/images/vllm/Dockerfile .
+  kind load docker-image --name llm-tuning localhost/llm-tuning/{operator,trainer,vllm}:dev
   helm install llm-tuning charts/llm-tuning --namespace tuning-demo --create-namespace
   kubectl apply -f examples/tuningjob.yaml
 
@@ -64,6 +72,8 @@ def main() -> int:
             refuse_a_mistake()
             tune()
             look_around()
+            serve()
+            shift_clients()
     except Disappointed as error:
         print(f"\nDEMO FAILED: {error}", file=sys.stderr)
         return 1
@@ -79,7 +89,7 @@ def build() -> None:
     stage(
         "Programs and images",
         "The first time: Kubernetes is compiled (about 5 minutes), then the operator's and the trainer's image are "
-        "built from their Dockerfiles (about 5 minutes, mostly PyTorch). The next time all of it is found.",
+        "built from their Dockerfiles, and vLLM's (about 6 minutes, mostly PyTorch). The next time all of it is found.",
     )
     run("python -m devcluster build")
     for name in IMAGES:
@@ -104,7 +114,9 @@ def cluster() -> Iterator[None]:
 
 def load_images() -> None:
     """No registry: images go straight into the node's containerd."""
-    stage("Images into the node", "The trainer's has 6 GB: about a minute the first time, kept afterwards.")
+    stage(
+        "Images into the node", "Those with PyTorch have 6 GB each: seconds, since their layers are linked, not copied."
+    )
     for image in IMAGES.values():
         run(f"python -m devcluster load {image} --name {CLUSTER}")
 
@@ -115,7 +127,8 @@ def install() -> None:
     run(f"kubectl apply -f {script('cluster/namespace.yaml')}")
     run(
         f"helm install llm-tuning {os.path.relpath(ROOT / 'charts/llm-tuning', stages.FOLDER)} --namespace {NAMESPACE} "
-        f"--set images.operator={IMAGES['operator']} --set images.trainer={IMAGES['trainer']} --wait --timeout 2m"
+        f"--set images.operator={IMAGES['operator']} --set images.trainer={IMAGES['trainer']} "
+        f"--set images.vllm={IMAGES['vllm']} --wait --timeout 2m"
     )
     run(f"kubectl -n {NAMESPACE} get deployments,tuningjobs")
 
@@ -172,22 +185,109 @@ def look_around() -> None:
     expect({_job(name)["status"]["modelId"] for name in (SFT, PPO)} <= registered, "both adapters are registered")
 
 
-def _watch_until_finished(*names: str) -> None:
-    """Show `kubectl get tj -w` until all of `names` are Finished; raises Disappointed if they take too long."""
-    command = ["kubectl", "-n", NAMESPACE, "get", "tj", "-w"]
+def serve() -> None:
+    """Both adapters behind one name, each proven on the running engine."""
+    stage(
+        "Serve both, proven",
+        "vLLM starts (half a minute), its agent loads both adapters and holds what they do against what the training "
+        "noted. Ready means that the proof was good:",
+    )
+    run(f"kubectl apply -f {script('cluster/help-desk-service.yaml')}")
+    with _watched("tisvc"):
+        _wait(lambda: _condition(_service(), "Ready")["status"] == "True", READY_SECONDS, f"{SERVICE} is Ready")
+    for adapter in _service()["status"]["adapters"]:
+        print(f"{adapter['modelId']}: {adapter['reason']}: {adapter['message']}")
+        expect(adapter["effective"] == "True", f"the adapter of {adapter['tuningJob']} is proven to take effect")
+
+
+def shift_clients() -> None:
+    """A canary by weight and back, on the same engine."""
+    stage(
+        "A call, a canary, and all clients at once to the other adapter",
+        f"{USERS} users ask; each stays with an adapter, and the header X-Model-Id says with which. Then the weights "
+        "are changed: nothing is loaded, nothing restarts.",
+    )
+    sft, ppo = (_job(name)["status"]["modelId"] for name in (SFT, PPO))
+    command = ["kubectl", "-n", NAMESPACE, "port-forward", f"service/{SERVICE}", f"{PORT}:80"]
+    forward = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        _wait(lambda: _ask("nobody") is not None, 30, "kubectl port-forward")
+        body = json.dumps({"model": SERVICE, "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 60})
+        run(
+            f"curl -s http://127.0.0.1:{PORT}/v1/chat/completions -D - -H 'Content-Type: application/json' "
+            f"-d {shlex.quote(body)}"
+        )
+        before = [_ask(f"user-{number}") for number in range(USERS)]
+        print(f"{before.count(sft)} of {USERS} users are with the SFT's adapter, {before.count(ppo)} with the PPO's")
+        expect(before.count(sft) + before.count(ppo) == USERS, "every answer came from one of the two")
+        expect(before.count(sft) > before.count(ppo) > 0, "and about one in ten from the canary")
+        patch = [
+            {"op": "replace", "path": "/spec/routes/0/targets/0/weight", "value": 0},
+            {"op": "replace", "path": "/spec/routes/0/targets/1/weight", "value": 1},
+        ]
+        run(f"kubectl -n {NAMESPACE} patch tisvc {SERVICE} --type json -p {shlex.quote(json.dumps(patch))}")
+        began = time.monotonic()
+        _wait(lambda: {_ask(f"user-{number}") for number in range(8)} == {ppo}, 30, "the new weights")
+        expect(True, f"all clients are with the PPO's adapter after {time.monotonic() - began:.1f} s")
+        run(f"kubectl -n {NAMESPACE} get tisvc,pods -l tuning.llmtuning.dev/inference-service={SERVICE}")
+    finally:
+        forward.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            forward.wait(STOP_SECONDS)
+
+
+def _ask(user: str) -> str | None:
+    """Which adapter answers the user; None where nothing answers."""
+    body = {"model": SERVICE, "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 4, "user": user}
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{PORT}/v1/chat/completions",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
+    )
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(request, timeout=30) as answer:
+            return str(answer.headers["X-Model-Id"])
+    except OSError:
+        return None
+
+
+def _service() -> dict[str, Any]:
+    return dict(json.loads(run(f"kubectl -n {NAMESPACE} get tisvc {SERVICE} -o json", quiet=True)))
+
+
+def _wait(reached: Callable[[], bool], seconds: float, what: str) -> None:
+    """Raises Disappointed if it takes longer."""
+    deadline = time.monotonic() + seconds
+    while not reached():
+        if time.monotonic() > deadline:
+            raise Disappointed(f"not within {seconds:.0f} s: {what}")
+        time.sleep(1)
+
+
+@contextmanager
+def _watched(kind: str) -> Iterator[None]:
+    """Show `kubectl get KIND -w` meanwhile."""
+    command = ["kubectl", "-n", NAMESPACE, "get", kind, "-w"]
     print(f"\n{bold('$ ' + ' '.join(command))}", flush=True)
     watch = subprocess.Popen(command)
     try:
-        deadline = time.monotonic() + CHAIN_SECONDS
-        while not all(_condition(_job(name), "Finished")["status"] == "True" for name in names):
-            if time.monotonic() > deadline:
-                raise Disappointed(f"{', '.join(names)} are not finished after {CHAIN_SECONDS:.0f} s")
-            time.sleep(1)
+        yield
         time.sleep(1)  # the last line of the watch
     finally:
         watch.terminate()
         with suppress(subprocess.TimeoutExpired):
             watch.wait(STOP_SECONDS)
+
+
+def _watch_until_finished(*names: str) -> None:
+    """Show `kubectl get tj -w` until all of `names` are Finished; raises Disappointed if they take too long."""
+
+    def finished() -> bool:
+        return all(_condition(_job(name), "Finished")["status"] == "True" for name in names)
+
+    with _watched("tj"):
+        _wait(finished, CHAIN_SECONDS, f"{', '.join(names)} are Finished")
 
 
 def _job(name: str) -> dict[str, Any]:

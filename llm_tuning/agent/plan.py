@@ -63,7 +63,9 @@ class EnginePlan:
         return cls(**{**value, "command": tuple(value["command"]), "target_modules": tuple(value["target_modules"])})
 
 
-def make_plan(given: ServeInput, desired: Desired, root: Path, *, scratch: Path) -> EnginePlan:
+def make_plan(
+    given: ServeInput, desired: Desired, root: Path, *, scratch: Path, engine_port: int = ENGINE_PORT
+) -> EnginePlan:
     """Decide; `root` is the mounted claim, `scratch` a folder to write to. Raises InputError for an unfit base.
 
     An adapter that is not there or is not fit is no fault here: it is refused by itself later on.
@@ -82,7 +84,7 @@ def make_plan(given: ServeInput, desired: Desired, root: Path, *, scratch: Path)
     command = [
         *("python3", "-m", "vllm.entrypoints.openai.api_server"),
         *("--model", str(base.path), "--served-model-name", given.base_name),
-        *("--host", "127.0.0.1", "--port", str(ENGINE_PORT), "--load-format", "safetensors"),
+        *("--host", "127.0.0.1", "--port", str(engine_port), "--load-format", "safetensors"),
         *(
             "--enable-lora",
             "--max-lora-rank",

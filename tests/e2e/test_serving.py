@@ -54,7 +54,7 @@ class Clients:
 
     def counts(self) -> dict[str, int]:
         """All so far."""
-        return dict(next(line["counts"] for line in reversed(self._lines()) if "counts" in line))
+        return dict(next((line["counts"] for line in reversed(self._lines()) if "counts" in line), self._seen))
 
     def since(self) -> dict[str, int]:
         """Since the last time this was asked."""
@@ -135,15 +135,9 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
         url = f"http://{SERVICE}"
         command = ["python", "-u", "/opt/stand-in/clients.py", url, json.dumps(expected)]
         namespace.apply(pod("clients", STAND_IN_IMAGE, command, claim=None))
-        wait_until(lambda: _has_counts(made.clients), 60, "clients")
+        namespace.kubectl("wait", "--for=condition=Ready", "pod/clients", "--timeout=60s")
+        wait_until(lambda: made.clients.counts()["good"] >= 10, 60, "answers")
         yield made
-
-
-def _has_counts(clients: Clients) -> bool:
-    try:
-        return clients.counts()["good"] >= 10
-    except (StopIteration, RuntimeError):
-        return False
 
 
 def ask(
@@ -189,10 +183,10 @@ def test_all_adapters_are_proven_on_both_replicas(serving: Serving) -> None:
 def test_an_engine_is_killed(serving: Serving) -> None:
     victim = serving.pods()[0]["metadata"]["name"]
     before = serving.restarts()
-    kill = (
+    kill = (  # the engine's core and workers; the API server, which is process 1, cannot be killed from inside
         "import os, pathlib, signal\n"
-        "for path in pathlib.Path('/proc').glob('[0-9]*/cmdline'):\n"
-        "    if b'EngineCore' in path.read_bytes(): os.kill(int(path.parent.name), signal.SIGKILL)"
+        "for path in pathlib.Path('/proc').glob('[0-9]*'):\n"
+        "    if int(path.name) not in (1, os.getpid()): os.kill(int(path.name), signal.SIGKILL)"
     )
     serving.in_engine(victim, kill)
     serving.settle("engine killed", broken=lambda: serving.restarts() > before)
