@@ -311,9 +311,9 @@ class Keeper:
         self._note(adapter, lambda: _judged(adapter, proof))
 
     async def _misfit(self, path: Path) -> Misfit | None:
-        loaded = sum(adapter.loaded for adapter in self._adapters.values())
-        if loaded >= self.plan.max_adapters:
-            text = f"the engine keeps at most {loaded} adapters; restart the pods, or use another InferenceService"
+        if len(self._engine_has - {path.name}) >= self.plan.max_adapters:
+            most = self.plan.max_adapters
+            text = f"this engine has room for {most} adapters; set spec.vllm.maxLoras, or use another InferenceService"
             return Misfit(AdapterReason.TOO_MANY_ADAPTERS, text)
         return await asyncio.to_thread(find_misfit, path, self.plan)
 

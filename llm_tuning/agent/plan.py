@@ -4,7 +4,7 @@
 | --- | --- |
 | rank | `maxLoraRank`, else the highest of the adapters that are wanted now, at least 16 |
 | modules | the base's linear layers but lm_head, and what the wanted adapters change besides |
-| adapters in a batch | `maxLoras`, else one for each wanted adapter, at most 8 |
+| adapters in a batch | `maxLoras`, else one for each wanted adapter, at most 8; on the CPU the most at all |
 | chat template | the base's own, else the project's plain one; an adapter with another is refused |
 | dtype | `dtype`, else on a GPU what the base was saved in, on the CPU that of the adapters' training |
 """
@@ -26,7 +26,7 @@ from llm_tuning.api.inference_service import VllmSpec
 from llm_tuning.base_model import BaseModel, inspect_base, weight_hash
 from llm_tuning.errors import InputError, Problem
 from llm_tuning.proof.adapter_files import OUTPUT_HEAD
-from llm_tuning.serving.plan import OFFLINE, PLAIN_TEMPLATE, base_template
+from llm_tuning.serving.plan import OFFLINE, PLAIN_TEMPLATE, SPARE_SLOTS, base_template
 from llm_tuning.serving.served_adapter import ServedAdapter, allowed_rank, inspect_adapter
 
 LEAST_RANK = 16
@@ -76,8 +76,7 @@ def make_plan(
     own = base_template(base)
     plain = PLAIN_TEMPLATE.read_text(encoding="utf-8")
     rank = given.vllm.max_lora_rank or _rank(desired, adapters)
-    max_adapters = max(CPU_LORAS, len(desired.model_ids))
-    loras = min(given.vllm.max_loras or min(max(len(desired.model_ids), 1), MOST_LORAS_BY_DEFAULT), max_adapters)
+    slots, max_adapters = _slots(given, len(desired.model_ids))
     template_file = scratch / "chat_template.jinja"
     if own is None:
         template_file.write_text(plain, encoding="utf-8")
@@ -90,9 +89,9 @@ def make_plan(
             "--max-lora-rank",
             str(rank),
             "--max-loras",
-            str(loras),
+            str(slots),
             "--max-cpu-loras",
-            str(max_adapters),
+            str(max(slots, max_adapters)),
         ),
         # lm_head is left alone: with it prompt log-probabilities of several requests are mixed up (vllm#16668).
         *("--lora-target-modules", *modules),
@@ -132,6 +131,14 @@ def _fit_adapters(desired: Desired, root: Path) -> list[ServedAdapter]:
         with suppress(InputError):
             found.append(inspect_adapter(root / "models" / name, None))
     return found
+
+
+def _slots(given: ServeInput, wanted: int) -> tuple[int, int]:
+    """Slots of a batch, and the most adapters that may be loaded at once."""
+    if given.gpus:
+        return given.vllm.max_loras or min(max(wanted, 1), MOST_LORAS_BY_DEFAULT), max(CPU_LORAS, wanted)
+    most = max(given.vllm.max_loras or max(MOST_LORAS_BY_DEFAULT, 2 * wanted), wanted)
+    return most + SPARE_SLOTS, most
 
 
 def _rank(desired: Desired, adapters: Sequence[ServedAdapter]) -> int:

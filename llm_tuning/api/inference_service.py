@@ -142,7 +142,8 @@ class VllmSpec(ApiModel):
     )
 
     max_loras: Annotated[int, Field(ge=1, le=128)] | None = Field(
-        None, description="Adapters in one batch; without it the number of targets, at most 8."
+        None,
+        description="Adapters in one batch; without it the number of targets, at most 8. On the CPU it is the most that may be loaded at all, at least 8 and twice the targets without it.",
     )
 
     max_num_seqs: Annotated[int, Field(ge=1, le=4096)] | None = Field(

@@ -30,6 +30,9 @@ USAGE = "launch_llm.sh <port> <gpu_id> <model_path> [lora_path]"
 CPU = "cpu"
 DEFAULT_HOST = "127.0.0.1"
 PLAIN_TEMPLATE = Path(__file__).resolve().parents[1] / "data" / "plain_chat.jinja"
+SPARE_SLOTS = 1
+"""LoRA slots of vLLM's CPU build that stay empty. Its kernels take the slot -1 of a request for the base as the last
+one (torch_ops/lora_ops.py of vLLM 0.32), and in a batch with adapters' requests the base answered as that adapter."""
 KV_CACHE_GIB = (1, 16)
 """Bounds of a quarter of the free memory, which the CPU build gets for its cache; its own default takes nearly all."""
 OFFLINE = {
@@ -107,7 +110,7 @@ def plan_serving(
         *("--host", host, "--port", str(number)),
         *("--load-format", "safetensors"),
         *_device_arguments(devices, base, adapter),
-        *(_adapter_arguments(adapter, names) if adapter else ()),
+        *(_adapter_arguments(adapter, names, spare=SPARE_SLOTS if devices == CPU else 0) if adapter else ()),
         *_template_arguments(base, adapter, notes),
         *shlex.split(environment.get("VLLM_ARGS", "")),
     ]
@@ -185,10 +188,10 @@ def _cpu_dtype(base: BaseModel, adapter: ServedAdapter | None) -> str:
     return "float32" if saved == "float32" else "auto"
 
 
-def _adapter_arguments(adapter: ServedAdapter, names: tuple[str, ...]) -> list[str]:
+def _adapter_arguments(adapter: ServedAdapter, names: tuple[str, ...], *, spare: int) -> list[str]:
     # JSON, since a path may hold "="; a slot for each name, or two clients with both names would swap it to and fro.
     modules = [json.dumps({"name": name, "path": str(adapter.path)}) for name in names]
-    sizes = ["--max-lora-rank", str(adapter.max_rank), "--max-loras", str(len(names))]
+    sizes = ["--max-lora-rank", str(adapter.max_rank), "--max-loras", str(len(names) + spare)]
     # Only what the adapter changes is prepared for LoRA. That saves memory, and with lm_head left alone prompt
     # log-probabilities of several requests at once are right; else the CPU build ends (vllm-project/vllm#16668).
     return ["--enable-lora", *sizes, "--lora-target-modules", *adapter.modules, "--lora-modules", *modules]

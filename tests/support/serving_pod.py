@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +102,8 @@ class EngineProcess:
         self._process.stop()
 
     def ended(self) -> bool:
-        assert self._process is not None
-        return self._process._process.poll() is not None
+        """Whether the leader has ended; it stays a zombie until `reap`."""
+        return Path(f"/proc/{self.pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
 
     def log(self) -> str:
         assert self._process is not None
@@ -142,7 +142,6 @@ class ServingPod:
     """For the tests' own requests."""
     url: str
     claim: Path
-    events: list[tuple[float, str, str]] = field(default_factory=list)
 
     def want(self, routes: dict[str, str | dict[str, int]]) -> None:
         self.keeper.want(desired(routes))
