@@ -30,7 +30,14 @@ from tests.support.serving import (
     status_of,
     wait_for,
 )
-from tests.support.tuning_namespace import STAND_IN_IMAGE, TuningNamespace, pod, tuning_namespace, wait_until
+from tests.support.tuning_namespace import (
+    STAND_IN_IMAGE,
+    TuningNamespace,
+    pod,
+    tuning_job,
+    tuning_namespace,
+    wait_until,
+)
 
 pytestmark = pytest.mark.e2e
 
@@ -229,6 +236,32 @@ def test_the_list_of_adapters_changes(serving: Serving) -> None:
     assert (serving.restarts(), {p["metadata"]["name"] for p in serving.pods()}) == before
 
 
+def test_the_adapter_of_a_tuning_job_is_attached_when_it_has_finished(serving: Serving) -> None:
+    """By a stand-in that trains nothing, so that it cannot be proven, which does not block."""
+    namespace, before = serving.namespace, serving.restarts()
+    serving.apply({**ROUTES, "trained": [{"tuningJob": "later"}]})
+    wait_for(namespace, SERVICE, status="False", reason="TuningJobNotFound", seconds=30)
+    code, _, body = ask(serving, "trained")
+    assert code == 503
+    assert "there is no TuningJob later" in body["error"]["message"]
+    namespace.apply(tuning_job("later", model={"path": f"base/{BASE}"}))
+    namespace.wait("later", "Finished", seconds=120)
+    began = time.monotonic()
+    wait_until(lambda: len(status_of(namespace, SERVICE)["adapters"]) == 3 and serving.is_whole(), 60, "attached")
+    print(f"fault: route of a finished TuningJob answers on both replicas after {time.monotonic() - began:.1f} s")
+    model_id = (namespace.get("tuningjobs", "later") or {})["status"]["modelId"]
+    assert ask(serving, "trained")[:2] == (200, model_id)
+    adapter = status_of(namespace, SERVICE)["adapters"][-1]
+    assert (adapter["tuningJob"], adapter["effective"], adapter["reason"]) == ("later", "Unknown", "CannotBeProven")
+    namespace.kubectl("delete", "tj", "later")
+    time.sleep(2)
+    assert ask(serving, "trained")[:2] == (200, model_id), "it outlives the TuningJob"
+    serving.apply(ROUTES)
+    met = serving.settle("adapter of a TuningJob")
+    assert met["failed"] == 0, serving.clients.troubles("failed")
+    assert serving.restarts() == before
+
+
 def test_the_config_map_is_deleted(serving: Serving) -> None:
     serving.namespace.kubectl("delete", "configmap", f"{SERVICE}-serving")
     wait_until(lambda: serving.namespace.get("configmap", f"{SERVICE}-serving") is not None, 20, "made again")
@@ -287,3 +320,15 @@ def test_a_change_of_the_engine_rolls_without_a_failed_request(serving: Serving)
     )
     assert met["failed"] == 0, serving.clients.troubles("failed")
     assert not before & {p["metadata"]["name"] for p in serving.pods()}
+
+
+def test_an_engine_that_will_not_start_takes_nobody_down(serving: Serving) -> None:
+    """More context than the base has: vLLM refuses, in its own words, and the replicas of before go on."""
+    serving.apply(ROUTES, vllm={"maxModelLen": 1_000_000})
+    wait_for(serving.namespace, SERVICE, kind="Stalled", reason="EngineFailing", seconds=180)
+    message = condition_of(serving.namespace, SERVICE, "Stalled")[2]
+    print(f"fault: vLLM that will not start: {message}")
+    assert "max_model_len" in message or "maximum model length" in message, message
+    serving.apply(ROUTES, vllm={"maxModelLen": 256})
+    met = serving.settle("engine that will not start")
+    assert met["failed"] == 0, serving.clients.troubles("failed")
