@@ -229,7 +229,8 @@ def shift_clients() -> None:
         began = time.monotonic()
         _wait(lambda: {_ask(f"user-{number}") for number in range(8)} == {ppo}, 30, "the new weights")
         expect(True, f"all clients are with the PPO's adapter after {time.monotonic() - began:.1f} s")
-        run(f"kubectl -n {NAMESPACE} get tisvc,pods -l tuning.llmtuning.dev/inference-service={SERVICE}")
+        run(f"kubectl -n {NAMESPACE} get tisvc {SERVICE}")
+        run(f"kubectl -n {NAMESPACE} get pods -l tuning.llmtuning.dev/inference-service={SERVICE}")
     finally:
         forward.terminate()
         with suppress(subprocess.TimeoutExpired):

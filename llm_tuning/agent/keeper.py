@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from llm_tuning.agent.contract import AdapterReport, Desired, Effective, Report
@@ -23,8 +23,9 @@ from llm_tuning.agent.plan import EnginePlan
 from llm_tuning.api.conditions import AdapterReason
 from llm_tuning.errors import InputError, TryAgain
 from llm_tuning.proof.judge import Proof, Verdict
+from llm_tuning.proof.parity import Unprovable
 from llm_tuning.proof.prove import prove
-from llm_tuning.proof.server import Server
+from llm_tuning.proof.server import Server, TokensRefused
 
 log = logging.getLogger(__name__)
 
@@ -333,8 +334,16 @@ class Keeper:
         return True
 
     def _prove(self, path: Path, name: str) -> Proof:
+        base_name = self.plan.base_name
         with closing(Server(self.engine.url)) as server:
-            return prove(server, path, name=name, base_name=self.plan.base_name)
+            proof = prove(server, path, name=name, base_name=base_name)
+            if proof.verdict is Verdict.CANNOT_BE_PROVEN and not _has_numbers(server, name):
+                if _has_numbers(server, base_name):
+                    text = (
+                        f"the engine computes no numbers with it (NaN or infinite), as it does without: {proof.message}"
+                    )
+                    return replace(proof, verdict=Verdict.DIFFERENT, message=text)
+            return proof
 
     def _note(self, adapter: Adapter, change: Callable[[], None]) -> None:
         change()
@@ -344,6 +353,15 @@ class Keeper:
     def _tell(self) -> None:
         self.changed.set()
         self._wake.set()
+
+
+def _has_numbers(server: Server, name: str) -> bool:
+    """Whether log-probabilities under this name are numbers; vLLM refuses to write others."""
+    try:
+        server.logprobs(name, [range(8)])
+    except (Unprovable, TokensRefused):
+        return False
+    return True
 
 
 def _judged(adapter: Adapter, proof: Proof) -> None:

@@ -201,7 +201,7 @@ async def serving_pod(
 
 
 def run_agent(folder: Path, engine_port: int, agent_port: int) -> int:
-    """`python -m llm_tuning.agent serve` with folders and ports of our own; run/vllm.json and run/desired.json lie ready."""
+    """`python -m llm_tuning.agent serve` with folders and ports of our own; the plan and what is wanted lie in run/."""
     from llm_tuning.agent import __main__ as agent
 
     own = {"ROOT": folder / "claim", "RUN_DIR": folder / "run", "CONFIG_DIR": folder / "run"}

@@ -24,7 +24,7 @@ import pytest_asyncio
 
 from llm_tuning.api.inference_service import VllmSpec
 from tests.support.lora_adapters import make_adapter
-from tests.support.serving import ANSWER_TOKENS, BASE, PROMPT, ServedFiles, greedy_answer, make_files
+from tests.support.serving import ANSWER_TOKENS, BASE, PROMPT, ServedFiles, make_files
 from tests.support.serving_pod import ServingPod, serving_pod
 from tests.support.tiny_base import CHAT_TEMPLATE, make_base
 
@@ -36,7 +36,7 @@ SHORT_TEMPLATE = "{% for message in messages %}{{ message['role'] }}: {{ message
 WEIGHTS = "adapter_model.safetensors"
 
 
-# --- what clients do -----------------------------------------------------------------------------------------------------
+# --- what clients do --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ async def clients(
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-# --- false servings ------------------------------------------------------------------------------------------------------
+# --- false servings ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ def change_weights(folder: Path, change: Callable[[str, Any], Any]) -> None:
     save_file({name: tensor for name, tensor in made.items() if tensor is not None}, folder / WEIGHTS)
 
 
-def false_servings(files: ServedFiles, scratch: Path) -> dict[str, False_]:  # noqa: C901
+def false_servings(files: ServedFiles, scratch: Path) -> dict[str, False_]:
     models, base = files.folder / "models", files.base
 
     def copy(folder: Path, **options: Any) -> Path:
@@ -274,7 +274,7 @@ def false_servings(files: ServedFiles, scratch: Path) -> dict[str, False_]:  # n
         "zeroed B": False_(zeroed, "NoEffect", "changes nothing"),
         "a tenth of B": False_(tenth, "NoEffect", "changes nothing"),
         "a layer left out": False_(layer_missing, "Different", "something else than was trained"),
-        "weights of NaN": False_(not_a_number, "Different", "not a number"),
+        "weights of NaN": False_(not_a_number, "Different", "no numbers"),
         "trained on another base": False_(other_base, "BaseMismatch", "this engine serves served (weights "),
         "another base, by its probes": False_(hash_in_probes_only, "BaseMismatch", "trained on another base"),
         "another base, nothing tells": False_(
@@ -312,7 +312,7 @@ def false_servings(files: ServedFiles, scratch: Path) -> dict[str, False_]:  # n
     }
 
 
-# --- the tests -----------------------------------------------------------------------------------------------------------
+# --- the tests --------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -361,7 +361,7 @@ async def test_no_false_serving_answers_and_the_good_ones_go_on(
     cases = false_servings(files, tmp_path)
     names = {case: f"ft_false_{number}" for number, case in enumerate(cases)}
     for case, false in cases.items():
-        false.make(files.folder / "models" / names[case])
+        await asyncio.to_thread(false.make, files.folder / "models" / names[case])
     # Beside each a route of its own, and one in which it shares with a good adapter.
     routes = ROUTES | {case: names[case] for case in cases}
     routes |= {f"{case}, shared": {"ft_a": 1, names[case]: 99} for case in cases}
@@ -373,19 +373,20 @@ async def test_no_false_serving_answers_and_the_good_ones_go_on(
         pod.want(routes)
         took = await pod.until(pod.settled, seconds=240)
         await asyncio.sleep(0.5)
+        faults = []
         for case, false in cases.items():
             found = pod.adapter(names[case])
             print(f"false serving: {case} -> {found.reason}")
-            assert (found.reason, found.effective) == (false.reason, false.effective), (case, found)
-            assert false.words in found.message, (case, found.message)
+            if (found.reason, found.effective) != (false.reason, false.effective) or false.words not in found.message:
+                faults.append((case, found))
             for stream in (False, True):
                 answer = await ask(pod, case, stream=stream)
-                assert answer.status == 503, (case, answer)
-                assert false.reason in answer.error, (case, answer)
-                assert false.words in answer.error, (case, answer)
-                assert await ask(pod, f"{case}, shared", stream=stream) == Answer(
-                    200, "ft_a", files.answers["ft_a"], True
-                ), case
+                if answer.status != 503 or false.reason not in answer.error or false.words not in answer.error:
+                    faults.append((case, answer))
+                answer = await ask(pod, f"{case}, shared", stream=stream)
+                if answer != Answer(200, "ft_a", files.answers["ft_a"], True):
+                    faults.append((f"{case}, shared", answer))
+        assert not faults
         print(f"{len(cases)} false servings settled in {took:.1f} s; meanwhile {crowd.counts()}")
     assert not crowd.wrong
     assert not crowd.cut
@@ -461,7 +462,7 @@ async def test_an_engine_killed_answers_nothing_wrong_and_comes_back(
         await asyncio.sleep(1)
         print(
             f"killed {part}: vLLM ended after {ended - killed:.1f} s, not ready {seen - killed:.2f} s after the kill, "
-            f"engine up after {up - killed:.1f} s, ready {ready - up:.2f} s and all routes answering {again - up:.2f} s "
+            f"engine up after {up - killed:.1f} s, ready {ready - up:.2f} s all routes answer {again - up:.2f} s "
             f"after it; 200s by X-Model-Id, each with the right content: {crowd.counts()}"
         )
     assert not crowd.wrong

@@ -25,7 +25,10 @@ def fields(schema: dict[str, Any], at: str = "") -> Iterator[tuple[str, dict[str
 
 
 FIELDS = [
-    (path, field) for path, field in fields(crd.build_schema()) if path.startswith((".spec", ".status")) or path == ""
+    pytest.param(path, field, id=f"{kind.name}{path}")
+    for kind in crd.KINDS
+    for path, field in fields(crd.build_schema(kind))
+    if path.startswith((".spec", ".status")) or path == ""
 ]
 
 
@@ -35,17 +38,18 @@ def test_the_files_are_what_the_models_give() -> None:
 
 def test_a_file_that_differs_is_told_and_written_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert crd.main(["--root", str(tmp_path)]) == 0
-    assert crd.main(["--check", "--root", str(tmp_path)]) == 0
-    path = tmp_path / crd.FOLDERS[0] / crd.TUNING_JOB.file_name
-    path.write_text(path.read_text().replace("maximum: 512", "maximum: 513"))
+    path = tmp_path / crd.FOLDERS[1] / crd.INFERENCE_SERVICE.file_name
+    path.write_text(path.read_text().replace("maximum: 1000", "maximum: 1001"))
     capsys.readouterr()
     assert crd.main(["--check", "--root", str(tmp_path)]) == 1
     assert capsys.readouterr().out == f"{path}: differs from the models; run this without --check\n"
     assert crd.main(["--root", str(tmp_path)]) == 0
-    assert yaml.safe_load(path.read_text()) == crd.build_crd()
+    for kind in crd.KINDS:
+        for folder in crd.FOLDERS:
+            assert yaml.safe_load((tmp_path / folder / kind.file_name).read_text()) == crd.build_crd(kind)
 
 
-@pytest.mark.parametrize(("path", "field"), FIELDS, ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(("path", "field"), FIELDS)
 def test_a_field_is_described_and_bounded(path: str, field: dict[str, Any]) -> None:
     assert field.get("description") or path.endswith(("{}", "[]")), "kubectl explain would show nothing"
     match field.get("type"):
@@ -56,7 +60,7 @@ def test_a_field_is_described_and_bounded(path: str, field: dict[str, Any]) -> N
         case "object":
             assert "properties" in field or "maxProperties" in field
         case "integer" | "number" if path.startswith(".spec"):
-            assert {"minimum", "maximum"} <= set(field)
+            assert "enum" in field or {"minimum", "maximum"} <= set(field)
 
 
 def test_defaults_and_bounds_stand_in_the_description() -> None:
@@ -66,6 +70,10 @@ def test_defaults_and_bounds_stand_in_the_description() -> None:
     )
     assert spec["dataset"]["properties"]["skipInvalidRows"]["description"].endswith(" Default false.")
     assert spec["retries"]["description"].endswith(" Default 3, from 0 to 100. Immutable.")
+    served = crd.build_schema(crd.INFERENCE_SERVICE)["properties"]["spec"]["properties"]
+    weight = served["routes"]["items"]["properties"]["targets"]["items"]["properties"]["weight"]
+    assert weight["description"].endswith(" Default 1, from 0 to 1000.")
+    assert served["replicas"]["description"].endswith(" Default 1, from 0 to 64.")
 
 
 def test_every_field_of_the_spec_but_two_stays_as_it_was_applied() -> None:
@@ -84,3 +92,17 @@ def test_every_field_of_the_spec_but_two_stays_as_it_was_applied() -> None:
         and not any(path == one or path.startswith((f"{one}.", f"{one}[", f"{one}{{")) for one in guarded)
     ]
     assert free == [".suspend", ".ttlSecondsAfterFinished"]
+
+
+def test_nothing_of_an_inference_service_stays_as_it_was_applied() -> None:
+    assert "oldSelf" not in crd.render(crd.INFERENCE_SERVICE)
+    assert "Immutable" not in crd.render(crd.INFERENCE_SERVICE)
+
+
+def test_an_inference_service_is_scaled_by_its_replicas() -> None:
+    (version,) = crd.build_crd(crd.INFERENCE_SERVICE)["spec"]["versions"]
+    for path in version["subresources"]["scale"].values():
+        at = version["schema"]["openAPIV3Schema"]
+        for name in path.lstrip(".").split("."):
+            at = at["properties"][name]
+        assert at["type"] in ("integer", "string")
