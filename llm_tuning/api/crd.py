@@ -216,14 +216,25 @@ def _sentence(parts: list[str]) -> str:
 
 
 def _kept(name: str, field: Schema) -> Any:
-    """Presence is asked of defaulted fields too: a group's default {} meets the rules before its inner defaults.
+    return rule(_same(f"self.{name}", f"oldSelf.{name}", field), tuning_job.IMMUTABLE, field=f".{name}")
 
-    What may be a number or text is compared as text: `cpu: 4` and `cpu: "4"` are one value.
-    """
-    new, old = f"self.{name}", f"oldSelf.{name}"
-    equal = f"string({new}) == string({old})" if INT_OR_STRING in field else f"{new} == {old}"
-    same = f"has({new}) == has({old}) && (!has({new}) || {equal})"
-    return rule(same, tuning_job.IMMUTABLE, field=f".{name}")
+
+def _same(new: str, old: str, field: Schema) -> str:
+    """Presence is asked of defaulted fields too: a group's default {} meets the rules before its inner defaults."""
+    return f"has({new}) == has({old}) && (!has({new}) || {_equal(new, old, field)})"
+
+
+def _equal(new: str, old: str, field: Schema) -> str:
+    """What may be a number or text is compared as text, also inside a group: `cpu: 4` and `cpu: "4"` are one value."""
+    if INT_OR_STRING in field:
+        return f"string({new}) == string({old})"
+    if not _has_int_or_string(field):
+        return f"{new} == {old}"
+    return " && ".join(_same(f"{new}.{name}", f"{old}.{name}", inner) for name, inner in field["properties"].items())
+
+
+def _has_int_or_string(field: Schema) -> bool:
+    return INT_OR_STRING in field or any(map(_has_int_or_string, field.get("properties", {}).values()))
 
 
 def _column(kind: Kind, name: str, type_: str, path: str, description: str) -> dict[str, Any]:

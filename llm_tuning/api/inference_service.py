@@ -138,7 +138,7 @@ class VllmSpec(ApiModel):
 
     max_lora_rank: Literal[8, 16, 32, 64, 128, 256, 320, 512] | None = Field(
         None,
-        description="Highest rank of an adapter; without it the highest that is wanted when a replica starts, at least 16. A later adapter above it gets RankTooHigh.",
+        description="Highest rank of an adapter: 8, 16, 32, 64, 128, 256, 320 or 512; without it the highest that is wanted when a replica starts, at least 16. A later adapter above it gets RankTooHigh.",
     )
 
     max_loras: Annotated[int, Field(ge=1, le=128)] | None = Field(
@@ -207,7 +207,7 @@ class RolloutSpec(ApiModel):
 
 
 _OTHER_THAN_BASE = (
-    "self.routes.all(r, has(self.model.name) ? r.name != self.model.name : "
+    "!has(self.routes) || self.routes.all(r, has(self.model.name) ? r.name != self.model.name : "
     "(r.name != self.model.path && !self.model.path.endsWith('/' + r.name)))"
 )
 _BASE_TAKES_IT = "a route must not have the base's name; rename it, or set model.name"
@@ -234,7 +234,9 @@ class InferenceServiceSpec(WireModel):
         default_factory=ServiceResourcesSpec, description="What each vLLM is given, and where its pods may run."
     )
 
-    vllm: VllmSpec = Field(default_factory=VllmSpec, description="Engine flags of vLLM: an allow-list.")
+    vllm: VllmSpec = Field(
+        default_factory=VllmSpec, description="Engine flags of vLLM: an allow-list. Changing one is a rollout."
+    )
 
     rollout: RolloutSpec = Field(default_factory=RolloutSpec, description="How replicas are replaced.")
 

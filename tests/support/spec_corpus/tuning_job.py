@@ -1,0 +1,188 @@
+"""TuningJob's corpus."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pydantic.alias_generators import to_camel
+
+from llm_tuning.api import crd
+from llm_tuning.api.tuning_job import MUTABLE, TuningJob
+from tests.support.spec_corpus import fragments
+from tests.support.spec_corpus.corpus import Change, Corpus, Spec, Texts, Together
+from tests.support.spec_corpus.fragments import below
+from tests.support.spec_corpus.immutable import Immutable
+
+MINIMAL: Spec = {
+    "model": {"path": "base/tiny"},
+    "dataset": {"path": "datasets/faq.json"},
+    "volume": {"claimName": "tuning"},
+}
+FULL: Spec = {
+    **MINIMAL,
+    "mode": "ppo",
+    "model": {"path": "base/tiny", "adapter": {"tuningJob": "earlier"}, "quantization": "none"},
+    "training": {"maxSteps": 10, "learningRate": 5e-5, "maxTokensPerPass": 4096, "evalSteps": 10},
+    "tracking": {"uri": "http://mlflow:5000", "credentialsSecret": {"name": "llm-tuning-mlflow"}},
+    "resources": fragments.RESOURCES_FULL,
+    "queueName": "team-a",
+    "activeDeadlineSeconds": 3600,
+    "ttlSecondsAfterFinished": 60,
+    "serve": {
+        "name": "faq",
+        "resources": fragments.RESOURCES_FULL,
+        "vllm": fragments.VLLM_FULL,
+        "apiKeySecret": {"name": "llm-tuning-faq"},
+    },
+}
+CONFIG_MAP: Spec = {"dataset": {"configMap": {"name": "faq", "key": "faq.json"}}}
+
+
+def _serving(spec: Spec) -> Spec:
+    return {"serve": {"name": "faq", **spec}}
+
+
+SERVED_SURROUNDINGS = {**fragments.RESOURCES_SURROUNDINGS, **fragments.API_KEY_SURROUNDINGS}
+SURROUNDINGS: dict[str, Spec] = {
+    "ppo": {"mode": "ppo"},
+    "model.adapter.tuningJob": {"model": {"path": "base/tiny", "adapter": {}}},
+    "model.adapter.modelId": {"model": {"path": "base/tiny", "adapter": {}}},
+    "model.adapter": {"model": {"path": "base/tiny", "adapter": {"modelId": "ft_sft_tiny_1_abcdef"}}},
+    "dataset.configMap": CONFIG_MAP,
+    "tracking.credentialsSecret": {"tracking": {"credentialsSecret": {"name": "llm-tuning-mlflow"}}},
+    **fragments.RESOURCES_SURROUNDINGS,
+    "serve": _serving({}),
+    **below("serve", {path: _serving(spec) for path, spec in SERVED_SURROUNDINGS.items()}),
+}
+PATTERNS: dict[str, Texts] = {
+    "model.path": fragments.PATHS,
+    "dataset.path": fragments.PATHS,
+    "model.adapter.tuningJob": fragments.NAMES,
+    "model.adapter.modelId": fragments.MODEL_IDS,
+    "dataset.configMap.name": fragments.NAMES,
+    "dataset.configMap.key": fragments.KEYS,
+    "volume.claimName": fragments.NAMES,
+    "lora.targetModules": (["q_proj", "q_proj,v_proj", "layers.0.q_proj"], ["q proj", "q_proj,", ",", "a,,b", "a\n"]),
+    "tracking.credentialsSecret.name": fragments.SECRETS,
+    **fragments.RESOURCES,
+    "queueName": fragments.LABELS,
+    "serve.name": fragments.SERVICES,
+    **below("serve", {**fragments.RESOURCES, **fragments.API_KEY}),
+}
+TOGETHER: list[Together] = [
+    (
+        "both-adapter-names",
+        {"model": {"path": "a", "adapter": {"tuningJob": "a", "modelId": "b"}}},
+        False,
+        "model.adapter",
+    ),
+    ("no-adapter-name", {"model": {"path": "a", "adapter": {}}}, False, "model.adapter"),
+    ("both-datasets", {"dataset": {"path": "a", "configMap": {"name": "a", "key": "b"}}}, False, "dataset"),
+    ("no-dataset", {"dataset": {}}, False, "dataset"),
+    ("null-beside-a-dataset", {"dataset": {"path": "a", "configMap": None}}, True, ""),
+    ("ppo-setting-in-sft", {"ppo": {"klCoef": 0.1}}, False, "ppo.klCoef"),
+    ("ppo-default-in-sft", {"ppo": {"klCoef": 0.05, "valueLossCoef": 0.5}}, True, ""),
+    ("ppo-setting-in-ppo", {"mode": "ppo", "ppo": {"klCoef": 1}}, True, ""),
+    *fragments.RESOURCES_TOGETHER,
+    ("beyond-64-bits", {"retries": 10**20}, False, "retries"),
+    ("null-deep", {"training": {"seed": None, "learningRate": None}, "lora": None}, True, ""),
+    ("serve-as-the-base", _serving({"name": "tiny"}), False, "serve.name"),
+    ("serve-as-the-base-without-folder", {"model": {"path": "a"}, **_serving({"name": "a"})}, False, "serve.name"),
+    ("serve-as-a-part-of-the-base", _serving({"name": "base"}), True, ""),
+    ("serve-as-an-ending-of-the-base", _serving({"name": "iny"}), True, ""),
+    ("serve-without-replicas", _serving({"replicas": 0}), True, ""),
+    ("serve-nothing-named", {"serve": {}}, False, "serve.name"),
+    ("serve-with-routes", _serving({"routes": []}), False, "serve.routes"),
+    ("serve-with-rollout", _serving({"rollout": {"maxSurge": 1}}), False, "serve.rollout"),
+    *[
+        (f"serve: {name}", _serving(change), good, f"serve.{at}" if at else "")
+        for name, change, good, at in [*fragments.RESOURCES_TOGETHER, *fragments.VLLM_TOGETHER]
+    ],
+]
+
+
+def _changes() -> Iterator[Change]:
+    yield from Immutable(
+        TUNING_JOB.spec,
+        FULL,
+        skipped=[*map(to_camel, MUTABLE), "dataset.path", "dataset.configMap"],
+        others={
+            "model.adapter": {"modelId": "ft_sft_tiny_1_abcdef"},
+            "tracking.credentialsSecret": {"name": "llm-tuning-other"},
+            "serve": {"name": "other"},
+        },
+    ).changes()
+    other = {**MINIMAL, **CONFIG_MAP}
+    yield Change("dataset: path to configMap", MINIMAL, ((other, False), (MINIMAL, True)), "dataset.path")
+    yield Change("dataset: configMap to path", other, ((MINIMAL, False), (other, True)), "dataset.path")
+    yield from _of_serve()
+    yield from _allowed()
+
+
+def _of_serve() -> Iterator[Change]:
+    """A group that may be left out is compared as a whole."""
+    served, full = {**MINIMAL, **_serving({})}, FULL["serve"]
+    for name, change in {
+        "replicas": {"replicas": 2},
+        "a resource": {"resources": {**fragments.RESOURCES_FULL, "gpus": 2}},
+        "cores": {"resources": {**fragments.RESOURCES_FULL, "cpu": 3}},
+        "no place": {"resources": {}},
+        "another place": {"resources": {**fragments.RESOURCES_FULL, "nodeSelector": {"gpu": "other"}}},
+        "a flag": {"vllm": {**fragments.VLLM_FULL, "maxLoras": 5}},
+        "no flag": {"vllm": {}},
+        "another key": {"apiKeySecret": {"name": "llm-tuning-faq", "key": "other"}},
+        "no key": {"apiKeySecret": None},
+    }.items():
+        changed = {**FULL, "serve": {**full, **change}}
+        yield Change(f"serve: {name}, then back", FULL, ((changed, False), (FULL, True)), "serve")
+    written_out = _serving({"replicas": 1, "resources": {"gpus": 1, "memory": "16Gi"}, "vllm": {}})
+    yield Change("serve: defaults written out", served, (({**MINIMAL, **written_out}, True), (served, True)))
+    quoted, plain = ({**MINIMAL, **_serving({"resources": {"cpu": cores}})} for cores in ("2", 2))
+    yield Change("serve: cores as a number, then quoted", served, ((plain, True), (quoted, True), (plain, True)))
+
+
+def _allowed() -> Iterator[Change]:
+    yield Change("nothing", FULL, ((FULL, True),))
+    yield Change("defaults written out", MINIMAL, (({**MINIMAL, "mode": "sft", "training": {"epochs": 1}}, True),))
+    yield Change("null for a default", MINIMAL, (({**MINIMAL, "retries": None}, True),))
+    # 1.0 for an integer is taken on creation only: the rules that compare old and new cannot read it.
+    yield Change("0 for 0.0", MINIMAL, (({**MINIMAL, "training": {"weightDecay": 0}}, True),))
+    quoted, plain = ({**MINIMAL, "resources": {"cpu": cores}} for cores in ("2", 2))
+    yield Change("default cores as a number, then quoted", MINIMAL, ((plain, True), (quoted, True), (plain, True)))
+    yield Change(
+        "other cores as a number",
+        plain,
+        (({**MINIMAL, "resources": {"cpu": 3}}, False), (plain, True)),
+        "resources.cpu",
+    )
+    suspended, short = {**MINIMAL, "suspend": True}, {**MINIMAL, "ttlSecondsAfterFinished": 1}
+    yield Change("suspend and back", MINIMAL, ((suspended, True), (MINIMAL, True)))
+    longer = {**MINIMAL, "ttlSecondsAfterFinished": 2}
+    yield Change("ttl set, changed, unset", MINIMAL, ((short, True), (longer, True), (MINIMAL, True)))
+    yield Change(
+        "suspend with a change beside it",
+        MINIMAL,
+        (({**suspended, "retries": 4}, False), (suspended, True), ({**suspended, "retries": 4}, False)),
+        "retries",
+    )
+
+
+TUNING_JOB = Corpus(
+    kind=crd.TUNING_JOB,
+    model=TuningJob,
+    minimal=MINIMAL,
+    full=FULL,
+    surroundings=SURROUNDINGS,
+    patterns=PATTERNS,
+    elements={**fragments.RESOURCES_ELEMENTS, **below("serve", fragments.RESOURCES_ELEMENTS)},
+    one_of={
+        "dataset.path": "dataset",
+        "dataset.configMap": "dataset",
+        "model.adapter.tuningJob": "model.adapter",
+        "model.adapter.modelId": "model.adapter",
+    },
+    together=TOGETHER,
+    read=[],
+    names=(["x" * 50, "a.b", "0"], ["x" * 51, "A", "a_b", "-a", "a/b"]),
+    further_changes=_changes,
+)
