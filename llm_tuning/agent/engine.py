@@ -19,6 +19,10 @@ class EngineDown(Exception):  # noqa: N818 - a state
     """It does not answer."""
 
 
+class EngineSilent(EngineDown):
+    """It takes the question and gives no answer in time: busy, or hanging."""
+
+
 class EngineRefused(Exception):  # noqa: N818 - an answer
     """It answers with an error; the text is its own."""
 
@@ -55,11 +59,11 @@ class Engine:
             timeout = aiohttp.ClientTimeout(total=seconds)
             async with self.session.request(method, self.url + path, json=body, timeout=timeout) as response:
                 text = await response.read()
+        except TimeoutError:  # an OSError as well, so it comes first
+            raise EngineSilent(f"it does not answer within {seconds:.0f} s") from None
         except (aiohttp.ClientError, OSError) as error:
             raise EngineDown(f"it does not answer ({type(error).__name__})") from None
-        except TimeoutError:
-            raise EngineDown(f"it does not answer within {seconds:.0f} s") from None
-        if response.status >= 500 and method == "GET":
+        if response.status != 200 and method == "GET":
             raise EngineDown(f"it answers {path} with {response.status}")
         if response.status != 200:
             raise EngineRefused(f"{response.status}: {error_text(text)}")

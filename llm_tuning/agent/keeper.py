@@ -17,11 +17,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from llm_tuning.agent.contract import AdapterReport, Desired, Effective, Report
-from llm_tuning.agent.engine import Engine, EngineDown, EngineRefused
+from llm_tuning.agent.engine import Engine, EngineDown, EngineRefused, EngineSilent
 from llm_tuning.agent.fit import Misfit, find_misfit
 from llm_tuning.agent.plan import EnginePlan
 from llm_tuning.api.conditions import AdapterReason
-from llm_tuning.errors import InputError, TryAgain
 from llm_tuning.proof.judge import Proof, Verdict
 from llm_tuning.proof.parity import Unprovable
 from llm_tuning.proof.prove import prove
@@ -34,6 +33,7 @@ LOOK_SECONDS = 1.0
 SILENT_LOOKS = 3
 """An engine that is busy may miss an answer; one that refuses the connection is down at once."""
 FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 1.0, 60.0
+FIRST_LOOK_AGAIN_SECONDS, LAST_LOOK_AGAIN_SECONDS = 10.0, 600.0
 SETTLED_ATTEMPTS = 3
 """After so many failures an adapter counts as failed, and the pod no longer waits for it. It is tried on, seldom."""
 DEADLY_SECONDS = 10.0
@@ -85,7 +85,7 @@ class Adapter:
         self.settled = self.settled or self.attempts >= SETTLED_ATTEMPTS
         self.effective = "Unknown"
         self.reason, self.message = reason, message
-        self.due = now + min(FIRST_RETRY_SECONDS * 2 ** (self.attempts - 1), LAST_RETRY_SECONDS)
+        self.due = now + _pause(self.attempts, FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS)
 
     def refused(self, misfit: Misfit, now: float) -> None:
         """Not to be loaded as it is; looked at again, for its files may be put right."""
@@ -93,7 +93,7 @@ class Adapter:
         self.settled, self.effective = True, "False"
         self.reason, self.message = misfit.reason, misfit.message
         self.attempts += 1
-        self.due = now + min(5.0 * 2**self.attempts, 10 * LAST_RETRY_SECONDS)
+        self.due = now + _pause(self.attempts, FIRST_LOOK_AGAIN_SECONDS, LAST_LOOK_AGAIN_SECONDS)
 
 
 @dataclass
@@ -153,10 +153,7 @@ class Keeper:
     @property
     def ready(self) -> bool:
         """Engine up and every adapter settled; an adapter that comes later does not take it back."""
-        if not self.engine_up or self.desired is None:
-            return False
-        self._was_ready = self._was_ready or all(adapter.settled for adapter in self._adapters.values())
-        return self._was_ready
+        return self.engine_up and self._was_ready
 
     def report(self) -> Report:
         """The state of now."""
@@ -199,12 +196,12 @@ class Keeper:
 
     async def look(self) -> None:
         """One look at the engine: is it up, and does it have what it should?"""
-        before = set(self._engine_has)
+        before = [adapter for adapter in self._adapters.values() if adapter.loaded]
         try:
             has = await self.engine.adapters()
         except EngineDown as error:
             self._silent += 1
-            if "within" not in str(error) or self._silent >= SILENT_LOOKS:
+            if not isinstance(error, EngineSilent) or self._silent >= SILENT_LOOKS:
                 self._down(str(error))
             return
         self._silent = 0
@@ -213,11 +210,15 @@ class Keeper:
             self.engine_up, self.engine_message = True, ""
             self._tell()
         self._engine_has = has
-        for adapter in self._adapters.values():
-            # Only what it had at the last look: an adapter may have been loaded while this one was on its way.
-            if adapter.loaded and adapter.model_id in before and adapter.model_id not in has:
-                adapter.lost(AdapterReason.LOADING, "the engine has restarted; it is loaded again")
-                self._tell()
+        # Only what was loaded before the look: the engine may have answered it before a load that has ended since.
+        gone = [adapter for adapter in before if adapter.loaded and adapter.model_id not in has]
+        if not gone:
+            return
+        for adapter in gone:
+            adapter.lost(AdapterReason.LOADING, "the engine has restarted; it is loaded again")
+        if len(gone) == len(before):
+            self._was_ready = False
+        self._tell()
 
     def _down(self, why: str) -> None:
         if self.engine_up:
@@ -251,7 +252,8 @@ class Keeper:
         try:
             await self._unload()
             for adapter in list(self._adapters.values()):
-                if not adapter.proven and adapter.due <= self.clock():
+                wanted = self._adapters.get(adapter.model_id) is adapter  # the list may have changed on the way
+                if wanted and not adapter.proven and adapter.due <= self.clock():
                     await self._bring(adapter)
         except EngineDown as error:
             log.info("the engine went away: %s", error)
@@ -270,12 +272,15 @@ class Keeper:
                 continue
             if self.in_flight[name] and self.clock() - since < UNLOAD_SECONDS:
                 continue
-            try:
-                await self.engine.unload(name)
-            except EngineRefused as error:
-                log.info("not unloaded: %s: %s", name, error)
-            del self._unwanted[name]
-            self._engine_has.discard(name)
+            await self._drop(name)
+            self._unwanted.pop(name, None)  # gone already where the engine went down meanwhile
+
+    async def _drop(self, name: str) -> None:
+        try:
+            await self.engine.unload(name)
+        except EngineRefused as error:  # it does not have it
+            log.info("not unloaded: %s: %s", name, error)
+        self._engine_has.discard(name)
 
     async def _bring(self, adapter: Adapter) -> None:
         """Load one adapter and prove it; whatever comes of it is in the adapter."""
@@ -283,47 +288,61 @@ class Keeper:
             text = f"the engine ended {DEADLY_TIMES} times while it was loaded or proven; this pod tries no more"
             self._note(adapter, lambda: adapter.refused(Misfit(AdapterReason.LOAD_FAILED, text), self.clock()))
             return
-        self._tried = (adapter.model_id, math.inf)
-        try:
-            await self._load_and_prove(adapter)
-        finally:
-            done = adapter.proven or adapter.settled
-            self._tried = None if done else (adapter.model_id, self.clock() + DEADLY_SECONDS)
-
-    async def _load_and_prove(self, adapter: Adapter) -> None:
         path = self.models / adapter.model_id
         if not adapter.loaded:
             misfit = await self._misfit(path)
             if misfit is not None:
                 if adapter.model_id in self._engine_has:
-                    self._unwanted[adapter.model_id] = self.clock()
+                    await self._drop(adapter.model_id)
                 self._note(adapter, lambda: adapter.refused(misfit, self.clock()))
                 return
-            if not await self._load(adapter, path):
-                return
+        self._tried = (adapter.model_id, math.inf)
+        try:
+            if adapter.loaded or await self._load(adapter, path):
+                await self._prove_it(adapter, path)
+        finally:
+            if self._tried is not None:  # else the engine has ended of it already
+                self._tried = None if adapter.proven else (adapter.model_id, self.clock() + DEADLY_SECONDS)
+
+    async def _prove_it(self, adapter: Adapter, path: Path) -> None:
+        proof: Proof | Exception
         try:
             proof = await asyncio.to_thread(self.prove or self._prove, path, adapter.model_id)
-        except (TryAgain, InputError) as error:
-            text = f"it could not be proven yet: {error}"
-            self._note(adapter, lambda: adapter.failed(AdapterReason.PROVING, text, self.clock()))
+        except Exception as error:  # whatever its probes hold, it harms no other adapter
+            proof = error
+        # The engine may have restarted since the last look, and then the numbers are of two engines.
+        await self.look()
+        if not adapter.loaded or not self.engine_up:
             return
-        if not adapter.loaded or not self.engine_up:  # lost meanwhile: the numbers may be of two engines
+        if isinstance(proof, Proof):
+            self._note(adapter, lambda: _judged(adapter, proof))
             return
-        self._note(adapter, lambda: _judged(adapter, proof))
+        text = f"it could not be proven yet: {proof}"
+        self._note(adapter, lambda: adapter.failed(AdapterReason.PROVING, text, self.clock()))
 
     async def _misfit(self, path: Path) -> Misfit | None:
         if len(self._engine_has - {path.name}) >= self.plan.max_adapters:
             most = self.plan.max_adapters
             text = f"this engine has room for {most} adapters; set spec.vllm.maxLoras, or use another InferenceService"
             return Misfit(AdapterReason.TOO_MANY_ADAPTERS, text)
-        return await asyncio.to_thread(find_misfit, path, self.plan)
+        try:
+            return await asyncio.to_thread(find_misfit, path, self.plan)
+        except Exception as error:  # whatever its files hold, it harms no other adapter
+            log.warning("models/%s cannot be looked at", path.name, exc_info=True)
+            text = f"models/{path.name} cannot be read ({type(error).__name__}: {error}); copy it again"
+            return Misfit(AdapterReason.ADAPTER_INVALID, text)
 
     async def _load(self, adapter: Adapter, path: Path) -> bool:
         try:
             if adapter.model_id in self._engine_has:
-                await self.engine.unload(adapter.model_id)
-                self._engine_has.discard(adapter.model_id)
+                await self._drop(adapter.model_id)
             await self.engine.load(adapter.model_id, str(path))
+        except EngineDown as error:
+            await self.look()
+            if self.engine_up:  # it is this load that hangs: the others have their turn
+                text = f"vLLM does not load it: {error}"
+                self._note(adapter, lambda: adapter.failed(AdapterReason.LOAD_FAILED, text, self.clock()))
+            raise
         except EngineRefused as error:
             text = f"vLLM does not load it: {error}"
             self._note(adapter, lambda: adapter.failed(AdapterReason.LOAD_FAILED, text, self.clock()))
@@ -337,12 +356,10 @@ class Keeper:
         base_name = self.plan.base_name
         with closing(Server(self.engine.url)) as server:
             proof = prove(server, path, name=name, base_name=base_name)
-            if proof.verdict is Verdict.CANNOT_BE_PROVEN and not _has_numbers(server, name):
-                if _has_numbers(server, base_name):
-                    text = (
-                        f"the engine computes no numbers with it (NaN or infinite), as it does without: {proof.message}"
-                    )
-                    return replace(proof, verdict=Verdict.DIFFERENT, message=text)
+            unproven = proof.verdict is Verdict.CANNOT_BE_PROVEN
+            if unproven and not _has_numbers(server, name) and _has_numbers(server, base_name):
+                text = f"the engine computes no numbers with it (NaN or infinite), as it does without: {proof.message}"
+                return replace(proof, verdict=Verdict.DIFFERENT, message=text)
             return proof
 
     def _note(self, adapter: Adapter, change: Callable[[], None]) -> None:
@@ -351,6 +368,8 @@ class Keeper:
         self._tell()
 
     def _tell(self) -> None:
+        if self.engine_up and self.desired is not None:
+            self._was_ready = self._was_ready or all(adapter.settled for adapter in self._adapters.values())
         self.changed.set()
         self._wake.set()
 
@@ -362,6 +381,11 @@ def _has_numbers(server: Server, name: str) -> bool:
     except (Unprovable, TokensRefused):
         return False
     return True
+
+
+def _pause(attempts: int, first: float, last: float) -> float:
+    """Doubled with each attempt."""
+    return min(first * 2.0 ** min(attempts - 1, 32), last)
 
 
 def _judged(adapter: Adapter, proof: Proof) -> None:

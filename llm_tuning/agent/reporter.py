@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -63,7 +64,12 @@ class Reporter:
             if self._failing:
                 log.info("the operator answers again")
             self._failing, self._retry_seconds = False, FIRST_RETRY_SECONDS
-            if (desired := asked.result()) is not None:
+            desired = asked.result()
+            if desired is not None and desired == self.keeper.desired:
+                # An operator of another version, to which the same looks different: it would answer at once for ever.
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self.keeper.changed.wait(), REPORT_SECONDS)
+            elif desired is not None:
                 self.keeper.want(desired)
             return
         if not isinstance(error, aiohttp.ClientError | OSError | TimeoutError | InputError | ValueError):

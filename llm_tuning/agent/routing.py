@@ -53,8 +53,9 @@ def choose(route: DesiredRoute, blocked: Blocked, user: str | None) -> str | Not
 
 def _stay(names: Sequence[str], weights: Sequence[int], user: str) -> str:
     def score(name: str, weight: int) -> float:
-        digest = hashlib.blake2b(f"{name}\0{user}".encode(), digest_size=8).digest()
-        drawn = (int.from_bytes(digest, "big") + 0.5) / 2**64
+        # JSON may hold half a surrogate pair; 48 bits, so that no drawn number is rounded to 1, whose logarithm is 0.
+        digest = hashlib.blake2b(f"{name}\0{user}".encode(errors="surrogatepass"), digest_size=6).digest()
+        drawn = (int.from_bytes(digest, "big") + 0.5) / 2**48
         return -weight / math.log(drawn)
 
     return max(zip(names, weights, strict=True), key=lambda pair: score(*pair))[0]

@@ -37,6 +37,7 @@ IDLE_SECONDS = 300.0
 RETRY_AFTER_SECONDS = 2
 MODEL_HEADER = "X-Model-Id"
 """Which adapter has answered; the base's name for the base."""
+EVENT_END, USAGE = b"\n\n", b'"usage":{'
 PASSED_ON = ("Content-Type", "Cache-Control", "X-Request-Id")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -206,31 +207,35 @@ class AgentServer:
     ) -> web.StreamResponse:
         response = web.StreamResponse(status=answer.status, headers=headers)
         await response.prepare(request)
-        chunks, last = 0, b""
+        # Whole events only: half of one, and then the engine breaks off, would spoil the event that says so.
+        chunks, usage, rest = 0, b"", b""
         try:
             async for data in answer.content.iter_any():
                 if not chunks:
                     self.metrics.first_token.labels(*labels).observe(time.monotonic() - began)
-                chunks += data.count(b"data: ")
-                last = data
-                await response.write(data)
+                whole, end, rest = (rest + data).rpartition(EVENT_END)
+                chunks += whole.count(b"data: ")
+                if USAGE in whole:
+                    usage = whole
+                await _write(response, whole + end)
+            await _write(response, rest)
         except (aiohttp.ClientError, TimeoutError) as error:
             # The head is out: an event says it, and no [DONE] follows.
             self.metrics.errors.labels(*labels).inc()
             event = json.dumps(_error(f"the engine broke off ({type(error).__name__})", "engine_failed", 503))
-            await response.write(f"data: {event}\n\n".encode())
-        if not self._count_usage(labels, last):
+            await _write(response, f"data: {event}\n\n".encode())
+        if not self._count_usage(labels, usage):
             self.metrics.completion_tokens.labels(*labels).inc(max(chunks - 2, 0))  # the role, and [DONE]
         await response.write_eof()
         return response
 
     def _count_usage(self, labels: tuple[str, str], content: bytes) -> bool:
         """Count the tokens by the `usage` of an answer, or of a stream's last event; False where there is none."""
-        if b'"usage":{' not in content:
+        if USAGE not in content:
             return False
         text = content
         if text.startswith(b"data: ") or b"\ndata: " in text:
-            events = [line[6:] for line in text.split(b"\n") if line.startswith(b"data: ") and b'"usage":{' in line]
+            events = [line[6:] for line in text.split(b"\n") if line.startswith(b"data: ") and USAGE in line]
             text = events[-1] if events else b""
         try:
             usage = json.loads(text)["usage"]
@@ -266,7 +271,9 @@ class AgentServer:
         if self.api_key is None:
             return
         scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self.api_key.encode()):
+        # A header may hold any bytes, which aiohttp reads as surrogates.
+        bytes_given, key = (text.encode(errors="surrogateescape") for text in (given.strip(), self.api_key))
+        if scheme.lower() != "bearer" or not hmac.compare_digest(bytes_given, key):
             raise Refused(401, "an API key is required: Authorization: Bearer ...", "invalid_api_key")
 
 
@@ -282,6 +289,15 @@ def _error(message: str, code: str, status: int) -> dict[str, Any]:
     """As OpenAI's clients read it."""
     kind = "invalid_request_error" if status < 500 else "server_error"
     return {"error": {"message": message, "type": kind, "param": None, "code": code}}
+
+
+async def _write(response: web.StreamResponse, data: bytes) -> None:
+    """To the client; one that is gone is no fault of the engine, whose errors are aiohttp.ClientError too."""
+    try:
+        if data:
+            await response.write(data)
+    except aiohttp.ClientConnectionResetError as error:
+        raise ConnectionResetError(str(error)) from None
 
 
 async def _json_object(request: web.Request) -> dict[str, Any]:

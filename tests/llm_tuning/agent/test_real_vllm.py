@@ -324,7 +324,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> ServedFiles:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def pod(files: ServedFiles) -> AsyncIterator[ServingPod]:
-    vllm = VllmSpec.model_validate({"maxModelLen": 512, "maxLoraRank": 16})
+    vllm = VllmSpec.model_validate({"maxModelLen": 512, "maxLoraRank": 16, "maxLoras": 40})
     async with serving_pod(files.folder.parent, f"base/{BASE}", ROUTES, vllm=vllm) as made:
         refused = await ask(made, "a")
         assert refused.status == 503

@@ -1,0 +1,736 @@
+"""The wanted adapters are kept loaded and proven, whatever becomes of the engine; a bad one harms no other.
+
+A turn is one look and one step; where the order of two things matters, it is a step while a look waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from llm_tuning.agent import engine as engine_module
+from llm_tuning.agent import keeper as keeper_module
+from llm_tuning.agent.engine import Engine, EngineDown, EngineRefused, error_text
+from llm_tuning.agent.keeper import DEADLY_TIMES, SETTLED_ATTEMPTS, SILENT_LOOKS, UNLOAD_SECONDS, VERDICTS
+from llm_tuning.errors import InputError, TryAgain
+from llm_tuning.proof.judge import Verdict
+from tests.llm_tuning.agent.conftest import PLAN, Pod, desire, eventually, write_adapter
+from tests.support.fake_engine import FakeEngine
+
+NOT_THERE = TryAgain("ServerSilent", "no answer in time")
+
+
+def must_not_answer(pod: Pod, name: str) -> bool:
+    return pod.keeper.blocked(name) is not None
+
+
+# --- loaded and proven -----------------------------------------------------------------------------------------------
+
+
+async def test_wanted_adapters_are_loaded_under_their_own_path_and_proven(pod: Pod) -> None:
+    pod.want({"support": {"ft_a": 9, "ft_b": 1}, "again": "ft_a"})
+    assert not pod.keeper.ready
+    await pod.turn()
+    assert pod.engine.loras == {name: str(pod.models / name) for name in ("ft_a", "ft_b")}
+    assert pod.proofs.asked == ["ft_a", "ft_b"]
+    report = pod.keeper.report()
+    assert report.ready
+    assert report.engine_up
+    assert report.revision == pod.keeper.desired.revision  # type: ignore[union-attr]
+    assert [(a.model_id, a.loaded, a.effective, a.settled, a.reason) for a in report.adapters] == [
+        ("ft_a", True, "True", True, "Effective"),
+        ("ft_b", True, "True", True, "Effective"),
+    ]
+    assert pod.keeper.blocked("ft_a") is None
+    await pod.turn(5)
+    assert pod.engine.called("load") == ["ft_a", "ft_b"], "once is enough"
+    assert pod.proofs.asked == ["ft_a", "ft_b"]
+
+
+async def test_nothing_is_loaded_and_nothing_ready_before_it_is_known_what_is_wanted(pod: Pod) -> None:
+    await pod.turn()
+    assert not pod.keeper.ready
+    assert pod.keeper.blocked("ft_a") == "is not among the wanted adapters"
+    pod.want({})
+    assert pod.keeper.ready, "the base alone"
+
+
+async def test_an_adapter_is_blocked_until_it_is_proven(pod: Pod) -> None:
+    pod.want({"support": "ft_a"})
+    assert pod.keeper.blocked("ft_a") == "the engine is down: it is starting"
+    await pod.keeper.look()
+    assert pod.keeper.blocked("ft_a") == "Loading: it is about to be loaded"
+    pod.proofs.hold = True
+    step = asyncio.create_task(pod.keeper.step())
+    await pod.proofs.wait_until_begun()
+    assert "ft_a" in pod.engine.loras
+    assert pod.keeper.blocked("ft_a") == "Proving: loaded, and being proven"
+    assert not pod.keeper.ready
+    pod.proofs.release()
+    await step
+    assert pod.keeper.blocked("ft_a") is None
+    assert pod.keeper.ready
+
+
+@pytest.mark.parametrize(
+    ("verdict", "effective", "reason", "answers"),
+    [
+        (Verdict.EFFECTIVE, "True", "Effective", True),
+        (Verdict.NO_EFFECT, "False", "NoEffect", False),
+        (Verdict.DIFFERENT, "False", "Different", False),
+        (Verdict.TOO_SMALL_TO_TELL, "Unknown", "TooSmallToTell", True),
+        (Verdict.CANNOT_BE_PROVEN, "Unknown", "CannotBeProven", True),
+    ],
+)
+async def test_what_a_verdict_means(pod: Pod, verdict: Verdict, effective: str, reason: str, answers: bool) -> None:
+    pod.proofs.verdicts["ft_bad"] = verdict
+    pod.want({"support": "ft_bad", "other": "ft_b"})
+    await pod.turn()
+    said = pod.adapter("ft_bad")
+    assert (said.effective, said.reason, said.settled) == (effective, reason, True)
+    assert pod.keeper.blocked("ft_bad") == (None if answers else f"{reason}: ft_bad is {verdict}")
+    assert pod.keeper.blocked("ft_b") is None
+    assert pod.keeper.ready, "settled, whatever came of it"
+    await pod.turn(1000)
+    assert pod.proofs.asked.count("ft_bad") == 1, "a verdict is a verdict"
+
+
+def test_every_verdict_has_a_meaning() -> None:
+    assert set(VERDICTS) == set(Verdict)
+
+
+async def test_the_real_proof_asks_the_engine(make_pod: Callable[..., Pod]) -> None:
+    pod = make_pod()
+    pod.keeper.prove = None
+    pod.want({"support": "ft_a"})
+    await pod.turn()
+    assert pod.reason("ft_a") == "CannotBeProven"
+    assert "parity.json" in pod.adapter("ft_a").message
+
+
+# --- a bad adapter harms no other ------------------------------------------------------------------------------------
+
+
+async def test_a_refused_load_is_tried_again_with_longer_pauses_and_settles(pod: Pod) -> None:
+    pod.engine.refuse["ft_bad"] = (500, "LoRA rank 99\n is greater than max_lora_rank 16")
+    pod.want({"support": "ft_bad", "other": "ft_b"})
+    await pod.turn()
+    assert pod.reason("ft_bad") == "LoadFailed"
+    assert pod.adapter("ft_bad").message == (
+        "vLLM does not load it: 500: LoRA rank 99 is greater than max_lora_rank 16"
+    )
+    assert not pod.adapter("ft_bad").settled
+    assert not pod.keeper.ready
+    assert must_not_answer(pod, "ft_bad")
+    assert pod.keeper.blocked("ft_b") is None
+    tries, at = 1, []
+    for second in range(1, 200):
+        await pod.turn(1)
+        if pod.engine.called("load").count("ft_bad") > tries:
+            tries += 1
+            at.append(second)
+        assert pod.keeper.ready == (tries >= SETTLED_ATTEMPTS)
+    assert at == [1, 3, 7, 15, 31, 63, 123, 183], "doubled, and at most a minute"
+    del pod.engine.refuse["ft_bad"]
+    await pod.turn(60)
+    assert pod.keeper.blocked("ft_bad") is None, "and taken when it can be"
+
+
+async def test_days_of_failures_are_survived(pod: Pod) -> None:
+    """The pauses double: 2.0 ** 1024 is no float."""
+    pod.engine.refuse["ft_bad"] = (500, "no")
+    write_adapter(pod.models, "ft_large", rank=64)
+    pod.want({"support": {"ft_bad": 1, "ft_large": 1}})
+    await pod.turn()
+    for adapter in pod.keeper._adapters.values():
+        adapter.attempts = 5000
+    await pod.turn(10_000)
+    assert pod.reason("ft_bad") == "LoadFailed"
+    assert pod.reason("ft_large") == "RankTooHigh"
+    assert pod.keeper._adapters["ft_bad"].due - pod.now == 60
+    assert pod.keeper._adapters["ft_large"].due - pod.now == 600
+
+
+async def test_a_misfit_is_refused_unloaded_and_looked_at_again(pod: Pod) -> None:
+    pod.want({"other": "ft_b"})
+    folder = write_adapter(pod.models, "ft_bad", rank=64)
+    pod.keeper.want(desire({"bad": "ft_bad", "good": "ft_b"}))
+    await pod.turn()
+    assert pod.engine.called("load") == ["ft_b"]
+    said = pod.adapter("ft_bad")
+    assert (said.loaded, said.effective, said.settled, said.reason) == (False, "False", True, "RankTooHigh")
+    assert str(pod.keeper.blocked("ft_bad")).startswith("RankTooHigh: ft_bad has rank 64")
+    assert pod.keeper.ready
+    config = folder / "adapter_config.json"
+    config.write_text(config.read_text().replace("64", "8"))
+    await pod.turn(5)
+    assert must_not_answer(pod, "ft_bad"), "not yet looked at again"
+    await pod.turn(5)
+    assert pod.keeper.blocked("ft_bad") is None
+
+
+async def test_a_misfit_that_the_engine_still_has_is_unloaded(pod: Pod) -> None:
+    """An earlier agent loaded it; meanwhile its files are gone."""
+    pod.engine.loras["ft_gone"] = "somewhere"
+    pod.keeper.want(desire({"bad": "ft_gone"}))
+    await pod.turn()
+    await pod.turn()
+    assert pod.engine.loras == {}
+    assert pod.reason("ft_gone") == "AdapterNotFound"
+
+
+async def test_an_adapter_that_comes_later_than_its_name(pod: Pod) -> None:
+    pod.keeper.want(desire({"late": "ft_late"}))
+    await pod.turn()
+    assert pod.reason("ft_late") == "AdapterNotFound"
+    pod.write("ft_late")
+    await pod.turn(10)
+    assert pod.keeper.blocked("ft_late") is None
+
+
+@pytest.mark.parametrize("how", ["template", "rank_pattern", "weights", "folder"])
+async def test_no_file_of_an_adapter_ends_the_agent(pod: Pod, how: str) -> None:
+    folder = write_adapter(pod.models, "ft_bad", config={"rank_pattern": [1]} if how == "rank_pattern" else None)
+    if how == "template":
+        (folder / "chat_template.jinja").write_bytes(b"\xff\xfe\xfa")
+    if how == "weights":
+        (folder / "adapter_model.safetensors").write_bytes(b"\3\0\0\0\0\0\0\0[1]")
+    if how == "folder":
+        (folder / "adapter_model.safetensors").unlink()
+        (folder / "adapter_model.safetensors").mkdir()
+    pod.want({"bad": "ft_bad", "good": "ft_b"})
+    await pod.turn()
+    assert pod.reason("ft_bad") == "AdapterInvalid"
+    assert pod.adapter("ft_bad").settled
+    assert pod.engine.called("load") == ["ft_b"]
+    assert pod.keeper.blocked("ft_b") is None
+
+
+@pytest.mark.parametrize("fault", [NOT_THERE, InputError("not served"), KeyError("surprise")], ids=repr)
+async def test_a_proof_that_fails_is_tried_again_without_another_load(pod: Pod, fault: Exception) -> None:
+    pod.proofs.verdicts["ft_bad"] = fault
+    pod.want({"bad": "ft_bad", "good": "ft_b"})
+    await pod.turn()
+    said = pod.adapter("ft_bad")
+    assert (said.loaded, said.reason, said.settled, said.effective) == (True, "Proving", False, "Unknown")
+    assert "could not be proven yet" in said.message
+    assert must_not_answer(pod, "ft_bad")
+    assert pod.keeper.blocked("ft_b") is None
+    await pod.turn(1)
+    await pod.turn(2)
+    assert pod.keeper.ready, "it no longer holds up the pod"
+    assert must_not_answer(pod, "ft_bad"), "and still must not answer"
+    del pod.proofs.verdicts["ft_bad"]
+    await pod.turn(4)
+    assert pod.keeper.blocked("ft_bad") is None
+    assert pod.engine.called("load") == ["ft_bad", "ft_b"]
+
+
+async def test_a_load_that_is_never_answered_holds_up_no_other(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder on a dead volume: the engine is up, and that one call hangs."""
+    monkeypatch.setattr(engine_module, "LOAD_SECONDS", 0.05)
+    pod.engine.hang.add("ft_bad")
+    pod.want({"bad": "ft_bad", "good": "ft_b"})
+    for _ in range(3):
+        await pod.turn(0.5)
+    assert pod.keeper.blocked("ft_b") is None
+    assert pod.reason("ft_bad") == "LoadFailed"
+    assert must_not_answer(pod, "ft_bad")
+    for _ in range(5):
+        await pod.turn(5)
+    assert pod.keeper.ready
+    pod.engine.hang.clear()
+    await pod.turn(60)
+    assert pod.keeper.blocked("ft_bad") is None
+
+
+async def test_too_many_adapters_are_refused_and_the_others_stay(make_pod: Callable[..., Pod]) -> None:
+    pod = make_pod(replace(PLAN, max_adapters=2))
+    pod.want({"one": "ft_a", "two": "ft_b", "three": "ft_c"})
+    await pod.turn()
+    assert [pod.reason(name) for name in ("ft_a", "ft_b", "ft_c")] == ["Effective", "Effective", "TooManyAdapters"]
+    assert pod.keeper.ready
+    pod.want({"two": "ft_b", "three": "ft_c"})
+    await pod.turn(10)
+    await pod.turn()
+    assert set(pod.engine.loras) == {"ft_b", "ft_c"}
+    assert pod.keeper.blocked("ft_c") is None
+
+
+async def test_an_adapter_that_ends_the_engine_is_given_up_and_the_others_served(pod: Pod) -> None:
+    pod.engine.deadly.add("ft_deadly")
+    pod.want({"good": "ft_a", "bad": "ft_deadly"})
+    for _ in range(DEADLY_TIMES):
+        await pod.turn(1)
+        await pod.keeper.look()
+        assert not pod.keeper.engine_up
+        assert pod.adapter("ft_a").reason == "EngineDown"
+        await pod.engine.start()
+    await pod.turn(1)
+    assert pod.keeper.blocked("ft_a") is None
+    said = pod.adapter("ft_deadly")
+    assert (said.reason, said.settled) == ("LoadFailed", True)
+    assert f"ended {DEADLY_TIMES} times" in said.message
+    assert pod.keeper.ready
+    for _ in range(10):
+        await pod.turn(600)
+    assert pod.engine.called("load").count("ft_deadly") == DEADLY_TIMES
+    assert pod.keeper.ready
+
+
+async def test_an_adapter_that_failed_before_is_found_out_as_well(pod: Pod) -> None:
+    """It was refused thrice, so it counts as settled; then its files are changed, and it ends the engine."""
+    pod.engine.refuse["ft_deadly"] = (500, "no")
+    pod.want({"good": "ft_a", "bad": "ft_deadly"})
+    for _ in range(4):
+        await pod.turn(10)
+    assert pod.adapter("ft_deadly").settled
+    pod.engine.refuse.clear()
+    pod.engine.deadly.add("ft_deadly")
+    for _ in range(DEADLY_TIMES):
+        await pod.turn(60)
+        await pod.keeper.look()
+        assert not pod.keeper.engine_up
+        await pod.engine.start()
+    await pod.turn(60)
+    assert f"ended {DEADLY_TIMES} times" in pod.adapter("ft_deadly").message
+    assert pod.keeper.blocked("ft_a") is None
+
+
+async def test_an_adapter_that_was_proven_is_not_blamed_for_a_later_end(pod: Pod) -> None:
+    pod.want({"good": "ft_a"})
+    for _ in range(DEADLY_TIMES + 2):
+        await pod.turn(1)
+        assert pod.keeper.blocked("ft_a") is None
+        await pod.engine.kill()
+        await pod.keeper.look()
+        await pod.engine.start()
+    await pod.turn(1)
+    assert pod.keeper.blocked("ft_a") is None
+
+
+# --- the engine goes and comes ---------------------------------------------------------------------------------------
+
+
+async def test_readiness_is_lost_with_the_engine_and_regained_with_every_adapter_proven_anew(pod: Pod) -> None:
+    pod.want({"support": {"ft_a": 1, "ft_b": 1}})
+    await pod.turn()
+    assert pod.keeper.ready
+    pod.keeper.changed.clear()
+    await pod.engine.kill()
+    await pod.keeper.look()
+    assert not pod.keeper.ready
+    assert pod.keeper.changed.is_set()
+    assert str(pod.keeper.blocked("ft_a")).startswith("the engine is down: it does not answer")
+    report = pod.keeper.report()
+    assert not report.engine_up
+    assert {(a.loaded, a.effective, a.settled, a.reason) for a in report.adapters} == {
+        (False, "Unknown", False, "EngineDown")
+    }
+    await pod.keeper.step()
+    await pod.engine.start()
+    await pod.keeper.look()
+    assert must_not_answer(pod, "ft_a"), "up, but nothing is loaded"
+    assert not pod.keeper.ready
+    await pod.keeper.step()
+    assert pod.engine.called("load") == ["ft_a", "ft_b"] * 2
+    assert pod.proofs.asked == ["ft_a", "ft_b"] * 2
+    assert pod.keeper.ready
+    assert pod.keeper.blocked("ft_a") is None
+
+
+async def test_an_engine_that_restarted_between_two_looks_is_noticed(pod: Pod) -> None:
+    pod.want({"support": {"ft_a": 1, "ft_b": 1}})
+    await pod.turn()
+    await pod.engine.restart()
+    await pod.keeper.look()
+    assert pod.keeper.blocked("ft_a") == "Loading: the engine has restarted; it is loaded again"
+    assert must_not_answer(pod, "ft_b")
+    assert not pod.keeper.ready, "nothing of it can answer"
+    await pod.keeper.step()
+    assert pod.proofs.asked == ["ft_a", "ft_b"] * 2
+    assert pod.keeper.ready
+
+
+async def test_one_adapter_lost_takes_no_other_down(pod: Pod) -> None:
+    pod.want({"support": {"ft_a": 1, "ft_b": 1}})
+    await pod.turn()
+    del pod.engine.loras["ft_a"]
+    await pod.keeper.look()
+    assert must_not_answer(pod, "ft_a")
+    assert pod.keeper.blocked("ft_b") is None
+    assert pod.keeper.ready
+    await pod.keeper.step()
+    assert pod.keeper.blocked("ft_a") is None
+    assert pod.engine.called("load") == ["ft_a", "ft_b", "ft_a"]
+
+
+async def test_the_server_says_that_an_adapter_is_lost(pod: Pod) -> None:
+    pod.want({"support": "ft_a"})
+    await pod.turn()
+    pod.engine.loras.clear()
+    pod.keeper.lost("ft_a")
+    pod.keeper.lost("ft_unknown")
+    assert must_not_answer(pod, "ft_a")
+    await pod.keeper.step()
+    assert pod.keeper.blocked("ft_a") is None
+    assert pod.engine.called("load") == ["ft_a", "ft_a"]
+
+
+async def test_an_adapter_loaded_during_a_look_is_not_lost_and_a_loss_after_it_is_seen(pod: Pod) -> None:
+    """The look was answered before the load, and read after it."""
+    await pod.keeper.look()
+    answer = await pod.keeper.engine.adapters()
+    slow = asyncio.Event()
+
+    class Slow(Engine):
+        async def adapters(self) -> set[str]:
+            await slow.wait()
+            return answer
+
+    real, pod.keeper.engine = pod.keeper.engine, Slow(pod.engine.url, pod.session)
+    looking = asyncio.create_task(pod.keeper.look())
+    await asyncio.sleep(0)
+    pod.want({"support": "ft_a"})
+    pod.keeper.engine = real
+    stepping = asyncio.create_task(pod.keeper.step())
+    await eventually(lambda: "ft_a" in pod.engine.loras and pod.adapter("ft_a").loaded)
+    slow.set()
+    await looking
+    await stepping
+    assert pod.keeper.blocked("ft_a") is None, "loaded while the look was on its way"
+    await pod.engine.restart()
+    await pod.keeper.look()
+    assert must_not_answer(pod, "ft_a"), "and the next look sees that it is gone"
+
+
+async def test_a_proof_on_an_engine_that_restarted_meanwhile_is_void(pod: Pod) -> None:
+    pod.want({"support": "ft_a"})
+    await pod.keeper.look()
+    pod.proofs.hold = True
+    step = asyncio.create_task(pod.keeper.step())
+    await pod.proofs.wait_until_begun()
+    await pod.engine.kill()
+    await pod.keeper.look()
+    await pod.engine.start()
+    await pod.keeper.look()
+    pod.proofs.release()
+    await step
+    assert must_not_answer(pod, "ft_a")
+    assert pod.reason("ft_a") != "Effective"
+    pod.proofs.hold = False
+    await pod.turn(1)
+    assert pod.proofs.asked == ["ft_a", "ft_a"]
+    assert pod.keeper.blocked("ft_a") is None
+
+
+@pytest.mark.parametrize("verdict", [Verdict.EFFECTIVE, Verdict.DIFFERENT, NOT_THERE], ids=str)
+async def test_a_proof_is_void_also_where_no_look_saw_the_restart(pod: Pod, verdict: Verdict | Exception) -> None:
+    """The second half of the numbers is of an engine without the adapter."""
+    pod.want({"support": "ft_a"})
+    await pod.keeper.look()
+    pod.proofs.hold = True
+    pod.proofs.verdicts["ft_a"] = verdict
+    step = asyncio.create_task(pod.keeper.step())
+    await pod.proofs.wait_until_begun()
+    await pod.engine.restart()
+    pod.proofs.release()
+    await step
+    assert must_not_answer(pod, "ft_a")
+    assert pod.reason("ft_a") == "Loading"
+    assert not pod.adapter("ft_a").settled
+
+
+@pytest.mark.parametrize("verdict", [Verdict.NO_EFFECT, NOT_THERE], ids=str)
+async def test_a_proof_that_ends_after_the_engine_says_nothing(pod: Pod, verdict: Verdict | Exception) -> None:
+    pod.want({"support": "ft_a"})
+    await pod.keeper.look()
+    pod.proofs.hold = True
+    pod.proofs.verdicts["ft_a"] = verdict
+    step = asyncio.create_task(pod.keeper.step())
+    await pod.proofs.wait_until_begun()
+    await pod.engine.kill()
+    await pod.keeper.look()
+    pod.proofs.release()
+    await step
+    assert pod.reason("ft_a") == "EngineDown"
+    assert pod.keeper._adapters["ft_a"].attempts == 0
+
+
+async def test_a_busy_engine_may_miss_an_answer_and_a_hanging_one_is_down(
+    pod: Pod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pod.want({"support": "ft_a"})
+    await pod.turn()
+
+    async def misses(path: str, times: int) -> None:
+        pod.engine.hang.add(path)
+        with monkeypatch.context() as patched:
+            patched.setattr(engine_module, "LOOK_SECONDS", 0.05)
+            for _ in range(times):
+                await pod.keeper.look()
+        pod.engine.hang.clear()
+
+    await misses("/health", SILENT_LOOKS - 1)
+    assert pod.keeper.ready
+    assert pod.keeper.blocked("ft_a") is None
+    await pod.keeper.look()
+    await misses("/v1/models", SILENT_LOOKS - 1)
+    assert pod.keeper.ready, "an answer between makes good"
+    await misses("/v1/models", 1)
+    assert not pod.keeper.ready
+    assert "does not answer within" in str(pod.keeper.blocked("ft_a"))
+
+
+@pytest.mark.parametrize(("health", "models"), [(500, 200), (503, 200), (404, 200), (200, 500), (200, 401)])
+async def test_an_engine_that_answers_with_an_error_is_down_at_once(pod: Pod, health: int, models: int) -> None:
+    pod.want({"support": "ft_a"})
+    await pod.turn()
+    pod.engine.health, pod.engine.models_status = health, models
+    await pod.keeper.look()
+    assert not pod.keeper.engine_up
+    assert must_not_answer(pod, "ft_a")
+    pod.engine.health, pod.engine.models_status = 200, 200
+    await pod.turn()
+    assert pod.keeper.blocked("ft_a") is None
+
+
+async def test_an_engine_that_ends_while_an_adapter_is_unloaded(pod: Pod) -> None:
+    pod.want({"support": "ft_a"})
+    await pod.turn()
+    pod.want({"support": "ft_b"})
+    pod.engine.hang.add("/v1/unload_lora_adapter")
+    step = asyncio.create_task(pod.keeper.step())
+    await asyncio.sleep(0.05)
+    await pod.engine.kill()
+    await pod.keeper.look()
+    await step
+    pod.engine.hang.clear()
+    await pod.engine.start()
+    await pod.turn(1)
+    await pod.turn(1)
+    assert set(pod.engine.loras) == {"ft_b"}
+
+
+async def test_an_engine_called_down_while_it_answers_an_unload(pod: Pod) -> None:
+    """`/health` fails, the unload is answered: what is known of adapters was thrown away meanwhile."""
+    pod.want({"support": "ft_a"})
+    await pod.turn()
+    pod.want({"support": "ft_b"})
+    real = pod.keeper.engine
+
+    class Slow(Engine):
+        async def unload(self, name: str) -> None:
+            pod.engine.health = 500
+            await pod.keeper.look()
+            await real.unload(name)
+
+    pod.keeper.engine = Slow(pod.engine.url, pod.session)
+    await pod.keeper.step()
+    pod.engine.health = 200
+    pod.keeper.engine = real
+    await pod.turn(1)
+    await pod.turn(1)
+    assert pod.keeper.blocked("ft_b") is None
+    assert must_not_answer(pod, "ft_a")
+
+
+# --- what is wanted changes ------------------------------------------------------------------------------------------
+
+
+async def test_an_added_adapter_takes_no_readiness_and_is_blocked_until_proven(pod: Pod) -> None:
+    pod.want({"support": "ft_a"})
+    await pod.turn()
+    pod.engine.refuse["ft_new"] = (500, "no")
+    pod.want({"support": {"ft_a": 1, "ft_new": 1}})
+    for _ in range(5):
+        assert pod.keeper.ready
+        assert pod.keeper.blocked("ft_a") is None
+        assert must_not_answer(pod, "ft_new")
+        await pod.turn(1)
+    assert pod.proofs.asked == ["ft_a"], "what was proven stays so"
+
+
+async def test_changed_weights_load_and_prove_nothing(pod: Pod) -> None:
+    pod.want({"support": {"ft_a": 9, "ft_b": 1}})
+    await pod.turn()
+    calls = list(pod.engine.calls)
+    pod.want({"support": {"ft_a": 0, "ft_b": 1}, "again": "ft_a"})
+    await pod.turn(1)
+    assert pod.engine.calls == calls
+    assert pod.proofs.asked == ["ft_a", "ft_b"]
+    assert pod.keeper.blocked("ft_a") is None
+
+
+async def test_an_unwanted_adapter_is_unloaded_after_its_requests(pod: Pod) -> None:
+    pod.want({"support": {"ft_a": 1, "ft_b": 1}})
+    await pod.turn()
+    pod.keeper.in_flight["ft_a"] = 2
+    pod.want({"support": "ft_b"})
+    assert must_not_answer(pod, "ft_a"), "no new ones from now on"
+    await pod.turn(1)
+    assert set(pod.engine.loras) == {"ft_a", "ft_b"}
+    pod.keeper.in_flight["ft_a"] = 1
+    await pod.turn(UNLOAD_SECONDS / 2)
+    assert set(pod.engine.loras) == {"ft_a", "ft_b"}
+    del pod.keeper.in_flight["ft_a"]
+    await pod.turn(1)
+    assert set(pod.engine.loras) == {"ft_b"}
+    assert pod.engine.called("unload") == ["ft_a"]
+
+
+async def test_a_request_without_end_holds_no_adapter_for_ever(pod: Pod) -> None:
+    pod.want({"support": "ft_a"})
+    await pod.turn()
+    pod.keeper.in_flight["ft_a"] = 1
+    pod.want({"support": "ft_b"})
+    await pod.turn(UNLOAD_SECONDS - 1)
+    assert "ft_a" in pod.engine.loras
+    await pod.turn(2)
+    assert set(pod.engine.loras) == {"ft_b"}
+
+
+async def test_wanted_again_before_it_was_gone(pod: Pod) -> None:
+    pod.want({"support": "ft_a"})
+    await pod.turn()
+    pod.keeper.in_flight["ft_a"] = 1
+    pod.want({"support": "ft_b"})
+    await pod.turn(1)
+    pod.want({"support": {"ft_a": 1, "ft_b": 1}})
+    assert must_not_answer(pod, "ft_a")
+    await pod.turn(1)
+    await pod.turn(UNLOAD_SECONDS * 2)
+    assert set(pod.engine.loras) == {"ft_a", "ft_b"}
+    assert pod.keeper.blocked("ft_a") is None
+    assert pod.proofs.asked == ["ft_a", "ft_b", "ft_a"]
+
+
+async def test_what_is_no_longer_wanted_is_not_loaded_any_more(pod: Pod) -> None:
+    """The list changes while a slow adapter before it is proven."""
+    pod.want({"support": {"ft_a": 1, "ft_gone": 1}})
+    await pod.keeper.look()
+    pod.proofs.hold = True
+    step = asyncio.create_task(pod.keeper.step())
+    await pod.proofs.wait_until_begun()
+    pod.want({"support": "ft_a"})
+    pod.proofs.release()
+    await step
+    assert pod.engine.called("load") == ["ft_a"]
+
+
+async def test_an_adapter_unwanted_while_it_is_loaded_is_unloaded(pod: Pod) -> None:
+    pod.want({"support": "ft_a"})
+    await pod.keeper.look()
+    pod.proofs.hold = True
+    step = asyncio.create_task(pod.keeper.step())
+    await pod.proofs.wait_until_begun()
+    pod.want({"support": "ft_b"})
+    pod.proofs.release()
+    await step
+    await pod.turn(1)
+    await pod.turn(1)
+    assert set(pod.engine.loras) == {"ft_b"}
+    assert must_not_answer(pod, "ft_a")
+
+
+async def test_what_an_earlier_agent_loaded_is_loaded_anew_and_strays_go(pod: Pod) -> None:
+    pod.engine.loras |= {"ft_a": "/elsewhere", "ft_stray": "/elsewhere"}
+    pod.want({"support": "ft_a"})
+    await pod.keeper.look()
+    assert must_not_answer(pod, "ft_a"), "loaded by nobody knows whom"
+    await pod.keeper.step()
+    assert pod.engine.loras == {"ft_a": str(pod.models / "ft_a")}
+    assert pod.engine.called("unload") == ["ft_stray", "ft_a"]
+    assert pod.keeper.blocked("ft_a") is None
+
+
+async def test_the_same_wish_again_is_no_news(pod: Pod) -> None:
+    pod.want({"support": "ft_a"})
+    await pod.turn()
+    pod.keeper.changed.clear()
+    pod.want({"support": "ft_a"})
+    assert not pod.keeper.changed.is_set()
+    pod.want({"support": "ft_b"})
+    assert pod.keeper.changed.is_set()
+
+
+# --- the loops -------------------------------------------------------------------------------------------------------
+
+
+async def test_the_loops_bring_all_back_by_themselves(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeper_module, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(keeper_module, "FIRST_RETRY_SECONDS", 0.02)
+    pod.keeper.clock = time.monotonic
+    pod.engine.refuse["ft_bad"] = (400, "no")
+    running = asyncio.create_task(pod.keeper.run())
+    try:
+        pod.want({"support": "ft_a", "bad": "ft_bad"})
+        await eventually(lambda: pod.keeper.blocked("ft_a") is None)
+        await eventually(lambda: pod.keeper.ready)
+        assert pod.engine.called("load").count("ft_bad") == SETTLED_ATTEMPTS
+        for _ in range(2):
+            await pod.engine.kill()
+            await eventually(lambda: not pod.keeper.ready)
+            await pod.engine.start()
+            await eventually(lambda: pod.keeper.blocked("ft_a") is None)
+        pod.want({"support": "ft_b"})
+        await eventually(lambda: set(pod.engine.loras) == {"ft_b"})
+        assert not running.done()
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_a_slow_proof_hides_no_end_of_the_engine(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeper_module, "LOOK_SECONDS", 0.02)
+    pod.want({"support": "ft_a"})
+    running = asyncio.create_task(pod.keeper.run())
+    try:
+        await eventually(lambda: pod.keeper.blocked("ft_a") is None)
+        pod.proofs.hold = True
+        pod.want({"support": {"ft_a": 1, "ft_slow": 1}})
+        await eventually(lambda: pod.proofs.asked[-1] == "ft_slow")
+        await pod.engine.kill()
+        await eventually(lambda: must_not_answer(pod, "ft_a"))
+    finally:
+        pod.proofs.release()
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+# --- the engine's own words ------------------------------------------------------------------------------------------
+
+
+async def test_calls_to_the_engine(engine: FakeEngine, pod: Pod) -> None:
+    calls = pod.keeper.engine
+    await calls.load("ft_a", "/models/ft_a")
+    assert await calls.adapters() == {"ft_a"}
+    with pytest.raises(EngineRefused, match="^400: The lora adapter 'ft_a' has already been loaded"):
+        await calls.load("ft_a", "/models/ft_a")
+    await calls.unload("ft_a")
+    with pytest.raises(EngineRefused, match=r"^404: .*cannot be found"):
+        await calls.unload("ft_a")
+    assert b"vllm:" in await calls.metrics()
+    await engine.kill()
+    for call in (calls.adapters(), calls.load("a", "a"), calls.unload("a"), calls.metrics()):
+        with pytest.raises(EngineDown, match="does not answer"):
+            await call
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        (b'{"error": {"message": "no\\n room"}}', "no room"),
+        (b'{"message": "old form"}', "old form"),
+        (b'{"error": "plain"}', "plain"),
+        (b"[1]", "[1]"),
+        (b"<html>\xff", "<html>\ufffd"),
+        (b"x" * 1000, "x" * 400),
+    ],
+)
+def test_what_an_engine_says(body: bytes, text: str) -> None:
+    assert error_text(body) == text
