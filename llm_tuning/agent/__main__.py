@@ -24,6 +24,7 @@ from llm_tuning.agent.contract import (
     DRAINED_FILE,
     ENGINE_PORT,
     INPUT_VARIABLE,
+    LOADS_FILE,
     PLAN_FILE,
     REPORT_URL_VARIABLE,
     RUN_DIR,
@@ -85,7 +86,7 @@ async def serve() -> int:
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector, trust_env=False, auto_decompress=False) as session:
         engine = Engine(f"http://127.0.0.1:{ENGINE_PORT}", session)
-        keeper = Keeper(engine, made, ROOT / MODELS)
+        keeper = Keeper(engine, made, ROOT / MODELS, loads_file=RUN_DIR / LOADS_FILE)
         if (desired := _mounted()) is not None:
             keeper.want(desired)
         server = AgentServer(

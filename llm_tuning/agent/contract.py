@@ -25,8 +25,9 @@ CONFIG_DIR = Path("/etc/llm-tuning")
 DESIRED_FILE, CA_FILE = "desired.json", "ca.crt"
 TOKEN_FILE = Path("/var/run/llm-tuning/token")
 RUN_DIR = Path("/serving")
-"""An emptyDir that the pod's containers share: the plan for vLLM, and the word that the agent has drained."""
-PLAN_FILE, DRAINED_FILE = "vllm.json", "drained"
+"""An emptyDir that the pod's containers share: the plan for vLLM, the word that the agent has drained, and how
+often an adapter was loaded since vLLM started."""
+PLAN_FILE, DRAINED_FILE, LOADS_FILE = "vllm.json", "drained", "loads"
 
 AGENT_PORT, ENGINE_PORT = 8000, 8001
 REPORT_SECONDS = 15.0

@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llm_tuning.agent.plan import EnginePlan
+from llm_tuning.agent.weights import find_weight_fault
 from llm_tuning.api.conditions import AdapterReason
 from llm_tuning.errors import InputError
 from llm_tuning.files import read_json
+from llm_tuning.proof.adapter_files import ADAPTER_WEIGHTS
+from llm_tuning.proof.parity import PARITY
 from llm_tuning.serving.served_adapter import inspect_adapter, trained_base
 
 
@@ -21,7 +24,7 @@ class Misfit:
 
 
 def find_misfit(path: Path, plan: EnginePlan) -> Misfit | None:
-    """Look at the folder of an adapter; None if it fits. Reads its weights once, to see that they are the published."""
+    """Look at the folder of an adapter; None if it fits. Reads its weights, to see that they are the published."""
     name = path.name
     if not path.is_dir():
         return Misfit(
@@ -36,6 +39,11 @@ def find_misfit(path: Path, plan: EnginePlan) -> Misfit | None:
         return Misfit(
             AdapterReason.ADAPTER_INVALID,
             f"models/{name} holds the adapter {adapter.model_id} by its model.json: restore its own files",
+        )
+    if (other := _probes_of(path)) not in ("", name):
+        return Misfit(
+            AdapterReason.ADAPTER_INVALID,
+            f"models/{name} holds the probes of {other} by its parity.json: restore its own files",
         )
     trained = trained_base(path)
     if trained.weight_hash and trained.weight_hash != plan.base_hash:
@@ -57,6 +65,8 @@ def find_misfit(path: Path, plan: EnginePlan) -> Misfit | None:
             f"{name} changes {', '.join(foreign)}, this engine was prepared for {', '.join(plan.target_modules)}; "
             "restart the pods with this adapter in a route, or train without these modules",
         )
+    if (fault := find_weight_fault(path)) is not None:
+        return Misfit(AdapterReason.ADAPTER_INVALID, f"models/{name}/{ADAPTER_WEIGHTS} {fault}")
     if adapter.chat_template is not None:
         template = adapter.chat_template.read_text(encoding="utf-8")
         if template.strip() != plan.template.strip():
@@ -66,6 +76,12 @@ def find_misfit(path: Path, plan: EnginePlan) -> Misfit | None:
                 f"{plan.template_source}, another one; give the base the template of the training, or train again",
             )
     return None
+
+
+def _probes_of(path: Path) -> str:
+    """The adapter whose probes lie there, as far as they tell."""
+    parity = read_json(path / PARITY) or {}
+    return str(parity.get("model_id") or "")
 
 
 def _rank(path: Path) -> int:

@@ -107,6 +107,8 @@ class Keeper:
     prove: Prove | None = None
     """Stands in for the real proof in tests."""
     clock: Callable[[], float] = time.monotonic
+    loads_file: Path | None = None
+    """Remembers `_loads`, for an agent that is started anew beside a running engine."""
     desired: Desired | None = None
     engine_up: bool = False
     engine_message: str = "it is starting"
@@ -117,6 +119,8 @@ class Keeper:
     _unwanted: dict[str, float] = field(default_factory=dict)
     """Loaded, not wanted any more, and since when."""
     _engine_has: set[str] = field(default_factory=set)
+    _loads: int = 0
+    """Since the engine started."""
     _was_ready: bool = False
     _tried: tuple[str, float] | None = None
     """The adapter that is being loaded or proven, or failed to be, and until when an end of the engine is its doing."""
@@ -207,6 +211,7 @@ class Keeper:
         self._silent = 0
         if not self.engine_up:
             log.info("the engine is up")
+            self._count_loads(max(len(has), self._noted_loads()) if has else 0)
             self.engine_up, self.engine_message = True, ""
             self._tell()
         self._engine_has = has
@@ -218,6 +223,7 @@ class Keeper:
             adapter.lost(AdapterReason.LOADING, "the engine has restarted; it is loaded again")
         if len(gone) == len(before):
             self._was_ready = False
+            self._count_loads(0)
         self._tell()
 
     def _down(self, why: str) -> None:
@@ -325,6 +331,12 @@ class Keeper:
             most = self.plan.max_adapters
             text = f"this engine has room for {most} adapters; set spec.vllm.maxLoras, or use another InferenceService"
             return Misfit(AdapterReason.TOO_MANY_ADAPTERS, text)
+        if self.plan.max_loads is not None and self._loads >= self.plan.max_loads:
+            text = (
+                f"this engine has loaded {self._loads} adapters since it started, and on the CPU those that it unloads "
+                "keep their places; restart the pods, or set spec.vllm.maxLoras higher"
+            )
+            return Misfit(AdapterReason.TOO_MANY_ADAPTERS, text)
         try:
             return await asyncio.to_thread(find_misfit, path, self.plan)
         except Exception as error:  # whatever its files hold, it harms no other adapter
@@ -336,6 +348,7 @@ class Keeper:
         try:
             if adapter.model_id in self._engine_has:
                 await self._drop(adapter.model_id)
+            self._count_loads(self._loads + 1)  # before, for it may be done although no answer comes
             await self.engine.load(adapter.model_id, str(path))
         except EngineDown as error:
             await self.look()
@@ -344,6 +357,7 @@ class Keeper:
                 self._note(adapter, lambda: adapter.failed(AdapterReason.LOAD_FAILED, text, self.clock()))
             raise
         except EngineRefused as error:
+            self._count_loads(max(self._loads - 1, 0))
             text = f"vLLM does not load it: {error}"
             self._note(adapter, lambda: adapter.failed(AdapterReason.LOAD_FAILED, text, self.clock()))
             return False
@@ -352,12 +366,23 @@ class Keeper:
         self._tell()
         return True
 
+    def _count_loads(self, loads: int) -> None:
+        self._loads = loads
+        if self.loads_file is not None:
+            self.loads_file.write_text(str(loads))
+
+    def _noted_loads(self) -> int:
+        try:
+            return int(self.loads_file.read_text()) if self.loads_file is not None else 0
+        except (OSError, ValueError):
+            return 0
+
     def _prove(self, path: Path, name: str) -> Proof:
         base_name = self.plan.base_name
         with closing(Server(self.engine.url)) as server:
+            has_numbers = _has_numbers(server, base_name)  # asked first: an adapter's NaN can spoil the engine for all
             proof = prove(server, path, name=name, base_name=base_name)
-            unproven = proof.verdict is Verdict.CANNOT_BE_PROVEN
-            if unproven and not _has_numbers(server, name) and _has_numbers(server, base_name):
+            if proof.verdict is Verdict.CANNOT_BE_PROVEN and has_numbers and not _has_numbers(server, name):
                 text = f"the engine computes no numbers with it (NaN or infinite), as it does without: {proof.message}"
                 return replace(proof, verdict=Verdict.DIFFERENT, message=text)
             return proof

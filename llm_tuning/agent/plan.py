@@ -27,7 +27,7 @@ from llm_tuning.base_model import BaseModel, inspect_base, weight_hash
 from llm_tuning.errors import InputError, Problem
 from llm_tuning.proof.adapter_files import OUTPUT_HEAD
 from llm_tuning.serving.plan import OFFLINE, PLAIN_TEMPLATE, SPARE_SLOTS, base_template
-from llm_tuning.serving.served_adapter import ServedAdapter, allowed_rank, inspect_adapter
+from llm_tuning.serving.served_adapter import ServedAdapter, allowed_rank, inspect_adapter, trained_base
 
 LEAST_RANK = 16
 MOST_LORAS_BY_DEFAULT = 8
@@ -53,6 +53,9 @@ class EnginePlan:
     template: str
     template_source: str
     """Where it is from, for messages."""
+    max_loads: int | None = None
+    """How often an engine may load an adapter from its start to its end; None without a limit. vLLM's unload leaves an
+    adapter in its slot, so on the CPU one load more would take the spare one."""
 
     def encode(self) -> str:
         return json.dumps(asdict(self))
@@ -71,7 +74,8 @@ def make_plan(
     An adapter that is not there or is not fit is no fault here: it is refused by itself later on.
     """
     base = inspect_base(_inside(root, given.model_path))
-    adapters = _fit_adapters(desired, root)
+    base_hash = weight_hash(base, _own_hashes(root, scratch))
+    adapters = _fit_adapters(desired, root, base_hash)
     modules = sorted({*linear_modules(base), *(module for adapter in adapters for module in adapter.modules)})
     own = base_template(base)
     plain = PLAIN_TEMPLATE.read_text(encoding="utf-8")
@@ -102,9 +106,10 @@ def make_plan(
         command=tuple(command),
         environment=OFFLINE | {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"},
         base_name=given.base_name,
-        base_hash=weight_hash(base, _own_hashes(root, scratch)),
+        base_hash=base_hash,
         max_lora_rank=rank,
         max_adapters=max_adapters,
+        max_loads=None if given.gpus else max_adapters,
         target_modules=tuple(modules),
         template=plain if own is None else own,
         template_source=f"{given.model_path}'s own template" if own is not None else "the project's plain template",
@@ -125,11 +130,13 @@ def linear_modules(base: BaseModel) -> set[str]:
     return found - {OUTPUT_HEAD}
 
 
-def _fit_adapters(desired: Desired, root: Path) -> list[ServedAdapter]:
+def _fit_adapters(desired: Desired, root: Path, base_hash: str) -> list[ServedAdapter]:
     found = []
     for name in desired.model_ids:
-        with suppress(InputError):
-            found.append(inspect_adapter(root / "models" / name, None))
+        path = root / "models" / name
+        with suppress(Exception):  # whatever its files hold, the engine starts for the others
+            if trained_base(path).weight_hash in ("", base_hash):
+                found.append(inspect_adapter(path, None))
     return found
 
 

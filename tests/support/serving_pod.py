@@ -87,7 +87,6 @@ class EngineProcess:
     def kill(self) -> None:
         """SIGKILL for all of it at once, as when a container is killed for memory."""
         os.killpg(self.pid, signal.SIGKILL)
-        self.reap()
 
     def kill_core(self) -> None:
         """SIGKILL for the process that computes; the API server finds out by itself, and ends."""

@@ -1,4 +1,4 @@
-"""What operator and agents tell each other: lenient across versions, stable, short, and no word of a body in an error."""
+"""What operator and agents tell each other: lenient across versions, short, and no word of a body in an error."""
 
 from __future__ import annotations
 

@@ -42,7 +42,10 @@ def spoil_weights(folder: Path) -> None:
 
 
 def write(name: str, value: object) -> Callable[[Path], None]:
-    return lambda folder: (folder / name).write_text(value if isinstance(value, str) else json.dumps(value)) and None
+    def change(folder: Path) -> None:
+        (folder / name).write_text(value if isinstance(value, str) else json.dumps(value))
+
+    return change
 
 
 REASONS: list[tuple[dict[str, Any], Callable[[Path], None] | None, AdapterReason, tuple[str, ...]]] = [
@@ -138,7 +141,11 @@ def test_another_base_is_told_also_by_the_probes_alone(tmp_path: Path) -> None:
 def test_the_same_adapter_fits_an_engine_made_for_it(tmp_path: Path) -> None:
     folder = write_adapter(tmp_path, "ft_a", rank=64, modules=("lm_head",), template="{{ x }}", base_hash=OTHER_HASH)
     plan = replace(
-        PLAN, max_lora_rank=64, target_modules=(*PLAN.target_modules, "lm_head"), template="{{ x }}", base_hash=OTHER_HASH
+        PLAN,
+        max_lora_rank=64,
+        target_modules=(*PLAN.target_modules, "lm_head"),
+        template="{{ x }}",
+        base_hash=OTHER_HASH,
     )
     assert find_misfit(folder, plan) is None
 

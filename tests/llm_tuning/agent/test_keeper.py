@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -261,6 +262,68 @@ async def test_too_many_adapters_are_refused_and_the_others_stay(make_pod: Calla
     assert pod.keeper.blocked("ft_c") is None
 
 
+async def test_the_spare_slot_is_never_taken(make_pod: Callable[..., Pod]) -> None:
+    """vLLM keeps an unloaded adapter in its slot; on the CPU the base would be answered from the last one."""
+    pod = make_pod(replace(PLAN, max_adapters=3, max_loads=3))
+    pod.want({"one": "ft_a", "two": "ft_b"})
+    await pod.turn()
+    for name in ("ft_c", "ft_d"):
+        pod.want({"one": "ft_a", "two": name})
+        await pod.turn()
+    assert pod.engine.called("load") == ["ft_a", "ft_b", "ft_c"]
+    assert pod.reason("ft_d") == "TooManyAdapters"
+    assert "restart the pods" in pod.adapter("ft_d").message
+    assert pod.keeper.ready
+    pod.want({"two": "ft_d"})
+    await pod.turn(10_000)
+    await pod.turn(10_000)
+    assert pod.engine.loras == {}
+    assert pod.reason("ft_d") == "TooManyAdapters", "its place is not free although it is unloaded"
+    for restart in (pod.engine.kill, pod.engine.restart):
+        await restart()
+        await pod.keeper.look()
+        if restart == pod.engine.kill:
+            await pod.engine.start()
+        await pod.turn(1)
+        assert pod.keeper.blocked("ft_d") is None, "an engine that starts has all its places"
+        for name in ("ft_e", "ft_f", "ft_g"):
+            pod.want({"two": name, "one": "ft_d"})
+            await pod.turn(1)
+        assert pod.reason("ft_g") == "TooManyAdapters"
+        pod.want({"one": "ft_d"})
+
+
+async def test_loads_of_an_earlier_agent_count(make_pod: Callable[..., Pod], tmp_path: Path) -> None:
+    plan = replace(PLAN, max_adapters=3, max_loads=4)
+    pod = make_pod(plan)
+    pod.engine.loras |= {"ft_a": "/elsewhere", "ft_b": "/elsewhere"}
+    pod.want({"one": "ft_a"})
+    pod.keeper.loads_file = tmp_path / "loads"
+    await pod.turn()
+    again = make_pod(plan)
+    again.keeper.loads_file = tmp_path / "loads"
+    again.want({"one": "ft_a", "two": "ft_c"})
+    await again.turn()
+    assert [again.reason(name) for name in ("ft_a", "ft_c")] == ["Effective", "TooManyAdapters"]
+    await pod.engine.restart()
+    later = make_pod(plan)
+    later.keeper.loads_file = tmp_path / "loads"
+    later.want({"one": "ft_a", "two": "ft_c"})
+    await later.turn()
+    assert [later.reason(name) for name in ("ft_a", "ft_c")] == ["Effective", "Effective"], "a fresh engine"
+
+
+async def test_a_load_that_is_refused_takes_no_place(make_pod: Callable[..., Pod]) -> None:
+    pod = make_pod(replace(PLAN, max_adapters=1, max_loads=1))
+    pod.engine.refuse["ft_a"] = (500, "no")
+    pod.want({"one": "ft_a"})
+    for _ in range(4):
+        await pod.turn(10)
+    pod.engine.refuse.clear()
+    await pod.turn(60)
+    assert pod.reason("ft_a") == "Effective"
+
+
 async def test_an_adapter_that_ends_the_engine_is_given_up_and_the_others_served(pod: Pod) -> None:
     pod.engine.deadly.add("ft_deadly")
     pod.want({"good": "ft_a", "bad": "ft_deadly"})
@@ -385,6 +448,7 @@ async def test_an_adapter_loaded_during_a_look_is_not_lost_and_a_loss_after_it_i
     """The look was answered before the load, and read after it."""
     await pod.keeper.look()
     answer = await pod.keeper.engine.adapters()
+    pod.want({"support": "ft_a"})
     slow = asyncio.Event()
 
     class Slow(Engine):
@@ -395,7 +459,6 @@ async def test_an_adapter_loaded_during_a_look_is_not_lost_and_a_loss_after_it_i
     real, pod.keeper.engine = pod.keeper.engine, Slow(pod.engine.url, pod.session)
     looking = asyncio.create_task(pod.keeper.look())
     await asyncio.sleep(0)
-    pod.want({"support": "ft_a"})
     pod.keeper.engine = real
     stepping = asyncio.create_task(pod.keeper.step())
     await eventually(lambda: "ft_a" in pod.engine.loras and pod.adapter("ft_a").loaded)
@@ -709,7 +772,7 @@ async def test_calls_to_the_engine(engine: FakeEngine, pod: Pod) -> None:
     calls = pod.keeper.engine
     await calls.load("ft_a", "/models/ft_a")
     assert await calls.adapters() == {"ft_a"}
-    with pytest.raises(EngineRefused, match="^400: The lora adapter 'ft_a' has already been loaded"):
+    with pytest.raises(EngineRefused, match=r"^400: The lora adapter 'ft_a' has already been loaded"):
         await calls.load("ft_a", "/models/ft_a")
     await calls.unload("ft_a")
     with pytest.raises(EngineRefused, match=r"^404: .*cannot be found"):

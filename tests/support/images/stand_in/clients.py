@@ -45,11 +45,13 @@ async def client(session: aiohttp.ClientSession, url: str, expected: dict, count
 
 
 def content(text: str) -> str | None:
-    """What a stream says; None where it was broken off."""
+    """What a stream says; None where it was broken off, be it in vLLM's orderly way: an error, then [DONE]."""
     lines = [line[6:] for line in text.splitlines() if line.startswith("data: ")]
     if not lines or lines[-1] != "[DONE]":
         return None
     chunks = [json.loads(line) for line in lines[:-1]]
+    if any("error" in chunk for chunk in chunks):
+        return None
     return "".join(choice["delta"].get("content") or "" for chunk in chunks for choice in chunk["choices"])
 
 

@@ -1,0 +1,164 @@
+"""What the agent costs between clients and vLLM: 32 streaming clients through it against straight to the same vLLM.
+
+The agent runs in a process of its own, as in a pod. Clients, agent and vLLM share the machine's cores, so on two of
+them what the agent computes is taken from vLLM. The rounds take turns, so that a machine in use is as busy for both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import pytest
+
+from llm_tuning.agent.contract import DESIRED_FILE, PLAN_FILE
+from llm_tuning.api.inference_service import VllmSpec
+from tests.support.serving import BASE, make_files
+from tests.support.serving_pod import desired, engine_process, plan_for
+from tests.support.vllm_server import free_port
+
+pytestmark = [pytest.mark.bench, pytest.mark.vllm, pytest.mark.timeout(900)]
+
+CLIENTS = 32
+TOKENS = 64
+REQUESTS = 4
+"""Of each client in a round."""
+ROUNDS = 6
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass
+class Round:
+    """What the clients of one round saw."""
+
+    seconds: float
+    tokens: int
+    first_token: list[float] = field(default_factory=list)
+    """Seconds, of each request."""
+
+    @property
+    def throughput(self) -> float:
+        return self.tokens / self.seconds
+
+
+def test_what_the_agent_costs(tmp_path: Path) -> None:
+    files = make_files(tmp_path / "claim", {"ft_a": {"b_scale": 0.05, "seed": 1}})
+    wanted = desired({"a": "ft_a"})
+    port, agent_port = free_port(), free_port()
+    vllm = VllmSpec.model_validate({"maxModelLen": 512, "maxNumSeqs": CLIENTS})
+    plan = plan_for(tmp_path, f"base/{BASE}", wanted, port=port, vllm=vllm)
+    (tmp_path / "run" / PLAN_FILE).write_text(plan.encode())
+    (tmp_path / "run" / DESIRED_FILE).write_text(wanted.encode())
+    assert files.base.is_dir()
+    with engine_process(tmp_path, plan, port=port), agent_process(tmp_path, port, agent_port) as agent:
+        straight, through = [], []
+        cpu = chunks = 0.0
+        asyncio.run(_round(port, "ft_a"))  # warm
+        asyncio.run(_round(agent_port, "a"))
+        for number in range(ROUNDS):
+            # Each goes first as often as the other.
+            for via_agent in (False, True) if number % 2 else (True, False):
+                if not via_agent:
+                    straight.append(asyncio.run(_round(port, "ft_a")))
+                    continue
+                before = cpu_seconds(agent)
+                through.append(asyncio.run(_round(agent_port, "a")))
+                cpu += cpu_seconds(agent) - before
+                chunks += through[-1].tokens
+    ratios = [t.throughput / s.throughput for t, s in zip(through, straight, strict=True)]
+    first_straight, first_through = (
+        statistics.median(x for one in rounds for x in one.first_token) for rounds in (straight, through)
+    )
+    print(
+        f"\n{CLIENTS} streaming clients, {ROUNDS} rounds: straight "
+        f"{statistics.median(one.throughput for one in straight):.0f} tokens/s, through the agent "
+        f"{statistics.median(one.throughput for one in through):.0f}; ratio {statistics.median(ratios):.2f} "
+        f"({min(ratios):.2f} to {max(ratios):.2f})\n"
+        f"first token: straight {first_straight * 1000:.1f} ms, through the agent {first_through * 1000:.1f} ms: "
+        f"{(first_through - first_straight) * 1000:+.1f} ms\n"
+        f"agent: {cpu / chunks * 1e6:.0f} us of CPU a chunk"
+    )
+    assert statistics.median(ratios) >= 0.8
+
+
+@contextmanager
+def agent_process(folder: Path, engine_port: int, agent_port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """`python -m llm_tuning.agent serve` with folders and ports of ours, ready."""
+    command = [sys.executable, "-m", "tests.support.serving_pod", str(folder), str(engine_port), str(agent_port)]
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "operator")])
+    with (folder / "agent.log").open("wb") as log:
+        agent = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"PYTHONPATH": paths})
+    try:
+        _wait_until_ready(f"http://127.0.0.1:{agent_port}/ready", folder / "agent.log")
+        yield agent
+    finally:
+        agent.terminate()
+        agent.wait(timeout=30)
+
+
+def _wait_until_ready(url: str, log: Path) -> None:
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            if httpx.get(url, trust_env=False).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.1)
+
+
+def cpu_seconds(process: subprocess.Popen[bytes]) -> float:
+    """User and system time of a process."""
+    fields = Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+async def _round(port: int, model: str) -> Round:
+    began = time.monotonic()
+    found = await asyncio.gather(*(_client(port, model, number) for number in range(CLIENTS)))
+    return Round(
+        seconds=time.monotonic() - began,
+        tokens=sum(tokens for tokens, _ in found),
+        first_token=[seconds for _, times in found for seconds in times],
+    )
+
+
+async def _client(port: int, model: str, number: int) -> tuple[int, list[float]]:
+    """As little work as a client can have, so that its share of the cores hides nothing."""
+    tokens, times = 0, []
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    for turn in range(REQUESTS):
+        messages = [{"role": "user", "content": f"Question {number} in turn {turn}: what is a tuple?"}]
+        body = {"model": model, "messages": messages, "max_tokens": TOKENS, "ignore_eos": True, "stream": True}
+        content = json.dumps(body | {"temperature": 0}).encode()
+        head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: "
+        asked = time.monotonic()
+        writer.write(head.encode() + f"{len(content)}\r\n\r\n".encode() + content)
+        first, events, last = 0.0, 0, b""
+        while True:
+            data = await reader.read(65536)
+            assert data, last
+            # The first event has the role; the second one a token.
+            events += data.count(b"data: ")
+            if not first and events >= 2:
+                first = time.monotonic() - asked
+            last = (last + data)[-4096:]
+            if last.endswith(b"0\r\n\r\n"):
+                break
+        assert b"data: [DONE]" in last, last
+        assert first
+        tokens += TOKENS
+        times.append(first)
+    writer.close()
+    return tokens, times
