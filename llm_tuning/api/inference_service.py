@@ -143,7 +143,7 @@ class VllmSpec(ApiModel):
 
     max_loras: Annotated[int, Field(ge=1, le=128)] | None = Field(
         None,
-        description="Adapters in one batch; without it the number of targets, at most 8. On the CPU it is the most that may be loaded at all, at least 8 and twice the targets without it.",
+        description="Adapters in one batch; without it the number of targets, at most 8. On the CPU it bounds how many loads a pod takes before a restart; without it 8, or twice the targets.",
     )
 
     max_num_seqs: Annotated[int, Field(ge=1, le=4096)] | None = Field(
