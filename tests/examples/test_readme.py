@@ -12,6 +12,7 @@ import pytest
 
 from llm_tuning.api import TuningConfig, TuningJob
 from llm_tuning.api.flags import config_flags, option_flags
+from llm_tuning.api.inference_service import InferenceService
 from llm_tuning.api.yaml import load_yaml_mapping
 from llm_tuning.codes.tune_llm import SUBCOMMANDS, _Parser, _run_parser, build
 
@@ -80,13 +81,20 @@ def test_the_readme_has_lines_to_test() -> None:
     assert {"make demo", "make test"} <= {line.split("#")[0].strip() for line in lines}
 
 
-def test_yaml_in_the_readme_is_a_configuration_or_a_tuning_job(tmp_path: Path) -> None:
+KINDS: dict[str | None, type[TuningConfig | TuningJob | InferenceService]] = {
+    None: TuningConfig,
+    "TuningJob": TuningJob,
+    "InferenceService": InferenceService,
+}
+
+
+def test_yaml_in_the_readme_is_a_configuration_or_a_custom_resource(tmp_path: Path) -> None:
     blocks = _blocks(ROOT / "README.md", "yaml")
     assert blocks
     for block in blocks:
         (tmp_path / "block.yaml").write_text(block)
         values = load_yaml_mapping(tmp_path / "block.yaml")
-        TuningJob.parse(values) if "kind" in values else TuningConfig.parse(values)
+        KINDS[values.get("kind")].parse(values)
 
 
 def test_keywords_of_run_tuning_in_the_readme_are_flags() -> None:

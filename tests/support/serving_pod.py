@@ -72,6 +72,10 @@ class EngineProcess:
         assert self._process is not None
         return int(self._process.pid_file.read_text())
 
+    def pids(self) -> list[int]:
+        """The leader, and all processes that it has started."""
+        return [self.pid, *_children(self.pid)]
+
     def start(self) -> None:
         """Start it, and do not wait."""
         python, *arguments = self.plan.command
@@ -90,7 +94,7 @@ class EngineProcess:
 
     def kill_core(self) -> None:
         """SIGKILL for the process that computes; the API server finds out by itself, and ends."""
-        cores = [pid for pid in _children(self.pid) if b"EngineCore" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        cores = [pid for pid in self.pids() if b"EngineCore" in Path(f"/proc/{pid}/cmdline").read_bytes()]
         assert cores, "vLLM has an engine core"
         for pid in cores:
             os.kill(pid, signal.SIGKILL)
