@@ -40,7 +40,8 @@ cluster-env: setup
 	else echo "not root: no devcluster; set KUBECONFIG_E2E to test on a cluster of yours"; fi
 
 test: setup vllm-env check cluster-env  ## everything, on real parts
-	$(VENV)/pytest -n 2 --dist loadfile -m "not bench and not gpu"
+	$(VENV)/pytest -n 2 --dist loadfile -m "not bench and not gpu and not alone"
+	$(VENV)/pytest -m "alone and not bench and not gpu"
 
 bench: setup  ## the benchmarks of docs/performance.md, on demand
 	$(VENV)/pytest -m bench -s tests/bench

@@ -39,7 +39,7 @@ from tests.support.tuning_namespace import (
     wait_until,
 )
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.alone]
 
 ADAPTERS: dict[str, dict[str, Any]] = {
     "ft_a": {"b_scale": 0.05, "seed": 1},
@@ -107,7 +107,7 @@ class Serving:
             adapter["loadedReplicas"] == REPLICAS for adapter in status_of(self.namespace, SERVICE)["adapters"]
         )
 
-    def settle(self, fault: str, *, broken: Callable[[], bool] | None = None, seconds: float = 240) -> dict[str, int]:
+    def settle(self, fault: str, *, broken: Callable[[], bool] | None = None, seconds: float = 400) -> dict[str, int]:
         """Wait until all is well again; returns what clients met meanwhile."""
         began = time.monotonic()
         if broken is not None:
@@ -136,7 +136,7 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
         put(namespace, files.folder)
         made = Serving(cluster, namespace, files, Clients(namespace))
         made.apply(ROUTES)
-        wait_for(namespace, SERVICE, seconds=300)
+        wait_for(namespace, SERVICE, seconds=500)
         expected = {route: {name: files.answers[name]} for route, name in ROUTES.items()}
         expected[BASE] = {BASE: files.answers[BASE]}
         url = f"http://{SERVICE}"
