@@ -33,6 +33,9 @@ LEAST_RANK = 16
 MOST_LORAS_BY_DEFAULT = 8
 CPU_LORAS = 256
 """Adapters that vLLM keeps in memory. Above it, it would read them again from the volume, unproven."""
+KEEP_ALIVE_SECONDS = 120
+"""Longer than the agent keeps an idle connection (15 s): with vLLM's own 5 s a request now and then meets one that vLLM
+is just closing, and is lost."""
 HASHES = Path(".cache") / "base_hashes.json"
 """Below models/: where the trainers have noted what large bases hash to."""
 _EMBEDDING = re.compile(r"embed|wte|wpe|norm")
@@ -104,7 +107,8 @@ def make_plan(
     ]
     return EnginePlan(
         command=tuple(command),
-        environment=OFFLINE | {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"},
+        environment=OFFLINE
+        | {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": str(KEEP_ALIVE_SECONDS)},
         base_name=given.base_name,
         base_hash=base_hash,
         max_lora_rank=rank,

@@ -158,8 +158,8 @@ async def clients(
 class False_:  # noqa: N801 - a false serving
     """How an adapter's folder is made wrong, and what must be said of it."""
 
-    make: Callable[[Path, Path], None]
-    """Of the adapter's folder, and of a folder for what is needed besides."""
+    make: Callable[[Path], object]
+    """Of the adapter's folder."""
     reason: str
     words: str
     effective: str = "False"
@@ -399,7 +399,7 @@ async def test_no_false_serving_answers_and_the_good_ones_go_on(
         async with clients(pod, files, never) as others:
             took = await pod.until(pod.settled, seconds=240)
         await asyncio.sleep(0.5)
-        faults = []
+        faults: list[tuple[str, object]] = []
         for case, false in cases.items():
             found = pod.adapter(names[case])
             print(f"false serving: {case} -> {found.reason}")
