@@ -31,9 +31,10 @@ pytestmark = [pytest.mark.bench, pytest.mark.vllm, pytest.mark.timeout(900)]
 
 CLIENTS = 32
 TOKENS = 64
-REQUESTS = 2
+"""Of an answer on average. They differ, or all clients would ask at the same time again and again."""
+REQUESTS = 4
 """Of each client in a round."""
-ROUNDS = 16
+ROUNDS = 12
 ALONE = 4
 """Requests of one client between two rounds."""
 ROOT = Path(__file__).resolve().parents[2]
@@ -142,18 +143,19 @@ async def _round(
     found = await asyncio.gather(*(_client(port, model, number, requests, tokens) for number in range(clients)))
     return Round(
         seconds=time.monotonic() - began,
-        tokens=clients * requests * tokens,
-        first_token=[seconds for times in found for seconds in times],
+        tokens=sum(made for made, _ in found),
+        first_token=[seconds for _, times in found for seconds in times],
     )
 
 
-async def _client(port: int, model: str, number: int, requests: int, tokens: int) -> list[float]:
-    """Seconds to each request's first token; as little work as a client can have, so that it hides nothing."""
-    times = []
+async def _client(port: int, model: str, number: int, requests: int, tokens: int) -> tuple[int, list[float]]:
+    """Its tokens, and seconds to each request's first; as little work as a client can have."""
+    made, times = 0, []
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     for turn in range(requests):
+        length = tokens // 2 + (number * 7 + turn * 13) % (tokens + 1)
         messages = [{"role": "user", "content": f"Question {number} in turn {turn}: what is a tuple?"}]
-        body = {"model": model, "messages": messages, "max_tokens": tokens, "ignore_eos": True, "stream": True}
+        body = {"model": model, "messages": messages, "max_tokens": length, "ignore_eos": True, "stream": True}
         content = json.dumps(body | {"temperature": 0}).encode()
         head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: "
         asked = time.monotonic()
@@ -172,6 +174,7 @@ async def _client(port: int, model: str, number: int, requests: int, tokens: int
                 break
         assert b"data: [DONE]" in last, last
         assert first
+        made += length
         times.append(first)
     writer.close()
-    return times
+    return made, times
