@@ -5,7 +5,6 @@ KServe has a kind of this name too; wherever the two may meet, this one is infer
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, StringConstraints, model_validator
@@ -21,6 +20,7 @@ from llm_tuning.api.kube import (
     PlacementSpec,
     RelativePath,
     VolumeSpec,
+    check_name,
 )
 from llm_tuning.api.structural import RULES, rule
 from llm_tuning.api.tuning import ModelId
@@ -343,19 +343,12 @@ class InferenceService(WireModel):
 
     @model_validator(mode="after")
     def _dns_label(self) -> Self:
-        name = self.metadata.get("name")
-        if name is None and not self.metadata.get("generateName"):
-            raise FieldError("metadata.name", "is required; add it")
-        if name is None:
-            return self
-        if not isinstance(name, str):
-            raise FieldError("metadata.name", f"must be text, got {name!r}; quote it")
-        if re.fullmatch(SERVICE_NAME.strip("^$"), name) is None:
-            raise FieldError(
-                "metadata.name", f"must be lower case letters, digits and -, with a letter first, got {name[:60]!r}"
-            )
-        if len(name) > NAME_CHARACTERS:
-            raise FieldError("metadata.name", f"must have at most {NAME_CHARACTERS} characters, got {len(name)}")
+        check_name(
+            self.metadata,
+            pattern=SERVICE_NAME.strip("^$"),
+            rule="lower case letters, digits and -, with a letter first",
+            characters=NAME_CHARACTERS,
+        )
         return self
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
-from llm_tuning.api.base import ApiModel
+from llm_tuning.api.base import ApiModel, FieldError
 from llm_tuning.api.structural import INT_OR_STRING, RULES, rule
 
 GROUP = "tuning.llmtuning.dev"
@@ -156,3 +158,18 @@ class Condition(ApiModel):
     observed_generation: int = Field(0, description="metadata.generation that this was found for.")
 
     last_transition_time: Time = Field("", description="When the status last changed (RFC 3339).")
+
+
+def check_name(metadata: Mapping[str, Any], *, pattern: str, rule: str, characters: int) -> None:
+    """Raise FieldError unless `metadata` names the object as its kind allows, or leaves the name to the server."""
+    name = metadata.get("name")
+    if name is None:
+        if not metadata.get("generateName"):
+            raise FieldError("metadata.name", "is required; add it")
+        return
+    if not isinstance(name, str):
+        raise FieldError("metadata.name", f"must be text, got {name!r}; quote it")
+    if re.fullmatch(pattern, name) is None:
+        raise FieldError("metadata.name", f"must be {rule}, got {name[:60]!r}")
+    if len(name) > characters:
+        raise FieldError("metadata.name", f"must have at most {characters} characters, got {len(name)}")

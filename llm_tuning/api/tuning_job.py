@@ -7,7 +7,6 @@ it. The CRD is generated from these models (see `crd`), and descriptions are wha
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -31,6 +30,7 @@ from llm_tuning.api.kube import (
     SecretRef,
     Time,
     VolumeSpec,
+    check_name,
 )
 from llm_tuning.api.structural import RULES, rule
 from llm_tuning.api.tuning import (
@@ -352,17 +352,12 @@ class TuningJob(WireModel):
 
     @model_validator(mode="after")
     def _plain_short_name(self) -> Self:
-        name = self.metadata.get("name")
-        if name is None and not self.metadata.get("generateName"):
-            raise FieldError("metadata.name", "is required; add it")
-        if name is None:
-            return self
-        if not isinstance(name, str):
-            raise FieldError("metadata.name", f"must be text, got {name!r}; quote it")
-        if re.fullmatch(SUBDOMAIN, name) is None:
-            raise FieldError("metadata.name", f"must be lower case letters, digits, - and ., got {name[:60]!r}")
-        if len(name) > NAME_CHARACTERS:
-            raise FieldError("metadata.name", f"must have at most {NAME_CHARACTERS} characters, got {len(name)}")
+        check_name(
+            self.metadata,
+            pattern=SUBDOMAIN,
+            rule="lower case letters, digits, - and .",
+            characters=NAME_CHARACTERS,
+        )
         return self
 
 

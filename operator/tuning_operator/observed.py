@@ -202,10 +202,36 @@ class AdapterJob:
 
 
 @dataclass(frozen=True)
-class Observed:
-    """One TuningJob and all that belongs to it."""
+class CustomResource:
+    """An object of one of our kinds, and who it is."""
 
     raw: Raw
+
+    @property
+    def name(self) -> str:
+        return str(self.raw["metadata"]["name"])
+
+    @property
+    def namespace(self) -> str:
+        return str(self.raw["metadata"]["namespace"])
+
+    @property
+    def uid(self) -> str:
+        return str(self.raw["metadata"]["uid"])
+
+    @property
+    def generation(self) -> int:
+        return int(self.raw["metadata"].get("generation", 1))
+
+    @property
+    def is_deleting(self) -> bool:
+        return "deletionTimestamp" in self.raw["metadata"]
+
+
+@dataclass(frozen=True)
+class Observed(CustomResource):
+    """One TuningJob and all that belongs to it."""
+
     spec: TuningJobSpec | None
     problems: tuple[Problem, ...] = ()
     """Why `spec` is None: the stored object does not fit this version's models."""
@@ -227,28 +253,8 @@ class Observed:
     """The newest report of the trainer since the operator started."""
 
     @property
-    def name(self) -> str:
-        return str(self.raw["metadata"]["name"])
-
-    @property
-    def namespace(self) -> str:
-        return str(self.raw["metadata"]["namespace"])
-
-    @property
-    def uid(self) -> str:
-        return str(self.raw["metadata"]["uid"])
-
-    @property
-    def generation(self) -> int:
-        return int(self.raw["metadata"].get("generation", 1))
-
-    @property
     def created(self) -> datetime:
         return read_time(self.raw["metadata"]["creationTimestamp"])
-
-    @property
-    def is_deleting(self) -> bool:
-        return "deletionTimestamp" in self.raw["metadata"]
 
     @cached_property
     def status(self) -> TuningJobStatus:
@@ -290,8 +296,8 @@ def build_observed(
     said = tuple(sorted((w for w in warnings if _concerns(w, objects)), key=event_time))
     for job in jobs:
         job_name, job_uid = str(job["metadata"]["name"]), job["metadata"]["uid"]
-        if _is_owned(job, uid):
-            of_job = tuple(sorted((pod for pod in own_pods if _is_owned(pod.raw, job_uid)), key=_age))
+        if is_owned(job, uid):
+            of_job = tuple(sorted((pod for pod in own_pods if is_owned(pod.raw, job_uid)), key=_age))
             children[job_name.removeprefix(f"{name}-")] = Child(job, of_job, said)
             continue
         taken.append(job_name)
@@ -348,7 +354,8 @@ def _concerns(warning: Raw, uids: set[str]) -> bool:
     return involved.get("uid") in uids or involved.get("kind") == "PersistentVolumeClaim"
 
 
-def _is_owned(raw: Raw, uid: str) -> bool:
+def is_owned(raw: Raw, uid: str) -> bool:
+    """Whether an object has the owner of that uid."""
     return any(owner.get("uid") == uid for owner in raw["metadata"].get("ownerReferences") or ())
 
 

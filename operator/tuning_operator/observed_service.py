@@ -9,7 +9,7 @@ from functools import cached_property
 from llm_tuning.agent.contract import Report
 from llm_tuning.api.inference_service import InferenceServiceSpec, InferenceServiceStatus, read_status
 from llm_tuning.errors import InputError, Problem
-from tuning_operator.observed import AdapterJob, Pod, Raw, adapter_job
+from tuning_operator.observed import AdapterJob, CustomResource, Pod, Raw, adapter_job, is_owned
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,9 @@ class ServingPod(Pod):
 
 
 @dataclass(frozen=True)
-class ObservedService:
+class ObservedService(CustomResource):
     """One InferenceService and all that belongs to it."""
 
-    raw: Raw
     spec: InferenceServiceSpec | None
     problems: tuple[Problem, ...] = ()
     parts: Mapping[str, Raw] = field(default_factory=dict)
@@ -48,26 +47,6 @@ class ObservedService:
     """What the API server said when it refused a part."""
     reports_due: bool = False
     """The operator has just started: agents that have not reported yet may well do so in some seconds."""
-
-    @property
-    def name(self) -> str:
-        return str(self.raw["metadata"]["name"])
-
-    @property
-    def namespace(self) -> str:
-        return str(self.raw["metadata"]["namespace"])
-
-    @property
-    def uid(self) -> str:
-        return str(self.raw["metadata"]["uid"])
-
-    @property
-    def generation(self) -> int:
-        return int(self.raw["metadata"].get("generation", 1))
-
-    @property
-    def is_deleting(self) -> bool:
-        return "deletionTimestamp" in self.raw["metadata"]
 
     @cached_property
     def status(self) -> InferenceServiceStatus:
@@ -93,7 +72,7 @@ def build_observed_service(
         except InputError as error:
             problems = error.problems
     uid = raw["metadata"]["uid"]
-    own = {kind: part for kind, part in parts.items() if _is_owned(part, uid)}
+    own = {kind: part for kind, part in parts.items() if is_owned(part, uid)}
     serving = [ServingPod(pod, (reports or {}).get(pod["metadata"]["uid"])) for pod in pods]
     return ObservedService(
         raw=raw,
@@ -106,7 +85,3 @@ def build_observed_service(
         warnings=tuple(warnings),
         reports_due=reports_due,
     )
-
-
-def _is_owned(raw: Raw, uid: str) -> bool:
-    return any(owner.get("uid") == uid for owner in raw["metadata"].get("ownerReferences") or ())

@@ -29,7 +29,7 @@ from tuning_operator.constants import (
     MANAGED_BY_LABEL,
     QUEUE_LABEL,
 )
-from tuning_operator.observed import Observed
+from tuning_operator.observed import CustomResource, Observed
 from tuning_operator.settings import Settings
 
 USER = 65532
@@ -64,6 +64,18 @@ class PodParts:
     annotations: dict[str, str] = field(default_factory=dict)
 
 
+def owner_reference(observed: CustomResource, kind: str) -> dict[str, Any]:
+    """What makes an object go with the custom resource that it was made for."""
+    return {
+        "apiVersion": API_VERSION,
+        "kind": kind,
+        "name": observed.name,
+        "uid": observed.uid,
+        "controller": True,
+        "blockOwnerDeletion": False,
+    }
+
+
 def child_name(job_name: str, role: str) -> str:
     """The name of the TuningJob's one Job of a role: the API server itself refuses a second one."""
     return f"{job_name}-{role}"
@@ -95,14 +107,6 @@ def build_job(
         LABEL_ROLE: role,
     }
     queue = {QUEUE_LABEL: spec.queue_name} if spec.queue_name else {}
-    owner = {
-        "apiVersion": API_VERSION,
-        "kind": KIND,
-        "name": observed.name,
-        "uid": observed.uid,
-        "controller": True,
-        "blockOwnerDeletion": False,
-    }
     given = PodInput(
         model_id=model_id(observed, spec), spec=spec, start_model_id=start_model_id, gpus=spec.resources.gpus
     )
@@ -117,7 +121,7 @@ def build_job(
             "name": child_name(observed.name, role),
             "namespace": observed.namespace,
             "labels": labels | queue,
-            "ownerReferences": [owner],
+            "ownerReferences": [owner_reference(observed, KIND)],
         },
         "spec": {
             "backoffLimit": spec.retries,

@@ -25,7 +25,6 @@ from llm_tuning.agent.contract import (
     ServeInput,
 )
 from llm_tuning.api.inference_service import KIND, InferenceServiceSpec
-from llm_tuning.api.kube import API_VERSION
 from llm_tuning.pod.contract import ROOT, TERMINATION_LOG
 from tuning_operator.constants import (
     GPU_RESOURCE,
@@ -38,7 +37,7 @@ from tuning_operator.constants import (
 )
 from tuning_operator.observed_service import ObservedService
 from tuning_operator.progress.audience import audience_of
-from tuning_operator.resources.pod_template import POD_SECURITY, RESTRICTED, placement, threads
+from tuning_operator.resources.pod_template import POD_SECURITY, RESTRICTED, owner_reference, placement, threads
 from tuning_operator.resources.quantity import parse_quantity
 from tuning_operator.settings import Settings
 from tuning_operator.store import BUDGETS, CONFIG_MAPS, DEPLOYMENTS, NETWORK_POLICIES, SERVICES
@@ -95,14 +94,6 @@ def selector_of(observed: ObservedService) -> dict[str, str]:
 
 
 def _with_metadata(observed: ObservedService, part: dict[str, Any]) -> dict[str, Any]:
-    owner = {
-        "apiVersion": API_VERSION,
-        "kind": KIND,
-        "name": observed.name,
-        "uid": observed.uid,
-        "controller": True,
-        "blockOwnerDeletion": False,
-    }
     kind = str(part.pop("kind"))
     digest = hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest()[:16]
     name = part_name(observed, CONFIG_MAPS if kind == "ConfigMap" else "")
@@ -114,7 +105,7 @@ def _with_metadata(observed: ObservedService, part: dict[str, Any]) -> dict[str,
             "namespace": observed.namespace,
             "labels": {MANAGED_BY_LABEL: MANAGED_BY, **selector_of(observed)},
             "annotations": {HASH_ANNOTATION: digest},
-            "ownerReferences": [owner],
+            "ownerReferences": [owner_reference(observed, KIND)],
         },
         **part,
     }
