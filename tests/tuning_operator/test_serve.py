@@ -58,6 +58,15 @@ async def test_one_made_before_a_crash_is_known_again() -> None:
     assert bench.condition("Served") == ("True", "ServiceCreated")
 
 
+async def test_one_made_for_a_namesake_that_was_deleted_is_not_taken_for_ours() -> None:
+    bench = Bench()
+    made = make_service("support")
+    made["metadata"] |= {"annotations": {MADE_FOR_ANNOTATION: "uid-of-the-namesake"}, "uid": "uid-support"}
+    bench.cluster.add(INFERENCE_SERVICES, made)
+    await train(bench)
+    assert bench.condition("Served") == ("False", "ServiceExists")
+
+
 async def test_a_refusal_is_said_and_does_not_hold_up_the_end() -> None:
     bench = Bench()
 

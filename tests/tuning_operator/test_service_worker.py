@@ -121,6 +121,18 @@ async def test_it_is_made_once_and_told(bench: Bench) -> None:
     assert [event["reason"] for event in bench.cluster.events][-2:] == ["Ready", "Effective"]
 
 
+async def test_a_pass_that_makes_something_writes_no_status(bench: Bench) -> None:
+    bench.cluster.add(INFERENCE_SERVICES, make_service(replicas=2))
+    for kind in KINDS:
+        while bench.cluster.watch[kind]:
+            bench.store.apply_event(kind, *bench.cluster.watch[kind].popleft())
+    await bench.worker.reconcile(await bench.queue.get())
+    assert [write for write in bench.cluster.writes if not write.startswith("create ")] == []
+    bench.queue.done(KEY)
+    await bench.settle()
+    assert bench.cluster.writes.count("status of faq") == 1
+
+
 async def test_a_settled_one_is_not_written_whatever_is_reported(serving: Bench) -> None:
     for _ in range(5):
         await serving.report(told())

@@ -206,6 +206,22 @@ def test_what_somebody_changed_is_put_right_and_what_the_server_adds_is_not() ->
     assert [kind for kind, _ in desire(same).apply] == [DEPLOYMENTS]
 
 
+def test_what_is_no_longer_wanted_is_taken_away() -> None:
+    """The field is in the cluster still, so that only the digest tells."""
+    before, new = observe(make_service(resources={"nodeSelector": {"gpu": "yes"}})), observe()
+    changed = ObservedService(raw=new.raw, spec=new.spec, parts=before.parts, pods=before.pods, jobs={})
+    assert [kind for kind, _ in desire(changed).apply] == [DEPLOYMENTS]
+
+
+@pytest.mark.parametrize("change", [lambda rows: rows.pop(), lambda rows: rows.append({"name": "X", "value": "1"})])
+def test_a_list_that_became_shorter_or_longer_is_put_right(change: Any) -> None:
+    observed = observe()
+    parts = copy.deepcopy(dict(observed.parts))
+    change(parts[DEPLOYMENTS]["spec"]["template"]["spec"]["containers"][1]["env"])
+    there = ObservedService(raw=observed.raw, spec=observed.spec, parts=parts, pods=observed.pods)
+    assert [kind for kind, _ in desire(there).apply] == [DEPLOYMENTS]
+
+
 def test_one_replica_needs_no_disruption_budget() -> None:
     two = observe(TWO, pods=PODS)
     parts = {kind: {**part, "metadata": {**part["metadata"], "uid": f"uid-{kind}"}} for kind, part in two.parts.items()}
@@ -297,6 +313,17 @@ def test_a_stuck_pod_says_what_to_do(case: str) -> None:
     assert condition(desired) == ("False", reason)
     assert words in message(desired)
     assert reason in {event.reason for event in desired.events}
+
+
+def test_a_container_that_is_well_again_is_no_trouble() -> None:
+    vllm = {
+        "name": "vllm",
+        "ready": True,
+        "state": {"running": {}},
+        "lastState": {"terminated": {"exitCode": 137, "message": "Error: gone"}},
+    }
+    desired = desire(observe(pods=[make_serving_pod(ready=False, containerStatuses=[vllm])], adapters={}))
+    assert condition(desired, "Stalled")[0] == "False"
 
 
 def test_a_forbidden_pod_is_told_by_the_deployment() -> None:

@@ -1,0 +1,114 @@
+"""What an InferenceService is made of: who can reach what in its pods, and what ends them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from llm_tuning.agent.contract import AGENT_PORT, API_KEY_VARIABLE, REPORT_URL_VARIABLE, Desired, ServeInput
+from tests.support.operator_objects import SETTINGS
+from tests.support.service_objects import make_service
+from tuning_operator.observed_service import build_observed_service
+from tuning_operator.resources.serving import WAIT_FOR_DRAIN_SECONDS, build_parts
+from tuning_operator.settings import Settings
+from tuning_operator.store import BUDGETS, CONFIG_MAPS, DEPLOYMENTS, NETWORK_POLICIES, SERVICES
+
+REPORTING = replace(SETTINGS, progress_url="https://op.llm-tuning.svc:8443", ca_pem="CERTIFICATE", vllm_image="vllm:1")
+
+
+def parts(settings: Settings = REPORTING, **spec: Any) -> dict[str, dict[str, Any]]:
+    observed = build_observed_service(make_service(**spec), spec=None, parts={})
+    assert observed.spec is not None, observed.problems
+    return build_parts(observed, observed.spec, settings, Desired())
+
+
+def pod(settings: Settings = REPORTING, **spec: Any) -> dict[str, Any]:
+    return dict(parts(settings, **spec)[DEPLOYMENTS]["spec"]["template"]["spec"])
+
+
+def container(made: dict[str, Any], name: str) -> dict[str, Any]:
+    return next(c for c in [*made["initContainers"], *made["containers"]] if c["name"] == name)
+
+
+def environment(made: dict[str, Any], name: str) -> dict[str, Any]:
+    return {entry["name"]: entry.get("value", entry.get("valueFrom")) for entry in container(made, name)["env"]}
+
+
+def test_the_claim_can_only_be_read() -> None:
+    made = pod()
+    claims = [volume["persistentVolumeClaim"] for volume in made["volumes"] if "persistentVolumeClaim" in volume]
+    assert claims == [{"claimName": "tuning", "readOnly": True}]
+    for name in ("plan", "agent", "vllm"):
+        (mount,) = [m for m in container(made, name)["volumeMounts"] if m["name"] == "workspace"]
+        assert mount["readOnly"] is True
+
+
+def test_pods_fit_the_restricted_profile_and_reach_no_api_server() -> None:
+    made = pod()
+    assert made["automountServiceAccountToken"] is False
+    assert made["securityContext"]["runAsNonRoot"] is True
+    assert made["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    for each in [*made["initContainers"], *made["containers"]]:
+        context = each["securityContext"]
+        assert (context["allowPrivilegeEscalation"], context["readOnlyRootFilesystem"]) == (False, True)
+        assert context["capabilities"] == {"drop": ["ALL"]}
+
+
+def test_the_agents_port_is_the_only_one() -> None:
+    made = parts()
+    containers = made[DEPLOYMENTS]["spec"]["template"]["spec"]["containers"]
+    assert [port["containerPort"] for each in containers for port in each.get("ports", ())] == [AGENT_PORT]
+    assert made[SERVICES]["spec"]["ports"][0]["targetPort"] == AGENT_PORT
+    assert made[NETWORK_POLICIES]["spec"]["ingress"] == [{"ports": [{"port": AGENT_PORT, "protocol": "TCP"}]}]
+    for each in containers:
+        for probe in (each.get(kind) for kind in ("startupProbe", "readinessProbe", "livenessProbe")):
+            assert probe is None or probe["httpGet"]["port"] == AGENT_PORT
+
+
+def test_vllm_is_told_to_end_after_its_agent_has_drained() -> None:
+    made = pod()
+    (command,) = [container(made, "vllm")["lifecycle"]["preStop"]["exec"]["command"]]
+    assert "drained" in command[-1]
+    assert made["terminationGracePeriodSeconds"] > WAIT_FOR_DRAIN_SECONDS
+
+
+def test_the_key_of_clients_comes_from_the_secret_and_to_the_agent_alone() -> None:
+    made = pod(apiKeySecret={"name": "llm-tuning-faq"})
+    reference = {"secretKeyRef": {"name": "llm-tuning-faq", "key": "apiKey"}}
+    assert environment(made, "agent")[API_KEY_VARIABLE] == reference
+    assert API_KEY_VARIABLE not in {**environment(made, "vllm"), **environment(made, "plan")}
+    assert API_KEY_VARIABLE not in environment(pod(), "agent")
+
+
+def test_reports_go_to_the_operator_with_a_token_for_this_service_alone() -> None:
+    made = pod()
+    url = environment(made, "agent")[REPORT_URL_VARIABLE]
+    assert url == "https://op.llm-tuning.svc:8443/v1/namespaces/team/inferenceservices/faq/report"
+    (token,) = [v["projected"]["sources"][0]["serviceAccountToken"] for v in made["volumes"] if "projected" in v]
+    assert token["audience"].startswith("inferenceservice.tuning.llmtuning.dev/team/faq/")
+    assert REPORT_URL_VARIABLE not in environment(pod(SETTINGS), "agent")
+    assert parts()[CONFIG_MAPS]["data"]["ca.crt"] == "CERTIFICATE"
+
+
+@pytest.mark.parametrize(
+    ("gpus", "memory", "cache"), [(0, "16Gi", "4"), (0, "2Gi", "1"), (0, "200Gi", "16"), (2, "16Gi", None)]
+)
+def test_the_cpu_build_is_told_its_cache_and_gpus_are_asked_for(gpus: int, memory: str, cache: str | None) -> None:
+    made = pod(resources={"gpus": gpus, "memory": memory})
+    assert environment(made, "vllm").get("VLLM_CPU_KVCACHE_SPACE") == cache
+    limits = container(made, "vllm")["resources"]["limits"]
+    assert limits.get("nvidia.com/gpu") == (str(gpus) if gpus else None)
+
+
+def test_what_vllm_is_started_with_is_what_the_spec_says() -> None:
+    made = pod(model={"path": "base/qwen", "name": "qwen-base"}, vllm={"maxLoraRank": 64})
+    given = ServeInput.decode(str(environment(made, "plan")["LLM_TUNING_SERVE"]))
+    assert (given.model_path, given.base_name, given.vllm.max_lora_rank) == ("base/qwen", "qwen-base", 64)
+
+
+def test_rollout_and_budget() -> None:
+    assert parts()[DEPLOYMENTS]["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+    assert BUDGETS not in parts()
+    assert parts(replicas=3)[BUDGETS]["spec"]["maxUnavailable"] == 1
