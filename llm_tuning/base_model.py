@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_tuning.errors import InputError, Problem
-from llm_tuning.files import read_json, write_json
+from llm_tuning.files import read_json, temporary_beside, write_json
 
 SAFETENSORS_INDEX = "model.safetensors.index.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "vocab.txt", "tekken.json")
@@ -175,7 +175,7 @@ def _parameters(path: Path, where: str, problems: list[Problem]) -> int:
 
 def check_writable(folder: Path) -> None:
     """Make `folder` and see that files can be written there; raises InputError naming it."""
-    probe = folder / f".writable-{os.getpid()}"
+    probe = temporary_beside(folder / "writable")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.touch()

@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from pathlib import Path
 from typing import Any
+
+
+def temporary_beside(path: Path) -> Path:
+    """A hidden name in the folder of `path` that nobody else uses, to write to and then rename.
+
+    The process id would not do: in containers that share a volume every process is number 1.
+    """
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -14,8 +23,8 @@ def write_json(path: Path, value: Any) -> None:
     Folders that are missing on the way are made.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as stream:
+    temporary = temporary_beside(path)
+    with temporary.open("x", encoding="utf-8") as stream:
         json.dump(value, stream, indent=1, ensure_ascii=False, allow_nan=False)
         stream.flush()
         os.fsync(stream.fileno())

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from typing import Any
 from pydantic_core import from_json, to_json
 
 from llm_tuning.errors import InputError, Problem
+from llm_tuning.files import temporary_beside
 
 REGISTRY = "registry.json"
 ABANDONED_SECONDS = 3600
@@ -88,7 +88,7 @@ class RegistryFile:
         Flushed to the disk, for hand-made entries are nowhere else. Raises OSError.
         """
         data = _encode(document, seen)
-        temporary = self.path.with_name(f".{REGISTRY}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+        temporary = temporary_beside(self.path)
         try:
             with open(temporary, "xb") as stream:
                 self._keep_mode(stream.fileno())

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from llm_tuning.files import temporary_beside
 from llm_tuning.tracking.metrics_file import last_steps, sent_names
 
 STATE_FILE = "mlflow.json"
@@ -57,6 +57,6 @@ def read_state(work_dir: Path) -> SenderState:
 
 def write_state(work_dir: Path, state: SenderState) -> None:
     """Replace the state on disk."""
-    temporary = work_dir / f"{STATE_FILE}.{os.getpid()}"
+    temporary = temporary_beside(work_dir / STATE_FILE)
     temporary.write_text(json.dumps(asdict(state)))
     temporary.replace(work_dir / STATE_FILE)

@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from torch import Tensor
 from llm_tuning.checkpoints import flush
 from llm_tuning.data.token_rows import TokenRows
 from llm_tuning.errors import InputError, Problem
+from llm_tuning.files import temporary_beside
 from llm_tuning.manifest import file_hash
 from llm_tuning.trainers.actor_critic import ActorCritic
 from llm_tuning.trainers.batching import Indices
@@ -139,7 +139,7 @@ def read_reference(path: Path, *, tokens: int, kl_tokens: int) -> Reference | No
 
 def write_reference(path: Path, reference: Reference) -> None:
     """Write `reference` in one step. A cache that cannot be written costs the next run time, and this one nothing."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         tensors = {"logprobs": reference.logprobs.contiguous(), "kl_states": reference.kl_states.contiguous()}

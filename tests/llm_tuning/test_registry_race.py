@@ -37,9 +37,9 @@ def race(models: Path, *, seed: int, rounds: int, kills: int) -> dict[str, Any]:
 def test_twenty_writers_with_a_third_killed_lose_nothing_published(tmp_path: Path, seed: int) -> None:
     result = race(tmp_path / "models", seed=seed, rounds=4, kills=7)
     assert result["faults"] == []
-    # The kills must have hit: most of them, and some between publishing and registering.
+    # The kills must have hit: most of them, and in each round one between publishing and registering.
     assert sum(result["killed"].values()) >= 12, result
-    assert result["killed"].get("published", 0) >= 1, result
+    assert result["killed"]["published"] >= 4, result
     assert result["published"] >= 40
 
 

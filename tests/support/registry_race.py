@@ -4,7 +4,8 @@ Prints one JSON object: what was killed where, and everything that went wrong. T
 which has imported the registry and nothing else, so that they really start together.
 
 usage: python registry_race.py MODELS_DIR SEED ROUNDS WRITERS KILLS
-KILLS processes of each round are killed; with 0 the index must be complete without a further command.
+KILLS processes of each round are killed, at random moments but for one, which waits for it between publishing and
+registering; with 0 the index must be complete without a further command.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import select
 import signal
 import sys
 import time
@@ -68,10 +70,11 @@ def run_round(
         child = os.fork()
         if child == 0:
             os.close(gate_write)
-            publish_and_register(models, name, gate_read, said_write)
+            publish_and_register(models, name, gate_read, said_write, wait=kills > 0 and name == names[0])
         os.close(said_write)
         pipes[name], children[child] = said_read, name
-    victims = chance.sample(sorted(children), k=kills)
+    waits = next(iter(children)) if kills else 0
+    victims = chance.sample(sorted(children.keys() - {waits}), k=max(0, kills - 1))
     due = sorted((chance.uniform(0, duration), child) for child in victims)
     os.close(gate_read)
     os.close(gate_write)  # the gate opens: every child's read returns
@@ -83,6 +86,8 @@ def run_round(
             _, child = due.pop(0)
             if child in children:
                 os.kill(child, signal.SIGKILL)
+        if waits in children and select.select([pipes[children[waits]]], [], [], 0)[0]:
+            os.kill(waits, signal.SIGKILL)
         faults += watch(models, seen)
         child, ended = os.waitpid(-1, os.WNOHANG)
         if child:
@@ -94,13 +99,15 @@ def run_round(
     return result
 
 
-def publish_and_register(models: Path, name: str, gate: int, say: int) -> None:
-    """What one process does; never returns."""
+def publish_and_register(models: Path, name: str, gate: int, say: int, *, wait: bool) -> None:
+    """What one process does, which may `wait` between the two to be killed; never returns."""
     try:
         stage = make_stage(models, name, weights=name.encode() * 100)
         os.read(gate, 1)
         publish(stage, models / name, make_manifest(name))
         os.write(say, PUBLISHED)
+        if wait:
+            signal.pause()
         registered = name in {entry["model_id"] for entry in Registry(models).heal().entries}
         os.write(say, REGISTERED)
         os._exit(0 if registered else 3)

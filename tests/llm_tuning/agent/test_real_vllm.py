@@ -465,7 +465,7 @@ async def test_an_engine_killed_answers_nothing_wrong_and_comes_back(
     pod.want(ROUTES)
     await pod.until(pod.settled)
     async with clients(pod, files, {"a": {"ft_a"}, "b": {"ft_b"}, BASE: {BASE}}, pause=0.005) as crowd:
-        await asyncio.sleep(2)
+        await pod.until(lambda: min(crowd.good[name] for name in ("ft_a", "ft_b", BASE)) > 20)
         before, killed = Counter(crowd.good), time.monotonic()
         if part == "all of vLLM":
             pod.engine.kill()
@@ -492,7 +492,7 @@ async def test_an_engine_killed_answers_nothing_wrong_and_comes_back(
         )
     assert not crowd.wrong
     for name in ("ft_a", "ft_b", BASE):
-        assert crowd.good[name] > before[name] > 20
+        assert crowd.good[name] > before[name]
 
 
 async def test_what_was_changed_under_a_running_engine_is_found_when_it_starts_again(

@@ -1,0 +1,40 @@
+"""Writers of one folder who all have the same process id, as in pods that share a volume (every one is number 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from llm_tuning.base_model import check_writable
+from llm_tuning.files import read_json, write_json
+from llm_tuning.tracking.state import SenderState, read_state, write_state
+
+WRITERS, TIMES = 8, 100
+
+
+def write_and_read(path: Path) -> None:
+    write_json(path, {"text": "x" * 10_000})
+    assert read_json(path) == {"text": "x" * 10_000}
+
+
+def write_and_read_state(work_dir: Path) -> None:
+    write_state(work_dir, SenderState(run_id="r" * 10_000))
+    assert read_state(work_dir).run_id == "r" * 10_000
+
+
+@pytest.mark.parametrize(
+    "write",
+    [check_writable, lambda folder: write_and_read(folder / "value.json"), write_and_read_state],
+    ids=["check_writable", "write_json", "write_state"],
+)
+def test_writers_of_one_process_id_do_not_meet(tmp_path: Path, write: Callable[[Path], None]) -> None:
+    def writer(_: int) -> None:
+        for _ in range(TIMES):
+            write(tmp_path)
+
+    with ThreadPoolExecutor(WRITERS) as writers:
+        list(writers.map(writer, range(WRITERS)))
+    assert [path.name for path in tmp_path.glob(".*")] == [], "no temporary file is left"
