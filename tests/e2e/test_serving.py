@@ -320,3 +320,15 @@ def test_a_change_of_the_engine_rolls_without_a_failed_request(serving: Serving)
     )
     assert met["failed"] == 0, serving.clients.troubles("failed")
     assert not before & {p["metadata"]["name"] for p in serving.pods()}
+
+
+def test_an_engine_that_will_not_start_takes_nobody_down(serving: Serving) -> None:
+    """More context than the base has: vLLM refuses, in its own words, and the replicas of before go on."""
+    serving.apply(ROUTES, vllm={"maxModelLen": 1_000_000})
+    wait_for(serving.namespace, SERVICE, kind="Stalled", reason="EngineFailing", seconds=180)
+    message = condition_of(serving.namespace, SERVICE, "Stalled")[2]
+    print(f"fault: vLLM that will not start: {message}")
+    assert "max_model_len" in message, message
+    serving.apply(ROUTES, vllm={"maxModelLen": 256})
+    met = serving.settle("engine that will not start")
+    assert met["failed"] == 0, serving.clients.troubles("failed")

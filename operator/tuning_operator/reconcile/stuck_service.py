@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from datetime import datetime
 from typing import Any
@@ -17,6 +18,9 @@ from tuning_operator.resources.serving import AGENT, ENGINE, PLAN
 from tuning_operator.store import DEPLOYMENTS
 
 LOG_CHARACTERS = 500
+_PREFIX = re.compile(r"^(\(\w+ pid=\d+\) )?([A-Z]+ \d\d-\d\d \d\d:\d\d:\d\d \[[^]]*\] )?")
+"""What vLLM's processes put before each line."""
+_NOISE = re.compile(r'\s+(File "|For further information visit)')
 
 
 def service_events_due(observed: ObservedService, now: datetime) -> float | None:
@@ -97,9 +101,10 @@ def _ended(pod: ServingPod, name: str, ended: dict[str, Any], what: str) -> str:
 
 
 def _telling(log: str) -> str:
-    """The last lines that name an error, else the last line: a traceback's end stands below its reason."""
-    lines = [" ".join(line.split()) for line in log.splitlines() if line.strip()]
-    errors = [line for line in lines if re.search(r"\b\w*(Error|Exception)\b: ", line)]
-    text = (errors or lines or [""])[-1]
-    text = re.sub(r"^\(?\w+ pid=\d+\)? |^\S+ \d\d-\d\d \d\d:\d\d:\d\d \[[^]]*\] ", "", text)
-    return text[:LOG_CHARACTERS]
+    """The last error a log names, with the indented lines that go on with it (pydantic's do); else the last line."""
+    lines = [_PREFIX.sub("", line) for line in log.splitlines()]
+    lines = [line for line in lines if line.strip()]
+    errors = [number for number, line in enumerate(lines) if re.search(r"\b\w*(Error|Exception)\b: ", line)]
+    first = errors[-1] if errors else len(lines) - 1
+    rest = itertools.takewhile(lambda line: line.startswith("  ") and not _NOISE.match(line), lines[first + 1 :])
+    return " ".join(" ".join([*lines[first : first + 1], *rest]).split())[:LOG_CHARACTERS]

@@ -255,11 +255,24 @@ LOG = """INFO starting
 ValueError: To serve at least one request with the model's max seq len (4096), 8 GiB KV cache is needed
   File "x.py", line 3"""
 
+PYDANTIC = """(APIServer pid=1) INFO 11-29 08:00:00 [utils.py:299] non-default args: {}
+(APIServer pid=1)   File "/x/arg_utils.py", line 2, in create_model_config
+(APIServer pid=1) pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig
+(APIServer pid=1)   Value error, User-specified max_model_len (1000000) is greater than the derived max_model_len
+(APIServer pid=1)     For further information visit https://errors.pydantic.dev/2.12/v/value_error
+"""
+
 STUCK: dict[str, tuple[Raw, str, str]] = {
     "engine": (
         make_serving_pod(ready=False, containerStatuses=[ended("vllm", 1, LOG)]),
         "EngineFailing",
         "8 GiB KV cache is needed",
+    ),
+    "engine's flags": (
+        make_serving_pod(ready=False, containerStatuses=[ended("vllm", 1, PYDANTIC)]),
+        "EngineFailing",
+        "ValidationError: 1 validation error for ModelConfig Value error, User-specified max_model_len (1000000) is "
+        "greater than the derived max_model_len; see `kubectl logs",
     ),
     "plan": (
         make_serving_pod(
