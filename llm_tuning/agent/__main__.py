@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import aiohttp
+import uvloop
 from aiohttp import web
 
 from llm_tuning.agent.contract import (
@@ -55,7 +56,8 @@ def main(arguments: list[str]) -> int:
     if arguments == ["plan"]:
         return plan()
     if arguments == ["serve"]:
-        return asyncio.run(serve())
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(serve())
     sys.stderr.write("usage: python -m llm_tuning.agent plan | serve\n")
     return EXIT_INPUT
 
