@@ -2,7 +2,7 @@
 
 build                     compile and install what a node needs (once; found again afterwards)
 up [--name N] [--gpus N]  start a cluster and print its kubeconfig's path
-image build NAME          build an image from the project's Dockerfiles: operator, trainer, stand-in or all
+image build NAME          build an image from the project's Dockerfiles: operator, trainer, vllm, stand-in or all
 load IMAGE [--name N]     hand an image to the cluster's containerd
 env [--name N]            shell lines that point kubectl and helm at the cluster
 status                    the clusters that run

@@ -18,6 +18,7 @@ import pytest
 
 from devcluster.cluster import Cluster
 from tests.support.devcluster import own_cluster
+from tests.support.images.stand_in.clients import API_KEY
 from tests.support.serving import (
     ANSWER_TOKENS,
     BASE,
@@ -48,6 +49,7 @@ ADAPTERS: dict[str, dict[str, Any]] = {
 }
 ROUTES = {"a": "ft_a", "b": "ft_b"}
 SERVICE = "faq"
+SERVICES = "inferenceservices.tuning.llmtuning.dev"
 REPLICAS = 2
 
 
@@ -148,7 +150,7 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
 
 
 def ask(
-    serving: Serving, route: str, path: str = "/v1/chat/completions", **further: Any
+    serving: Serving, route: str, path: str = "/v1/chat/completions", *, key: str = API_KEY, **further: Any
 ) -> tuple[int, str, dict[str, Any]]:
     """Status, X-Model-Id and body of one request from inside the cluster."""
     body = {
@@ -162,6 +164,7 @@ def ask(
 import json, urllib.request, urllib.error
 body = {json.dumps(body)!r}.encode()
 request = urllib.request.Request("http://{SERVICE}{path}", body, {{"Content-Type": "application/json"}})
+request.add_header("Authorization", "Bearer {key}")
 try:
     answer = urllib.request.urlopen(request, timeout=30)
 except urllib.error.HTTPError as error:
@@ -313,22 +316,30 @@ def test_a_bad_adapter_harms_no_other(serving: Serving, tmp_path: Path) -> None:
 
 
 def test_a_change_of_the_engine_rolls_without_a_failed_request(serving: Serving) -> None:
+    """The API key that is asked for from now on is such a change too."""
     before = {p["metadata"]["name"] for p in serving.pods()}
-    serving.apply(ROUTES, vllm={"maxModelLen": 256})
+    secret = {"name": "llm-tuning-clients", "key": "key"}
+    serving.namespace.kubectl("create", "secret", "generic", secret["name"], f"--from-literal=key={API_KEY}")
+    assert ask(serving, "a", key="sk-wrong")[0] == 200, "no key is asked for yet"
+    serving.apply(ROUTES, vllm={"maxModelLen": 256}, apiKeySecret=secret)
     met = serving.settle(
         "engine flag changed", broken=lambda: condition_of(serving.namespace, SERVICE)[0] == "False", seconds=400
     )
     assert met["failed"] == 0, serving.clients.troubles("failed")
     assert not before & {p["metadata"]["name"] for p in serving.pods()}
+    assert ask(serving, "a", key="sk-wrong")[0] == 401
+    assert ask(serving, "a")[:2] == (200, "ft_a")
+    assert API_KEY not in json.dumps([serving.pods(), status_of(serving.namespace, SERVICE)])
 
 
 def test_an_engine_that_will_not_start_takes_nobody_down(serving: Serving) -> None:
     """More context than the base has: vLLM refuses, in its own words, and the replicas of before go on."""
-    serving.apply(ROUTES, vllm={"maxModelLen": 1_000_000})
+    secret = (serving.namespace.get(SERVICES, SERVICE) or {})["spec"]["apiKeySecret"]
+    serving.apply(ROUTES, vllm={"maxModelLen": 1_000_000}, apiKeySecret=secret)
     wait_for(serving.namespace, SERVICE, kind="Stalled", reason="EngineFailing", seconds=180)
     message = condition_of(serving.namespace, SERVICE, "Stalled")[2]
     print(f"fault: vLLM that will not start: {message}")
     assert "max_model_len" in message, message
-    serving.apply(ROUTES, vllm={"maxModelLen": 256})
+    serving.apply(ROUTES, vllm={"maxModelLen": 256}, apiKeySecret=secret)
     met = serving.settle("engine that will not start")
     assert met["failed"] == 0, serving.clients.troubles("failed")

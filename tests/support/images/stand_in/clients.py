@@ -15,6 +15,8 @@ import aiohttp
 
 MESSAGES = [{"role": "user", "content": "What is a tuple?"}]
 PAUSE_SECONDS = 0.4
+API_KEY = "sk-of-all-clients"
+"""Always given, as a service may begin to ask for it."""
 
 
 async def client(session: aiohttp.ClientSession, url: str, expected: dict, counts: dict, number: int) -> None:
@@ -65,7 +67,8 @@ async def main(url: str, expected: dict, clients: int, seconds: float) -> None:
     # A connection for each request: where it leads is decided anew by the Service.
     connector = aiohttp.TCPConnector(force_close=True, limit=0)
     timeout = aiohttp.ClientTimeout(total=30)
-    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
+    headers = {"Authorization": f"Bearer {API_KEY}"}
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout, headers=headers) as session:
         tasks = [asyncio.create_task(client(session, url, expected, counts, n)) for n in range(clients)]
         end = time.time() + seconds
         while time.time() < end:
