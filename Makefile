@@ -3,6 +3,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 UV = .tools/bin/uv
 VENV = .venv/bin
+LOCK = $(UV) pip compile --quiet --python-version 3.11 --generate-hashes --custom-compile-command "make lock"
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
