@@ -20,7 +20,7 @@ from devcluster.images.layers import read_image
 from devcluster.images.storage import ImageError, buildah, image_id, storage_dir
 from release.licences import Policy
 from release.locks import read_locks
-from release.running import ReleaseError, commit_time, git, run
+from release.running import ReleaseError, commit_time, git, run, run_shown
 from release.sbom import Contents, build_sbom, count
 from release.version import read_version
 
@@ -57,7 +57,7 @@ class Docker:
         options = [f"--label={key}={value}" for key, value in labels.items()]
         if base is not None:
             options.append(f"--build-arg=BASE_IMAGE={base}")
-        run(self.command, "build", f"--file={root / DOCKERFILES[name]}", f"--tag={reference}", *options, root)
+        run_shown(self.command, "build", f"--file={root / DOCKERFILES[name]}", f"--tag={reference}", *options, root)
         return reference
 
     def size_bytes(self, reference: str) -> int:

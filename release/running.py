@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -25,6 +26,12 @@ def run(*command: str | Path, cwd: Path | None = None, env: Mapping[str, str] | 
         said = (done.stderr.strip() or done.stdout.strip()).splitlines()
         raise ReleaseError(f"{' '.join(map(str, command[:3]))} failed:\n" + "\n".join(said[-20:]))
     return done.stdout
+
+
+def run_shown(*command: str | Path) -> None:
+    """Run a command that takes long, with its output on standard error as it comes. Raises ReleaseError."""
+    if code := subprocess.run(command, stdout=sys.stderr, check=False).returncode:
+        raise ReleaseError(f"{' '.join(map(str, command[:2]))} ended with {code}; its messages are above")
 
 
 def git(root: Path, *arguments: str) -> str:

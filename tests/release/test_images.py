@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from devcluster.images.storage import label
 from release.images import Docker, build_images, build_labels, find_engine
 from release.locks import OF_IMAGE, read_locks
 from release.running import ROOT, ReleaseError, git
@@ -17,7 +18,7 @@ SCRIPT = """#!/bin/sh
 printf '%s\\n' "$*" | head -1 >> {log}
 case "$1 $2" in
   "info ") exit {info} ;;
-  "build "*) exit 0 ;;
+  "build "*) echo building; exit {build} ;;
   "image inspect") echo 123456789 ;;
   "run "*) cat {contents} ;;
   *) exit 3 ;;
@@ -28,12 +29,12 @@ esac
 class FakeDocker:
     """A program `docker` that writes down how it is called and has images with the packages that it is told."""
 
-    def __init__(self, folder: Path, *, info: int = 0) -> None:
+    def __init__(self, folder: Path, *, info: int = 0, build: int = 0) -> None:
         self.log, self.contents = folder / "log", folder / "contents.json"
         self.log.touch()
         path = folder / "bin" / "docker"
         path.parent.mkdir()
-        path.write_text(SCRIPT.format(log=self.log, contents=self.contents, info=info))
+        path.write_text(SCRIPT.format(log=self.log, contents=self.contents, info=info, build=build))
         path.chmod(0o755)
 
     def hold(self, packages: dict[str, str]) -> None:
@@ -90,6 +91,16 @@ def test_an_image_that_lacks_a_locked_package_is_no_release(docker: FakeDocker, 
         build_images(ROOT, tmp_path / "dist", Docker("docker"), prefix="x", base=None, source=None)
 
 
+def test_a_build_that_fails_shows_its_messages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    FakeDocker(tmp_path, build=1)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    with pytest.raises(ReleaseError, match="docker build ended with 1"):
+        build_images(ROOT, tmp_path / "dist", Docker("docker"), prefix="x", base=None, source=None)
+    assert capfd.readouterr() == ("", "building\n")
+
+
 @pytest.mark.parametrize("base", ["python:3.11-slim-bookworm", "python@sha256:abc"])
 def test_a_base_without_digest_is_refused_before_anything_is_built(
     docker: FakeDocker, tmp_path: Path, base: str
@@ -120,6 +131,7 @@ def test_buildah_builds_both_and_lists_what_debian_and_python_brought(tmp_path: 
     table = build_images(ROOT, tmp_path, find_engine("buildah"), prefix="unused", base=None, source=None)
     assert "localhost/llm-tuning/operator:dev" in table
     for name in OF_IMAGE:
+        assert label(f"localhost/llm-tuning/{name}:dev", "org.opencontainers.image.version") == read_version(ROOT)
         bom = json.loads((tmp_path / f"{name}-{read_version(ROOT)}.cdx.json").read_text())
         found = {component["purl"].split("@")[0]: component for component in bom["components"]}
         assert {"pkg:deb/debian/libc6", "pkg:generic/python"} < set(found)
