@@ -53,6 +53,15 @@ def test_the_pod_is_restricted_and_cannot_write_to_its_image(chart: Chart) -> No
     assert container["resources"]["limits"]["memory"]
 
 
+def test_probes_ask_for_what_the_operator_answers(chart: Chart) -> None:
+    [deployment] = chart.objects("Deployment")
+    [container] = deployment["spec"]["template"]["spec"]["containers"]
+    probes = {kind: container[f"{kind}Probe"] for kind in ("startup", "readiness", "liveness")}
+    paths = {kind: probe["httpGet"]["path"] for kind, probe in probes.items()}
+    assert paths == {"startup": "/healthz", "readiness": "/readyz", "liveness": "/healthz"}
+    assert {probe["httpGet"]["port"] for probe in probes.values()} == {"http"}
+
+
 def test_training_pods_find_the_progress_server_under_the_name_they_are_given(chart: Chart) -> None:
     objects = chart.objects()
     [service] = [each for each in objects if each["kind"] == "Service"]

@@ -159,8 +159,9 @@ def test_an_upgrade_brings_the_crd_and_leaves_what_runs_alone(site: Site) -> Non
 
 
 def test_helm_test_says_what_works_and_leaves_no_pod(site: Site) -> None:
-    said = site.helm("test", RELEASE, "--timeout", "120s", wait=False)
+    said = site.helm("test", RELEASE, "--timeout", "120s", "--logs", wait=False)
     assert "Succeeded" in said
+    assert said.count("ok: ") == 3, said
     pods = site.node.kubectl("-n", site.home, "get", "pods", "-o", "name")
     assert f"{OPERATOR}-test" not in pods
 
@@ -187,8 +188,9 @@ def test_the_end_of_a_release_hangs_nowhere_and_takes_no_result(site: Site) -> N
     site.helm("uninstall", RELEASE)
     assert time.monotonic() - began < 100
     for namespace in (site.home, site.team.name):
-        left = site.node.kubectl("-n", namespace, "get", KINDS, "-l", OF_THE_RELEASE, "-o", "name")
-        assert left.split() == []
+        listing = ("-n", namespace, "get", KINDS, "-l", OF_THE_RELEASE, "-o", "name")
+        # The Deployment takes its pod along in the background.
+        wait_until(lambda: not site.node.kubectl(*listing).split(), 60, f"the end of the release in {namespace}")  # noqa: B023
     assert site.node.kubectl("-n", site.home, "get", "secret,lease", "-o", "name").split() == [
         f"secret/{TLS}",
         f"lease.coordination.k8s.io/{OPERATOR}",
