@@ -79,7 +79,9 @@ class PodInput(ApiModel):
 
     model_id: ModelId = Field(description="Name of the result, made by the operator once.")
 
-    spec: TuningJobSpec = Field(description="The TuningJob's spec as it is.")
+    spec: TuningJobSpec = Field(
+        description="The TuningJob's spec, with the operator's defaults for what it leaves out."
+    )
 
     start_model_id: ModelId | None = Field(
         None, description="The adapter to start from; None without one, and in a check that runs before it is known."

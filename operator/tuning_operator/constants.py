@@ -29,6 +29,7 @@ STALE_REPORT_SECONDS = 45.0
 """An agent reports each 15 s; after three times that its word counts no more."""
 
 GPU_RESOURCE = "nvidia.com/gpu"
+"""What a GPU is called where the settings name no other resource (a MIG slice, a time-shared GPU)."""
 
 MESSAGE_CHARACTERS = 1024
 """Of a condition's message, which people read in a table."""

@@ -25,6 +25,7 @@ from tuning_operator.logs import set_up_logging
 from tuning_operator.metrics import Metrics
 from tuning_operator.progress.server import ProgressServer
 from tuning_operator.progress.tls import ensure_tls, serving_names
+from tuning_operator.progress.tls_folder import TlsFilesUnusable, TlsFolder
 from tuning_operator.progress.tokens import ClusterKeys, TokenVerifier
 from tuning_operator.queue import WorkQueue
 from tuning_operator.service_worker import ServiceWorker
@@ -35,6 +36,8 @@ from tuning_operator.worker import Worker
 
 log = logging.getLogger(__name__)
 
+TLS_RENEWAL_SECONDS = 30.0
+"""Between two looks at certificates that somebody else renews, days before the old ones end."""
 DEAF_SECONDS = 30.0
 """What a list shows, a watch has told of so long before, or it is deaf."""
 
@@ -75,12 +78,15 @@ class Operator:
     async def _work(self) -> None:
         hold = asyncio.create_task(self.lease.hold())
         progress: ProgressServer | None = None
+        tls_folder = TlsFolder(self.settings.tls_folder) if self.settings.tls_folder is not None else None
         stop_watch = asyncio.Event()
         watching = asyncio.Event()
         tasks = [hold]
         try:
             if self.settings.progress_url is not None:
-                progress = await self._serve_progress()
+                progress = await self._serve_progress(tls_folder)
+                if tls_folder is not None:
+                    tasks.append(asyncio.create_task(self._renew_tls(tls_folder, progress)))
             await self._seed()
             self.service_worker.started = time.monotonic()
             for worker in (self.worker, self.service_worker):
@@ -124,11 +130,14 @@ class Operator:
         for ended in done:
             ended.result()
 
-    async def _serve_progress(self) -> ProgressServer:
+    async def _serve_progress(self, folder: TlsFolder | None) -> ProgressServer:
         """Certificates, then the endpoint; from then on pods are told of it."""
         namespace = self.settings.namespace
-        tls = await ensure_tls(self.cluster, namespace, serving_names(namespace), datetime.now(UTC))
-        self.worker.settings = self.service_worker.settings = self.settings.trusting(tls.ca_pem)
+        if folder is not None:
+            tls = folder.load()
+        else:
+            tls = await ensure_tls(self.cluster, namespace, serving_names(namespace), datetime.now(UTC))
+        self._trust(tls.ca_pem)
         server = ProgressServer(
             TokenVerifier(ClusterKeys(self.cluster.read_jwks), self.store),
             self.worker.report,
@@ -139,6 +148,22 @@ class Operator:
         )
         await server.start()
         return server
+
+    def _trust(self, ca_pem: str) -> None:
+        self.worker.settings = self.service_worker.settings = self.settings.trusting(ca_pem)
+
+    async def _renew_tls(self, folder: TlsFolder, server: ProgressServer) -> None:
+        """Connections that are made from now on get the new certificate; what runs on goes on."""
+        while True:
+            await asyncio.sleep(TLS_RENEWAL_SECONDS)
+            try:
+                ca_pem = folder.renew(server.ssl_context)
+            except TlsFilesUnusable as error:
+                log.warning("the progress server keeps its certificate: %s", error)
+                continue
+            if ca_pem is not None:
+                self._trust(ca_pem)
+                log.info("the progress server has a new certificate")
 
     async def _seed(self) -> None:
         """Know all there is before the first decision: half a picture would make a second Job."""

@@ -22,7 +22,7 @@ async def watch(store: Store, namespaces: Sequence[str], stop: asyncio.Event, st
         kopf.on.event(group, version, kind, id=kind, labels=labels, registry=registry)(_feeder(store, kind))
     await kopf.operator(
         registry=registry,
-        settings=_settings(namespaced=bool(namespaces)),
+        settings=_settings(),
         namespaces=list(namespaces),
         clusterwide=not namespaces,
         standalone=True,
@@ -43,12 +43,12 @@ def _login(**arguments: Any) -> kopf.ConnectionInfo | None:
     return kopf.login_with_service_account(**arguments) or kopf.login_with_kubeconfig(**arguments)
 
 
-def _settings(*, namespaced: bool) -> kopf.OperatorSettings:
+def _settings() -> kopf.OperatorSettings:
     """kopf as a watcher and nothing else."""
     settings = kopf.OperatorSettings()
     settings.posting.enabled = False  # Events are ours
     settings.peering.standalone = True  # a Lease of our own: peering is no leader election
-    settings.scanning.disabled = namespaced  # a namespaced Role may not list namespaces and CRDs
+    settings.scanning.disabled = True  # neither namespaces nor CRDs may be watched; those of the chart come first
     settings.watching.initial_streaming = True  # one object at a time instead of one list with all of them
     settings.watching.server_timeout = 300  # a watch is opened anew now and then, whatever happened to it
     settings.watching.connect_timeout = 10

@@ -43,10 +43,13 @@ CHAIN: dict[str, Callable[[Cluster], Awaitable[Any]]] = {
     "list_warnings": lambda c: c.list_warnings(NAMESPACE),
     "write_event": lambda c: c.write_event(NAMESPACE, "e", {}, lambda event: event),
 }
-OWN: dict[str, Callable[[Cluster], Awaitable[Any]]] = {
+TLS: dict[str, Callable[[Cluster], Awaitable[Any]]] = {
     "read_secret": lambda c: c.read_secret(NAMESPACE, SECRET_NAME),
     "create_secret": lambda c: c.create_secret(NAMESPACE, {}),
     "replace_secret": lambda c: c.replace_secret(NAMESPACE, SECRET_NAME, {}),
+}
+"""Where the operator makes its certificates itself."""
+OWN: dict[str, Callable[[Cluster], Awaitable[Any]]] = {
     "read_lease": lambda c: c.read_lease(NAMESPACE, LEASE_NAME),
     "create_lease": lambda c: c.create_lease(NAMESPACE, {}),
     "replace_lease": lambda c: c.replace_lease(NAMESPACE, LEASE_NAME, {}),
@@ -103,7 +106,7 @@ def roles(chart: Chart, **values: Any) -> dict[tuple[str, str], dict[str, Any]]:
 
 def test_every_call_of_the_operator_is_in_one_of_the_tables() -> None:
     public = {name for name, _ in inspect.getmembers(Cluster, inspect.isfunction) if not name.startswith("_")}
-    assert CHAIN.keys() | OWN.keys() | NO_PERMISSION_NEEDED == public | {"connect"}
+    assert CHAIN.keys() | OWN.keys() | TLS.keys() | NO_PERMISSION_NEEDED == public | {"connect"}
 
 
 async def test_the_role_for_jobs_is_what_the_chain_uses(chart: Chart, asked: tuple[Cluster, list[Permission]]) -> None:
@@ -119,6 +122,10 @@ async def test_the_operators_own_role_is_what_it_keeps_for_itself(
 ) -> None:
     cluster, needed = asked
     for call in OWN.values():
+        await call(cluster)
+    with_cert_manager = roles(chart, tls={"certManager": {"enabled": True}})
+    assert granted(with_cert_manager[NAMESPACE, "llm-tuning-operator"]) == set(needed)
+    for call in TLS.values():
         await call(cluster)
     assert granted(roles(chart)[NAMESPACE, "llm-tuning-operator"]) == set(needed)
 
@@ -142,5 +149,20 @@ def test_only_the_operators_account_has_the_roles(chart: Chart, namespaces: list
         assert subject == {"kind": "ServiceAccount", "name": "llm-tuning-operator", "namespace": NAMESPACE}
 
 
-def test_nothing_is_allowed_in_the_whole_cluster(chart: Chart) -> None:
-    assert not {each["kind"] for each in chart.objects()} & {"ClusterRole", "ClusterRoleBinding"}
+def test_nothing_is_allowed_in_the_whole_cluster_unless_all_of_it_is_watched(chart: Chart) -> None:
+    for namespaces in ([], ["team-a", "team-b"]):
+        kinds = {each["kind"] for each in chart.objects(watchNamespaces=namespaces)}
+        assert not kinds & {"ClusterRole", "ClusterRoleBinding"}
+
+
+def test_the_whole_cluster_is_watched_by_the_same_rules_and_no_more(chart: Chart) -> None:
+    objects = chart.objects(watchNamespaces=["*"])
+    by_kind = {kind: [each for each in objects if each["kind"] == kind] for kind in ("Role", "ClusterRole")}
+    [cluster_role], [own] = by_kind["ClusterRole"], by_kind["Role"]
+    assert granted(cluster_role) == granted(roles(chart)[NAMESPACE, "llm-tuning-operator-jobs"])
+    assert own["metadata"]["name"] == "llm-tuning-operator"
+    assert "namespace" not in cluster_role["metadata"]
+    [binding] = [each for each in objects if each["kind"] == "ClusterRoleBinding"]
+    assert binding["roleRef"]["kind"] == "ClusterRole"
+    assert binding["roleRef"]["name"] == cluster_role["metadata"]["name"]
+    assert [(each["name"], each["namespace"]) for each in binding["subjects"]] == [("llm-tuning-operator", NAMESPACE)]

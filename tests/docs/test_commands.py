@@ -24,7 +24,7 @@ RESOURCES = {
     *("tj", "tuningjob", "tuningjobs", "tuningjobs.tuning.llmtuning.dev", "tuning"),
     *("tisvc", "inferenceservices.tuning.llmtuning.dev", "isvc"),
     *("deployment", "deployments", "pod", "pods", "job", "jobs", "service", "events", "nodes", "pvc", "workload"),
-    *("secret", "lease", "crd", "namespace", "generic", "configmap"),
+    *("secret", "lease", "endpointslices", "crd", "namespace", "generic", "configmap"),
 }
 BEFORE_THE_VERB = {"-n", "--namespace", "--context", "--kubeconfig"}
 THE_READERS_OWN = {"faq.yaml"}

@@ -15,8 +15,9 @@ from tests.support.pages import PAGES, ROOT, shown_name, yaml_documents
 
 OURS: dict[str, type[TuningJob | InferenceService]] = {"TuningJob": TuningJob, "InferenceService": InferenceService}
 OTHERS = {"Secret", "ClusterRole", "ResourceQuota"}
+HELM_VALUES = yaml.safe_load((ROOT / "charts/llm-tuning/values.yaml").read_text())
 DOCUMENTS = [
-    pytest.param(text, id=f"{shown_name(page)}: {text.splitlines()[0]}")
+    pytest.param(page, text, id=f"{shown_name(page)}: {text.splitlines()[0]}")
     for page in PAGES
     for text in yaml_documents(page)
 ]
@@ -33,14 +34,16 @@ def completed(given: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("document", DOCUMENTS)
-def test_every_yaml_block_is_taken(document: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("page", "document"), DOCUMENTS)
+def test_every_yaml_block_is_taken(page: Path, document: str, tmp_path: Path) -> None:
     (tmp_path / "block.yaml").write_text(document)
     values = load_yaml_mapping(tmp_path / "block.yaml")
     if values.get("kind") in OTHERS:
         assert values["metadata"]["name"]
     elif "kind" in values:
         OURS[values["kind"]].parse(values)
+    elif set(values) <= set(HELM_VALUES):
+        assert page.name == "install.md", "tests/charts/test_docs.py gives the values of that page to the chart"
     elif "spec" in values:
         TuningJob.parse(completed(values))
     else:

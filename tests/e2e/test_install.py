@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from tests.support.operator_rights import CHAIN, DENIED, OPERATOR, OWN, TLS, may
 from tests.support.tuning_namespace import CHART, TuningNamespace, tuning_namespace, wait_until
 
 pytestmark = pytest.mark.e2e
-
-OPERATOR = "llm-tuning-operator"
-TLS = "llm-tuning-operator-tls"
 
 
 @pytest.fixture(scope="module")
@@ -22,21 +19,8 @@ def space(cluster: Any) -> Iterator[TuningNamespace]:
         yield namespace
 
 
-def may(space: TuningNamespace, verb: str, resource: str, *, namespace: str = "") -> bool:
-    """Whether the API server lets the operator do it; a resource is group/kind/name/subresource, each may be empty."""
-    group, kind, name, subresource = f"{resource}///".split("/")[:4]
-    attributes = {"namespace": namespace or space.name, "verb": verb, "group": group, "resource": kind}
-    review = {
-        "apiVersion": "authorization.k8s.io/v1",
-        "kind": "SubjectAccessReview",
-        "spec": {
-            "user": f"system:serviceaccount:{space.name}:{OPERATOR}",
-            "groups": ["system:serviceaccounts", f"system:serviceaccounts:{space.name}", "system:authenticated"],
-            "resourceAttributes": attributes | {"name": name, "subresource": subresource},
-        },
-    }
-    answer = json.loads(space.cluster.kubectl("create", "-f", "-", "-o", "json", input=json.dumps(review)))
-    return bool(answer["status"]["allowed"])
+def allowed(space: TuningNamespace, verb: str, resource: str, *, namespace: str = "") -> bool:
+    return may(space.cluster, space.name, verb, resource, namespace=namespace or space.name)
 
 
 def test_the_operator_is_ready_and_stays_up(space: TuningNamespace) -> None:
@@ -50,57 +34,15 @@ def test_the_operator_is_ready_and_stays_up(space: TuningNamespace) -> None:
     assert "Forbidden" not in log
 
 
-@pytest.mark.parametrize(
-    ("verb", "resource"),
-    [
-        ("watch", "tuning.llmtuning.dev/tuningjobs"),
-        ("patch", "tuning.llmtuning.dev/tuningjobs//status"),
-        ("create", "batch/jobs"),
-        ("delete", "batch/jobs"),
-        ("watch", "/pods"),
-        ("create", "/events"),
-        ("get", f"/secrets/{TLS}"),
-        ("update", f"coordination.k8s.io/leases/{OPERATOR}"),
-    ],
-)
+@pytest.mark.parametrize(("verb", "resource"), CHAIN + OWN)
 def test_what_it_needs_is_allowed_here_and_nowhere_else(space: TuningNamespace, verb: str, resource: str) -> None:
-    assert may(space, verb, resource)
-    assert not may(space, verb, resource, namespace="default")
+    assert allowed(space, verb, resource)
+    assert not allowed(space, verb, resource, namespace="default")
 
 
-@pytest.mark.parametrize(
-    ("verb", "resource"),
-    [
-        ("list", "/secrets"),
-        ("get", "/secrets"),
-        ("get", "/secrets/llm-tuning-credentials"),
-        ("delete", f"/secrets/{TLS}"),
-        ("delete", "/configmaps"),
-        ("delete", "apps/deployments"),
-        ("update", "tuning.llmtuning.dev/inferenceservices"),
-        ("delete", "tuning.llmtuning.dev/inferenceservices"),
-        ("get", "/persistentvolumeclaims"),
-        ("create", "/pods"),
-        ("delete", "/pods"),
-        ("get", "/pods//log"),
-        ("create", "/pods//exec"),
-        ("update", "batch/jobs"),
-        ("patch", "batch/jobs"),
-        ("update", "tuning.llmtuning.dev/tuningjobs"),
-        ("patch", "tuning.llmtuning.dev/tuningjobs"),
-        ("create", "tuning.llmtuning.dev/tuningjobs"),
-        ("update", "coordination.k8s.io/leases/another"),
-        ("create", "/serviceaccounts//token"),
-        ("create", "rbac.authorization.k8s.io/roles"),
-        ("impersonate", "/serviceaccounts"),
-        ("list", "/nodes"),
-        ("list", "/namespaces"),
-        ("get", "apiextensions.k8s.io/customresourcedefinitions"),
-        ("create", "authentication.k8s.io/tokenreviews"),
-    ],
-)
+@pytest.mark.parametrize(("verb", "resource"), DENIED)
 def test_what_it_does_not_need_is_denied(space: TuningNamespace, verb: str, resource: str) -> None:
-    assert not may(space, verb, resource)
+    assert not allowed(space, verb, resource)
 
 
 def test_training_pods_get_no_right_by_the_install(space: TuningNamespace) -> None:
@@ -114,7 +56,17 @@ def test_an_upgrade_keeps_the_authority_and_takes_over_without_a_second_operator
     [old] = space.list("pods", f"app.kubernetes.io/name={OPERATOR}")
     assert before is not None
     space.cluster.helm(
-        *("upgrade", "llm-tuning", str(CHART), "-n", space.name, "--reuse-values", "--wait", "--timeout", "90s"),
+        *(
+            "upgrade",
+            "llm-tuning",
+            str(CHART),
+            "-n",
+            space.name,
+            "--reset-then-reuse-values",
+            "--wait",
+            "--timeout",
+            "90s",
+        ),
         *("--set", "resources.requests.cpu=101m"),
     )
     after = space.get("secret", TLS)

@@ -32,13 +32,14 @@ def cluster_name(purpose: str) -> str:
 
 
 @contextmanager
-def own_cluster(purpose: str, **options: Any) -> Iterator[Cluster]:
-    """A cluster for one test file alone, with the CRDs: for tests that stop its parts."""
+def own_cluster(purpose: str, *, crds: bool = True, **options: Any) -> Iterator[Cluster]:
+    """A cluster for one test file alone, with the CRDs: for tests that stop its parts, or change all of it."""
     name = cluster_name(purpose)
     launcher.up(name, **options)
     try:
         cluster = Cluster(name)
-        cluster.kubectl("apply", "--server-side", "-f", str(CRDS))
+        if crds:
+            cluster.kubectl("apply", "--server-side", "-f", str(CRDS))
         yield cluster
     finally:
         remove(name)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from llm_tuning.errors import InputError
@@ -31,6 +33,9 @@ def test_everything_can_be_set() -> None:
         "HTTP_PORT": "18080",
         "PROGRESS_PORT": "18443",
         "WORKERS": "3",
+        "TLS_FOLDER": "/var/run/certificates",
+        "GPU_RESOURCE": "nvidia.com/mig-1g.10gb",
+        "DEFAULTS": '{"queueName": "everyone"}',
     }
     settings = Settings.from_environment(REQUIRED | {f"TUNING_OPERATOR_{name}": text for name, text in given.items()})
     assert settings.watch_namespaces == ("a", "b")
@@ -40,6 +45,21 @@ def test_everything_can_be_set() -> None:
     assert (settings.check_cpu, settings.check_memory, settings.pod_name) == ("1", "2Gi", "operator-0")
     assert (settings.http_host, settings.http_port, settings.progress_port) == ("127.0.0.1", 18080, 18443)
     assert settings.workers == 3
+    assert settings.tls_folder == Path("/var/run/certificates")
+    assert (settings.gpu_resource, settings.defaults.queue_name) == ("nvidia.com/mig-1g.10gb", "everyone")
+
+
+@pytest.mark.parametrize("text", ["", "*", " * "])
+def test_a_star_is_the_whole_cluster(text: str) -> None:
+    assert Settings.from_environment(REQUIRED | {"TUNING_OPERATOR_WATCH_NAMESPACES": text}).watch_namespaces == ()
+
+
+def test_every_wrong_default_is_named() -> None:
+    wrong = REQUIRED | {"TUNING_OPERATOR_DEFAULTS": '{"queueName": 1, "gpu": {"nodeSelector": []}}'}
+    with pytest.raises(InputError) as raised:
+        Settings.from_environment(wrong)
+    for field in ("queueName", "gpu.nodeSelector"):
+        assert f"TUNING_OPERATOR_DEFAULTS.{field}" in str(raised.value)
 
 
 def test_all_that_is_wrong_is_said_at_once() -> None:
@@ -60,10 +80,14 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
         ("IMAGE_PULL_POLICY", "Sometimes"),
         ("CHECK_CPU", "one"),
         ("CHECK_MEMORY", "1 Gi"),
+        ("GPU_RESOURCE", "gpu"),
+        ("WATCH_NAMESPACES", "a,*"),
+        ("DEFAULTS", "{"),
+        ("DEFAULTS", "[]"),
     ],
 )
 def test_what_would_only_show_when_a_job_is_refused_is_said_at_the_start(name: str, text: str) -> None:
-    with pytest.raises(InputError, match=f"TUNING_OPERATOR_{name}.*{text}"):
+    with pytest.raises(InputError, match=rf"TUNING_OPERATOR_{name}\b.*"):
         Settings.from_environment(REQUIRED | {f"TUNING_OPERATOR_{name}": text})
 
 

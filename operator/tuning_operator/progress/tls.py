@@ -85,13 +85,23 @@ async def ensure_tls(cluster: SecretStore, namespace: str, names: Iterable[str],
 
 def serving_context(pair: KeyPair) -> ssl.SSLContext:
     """A server's context; TLS 1.3 only, for both ends are ours."""
+    return build_context(pair.certificate_pem, pair.key_pem)
+
+
+def build_context(certificate_pem: bytes, key_pem: bytes) -> ssl.SSLContext:
+    """The same of a pair as it lies in files; raises ssl.SSLError where they are no pair."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
+    load_pair(context, certificate_pem, key_pem)
+    return context
+
+
+def load_pair(context: ssl.SSLContext, certificate_pem: bytes, key_pem: bytes) -> None:
+    """Have `context` serve with that pair from now on."""
     with tempfile.NamedTemporaryFile(suffix=".pem") as file:  # OpenSSL reads files only; this one is the user's alone
-        file.write(pair.certificate_pem + pair.key_pem)
+        file.write(certificate_pem + b"\n" + key_pem)
         file.flush()
         context.load_cert_chain(file.name)
-    return context
 
 
 def _read_pairs(secret: Mapping[str, Any], namespace: str) -> tuple[KeyPair, KeyPair | None]:

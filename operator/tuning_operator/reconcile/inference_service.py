@@ -22,6 +22,7 @@ from tuning_operator.reconcile.conditions import FALSE, TRUE, UNKNOWN, Condition
 from tuning_operator.reconcile.drift import has_drifted
 from tuning_operator.reconcile.stuck import find_refusal
 from tuning_operator.reconcile.stuck_service import find_stuck_service, service_events_due
+from tuning_operator.resources.defaults import with_service_defaults
 from tuning_operator.resources.serving import build_parts
 from tuning_operator.settings import Settings
 from tuning_operator.store import BUDGETS, DEPLOYMENTS, SERVING
@@ -65,7 +66,7 @@ def desire_service(observed: ObservedService, settings: Settings, now: datetime)
         return DesiredService()  # owner references clean up
     if observed.spec is None:
         return _refuse_spec(observed, now)
-    return _Pass(observed, observed.spec, settings, now).run()
+    return _Pass(observed, with_service_defaults(observed.spec, settings.defaults), settings, now).run()
 
 
 def _refuse_spec(observed: ObservedService, now: datetime) -> DesiredService:
@@ -284,7 +285,7 @@ class _Pass:
         if due is not None:
             self.desired.needs_events = due <= 0
             self.desired.look_again(due if due > 0 else LONGEST_LOOK_SECONDS / 3)
-        found = find_stuck_service(self.o, self.spec)
+        found = find_stuck_service(self.o, self.spec, self.settings.gpu_resource)
         return None if found is None else (found.reason, found.message)
 
 

@@ -47,7 +47,8 @@ class Asked:
     """What is to be on the claim."""
     pod: str
     """What people call the pod: a trainer, a replica."""
-    gpus: int
+    gpus: str
+    """Number and resource, such as `2 nvidia.com/gpu`; empty without."""
     cpu: str
     memory: str
     secret_field: str
@@ -58,14 +59,14 @@ class Asked:
     """Name and key, of spec.dataset.configMap."""
 
 
-def asked_by_job(spec: TuningJobSpec) -> Asked:
+def asked_by_job(spec: TuningJobSpec, gpu_resource: str) -> Asked:
     """By a TuningJob."""
     source, secret = spec.dataset.config_map, spec.tracking.credentials_secret
     return Asked(
         claim=spec.volume.claim_name,
         contents="base/ and datasets/",
         pod="a trainer",
-        gpus=spec.resources.gpus,
+        gpus=_gpus(spec.resources.gpus, gpu_resource),
         cpu=spec.resources.cpu,
         memory=spec.resources.memory,
         secret_field="spec.tracking.credentialsSecret",
@@ -75,20 +76,24 @@ def asked_by_job(spec: TuningJobSpec) -> Asked:
     )
 
 
-def asked_by_service(spec: InferenceServiceSpec) -> Asked:
+def asked_by_service(spec: InferenceServiceSpec, gpu_resource: str) -> Asked:
     """By an InferenceService."""
     secret = spec.api_key_secret
     return Asked(
         claim=spec.volume.claim_name,
         contents="base/ and models/",
         pod="a replica",
-        gpus=spec.resources.gpus,
+        gpus=_gpus(spec.resources.gpus, gpu_resource),
         cpu=spec.resources.cpu,
         memory=spec.resources.memory,
         secret_field="spec.apiKeySecret",
         secret_key=secret.key if secret is not None else "apiKey",
         secret=secret.name if secret is not None else None,
     )
+
+
+def _gpus(number: int, resource: str) -> str:
+    return f"{number} {resource}" if number else ""
 
 
 Maker = Callable[[re.Match[str], Asked], Stuck]
@@ -210,7 +215,7 @@ def _claim_pending(found: re.Match[str], asked: Asked) -> Stuck:
 
 
 def _unschedulable(found: re.Match[str], asked: Asked) -> Stuck:
-    gpus = f"{asked.gpus} {GPU}, " if asked.gpus else ""
+    gpus = f"{asked.gpus}, " if asked.gpus else ""
     return Stuck(
         Reason.UNSCHEDULABLE,
         f"no node takes the pod: {_short(found.string)}; {asked.pod} asks for {gpus}{asked.cpu} CPU and {asked.memory} "
@@ -285,7 +290,6 @@ def _not_started(found: re.Match[str], asked: Asked) -> Stuck:
     return Stuck(Reason.CONTAINER_CONFIG_ERROR, f"the container cannot be started: {_short(found.string)}")
 
 
-GPU = "nvidia.com/gpu"
 ANY = r"(?s).*"
 NAMED_SECRET = r'secrets? "(?P<name>[^"]+)" not found'
 NAMED_CONFIG_MAP = r'configmaps? "(?P<name>[^"]+)" not found'

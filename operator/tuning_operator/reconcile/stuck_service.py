@@ -34,12 +34,12 @@ def service_events_due(observed: ObservedService, now: datetime) -> float | None
     return events_due(_child(observed, deployment, pods), now)
 
 
-def find_stuck_service(observed: ObservedService, spec: InferenceServiceSpec) -> Stuck | None:
+def find_stuck_service(observed: ObservedService, spec: InferenceServiceSpec, gpu_resource: str) -> Stuck | None:
     """What it is stuck at, or None while it gets on as far as can be seen."""
     deployment = observed.parts.get(DEPLOYMENTS)
     if deployment is None:
         return None
-    asked = asked_by_service(spec)
+    asked = asked_by_service(spec, gpu_resource)
     for condition in (deployment.get("status") or {}).get("conditions") or ():
         if condition["type"] == "ReplicaFailure" and condition["status"] == "True":
             return of_words(CREATION["FailedCreate"], str(condition.get("message", "")), asked)

@@ -31,6 +31,7 @@ from tuning_operator.reconcile.outcome import (
 from tuning_operator.reconcile.stuck import asked_by_job, events_due, find_refusal, find_stuck
 from tuning_operator.reconcile.transitions import events_of
 from tuning_operator.resources.check_job import build_check_job
+from tuning_operator.resources.defaults import with_defaults
 from tuning_operator.resources.inference_service import build_inference_service
 from tuning_operator.resources.pod_template import child_name, model_id
 from tuning_operator.resources.report_job import build_report_job
@@ -51,7 +52,7 @@ def desire(observed: Observed, settings: Settings, now: datetime) -> Desired:
         return desire_finished(observed, now)
     if observed.spec is None:
         return _refuse_spec(observed, now)
-    return _Pass(observed, observed.spec, settings, now).run()
+    return _Pass(observed, with_defaults(observed.spec, settings.defaults), settings, now).run()
 
 
 def _refuse_spec(observed: Observed, now: datetime) -> Desired:
@@ -265,7 +266,7 @@ class _Pass:
             self.desired.needs_events = due <= 0
             # The longer it takes, the seldomer it is looked at: a thousand that wait must cost little.
             self.desired.look_again(due if due > 0 else min(max(-due / 5, STUCK_SECONDS), LONGEST_LOOK_SECONDS))
-        if stuck := find_stuck(child, asked_by_job(self.spec)):
+        if stuck := find_stuck(child, asked_by_job(self.spec, self.settings.gpu_resource)):
             self.draft.stall(stuck.reason, stuck.message, steady=True)
         elif found := failing(child, role, self.spec, self.now):
             failure, left = found

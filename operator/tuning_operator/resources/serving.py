@@ -27,7 +27,6 @@ from llm_tuning.agent.contract import (
 from llm_tuning.api.inference_service import KIND, InferenceServiceSpec
 from llm_tuning.pod.contract import ROOT, TERMINATION_LOG
 from tuning_operator.constants import (
-    GPU_RESOURCE,
     HASH_ANNOTATION,
     LABEL_SERVICE,
     LABEL_SERVICE_UID,
@@ -227,7 +226,7 @@ def _pod(observed: ObservedService, spec: InferenceServiceSpec, settings: Settin
         settings,
         command=["python3", "-c", START_ENGINE],
         env=_engine_environment(spec),
-        resources=_resources(spec),
+        resources=_resources(spec, settings.gpu_resource),
         mounts=[
             workspace,
             run,
@@ -315,12 +314,12 @@ def _engine_environment(spec: InferenceServiceSpec) -> list[dict[str, Any]]:
     return [{"name": name, "value": value} for name, value in values.items()]
 
 
-def _resources(spec: InferenceServiceSpec) -> dict[str, Any]:
+def _resources(spec: InferenceServiceSpec, gpu_resource: str) -> dict[str, Any]:
     asked = spec.resources
     requests: dict[str, Any] = {"cpu": asked.cpu, "memory": asked.memory}
     limits: dict[str, Any] = {"memory": asked.memory}
     if asked.gpus:
-        requests[GPU_RESOURCE] = limits[GPU_RESOURCE] = str(asked.gpus)
+        requests[gpu_resource] = limits[gpu_resource] = str(asked.gpus)
     return {"requests": requests, "limits": limits}
 
 

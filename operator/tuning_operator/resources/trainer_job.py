@@ -6,7 +6,7 @@ from typing import Any
 
 from llm_tuning.api.tuning_job import TuningJobSpec
 from llm_tuning.pod.contract import REQUIRE_GPU_VARIABLE, TRAIN
-from tuning_operator.constants import GPU_RESOURCE, PROGRESS_CA_ANNOTATION, TOKEN_SECONDS
+from tuning_operator.constants import PROGRESS_CA_ANNOTATION, TOKEN_SECONDS
 from tuning_operator.observed import Observed
 from tuning_operator.progress.audience import audience_of
 from tuning_operator.resources.pod_template import PodParts, build_job, threads
@@ -25,7 +25,7 @@ def build_trainer_job(
     requests: dict[str, Any] = {"cpu": resources.cpu, "memory": resources.memory}
     limits: dict[str, Any] = {"memory": resources.memory}
     if resources.gpus:
-        requests[GPU_RESOURCE] = limits[GPU_RESOURCE] = str(resources.gpus)
+        requests[settings.gpu_resource] = limits[settings.gpu_resource] = str(resources.gpus)
     parts = PodParts(image=settings.trainer_image, resources={"requests": requests, "limits": limits})
     threads_each = max(1, threads(resources.cpu) // max(1, resources.gpus))  # one process for each GPU
     parts.environment.append({"name": "OMP_NUM_THREADS", "value": str(threads_each)})

@@ -15,6 +15,7 @@ from tests.support.operator_objects import (
     make_tuning_job,
     make_warning,
 )
+from tuning_operator.constants import GPU_RESOURCE
 from tuning_operator.observed import Child
 from tuning_operator.reconcile.stuck import Stuck, asked_by_job, events_due, find_stuck
 
@@ -43,7 +44,7 @@ def child_of(*, pod: Raw | None = None, warnings: list[Raw] | None = None, role:
 def stuck_of(child: Child) -> Stuck | None:
     spec = make_observed(make_tuning_job(**SPEC)).spec
     assert spec is not None
-    return find_stuck(child, asked_by_job(spec))
+    return find_stuck(child, asked_by_job(spec, GPU_RESOURCE))
 
 
 @pytest.mark.parametrize(

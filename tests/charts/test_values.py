@@ -1,0 +1,179 @@
+"""Values: the schema knows each one, refuses what is wrong by its name, and what it takes makes whole objects."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.support.chart import CHART, IMAGES, NAMESPACE, Chart
+
+DIGEST = "@sha256:" + "0123456789abcdef" * 4
+SCHEMA = json.loads((CHART / "values.schema.json").read_text())
+TOLERATION = {"key": "dedicated", "operator": "Equal", "value": "ops", "effect": "NoSchedule"}
+EVERYTHING: dict[str, Any] = {
+    "images": IMAGES["images"] | {"vllm": f"registry.example/vllm:1{DIGEST}", "pullSecrets": ["registry"]},
+    "gpuResource": "nvidia.com/mig-1g.10gb",
+    "defaults": {
+        "tracking": {"uri": "http://mlflow:5000", "credentialsSecret": "llm-tuning-mlflow"},
+        "queueName": "everyone",
+        "gpu": {"nodeSelector": {"gpu": "a100"}, "tolerations": [TOLERATION]},
+    },
+    "tls": {"certManager": {"enabled": True}},
+    "networkPolicy": {"enabled": True, "metricsFrom": [{"namespaceSelector": {"matchLabels": {"team": "ops"}}}]},
+    "metrics": {
+        "monitors": {"enabled": True, "labels": {"release": "prometheus"}},
+        "alerts": {"enabled": True, "labels": {"release": "prometheus"}},
+        "dashboard": {"enabled": True},
+    },
+    "environment": {"TUNING_OPERATOR_WORKERS": "2"},
+    "nodeSelector": {"kubernetes.io/os": "linux"},
+    "tolerations": [TOLERATION],
+    "priorityClassName": "system-cluster-critical",
+}
+KINDS = {
+    "": {"ServiceAccount", "Service", "Deployment", "Role", "RoleBinding", "CustomResourceDefinition", "Pod"},
+    "tls": {"Issuer", "Certificate"},
+    "networkPolicy": {"NetworkPolicy"},
+    "metrics": {"ServiceMonitor", "PodMonitor", "PrometheusRule", "ConfigMap"},
+}
+CLUSTER_WIDE = {"CustomResourceDefinition", "ClusterRole", "ClusterRoleBinding"}
+SWITCHES = [
+    dict(zip(("tls", "networkPolicy", "metrics"), on, strict=True)) for on in itertools.product((0, 1), repeat=3)
+]
+
+
+@pytest.mark.parametrize("namespaces", [[], ["team-a", "team-b"], ["*"]], ids=str)
+@pytest.mark.parametrize("switches", SWITCHES, ids=str)
+def test_every_combination_gives_whole_objects(chart: Chart, switches: dict[str, int], namespaces: list[str]) -> None:
+    plain = {name: value for name, value in EVERYTHING.items() if name not in switches}
+    chosen = {name: EVERYTHING[name] for name, on in switches.items() if on}
+    objects = chart.objects(watchNamespaces=namespaces, **plain, **chosen)
+    wanted = KINDS[""].union(*(KINDS[name] for name in chosen))
+    everywhere = {"ClusterRole", "ClusterRoleBinding"} if namespaces == ["*"] else set()
+    assert {each["kind"] for each in objects} == wanted | everywhere
+    identities = [(each["kind"], each["metadata"].get("namespace"), each["metadata"]["name"]) for each in objects]
+    assert len(set(identities)) == len(identities)
+    for each in objects:
+        nothing = list(_nothing(each))
+        assert nothing == [], f"{each['kind']} {each['metadata']['name']}"
+        assert len(each["metadata"]["name"]) <= 63
+        if each["kind"] not in CLUSTER_WIDE:
+            assert each["metadata"].get("namespace", NAMESPACE) in (NAMESPACE, *namespaces)
+            assert each["metadata"]["labels"]["app.kubernetes.io/managed-by"] == "Helm"
+
+
+def _nothing(value: Any, path: str = "") -> Iterator[str]:
+    """Where a template has left a hole: null, or text of Go."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _nothing(inner, f"{path}.{key}")
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from _nothing(inner, f"{path}[{index}]")
+    elif value is None or (isinstance(value, str) and re.search(r"<no value>|map\[|%!", value)):
+        yield path
+
+
+def test_the_chart_asks_for_nothing_that_is_not_on_every_cluster(chart: Chart) -> None:
+    assert {each["kind"] for each in chart.objects()} == KINDS[""]
+
+
+IMAGE_NAMES = [
+    "operator",
+    "localhost/llm-tuning/operator:dev",
+    "registry.example:5000/team/operator",
+    f"ghcr.io/team/operator{DIGEST}",
+    f"ghcr.io/team/operator:1.2.3{DIGEST}",
+]
+
+
+@pytest.mark.parametrize("image", IMAGE_NAMES)
+def test_images_by_tag_or_digest(chart: Chart, image: str) -> None:
+    objects = chart.objects(images=IMAGES["images"] | {"operator": image})
+    [deployment] = [each for each in objects if each["kind"] == "Deployment"]
+    [test] = [each for each in objects if each["kind"] == "Pod"]
+    [container] = deployment["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == test["spec"]["containers"][0]["image"] == image
+    assert {"name": "TUNING_OPERATOR_OPERATOR_IMAGE", "value": image} in container["env"]
+
+
+def _with(path: str, value: Any) -> dict[str, Any]:
+    """IMAGES and one more value."""
+    *outer, last = path.split(".")
+    values: dict[str, Any] = {"images": dict(IMAGES["images"])}
+    inner = values
+    for part in outer:
+        inner = inner.setdefault(part, {})
+    inner[last] = value
+    return values
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"images": {"trainer": "t"}}, "set images.operator"),
+        ({"images": {"operator": "o"}}, "set images.trainer"),
+        (_with("watchNamespace", "team"), "watchNamespace"),
+        (_with("watchNamespaces", ["Team A"]), "watchNamespaces"),
+        (_with("watchNamespaces", ["*", "team"]), "watchNamespaces"),
+        (_with("allowCPUFallback", "yes"), "allowCPUFallback"),
+        (_with("environment.TUNING_OPERATOR_WORKERS", 2), "environment"),
+        (_with("images.pullPolicy", "Sometimes"), "pullPolicy"),
+        (_with("images.operator", f"registry.example/operator{DIGEST[:-1]}"), "images/operator"),
+        (_with("images.vllm", "Vllm OpenAI"), "images/vllm"),
+        (_with("images.vllm", ""), "images/vllm"),
+        (_with("images.digest", DIGEST), "digest"),
+        (_with("gpuResource", "gpu"), "gpuResource"),
+        (_with("defaults.tracking.credentialsSecret", "llm-tuning-mlflow"), "uri"),
+        (_with("defaults.tracking", {"uri": "http://m", "credentialsSecret": "database"}), "credentialsSecret"),
+        (_with("defaults.queueName", "Team A"), "queueName"),
+        (_with("defaults.gpus", 1), "gpus"),
+        (_with("defaults.gpu.tolerations", [{"effect": "NoSchedule"}]), "tolerations"),
+        (_with("tls.certManager.issuerRef", {"kind": "ClusterIssuer"}), "issuerRef"),
+        (_with("networkPolicy.apiServerPorts", [0]), "apiServerPorts"),
+        (_with("networkPolicy.metricsFrom", [{"namespace": "monitoring"}]), "metricsFrom"),
+        (_with("metrics.serviceMonitor", {"enabled": True}), "serviceMonitor"),
+        (_with("metrics.monitors.interval", "often"), "interval"),
+        (_with("crds.install", True), "install"),
+        (_with("resources.request", {"cpu": "1"}), "request"),
+        (_with("resources.limits", {"memory": "1 Gi"}), "memory"),
+        (_with("nodeSelector", {"gpu": True}), "nodeSelector"),
+    ],
+    ids=str,
+)
+def test_wrong_values_are_refused_by_name(chart: Chart, values: dict[str, Any], problem: str) -> None:
+    done = chart.template(**values)
+    assert done.returncode != 0
+    assert problem in done.stderr
+
+
+def _paths(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every object of the schema with fields of its own."""
+    if "properties" in schema and "additionalProperties" in schema:
+        yield path, schema
+    for name, inner in schema.get("properties", {}).items():
+        yield from _paths(inner, f"{path}.{name}")
+
+
+def test_no_object_takes_fields_that_it_does_not_know() -> None:
+    found = dict(_paths(SCHEMA))
+    assert {".images", ".defaults.tracking", ".defaults.gpu", ".tls.certManager", ".metrics.monitors"} <= found.keys()
+    assert {path for path, schema in found.items() if schema["additionalProperties"] is not False} == set()
+
+
+def test_every_value_is_in_the_schema_and_has_a_default() -> None:
+    text = (CHART / "values.yaml").read_text()
+    values = yaml.safe_load(text)
+    assert set(values) == set(SCHEMA["properties"]) - {"global"}
+    for path, schema in _paths(SCHEMA):
+        inner = values
+        for part in path.split(".")[1:]:
+            inner = inner[part] or {}
+        if path not in (".resources", ".tls.certManager.issuerRef"):  # Kubernetes' own fields, and those of an issuer
+            assert set(inner) == set(schema["properties"]) - {"global"}, path

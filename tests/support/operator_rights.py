@@ -1,0 +1,68 @@
+"""What the operator may do and what not, asked of the API server for the account that the chart makes."""
+
+from __future__ import annotations
+
+import json
+
+from devcluster.cluster import Clients
+
+OPERATOR = "llm-tuning-operator"
+TLS = "llm-tuning-operator-tls"
+CHAIN = [
+    ("watch", "tuning.llmtuning.dev/tuningjobs"),
+    ("patch", "tuning.llmtuning.dev/tuningjobs//status"),
+    ("create", "batch/jobs"),
+    ("delete", "batch/jobs"),
+    ("watch", "/pods"),
+    ("create", "/events"),
+    ("patch", "apps/deployments"),
+]
+"""Verb and resource, as `may` has it: in each watched namespace."""
+OWN = [("get", f"/secrets/{TLS}"), ("update", f"coordination.k8s.io/leases/{OPERATOR}")]
+"""In the operator's own namespace."""
+DENIED = [
+    ("list", "/secrets"),
+    ("get", "/secrets"),
+    ("get", "/secrets/llm-tuning-credentials"),
+    ("delete", f"/secrets/{TLS}"),
+    ("delete", "/configmaps"),
+    ("delete", "apps/deployments"),
+    ("update", "tuning.llmtuning.dev/inferenceservices"),
+    ("delete", "tuning.llmtuning.dev/inferenceservices"),
+    ("get", "/persistentvolumeclaims"),
+    ("create", "/pods"),
+    ("delete", "/pods"),
+    ("get", "/pods//log"),
+    ("create", "/pods//exec"),
+    ("update", "batch/jobs"),
+    ("patch", "batch/jobs"),
+    ("update", "tuning.llmtuning.dev/tuningjobs"),
+    ("patch", "tuning.llmtuning.dev/tuningjobs"),
+    ("create", "tuning.llmtuning.dev/tuningjobs"),
+    ("update", "coordination.k8s.io/leases/another"),
+    ("create", "/serviceaccounts//token"),
+    ("create", "rbac.authorization.k8s.io/roles"),
+    ("impersonate", "/serviceaccounts"),
+    ("list", "/nodes"),
+    ("list", "/namespaces"),
+    ("get", "apiextensions.k8s.io/customresourcedefinitions"),
+    ("create", "authentication.k8s.io/tokenreviews"),
+]
+"""Nowhere, whatever is watched."""
+
+
+def may(cluster: Clients, home: str, verb: str, resource: str, *, namespace: str) -> bool:
+    """Whether the operator of namespace `home` may; a resource is group/kind/name/subresource, each may be empty."""
+    group, kind, name, subresource = f"{resource}///".split("/")[:4]
+    attributes = {"namespace": namespace, "verb": verb, "group": group, "resource": kind}
+    review = {
+        "apiVersion": "authorization.k8s.io/v1",
+        "kind": "SubjectAccessReview",
+        "spec": {
+            "user": f"system:serviceaccount:{home}:{OPERATOR}",
+            "groups": ["system:serviceaccounts", f"system:serviceaccounts:{home}", "system:authenticated"],
+            "resourceAttributes": attributes | {"name": name, "subresource": subresource},
+        },
+    }
+    answer = json.loads(cluster.kubectl("create", "-f", "-", "-o", "json", input=json.dumps(review)))
+    return bool(answer["status"]["allowed"])
