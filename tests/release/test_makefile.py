@@ -1,0 +1,35 @@
+"""make's targets run what they say: a variable that is not there leaves a line that make ignores the failure of."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from release.running import ROOT, run
+
+VARIABLE = re.compile(r"\$\((\w+)\)")
+OF_MAKE = {"CURDIR"}
+
+
+def test_every_variable_of_the_makefile_has_a_value_or_may_be_given() -> None:
+    text = (ROOT / "Makefile").read_text()
+    defined = set(re.findall(r"^(?:export )?(\w+) \??:?= ?", text, re.MULTILINE))
+    may_be_given = set(re.findall(r"\$\(if \$\((\w+)\)", text))
+    assert set(VARIABLE.findall(text)) <= defined | may_be_given | OF_MAKE
+
+
+@pytest.mark.parametrize(
+    ("arguments", "commands"),
+    [
+        (["lock"], ["uv pip compile"]),
+        (["images"], ["-m release images"]),
+        (["images", "ENGINE=podman"], ["-m release images --engine podman"]),
+        (["release-check"], ["-m release check"]),
+        (["release-check", "TAG=v1.0.0"], ["-m release check --tag v1.0.0"]),
+    ],
+)
+def test_a_target_runs_its_program(arguments: list[str], commands: list[str]) -> None:
+    lines = [line.strip() for line in run("make", "--dry-run", *arguments, cwd=ROOT).splitlines()]
+    for command in commands:
+        assert [line for line in lines if command in line]
