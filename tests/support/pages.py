@@ -1,0 +1,54 @@
+"""README and docs as tests read them: their code blocks, command lines and anchors."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+READMES = sorted(ROOT.glob("README*.md"))
+PAGES = [*READMES, *sorted((ROOT / "docs").rglob("*.md"))]
+SHELLS = ("", "sh", "bash", "shell", "console")
+PLACEHOLDER = re.compile(r"<\w+>|\[\w+\]|\.\.\.")
+
+
+def shown_name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def blocks(page: Path, *languages: str) -> list[str]:
+    """Texts of the code blocks in one of the languages."""
+    found = re.findall(r"^```(\S*)\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    return [text for language, text in found if language in languages]
+
+
+def yaml_documents(page: Path) -> list[str]:
+    """The documents of its YAML blocks."""
+    texts = (re.split(r"^---\n", block, flags=re.MULTILINE) for block in blocks(page, "yaml"))
+    return [document for documents in texts for document in documents]
+
+
+def command_lines(page: Path) -> list[str]:
+    """Lines of the shell blocks, continued ones joined, without `cd X &&` and comments; usage lines left out."""
+    text = "\n".join(blocks(page, *SHELLS)).replace("\\\n", " ")
+    lines = [line.removeprefix("$ ").split(" && ")[-1].strip() for line in text.splitlines()]
+    return [line for line in lines if line and not PLACEHOLDER.search(line)]
+
+
+def lines_starting_with(*starts: str) -> list[object]:
+    """Parameters of a test: every such command line of every page."""
+    return [
+        pytest.param(line, id=f"{shown_name(page)}: {line[:60]}")
+        for page in PAGES
+        for line in command_lines(page)
+        if line.startswith(starts)
+    ]
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives the headings."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    titles = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
