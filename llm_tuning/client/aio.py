@@ -30,6 +30,7 @@ from llm_tuning.client.specs import (
     serving_fields,
 )
 from llm_tuning.client.waiting import watcher_for
+from llm_tuning.errors import InputError, Problem
 
 FIELD_MANAGER = "llm-tuning-client"
 
@@ -249,6 +250,10 @@ class AsyncTuningClient:
         return self._service(await self._create(self._services, body))
 
     async def _create(self, path: str, body: Raw) -> Raw:
+        given = body["metadata"].get("namespace", self.namespace)
+        if given != self.namespace:
+            rule = f"is {given!r}, but this client's namespace is {self.namespace!r}"
+            raise InputError(Problem("metadata.namespace", rule, "leave it out, or use a client of that namespace"))
         query = {"fieldValidation": "Strict", "fieldManager": FIELD_MANAGER}
         body = {**body, "metadata": {**body["metadata"], "namespace": self.namespace}}
         return await self._api.call("POST", path, query=query, body=body)
