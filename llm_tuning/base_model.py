@@ -95,6 +95,12 @@ def weight_hash(base: BaseModel, cache: Path) -> str:
     return total.hexdigest()
 
 
+def tensor_shapes(base: BaseModel) -> dict[str, tuple[int, ...]]:
+    """Shape of every weight by its name, from the headers alone."""
+    headers = [_read_header(base.path / name) for name in base.weight_files]
+    return {name: tuple(tensor["shape"]) for header in headers for name, tensor in header.items()}
+
+
 def _read_cache(cache: Path) -> dict[str, str]:
     try:
         value = read_json(cache)
@@ -145,21 +151,9 @@ def _weight_files(folder: Path, where: str, problems: list[Problem]) -> tuple[st
 
 
 def _parameters(path: Path, where: str, problems: list[Problem]) -> int:
-    """Number of parameters in a safetensors file by its header; a cut file is a problem.
-
-    Format: eight bytes little-endian header length, a JSON header with `data_offsets`, then the data.
-    """
+    """Number of parameters in a safetensors file by its header; a cut file is a problem."""
     try:
-        size = path.stat().st_size
-        with path.open("rb") as stream:
-            (header_length,) = struct.unpack("<Q", stream.read(8))
-            if header_length > size:
-                raise ValueError("header longer than the file")
-            header: dict[str, Any] = json.loads(stream.read(header_length))
-        header.pop("__metadata__", None)
-        end = max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
-        if 8 + header_length + end != size:
-            raise ValueError(f"{size} bytes instead of {8 + header_length + end}")
+        header = _read_header(path)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         problems.append(Problem(f"{where}: {path.name}", f"is not a whole safetensors file ({error})", "copy it again"))
         return 0
@@ -170,6 +164,24 @@ def _parameters(path: Path, where: str, problems: list[Problem]) -> int:
             elements *= dimension
         count += elements
     return count
+
+
+def _read_header(path: Path) -> dict[str, Any]:
+    """What a safetensors file says of its tensors; raises ValueError or OSError where it is not whole.
+
+    Format: eight bytes little-endian header length, a JSON header with `data_offsets`, then the data.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        (header_length,) = struct.unpack("<Q", stream.read(8))
+        if header_length > size:
+            raise ValueError("header longer than the file")
+        header: dict[str, Any] = json.loads(stream.read(header_length))
+    header.pop("__metadata__", None)
+    end = max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
+    if 8 + header_length + end != size:
+        raise ValueError(f"{size} bytes instead of {8 + header_length + end}")
+    return header
 
 
 def check_writable(folder: Path) -> None:

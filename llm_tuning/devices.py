@@ -1,11 +1,22 @@
-"""Which devices a run may use, torch-free: whether a GPU is really there is looked at when a rank starts."""
+"""Which devices a run may use, and how much of it at a time; torch-free.
+
+Whether a GPU is really there is looked at when a rank starts.
+"""
 
 from __future__ import annotations
 
 import os
 
+from llm_tuning.api.tuning import TrainingSpec
+
 DEFAULT_DEVICES = ["cuda:0"]
 """What `--devices` means when nothing is said; only this falls back to the CPU on a machine without CUDA."""
+
+CPU_TOKENS = 2048
+"""On a CPU larger passes gain nothing: a pass of this size already keeps the cores busy."""
+CUDA_TOKENS = 4096
+"""On a GPU; by estimate, not yet by measurement, room for a 7B base in bf16 on 80 GiB, or on 24 GiB with gradient
+checkpointing. A fixed number and not one by free memory: where dropout is on, passes decide which numbers it draws."""
 
 
 def gpu_required() -> bool:
@@ -16,3 +27,10 @@ def gpu_required() -> bool:
 def threads_per_process(processes: int) -> int:
     """CPU threads each of `processes` on this machine may use."""
     return max(1, len(os.sched_getaffinity(0)) // processes)
+
+
+def tokens_per_pass(training: TrainingSpec, device: str) -> int:
+    """`training.maxTokensPerPass`, or the default of the device: 2048 padded tokens on a CPU, 4096 on a GPU."""
+    if training.max_tokens_per_pass is not None:
+        return training.max_tokens_per_pass
+    return CUDA_TOKENS if device.startswith("cuda") else CPU_TOKENS

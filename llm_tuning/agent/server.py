@@ -37,6 +37,8 @@ IDLE_SECONDS = 300.0
 RETRY_AFTER_SECONDS = 2
 MODEL_HEADER = "X-Model-Id"
 """Which adapter has answered; the base's name for the base."""
+API_KEY_HEADER = "X-Api-Key"
+"""In place of a bearer token: an API server's service proxy takes `Authorization` for its own and passes none on."""
 EVENT_END, USAGE = b"\n\n", b'"usage":{'
 PASSED_ON = ("Content-Type", "Cache-Control", "X-Request-Id")
 
@@ -271,6 +273,8 @@ class AgentServer:
         if self.api_key is None:
             return
         scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+        if API_KEY_HEADER in request.headers:
+            scheme, given = "bearer", request.headers[API_KEY_HEADER]
         # A header may hold any bytes, which aiohttp reads as surrogates.
         bytes_given, key = (text.encode(errors="surrogateescape") for text in (given.strip(), self.api_key))
         if scheme.lower() != "bearer" or not hmac.compare_digest(bytes_given, key):

@@ -28,6 +28,15 @@ class WireModel(ApiModel):
         except ValidationError as error:
             raise InputError([problem_of(detail, where=where) for detail in error.errors(include_url=False)]) from None
 
+    @classmethod
+    def read(cls, values: Mapping[str, Any], *, where: str = "") -> Self:
+        """What the API server has stored, perhaps by another version: as `parse`, but unknown fields are left out."""
+        try:
+            known = _as_read(values, _schema_of(cls))
+            return cls.model_validate(known, extra="ignore", by_alias=True, by_name=False)
+        except ValidationError as error:
+            raise InputError([problem_of(detail, where=where) for detail in error.errors(include_url=False)]) from None
+
 
 @cache
 def _schema_of(model: type[ApiModel]) -> Schema:

@@ -36,6 +36,11 @@ class Bar:
         )
         self._rich.refresh()
 
+    def say(self, text: str) -> None:
+        """A line above the bar."""
+        if self._rich is not None:
+            self._rich.console.print(text, markup=False, highlight=False)
+
     def close(self, last: Snapshot) -> None:
         if self._rich is not None:
             self.show(last)
@@ -69,11 +74,11 @@ def _numbers(now: Snapshot) -> str:
     if now.tokens_per_second is not None:
         parts.append(f"{now.tokens_per_second:,.0f} tokens/s")
     if now.remaining_seconds is not None and not now.done:
-        parts.append(f"{_clock(now.remaining_seconds)} left")
+        parts.append(f"{clock(now.remaining_seconds)} left")
     return "  ".join(parts)
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
     """`4:07` or `2:04:07`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

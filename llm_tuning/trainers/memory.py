@@ -1,4 +1,4 @@
-"""How many tokens go through the model at a time, and what to do when the GPU has no room for them."""
+"""What to do when the GPU has no room for the tokens that go through the model at a time."""
 
 from __future__ import annotations
 
@@ -8,20 +8,8 @@ from contextlib import contextmanager
 import torch
 
 from llm_tuning.api.tuning import TrainingSpec
+from llm_tuning.devices import tokens_per_pass
 from llm_tuning.errors import InputError, Problem
-
-CPU_TOKENS = 2048
-"""On a CPU larger passes gain nothing: a pass of this size already keeps the cores busy."""
-CUDA_TOKENS = 4096
-"""On a GPU; by estimate, not yet by measurement, room for a 7B base in bf16 on 80 GiB, or on 24 GiB with gradient
-checkpointing. A fixed number and not one by free memory: where dropout is on, passes decide which numbers it draws."""
-
-
-def tokens_per_pass(training: TrainingSpec, device: str) -> int:
-    """`training.maxTokensPerPass`, or the default of the device: 2048 padded tokens on a CPU, 4096 on a GPU."""
-    if training.max_tokens_per_pass is not None:
-        return training.max_tokens_per_pass
-    return CUDA_TOKENS if device.startswith("cuda") else CPU_TOKENS
 
 
 @contextmanager

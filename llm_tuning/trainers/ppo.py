@@ -28,6 +28,7 @@ from transformers import get_scheduler
 from llm_tuning.data.chat import load_chat_template
 from llm_tuning.data.splitting import split
 from llm_tuning.data.token_rows import TokenRows
+from llm_tuning.devices import tokens_per_pass
 from llm_tuning.errors import InputError, Problem, TryAgain
 from llm_tuning.files import write_json
 from llm_tuning.stopping import raise_if_stopped, stop_requested
@@ -37,7 +38,7 @@ from llm_tuning.trainers.batching import Indices, StepBatches
 from llm_tuning.trainers.distributed import all_reduce_sum, any_rank
 from llm_tuning.trainers.evaluate import evaluate_run
 from llm_tuning.trainers.kl_target import hold_to_target, rows_to_measure
-from llm_tuning.trainers.memory import out_of_memory_explained, tokens_per_pass
+from llm_tuning.trainers.memory import out_of_memory_explained
 from llm_tuning.trainers.policy import attach_lora, load_base_model, resolve_dtype, save_adapter
 from llm_tuning.trainers.ppo_state import Checkpoints, PpoState, copy_of
 from llm_tuning.trainers.probes import write_parity

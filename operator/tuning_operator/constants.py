@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
+from llm_tuning.api import kube
+
 FIELD_MANAGER = "tuning-operator"
 """Owner of the fields that server-side apply writes."""
 
 MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
 MANAGED_BY = "tuning-operator"
-LABEL_JOB = "tuning.llmtuning.dev/job"
-"""Name of the TuningJob, on its Jobs and pods: for people's selectors."""
-LABEL_UID = "tuning.llmtuning.dev/job-uid"
-"""uid of the TuningJob: what belongs to a namesake that was deleted is not taken for this one's."""
-LABEL_ROLE = "tuning.llmtuning.dev/role"
-"""check, train or report."""
+LABEL_JOB, LABEL_UID, LABEL_ROLE = kube.LABEL_JOB, kube.LABEL_UID, kube.LABEL_ROLE
 LABEL_SERVICE = "tuning.llmtuning.dev/inference-service"
 """Name of the InferenceService, on what belongs to it: for people's selectors."""
 LABEL_SERVICE_UID = "tuning.llmtuning.dev/inference-service-uid"

@@ -17,9 +17,9 @@ from peft import PeftModel
 
 from llm_tuning.data.splitting import split
 from llm_tuning.data.token_rows import TokenRows
+from llm_tuning.devices import tokens_per_pass
 from llm_tuning.trainers import ppo, ppo_math
 from llm_tuning.trainers.actor_critic import ActorCritic
-from llm_tuning.trainers.memory import tokens_per_pass
 from llm_tuning.trainers.policy import attach_lora, load_base_model
 from llm_tuning.trainers.row_passes import RowPasses
 from llm_tuning.trainers.run_context import TrainRun

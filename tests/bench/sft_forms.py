@@ -51,7 +51,7 @@ def recipe(folder: Path, dtype: str) -> dict[str, float]:
         torch_dtype = resolve_dtype(dtype, "cpu")
         base = load_base_model(run.base, device="cpu", dtype=torch_dtype)
         policy = attach_lora(base, target_modules="all-linear", seed=0, **LORA)
-        from llm_tuning.trainers.memory import tokens_per_pass
+        from llm_tuning.devices import tokens_per_pass
 
         max_tokens = tokens_per_pass(run.config.training, "cpu")
         fit(run, policy, rows, everything, everything[:0], dtype=torch_dtype, max_tokens=max_tokens)

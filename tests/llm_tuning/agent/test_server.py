@@ -413,6 +413,8 @@ async def test_the_api_key_guards_every_answer(pod: Pod, open_door: Open, monkey
         headers = {"Authorization": f"{scheme} s3cret-ä"}
         assert (await pod.post(body, headers=headers)).model == "ft_a"
         assert (await pod.get("/v1/models", headers=headers)).status == 200
+    assert (await pod.get("/v1/models", headers={"X-Api-Key": "s3cret-ä"})).status == 200
+    assert (await pod.get("/v1/models", headers={"X-Api-Key": "wrong"})).status == 401
     for path in ("/health", "/metrics", "/ready", "/live", "/engine"):
         assert (await pod.get(path)).status == 200, "the kubelet and Prometheus have no key"
     line = "POST /v1/chat/completions HTTP/1.1"

@@ -45,3 +45,10 @@ def test_a_whole_number_may_be_written_as_a_fraction() -> None:
 def test_all_else_is_strict(values: dict[str, Any], want: str) -> None:
     with pytest.raises(InputError, match=want):
         Thing.parse(values, where="it")
+
+
+def test_what_another_version_has_stored_is_read_without_the_fields_it_alone_knows() -> None:
+    thing = Thing.read({"name": "a", "rowCount": 2.0, "newer": {"x": 1}, "labels": None})
+    assert (thing.name, thing.row_count, thing.labels) == ("a", 2, {})
+    with pytest.raises(InputError, match=r"x\.rowCount: must be at most 9"):
+        Thing.read({"name": "a", "rowCount": 10}, where="x")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_tuning.api.yaml import load_yaml_mapping
+from llm_tuning.api.yaml import load_yaml_mapping, load_yaml_objects
 from llm_tuning.errors import InputError
 
 
@@ -44,3 +44,27 @@ def test_a_fault_names_its_place(tmp_path: Path, content: bytes, want: str) -> N
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none.yaml: cannot be read: No such file"):
         load_yaml_mapping(tmp_path / "none.yaml")
+
+
+def test_a_file_may_hold_several_objects(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("---\na: 1\n---\nb: 5e-5\n---\n")
+    assert load_yaml_objects(path) == [{"a": 1}, {"b": 5e-5}]
+    with pytest.raises(InputError, match="must hold one YAML mapping"):
+        load_yaml_mapping(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [
+        ("", "must hold objects"),
+        ("---\n- 1\n", "must hold objects"),
+        ("a: 1\n---\na: [\n", r"c\.yaml:4:1: is not valid YAML"),
+        ("a: \x07\n", "is not valid YAML"),
+    ],
+)
+def test_what_holds_no_objects_is_refused(tmp_path: Path, text: str, want: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=want):
+        load_yaml_objects(path)

@@ -24,10 +24,11 @@ from llm_tuning.api import TuningConfig
 from llm_tuning.checkpoints import latest_checkpoint
 from llm_tuning.data.splitting import split
 from llm_tuning.data.token_rows import TokenRows
+from llm_tuning.devices import CPU_TOKENS, tokens_per_pass
 from llm_tuning.errors import InputError, TryAgain
 from llm_tuning.trainers import sft
 from llm_tuning.trainers.batching import StepBatches
-from llm_tuning.trainers.memory import CPU_TOKENS, out_of_memory_explained, tokens_per_pass
+from llm_tuning.trainers.memory import out_of_memory_explained
 from llm_tuning.trainers.policy import load_base_model
 from tests.support.rows import write_rows
 from tests.support.train_run import KeepingReporter, make_run

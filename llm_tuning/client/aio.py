@@ -1,0 +1,380 @@
+"""The client, for callers with an event loop. `llm_tuning.client.sync` is the same without one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any, Self, TextIO, Unpack, cast
+
+from pydantic import PrivateAttr
+
+from llm_tuning.api import inference_service, kube, tuning_job
+from llm_tuning.api.inference_service import InferenceService
+from llm_tuning.api.tuning_job import TuningJob
+from llm_tuning.client import chat
+from llm_tuning.client.api import MERGE_PATCH, Api, Raw
+from llm_tuning.client.chat import ChatAnswer, Message
+from llm_tuning.client.connection import Connection
+from llm_tuning.client.display import job_html, service_html
+from llm_tuning.client.errors import NotFound, WaitTimeout
+from llm_tuning.client.logs import LossPoint, follow_logs, read_losses
+from llm_tuning.client.objects import InferenceServiceView, TuningJobView
+from llm_tuning.client.specs import (
+    ServeFields,
+    TuneFields,
+    build_inference_service,
+    build_tuning_job,
+    checked,
+    serving_fields,
+)
+from llm_tuning.client.waiting import watcher_for
+from llm_tuning.errors import InputError, Problem
+
+FIELD_MANAGER = "llm-tuning-client"
+
+
+class AsyncTuningClient:
+    """TuningJobs and InferenceServices of one namespace.
+
+    Each method raises InputError with the fields to blame, before a request where that can be known, or a ClusterError.
+    """
+
+    def __init__(
+        self,
+        *,
+        namespace: str | None = None,
+        context: str | None = None,
+        kubeconfig: str | Path | None = None,
+        connection: Connection | None = None,
+    ) -> None:
+        """By default the cluster, user and namespace that kubectl would use, or the pod's own. See Connection.load."""
+        given = connection or Connection.load(namespace=namespace, context=context, kubeconfig=kubeconfig)
+        self._api = Api(given)
+        self._seen: dict[str, dict[int, float]] = {}
+
+    @property
+    def namespace(self) -> str:
+        return self._api.connection.namespace
+
+    async def close(self) -> None:
+        """Let go of the connections."""
+        await self._api.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    # --- made and changed --------------------------------------------------------------------------------------------
+
+    async def create(self, values: Mapping[str, Any] | TuningJob | InferenceService) -> AsyncJob | AsyncService:
+        """Create a whole object, as it would stand in a YAML file or as a model of llm_tuning.api."""
+        body = checked(values)
+        return await (self._new_service(body) if body["kind"] == inference_service.KIND else self._new_job(body))
+
+    async def tune(self, name: str | None = None, **fields: Unpack[TuneFields]) -> AsyncJob:
+        """Create a TuningJob; without a name the server makes one up."""
+        return await self._new_job(build_tuning_job(name, fields))
+
+    async def serve(
+        self, name: str, *, job: str | TuningJob | None = None, **fields: Unpack[ServeFields]
+    ) -> AsyncService:
+        """Create an InferenceService; with `job` its route `name` leads to that TuningJob's adapter, on its base."""
+        if job is not None:
+            found = job if isinstance(job, TuningJob) else await self.get(job)
+            fields = cast(ServeFields, {**serving_fields(found, name), **fields})
+        return await self._new_service(build_inference_service(name, fields))
+
+    async def suspend(self, name: str) -> AsyncJob:
+        """Have the pods of a TuningJob end, after a checkpoint."""
+        return await self._patch(name, {"spec": {"suspend": True}})
+
+    async def resume(self, name: str) -> AsyncJob:
+        """Let a suspended TuningJob go on where it was."""
+        return await self._patch(name, {"spec": {"suspend": False}})
+
+    async def delete(self, name: str) -> None:
+        """Delete a TuningJob; its pods end, a published adapter stays on the claim."""
+        await self._api.call("DELETE", f"{self._jobs}/{name}")
+
+    async def delete_service(self, name: str) -> None:
+        """Delete an InferenceService and all that serves it; the adapters stay on the claim."""
+        await self._api.call("DELETE", f"{self._services}/{name}")
+
+    # --- looked at ---------------------------------------------------------------------------------------------------
+
+    async def get(self, name: str) -> AsyncJob:
+        """A TuningJob as it is now."""
+        return self._job(await self._api.call("GET", f"{self._jobs}/{name}"))
+
+    async def get_service(self, name: str) -> AsyncService:
+        """An InferenceService as it is now."""
+        return self._service(await self._api.call("GET", f"{self._services}/{name}"))
+
+    async def list(self) -> Sequence[AsyncJob]:
+        """The namespace's TuningJobs."""
+        return [self._job(item) for item in (await self._api.call("GET", self._jobs))["items"]]
+
+    async def list_services(self) -> Sequence[AsyncService]:
+        """The namespace's InferenceServices."""
+        return [self._service(item) for item in (await self._api.call("GET", self._services))["items"]]
+
+    async def watch(self, name: str) -> AsyncGenerator[AsyncJob, None]:
+        """A TuningJob as it is now and after each change, to its end; raises NotFound when it is deleted."""
+        async with aclosing(self._watch(self._jobs, name, tuning_job.KIND)) as versions:
+            async for raw in versions:
+                job = self._job(raw)
+                yield job
+                if job.is_finished:
+                    return
+
+    async def watch_service(self, name: str) -> AsyncGenerator[AsyncService, None]:
+        """An InferenceService as it is now and after each change, without end; raises NotFound when it is deleted."""
+        async with aclosing(self._watch(self._services, name, inference_service.KIND)) as versions:
+            async for raw in versions:
+                yield self._service(raw)
+
+    async def wait(
+        self, name: str, *, timeout_seconds: float | None = None, progress: bool | TextIO = True
+    ) -> AsyncJob:
+        """The finished TuningJob; `progress` (True: on standard error) shows how far it is and what stalls it.
+
+        Raises TuningFailed with the job's reason and message where there is no adapter, WaitTimeout when time is up
+        (the job goes on), and NotFound when it is deleted.
+        """
+        job, shown = None, watcher_for(progress)
+        try:
+            async with asyncio.timeout(timeout_seconds) as limit, aclosing(self.watch(name)) as versions:
+                async for job in versions:
+                    shown.show(job)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            where = job or f"TuningJob {name}: nothing was heard of it"
+            raise WaitTimeout(f"not finished within {timeout_seconds:g} s; {where}") from None
+        finally:
+            shown.close()
+        assert job is not None
+        job.raise_if_failed()
+        return job
+
+    async def wait_service(
+        self, name: str, *, timeout_seconds: float | None = None, progress: bool | TextIO = True
+    ) -> AsyncService:
+        """The InferenceService once every route answers as it was trained.
+
+        One that cannot get ready is waited for as well, since what is in its way may be put right: give a limit.
+        Raises WaitTimeout with what was in the way, and NotFound when it is deleted.
+        """
+        service, shown = None, watcher_for(progress)
+        try:
+            async with asyncio.timeout(timeout_seconds) as limit, aclosing(self.watch_service(name)) as versions:
+                async for service in versions:
+                    shown.show(service)
+                    if service.is_ready:
+                        return service
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            where = service or f"InferenceService {name}: nothing was heard of it"
+            raise WaitTimeout(f"not ready within {timeout_seconds:g} s; {where}") from None
+        finally:
+            shown.close()
+        raise AssertionError("a watch of a service has no end")
+
+    async def logs(self, name: str, *, follow: bool = True) -> AsyncGenerator[str, None]:
+        """Lines of the pods of the stage that a TuningJob is at, and with `follow` of all later ones to its end."""
+        async with aclosing(follow_logs(self._api, self._jobs, name, follow=follow)) as lines:
+            async for line in lines:
+                yield line
+
+    async def losses(self, name: str) -> Sequence[LossPoint]:
+        """The loss curve of a TuningJob: from its pods' logs or, where they are gone, what this client has seen."""
+        job = await self.get(name)
+        points = await read_losses(self._api, job.uid)
+        return points or [LossPoint(*point) for point in sorted(self._seen.get(job.uid, {}).items())]
+
+    # --- asked -------------------------------------------------------------------------------------------------------
+
+    async def chat(
+        self,
+        name: str,
+        message: str | Sequence[Message],
+        *,
+        model: str | None = None,
+        api_key: str | None = None,
+        **parameters: Any,
+    ) -> ChatAnswer:
+        """Ask an InferenceService through the API server; needs `create` on `services/proxy`.
+
+        `message` is a user's text, or messages as in OpenAI's API, whose other parameters (max_tokens, temperature) are
+        taken too. `model` is a route or the base's name; with one route it may be left out. `api_key` is for a service
+        with `apiKeySecret`. Raises NotServed in the service's own words. Within the cluster any OpenAI client does,
+        with `status.url`.
+        """
+        body = chat.request_body(await self.get_service(name), message, model, parameters)
+        return await chat.complete(self._api, name, body, api_key=api_key)
+
+    async def chat_stream(
+        self,
+        name: str,
+        message: str | Sequence[Message],
+        *,
+        model: str | None = None,
+        api_key: str | None = None,
+        **parameters: Any,
+    ) -> AsyncGenerator[str, None]:
+        """As `chat`, but the text comes piece by piece while it is made."""
+        body = chat.request_body(await self.get_service(name), message, model, parameters)
+        async with aclosing(chat.stream(self._api, name, body, api_key=api_key)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    # --- inside ------------------------------------------------------------------------------------------------------
+
+    @property
+    def _jobs(self) -> str:
+        return f"/apis/{kube.API_VERSION}/namespaces/{self.namespace}/{tuning_job.PLURAL}"
+
+    @property
+    def _services(self) -> str:
+        return f"/apis/{kube.API_VERSION}/namespaces/{self.namespace}/{inference_service.PLURAL}"
+
+    async def _new_job(self, body: Raw) -> AsyncJob:
+        return self._job(await self._create(self._jobs, body))
+
+    async def _new_service(self, body: Raw) -> AsyncService:
+        return self._service(await self._create(self._services, body))
+
+    async def _create(self, path: str, body: Raw) -> Raw:
+        given = body["metadata"].get("namespace", self.namespace)
+        if given != self.namespace:
+            rule = f"is {given!r}, but this client's namespace is {self.namespace!r}"
+            raise InputError(Problem("metadata.namespace", rule, "leave it out, or use a client of that namespace"))
+        query = {"fieldValidation": "Strict", "fieldManager": FIELD_MANAGER}
+        body = {**body, "metadata": {**body["metadata"], "namespace": self.namespace}}
+        return await self._api.call("POST", path, query=query, body=body)
+
+    async def _patch(self, name: str, change: Raw) -> AsyncJob:
+        query = {"fieldManager": FIELD_MANAGER}
+        path = f"{self._jobs}/{name}"
+        return self._job(await self._api.call("PATCH", path, query=query, body=change, content_type=MERGE_PATCH))
+
+    async def _watch(self, path: str, name: str, kind: str) -> AsyncGenerator[Raw, None]:
+        uid = None
+        async with aclosing(self._api.watch(path, name)) as versions:
+            async for raw in versions:
+                if raw is None:
+                    there_was = "there is no" if uid is None else "somebody has deleted"
+                    raise NotFound(f"{there_was} {kind} {name} in namespace {self.namespace}")
+                if uid not in (None, raw["metadata"]["uid"]):
+                    raise NotFound(f"somebody has deleted {kind} {name}; there is another one of that name now")
+                uid = raw["metadata"]["uid"]
+                yield raw
+
+    def _job(self, raw: Raw) -> AsyncJob:
+        job = AsyncJob.of(raw)
+        job._client = self
+        progress = job.status.progress if job.status is not None else None
+        if progress is not None and progress.loss is not None:
+            self._seen.setdefault(job.uid, {})[progress.step] = progress.loss
+        return job
+
+    def _service(self, raw: Raw) -> AsyncService:
+        service = AsyncService.of(raw)
+        service._client = self
+        return service
+
+
+class AsyncJob(TuningJobView):
+    """A TuningJob as it was at one moment, and what can be done with it."""
+
+    _client: AsyncTuningClient = PrivateAttr()
+    _losses: Sequence[LossPoint] = PrivateAttr(default=())
+
+    async def refresh(self) -> AsyncJob:
+        """The TuningJob as it is now."""
+        return await self._client.get(self.name)
+
+    def watch(self) -> AsyncGenerator[AsyncJob, None]:
+        """As AsyncTuningClient.watch."""
+        return self._client.watch(self.name)
+
+    async def wait(self, *, timeout_seconds: float | None = None, progress: bool | TextIO = True) -> AsyncJob:
+        """As AsyncTuningClient.wait."""
+        return await self._client.wait(self.name, timeout_seconds=timeout_seconds, progress=progress)
+
+    def logs(self, *, follow: bool = True) -> AsyncGenerator[str, None]:
+        """As AsyncTuningClient.logs."""
+        return self._client.logs(self.name, follow=follow)
+
+    async def losses(self) -> Sequence[LossPoint]:
+        """As AsyncTuningClient.losses; afterwards a notebook shows the curve."""
+        self._losses = await self._client.losses(self.name)
+        return self._losses
+
+    async def suspend(self) -> AsyncJob:
+        """As AsyncTuningClient.suspend."""
+        return await self._client.suspend(self.name)
+
+    async def resume(self) -> AsyncJob:
+        """As AsyncTuningClient.resume."""
+        return await self._client.resume(self.name)
+
+    async def delete(self) -> None:
+        """As AsyncTuningClient.delete."""
+        await self._client.delete(self.name)
+
+    async def serve(self, name: str | None = None, **fields: Unpack[ServeFields]) -> AsyncService:
+        """Serve this job's adapter on a route and service `name`, by default the job's own."""
+        return await self._client.serve(name or self.name, job=self, **fields)
+
+    def _repr_html_(self) -> str:
+        seen = self._client._seen.get(self.uid, {})
+        return job_html(self, self._losses or [LossPoint(*point) for point in sorted(seen.items())])
+
+
+class AsyncService(InferenceServiceView):
+    """An InferenceService as it was at one moment, and what can be done with it."""
+
+    _client: AsyncTuningClient = PrivateAttr()
+
+    async def refresh(self) -> AsyncService:
+        """The InferenceService as it is now."""
+        return await self._client.get_service(self.name)
+
+    async def wait(self, *, timeout_seconds: float | None = None, progress: bool | TextIO = True) -> AsyncService:
+        """As AsyncTuningClient.wait_service."""
+        return await self._client.wait_service(self.name, timeout_seconds=timeout_seconds, progress=progress)
+
+    async def chat(
+        self,
+        message: str | Sequence[Message],
+        *,
+        model: str | None = None,
+        api_key: str | None = None,
+        **parameters: Any,
+    ) -> ChatAnswer:
+        """As AsyncTuningClient.chat."""
+        return await self._client.chat(self.name, message, model=model, api_key=api_key, **parameters)
+
+    def chat_stream(
+        self,
+        message: str | Sequence[Message],
+        *,
+        model: str | None = None,
+        api_key: str | None = None,
+        **parameters: Any,
+    ) -> AsyncGenerator[str, None]:
+        """As AsyncTuningClient.chat_stream."""
+        return self._client.chat_stream(self.name, message, model=model, api_key=api_key, **parameters)
+
+    async def delete(self) -> None:
+        """As AsyncTuningClient.delete_service."""
+        await self._client.delete_service(self.name)
+
+    def _repr_html_(self) -> str:
+        return service_html(self)

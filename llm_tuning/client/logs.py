@@ -1,0 +1,155 @@
+"""The log of a TuningJob: the pods of the stage it is at (data check, then training), one after the other.
+
+A stream that is cut goes on after the last line that was seen, by the kubelet's own times.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from llm_tuning.api.kube import LABEL_ROLE, LABEL_UID
+from llm_tuning.client.api import PAUSES, Api, Query, Raw
+from llm_tuning.client.errors import NotFound, Unavailable
+from llm_tuning.client.objects import TuningJobView
+from llm_tuning.pod.contract import CHECK, TRAIN
+
+STAGES = (CHECK, TRAIN)
+LOOK_SECONDS = 2.0
+"""Between two looks for the next pod."""
+SILENT_SECONDS = 60.0
+"""A followed log without a line for so long is opened anew: a dead connection shows no other sign."""
+
+
+@dataclass(frozen=True)
+class LossPoint:
+    """The loss that a trainer has written down at a step."""
+
+    step: int
+    loss: float
+
+
+async def follow_logs(api: Api, jobs: str, name: str, *, follow: bool) -> AsyncGenerator[str, None]:
+    """Lines of the pods of TuningJob `name` in the collection `jobs`; with `follow` until it has finished.
+
+    It begins at the stage that runs now. Raises NotFound if there is no such TuningJob at the start.
+    """
+    job = TuningJobView.of(await api.call("GET", f"{jobs}/{name}"))
+    stages: tuple[str, ...] = STAGES
+    uid, seen = job.uid, set[str]()
+    while True:
+        pods = await pods_of(api, uid)
+        if not seen and any(pod["metadata"]["labels"][LABEL_ROLE] == TRAIN for pod in pods):
+            stages = (TRAIN,)
+        for pod in pods:
+            if pod["metadata"]["labels"][LABEL_ROLE] not in stages or pod["metadata"]["uid"] in seen:
+                continue
+            if not _has_started(pod) and not job.is_finished:
+                break  # the ones after it are later tries
+            seen.add(pod["metadata"]["uid"])
+            async with aclosing(_pod_lines(api, pod["metadata"]["name"], follow=follow)) as lines:
+                async for line in lines:
+                    yield line
+        else:
+            if not follow or job.is_finished:
+                return
+        if not follow:
+            return
+        await asyncio.sleep(LOOK_SECONDS)
+        try:
+            job = TuningJobView.of(await api.call("GET", f"{jobs}/{name}"))
+        except NotFound:
+            return
+        if job.uid != uid:  # a namesake; the one that was asked for has gone
+            return
+
+
+async def pods_of(api: Api, uid: str) -> list[Raw]:
+    """The pods that checked and trained, in the order in which they were made."""
+    path = f"/api/v1/namespaces/{api.connection.namespace}/pods"
+    selector = f"{LABEL_UID}={uid},{LABEL_ROLE} in ({','.join(STAGES)})"
+    pods: list[Raw] = (await api.call("GET", path, query={"labelSelector": selector}))["items"]
+    return sorted(pods, key=lambda pod: (pod["metadata"]["creationTimestamp"], pod["metadata"]["name"]))
+
+
+async def read_losses(api: Api, uid: str) -> list[LossPoint]:
+    """The loss curve as far as the trainers' logs have it: a point each ten seconds, none where the pods are gone."""
+    lines: list[str] = []
+    for pod in await pods_of(api, uid):
+        if pod["metadata"]["labels"][LABEL_ROLE] == TRAIN and _has_started(pod):
+            lines += [line async for line in _pod_lines(api, pod["metadata"]["name"], follow=False)]
+    return losses_in(lines)
+
+
+def losses_in(lines: Sequence[str]) -> list[LossPoint]:
+    """The points among a trainer's lines; a resumed run goes back to its checkpoint and its later word counts."""
+    found: dict[int, float] = {}
+    for line in lines:
+        try:
+            value: Any = json.loads(line) if line.startswith("{") else None
+            point = LossPoint(int(value["step"]), float(value["loss"])) if value else None
+        except (ValueError, KeyError, TypeError):
+            continue
+        if point is not None and math.isfinite(point.loss):
+            found = {step: loss for step, loss in found.items() if step < point.step} | {point.step: point.loss}
+    return [LossPoint(step, loss) for step, loss in sorted(found.items())]
+
+
+def _has_started(pod: Raw) -> bool:
+    """Whether its container has a log."""
+    status = pod.get("status", {})
+    states = [container.get("state", {}) for container in status.get("containerStatuses", [])]
+    return any("running" in state or "terminated" in state for state in states)
+
+
+async def _pod_lines(api: Api, pod: str, *, follow: bool) -> AsyncGenerator[str, None]:
+    path = f"/api/v1/namespaces/{api.connection.namespace}/pods/{pod}/log"
+    last, lines_at_last, attempt = "", 0, 0
+    while True:
+        query: Query = {"timestamps": "true"} | ({"follow": "true"} if follow else {})
+        query = {**query, "sinceTime": last} if last else query
+        again, opened = lines_at_last, time.monotonic()  # what was seen of that moment comes once more
+        try:
+            async with aclosing(api.lines("GET", path, params=query, silent_seconds=SILENT_SECONDS)) as lines:
+                async for line in lines:
+                    written, _, text = line.partition(" ")
+                    if last and _sortable(written) < _sortable(last):
+                        continue
+                    if written == last and again > 0:
+                        again -= 1
+                        continue
+                    lines_at_last = lines_at_last + 1 if written == last else 1
+                    last, attempt = written, 0
+                    yield text
+            if not follow or not await _is_running(api, pod):
+                return
+            await asyncio.sleep(LOOK_SECONDS)  # a kubelet that restarts ends the stream, not the container
+        except NotFound:  # the pod has gone, and its log with it
+            return
+        except Unavailable:
+            if time.monotonic() - opened >= SILENT_SECONDS:  # nothing is wrong with a trainer that says nothing
+                attempt = 0
+            if not follow or attempt >= len(PAUSES):
+                raise
+            await asyncio.sleep(PAUSES[attempt])
+            attempt += 1
+
+
+async def _is_running(api: Api, pod: str) -> bool:
+    try:
+        found = await api.call("GET", f"/api/v1/namespaces/{api.connection.namespace}/pods/{pod}")
+    except NotFound:
+        return False
+    return any("running" in container.get("state", {}) for container in found["status"].get("containerStatuses", []))
+
+
+def _sortable(written: str) -> str:
+    """RFC 3339 with nine digits of a second: the kubelet leaves zeros at the end out."""
+    whole, _, fraction = written.rstrip("Z").partition(".")
+    return f"{whole}.{fraction:0<9}"

@@ -1,0 +1,146 @@
+"""From the arguments of `tune` and `serve` to the objects that are sent, with the API server's own verdict before.
+
+What is sent is what was given: defaults are the server's, so that an object says what its author wanted and no more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict, cast
+
+from pydantic.alias_generators import to_camel
+
+from llm_tuning.api import inference_service, tuning_job
+from llm_tuning.api.base import ApiModel
+from llm_tuning.api.inference_service import (
+    ApiKeySecretRef,
+    InferenceService,
+    RolloutSpec,
+    Route,
+    ServedModelSpec,
+    ServeSpec,
+    ServiceResourcesSpec,
+    VllmSpec,
+)
+from llm_tuning.api.kube import API_VERSION, VolumeSpec
+from llm_tuning.api.tuning import LoraSpec, Mode, PpoSpec, TrainingSpec
+from llm_tuning.api.tuning_job import (
+    JobDatasetSpec,
+    JobModelSpec,
+    JobTrackingSpec,
+    ResourcesSpec,
+    TuningJob,
+)
+from llm_tuning.errors import InputError, Problem
+
+Raw = dict[str, Any]
+Group = Mapping[str, Any]
+"""A part of a spec as YAML has it: {"maxSteps": 4}; models do as well: TrainingSpec(max_steps=4)."""
+
+KINDS: Mapping[str, type[TuningJob | InferenceService]] = {
+    tuning_job.KIND: TuningJob,
+    inference_service.KIND: InferenceService,
+}
+
+
+class TuneFields(TypedDict, total=False):
+    """Fields of a TuningJob's spec; `model`, `dataset` and `volume` are needed. A text stands for its usual field."""
+
+    mode: Mode
+    model: str | Group | JobModelSpec
+    """A text is `model.path`."""
+    dataset: str | Group | JobDatasetSpec
+    """A text is `dataset.path`."""
+    volume: str | Group | VolumeSpec
+    """A text is `volume.claimName`."""
+    training: Group | TrainingSpec
+    lora: Group | LoraSpec
+    ppo: Group | PpoSpec
+    tracking: Group | JobTrackingSpec
+    resources: Group | ResourcesSpec
+    queue_name: str
+    suspend: bool
+    active_deadline_seconds: int
+    retries: int
+    ttl_seconds_after_finished: int
+    serve: str | Group | ServeSpec
+    """A text is `serve.name`."""
+
+
+class ServeFields(TypedDict, total=False):
+    """Fields of an InferenceService's spec. A text stands for its usual field."""
+
+    model: str | Group | ServedModelSpec
+    """A text is `model.path`."""
+    volume: str | Group | VolumeSpec
+    """A text is `volume.claimName`."""
+    routes: Sequence[Group | Route]
+    replicas: int
+    resources: Group | ServiceResourcesSpec
+    vllm: Group | VllmSpec
+    rollout: Group | RolloutSpec
+    api_key_secret: str | Group | ApiKeySecretRef
+    """A text is `apiKeySecret.name`."""
+
+
+_USUAL = {"model": "path", "dataset": "path", "volume": "claimName", "serve": "name", "apiKeySecret": "name"}
+
+
+def build_tuning_job(name: str | None, fields: TuneFields) -> Raw:
+    """A TuningJob with these fields; without a name the server makes one. Raises InputError with every problem."""
+    return checked(_object(tuning_job.KIND, name, f"{fields.get('mode') or 'sft'}-", cast(Group, fields)))
+
+
+def build_inference_service(name: str, fields: ServeFields) -> Raw:
+    """An InferenceService with these fields; raises InputError with every problem."""
+    return checked(_object(inference_service.KIND, name, "", cast(Group, fields)))
+
+
+def serving_fields(job: TuningJob, name: str) -> ServeFields:
+    """What serves the adapter of `job` on a route `name`: its base, its claim, and the job as the route's target."""
+    target = {"tuningJob": str(job.metadata["name"])}
+    return {
+        "model": job.spec.model.path,
+        "volume": job.spec.volume.claim_name,
+        "routes": [{"name": name, "targets": [target]}],
+    }
+
+
+def checked(values: Group | TuningJob | InferenceService) -> Raw:
+    """The object as it is sent, if the API server would take it; raises InputError with every problem."""
+    plain = cast(Raw, _plain(values))
+    kind = str(plain.get("kind"))
+    if kind not in KINDS or plain.get("apiVersion") != API_VERSION:
+        rule = f"must be {' or '.join(KINDS)} of {API_VERSION}, got {kind!r} of {plain.get('apiVersion')!r}"
+        raise InputError(Problem("kind", rule))
+    if not isinstance(plain.get("metadata"), dict):
+        raise InputError(Problem("metadata", "is required", "add it, with a name"))
+    KINDS[kind].parse({key: value for key, value in plain.items() if key != "status"})
+    return plain
+
+
+def _object(kind: str, name: str | None, prefix: str, fields: Group) -> Raw:
+    spec = {to_camel(key): value for key, value in fields.items()}
+    spec = {
+        key: {_USUAL[key]: value} if isinstance(value, str) and key in _USUAL else value for key, value in spec.items()
+    }
+    metadata = {"name": name} if name is not None else {"generateName": prefix}
+    return {"apiVersion": API_VERSION, "kind": kind, "metadata": metadata, "spec": spec}
+
+
+def _plain(value: Any) -> Any:
+    """Models as they are written on the wire, what was not set left out."""
+    if isinstance(value, ApiModel):
+        return value.model_dump(mode="json", by_alias=True, exclude_unset=True) | _identity(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return value
+
+
+def _identity(value: ApiModel) -> Raw:
+    """Kind and version of a whole object, which nobody sets by hand."""
+    if isinstance(value, TuningJob | InferenceService):
+        return {"apiVersion": value.api_version, "kind": value.kind}
+    return {}

@@ -1,0 +1,70 @@
+"""The plugin's command line. kubectl finds it as `kubectl-tuning` on the PATH and hands all arguments on."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from llm_tuning.errors import EXIT_INPUT, EXIT_TRY_AGAIN, InputError, Problem, TuningError
+
+COMMANDS = {
+    "submit": "create the TuningJobs and InferenceServices of a file",
+    "watch": "show how far one is, until it has finished or is ready",
+    "logs": "print the log of the stage that a TuningJob is at",
+    "plan": "estimate memory, steps and time of a TuningJob before it is submitted",
+    "explain": "say in a paragraph why one is where it is, and what to do",
+    "report": "print what a finished TuningJob has reached, and where its adapter is",
+}
+EXIT_FAILED = 1
+EXIT_INTERRUPTED = 130
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(Problem("", message, f"see {self.prog} --help"))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and their arguments."""
+    parser = _Parser(prog="kubectl tuning", description="Tune models on this cluster.", allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, text in COMMANDS.items():
+        added = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        importlib.import_module(f"llm_tuning.kubectl.{name}").add_arguments(added)
+        added.add_argument("-n", "--namespace", help="the namespace (default: that of the context)")
+        added.add_argument("--context", help="the context of the kubeconfig (default: the current one)")
+        added.add_argument("--kubeconfig", metavar="FILE", help="the kubeconfig (default: as kubectl finds it)")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code: 0, 64 (bad input), 75 (not in time), 1 (failed, or refused)."""
+    try:
+        args = build_parser().parse_args(arguments)
+        return int(importlib.import_module(f"llm_tuning.kubectl.{args.command}").run(args))
+    except InputError as error:
+        _say("\n".join(f"error: {problem}" for problem in error.problems))
+        return EXIT_INPUT
+    except TimeoutError as error:
+        _say(f"error: {error}")
+        return EXIT_TRY_AGAIN
+    except TuningError as error:
+        _say(f"error: {error}")
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # `| head` has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

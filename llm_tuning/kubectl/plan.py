@@ -1,0 +1,97 @@
+"""`kubectl tuning plan -f FILE`: does it fit, and how long may it take? It needs no cluster, but base and data."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from llm_tuning.api import TuningJob, tuning_job
+from llm_tuning.api.yaml import load_yaml_objects
+from llm_tuning.commands.tables import print_columns, print_table
+from llm_tuning.errors import EXIT_OK, InputError, Problem
+from llm_tuning.planning import Plan, Verdict, make_plan
+from llm_tuning.progress.bar import clock
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of this command."""
+    parser.add_argument("-f", "--filename", required=True, metavar="FILE", help="YAML file with TuningJobs")
+    parser.add_argument(
+        "--root", default=".", metavar="FOLDER", help="where the claim's files are on this machine (default: here)"
+    )
+    parser.add_argument("--base", metavar="FOLDER", help="the base model, where it is not below --root")
+    parser.add_argument("--dataset", metavar="FILE", help="the data set, where it is not below --root")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print a plan for each TuningJob; raises InputError where it would be refused, or where the base is not here."""
+    path = None if args.filename == "-" else Path(args.filename)
+    jobs = [values for values in load_yaml_objects(path) if values.get("kind") == tuning_job.KIND]
+    if not jobs:
+        raise InputError(Problem(args.filename, f"holds no {tuning_job.KIND}"))
+    for number, values in enumerate(jobs):
+        job = TuningJob.parse({key: value for key, value in values.items() if key != "status"})
+        base = Path(args.base) if args.base else Path(args.root) / job.spec.model.path
+        if not base.is_dir():
+            fix = "give a local copy with --base, or the folder of the claim's files with --root"
+            raise InputError(Problem("spec.model.path", f"there is no {base} on this machine", fix))
+        dataset = _dataset(args, job)
+        print("\n" * bool(number), end="")
+        show(str(job.metadata.get("name") or "the TuningJob"), make_plan(job.spec, base=base, dataset=dataset))
+    return EXIT_OK
+
+
+def _dataset(args: argparse.Namespace, job: TuningJob) -> Path | None:
+    if args.dataset:
+        return Path(args.dataset)
+    if job.spec.dataset.path is None:
+        return None
+    path = Path(args.root) / job.spec.dataset.path
+    return path if path.exists() else None
+
+
+def show(name: str, plan: Plan) -> None:
+    """Print a plan."""
+    setting, steps = plan.setting, plan.steps
+    device = "one GPU" if setting.cuda else "the pod"
+    facts = [["base", f"{plan.shape.path} ({plan.shape.parameters:,} parameters)"]]
+    facts.append(["adapter", f"rank {setting.rank}, {plan.adapter_parameters:,} parameters"])
+    if plan.rows is not None:
+        rows = plan.rows
+        facts.append(["rows", f"{rows.count:,}, {rows.tokens:,} tokens, longest {rows.longest:,}"])
+    elif plan.report is None:
+        facts.append(["rows", "the data set is not on this machine: no steps and no time (give it with --dataset)"])
+    else:
+        facts.append(["rows", f"{plan.report.kept:,}; the base has no tokenizer.json: no tokens and no time"])
+    if steps is not None:
+        of = f"{steps.rows_per_step} rows a step, {steps.epochs:.3g} epochs, {steps.held_out} rows held out"
+        facts.append(["steps", f"{steps.total:,} ({of})"])
+    print(f"{name}: {plan.device_gib:.1f} GiB on {device}")
+    print_columns(facts, indent="  ")
+    print()
+    bill = [[part.name, f"{part.size / 2**30:.2f}", part.how] for part in plan.parts]
+    print_table(["memory", "GiB", "of what"], [*bill, ["sum", f"{plan.device_gib:.2f}", ""]])
+    if plan.verdicts:
+        print()
+        print_table(["GPU", "fits", "time", "why, or what would help"], [_line(plan, v) for v in plan.verdicts])
+    print()
+    enough = "enough" if plan.pod_fits else f"not enough: set resources.memory to {plan.host_gib * 1.1:.0f}Gi or more"
+    print(f"pod memory: {plan.host_gib:.1f} GiB needed, {plan.pod_gib:.1f} GiB given, {enough}")
+    for note in plan.notes:
+        print(f"note: {note}")
+
+
+def _line(plan: Plan, verdict: Verdict) -> list[str]:
+    gpu = verdict.gpu
+    size = f"{gpu.gigabytes} GB ({gpu.card})"
+    if verdict.fits:
+        return [size, "yes", _time(verdict.seconds), f"{gpu.usable_gib - plan.device_gib:.1f} GiB stay free"]
+    over = f"{plan.device_gib - gpu.usable_gib:.1f} GiB too much"
+    return [size, "no", "", f"{over}; {f'would fit with {verdict.remedy}' if verdict.remedy else 'a larger GPU'}"]
+
+
+def _time(seconds: tuple[float, float] | None) -> str:
+    if seconds is None:
+        return ""
+    shortest, longest = seconds
+    return "under a minute" if longest < 60 else f"{clock(shortest)} to {clock(longest)}"

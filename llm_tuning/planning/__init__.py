@@ -1,0 +1,8 @@
+"""Memory, steps and time of a tuning run before it is started: estimates by formulas that stand beside their sources.
+
+Nothing is loaded and nothing is measured; see `memory` and `work` for what is left out.
+"""
+
+from llm_tuning.planning.plan import Plan, Verdict, make_plan
+
+__all__ = ["Plan", "Verdict", "make_plan"]

@@ -1,0 +1,148 @@
+"""What a trainer allocates on its device, part by part.
+
+Symbols: T tokens of a pass, L layers, h hidden size, Q and K elements of query and key, I intermediate size, V
+vocabulary, r rank, P parameters of the adapter, b bytes of a number in the pass (2 in bf16, 4 in fp32).
+
+- Base: its parameters in b bytes, frozen, so without gradients or optimizer states. In 4 bits: NF4 with double
+  quantisation, 4.127 bits a number (QLoRA, arXiv 2305.14314, section 3); embeddings, output layer and norms stay whole.
+- Adapter: weights, gradients and AdamW's two moments in fp32, 16 P (as in ZeRO, arXiv 1910.02054, section 3.1, without
+  its fp16 copies). Autocast keeps a bf16 copy of the weights while a pass goes on. Several GPUs and ppo lay the
+  gradients end to end once more, and their sum.
+- Activations: what autograd keeps for the backward pass of a decoder whose matrices are frozen. A frozen matrix keeps
+  nothing of its input. Kept are: the fp32 input of each norm; query, key, value and output of the attention (flash
+  attention, arXiv 2205.14135: no T x T scores); gate, up and activated gate of the MLP; the input of each adapter (with
+  dropout one of its own and the mask, 1 byte on CUDA); and r numbers between A and B. Checkpointing keeps each layer's
+  input instead (arXiv 1604.06174), and all of one layer at a time.
+- Output layer: `token_loss` and `chunked_head` keep h numbers a learned token and see a chunk of logits at a time; a
+  head with a scale or soft cap makes all T x V logits.
+- Passing: gradients on their way through a layer, taken as four tensors of its widest size.
+
+Not modelled: convolutions and recurrent states, attention that is not flash (soft caps, sinks), the fused experts of a
+mixture. Fragmentation is taken as a tenth of the activations, and the CUDA context with cuBLAS's workspace as 0.8 GiB:
+both assumptions, not yet measured by this project.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llm_tuning.api.tuning import Mode
+from llm_tuning.planning.shape import Linear, ModelShape, distinct_inputs
+
+GIB = 2**30
+CUDA_CONTEXT_BYTES = int(0.8 * GIB)
+PROCESS_BYTES = GIB
+"""A Python process with torch, transformers, PEFT, TRL and MLflow; for training on a CPU, and beside a GPU."""
+FRAGMENTATION = 0.1
+FOUR_BITS = 4.127 / 8
+LOGITS_AT_A_TIME = 2**22
+"""Elements, as token_loss.CHUNK_ELEMENTS."""
+POSITIONS_AT_A_TIME = 256
+"""As chunked_head.CHUNK_TOKENS."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a run goes through the model."""
+
+    mode: Mode
+    rank: int
+    dropout: bool
+    tokens: int
+    """Of the largest pass."""
+    learned: int
+    """Learned ones among them, at most."""
+    number_bytes: int
+    """2 in bf16, 4 in fp32."""
+    four_bits: bool
+    checkpointing: bool
+    cuda: bool
+    processes: int
+    """One for each GPU."""
+    start_adapter: bool
+
+
+@dataclass(frozen=True)
+class Part:
+    """One entry of the bill."""
+
+    name: str
+    size: int
+    """Bytes."""
+    how: str
+
+
+def adapter_parameters(targets: tuple[Linear, ...], rank: int) -> int:
+    """LoRA's A (rank x inputs) and B (outputs x rank) of each (arXiv 2106.09685, section 4.1)."""
+    return sum(rank * (linear.inputs + linear.outputs) for linear in targets)
+
+
+def base_bytes(shape: ModelShape, setting: Setting) -> int:
+    """The frozen base on the device."""
+    if not setting.four_bits:
+        return shape.parameters * setting.number_bytes
+    quantised = sum(linear.size for linear in shape.linears)
+    return int(quantised * FOUR_BITS) + (shape.parameters - quantised) * setting.number_bytes
+
+
+def activation_bytes(shape: ModelShape, targets: tuple[Linear, ...], setting: Setting) -> int:
+    """All that autograd keeps of a pass, up to the last norm."""
+    b, tokens = setting.number_bytes, setting.tokens
+    kept = 4 * shape.norms
+    kept += shape.layers * b * (2 * shape.query + 2 * shape.key + 3 * shape.intermediate)
+    if setting.dropout:
+        mask = 1 if setting.cuda else b
+        kept += int(sum(linear.inputs * linear.share for linear in targets) * (b + mask))
+    else:
+        kept += int(distinct_inputs(targets) * b)
+    kept += int(sum(linear.share for linear in targets) * b * setting.rank)
+    if setting.checkpointing:
+        return tokens * (shape.layers * b * shape.hidden + kept // shape.layers)
+    return tokens * kept
+
+
+def head_bytes(shape: ModelShape, setting: Setting) -> int:
+    """From the last hidden states to the loss."""
+    b, vocabulary = setting.number_bytes, shape.vocabulary
+    states = setting.learned * shape.hidden * 2 * b
+    if setting.mode == "ppo":
+        states += setting.learned * shape.hidden * 4  # the value head reads them in fp32
+        return states + POSITIONS_AT_A_TIME * vocabulary * (b + 8)
+    if not shape.head_is_plain:
+        return setting.tokens * vocabulary * (2 * b + 8)
+    return states + min(LOGITS_AT_A_TIME, setting.learned * vocabulary) * (b + 8)
+
+
+def device_parts(shape: ModelShape, targets: tuple[Linear, ...], setting: Setting) -> list[Part]:
+    """The bill of one device, largest entries and all."""
+    count, b = adapter_parameters(targets, setting.rank), setting.number_bytes
+    width = max(shape.intermediate, shape.query + 2 * shape.key, shape.hidden)
+    activations = activation_bytes(shape, targets, setting)
+    dtype = "4 bits" if setting.four_bits else {2: "bf16", 4: "fp32"}[b]
+    gathered = setting.processes > 1 or setting.mode == "ppo"
+    how = "checkpointed" if setting.checkpointing else "all layers"
+    parts = [
+        Part("base", base_bytes(shape, setting), f"{shape.parameters:,} parameters in {dtype}"),
+        Part("adapter", count * (4 + (b if b != 4 else 0)), f"{count:,} parameters in fp32"),
+        Part("gradients", count * (4 + (8 if gathered else 0)), "of the adapter, fp32"),
+        Part("optimizer", count * 8, "AdamW's two moments, fp32"),
+        Part("start adapter", count * 4 if setting.start_adapter else 0, "a frozen copy"),
+        Part("activations", activations, f"{setting.tokens:,} tokens a pass, {how}"),
+        Part("output layer", head_bytes(shape, setting), "hidden states, and a chunk of the logits"),
+        Part("passing", 4 * setting.tokens * width * b, "gradients within a layer"),
+        Part("fragmentation", int(FRAGMENTATION * activations), f"assumed: {FRAGMENTATION:.0%} of the activations"),
+    ]
+    if setting.cuda:
+        parts.append(Part("CUDA context", CUDA_CONTEXT_BYTES, "assumed"))
+    else:
+        parts.append(Part("process", PROCESS_BYTES, "assumed: Python and its libraries"))
+    return [part for part in parts if part.size]
+
+
+def host_bytes(shape: ModelShape, setting: Setting) -> int:
+    """Memory of the pod beside GPUs: each process reads the base into it, in the precision of the run, and sends it on.
+
+    In 4 bits weights go to the GPU one after the other.
+    """
+    base = 0 if setting.four_bits else shape.parameters * setting.number_bytes
+    return setting.processes * (base + PROCESS_BYTES)

@@ -1,0 +1,144 @@
+"""The sizes of a base model that memory and work depend on, from config.json and the headers of its weights."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llm_tuning.api.tuning import ALL_LINEAR, LoraSpec
+from llm_tuning.base_model import inspect_base, tensor_shapes
+from llm_tuning.errors import InputError, Problem
+
+_IN_A_LAYER = re.compile(r"\.(\d+)\.")
+_SHARED_INPUTS = ({"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"})
+"""Layers of one block that read the same tensor."""
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A weight matrix of a layer; `name` is its module's last word."""
+
+    name: str
+    layer: int
+    inputs: int
+    outputs: int
+    share: float = 1.0
+    """Of the tokens that go through it: an expert sees some only."""
+
+    @property
+    def size(self) -> int:
+        return self.inputs * self.outputs
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What is known of a base without loading it."""
+
+    path: Path
+    parameters: int
+    hidden: int
+    layers: int
+    vocabulary: int
+    query: int
+    """Heads times head size."""
+    key: int
+    """The same of keys, and of values."""
+    intermediate: int
+    norms: int
+    """Elements that the norms of all layers, and the last one, read for each token."""
+    linears: tuple[Linear, ...]
+    head_is_plain: bool
+    """No scale or soft cap after the output layer, as far as config.json says."""
+    experts: int
+    """0 for a dense model."""
+
+    def targets(self, lora: LoraSpec) -> tuple[Linear, ...]:
+        """The matrices that get an adapter; raises InputError where there are none."""
+        if lora.target_modules == ALL_LINEAR:
+            return self.linears
+        names = {name.rpartition(".")[2] for name in lora.target_modules.split(",")}
+        found = tuple(linear for linear in self.linears if linear.name in names)
+        if not found:
+            known = ", ".join(sorted({linear.name for linear in self.linears}))
+            rule = f"{lora.target_modules} names no linear module of this model"
+            raise InputError(Problem("spec.lora.targetModules", rule, f"it has {known}"))
+        return found
+
+
+def distinct_inputs(linears: tuple[Linear, ...]) -> float:
+    """Elements of the inputs of all of them for a token, where layers that read the same tensor count once."""
+    seen: dict[tuple[int, str], float] = {}
+    for linear in linears:
+        group = next((min(names) for names in _SHARED_INPUTS if linear.name in names), linear.name)
+        seen[linear.layer, group] = linear.inputs * linear.share
+    return sum(seen.values())
+
+
+def read_shape(folder: Path) -> ModelShape:
+    """The shape of the base in `folder`; raises InputError where it is none, or one whose sizes are not known here."""
+    base = inspect_base(folder)
+    whole: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = whole.get("text_config") or whole
+    hidden, layers, heads = (
+        _size(folder, config, *names)
+        for names in (("hidden_size", "n_embd"), ("num_hidden_layers", "n_layer"), ("num_attention_heads", "n_head"))
+    )
+    vocabulary = _size(folder, config, "vocab_size")
+    head_size = int(config.get("head_dim") or hidden // heads)
+    key_heads = int(config.get("num_key_value_heads") or heads)
+    experts = int(config.get("num_experts") or config.get("num_local_experts") or config.get("n_routed_experts") or 0)
+    active = int(config.get("num_experts_per_tok") or 1)
+    shapes = tensor_shapes(base)
+    linears = tuple(_linears(shapes, vocabulary, share=active / experts if experts else 1.0))
+    if not linears:
+        raise InputError(Problem(f"model {folder}", "has no linear layers by their names", "a plan is not possible"))
+    query, key = heads * head_size, key_heads * head_size
+    return ModelShape(
+        path=folder,
+        parameters=base.parameters,
+        hidden=hidden,
+        layers=layers,
+        vocabulary=vocabulary,
+        query=query,
+        key=key,
+        intermediate=int(config.get("intermediate_size") or config.get("n_inner") or 4 * hidden),
+        norms=_norms(shapes, query, key),
+        linears=linears,
+        head_is_plain=not any(
+            config.get(name) for name in ("final_logit_softcapping", "logit_scale", "logits_scaling")
+        ),
+        experts=experts,
+    )
+
+
+def _size(folder: Path, config: dict[str, Any], *names: str) -> int:
+    for name in names:
+        if isinstance(config.get(name), int):
+            return int(config[name])
+    raise InputError(Problem(f"model {folder}: config.json", f"lacks {names[0]}", "a plan is not possible without it"))
+
+
+def _linears(shapes: dict[str, tuple[int, ...]], vocabulary: int, *, share: float) -> list[Linear]:
+    """PEFT's `all-linear`: every matrix of a layer but the output layer; embeddings are none."""
+    found = []
+    for name, shape in shapes.items():
+        layer = _IN_A_LAYER.search(name)
+        if layer is None or len(shape) != 2 or not name.endswith(".weight") or vocabulary in shape:
+            continue
+        module = name.removesuffix(".weight").rpartition(".")[2]
+        outputs, inputs = shape
+        found.append(Linear(module, int(layer[1]), inputs, outputs, share if ".experts." in name else 1.0))
+    return found
+
+
+def _norms(shapes: dict[str, tuple[int, ...]], query: int, key: int) -> int:
+    """A norm of heads has one head's size and reads all of them."""
+    total = 0
+    for name, shape in shapes.items():
+        module = name.removesuffix(".weight").rpartition(".")[2]
+        if len(shape) == 1 and name.endswith(".weight") and ("norm" in module or module.startswith("ln_")):
+            total += query if module == "q_norm" else key if module == "k_norm" else shape[0]
+    return total

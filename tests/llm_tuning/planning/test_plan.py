@@ -1,0 +1,213 @@
+"""Steps as the trainer takes them, operations as torch counts them, and verdicts that say what would help."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from llm_tuning.api.tuning import TrainingSpec
+from llm_tuning.api.tuning_job import TuningJobSpec
+from llm_tuning.data.check import DatasetRefused
+from llm_tuning.data.splitting import split
+from llm_tuning.errors import InputError
+from llm_tuning.planning import make_plan
+from llm_tuning.planning.memory import Setting
+from llm_tuning.planning.plan import GPUS
+from llm_tuning.planning.shape import read_shape
+from llm_tuning.planning.work import Rows, Steps, count_steps, run_operations
+from llm_tuning.trainers.batching import StepBatches
+from llm_tuning.trainers.policy import attach_lora, load_base_model
+from llm_tuning.trainers.token_loss import TokenLoss
+
+
+def spec(**changed: Any) -> TuningJobSpec:
+    values = {"model": {"path": "base/tiny"}, "dataset": {"path": "faq.jsonl"}, "volume": {"claimName": "tuning"}}
+    return TuningJobSpec.parse({**values, **changed})
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """40 rows."""
+    path = tmp_path / "faq.jsonl"
+    rows = [{"prompt": f"What is {i} plus {i}?", "output": f"It is {2 * i}."} for i in range(40)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def large_base(tmp_path: Path, tiny_base: Path) -> Callable[..., Path]:
+    """Headers of a Llama of 8 billion parameters; the weights are a hole in a sparse file."""
+
+    def make(**config: Any) -> Path:
+        folder = tmp_path / "large"
+        folder.mkdir()
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            (folder / name).write_bytes((tiny_base / name).read_bytes())
+        hidden, layers, inner, key, vocabulary = 4096, 32, 14336, 1024, 128_256
+        sizes = {
+            "architectures": ["LlamaForCausalLM"],
+            "hidden_size": hidden,
+            "num_hidden_layers": layers,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "intermediate_size": inner,
+            "vocab_size": vocabulary,
+        }
+        (folder / "config.json").write_text(json.dumps({**sizes, **config}))
+        shapes: dict[str, list[int]] = {"model.embed_tokens.weight": [vocabulary, hidden]}
+        for n in range(layers):
+            layer = f"model.layers.{n}"
+            shapes[f"{layer}.self_attn.q_proj.weight"] = shapes[f"{layer}.self_attn.o_proj.weight"] = [hidden, hidden]
+            shapes[f"{layer}.self_attn.k_proj.weight"] = shapes[f"{layer}.self_attn.v_proj.weight"] = [key, hidden]
+            shapes[f"{layer}.mlp.gate_proj.weight"] = shapes[f"{layer}.mlp.up_proj.weight"] = [inner, hidden]
+            shapes[f"{layer}.mlp.down_proj.weight"] = [hidden, inner]
+            shapes[f"{layer}.input_layernorm.weight"] = shapes[f"{layer}.post_attention_layernorm.weight"] = [hidden]
+        shapes |= {"model.norm.weight": [hidden], "lm_head.weight": [vocabulary, hidden]}
+        header, at = {}, 0
+        for name, shape in shapes.items():
+            size = 2 * (shape[0] * shape[1] if len(shape) == 2 else shape[0])
+            header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [at, at + size]}
+            at += size
+        text = json.dumps(header).encode()
+        with (folder / "model.safetensors").open("wb") as stream:
+            stream.write(struct.pack("<Q", len(text)) + text)
+            stream.truncate(8 + len(text) + at)
+        return folder
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("rows", "training", "processes"),
+    [
+        (19, {}, 1),
+        (20, {}, 1),
+        (1000, {"batch_size": 4, "gradient_accumulation_steps": 2, "epochs": 3}, 2),
+        (1000, {"max_steps": 7}, 1),
+        (1000, {"eval_fraction": 0.0}, 3),
+    ],
+)
+def test_steps_are_those_that_the_trainer_takes(rows: int, training: dict[str, Any], processes: int) -> None:
+    asked = TrainingSpec(**training)
+    kept, held_out = split(rows, asked.eval_fraction, asked.seed)
+    batches = StepBatches(
+        kept, batch_size=asked.batch_size, grad_accum=asked.gradient_accumulation_steps, seed=1, world=processes
+    )
+    found = count_steps(rows, asked, processes=processes)
+    assert (found.training_rows, found.held_out) == (len(kept), len(held_out))
+    assert (found.per_epoch, found.total) == (len(batches), batches.total_steps(asked.epochs, asked.max_steps))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_operations_are_those_that_torch_counts(tiny_base: Path, checkpointing: bool) -> None:
+    """One step on two rows, forward and backward, with attention written out, which makes both halves of the scores.
+
+    The first layer's q, k and v need no gradient of their inputs: with two layers that shows (6 %)."""
+    length = 128
+    model = attach_lora(
+        load_base_model(tiny_base, device="cpu", dtype=torch.float32),
+        rank=4,
+        alpha=8,
+        dropout=0.0,
+        target_modules="all-linear",
+        seed=0,
+    )
+    loss = TokenLoss(model, device="cpu", dtype=torch.float32)
+    if checkpointing:
+        model.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
+    ids = torch.arange(2 * length)[None] % 500
+    labels = ids.clone()
+    labels[0, [0, length]] = -100
+    with FlopCounterMode(display=False) as counted, sdpa_kernel(SDPBackend.MATH):
+        loss.sum({"input_ids": ids, "labels": labels, "row_lengths": [length, length]}).backward()
+    setting = Setting(
+        mode="sft",
+        rank=4,
+        dropout=False,
+        tokens=2 * length,
+        learned=2 * length,
+        number_bytes=4,
+        four_bits=False,
+        checkpointing=checkpointing,
+        cuda=False,
+        processes=1,
+        start_adapter=False,
+    )
+    shape = read_shape(tiny_base)
+    shape = replace(shape, query=2 * shape.query)
+    steps = Steps(training_rows=2, held_out=0, rows_per_step=2, per_epoch=1, total=1)
+    rows = Rows(count=2, tokens=2 * length, learned=2 * (length - 1), longest=length)
+    expected = run_operations(shape, shape.linears, setting, rows=rows, steps=steps, training=TrainingSpec())
+    assert 0.99 <= expected / counted.get_total_flops() <= 1.06
+
+
+def test_eight_billion_parameters_on_each_size(large_base: Callable[..., Path], dataset: Path) -> None:
+    base = large_base()
+    plan = make_plan(spec(resources={"gpus": 1, "memory": "8Gi"}), base=base, dataset=dataset)
+    assert plan.shape.parameters == 8_030_261_248, "Llama 3.1 8B"
+    assert plan.adapter_parameters == 41_943_040, "as PEFT prints it for rank 16"
+    assert plan.steps is not None
+    assert (plan.steps.total, plan.steps.held_out) == (5, 2)
+    fits = {verdict.gpu.gigabytes: verdict.fits for verdict in plan.verdicts}
+    assert list(fits) == [gpu.gigabytes for gpu in GPUS]
+    assert fits[80]
+    assert not fits[16]
+    assert list(fits.values()) == sorted(fits.values()), "what fits on a size fits on a larger one"
+    assert 15 <= plan.host_gib <= 17
+    assert not plan.pod_fits
+    times = [verdict.seconds for verdict in plan.verdicts if verdict.fits]
+    assert all(time is not None and 0 < time[0] < time[1] for time in times)
+
+
+def test_long_rows_need_a_remedy_that_works(large_base: Callable[..., Path]) -> None:
+    base = large_base()
+    asked: dict[str, Any] = {"maxLength": 8192}
+    plan = make_plan(spec(training=asked), base=base, dataset=None)
+    assert plan.setting.tokens == 8192, "a row is never cut into passes"
+    assert plan.steps is None
+    assert {verdict.seconds for verdict in plan.verdicts} == {None}
+    remedies = {verdict.gpu.gigabytes: verdict.remedy for verdict in plan.verdicts if not verdict.fits}
+    assert remedies[80] == "training.gradientCheckpointing: true"
+    better = make_plan(spec(training={**asked, "gradientCheckpointing": True}), base=base, dataset=None)
+    assert next(verdict.fits for verdict in better.verdicts if verdict.gpu.gigabytes == 80)
+    assert remedies[16].startswith("model.quantization: 4bit"), remedies[16]
+    four_bits = spec(training={**asked, "gradientCheckpointing": True}, model={"path": "b", "quantization": "4bit"})
+    assert next(verdict.fits for verdict in make_plan(four_bits, base=base, dataset=None).verdicts)
+
+
+def test_on_the_cpu_the_pods_memory_decides(tiny_base: Path, dataset: Path) -> None:
+    plan = make_plan(spec(resources={"gpus": 0, "memory": "4G"}), base=tiny_base, dataset=dataset)
+    assert plan.verdicts == []
+    assert plan.pod_fits
+    assert plan.pod_gib == pytest.approx(4e9 / 2**30)
+    small = make_plan(spec(resources={"gpus": 0, "memory": "900Mi"}), base=tiny_base, dataset=dataset)
+    assert not small.pod_fits
+
+
+def test_rows_that_would_be_refused_are_refused_here(tiny_base: Path, dataset: Path) -> None:
+    dataset.write_text(dataset.read_text() + '{"prompt": "no answer"}\n')
+    with pytest.raises(DatasetRefused, match="row 41"):
+        make_plan(spec(), base=tiny_base, dataset=dataset)
+
+
+def test_a_base_that_is_none_and_a_module_that_is_none(tiny_base: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="does not exist"):
+        make_plan(spec(), base=tmp_path / "none", dataset=None)
+    with pytest.raises(InputError, match=r"spec\.lora\.targetModules: c_attn names no linear module.*q_proj"):
+        make_plan(spec(lora={"targetModules": "c_attn"}), base=tiny_base, dataset=None)
+
+
+def test_what_is_not_modelled_is_said(large_base: Callable[..., Path]) -> None:
+    plan = make_plan(spec(), base=large_base(final_logit_softcapping=30.0, num_experts=8), dataset=None)
+    assert any("mixture of experts" in note for note in plan.notes)
+    assert any("logits" in note for note in plan.notes)
+    assert any("estimate" in note for note in plan.notes)

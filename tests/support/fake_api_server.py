@@ -1,0 +1,251 @@
+"""An API server's answers on loopback, for what a real one cannot be asked to do: forget versions, break off, refuse.
+
+It keeps TuningJobs, InferenceServices, pods and their logs as dicts, speaks lists, watches and Status objects in the
+shapes of kube-apiserver 1.36, and does once what `next_answers` and `next_watches` tell it. It does not validate.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from aiohttp import web
+
+from llm_tuning.api.kube import API_VERSION, LABEL_JOB, LABEL_ROLE, LABEL_UID
+from llm_tuning.client import Connection
+
+Raw = dict[str, Any]
+NAMESPACE = "team"
+CUSTOM = f"/apis/{API_VERSION}/namespaces/{NAMESPACE}"
+TIME = "2026-11-29T08:00:00Z"
+
+Script = Callable[[web.StreamResponse, web.Request], Awaitable[None]]
+
+
+def status_object(code: int, reason: str, message: str, **details: Any) -> web.Response:
+    """The API server's answer to what it refuses."""
+    body = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": message}
+    body |= {"reason": reason, "code": code} | ({"details": details} if details else {})
+    return web.json_response(body, status=code)
+
+
+class FakeApiServer:
+    """`await start()` it; `connection` leads to it."""
+
+    def __init__(self) -> None:
+        self.objects: dict[str, dict[str, Raw]] = {"tuningjobs": {}, "inferenceservices": {}}
+        self.pods: list[Raw] = []
+        self.logs: dict[str, list[tuple[str, str]]] = {}
+        """By pod: times and lines. A pod that `is_running` keeps its followers."""
+        self.requests: list[tuple[str, str, dict[str, str], Any]] = []
+        """Method, path with query, headers and body of each."""
+        self.next_answers: deque[web.Response] = deque()
+        """Instead of the next requests that are no watches."""
+        self.next_watches: deque[web.Response | Script] = deque()
+        """Instead of the next watches: an answer, or what writes the stream."""
+        self.next_logs: deque[Script] = deque()
+        self.service: Callable[[web.Request], Awaitable[web.StreamResponse]] | None = None
+        """What stands behind the service proxy."""
+        self._version = 100
+        self._changed = asyncio.Condition()
+        self._history: list[tuple[int, str, str, Raw]] = []
+        self._runner: web.AppRunner | None = None
+        self.port = 0
+
+    async def start(self) -> None:
+        app = web.Application()
+        app.router.add_route("*", CUSTOM + "/{plural}", self._collection)
+        app.router.add_route("*", CUSTOM + "/{plural}/{name}", self._one)
+        app.router.add_get(f"/api/v1/namespaces/{NAMESPACE}/pods", self._list_pods)
+        app.router.add_get(f"/api/v1/namespaces/{NAMESPACE}/pods/{{pod}}", self._pod)
+        app.router.add_get(f"/api/v1/namespaces/{NAMESPACE}/pods/{{pod}}/log", self._log)
+        app.router.add_route("*", f"/api/v1/namespaces/{NAMESPACE}/services/{{service}}/proxy/{{path:.*}}", self._proxy)
+        self._runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", self.port)
+        await site.start()
+        self.port = self._runner.addresses[0][1]
+
+    async def stop(self) -> None:
+        """Cut all connections; `start` listens on the same port again."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+
+    @property
+    def connection(self) -> Connection:
+        return Connection(f"http://127.0.0.1:{self.port}", namespace=NAMESPACE)
+
+    # --- the cluster's part ------------------------------------------------------------------------------------------
+
+    async def put(self, plural: str, name: str, *, spec: Raw | None = None, status: Raw | None = None) -> Raw:
+        """Make or change an object, as a user or the operator does."""
+        before = self.objects[plural].get(name)
+        raw: Raw = copy.deepcopy(before) if before else self._fresh(plural, {"metadata": {"name": name}})
+        raw |= {"spec": spec} if spec is not None else {}
+        raw |= {"status": status} if status is not None else {}
+        return await self._store(plural, raw, "MODIFIED" if before else "ADDED")
+
+    async def remove(self, plural: str, name: str) -> None:
+        await self._store(plural, self.objects[plural].pop(name), "DELETED")
+
+    def add_pod(
+        self, job: str, role: str, name: str, *, state: str = "terminated", lines: list[str] | None = None
+    ) -> Raw:
+        """A pod of a TuningJob in order of time, with its log."""
+        number = len(self.pods)
+        labels = {LABEL_JOB: job, LABEL_UID: f"uid-{job}", LABEL_ROLE: role}
+        pod = {
+            "metadata": {
+                "name": name,
+                "uid": f"uid-{name}",
+                "labels": labels,
+                "creationTimestamp": f"2026-11-29T08:00:{number:02}Z",
+            },
+            "status": {"containerStatuses": [{"name": "main", "state": {state: {}}}]},
+        }
+        self.pods.append(pod)
+        self.logs[name] = [(f"2026-11-29T08:01:00.{n + 1:03}Z", line) for n, line in enumerate(lines or [])]
+        return pod
+
+    def set_state(self, name: str, state: str) -> None:
+        for pod in self.pods:
+            if pod["metadata"]["name"] == name:
+                pod["status"]["containerStatuses"][0]["state"] = {state: {}}
+
+    def skip(self, versions: int) -> int:
+        """As if others had written so often; returns the newest version."""
+        self._version += versions
+        return self._version
+
+    def _fresh(self, plural: str, body: Raw) -> Raw:
+        name = body["metadata"].get("name") or body["metadata"]["generateName"] + "x7k2p"
+        kind = {"tuningjobs": "TuningJob", "inferenceservices": "InferenceService"}[plural]
+        metadata = {
+            "name": name,
+            "namespace": NAMESPACE,
+            "uid": f"uid-{name}",
+            "generation": 1,
+            "creationTimestamp": TIME,
+        }
+        return {**body, "apiVersion": API_VERSION, "kind": kind, "metadata": metadata}
+
+    async def _store(self, plural: str, raw: Raw, event: str) -> Raw:
+        self._version += 1
+        raw["metadata"]["resourceVersion"] = str(self._version)
+        if event != "DELETED":
+            self.objects[plural][raw["metadata"]["name"]] = raw
+        async with self._changed:
+            self._history.append((self._version, plural, event, copy.deepcopy(raw)))
+            self._changed.notify_all()
+        return raw
+
+    # --- requests ----------------------------------------------------------------------------------------------------
+
+    async def _keep(self, request: web.Request) -> Any:
+        text = await request.text()
+        body = json.loads(text) if text else None
+        self.requests.append((request.method, request.path_qs, dict(request.headers), body))
+        return body
+
+    def paths(self, method: str) -> list[str]:
+        """Without queries."""
+        return [path.partition("?")[0] for verb, path, _, _ in self.requests if verb == method]
+
+    async def _collection(self, request: web.Request) -> web.StreamResponse:
+        body, plural = await self._keep(request), request.match_info["plural"]
+        if request.query.get("watch") == "true":
+            return await self._watch(request, plural)
+        if self.next_answers:
+            return self.next_answers.popleft()
+        if request.method == "POST":
+            raw = self._fresh(plural, body)
+            name = raw["metadata"]["name"]
+            if name in self.objects[plural]:
+                return status_object(409, "AlreadyExists", f'{plural}.{API_VERSION} "{name}" already exists')
+            return web.json_response(await self._store(plural, raw, "ADDED"), status=201)
+        name = request.query.get("fieldSelector", "").removeprefix("metadata.name=")
+        items = [raw for raw in self.objects[plural].values() if name in ("", raw["metadata"]["name"])]
+        return web.json_response({"kind": "List", "metadata": {"resourceVersion": str(self._version)}, "items": items})
+
+    async def _one(self, request: web.Request) -> web.StreamResponse:
+        body, plural, name = await self._keep(request), request.match_info["plural"], request.match_info["name"]
+        if self.next_answers:
+            return self.next_answers.popleft()
+        if name not in self.objects[plural]:
+            return status_object(404, "NotFound", f'{plural}.tuning.llmtuning.dev "{name}" not found')
+        if request.method == "DELETE":
+            await self.remove(plural, name)
+            return web.json_response({"kind": "Status", "status": "Success"})
+        if request.method == "PATCH":
+            raw = self.objects[plural][name]
+            raw["spec"] |= body["spec"]
+            return web.json_response(await self._store(plural, raw, "MODIFIED"))
+        return web.json_response(self.objects[plural][name])
+
+    async def _watch(self, request: web.Request, plural: str) -> web.StreamResponse:
+        script = self.next_watches.popleft() if self.next_watches else None
+        if isinstance(script, web.Response):
+            return script
+        response = web.StreamResponse(headers={"Content-Type": "application/json"})
+        await response.prepare(request)
+        if script is not None:
+            await script(response, request)
+            return response
+        name = request.query["fieldSelector"].removeprefix("metadata.name=")
+        seen = int(request.query["resourceVersion"])
+        while True:
+            newest = self._version
+            for version, kind, event, raw in list(self._history):
+                if version > seen and kind == plural and raw["metadata"]["name"] == name:
+                    await write_event(response, event, raw)
+            seen = max(seen, newest)
+            async with self._changed:
+                await self._changed.wait_for(lambda after=seen: self._version > after)
+
+    async def _list_pods(self, request: web.Request) -> web.StreamResponse:
+        await self._keep(request)
+        if self.next_answers:
+            return self.next_answers.popleft()
+        uid = request.query["labelSelector"].partition(",")[0].removeprefix(f"{LABEL_UID}=")
+        return web.json_response({"items": [pod for pod in self.pods if pod["metadata"]["labels"][LABEL_UID] == uid]})
+
+    async def _pod(self, request: web.Request) -> web.StreamResponse:
+        await self._keep(request)
+        for pod in self.pods:
+            if pod["metadata"]["name"] == request.match_info["pod"]:
+                return web.json_response(pod)
+        return status_object(404, "NotFound", "no such pod")
+
+    async def _log(self, request: web.Request) -> web.StreamResponse:
+        await self._keep(request)
+        pod = request.match_info["pod"]
+        response = web.StreamResponse(headers={"Content-Type": "text/plain"})
+        if self.next_logs:
+            await response.prepare(request)
+            await self.next_logs.popleft()(response, request)
+            return response
+        since = request.query.get("sinceTime", "")
+        text = "".join(f"{time} {line}\n" for time, line in self.logs[pod] if time >= since)
+        return web.Response(text=text)
+
+    async def _proxy(self, request: web.Request) -> web.StreamResponse:
+        await self._keep(request)
+        if self.service is None:
+            return status_object(503, "ServiceUnavailable", 'no endpoints available for service "faq"')
+        return await self.service(request)
+
+
+async def write_event(response: web.StreamResponse, kind: str, raw: Raw) -> None:
+    """One event of a watch."""
+    await response.write(json.dumps({"type": kind, "object": raw}).encode() + b"\n")
+
+
+def cut(request: web.Request) -> None:
+    """End the connection as a dying network does."""
+    assert request.transport is not None
+    request.transport.abort()
