@@ -381,7 +381,7 @@ def two_ranks(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
         )
         for rank in range(2)
     ]
-    ended = [process.communicate(timeout=240) for process in processes]
+    ended = [process.communicate(timeout=480) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], [errors[-3000:] for _, errors in ended]
     return {"folder": folder, "ranks": [json.loads(output.splitlines()[-1]) for output, _ in ended]}
 
