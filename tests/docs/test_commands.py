@@ -19,7 +19,18 @@ from tests.support.pages import PAGES, READMES, ROOT, blocks, command_lines, lin
 
 HELM_VERBS = {"install", "upgrade", "rollback", "uninstall", "test", "status", "history", "get", "template", "show"}
 OF_RESOURCES = {"get", "describe", "delete", "wait", "explain", "patch", "scale", "edit", "label", "annotate"}
-KUBECTL_VERBS = OF_RESOURCES | {"apply", "create", "logs", "cp", "exec", "port-forward", "rollout", "config", "auth"}
+KUBECTL_VERBS = OF_RESOURCES | {
+    "apply",
+    "create",
+    "logs",
+    "cp",
+    "exec",
+    "port-forward",
+    "rollout",
+    "config",
+    "auth",
+    "tuning",
+}
 RESOURCES = {
     *("tj", "tuningjob", "tuningjobs", "tuningjobs.tuning.llmtuning.dev", "tuning"),
     *("tisvc", "inferenceservices.tuning.llmtuning.dev", "isvc"),
@@ -27,7 +38,7 @@ RESOURCES = {
     *("secret", "lease", "endpointslices", "crd", "namespace", "generic", "configmap"),
 }
 BEFORE_THE_VERB = {"-n", "--namespace", "--context", "--kubeconfig"}
-THE_READERS_OWN = {"faq.yaml"}
+THE_READERS_OWN = {"faq.yaml", "job.yaml"}
 """Files that a page tells to write."""
 
 

@@ -14,7 +14,7 @@ from llm_tuning.api.yaml import load_yaml_mapping
 from tests.support.pages import PAGES, ROOT, shown_name, yaml_documents
 
 OURS: dict[str, type[TuningJob | InferenceService]] = {"TuningJob": TuningJob, "InferenceService": InferenceService}
-OTHERS = {"Secret", "ClusterRole", "ResourceQuota"}
+OTHERS = {"Secret", "Role", "ClusterRole", "ResourceQuota"}
 HELM_VALUES = yaml.safe_load((ROOT / "charts/llm-tuning/values.yaml").read_text())
 DOCUMENTS = [
     pytest.param(page, text, id=f"{shown_name(page)}: {text.splitlines()[0]}")

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from devcluster.cluster import Cluster
+from llm_tuning.client import NotServed, TuningClient
 from tests.support.devcluster import own_cluster
 from tests.support.images.stand_in.clients import API_KEY
 from tests.support.serving import (
@@ -188,6 +189,19 @@ def test_all_adapters_are_proven_on_both_replicas(serving: Serving) -> None:
     assert ask(serving, "ft_a")[0] == 404, "clients know routes, not model_ids"
     assert ask(serving, BASE, path="/v1/load_lora_adapter")[0] == 404, "the engine's own paths stay inside"
     serving.clients.since()
+
+
+def test_the_client_asks_through_the_api_server(serving: Serving) -> None:
+    """A whole answer and a streamed one, from outside of the cluster."""
+    with TuningClient(kubeconfig=serving.cluster.kubeconfig, namespace=serving.namespace.name) as client:
+        for route, name in ROUTES.items():
+            how: dict[str, Any] = {"model": route, "max_tokens": ANSWER_TOKENS, "temperature": 0}
+            answer = client.chat(SERVICE, "What is a tuple?", **how)
+            assert (answer.text, answer.model_id) == (serving.files.answers[name], name)
+            streamed = "".join(client.chat_stream(SERVICE, "What is a tuple?", **how))
+            assert streamed == serving.files.answers[name]
+        with pytest.raises(NotServed, match="there is no model 'nobody' here"):
+            client.chat(SERVICE, "hello", model="nobody")
 
 
 def test_an_engine_is_killed(serving: Serving) -> None:

@@ -123,7 +123,7 @@ class FakeApiServer:
         return self._version
 
     def _fresh(self, plural: str, body: Raw) -> Raw:
-        name = body["metadata"].get("name") or body["metadata"]["generateName"] + "x7k2p"
+        name = body["metadata"].get("name") or f"{body['metadata']['generateName']}x{self._version}"
         kind = {"tuningjobs": "TuningJob", "inferenceservices": "InferenceService"}[plural]
         metadata = {
             "name": name,

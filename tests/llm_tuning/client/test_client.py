@@ -104,7 +104,7 @@ async def test_tune_sends_what_was_given_and_no_more(server: FakeApiServer, clie
 async def test_without_a_name_the_server_makes_one(server: FakeApiServer, client: AsyncTuningClient) -> None:
     job = await client.tune(mode="ppo", model="base/tiny", dataset="d.jsonl", volume="tuning")
     assert server.requests[-1][3]["metadata"]["generateName"] == "ppo-"
-    assert job.name == "ppo-x7k2p"
+    assert job.name == "ppo-x100"
 
 
 async def test_create_takes_objects_as_yaml_has_them_and_models(

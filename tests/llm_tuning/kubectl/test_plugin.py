@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import io
+import signal
+import sys
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from llm_tuning.kubectl.main import COMMANDS, main
 from tests.llm_tuning.client.conftest import FAILED, SPEC, SUCCEEDED, condition, training
 from tests.support.fake_api_server import FakeApiServer
 
+ROOT = Path(__file__).resolve().parents[3]
 Call = Callable[..., Awaitable[tuple[int, str, str]]]
 
 
@@ -217,3 +221,16 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
         main([command, "--help"])
     assert ended.value.code == 0
     assert COMMANDS[command] in " ".join(capsys.readouterr().out.split())
+
+
+async def test_ctrl_c_ends_the_watching_at_once_and_not_the_job(server: FakeApiServer) -> None:
+    await server.put("tuningjobs", "faq", spec=SPEC, status=training(1))
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "llm_tuning.kubectl.main", "watch", "faq", stdout=PIPE, stderr=PIPE, cwd=ROOT
+    )
+    assert process.stderr is not None
+    assert b"faq: Training" in await asyncio.wait_for(process.stderr.readline(), 20)
+    process.send_signal(signal.SIGINT)
+    out, err = await asyncio.wait_for(process.communicate(), 10)
+    assert (process.returncode, out, err) == (130, b"", b"")
+    assert server.paths("DELETE") == server.paths("PATCH") == []

@@ -1,0 +1,336 @@
+"""The Python client and the plugin on a real node, with an operator in its pod and the stand-in for a trainer."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from devcluster.cluster import bin_dir
+from llm_tuning.client import AsyncTuningClient, Conflict, Forbidden, NotFound, NotServed, TuningClient, TuningFailed
+from llm_tuning.client.explain import explain_job
+from llm_tuning.errors import InputError
+from tests.support.api_proxy import ApiProxy
+from tests.support.tuning_namespace import (
+    CLAIM,
+    STAND_IN_IMAGE,
+    TuningNamespace,
+    pod,
+    tuning_job,
+    tuning_namespace,
+    wait_until,
+)
+
+pytestmark = pytest.mark.e2e
+
+ROOT = Path(__file__).resolve().parents[2]
+ACCOUNT = "ml-engineer"
+ANSWER = """
+import http.server, json, sys, time
+
+class Agent(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.headers.get("X-Api-Key") != "secret":
+            return self.answer(401, {"error": {"message": "an API key is required", "code": "invalid_api_key"}})
+        if not body.get("stream"):
+            said = f"{self.headers.get('Authorization')} {body['model']} {body['messages'][-1]['content']}"
+            return self.answer(200, {"choices": [{"message": {"content": said}}], "usage": {"total_tokens": 3}})
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Connection", "close")
+        self.end_headers()
+        for number in range(3):
+            event = {"choices": [{"delta": {"content": str(number)}}]}
+            self.wfile.write(f"data: {json.dumps(event)}\\n\\n".encode())
+            self.wfile.flush()
+            time.sleep(0.7)
+        self.wfile.write(b"data: [DONE]\\n\\n")
+
+    def answer(self, status, value):
+        data = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("X-Model-Id", "ft_a")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+http.server.ThreadingHTTPServer(("0.0.0.0", 8080), Agent).serve_forever()
+"""
+
+
+@pytest.fixture(scope="module")
+def space(cluster: Any) -> Iterator[TuningNamespace]:
+    """A namespace whose trainer is the stand-in."""
+    with tuning_namespace(cluster) as namespace:
+        yield namespace
+
+
+@pytest.fixture(scope="module")
+def kubeconfig(space: TuningNamespace, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a user with a token and the rights that docs/client.md names, and no others."""
+    text = (ROOT / "docs" / "client.md").read_text(encoding="utf-8")
+    role = yaml.safe_load(text.split("```yaml\n", 1)[1].split("```", 1)[0])
+    name = role["metadata"]["name"]
+    space.apply(role, {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": ACCOUNT}})
+    space.kubectl("create", "rolebinding", name, f"--role={name}", f"--serviceaccount={space.name}:{ACCOUNT}")
+    config = yaml.safe_load(space.cluster.kubeconfig.read_text())
+    user = {"name": ACCOUNT, "user": {"token": space.kubectl("create", "token", ACCOUNT, "--duration=1h").strip()}}
+    context = {"cluster": config["clusters"][0]["name"], "user": ACCOUNT, "namespace": space.name}
+    _embed_authority(config["clusters"][0]["cluster"], space.cluster.kubeconfig.parent)
+    made = {**config, "users": [user], "contexts": [{"name": "c", "context": context}], "current-context": "c"}
+    path = tmp_path_factory.mktemp("user") / "kubeconfig"
+    path.write_text(yaml.safe_dump(made))
+    return path
+
+
+def _embed_authority(cluster: dict[str, Any], folder: Path) -> None:
+    """A path beside the administrator's kubeconfig would not be found beside this one."""
+    if "certificate-authority" in cluster:
+        data = (folder / cluster.pop("certificate-authority")).read_bytes()
+        cluster["certificate-authority-data"] = base64.b64encode(data).decode()
+
+
+@pytest.fixture(scope="module")
+def client(kubeconfig: Path) -> Iterator[TuningClient]:
+    with TuningClient(kubeconfig=kubeconfig) as made:
+        yield made
+
+
+def fields(*, stand_in: str = "", **further: Any) -> dict[str, Any]:
+    """Arguments of `tune` for a small job; `stand_in` tells the stand-in what to do."""
+    spec = tuning_job("x", stand_in=stand_in)["spec"]
+    return (
+        {"model": "base/tiny", "dataset": "datasets/good.jsonl", "volume": CLAIM}
+        | {key: spec[key] for key in ("resources", "retries", "tracking") if key in spec}
+        | further
+    )
+
+
+def test_the_whole_chain_in_one_line(client: TuningClient, space: TuningNamespace) -> None:
+    service = (
+        client.tune("chain", **fields(stand_in="sleep=3")).wait(timeout_seconds=120).serve("chain-live", replicas=0)
+    )
+    made = space.get("inferenceservices.tuning.llmtuning.dev", "chain-live")
+    assert made is not None
+    assert made["spec"]["routes"] == [{"name": "chain-live", "targets": [{"tuningJob": "chain", "weight": 1}]}]
+    assert [found.name for found in client.list_services()] == ["chain-live"]
+    job = client.get("chain")
+    assert job.has_succeeded
+    assert job.status is not None
+    assert job.status.evaluation is not None
+    assert job.status.evaluation.tuned_loss == 1.5
+    assert "chain has succeeded: the adapter is in models/ft_sft_tiny_" in explain_job(job)
+    html = job._repr_html_()
+    assert "held out loss" in html
+    assert "<svg" in html, "this client has seen the losses"
+    service.delete()
+    with pytest.raises(Conflict, match="already exists"):
+        client.tune("chain", **fields())
+    job.delete()
+    with pytest.raises(NotFound):
+        client.get("chain")
+
+
+def test_progress_comes_while_it_trains(client: TuningClient) -> None:
+    client.tune("steps", **fields(stand_in="sleep=12"))
+    seen = [(job.phase, job.snapshot().step) for job in client.watch("steps")]
+    assert seen[0][0] == "Pending" or seen[0][1] == 0
+    assert any(phase == "Training" and step > 0 for phase, step in seen)
+    assert seen[-1][0] == "Succeeded"
+
+
+def test_logs_follow_from_the_check_to_the_end(client: TuningClient) -> None:
+    client.tune("logs", **fields(stand_in="sleep=5"))
+    lines = list(client.logs("logs"))
+    checked = next(n for n, line in enumerate(lines) if line.startswith("DatasetValid: 40 of 40 rows are kept"))
+    trained = next(n for n, line in enumerate(lines) if line.startswith("Trained: "))
+    assert checked < trained
+    again = list(client.logs("logs", follow=False))
+    assert again
+    assert not any("DatasetValid" in line for line in again), "the stage that it is at"
+
+
+def test_bad_data_raises_the_reason_and_the_row(client: TuningClient) -> None:
+    job = client.tune("bad", **fields(dataset="datasets/bad.jsonl"))
+    with pytest.raises(TuningFailed) as failed:
+        job.wait(timeout_seconds=120)
+    assert failed.value.reason == "DatasetInvalid"
+    assert "row" in failed.value.message
+    assert "delete it (kubectl delete tj bad)" in explain_job(client.get("bad"))
+
+
+def test_what_the_server_refuses_names_the_same_fields(kubeconfig: Path) -> None:
+    """Sent past the client's own check; a name too long is a rule's, a rank too low is the schema's."""
+
+    async def ask() -> None:
+        async with AsyncTuningClient(kubeconfig=kubeconfig) as client:
+            body = tuning_job("refused", lora={"rank": 0}, retries=-1)
+            with pytest.raises(InputError) as refused:
+                await client._create(client._jobs, body)
+            assert {"spec.lora.rank", "spec.retries"} <= {problem.where for problem in refused.value.problems}
+            with pytest.raises(InputError, match="unknown field"):
+                await client._create(client._jobs, tuning_job("refused", surprise=1))
+
+    asyncio.run(ask())
+
+
+def test_suspend_and_resume(client: TuningClient, space: TuningNamespace) -> None:
+    client.tune("pause", **fields(stand_in="sleep=8"), suspend=True)
+    space.wait("pause", "Suspended")
+    job = client.get("pause")
+    assert job.phase == "Suspended"
+    assert "Nothing of it runs, by its own spec" in explain_job(job)
+    assert job.resume().wait(timeout_seconds=120).has_succeeded
+
+
+def test_a_stuck_job_is_explained_while_it_is_waited_for(
+    client: TuningClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = client.tune("stuck", **fields(volume="no-such-claim"))
+    with pytest.raises(TimeoutError, match=r"ClaimNotFound: .*no-such-claim"):
+        job.wait(timeout_seconds=40)
+    assert "ClaimNotFound" in capsys.readouterr().err
+    assert "It cannot go on" in explain_job(job.refresh())
+    job.delete()
+
+
+def test_a_watch_outlives_connections_that_are_cut(space: TuningNamespace, tmp_path: Path) -> None:
+    with ApiProxy(space.cluster.kubeconfig) as proxy:
+        file = proxy.kubeconfig(tmp_path / "proxy", namespace=space.name)
+        with TuningClient(kubeconfig=file) as client:
+            client.tune("cut", **fields(stand_in="sleep=8"))
+            cuts: list[int] = []
+            stop = threading.Event()
+
+            def cut() -> None:
+                while not stop.wait(1.0):
+                    cuts.append(proxy.cut_watches())
+
+            cutting = threading.Thread(target=cut)
+            cutting.start()
+            try:
+                assert client.wait("cut", timeout_seconds=120).has_succeeded
+            finally:
+                stop.set()
+                cutting.join()
+            assert sum(cuts) >= 3
+
+
+def test_two_at_once_without_blocking(kubeconfig: Path) -> None:
+    async def both() -> list[str]:
+        async with AsyncTuningClient(kubeconfig=kubeconfig) as client:
+            jobs = [await client.tune(**fields(stand_in="sleep=3")) for _ in range(2)]
+            done = await asyncio.gather(*(job.wait(timeout_seconds=120) for job in jobs))
+            return [job.name for job in done if job.has_succeeded]
+
+    names = asyncio.run(both())
+    assert len(set(names)) == 2
+    assert all(name.startswith("sft-") for name in names)
+
+
+def test_chat_goes_through_the_service_proxy(client: TuningClient, space: TuningNamespace) -> None:
+    """What stands behind the Service tells what has come through; the InferenceService itself has no replicas."""
+    answering = pod("answering", STAND_IN_IMAGE, ["python", "-u", "-c", ANSWER], claim=None)
+    answering["metadata"]["labels"] = {"app": "answering"}
+    space.apply(answering)
+    space.kubectl("wait", "--for=condition=Ready", "pod/answering", "--timeout=60s")
+    routes = [{"name": "faq", "targets": [{"modelId": "ft_a"}]}]
+    client.serve("asked", model="base/tiny", volume=CLAIM, routes=routes, replicas=0)
+    port = {"name": "http", "port": 80, "targetPort": 8080}
+    wait_until(lambda: space.get("service", "asked") is not None, 30, "the operator's Service")
+    space.kubectl("scale", "deployment", "llm-tuning-operator", "--replicas=0")
+    try:
+        space.kubectl("delete", "service", "asked", "--ignore-not-found")
+        spec = {"selector": {"app": "answering"}, "ports": [port]}
+        space.apply({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "asked"}, "spec": spec})
+
+        def answers() -> bool:
+            with contextlib.suppress(ConnectionError):  # while the endpoints of the Service come
+                return bool(client.chat("asked", "hello", api_key="secret"))
+            return False
+
+        wait_until(answers, 30, "an answer")
+        answer = client.chat("asked", "hello", api_key="secret", max_tokens=3)
+        assert str(answer) == "None faq hello", "the API server has kept the Authorization header for itself"
+        assert answer.model_id == "ft_a"
+        with pytest.raises(NotServed, match="give api_key"):
+            client.chat("asked", "hello")
+        began, times = time.monotonic(), []
+        pieces = []
+        for piece in client.chat_stream("asked", "count", api_key="secret"):
+            pieces.append(piece)
+            times.append(time.monotonic() - began)
+        assert pieces == ["0", "1", "2"]
+        assert times[-1] - times[0] > 1.0, "they come while they are made"
+    finally:
+        space.kubectl("scale", "deployment", "llm-tuning-operator", "--replicas=1")
+        client.delete_service("asked")
+
+
+def test_without_the_right_it_is_said(client: TuningClient, space: TuningNamespace, kubeconfig: Path) -> None:
+    with (
+        TuningClient(kubeconfig=kubeconfig, namespace="kube-system") as other,
+        pytest.raises(Forbidden, match=r'cannot list resource "tuningjobs".*docs/client\.md'),
+    ):
+        other.list()
+    space.kubectl("patch", "role", "llm-tuning-user", "--type=json", "-p", '[{"op": "remove", "path": "/rules/3"}]')
+    client.serve("unheard", model="base/tiny", volume=CLAIM, replicas=0)
+
+    def refusal() -> str:
+        try:
+            client.chat("unheard", "hello")
+        except (Forbidden, ConnectionError, NotServed) as error:
+            return str(error)
+        return ""
+
+    # The authorizer hears of the change in a moment.
+    wait_until(lambda: 'cannot create resource "services/proxy"' in refusal(), 20, refusal)
+    client.delete_service("unheard")
+
+
+def test_the_plugin_by_kubectl(space: TuningNamespace, kubeconfig: Path, tmp_path: Path) -> None:
+    (tmp_path / "kubectl-tuning").write_text(f'#!/bin/sh\nexec {sys.executable} -m llm_tuning.kubectl.main "$@"\n')
+    (tmp_path / "kubectl-tuning").chmod(0o755)
+    environment = {
+        **os.environ,
+        "PATH": f"{tmp_path}:{bin_dir()}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "KUBECONFIG": str(kubeconfig),
+    }
+
+    def tuning(*arguments: str, input: str = "") -> subprocess.CompletedProcess[str]:
+        command = [str(bin_dir() / "kubectl"), "tuning", *arguments]
+        return subprocess.run(
+            command, input=input, env=environment, capture_output=True, text=True, check=False, timeout=150
+        )
+
+    job = json.dumps(tuning_job("plugged", stand_in="sleep=3"))
+    submitted = tuning("submit", "-f", "-", "--watch", input=job)
+    assert submitted.returncode == 0, submitted.stderr
+    assert submitted.stdout.splitlines()[0] == "tuningjob.tuning.llmtuning.dev/plugged created"
+    assert "TuningJob plugged: Training" in submitted.stderr
+    assert tuning("watch", "plugged").returncode == 0
+    report = tuning("report", "plugged").stdout
+    assert "models/ft_sft_tiny_" in report
+    assert "loss (nats a token)" in report
+    assert "plugged has succeeded" in tuning("explain", "plugged").stdout
+    assert "Trained: " in tuning("logs", "plugged").stdout
+    refused = tuning("submit", "-f", "-", input=json.dumps(tuning_job("x", lora={"rank": 0})))
+    assert refused.returncode == 64
+    assert "spec.lora.rank: must be at least 1, got 0" in refused.stderr
