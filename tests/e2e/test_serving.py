@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -150,29 +150,44 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
         yield made
 
 
-def ask(
-    serving: Serving, route: str, path: str = "/v1/chat/completions", *, key: str = API_KEY, **further: Any
-) -> tuple[int, str, dict[str, Any]]:
-    """Status, X-Model-Id and body of one request from inside the cluster."""
+Asked = tuple[int, str, dict[str, Any]]
+"""Status, X-Model-Id and body of a request."""
+
+
+def ask(serving: Serving, route: str, path: str = "/v1/chat/completions", *, key: str = API_KEY) -> Asked:
+    """One request from inside the cluster."""
+    return ask_as(serving, route, [None], path=path, key=key)[0]
+
+
+def ask_as(
+    serving: Serving,
+    route: str,
+    users: Sequence[str | None],
+    *,
+    path: str = "/v1/chat/completions",
+    key: str = API_KEY,
+) -> list[Asked]:
+    """The same request for each user, one after the other."""
     body = {
         "model": route,
         "messages": [{"role": "user", "content": "What is a tuple?"}],
         "max_tokens": ANSWER_TOKENS,
         "temperature": 0,
-        **further,
     }
+    bodies = [body if user is None else {**body, "user": user} for user in users]
     code = f"""
 import json, urllib.request, urllib.error
-body = {json.dumps(body)!r}.encode()
-request = urllib.request.Request("http://{SERVICE}{path}", body, {{"Content-Type": "application/json"}})
-request.add_header("Authorization", "Bearer {key}")
-try:
-    answer = urllib.request.urlopen(request, timeout=30)
-except urllib.error.HTTPError as error:
-    answer = error
-print(json.dumps([answer.status, answer.headers.get("X-Model-Id") or "", json.loads(answer.read() or b"null")]))
+for body in json.loads({json.dumps(bodies)!r}):
+    head = {{"Content-Type": "application/json", "Authorization": "Bearer {key}"}}
+    request = urllib.request.Request("http://{SERVICE}{path}", json.dumps(body).encode(), head)
+    try:
+        answer = urllib.request.urlopen(request, timeout=30)
+    except urllib.error.HTTPError as error:
+        answer = error
+    print(json.dumps([answer.status, answer.headers.get("X-Model-Id") or "", json.loads(answer.read() or b"null")]))
 """
-    return tuple(json.loads(serving.namespace.kubectl("exec", "clients", "--", "python", "-c", code)))  # type: ignore[return-value]
+    said = serving.namespace.kubectl("exec", "clients", "--", "python", "-c", code)
+    return [tuple(json.loads(line)) for line in said.splitlines()]
 
 
 def test_all_adapters_are_proven_on_both_replicas(serving: Serving) -> None:
@@ -241,11 +256,14 @@ def test_the_list_of_adapters_changes(serving: Serving) -> None:
         lambda: len(status_of(serving.namespace, SERVICE)["adapters"]) == 3 and serving.is_whole(), 60, "attached"
     )
     print(f"fault: adapter attached on both replicas after {time.monotonic() - began:.1f} s")
-    served = [ask(serving, "canary", user=f"user-{n}")[1] for n in range(20)]
+    users = [f"user-{n}" for n in range(20)]
+    served = [name for _, name, _ in ask_as(serving, "canary", users)]
     assert set(served) == {"ft_a", "ft_later"}
-    assert served == [ask(serving, "canary", user=f"user-{n}")[1] for n in range(20)], "each user stays"
+    assert served == [name for _, name, _ in ask_as(serving, "canary", users)], "each user stays"
     serving.apply({"a": "ft_a", "b": "ft_b", "canary": [{"modelId": "ft_a", "weight": 0}, {"modelId": "ft_later"}]})
-    wait_until(lambda: {ask(serving, "canary")[1] for _ in range(4)} == {"ft_later"}, 20, "the other weights")
+    wait_until(
+        lambda: {name for _, name, _ in ask_as(serving, "canary", [None] * 4)} == {"ft_later"}, 20, "the other weights"
+    )
     serving.apply(ROUTES)
     wait_until(lambda: ask(serving, "canary")[0] == 404, 20, "the route is gone")
     met = serving.settle("list of adapters changed")
