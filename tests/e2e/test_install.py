@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
+from devcluster.cluster import KubectlError
 from tests.support.operator_rights import CHAIN, DENIED, OPERATOR, OWN, TLS, may
 from tests.support.tuning_namespace import CHART, TuningNamespace, tuning_namespace, wait_until
 
@@ -83,9 +85,11 @@ def test_a_damaged_authority_is_said_and_its_deletion_heals(space: TuningNamespa
     space.kubectl("rollout", "restart", f"deployment/{OPERATOR}")
 
     def says() -> bool:
-        pods = space.list("pods", f"app.kubernetes.io/name={OPERATOR}")
-        logs = [space.kubectl("logs", pod["metadata"]["name"], "--ignore-errors") for pod in pods]
-        return any(f"kubectl -n {space.name} delete secret {TLS}" in log for log in logs)
+        for pod in space.list("pods", f"app.kubernetes.io/name={OPERATOR}"):
+            with suppress(KubectlError):  # the pod of before may go between the two looks
+                if f"kubectl -n {space.name} delete secret {TLS}" in space.kubectl("logs", pod["metadata"]["name"]):
+                    return True
+        return False
 
     wait_until(says, 60, "the way out in the operator's log")
     space.kubectl("delete", "secret", TLS)
