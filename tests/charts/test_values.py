@@ -88,8 +88,8 @@ IMAGE_NAMES = [
     "operator",
     "localhost/llm-tuning/operator:dev",
     "registry.example:5000/team/operator",
-    f"ghcr.io/team/operator{DIGEST}",
-    f"ghcr.io/team/operator:1.2.3{DIGEST}",
+    f"registry.example:5000/team/operator{DIGEST}",
+    f"registry.example:5000/team/operator:1.2.3{DIGEST}",
 ]
 
 
