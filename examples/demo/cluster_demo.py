@@ -48,8 +48,13 @@ WITHOUT_ROOT = """The demo starts a real Kubernetes node, which needs root. With
   docker build -t localhost/llm-tuning/trainer:dev -f trainer_image/Dockerfile .
   docker build -t localhost/llm-tuning/vllm:dev -f devcluster/images/vllm/Dockerfile .
   kind load docker-image --name llm-tuning localhost/llm-tuning/{operator,trainer,vllm}:dev
-  helm install llm-tuning charts/llm-tuning --namespace tuning-demo --create-namespace
-  kubectl apply -f examples/tuningjob.yaml
+  kubectl apply -f examples/demo/cluster/namespace.yaml
+  helm install llm-tuning charts/llm-tuning --namespace tuning-demo --wait \\
+    --set images.operator=localhost/llm-tuning/operator:dev \\
+    --set images.trainer=localhost/llm-tuning/trainer:dev \\
+    --set images.vllm=localhost/llm-tuning/vllm:dev
+
+and go on in docs/start-platform.md with "A first TuningJob";
 
 or `make demo-local`, which needs neither root nor a cluster."""
 

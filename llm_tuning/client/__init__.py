@@ -1,6 +1,6 @@
 """TuningJobs and InferenceServices from Python: `TuningClient`, and `AsyncTuningClient` for callers with an event loop.
 
-It needs the extra `client` (`pip install 'llm-tuning[client]'`), and neither torch nor kopf nor MLflow.
+It needs the extra `client` (`pip install '.[client]'` in a clone), and neither torch nor kopf nor MLflow.
 """
 
 from llm_tuning.client.aio import AsyncJob, AsyncService, AsyncTuningClient

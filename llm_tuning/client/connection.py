@@ -54,7 +54,7 @@ class Connection:
             from kubernetes import config as kube_config
         except ImportError:
             raise InputError(
-                Problem("", "the client needs the package kubernetes", "pip install 'llm-tuning[client]'")
+                Problem("", "the client needs the package kubernetes", "install llm-tuning with its extra `client`")
             ) from None
         config: Any = kube_config  # untyped
         configuration: Any = client.Configuration()

@@ -11,6 +11,7 @@ from llm_tuning.data.check import check_dataset
 from llm_tuning.data.report import Report
 from llm_tuning.devices import tokens_per_pass
 from llm_tuning.planning.memory import (
+    CUDA_CONTEXT_BYTES,
     GIB,
     Part,
     Setting,
@@ -204,7 +205,7 @@ def _notes(shape: ModelShape, setting: Setting) -> list[str]:
     if not shape.head_is_plain and setting.mode == "sft":
         notes.append("this model scales or caps its logits, so that all of them are held in memory")
     largest = activation_bytes(shape, shape.linears, setting)
-    if setting.cuda and largest > base_bytes(shape, setting) and not setting.checkpointing:
+    if setting.cuda and largest > base_bytes(shape, setting) + CUDA_CONTEXT_BYTES and not setting.checkpointing:
         notes.append("most are activations: training.gradientCheckpointing makes them small, and a run a third slower")
     return notes
 

@@ -18,7 +18,7 @@ from llm_tuning.errors import EXIT_INPUT, InputError, TuningError
 from tuning_operator.agents import Agents
 from tuning_operator.cluster import Cluster
 from tuning_operator.constants import LEASE_NAME, RESYNC_SECONDS
-from tuning_operator.errors import ClusterError
+from tuning_operator.errors import ClusterError, Forbidden, NotFound
 from tuning_operator.health import Health, HealthServer
 from tuning_operator.lease import Lease
 from tuning_operator.logs import set_up_logging
@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 
 TLS_RENEWAL_SECONDS = 30.0
 """Between two looks at certificates that somebody else renews, days before the old ones end."""
+WATCH_END_SECONDS = 2.0
+"""For watches that are told to end."""
 DEAF_SECONDS = 30.0
 """What a list shows, a watch has told of so long before, or it is deaf."""
 
@@ -59,6 +61,9 @@ class Operator:
         self.lease = Lease(cluster, settings.namespace, LEASE_NAME, instance)
         self.health = Health(lambda: self.worker.busy_since | self.service_worker.busy_since)
         self.stop = asyncio.Event()
+        self._closed: frozenset[str] = frozenset()
+        """Watched namespaces that the last list was not let into: deleted, or without the Role."""
+        self._closed_changed = asyncio.Event()
         metrics.watch(self.store, self.queue)
         cluster.guard = self.lease.check
 
@@ -79,26 +84,24 @@ class Operator:
         hold = asyncio.create_task(self.lease.hold())
         progress: ProgressServer | None = None
         tls_folder = TlsFolder(self.settings.tls_folder) if self.settings.tls_folder is not None else None
-        stop_watch = asyncio.Event()
-        watching = asyncio.Event()
         tasks = [hold]
         try:
             if self.settings.progress_url is not None:
                 progress = await self._serve_progress(tls_folder)
                 if tls_folder is not None:
                     tasks.append(asyncio.create_task(self._renew_tls(tls_folder, progress)))
-            await self._seed()
+            await self._until_stopped(hold, self._seed())
+            if self.stop.is_set():
+                return
             self.service_worker.started = time.monotonic()
             for worker in (self.worker, self.service_worker):
                 tasks += [asyncio.create_task(worker.run()) for _ in range(self.settings.workers)]
-            tasks.append(asyncio.create_task(watch(self.store, self.settings.watch_namespaces, stop_watch, watching)))
-            tasks.append(asyncio.create_task(self._signals_after(watching)))
+            tasks.append(asyncio.create_task(self._watch()))
             tasks.append(asyncio.create_task(self._resync()))
             self.health.ready = True
             log.info("ready", extra={"keys": self.store.sizes()})
             await self._until_stopped(*tasks)
         finally:
-            stop_watch.set()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -110,11 +113,10 @@ class Operator:
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self.stop.set)
 
-    async def _signals_after(self, watching: asyncio.Event) -> None:
+    async def _signals_after(self, started: asyncio.Event) -> None:
         """kopf takes the signals for itself when it starts; its part ends with ours."""
-        await watching.wait()
+        await started.wait()
         self.catch_signals()
-        await self.stop.wait()
 
     async def _until_stopped(self, *parts: Coroutine[Any, Any, None] | asyncio.Task[None]) -> None:
         """Wait for the stop, or for a part to end: that is an error but for the first wait, for the Lease."""
@@ -177,13 +179,60 @@ class Operator:
                 return
 
     async def _list(self) -> dict[str, list[str]]:
-        """List every kind into the store; returns what no watch had told of, by kind."""
-        missed: dict[str, list[str]] = {}
-        for kind in KINDS:
-            for namespace in self.settings.watch_namespaces or (None,):
-                items, version = await self.cluster.list_all(kind, namespace)
-                missed.setdefault(kind, []).extend(self.store.apply_list(kind, items, version, namespace))
+        """List every kind into the store; returns what no watch had told of, by kind.
+
+        A namespace that is closed to the operator is passed over, so that one team's end is not everybody's. Raises
+        ClusterError, also where all of them are closed.
+        """
+        missed: dict[str, list[str]] = {kind: [] for kind in KINDS}
+        closed: dict[str, ClusterError] = {}
+        for namespace in self.settings.watch_namespaces or (None,):
+            try:
+                # The custom resources last: one is only known with all of its children.
+                for kind in reversed(KINDS):
+                    items, version = await self.cluster.list_all(kind, namespace)
+                    missed[kind] += self.store.apply_list(kind, items, version, namespace)
+            except (Forbidden, NotFound) as error:
+                if namespace is None:
+                    raise
+                closed[namespace] = error
+        if closed and len(closed) == len(self.settings.watch_namespaces):
+            raise next(iter(closed.values()))
+        for namespace in closed.keys() - self._closed:
+            log.warning(
+                "namespace %s is passed over: %s. If it is gone, take it off watchNamespaces; if not, `helm upgrade` "
+                "gives its Role back",
+                namespace,
+                closed[namespace],
+            )
+        if closed.keys() != self._closed:
+            self._closed = frozenset(closed)
+            self._closed_changed.set()
+        self.metrics.closed_namespaces.set(len(closed))
         return missed
+
+    async def _watch(self) -> None:
+        """Watch the namespaces that are open, anew whenever they are others; raises what else ends a watch."""
+        while True:
+            self._closed_changed.clear()
+            closed, stop, started = self._closed, asyncio.Event(), asyncio.Event()
+            namespaces = [name for name in self.settings.watch_namespaces if name not in closed]
+            running = asyncio.create_task(watch(self.store, namespaces, stop, started))
+            others = [asyncio.create_task(part) for part in (self._closed_changed.wait(), self._signals_after(started))]
+            try:
+                await asyncio.wait({running, others[0]}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                stop.set()
+                await asyncio.wait({running}, timeout=WATCH_END_SECONDS)
+                for task in (running, *others):
+                    task.cancel()
+                await asyncio.gather(running, *others, return_exceptions=True)
+            if self._closed == closed:  # it has ended by itself: because of a namespace?
+                await self._list()
+            if self._closed == closed:
+                running.result()
+                return
+            log.info("watching anew", extra={"keys": {"namespaces": len(self.settings.watch_namespaces)}})
 
     async def _resync(self) -> None:
         """Heal what a watch has lost; a watch that loses everything is deaf, and only a restart helps."""

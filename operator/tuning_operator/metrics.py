@@ -6,7 +6,7 @@ from collections import Counter as Tally
 from collections.abc import Iterable
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
@@ -34,6 +34,12 @@ class Metrics:
         )
         self.resynced = Counter(
             "tuning_operator_resynced_objects", "Objects that a list healed after a watch.", registry=self.registry
+        )
+
+        self.closed_namespaces = Gauge(
+            "tuning_operator_closed_namespaces",
+            "Watched namespaces that the operator may not read: gone, or without its Role.",
+            registry=self.registry,
         )
 
     def count_request(self, verb: str, resource: str, status: int) -> None:

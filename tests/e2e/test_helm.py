@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import json
 import shutil
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -78,6 +79,13 @@ class Site:
     def trainer_pod(self, job: str) -> dict[str, Any] | None:
         selector = f"tuning.llmtuning.dev/job={job},tuning.llmtuning.dev/role=train"
         return next(iter(self.team.list("pods", selector)), None)
+
+    def operator_log(self) -> str:
+        """Of its container; nothing while the API server does not answer."""
+        try:
+            return self.node.kubectl("-n", self.home, "logs", f"deployment/{OPERATOR}")
+        except KubectlError:
+            return ""
 
     def adapters(self) -> str:
         return self.team.run(f"list-{time.monotonic_ns()}", STAND_IN_IMAGE, "ls", "/workspace/models")
@@ -211,6 +219,29 @@ def test_a_release_of_the_same_name_takes_over_what_was_kept(site: Site) -> None
     there = site.team.get("tj", "running")
     assert there is not None
     assert there["status"]["phase"] == "Succeeded"
+    site.helm("uninstall", RELEASE)
+
+
+def test_a_namespace_that_is_deleted_takes_no_other_along(site: Site) -> None:
+    """While it runs, and when it starts anew."""
+
+    def check(name: str) -> None:
+        site.team.apply(tuning_job(name, dataset="datasets/bad.jsonl"))
+        site.team.wait(name, "Finished", seconds=90)
+
+    with site.node.namespace() as gone:
+        site.install(CHART, f"watchNamespaces={{{site.team.name},{gone}}}", trainer=STAND_IN_IMAGE)
+    wait_until(lambda: gone not in site.node.kubectl("get", "namespaces", "-o", "name"), 60, "the end of the namespace")
+    site.node.end("kube-apiserver", signal.SIGKILL)  # so that the watches are opened anew
+    site.node.start("kube-apiserver")
+    wait_until(lambda: f"namespace {gone} is passed over" in site.operator_log(), 120, "it is noticed")
+    check("goes-on")
+    assert "ready" in site.operator_log(), "the process has not been started anew"
+    site.node.kubectl("-n", site.home, "rollout", "restart", f"deployment/{OPERATOR}")
+    site.node.kubectl("-n", site.home, "rollout", "status", f"deployment/{OPERATOR}", "--timeout=60s")
+    check("starts-again")
+    site.helm("upgrade", RELEASE, str(CHART), "--reuse-values", "--set", f"watchNamespaces={{{site.team.name}}}")
+    assert "passed over" not in site.operator_log()
     site.helm("uninstall", RELEASE)
 
 
