@@ -81,7 +81,9 @@ def test_without_the_package_the_extra_is_named() -> None:
         "except Exception as error: print(type(error).__name__, error)"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert said.strip() == "InputError the client needs the package kubernetes; install llm-tuning with its extra `client`"
+    assert (
+        said.strip() == "InputError the client needs the package kubernetes; install llm-tuning with its extra `client`"
+    )
 
 
 async def test_an_exec_plugin_logs_in(tmp_path: Path, server: FakeApiServer) -> None:
