@@ -45,6 +45,10 @@ class ApiModel(BaseModel):
             raise InputError([problem_of(detail, where=where) for detail in error.errors(include_url=False)]) from None
 
 
+PATTERN_WORDS: dict[str, str] = {}
+"""What a pattern asks for, in words; filled where the patterns stand."""
+
+
 def problem_of(detail: ErrorDetails, *, where: str = "") -> Problem:
     """Turn one pydantic error into: field path, rule with the value, and the fix where the rule tells it."""
     kind, context = detail["type"], detail.get("ctx", {})
@@ -66,6 +70,8 @@ def problem_of(detail: ErrorDetails, *, where: str = "") -> Problem:
             return Problem(path, f"must be at most {context['le']}, got {got}")
         case "model_type" | "model_attributes_type" | "dict_type":
             return Problem(path, f"must be a mapping of fields, got {got}", "write its fields below it")
+        case "string_pattern_mismatch" if context["pattern"] in PATTERN_WORDS:
+            return Problem(path, f"must be {PATTERN_WORDS[context['pattern']]}, got {got}")
         case "finite_number":
             return Problem(path, f"must be a finite number, got {got}")
     return Problem(path, f"{_as_rule(detail['msg'])}, got {got}")

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
-from llm_tuning.api.base import ApiModel, FieldError
+from llm_tuning.api.base import PATTERN_WORDS, ApiModel, FieldError
 from llm_tuning.api.kube import (
     DNS_SUBDOMAIN,
     SECRET_NAME,
@@ -37,6 +37,10 @@ ModelName = Annotated[str, StringConstraints(min_length=1, max_length=128, patte
 """What clients send as `model`."""
 SERVICE_NAME = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 """As the Service of an InferenceService may be called."""
+PATTERN_WORDS |= {
+    MODEL_NAME: "a name of letters, digits, -, ., _, : and /, beginning and ending with a letter or a digit",
+    SERVICE_NAME: "a name of lower-case letters, digits and -, beginning with a letter and not ending with -",
+}
 ServiceName = Annotated[str, StringConstraints(min_length=1, max_length=NAME_CHARACTERS, pattern=SERVICE_NAME)]
 
 

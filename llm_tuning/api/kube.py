@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
-from llm_tuning.api.base import ApiModel, FieldError
+from llm_tuning.api.base import PATTERN_WORDS, ApiModel, FieldError
 from llm_tuning.api.structural import INT_OR_STRING, RULES, rule
 
 GROUP = "tuning.llmtuning.dev"
@@ -35,7 +35,22 @@ SECRET_NAME = rf"^llm-tuning-{SUBDOMAIN}$"
 # before another character, or with two before at least one more.
 _CHARACTER = r"[^/\x00-\x1f\x7f]"
 _SEGMENT = rf"(\.?[^./\x00-\x1f\x7f]{_CHARACTER}*|\.\.{_CHARACTER}+)"
-RelativePath = Annotated[str, StringConstraints(min_length=1, max_length=1024, pattern=rf"^{_SEGMENT}(/{_SEGMENT})*$")]
+_RELATIVE_PATH = rf"^{_SEGMENT}(/{_SEGMENT})*$"
+_CPU = r"^([1-9][0-9]{0,3}(\.[0-9]{1,3})?|0\.0{0,2}[1-9][0-9]{0,2}|[1-9][0-9]{0,6}m)$"
+_MEMORY = r"^[1-9][0-9]*(\.[0-9]{1,3})?(M|G|T|Mi|Gi|Ti)$"
+_ENDS = "beginning and ending with a letter or a digit"
+PATTERN_WORDS |= {
+    DNS_LABEL: f"a name of lower-case letters, digits and -, {_ENDS}",
+    DNS_SUBDOMAIN: f"a name of lower-case letters, digits, - and ., {_ENDS}",
+    QUALIFIED_NAME: "the key of a label, such as pool or example.com/pool",
+    LABEL_VALUE: f"the value of a label: letters, digits, -, _ and ., {_ENDS}",
+    SECRET_NAME: "a name that begins with llm-tuning-, since no other Secret is mounted",
+    _RELATIVE_PATH: "a path on the claim, such as base/model, that neither begins with / nor has . or .. in it",
+    _CPU: "a number of cores, such as 2, 0.5 or 500m",
+    _MEMORY: "a number with its unit, such as 8Gi",
+}
+
+RelativePath = Annotated[str, StringConstraints(min_length=1, max_length=1024, pattern=_RELATIVE_PATH)]
 ObjectName = Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=DNS_SUBDOMAIN)]
 LabelKey = Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=QUALIFIED_NAME)]
 LabelValue = Annotated[str, StringConstraints(max_length=63, pattern=LABEL_VALUE)]
@@ -48,15 +63,11 @@ def _cores(value: object) -> object:
 
 CpuQuantity = Annotated[
     str,
-    StringConstraints(
-        max_length=16, pattern=r"^([1-9][0-9]{0,3}(\.[0-9]{1,3})?|0\.0{0,2}[1-9][0-9]{0,2}|[1-9][0-9]{0,6}m)$"
-    ),
+    StringConstraints(max_length=16, pattern=_CPU),
     BeforeValidator(_cores),
     Field(json_schema_extra={INT_OR_STRING: True, "minimum": 1, "maximum": 9999}),
 ]
-MemoryQuantity = Annotated[
-    str, StringConstraints(min_length=1, max_length=16, pattern=r"^[1-9][0-9]*(\.[0-9]{1,3})?(M|G|T|Mi|Gi|Ti)$")
-]
+MemoryQuantity = Annotated[str, StringConstraints(min_length=1, max_length=16, pattern=_MEMORY)]
 """With a unit: a bare 8 would be eight bytes."""
 
 Line = Annotated[str, StringConstraints(max_length=1024)]
