@@ -97,8 +97,9 @@ def _parse_line(line: bytes, number: int, offset: int) -> Any:
     except json.JSONDecodeError as error:
         if last_without_end and not text.rstrip().endswith("}"):
             return _truncated(number)
+        column = min(error.pos, len(text.rstrip())) + 1  # the fault of a row cut off is not on the next line
         return RowFault(
-            Reason.NOT_JSON, f"is not valid JSON: {error.msg}", "correct it", at=f"line {number}, column {error.colno}"
+            Reason.NOT_JSON, f"is not valid JSON: {error.msg}", "correct it", at=f"line {number}, column {column}"
         )
     except RecursionError:
         return RowFault(Reason.NOT_JSON, "is nested too deeply", "flatten it", at=f"line {number}")
@@ -135,6 +136,9 @@ def _not_json_lines(path: Path, fault: RowFault) -> InputError:
     try:
         value = json.loads(content.decode())
     except json.JSONDecodeError as error:
+        if error.msg == "Extra data" and content.decode()[error.pos] == ",":
+            rule, fix = "has a comma after the object", "write one a line without it, or all in one JSON array [...]"
+            return InputError(Problem(f"{path}, line {error.lineno}", rule, fix))
         if error.msg == "Extra data":
             rule, fix = "holds JSON objects over several lines", "write one row a line, or all in one JSON array [...]"
             return InputError(Problem(str(path), rule, fix))

@@ -130,6 +130,7 @@ def test_an_array_cut_anywhere_is_refused_as_cut_off(tmp_path: Path, cut: int) -
         ('{\n "data": [{"prompt": "a"}]\n}', ["one JSON object", "`data`"]),
         ('{\n "prompt": "a"\n}', ["one JSON object", "one row a line"]),
         ('{\n "a": 1\n}\n{\n "a": 1\n}', ["objects over several lines"]),
+        ('{"a": 1},\n{"a": 2},\n', ["line 1", "comma after the object", "without it"]),
         ('{\n "a": 1,\n "b" 2\n}', ["line 3, column 6", "not valid JSON"]),
         ('{"a": "b', ["line 1", "cut off"]),
         ('{"a" 1}', ["line 1, column 6", "not valid JSON"]),
@@ -138,6 +139,13 @@ def test_an_array_cut_anywhere_is_refused_as_cut_off(tmp_path: Path, cut: int) -
 def test_what_is_no_row_list_is_refused_with_its_place(tmp_path: Path, content: bytes | str, parts: list[str]) -> None:
     message = refusal(written(tmp_path / "data.json", content))
     assert all(part in message for part in ["data.json", *parts]), message
+
+
+def test_the_place_of_a_row_that_is_cut_off_is_on_its_own_line(tmp_path: Path) -> None:
+    rows = read(written(tmp_path / "data.jsonl", '{"a": 1}\n{"a": \n{"a": 3}\n'))
+    assert isinstance(rows[1][1], RowFault)
+    assert rows[1][1].at == "line 2, column 6"
+    assert [row for _, row in rows if isinstance(row, dict)] == [{"a": 1}, {"a": 3}]
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 64])
