@@ -15,11 +15,11 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from llm_tuning.api import LoraSpec, RunOptions, TuningConfig
 from llm_tuning.api.tuning import device_names
@@ -47,6 +47,11 @@ BASE, ADAPTER, DATASET, TRACKING, OUTPUT = (
     "output_dir",
 )
 """Where in the API the subject of a check comes from: `Problem.field`."""
+_DECIDES_NOTHING = (
+    *("model.path", "dataset.path", "dataset.skipInvalidRows"),
+    *("training.maxTokensPerPass", "training.gradientCheckpointing", "training.saveSteps"),
+)
+"""Settings that are not in the configuration hash: see `config_hash`."""
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 FULL_BYTES = 256 * 1024
 """A disk with less room than this is full: a run writes little at a time that is smaller."""
@@ -292,12 +297,34 @@ def _finished(spec: RunSpec) -> Manifest | None:
         raise InputError(
             Problem(
                 "model_id",
-                f"{spec.model_id} is finished with another configuration ({manifest.config_hash[:12]}, "
-                f"this one is {spec.config_hash[:12]})",
+                f"{spec.model_id} is finished with another configuration: {_differences(manifest.configuration, spec)}",
                 "choose another model_id",
             )
         )
     return manifest
+
+
+def _differences(earlier: Mapping[str, Any], spec: RunSpec) -> str:
+    """What decides the weights and was set otherwise in the `earlier` configuration, of a manifest or a RunSpec."""
+    was, now = _flat(earlier), _flat(_settings(spec))
+    changed = [
+        f"{name} {was.get(name)}, now {value}"
+        for name, value in now.items()
+        if was.get(name) != value and name.split(".")[0] != "tracking" and name not in _DECIDES_NOTHING
+    ]
+    return "; ".join(changed) or "not the settings: the data, base, start adapter or number of devices"
+
+
+def _settings(spec: RunSpec) -> dict[str, Any]:
+    return spec.config.model_dump(mode="json", by_alias=True)
+
+
+def _flat(values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with the names that errors use: `training.batchSize`."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{where}{name}.") if isinstance(value, Mapping) else {f"{where}{name}": value}
+    return flat
 
 
 def _complete(spec: RunSpec) -> None:
@@ -345,8 +372,7 @@ def _resume_or_begin(spec: RunSpec) -> None:
         raise InputError(
             Problem(
                 "model_id",
-                f"{spec.model_id} was started with another configuration ({earlier.config_hash[:12]}, "
-                f"this one is {spec.config_hash[:12]})",
+                f"{spec.model_id} was started with another configuration: {_differences(_settings(earlier), spec)}",
                 f"choose another model_id, or remove {spec.work} to give that run up",
             )
         )

@@ -9,6 +9,7 @@ import hashlib
 import importlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -217,9 +218,10 @@ def test_a_finished_model_id_is_returned_at_once_and_another_configuration_is_re
     again = forked_run([*argv, "--save_steps", 9])  # decides nothing about the weights
     assert again.code == 0, again.output
     assert "finished already" in again.output
-    other = forked_run([*argv, "--seed", 7])
+    other = forked_run([*argv, "--seed", 7, "--save_steps", 9])
     assert other.code == 64, other.output
-    assert "model_id: m is finished with another configuration" in other.output
+    said = r"model_id: m is finished with another configuration: training\.seed \d+, now 7; choose another"
+    assert re.search(said, other.output), other.output
     assert adapter_hash(Path()) == undisturbed["sft"]
 
 
