@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
@@ -18,7 +17,7 @@ from llm_tuning.client.api import MERGE_PATCH, Api, Raw
 from llm_tuning.client.chat import ChatAnswer, Message
 from llm_tuning.client.connection import Connection
 from llm_tuning.client.display import job_html, service_html
-from llm_tuning.client.errors import NotFound, WaitTimeout
+from llm_tuning.client.errors import NotFound
 from llm_tuning.client.logs import LossPoint, follow_logs, read_losses
 from llm_tuning.client.objects import InferenceServiceView, TuningJobView
 from llm_tuning.client.specs import (
@@ -29,7 +28,7 @@ from llm_tuning.client.specs import (
     checked,
     serving_fields,
 )
-from llm_tuning.client.waiting import watcher_for
+from llm_tuning.client.waiting import wait_until
 from llm_tuning.errors import InputError, Problem
 
 FIELD_MANAGER = "llm-tuning-client"
@@ -145,19 +144,10 @@ class AsyncTuningClient:
         Raises TuningFailed with the job's reason and message where there is no adapter, WaitTimeout when time is up
         (the job goes on), and NotFound when it is deleted.
         """
-        job, shown = None, watcher_for(progress)
-        try:
-            async with asyncio.timeout(timeout_seconds) as limit, aclosing(self.watch(name)) as versions:
-                async for job in versions:
-                    shown.show(job)
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            where = job or f"TuningJob {name}: nothing was heard of it"
-            raise WaitTimeout(f"not finished within {timeout_seconds:g} s; {where}") from None
-        finally:
-            shown.close()
-        assert job is not None
+        what = (f"TuningJob {name}", "finished")
+        job = await wait_until(
+            self.watch(name), lambda job: job.is_finished, what, timeout_seconds=timeout_seconds, progress=progress
+        )
         job.raise_if_failed()
         return job
 
@@ -169,21 +159,11 @@ class AsyncTuningClient:
         One that cannot get ready is waited for as well, since what is in its way may be put right: give a limit.
         Raises WaitTimeout with what was in the way, and NotFound when it is deleted.
         """
-        service, shown = None, watcher_for(progress)
-        try:
-            async with asyncio.timeout(timeout_seconds) as limit, aclosing(self.watch_service(name)) as versions:
-                async for service in versions:
-                    shown.show(service)
-                    if service.is_ready:
-                        return service
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            where = service or f"InferenceService {name}: nothing was heard of it"
-            raise WaitTimeout(f"not ready within {timeout_seconds:g} s; {where}") from None
-        finally:
-            shown.close()
-        raise AssertionError("a watch of a service has no end")
+        what = (f"InferenceService {name}", "ready")
+        versions = self.watch_service(name)
+        return await wait_until(
+            versions, lambda service: service.is_ready, what, timeout_seconds=timeout_seconds, progress=progress
+        )
 
     async def logs(self, name: str, *, follow: bool = True) -> AsyncGenerator[str, None]:
         """Lines of the pods of the stage that a TuningJob is at, and with `follow` of all later ones to its end."""

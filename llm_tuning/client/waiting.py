@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
-from typing import Protocol, TextIO
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from typing import Protocol, TextIO, TypeVar
 
+from llm_tuning.client.errors import WaitTimeout
 from llm_tuning.client.objects import InferenceServiceView, TuningJobView
 from llm_tuning.progress.bar import Bar
 
 Shown = TuningJobView | InferenceServiceView
+V = TypeVar("V", bound=Shown)
 
 
 class Watcher(Protocol):
@@ -68,3 +73,32 @@ def watcher_for(progress: bool | TextIO) -> Watcher:
         return NoWatcher()
     stream = sys.stderr if progress is True else progress
     return BarWatcher(stream) if stream.isatty() else LineWatcher(stream)
+
+
+async def wait_until(
+    versions: AsyncGenerator[V, None],
+    is_done: Callable[[V], bool],
+    what: tuple[str, str],
+    *,
+    timeout_seconds: float | None,
+    progress: bool | TextIO,
+) -> V:
+    """The first of an object's versions that is done, each of them shown; `what` is the object and what it is to be.
+
+    Raises WaitTimeout with the last one seen when time is up.
+    """
+    found, shown = None, watcher_for(progress)
+    try:
+        async with asyncio.timeout(timeout_seconds) as limit, aclosing(versions):
+            async for found in versions:
+                shown.show(found)
+                if is_done(found):
+                    return found
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        where = found or f"{what[0]}: nothing was heard of it"
+        raise WaitTimeout(f"not {what[1]} within {timeout_seconds:g} s; {where}") from None
+    finally:
+        shown.close()
+    raise AssertionError("a watch goes on until the object is done or deleted")
