@@ -8,17 +8,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from llm_tuning.commands.tables import print_columns
+from llm_tuning.commands.tables import SCORES, print_columns
 from llm_tuning.errors import EXIT_OK, EXIT_TRY_AGAIN, TryAgain
 from llm_tuning.manifest import Manifest
 
 HELP = "print the result of a finished run"
-_SCORES = {
-    "loss": "loss (nats a token)",
-    "perplexity": "perplexity",
-    "token_accuracy": "token accuracy",
-    "reward_weighted_loglik": "reward-weighted log-likelihood",
-}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -115,7 +109,7 @@ def _evaluation(metrics: dict[str, Any]) -> list[list[str]]:
         reason = metrics.get("reason")
         return [["held out", f"no rows{f' ({reason})' if reason else ''}: nothing was compared"]]
     lines = [[f"held out ({metrics.get('held_out_rows', '?')} rows)", *columns]]
-    for key, name in _SCORES.items():
+    for key, name in SCORES.items():
         values = [metrics[column].get(key) for column in columns]
         if any(value is not None for value in values):
             lines.append([name, *("-" if value is None else f"{value:.4f}" for value in values)])

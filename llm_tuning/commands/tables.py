@@ -5,6 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+SCORES = {
+    "loss": "loss (nats a token)",
+    "perplexity": "perplexity",
+    "token_accuracy": "token accuracy",
+    "reward_weighted_loglik": "reward-weighted log-likelihood",
+}
+"""What a held-out evaluation measures, as people are shown it."""
+
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print `rows`; the first column is never cut, for it is what gets copied."""

@@ -8,17 +8,10 @@ from datetime import datetime
 from llm_tuning.api.tuning_job import Evaluation
 from llm_tuning.client import Job
 from llm_tuning.client.explain import explain_job
-from llm_tuning.commands.tables import print_columns, print_table
+from llm_tuning.commands.tables import SCORES, print_columns, print_table
 from llm_tuning.errors import EXIT_OK, EXIT_TRY_AGAIN
 from llm_tuning.kubectl.cluster import client_of
 from llm_tuning.progress.bar import clock
-
-_SCORES = {
-    "loss": "loss (nats a token)",
-    "perplexity": "perplexity",
-    "token_accuracy": "token accuracy",
-    "reward_weighted_loglik": "reward-weighted log-likelihood",
-}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,12 +57,12 @@ def _summary(job: Job) -> list[tuple[str, str]]:
 def _evaluation(found: Evaluation) -> tuple[list[str], list[list[str]]]:
     """Header and rows: one column for each of base, start adapter and tuned that was scored."""
     scores = {
-        name: {key: getattr(found, f"{name}_{key}", None) for key in _SCORES} for name in ("base", "start", "tuned")
+        name: {key: getattr(found, f"{name}_{key}", None) for key in SCORES} for name in ("base", "start", "tuned")
     }
     columns = [name for name, values in scores.items() if any(value is not None for value in values.values())]
     rows = [
         [text, *("-" if scores[name][key] is None else f"{scores[name][key]:.4f}" for name in columns)]
-        for key, text in _SCORES.items()
+        for key, text in SCORES.items()
         if any(scores[name][key] is not None for name in columns)
     ]
     return [f"held out ({found.held_out_rows or '?'} rows)", *columns], rows
