@@ -154,16 +154,8 @@ def utc_now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def config_hash(
-    config: TuningConfig,
-    *,
-    base_weight_hash: str,
-    data_hash: str,
-    template_hash: str,
-    start_adapter_weight_hash: str | None,
-    devices: int,
-) -> str:
-    """sha256 (hex) of what decides the weights; a default and the same value written out hash alike.
+def deciding_settings(config: TuningConfig, devices: int) -> dict[str, Any]:
+    """The settings that decide the weights; a default and the same value written out are alike.
 
     `devices` is the number of data-parallel processes. It counts only through the rows of one optimizer step: batch 8
     on one device and batch 4 on two are the same run, batch 8 on two is another. Which devices they are does not count.
@@ -182,12 +174,8 @@ def config_hash(
     """
     training, lora = config.training, config.lora
     decides: dict[str, Any] = {
-        "hash_version": 1,
         "mode": config.mode,
-        "base": {"weights": base_weight_hash, "quantization": config.model.quantization},
-        "data": data_hash,
-        "template": template_hash,
-        "start_adapter": start_adapter_weight_hash,
+        "quantization": config.model.quantization,
         "training": {
             "epochs": training.epochs,
             "max_steps": training.max_steps,
@@ -213,5 +201,26 @@ def config_hash(
         decides["ppo"] = config.ppo.model_dump()
     else:
         decides["lora"]["dropout"] = lora.dropout
+    return decides
+
+
+def config_hash(
+    config: TuningConfig,
+    *,
+    base_weight_hash: str,
+    data_hash: str,
+    template_hash: str,
+    start_adapter_weight_hash: str | None,
+    devices: int,
+) -> str:
+    """sha256 (hex) of what decides the weights: `deciding_settings`, and the contents that the run starts from."""
+    decides = deciding_settings(config, devices)
+    decides |= {
+        "hash_version": 1,
+        "base": {"weights": base_weight_hash, "quantization": decides.pop("quantization")},
+        "data": data_hash,
+        "template": template_hash,
+        "start_adapter": start_adapter_weight_hash,
+    }
     text = json.dumps(decides, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -26,7 +26,7 @@ from llm_tuning.api.tuning import device_names
 from llm_tuning.base_model import BaseModel, check_writable, inspect_base, weight_hash
 from llm_tuning.errors import InputError, Problem, TryAgain, TuningError
 from llm_tuning.files import read_json, write_json
-from llm_tuning.manifest import ADAPTER_WEIGHTS, Manifest, config_hash, file_hash, read_manifest
+from llm_tuning.manifest import ADAPTER_WEIGHTS, Manifest, config_hash, deciding_settings, file_hash, read_manifest
 from llm_tuning.registry import Registry
 from llm_tuning.run_spec import CACHE_FOLDER, RunSpec, read_run_spec
 from llm_tuning.stopping import raise_if_stopped, stop_on_signals
@@ -47,11 +47,6 @@ BASE, ADAPTER, DATASET, TRACKING, OUTPUT = (
     "output_dir",
 )
 """Where in the API the subject of a check comes from: `Problem.field`."""
-_DECIDES_NOTHING = (
-    *("model.path", "dataset.path", "dataset.skipInvalidRows"),
-    *("training.maxTokensPerPass", "training.gradientCheckpointing", "training.saveSteps"),
-)
-"""Settings that are not in the configuration hash: see `config_hash`."""
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 FULL_BYTES = 256 * 1024
 """A disk with less room than this is full: a run writes little at a time that is smaller."""
@@ -294,33 +289,31 @@ def _finished(spec: RunSpec) -> Manifest | None:
             )
         return None
     if manifest.config_hash != spec.config_hash:
+        try:
+            earlier = TuningConfig.parse(manifest.configuration)
+            differences = _differences(earlier, len(manifest.devices), spec)
+        except InputError:
+            differences = "its manifest is of another version"
         raise InputError(
             Problem(
                 "model_id",
-                f"{spec.model_id} is finished with another configuration: {_differences(manifest.configuration, spec)}",
+                f"{spec.model_id} is finished with another configuration: {differences}",
                 "choose another model_id",
             )
         )
     return manifest
 
 
-def _differences(earlier: Mapping[str, Any], spec: RunSpec) -> str:
-    """What decides the weights and was set otherwise in the `earlier` configuration, of a manifest or a RunSpec."""
-    was, now = _flat(earlier), _flat(_settings(spec))
-    changed = [
-        f"{name} {was.get(name)}, now {value}"
-        for name, value in now.items()
-        if was.get(name) != value and name.split(".")[0] != "tracking" and name not in _DECIDES_NOTHING
-    ]
-    return "; ".join(changed) or "not the settings: the data, base, start adapter or number of devices"
-
-
-def _settings(spec: RunSpec) -> dict[str, Any]:
-    return spec.config.model_dump(mode="json", by_alias=True)
+def _differences(earlier: TuningConfig, devices: int, spec: RunSpec) -> str:
+    """What decides the weights and was set otherwise in the `earlier` run, on so many devices."""
+    was = _flat(deciding_settings(earlier, devices))
+    now = _flat(deciding_settings(spec.config, len(spec.devices)))
+    changed = [f"{name} {was.get(name)}, now {value}" for name, value in now.items() if was.get(name) != value]
+    return "; ".join(changed) or "not the settings: the data, base, template or start adapter"
 
 
 def _flat(values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with the names that errors use: `training.batchSize`."""
+    """Nested mappings as one: `training.seed`."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
         flat |= _flat(value, f"{where}{name}.") if isinstance(value, Mapping) else {f"{where}{name}": value}
@@ -369,10 +362,11 @@ def _lock(spec: RunSpec) -> Iterator[None]:
 def _resume_or_begin(spec: RunSpec) -> None:
     earlier = read_run_spec(spec.work)
     if earlier is not None and earlier.config_hash != spec.config_hash:
+        differences = _differences(earlier.config, len(earlier.devices), spec)
         raise InputError(
             Problem(
                 "model_id",
-                f"{spec.model_id} was started with another configuration: {_differences(_settings(earlier), spec)}",
+                f"{spec.model_id} was started with another configuration: {differences}",
                 f"choose another model_id, or remove {spec.work} to give that run up",
             )
         )
