@@ -325,6 +325,7 @@ def test_without_the_operator_all_that_runs_goes_on(serving: Serving) -> None:
     def ready() -> int:
         return sum(c["ready"] for p in serving.pods() for c in p["status"]["containerStatuses"] if c["name"] == "agent")
 
+    wait_until(lambda: ready() < REPLICAS, 60, "its agent has noticed")
     wait_until(lambda: ready() == REPLICAS, 240, "both agents ready again")
     time.sleep(3)
     met = serving.clients.since()
