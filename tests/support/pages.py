@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,37 @@ def blocks(page: Path, *languages: str) -> list[str]:
     """Texts of the code blocks in one of the languages."""
     found = re.findall(r"^```(\S*)\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     return [text for language, text in found if language in languages]
+
+
+@dataclass(frozen=True)
+class Snippet:
+    """What a page tells its reader to type: a command, or a block of Python."""
+
+    page: str
+    heading: str
+    text: str
+    is_python: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.page}, {self.heading}: {self.text}"
+
+
+def snippets(page: Path) -> list[Snippet]:
+    """In the order of the page; a command that goes on in the next line is one."""
+    return list(_snippets(shown_name(page), page.read_text(encoding="utf-8")))
+
+
+def _snippets(name: str, text: str) -> Iterator[Snippet]:
+    heading = ""
+    for title, language, code in re.findall(
+        r"^#+ (.+)$|^```(\S*)\n((?:.*\n)*?)```$", text, flags=re.MULTILINE
+    ):
+        heading = title or heading
+        if not title and language == "python":
+            yield Snippet(name, heading, code, is_python=True)
+        elif not title and language in SHELLS:
+            for command in re.findall(r"^(?!\s*(?:#|$))(?:.*\\\n)*.*$", code, flags=re.MULTILINE):
+                yield Snippet(name, heading, command)
 
 
 def yaml_documents(page: Path) -> list[str]:
