@@ -20,17 +20,29 @@ from tests.support.page_runs import (
     ON_A_CLUSTER,
     ON_THIS_MACHINE,
     PROMISES,
+    RUN_ELSEWHERE,
+    RUN_ONCE,
     SUBSTITUTIONS,
     WALKED_PAGES,
     Reader,
     Walk,
-    reason_not_to_run,
+    is_run,
 )
-from tests.support.pages import PAGES, PLACEHOLDER, READMES, SHELLS, Snippet, blocks, shown_name, snippets, yaml_documents
-from tests.support.vllm_server import free_port, require_vllm
+from tests.support.pages import (
+    PAGES,
+    PLACEHOLDER,
+    READMES,
+    ROOT,
+    SHELLS,
+    Snippet,
+    blocks,
+    shown_name,
+    snippets,
+    yaml_documents,
+)
+from tests.support.vllm_server import require_vllm
 
-WITH_VLLM = {"start-ml", "readme", "serving"}
-MODEL_ID = "ft_sft_qwen3-0.6b_1795551246_3fa94c"
+WITH_VLLM = {"start-ml", "readme"}
 ALL = [snippet for page in WALKED_PAGES for snippet in snippets(page)]
 LANGUAGES = {*SHELLS, "python", "yaml", "json", "text", "{toctree}"}
 PROGRAMS = ("bash", "curl", "docker", "helm", "kubectl", "make", "mlflow", "pip", "python", "source", "tune-llm")
@@ -39,9 +51,8 @@ PROGRAMS = ("bash", "curl", "docker", "helm", "kubectl", "make", "mlflow", "pip"
 @pytest.fixture
 def reader(tmp_path: Path, tiny_base: Path) -> Iterator[Reader]:
     """In a clone, with a base and data under the names of the pages."""
-    made = Reader(tmp_path, port=free_port(), mlflow_port=free_port(), model_id=MODEL_ID)
-    for folder in (made.folder, made.folder / "llm_tuning"):
-        shutil.copytree(tiny_base, folder / "base" / "qwen3-0.6b")
+    made = Reader(tmp_path)
+    shutil.copytree(tiny_base, made.folder / "base" / "qwen3-0.6b")
     rows = [{"prompt": f"What is {i} plus {i}?", "output": f"It is {2 * i}.", "reward": i % 5} for i in range(40)]
     (made.folder / "faq.json").write_text(json.dumps(rows))
     for name in ("faq.jsonl", "rated.jsonl"):
@@ -57,23 +68,19 @@ def at_readme(reader: Reader) -> None:
     (reader.folder / "faq.yaml").write_text(config)
 
 
-def at_serving(reader: Reader) -> None:
-    reader.prepare(f"tune-llm --llm_path base/qwen3-0.6b --dataset_path faq.json --model_id {MODEL_ID} --epochs 2")
-
-
 def at_contributing(reader: Reader) -> None:
     reader.prepare("git init --quiet")
 
 
 PREPARE: dict[str, Callable[[Reader], None]] = {
     "readme": at_readme,
-    "serving": at_serving,
     "contributing": at_contributing,
 }
 
 
 @pytest.mark.parametrize(
-    "walk", [pytest.param(walk, marks=[pytest.mark.vllm] * (walk.name in WITH_VLLM), id=walk.name) for walk in ON_THIS_MACHINE]
+    "walk",
+    [pytest.param(walk, marks=[pytest.mark.vllm] * (walk.name in WITH_VLLM), id=walk.name) for walk in ON_THIS_MACHINE],
 )
 def test_what_a_page_says_works_on_this_machine(walk: Walk, reader: Reader) -> None:
     if walk.name in WITH_VLLM:
@@ -89,12 +96,19 @@ def test_what_a_page_says_works_on_this_machine(walk: Walk, reader: Reader) -> N
 
 
 def test_every_command_is_run_or_has_its_reason() -> None:
-    parts = [part for walk in (*ON_THIS_MACHINE, *ON_A_CLUSTER) for part in walk.parts]
+    parts = [part for walk in (*ON_THIS_MACHINE, *ON_A_CLUSTER) for part in walk.parts] + list(RUN_ELSEWHERE)
     assert len(parts) == len(set(parts))
-    lost = [each for each in ALL if (each.page, each.heading) not in parts and not reason_not_to_run(each)]
+    lost = [each for each in ALL if (each.page, each.heading) not in parts and is_run(each)]
     assert lost == [], "add the part of the page to a walk in tests/support/page_runs.py"
     empty = [part for part in parts if part not in {(each.page, each.heading) for each in ALL}]
     assert empty == [], "there is nothing to run there any more"
+
+
+def test_what_is_said_to_be_run_elsewhere_is_taken_from_the_page_there() -> None:
+    for (page, _), file in RUN_ELSEWHERE.items():
+        assert Path(page).name in (ROOT / file).read_text(), f"{file} does not read {page}"
+    for command, page in RUN_ONCE.items():
+        assert command in [each.text for walk in ON_THIS_MACHINE for each in walk.snippets() if each.page == page]
 
 
 @pytest.mark.parametrize("pattern", [*NOT_RUN, *(p.pattern for p in PROMISES), *(s.pattern for s in SUBSTITUTIONS)])

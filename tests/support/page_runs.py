@@ -1,4 +1,4 @@
-"""How the commands of README and docs are run: which in what order, what is put in place of what, what they have to say.
+"""How the commands of README and docs are run: which in what order, what stands in for what, what they have to say.
 
 Two files run them: tests/docs/test_pages_run.py on this machine, tests/e2e/test_pages.py on a cluster. Whatever stands
 on a page is either in one of their walks or in NOT_RUN.
@@ -11,11 +11,13 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support.pages import PAGES, READMES, ROOT, Snippet, shown_name, snippets
+from tests.support.pages import PAGES, READMES, ROOT, Snippet, snippets
 from tests.support.terminal import Terminal
+from tests.support.vllm_server import free_port
 
 COMMAND_SECONDS = 300.0
 WALKED_PAGES = [page for page in PAGES if page not in READMES[1:]] + [ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"]
@@ -35,7 +37,7 @@ class Walk:
             snippet
             for page, heading in self.parts
             for snippet in snippets(ROOT / page)
-            if snippet.heading == heading and not reason_not_to_run(snippet)
+            if snippet.heading == heading and is_run(snippet)
         ]
 
 
@@ -46,13 +48,6 @@ ON_THIS_MACHINE = [
         (
             ("README.md", "Quick start on one machine"),
             ("README.md", "The same from Python, from a file, from the source folder"),
-        ),
-    ),
-    Walk(
-        "serving",
-        (
-            ("docs/serving.md", "Serving on one machine, and proving it"),
-            ("docs/serving.md", "What is served under which name"),
         ),
     ),
     Walk("datasets", (("docs/datasets.md", "Datasets"),)),
@@ -72,7 +67,9 @@ ON_A_CLUSTER = [
     Walk("start-ml", (("docs/start-ml.md", "The same on a cluster"), ("docs/tuningjob.md", "MLflow"))),
     Walk("install", (("docs/install.md", "Install"), ("docs/operations.md", "Teams"))),
     Walk("tuningjob", (("docs/tuningjob.md", "What happens"), ("docs/evaluation.md", "Held-out rows"))),
-    Walk("evaluation", (("docs/evaluation.md", "Curves and runs in MLflow"), ("docs/evaluation.md", "Fetch an adapter"))),
+    Walk(
+        "evaluation", (("docs/evaluation.md", "Curves and runs in MLflow"), ("docs/evaluation.md", "Fetch an adapter"))
+    ),
     Walk("kubectl-plugin", (("docs/kubectl-plugin.md", "kubectl tuning"),)),
     Walk("suspend", (("docs/tuningjob.md", "Retries, deadline, suspend"),)),
     Walk(
@@ -90,6 +87,20 @@ ON_A_CLUSTER = [
 ]
 """In this order on one cluster: the first makes it, the last takes it down."""
 
+RUN_ELSEWHERE = {
+    ("docs/serving.md", "Serving on one machine, and proving it"): "tests/llm_tuning/test_launch_llm.py",
+    ("docs/serving.md", "What is served under which name"): "tests/llm_tuning/test_launch_llm.py",
+    ("docs/client.md", "From rows to answers"): "tests/examples/test_docs_client.py",
+    ("docs/client.md", "Looking and waiting"): "tests/examples/test_docs_client.py",
+    ("docs/client.md", "Without blocking"): "tests/examples/test_docs_client.py",
+    ("README.md", "From Python and kubectl"): "tests/examples/test_docs_client.py",
+}
+"""Parts of pages that another test takes its commands from, since it has what they need at hand."""
+
+RUN_ONCE = {
+    "mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db": "docs/tracking.md",
+}
+"""A line that stands on several pages after the same steps, by the page where it is run: it takes 20 s to start."""
 
 NOT_RUN = {
     r"make (setup|vllm-env)": "what they make is what runs the tests",
@@ -100,9 +111,8 @@ NOT_RUN = {
     r".*devcluster\.release images .*--engine docker": "no container engine",
     r"cosign |sha256sum --check SHA256SUMS": "there is no published release to check",
     r"from trl import SFTConfig": "the script that a reader comes from",
-    r"(?s).*(TuningClient|client\.(tune|get))": "tests/examples/test_docs_client.py runs them",
 }
-"""By how they begin, with the reason or who runs them."""
+"""By how they begin, with the reason."""
 
 
 @dataclass(frozen=True)
@@ -115,10 +125,9 @@ class Substitution:
 
 
 SUBSTITUTIONS = [
-    Substitution(r"\b8000\b", "{port}", "somebody may have the port"),
-    Substitution(r"\bmlflow (ui|server)\b", r"mlflow \1 --port {mlflow_port}", "somebody may have the port 5000"),
+    Substitution(r"(?<!\d)8000(?!\d)", "{port}", "somebody may have the port"),
+    Substitution(r"\bmlflow (ui|server)\b", r"mlflow \1 --port {free_port}", "somebody may have the port 5000"),
     Substitution(r"--host 0\.0\.0\.0", "--host 127.0.0.1", "tests listen on loopback"),
-    Substitution(r"(launch_llm\.sh \S+) 0 ", r"\1 cpu ", "no GPU"),
     Substitution(r"ft_sft_qwen3-0\.6b_\d+_[0-9a-f]{6}|<modelId>", "{model_id}", "each run has an id of its own"),
     Substitution(r"sqlite:////workspace/", "sqlite:///{folder}/workspace/", "the claim is mounted in pods only"),
     Substitution(r"registry\.example/llm-tuning/operator:0\.1\.0", "localhost/llm-tuning/operator:dev", "no registry"),
@@ -148,7 +157,7 @@ PROMISES = [
     Promise(r"kubectl get tj -w", says=r"^NAME +MODE +PHASE", stays=True),
     Promise(r"kubectl port-forward", says=r"^Forwarding from 127\.0\.0\.1", stays=True),
     Promise(r"tune-llm validate .*answers_with_a_mistake", says=r"row 7", code=64),
-    Promise(r"tune-llm validate", says=r"^Rows: \d+ read, \d+ kept, 0 refused"),
+    Promise(r"tune-llm validate", says=r"^Rows:? +\d+ read, \d+ kept, 0 refused"),
     Promise(r"tune-llm report", says=r"^loss \(nats a token\) +\d"),
     Promise(r"tune-llm registry list", says=r"^MODEL_ID"),
     Promise(r"tune-llm registry verify", says=r"all as published"),
@@ -157,7 +166,7 @@ PROMISES = [
     Promise(r"curl", says=r'"role": ?"assistant"'),
     Promise(r"helm test", says=r"Phase: +Succeeded"),
     Promise(r"kubectl .*describe tj help-desk-mistake", says=r"row 7"),
-    Promise(r"kubectl describe tj faq", says=r"Phase: +Succeeded"),
+    Promise(r"kubectl describe tj faq", says=r"Type: +Succeeded"),
     Promise(r"kubectl describe tisvc faq", says=r"Kind: +InferenceService"),
     Promise(r"kubectl get tj faq -o jsonpath='\{range", says=r"^Succeeded=True"),
     Promise(r"kubectl get tj faq .*evaluation", says=r"tunedLoss"),
@@ -176,8 +185,16 @@ PROMISES = [
 """The first that fits; a command without one ends with 0."""
 
 
-def reason_not_to_run(snippet: Snippet) -> str:
-    return next((why for pattern, why in NOT_RUN.items() if re.match(pattern, snippet.text)), "")
+def is_run(snippet: Snippet) -> bool:
+    """Whether it is typed where it stands."""
+    if RUN_ONCE.get(snippet.text, snippet.page) != snippet.page:
+        return False
+    return not any(re.match(pattern, snippet.text) for pattern in NOT_RUN)
+
+
+def texts(page: str, heading: str) -> list[str]:
+    """What a part of a page tells to type."""
+    return [snippet.text for snippet in snippets(ROOT / page) if snippet.heading == heading]
 
 
 class Reader:
@@ -185,7 +202,7 @@ class Reader:
 
     def __init__(self, folder: Path, **values: object) -> None:
         self.folder = folder / "clone"
-        self.values: dict[str, object] = {"folder": self.folder, **values}
+        self.values: dict[str, object] = {"folder": self.folder, "port": free_port(), **values}
         make_clone(self.folder)
         environment = {**os.environ, "PYTHONPATH": f"{self.folder}:{self.folder / 'operator'}"}
         self.terminal = Terminal(self.folder, folder / "said", environment)
@@ -193,7 +210,9 @@ class Reader:
     def follow(self, walk: Walk) -> None:
         """Type it all, and end what stays at its end."""
         for snippet in walk.snippets():
+            began = time.monotonic()
             self.run(snippet)
+            print(f"{time.monotonic() - began:6.1f} s  {snippet}")
         self.terminal.close_windows()
 
     def run(self, snippet: Snippet) -> None:
@@ -222,7 +241,7 @@ class Reader:
         command = snippet.text
         for each in SUBSTITUTIONS:
             command = re.sub(each.pattern, each.replacement, command)
-        for name, value in self.values.items():
+        for name, value in {**self.values, "free_port": free_port()}.items():
             command = command.replace(f"{{{name}}}", str(value))
         return f"python - <<'PAGE'\n{command}PAGE" if snippet.is_python else command
 

@@ -46,9 +46,7 @@ def snippets(page: Path) -> list[Snippet]:
 
 def _snippets(name: str, text: str) -> Iterator[Snippet]:
     heading = ""
-    for title, language, code in re.findall(
-        r"^#+ (.+)$|^```(\S*)\n((?:.*\n)*?)```$", text, flags=re.MULTILINE
-    ):
+    for title, language, code in re.findall(r"^#+ (.+)$|^```(\S*)\n((?:.*\n)*?)```$", text, flags=re.MULTILINE):
         heading = title or heading
         if not title and language == "python":
             yield Snippet(name, heading, code, is_python=True)

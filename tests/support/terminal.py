@@ -112,4 +112,6 @@ class Terminal:
 
     def _runs(self, window: _Window) -> bool:
         """bash reaps what has ended when it is asked for its jobs."""
-        return self._ask(f"jobs >/dev/null; kill -0 -- -{window.group} 2>/dev/null; echo $?", window.command, 10) == "0\n"
+        return (
+            self._ask(f"jobs >/dev/null; kill -0 -- -{window.group} 2>/dev/null; echo $?", window.command, 10) == "0\n"
+        )
