@@ -1,4 +1,4 @@
-"""The commands of README and docs that need a cluster, typed as they are printed, on one that the pages make themselves.
+"""What README and docs say to type on a cluster is typed as it is printed, on a cluster that the pages make themselves.
 
 What stands in for what is in tests/support/page_runs.py; what a page supposes to be there already is prepared here. The
 first installation trains and serves for real, the second one has the stand-in for a trainer.
@@ -20,7 +20,6 @@ from tests.e2e.test_kserve import kserve_crd
 from tests.support.devcluster import cluster_name, remove
 from tests.support.page_runs import ON_A_CLUSTER, Reader, Walk
 from tests.support.pages import ROOT, yaml_documents
-from tests.support.tiny_base import make_base
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -42,10 +41,6 @@ class Site:
     def apply(self, *objects: dict[str, Any]) -> None:
         (self.folder / "prepared.yaml").write_text(yaml.safe_dump_all(objects))
         self.prepare("kubectl apply -f prepared.yaml")
-
-    def now_about(self, job: str) -> None:
-        """The pages' modelId is that of this TuningJob from here on."""
-        self.reader.values["model_id"] = self.prepare(f"kubectl get tj {job} -o jsonpath='{{.status.modelId}}'")
 
 
 @pytest.fixture(scope="module")
@@ -89,10 +84,15 @@ def at_start_ml(site: Site) -> None:
     job["spec"]["training"] = {"maxSteps": 6, "learningRate": 2e-3, "batchSize": 16}
     job["spec"]["serve"]["resources"] = ON_CPU
     (site.folder / "faq.yaml").write_text(yaml.safe_dump(job))
-    site.now_about("help-desk-sft")
+
+
+def at_afterwards(site: Site) -> None:
+    """The run's own store comes from the claim to where the pages' `/workspace` is here."""
+    model_id = site.prepare("kubectl get tj faq -o jsonpath='{.status.modelId}'")
+    site.reader.values["model_id"] = model_id
     site.prepare(
-        "mkdir -p workspace/models/.mlflow",
-        "kubectl cp volume:models/.mlflow/{0} workspace/models/.mlflow/{0}".format(site.reader.values["model_id"]),
+        "cp -r base/tiny-python base/qwen3-0.6b",
+        f"kubectl cp volume:models/.mlflow/{model_id} workspace/models/.mlflow/{model_id}",
     )
 
 
@@ -108,7 +108,6 @@ def at_install(site: Site) -> None:
 
 def at_tuningjob(site: Site) -> None:
     """A team's namespace with files on its claim and on this machine, and a run on each."""
-    make_base(site.folder / "base/qwen3-0.6b")
     (site.folder / "datasets").mkdir()
     rows = [{"prompt": f"What is {i} plus {i}?", "output": f"It is {2 * i}."} for i in range(40)]
     (site.folder / "datasets/faq.json").write_text(json.dumps(rows))
@@ -122,10 +121,6 @@ def at_tuningjob(site: Site) -> None:
         "tune-llm --llm_path base/qwen3-0.6b --dataset_path datasets/faq.json --model_id faq --experiment_name faq",
     )
     site.apply(faq_job(tracking={"experimentName": "stand-in:sleep=3"}))
-
-
-def at_evaluation(site: Site) -> None:
-    site.now_about("faq")
 
 
 def at_kubectl_plugin(site: Site) -> None:
@@ -155,9 +150,9 @@ def at_operations(site: Site) -> None:
 PREPARE: dict[str, Callable[[Site], None]] = {
     "start-platform": at_start_platform,
     "start-ml": at_start_ml,
+    "afterwards": at_afterwards,
     "install": at_install,
     "tuningjob": at_tuningjob,
-    "evaluation": at_evaluation,
     "kubectl-plugin": at_kubectl_plugin,
     "suspend": at_suspend,
     "operations": at_operations,

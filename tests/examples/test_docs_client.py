@@ -1,4 +1,4 @@
-"""The Python of docs/client.md and README.md runs as it stands, the plugin takes each line of docs/kubectl-plugin.md."""
+"""The Python of docs/client.md and README.md runs as it stands; the plugin takes what docs/kubectl-plugin.md says."""
 
 from __future__ import annotations
 

@@ -64,11 +64,16 @@ ON_A_CLUSTER = [
             ("docs/start-platform.md", "A first TuningJob"),
         ),
     ),
-    Walk("start-ml", (("docs/start-ml.md", "The same on a cluster"), ("docs/tuningjob.md", "MLflow"))),
+    Walk("start-ml", (("docs/start-ml.md", "The same on a cluster"),)),
+    Walk("afterwards", (("docs/evaluation.md", "Fetch an adapter"), ("docs/tuningjob.md", "MLflow"))),
     Walk("install", (("docs/install.md", "Install"), ("docs/operations.md", "Teams"))),
-    Walk("tuningjob", (("docs/tuningjob.md", "What happens"), ("docs/evaluation.md", "Held-out rows"))),
     Walk(
-        "evaluation", (("docs/evaluation.md", "Curves and runs in MLflow"), ("docs/evaluation.md", "Fetch an adapter"))
+        "tuningjob",
+        (
+            ("docs/tuningjob.md", "What happens"),
+            ("docs/evaluation.md", "Held-out rows"),
+            ("docs/evaluation.md", "Curves and runs in MLflow"),
+        ),
     ),
     Walk("kubectl-plugin", (("docs/kubectl-plugin.md", "kubectl tuning"),)),
     Walk("suspend", (("docs/tuningjob.md", "Retries, deadline, suspend"),)),
@@ -160,7 +165,7 @@ PROMISES = [
     Promise(r"tune-llm validate", says=r"^Rows:? +\d+ read, \d+ kept, 0 refused"),
     Promise(r"tune-llm report", says=r"^loss \(nats a token\) +\d"),
     Promise(r"tune-llm registry list", says=r"^MODEL_ID"),
-    Promise(r"tune-llm registry verify", says=r"all as published"),
+    Promise(r"kubectl exec volume -- tune-llm registry verify", says=r"all as published"),
     Promise(r"tune-llm prove|bash .*launch_llm", says=r"\beffective\b"),
     Promise(r"tune-llm|cd llm_tuning && python codes/tune_llm", says=r"^held out"),
     Promise(r"curl", says=r'"role": ?"assistant"'),
