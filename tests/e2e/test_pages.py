@@ -63,6 +63,10 @@ def faq_job(**spec: Any) -> dict[str, Any]:
     return job
 
 
+def at_devcluster(site: Site) -> None:
+    site.prepare("source .venv/bin/activate")
+
+
 def at_start_platform(site: Site) -> None:
     jobs = site.folder / "examples/demo/cluster/help-desk.yaml"
     shorter, changed = re.subn(r"epochs: 3", "maxSteps: 6", jobs.read_text())
@@ -148,6 +152,7 @@ def at_operations(site: Site) -> None:
 
 
 PREPARE: dict[str, Callable[[Site], None]] = {
+    "devcluster": at_devcluster,
     "start-platform": at_start_platform,
     "start-ml": at_start_ml,
     "afterwards": at_afterwards,

@@ -56,6 +56,7 @@ ON_THIS_MACHINE = [
 ]
 
 ON_A_CLUSTER = [
+    Walk("devcluster", (("docs/devcluster.md", "devcluster: a real Kubernetes on one Linux machine"),)),
     Walk(
         "start-platform",
         (
@@ -81,16 +82,16 @@ ON_A_CLUSTER = [
         "operations",
         (("docs/operations.md", "KServe side by side"), ("docs/troubleshooting.md", "Troubleshooting, by reason")),
     ),
-    Walk("upgrade", (("docs/install.md", "Upgrade, roll back"), ("docs/install.md", "Uninstall"))),
     Walk(
-        "devcluster",
+        "upgrade",
         (
+            ("docs/install.md", "Upgrade, roll back"),
+            ("docs/install.md", "Uninstall"),
             ("docs/devcluster.md", "Without root: kind"),
-            ("docs/devcluster.md", "devcluster: a real Kubernetes on one Linux machine"),
         ),
     ),
 ]
-"""In this order on one cluster: the first makes it, the last takes it down."""
+"""In this order: the first makes a cluster and takes it down, the second makes the one of all others."""
 
 RUN_ELSEWHERE = {
     ("docs/serving.md", "Serving on one machine, and proving it"): "tests/llm_tuning/test_launch_llm.py",

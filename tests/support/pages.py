@@ -68,12 +68,19 @@ def command_lines(page: Path) -> list[str]:
     return [line for line in lines if line and not PLACEHOLDER.search(line)]
 
 
+def named_commands(page: Path) -> list[str]:
+    """Commands in the running text, of a verb and what it is about at least."""
+    prose = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    spans = (" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose))
+    return [span for span in spans if span.count(" ") > 1 and not PLACEHOLDER.search(span)]
+
+
 def lines_starting_with(*starts: str) -> list[object]:
-    """Parameters of a test: every such command line of every page."""
+    """Parameters of a test: every such command of every page, in its blocks and in its text."""
     return [
         pytest.param(line, id=f"{shown_name(page)}: {line[:60]}")
         for page in PAGES
-        for line in command_lines(page)
+        for line in (*command_lines(page), *named_commands(page))
         if line.startswith(starts)
     ]
 
