@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -196,6 +197,12 @@ def is_run(snippet: Snippet) -> bool:
     if RUN_ONCE.get(snippet.text, snippet.page) != snippet.page:
         return False
     return not any(re.match(pattern, snippet.text) for pattern in NOT_RUN)
+
+
+def not_accounted_for(given: Iterable[Snippet]) -> list[Snippet]:
+    """Those that no test runs and that are not listed either."""
+    parts = {part for walk in (*ON_THIS_MACHINE, *ON_A_CLUSTER) for part in walk.parts} | set(RUN_ELSEWHERE)
+    return [each for each in given if (each.page, each.heading) not in parts and is_run(each)]
 
 
 def texts(page: str, heading: str) -> list[str]:
