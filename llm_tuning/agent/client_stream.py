@@ -10,6 +10,8 @@ from aiohttp import web
 from aiohttp.http import HttpVersion11
 
 EVENT_END, DATA, USAGE = b"\n\n", b"data: ", b'"usage":{'
+ERROR = b'data: {"error":'
+"""How vLLM tells of a fault after the head; within a text these quotes would be escaped."""
 HIGH_WATER_BYTES = 2**16
 """Of what a client has not taken yet; more is left with the engine."""
 
@@ -25,6 +27,8 @@ class ClientStream:
         self.events = 0
         self.usage = b""
         """The last events that tell the tokens; empty where none did."""
+        self.failed = False
+        """The engine has told of an error within the stream."""
         self._rest = b""
         self._request, self._response, self._on_first = request, response, on_first
         self._chunked = request.version >= HttpVersion11
@@ -37,13 +41,14 @@ class ClientStream:
 
     def write(self, piece: bytes) -> None:
         """Pass on what has become whole; ConnectionResetError where the client is gone."""
-        if not self.events:
-            self._on_first()
         whole, end, self._rest = (self._rest + piece).rpartition(EVENT_END)
         if end:
+            if not self.events:
+                self._on_first()
             self.events += whole.count(DATA)
             if USAGE in whole:
                 self.usage = whole
+            self.failed = self.failed or ERROR in whole
             self._send(whole + end)
 
     def is_full(self) -> bool:

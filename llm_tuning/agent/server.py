@@ -221,9 +221,10 @@ class AgentServer:
             await answer.pass_on(client.write, client.is_full)
         except (BrokeOff, TimeoutError) as error:
             # The head is out: an event says it, and no [DONE] follows.
-            self.metrics.errors.labels(*labels).inc()
             why = "the engine took too long" if isinstance(error, TimeoutError) else f"the engine broke off: {error}"
             failure = _error(why, "engine_failed", 503)
+        if failure or client.failed:
+            self.metrics.errors.labels(*labels).inc()
         if not self._count_usage(labels, client.usage):
             self.metrics.completion_tokens.labels(*labels).inc(max(client.events - 2, 0))  # the role, and [DONE]
         await client.end(failure)

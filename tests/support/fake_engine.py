@@ -43,6 +43,8 @@ class FakeEngine:
     """Chunks that were taken from it, by name."""
     break_off: int | None = None
     """End the connection before this chunk of a stream, in the middle of an event."""
+    fail_at: int | None = None
+    """Say an error in place of this chunk of a stream, and end it in order."""
     gate: asyncio.Event | None = None
     """A streamed answer waits for it after its first chunk, a plain one before it answers."""
     usage: dict[str, int] | None = field(default_factory=lambda: {"prompt_tokens": 7, "completion_tokens": 3})
@@ -167,6 +169,10 @@ class FakeEngine:
         for number in range(self.chunks):
             delta = {"role": "assistant"} if number == 0 else {"content": f"{name}{number}" + "." * self.chunk_bytes}
             event = b"data: " + _compact({"model": name, "choices": [{"delta": delta}]}).encode() + b"\n\n"
+            if number == self.fail_at:
+                error = {"error": {"message": "Internal server error", "type": "InternalServerError", "code": 500}}
+                await response.write(f"data: {json.dumps(error)}\n\ndata: [DONE]\n\n".encode())
+                return response
             if number == self.break_off:
                 await response.write(event[: len(event) // 2])
                 await asyncio.sleep(0.02)

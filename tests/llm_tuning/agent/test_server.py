@@ -275,6 +275,14 @@ async def test_a_stream_whose_engine_is_killed_ends_with_an_error(door: Pod) -> 
     assert said[-1]["error"]["code"] == "engine_failed"
 
 
+async def test_an_error_that_the_engine_tells_in_a_stream_is_passed_on_and_counted(door: Pod) -> None:
+    door.engine.fail_at = 2
+    said = events((await door.chat("a", stream=True)).body)
+    assert said[2]["error"]["message"] == "Internal server error"
+    assert said[-1] == "[DONE]"
+    assert await metric(door, "llm_tuning_errors_total", route="a", model_id="ft_a") == 1
+
+
 async def test_a_stream_that_falls_silent_ends_with_an_error(door: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_module, "IDLE_SECONDS", 0.1)
     door.engine.gate = asyncio.Event()
