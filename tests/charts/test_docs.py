@@ -16,7 +16,6 @@ from llm_tuning.api.kube import GROUP
 from tests.support.chart import CHART, IMAGES, Chart
 from tuning_operator.constants import LEASE_NAME
 from tuning_operator.progress.tls import SECRET_NAME
-from tuning_operator.settings import Settings
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "install.md").read_text()
 SCHEMA = json.loads((CHART / "values.schema.json").read_text())
@@ -56,13 +55,6 @@ def test_every_value_of_the_table_exists() -> None:
         for part in path.split("."):
             assert part in schema["properties"], path
             schema = schema["properties"][part]
-
-
-def test_further_settings_are_those_of_the_operator() -> None:
-    [line] = [line for line in PAGE.splitlines() if line.startswith("| `environment`")]
-    shown = dict(re.findall(r"`([A-Z_]+)` \((\w+)\)", line))
-    assert shown
-    assert {name: str(getattr(Settings, name.lower())) for name in shown} == shown
 
 
 def test_uninstalling_names_what_is_left() -> None:
