@@ -162,6 +162,10 @@ def _with(path: str, value: Any) -> dict[str, Any]:
         (_with("gpuResource", "gpu"), "gpuResource"),
         (_with("defaults.tracking.credentialsSecret", "llm-tuning-mlflow"), "uri"),
         (_with("defaults.tracking", {"uri": "http://m", "credentialsSecret": "database"}), "credentialsSecret"),
+        (
+            _with("defaults.tracking", {"uri": "http://m", "credentialsSecret": "llm-tuning-operator-tls"}),
+            "credentialsSecret",
+        ),
         (_with("defaults.queueName", "Team A"), "queueName"),
         (_with("defaults.gpus", 1), "gpus"),
         (_with("defaults.gpu.tolerations", [{"effect": "NoSchedule"}]), "tolerations"),
