@@ -54,6 +54,15 @@ def test_the_pod_is_restricted_and_cannot_write_to_its_image(chart: Chart) -> No
     assert container["resources"]["limits"]["memory"]
 
 
+def test_a_cluster_that_assigns_users_finds_none_in_the_charts_pods(chart: Chart) -> None:
+    objects = chart.objects(clusterAssignsUser=True)
+    [deployment] = [each for each in objects if each["kind"] == "Deployment"]
+    [test] = [each for each in objects if each["kind"] == "Pod"]
+    for pod in (deployment["spec"]["template"]["spec"], test["spec"]):
+        assert pod["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    assert settings(chart, clusterAssignsUser=True).cluster_assigns_user is True
+
+
 def test_probes_ask_for_what_the_operator_answers(chart: Chart) -> None:
     [deployment] = chart.objects("Deployment")
     [container] = deployment["spec"]["template"]["spec"]["containers"]
