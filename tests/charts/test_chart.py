@@ -154,6 +154,13 @@ def test_the_operator_understands_its_environment(chart: Chart) -> None:
     )
 
 
+def test_labels_of_the_chart_cannot_be_given_anew(chart: Chart) -> None:
+    [deployment] = chart.objects("Deployment")
+    for name in deployment["spec"]["template"]["metadata"]["labels"]:
+        done = chart.template(**IMAGES, podLabels={name: "mine"})
+        assert f"podLabels/{name.replace('/', '~1')}" in done.stderr, name
+
+
 def test_ports_are_those_that_the_operator_listens_at(chart: Chart) -> None:
     [deployment] = chart.objects("Deployment")
     [container] = deployment["spec"]["template"]["spec"]["containers"]
