@@ -128,7 +128,9 @@ async def test_watch_ends_as_the_job_does(server: FakeApiServer, call: Call) -> 
     code, _, err = await call("watch", "nobody")
     assert code == 1
     assert "neither a TuningJob nor an InferenceService nobody in namespace team" in err
-    assert (await call("watch", "pod/x"))[0] == 64
+    code, _, err = await call("watch", "pod/x")
+    assert (code, err) == (64, "error: pod/x: 'pod' is no kind of ours; write tj/NAME or tisvc/NAME\n")
+    assert "did you mean tuningjob?" in (await call("watch", "tuningjop/good"))[2]
 
 
 async def test_a_service_is_watched_and_explained_too(server: FakeApiServer, call: Call) -> None:
@@ -209,6 +211,8 @@ async def test_bad_flags_and_no_cluster_say_so(call: Call, tmp_path: Path, monke
         code, _, err = await call(*arguments)
         assert code == 64
         assert err.startswith("error: ")
+    assert "got 'sumbit'; did you mean submit?" in (await call("sumbit"))[2]
+    assert "--wach: is not a known flag; did you mean --watch?" in (await call("submit", "-f", "x", "--wach"))[2]
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     code, _, err = await call("watch", "faq")
     assert code == 64

@@ -1,0 +1,17 @@
+"""What somebody who has mistyped a name most likely means."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+def closest(word: str, names: Iterable[str]) -> str | None:
+    """The name that `word` is nearest to; None where none is near."""
+    return next(iter(get_close_matches(word, list(names), n=1, cutoff=0.7)), None)
+
+
+def did_you_mean(word: str, names: Iterable[str], *, otherwise: str = "") -> str:
+    """`did you mean NAME?`, or `otherwise` where no name is near."""
+    name = closest(word, names)
+    return f"did you mean {name}?" if name else otherwise
