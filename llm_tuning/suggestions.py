@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from functools import lru_cache
 
 
 def closest(word: str, names: Iterable[str]) -> str | None:
     """The name that `word` is nearest to; None where none is near."""
-    return next(iter(get_close_matches(word, list(names), n=1, cutoff=0.7)), None)
+    return _closest(word, tuple(name for name in names if len(name) < 2 * len(word)))
+
+
+@lru_cache(maxsize=64)
+def _closest(word: str, names: tuple[str, ...]) -> str | None:
+    """Kept, since a million rows may all have the same wrong name."""
+    return next(iter(get_close_matches(word, names, n=1, cutoff=0.7)), None)
 
 
 def did_you_mean(word: str, names: Iterable[str], *, otherwise: str = "") -> str:

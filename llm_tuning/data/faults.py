@@ -1,7 +1,7 @@
 """Why a row is refused: a CamelCase reason for machines, and rule and fix in words.
 
-No word of a fault comes from the dataset itself, so that logs, statuses and terminals of others never show its text;
-`got()` names a value's kind instead of the value.
+No text of the dataset is in a fault, so that logs, statuses and terminals of others never show it: `got()` names a
+value's kind instead of the value. Names of fields are.
 """
 
 from __future__ import annotations

@@ -20,6 +20,8 @@ MAX_ROW_BYTES = 16 << 20
 """Bytes of one row at most: far above any training row, and it bounds memory on a file without line breaks."""
 CHUNK_BYTES = 1 << 20
 """Bytes read at once from a JSON array."""
+_WHOLE_BYTES = 4 * MAX_ROW_BYTES
+"""Bytes of a file at most that is read as a whole, to say what it is instead of rows."""
 BOM = codecs.BOM_UTF8
 
 Row = tuple[int, Any]
@@ -129,19 +131,25 @@ def _not_json_lines(path: Path, fault: RowFault) -> InputError:
     """What a file is that starts with { but has no valid first lines: most often one object over several lines."""
     where = f"{path}, {fault.at}" if fault.at else str(path)
     problem = Problem(where, fault.rule, fault.fix)
-    if fault.reason not in (Reason.NOT_JSON, Reason.TRUNCATED_ROW):
+    if fault.reason not in (Reason.NOT_JSON, Reason.TRUNCATED_ROW, Reason.ROW_TOO_LARGE):
         return InputError(problem)
     with path.open("rb") as stream:
-        content = stream.read(4 * MAX_ROW_BYTES).removeprefix(BOM)
+        content = stream.read(_WHOLE_BYTES).removeprefix(BOM)
+        is_cut = bool(stream.read(1))
     try:
-        value = json.loads(content.decode())
+        text = content.decode(errors="ignore" if is_cut else "strict")
+        value = json.loads(text)
     except json.JSONDecodeError as error:
-        if error.msg == "Extra data" and content.decode()[error.pos] == ",":
+        if error.msg == "Extra data" and fault.reason is Reason.ROW_TOO_LARGE:  # a row, and more after it
+            return InputError(problem)
+        if error.msg == "Extra data" and text[error.pos] == ",":
             rule, fix = "has a comma after the object", "write one a line without it, or all in one JSON array [...]"
             return InputError(Problem(f"{path}, line {error.lineno}", rule, fix))
         if error.msg == "Extra data":
             rule, fix = "holds JSON objects over several lines", "write one row a line, or all in one JSON array [...]"
             return InputError(Problem(str(path), rule, fix))
+        if is_cut:
+            return InputError(object_problem(path))
         if fault.reason is Reason.NOT_JSON and content.count(b"\n") > 1:
             where = f"{path}, line {error.lineno}, column {error.colno}"
             return InputError(Problem(where, f"is not valid JSON: {error.msg}", "correct it"))
@@ -152,13 +160,21 @@ def _not_json_lines(path: Path, fault: RowFault) -> InputError:
     return InputError(problem)
 
 
-def object_problem(path: Path, value: object) -> Problem:
-    """A file that is one JSON object instead of rows."""
+def read_object(path: Path) -> object:
+    """The JSON that a file is as a whole; None where it is none, or too large for the memory."""
+    try:
+        return json.loads(path.read_bytes()) if path.stat().st_size <= _WHOLE_BYTES else None
+    except (ValueError, RecursionError):
+        return None
+
+
+def object_problem(path: Path, value: object = None) -> Problem:
+    """A file that is one JSON object instead of rows; with its value also where the rows seem to be."""
     fix = "write a JSON array of rows [...] or one row a line"
     if isinstance(value, dict):
         lists = [name for name in ("data", "rows", "train", "examples") if isinstance(value.get(name), list)]
         fix = f"the rows seem to be its `{lists[0]}`: save that list alone" if lists else fix
-    return Problem(str(path), "is one JSON object, not a list of rows", fix)
+    return Problem(str(path), "is one JSON object, not a JSON array, JSON Lines or Parquet of rows", fix)
 
 
 def read_json_array(path: Path, stream: BinaryIO, on_bytes: Callable[[bytes], object]) -> Iterator[Row]:

@@ -34,7 +34,10 @@ def problems_of(values: dict[str, Any]) -> list[str]:
         ({"mode": "grpo"}, "mode: must be 'sft' or 'ppo', got 'grpo'"),
         ({"mdoe": "sft"}, "mdoe: is not a known field; did you mean mode?"),
         ({"trainning": {}}, "trainning: is not a known field; did you mean training?"),
-        ({"lora": {"target_module": "all-linear"}}, "lora.target_module: is not a known field; did you mean targetModules?"),
+        (
+            {"lora": {"target_module": "all-linear"}},
+            "lora.target_module: is not a known field; did you mean targetModules?",
+        ),
         ({"lora": {"banana": 1}}, "lora.banana: is not a known field; check the spelling or remove it"),
         ({"ppo": {"klCoef": 0.1}}, "ppo.klCoef: is set but mode is sft; set mode: ppo or remove it"),
         ({"model": {}}, "model.path: is required; add it"),
