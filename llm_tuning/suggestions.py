@@ -8,14 +8,15 @@ from functools import lru_cache
 
 
 def closest(word: str, names: Iterable[str]) -> str | None:
-    """The name that `word` is nearest to; None where none is near."""
-    return _closest(word, tuple(name for name in names if len(name) < 2 * len(word)))
+    """The name that `word` is nearest to, upper and lower case aside; None where none is near."""
+    spelled = {name.lower(): name for name in names if len(name) < 2 * len(word)}
+    return spelled.get(_closest(word.lower(), tuple(spelled)))
 
 
 @lru_cache(maxsize=64)
-def _closest(word: str, names: tuple[str, ...]) -> str | None:
+def _closest(word: str, names: tuple[str, ...]) -> str:
     """Kept, since a million rows may all have the same wrong name."""
-    return next(iter(get_close_matches(word, names, n=1, cutoff=0.7)), None)
+    return next(iter(get_close_matches(word, names, n=1, cutoff=0.7)), "")
 
 
 def did_you_mean(word: str, names: Iterable[str], *, otherwise: str = "") -> str:

@@ -76,6 +76,11 @@ def build(given: dict[str, Any], *, config: str | Path | None) -> tuple[TuningCo
     from llm_tuning.api.yaml import load_yaml_mapping
 
     values = load_yaml_mapping(Path(config)) if config is not None else {}
+    if {"kind", "spec"} <= values.keys():
+        rule = f"is an object for a cluster ({values['kind']}), and a run takes the fields of a configuration"
+        fields = ", ".join(TuningConfig.model_fields)
+        fix = f"submit it with kubectl, or write what its spec has of {fields} at the top, with paths of this machine"
+        raise InputError(Problem(str(config), rule, fix))
     flags, options = config_flags(), option_flags()
     tracking = values.get("tracking")
     if not (isinstance(tracking, dict) and tracking.get("uri")):

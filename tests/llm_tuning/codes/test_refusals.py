@@ -16,6 +16,7 @@ from llm_tuning.codes.tune_llm import main, run_tuning
 from llm_tuning.errors import InputError
 
 GOOD_ROWS = [{"prompt": f"Question {i}?", "output": f"Answer {i}."} for i in range(8)]
+EXAMPLE_JOB = Path(__file__).resolve().parents[3] / "examples" / "tuningjob-ppo.yaml"
 HEAVY = {"torch", "transformers", "peft", "trl", "mlflow", "datasets"}
 
 # Runs command lines (a JSON array of them on standard input) one after the other in one process: a new
@@ -96,6 +97,10 @@ BAD_FLAGS = [
     (["--learing-rate", "-1"], "--learing_rate: is not a known flag; did you mean --learning_rate?"),
     (["--lora_rnk=8"], "--lora_rnk: is not a known flag; did you mean --lora_rank?"),
     (["extra"], "extra: is too much; see tune-llm --help"),
+    (
+        ["--config", "job.yaml"],
+        "job.yaml: is an object for a cluster (TuningJob), and a run takes the fields of a conf",
+    ),
     (["--config", "none.yaml"], "none.yaml: cannot be read"),
     (["--output_dir", "/proc/models"], "output_dir /proc/models: cannot be written"),
 ]
@@ -106,6 +111,7 @@ def refused_flags(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("flags")
     (folder / "rows.json").write_text(json.dumps(GOOD_ROWS))
     (folder / "text.yaml").write_text("model: base\n")
+    shutil.copy(EXAMPLE_JOB, folder / "job.yaml")
     valid = ["--llm_path", str(tiny_base), "--dataset_path", "rows.json"]
     return run_commands([[*([] if "text.yaml" in flags else valid), *flags] for flags, _ in BAD_FLAGS], folder)
 

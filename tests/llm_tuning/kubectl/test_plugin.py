@@ -206,6 +206,48 @@ async def test_plan_needs_no_cluster(
     assert "output" in err
 
 
+async def test_a_kind_in_the_wrong_case_is_named(call: Call, tmp_path: Path) -> None:
+    file = written(tmp_path / "job.yaml", manifest("a"), manifest("b") | {"kind": "Tuningjob"})
+    code, _, err = await call("plan", "-f", file)
+    assert (code, err) == (64, f"error: {file}: holds a Tuningjob; did you mean TuningJob?\n")
+    code, _, err = await call("submit", "-f", file)
+    assert code == 64
+    assert "got 'Tuningjob' of 'tuning.llmtuning.dev/v1alpha1'; did you mean TuningJob?" in err
+
+
+async def test_plan_names_all_that_is_not_here(call: Call, tmp_path: Path) -> None:
+    file = written(tmp_path / "job.yaml", manifest("faq"))
+    code, _, err = await call("plan", "-f", file, "--base", str(tmp_path / "b"), "--dataset", str(tmp_path / "d"))
+    assert code == 64
+    assert [line.partition(" on this")[0] for line in err.splitlines()] == [
+        f"error: --base: there is no {tmp_path}/b",
+        f"error: --dataset: there is no {tmp_path}/d",
+    ]
+    err = (await call("plan", "-f", file, "--base", file, "--dataset", str(tmp_path)))[2]
+    assert f"--base: {file} is a file, and a folder is needed" in err
+    assert f"--dataset: {tmp_path} is a folder, and a file is needed" in err
+
+
+async def test_plan_takes_one_copy_for_several_jobs_only_where_they_share_it(
+    call: Call, tmp_path: Path, tiny_base: Path
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(f'{{"prompt": "What is {i}?", "output": "{i}."}}\n' for i in range(4)))
+    copies = ("--base", str(tiny_base), "--dataset", str(rows))
+    same = written(tmp_path / "same.yaml", manifest("a"), manifest("b", retries=1))
+    code, out, _ = await call("plan", "-f", same, *copies)
+    assert code == 0
+    assert out.count("8 rows a step") == 2
+    other = manifest("b", model={"path": "base/other"}, dataset={"path": "datasets/other.json"})
+    code, _, err = await call("plan", "-f", written(tmp_path / "other.yaml", manifest("a"), other), *copies)
+    assert code == 64
+    assert [line.partition(": is one for all")[0] for line in err.splitlines()] == [
+        "error: --base",
+        "error: --dataset",
+    ]
+    assert "theirs differ (spec.dataset); give the folder of the claim's files with --root, or plan each" in err
+
+
 async def test_bad_flags_and_no_cluster_say_so(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for arguments in ([], ["sumbit"], ["watch"], ["submit"], ["logs", "a", "--wrong"]):
         code, _, err = await call(*arguments)
@@ -216,7 +258,7 @@ async def test_bad_flags_and_no_cluster_say_so(call: Call, tmp_path: Path, monke
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     code, _, err = await call("watch", "faq")
     assert code == 64
-    assert "none: cannot be used" in err
+    assert "none: does not exist, and a kubeconfig is needed; set KUBECONFIG to one that does" in err
 
 
 @pytest.mark.parametrize("command", COMMANDS)
