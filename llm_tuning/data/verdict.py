@@ -58,7 +58,7 @@ def _find_problems(report: Report, path: Path, *, skip_invalid_rows: bool) -> No
 def _refused_problem(path: str, refused: Refused) -> Problem:
     first = "first at " if refused.count > 1 else ""
     inside = f", {first}{refused.at}" if refused.at else ""
-    return Problem(f"{path}, {refused}{inside}", f"{refused.rule} ({refused.reason})", refused.fix)
+    return Problem(f"{path}, {refused}{inside}", refused.fault, refused.fix)
 
 
 def _judge_rewards(report: Report) -> None:
