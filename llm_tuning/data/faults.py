@@ -17,6 +17,7 @@ class Reason(StrEnum):
     NOT_UTF8 = "NotUtf8"
     ROW_TOO_LARGE = "RowTooLarge"
     NOT_AN_OBJECT = "NotAnObject"
+    DUPLICATE_FIELD = "DuplicateField"
     UNKNOWN_SHAPE = "UnknownShape"
     MIXED_SHAPES = "MixedShapes"
     MISSING_FIELD = "MissingField"
@@ -46,6 +47,11 @@ class RowFault(Exception):  # noqa: N818 - a row is refused; the program has no 
         self.fix = fix
         self.at = at
         super().__init__(f"{at}: {rule}" if at else rule)
+
+
+def shown(name: str) -> str:
+    """A field's name for a message, short and on one line whatever characters it has."""
+    return f"`{repr(name[:40])[1:-1]}`"
 
 
 def got(value: object) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from llm_tuning.data.faults import Reason, RowFault, got
+from llm_tuning.data.faults import Reason, RowFault, got, shown
 from llm_tuning.suggestions import closest
 
 Message = dict[str, str]
@@ -62,7 +62,7 @@ def _present(row: Mapping[str, Any], field: str, *, at: str = "") -> Any:
 def rename_or(row: Mapping[str, Any], field: str, otherwise: str) -> str:
     """The fix for a field that is not there: to rename the one that is spelled nearly so, else `otherwise`."""
     near = closest(field, row)
-    return f"rename `{near}` if that is meant" if near else otherwise
+    return f"rename {shown(near)} if that is meant" if near else otherwise
 
 
 def convert_messages(row: Mapping[str, Any], field: str) -> list[Message]:
