@@ -51,7 +51,7 @@ class RowFault(Exception):  # noqa: N818 - a row is refused; the program has no 
 
 def shown(name: str) -> str:
     """A field's name for a message, short and on one line whatever characters it has."""
-    return f"`{repr(name[:40])[1:-1]}`"
+    return repr(name[:40])[1:-1]
 
 
 def got(value: object) -> str:

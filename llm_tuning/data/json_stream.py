@@ -56,7 +56,7 @@ class _Decoder(json.JSONDecoder):
 
 
 def _given_twice(name: str) -> RowFault:
-    return RowFault(Reason.DUPLICATE_FIELD, f"{shown(name)} is given twice in one object", "keep one of them")
+    return RowFault(Reason.DUPLICATE_FIELD, f"`{shown(name)}` is given twice in one object", "keep one of them")
 
 
 def read_json_lines(path: Path, stream: BinaryIO, on_bytes: Callable[[bytes], object]) -> Iterator[Row]:

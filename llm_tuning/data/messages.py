@@ -62,7 +62,7 @@ def _present(row: Mapping[str, Any], field: str, *, at: str = "") -> Any:
 def rename_or(row: Mapping[str, Any], field: str, otherwise: str) -> str:
     """The fix for a field that is not there: to rename the one that is spelled nearly so, else `otherwise`."""
     near = closest(field, row)
-    return f"rename {shown(near)} if that is meant" if near else otherwise
+    return f"rename `{shown(near)}` if that is meant" if near else otherwise
 
 
 def convert_messages(row: Mapping[str, Any], field: str) -> list[Message]:

@@ -17,7 +17,7 @@ from decimal import Decimal
 from typing import Any
 
 from llm_tuning.api.tuning import Mode
-from llm_tuning.data.faults import Reason, RowFault, got
+from llm_tuning.data.faults import Reason, RowFault, got, shown
 from llm_tuning.data.messages import (
     MESSAGE_FIELDS,
     Message,
@@ -138,7 +138,7 @@ class RowParser:
     def _ignore(self, values: Mapping[str, Any], names: Iterable[str], prefix: str) -> None:
         for name in names:
             if values[name] is not None and len(self.ignored_fields) < MAX_IGNORED_FIELDS:
-                self.ignored_fields.add(f"{prefix}{name[:40]}")
+                self.ignored_fields.add(f"{prefix}{shown(name)}")
 
 
 def _has(row: Mapping[str, Any], shape: str) -> bool:

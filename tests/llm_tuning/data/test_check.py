@@ -117,6 +117,14 @@ def test_one_object_larger_than_is_read_at_once_is_named_too(tmp_path: Path, ind
     assert len(error.value.problems) == 1
 
 
+def test_names_of_fields_that_cannot_be_printed_are_escaped(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(lines(*[{"prompt": "a", "output": "b", "\ud83d\n": 1}] * 2))
+    summary = check(path, None).summary()
+    assert "fields that are not used: \\ud83d\\n" in summary
+    summary.encode()
+
+
 def test_a_missing_file_and_a_folder_are_refused(tokenizer_dir: Path, tmp_path: Path) -> None:
     for path, rule in ((tmp_path / "none.json", "does not exist"), (tmp_path, "is a folder")):
         with pytest.raises(InputError, match=rule) as error:
