@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from llm_tuning.errors import InputError, Problem
@@ -17,7 +17,7 @@ class Parser(argparse.ArgumentParser):
         """Refuse what argparse found."""
         raise InputError(Problem("", message, f"see {self.prog} --help"))
 
-    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:
+    def parse_known_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:
         """Refuse unknown arguments here, where the flags of the subcommand are known: the main parser has others."""
         found, unknown = super().parse_known_args(args, namespace)
         flags = [word.partition("=")[0] for word in unknown if word.lstrip("-")[:1].isalpha() and word[0] == "-"]
