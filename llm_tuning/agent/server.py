@@ -15,11 +15,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import aiohttp
 from aiohttp import web
 from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
+from llm_tuning.agent.client_stream import USAGE, ClientStream
+from llm_tuning.agent.completion import BrokeOff, Completion
 from llm_tuning.agent.contract import DesiredRoute
 from llm_tuning.agent.engine import Engine
 from llm_tuning.agent.keeper import Keeper
@@ -39,7 +40,6 @@ MODEL_HEADER = "X-Model-Id"
 """Which adapter has answered; the base's name for the base."""
 API_KEY_HEADER = "X-Api-Key"
 """In place of a bearer token: an API server's service proxy takes `Authorization` for its own and passes none on."""
-EVENT_END, USAGE = b"\n\n", b'"usage":{'
 PASSED_ON = ("Content-Type", "Cache-Control", "X-Request-Id")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -176,59 +176,58 @@ class AgentServer:
     async def _forward(
         self, request: web.Request, body: dict[str, Any], served: str, labels: tuple[str, str], began: float
     ) -> web.StreamResponse:
-        timeout = aiohttp.ClientTimeout(total=REQUEST_SECONDS, sock_connect=5, sock_read=IDLE_SECONDS)
+        answer = None
         try:
-            async with self.engine.session.post(self.engine.url + request.path, json=body, timeout=timeout) as answer:
-                if answer.status == 404 and served != self.base_name:
-                    await answer.read()
-                    self.keeper.lost(served)
-                    raise Refused(
-                        503, f"{served} was lost with a restart of the engine and is loaded again", "not_served"
-                    )
-                headers = {name: answer.headers[name] for name in PASSED_ON if name in answer.headers}
-                headers[MODEL_HEADER] = served
-                if answer.content_type != "text/event-stream":
-                    content = await answer.read()
-                    self.metrics.first_token.labels(*labels).observe(time.monotonic() - began)
-                    self._count_usage(labels, content)
-                    return web.Response(status=answer.status, body=content, headers=headers)
+            answer = await Completion.post(
+                self.engine.url,
+                request.path,
+                json.dumps(body).encode(),
+                idle_seconds=IDLE_SECONDS,
+                total_seconds=REQUEST_SECONDS,
+            )
+            if answer.status == 404 and served != self.base_name:
+                self.keeper.lost(served)
+                raise Refused(503, f"{served} was lost with a restart of the engine and is loaded again", "not_served")
+            headers = {name: answer.headers[name.lower()] for name in PASSED_ON if name.lower() in answer.headers}
+            headers[MODEL_HEADER] = served
+            if headers.get("Content-Type", "").startswith("text/event-stream"):
                 return await self._stream(request, answer, headers, labels, began)
+            content = await answer.read()
+            self.metrics.first_token.labels(*labels).observe(time.monotonic() - began)
+            self._count_usage(labels, content)
+            return web.Response(status=answer.status, body=content, headers=headers)
         except TimeoutError:
             raise Refused(504, "the engine took too long", "timeout") from None
-        except aiohttp.ClientError as error:
-            why = f"the engine broke off ({type(error).__name__})"
-            raise Refused(503, why, "not_served") from None
+        except BrokeOff as error:
+            raise Refused(503, f"the engine broke off: {error}", "not_served") from None
+        finally:
+            if answer is not None:
+                answer.close()
 
     async def _stream(
         self,
         request: web.Request,
-        answer: aiohttp.ClientResponse,
+        answer: Completion,
         headers: dict[str, str],
         labels: tuple[str, str],
         began: float,
     ) -> web.StreamResponse:
         response = web.StreamResponse(status=answer.status, headers=headers)
-        await response.prepare(request)
-        # Whole events only: half of one, and then the engine breaks off, would spoil the event that says so.
-        chunks, usage, rest = 0, b"", b""
+        first_token = self.metrics.first_token.labels(*labels)
+        client = ClientStream(request, response, lambda: first_token.observe(time.monotonic() - began))
+        await client.begin()
+        failure = None
         try:
-            async for data in answer.content.iter_any():
-                if not chunks:
-                    self.metrics.first_token.labels(*labels).observe(time.monotonic() - began)
-                whole, end, rest = (rest + data).rpartition(EVENT_END)
-                chunks += whole.count(b"data: ")
-                if USAGE in whole:
-                    usage = whole
-                await _write(response, whole + end)
-            await _write(response, rest)
-        except (aiohttp.ClientError, TimeoutError) as error:
+            await answer.pass_on(client.write, client.is_full)
+        except (BrokeOff, TimeoutError) as error:
             # The head is out: an event says it, and no [DONE] follows.
+            why = "the engine took too long" if isinstance(error, TimeoutError) else f"the engine broke off: {error}"
+            failure = _error(why, "engine_failed", 503)
+        if failure or client.failed:
             self.metrics.errors.labels(*labels).inc()
-            event = json.dumps(_error(f"the engine broke off ({type(error).__name__})", "engine_failed", 503))
-            await _write(response, f"data: {event}\n\n".encode())
-        if not self._count_usage(labels, usage):
-            self.metrics.completion_tokens.labels(*labels).inc(max(chunks - 2, 0))  # the role, and [DONE]
-        await response.write_eof()
+        if not self._count_usage(labels, client.usage):
+            self.metrics.completion_tokens.labels(*labels).inc(max(client.events - 2, 0))  # the role, and [DONE]
+        await client.end(failure)
         return response
 
     def _count_usage(self, labels: tuple[str, str], content: bytes) -> bool:
@@ -293,15 +292,6 @@ def _error(message: str, code: str, status: int) -> dict[str, Any]:
     """As OpenAI's clients read it."""
     kind = "invalid_request_error" if status < 500 else "server_error"
     return {"error": {"message": message, "type": kind, "param": None, "code": code}}
-
-
-async def _write(response: web.StreamResponse, data: bytes) -> None:
-    """To the client; one that is gone is no fault of the engine, whose errors are aiohttp.ClientError too."""
-    try:
-        if data:
-            await response.write(data)
-    except aiohttp.ClientConnectionResetError as error:
-        raise ConnectionResetError(str(error)) from None
 
 
 async def _json_object(request: web.Request) -> dict[str, Any]:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
-from typing import Any, Self
+from collections.abc import Mapping, Sequence
+from typing import Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.alias_generators import to_camel
 from pydantic_core import ErrorDetails
 
 from llm_tuning.errors import InputError, Problem
+from llm_tuning.suggestions import did_you_mean
 
 
 class FieldError(ValueError):
@@ -42,14 +43,19 @@ class ApiModel(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise InputError([problem_of(detail, where=where) for detail in error.errors(include_url=False)]) from None
+            raise input_error(cls, error, where=where) from None
+
+
+def input_error(model: type[BaseModel], error: ValidationError, *, where: str = "") -> InputError:
+    """The error of a whole `model`: one Problem a field, its path prefixed by `where`."""
+    return InputError([_problem_of(detail, model, where=where) for detail in error.errors(include_url=False)])
 
 
 PATTERN_WORDS: dict[str, str] = {}
 """What a pattern asks for, in words; filled where the patterns stand."""
 
 
-def problem_of(detail: ErrorDetails, *, where: str = "") -> Problem:
+def _problem_of(detail: ErrorDetails, model: type[BaseModel], *, where: str) -> Problem:
     """Turn one pydantic error into: field path, rule with the value, and the fix where the rule tells it."""
     kind, context = detail["type"], detail.get("ctx", {})
     error = context.get("error")
@@ -59,7 +65,9 @@ def problem_of(detail: ErrorDetails, *, where: str = "") -> Problem:
         case "missing":
             return Problem(path, "is required", "add it")
         case "extra_forbidden":
-            return Problem(path, "is not a known field", "check the spelling or remove it")
+            *above, name = detail["loc"]
+            fix = did_you_mean(str(name), _fields_at(model, above), otherwise="check the spelling or remove it")
+            return Problem(path, "is not a known field", fix)
         case "literal_error":
             return Problem(path, f"must be {context['expected']}, got {got}")
         case "value_error":
@@ -75,6 +83,22 @@ def problem_of(detail: ErrorDetails, *, where: str = "") -> Problem:
         case "finite_number":
             return Problem(path, f"must be a finite number, got {got}")
     return Problem(path, f"{_as_rule(detail['msg'])}, got {got}")
+
+
+def _fields_at(model: type[BaseModel], place: Sequence[str | int]) -> list[str]:
+    """The fields, as they are written, of the model that `place` leads to from `model`."""
+    for name in place:
+        for field_name, field in model.model_fields.items():
+            if name in (field_name, field.alias):
+                model = _model_in(field.annotation) or model
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The model under Annotated, Optional and list."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_model_in, get_args(annotation))), None)
 
 
 def _path(*parts: str | int) -> str:

@@ -12,13 +12,13 @@ from pydantic import ConfigDict, Field, StringConstraints, model_validator
 from llm_tuning.api.base import PATTERN_WORDS, ApiModel, FieldError
 from llm_tuning.api.kube import (
     DNS_SUBDOMAIN,
-    SECRET_NAME,
     Condition,
     CpuQuantity,
     Line,
     MemoryQuantity,
     PlacementSpec,
     RelativePath,
+    SecretName,
     VolumeSpec,
     check_name,
 )
@@ -170,8 +170,8 @@ class VllmSpec(ApiModel):
 class ApiKeySecretRef(ApiModel):
     """A key of a Secret in this namespace."""
 
-    name: Annotated[str, StringConstraints(max_length=253, pattern=SECRET_NAME)] = Field(
-        description="Name of the Secret; it has to begin with llm-tuning-, so that no other Secret can be reached."
+    name: SecretName = Field(
+        description="Name of the Secret; it has to begin with llm-tuning-, so that no other Secret can be reached, and not with llm-tuning-operator, as the operator's own do."
     )
 
     key: Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]*[-_a-zA-Z0-9]$")] = (

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
 from llm_tuning.api.base import PATTERN_WORDS, ApiModel, FieldError
 from llm_tuning.api.structural import INT_OR_STRING, RULES, rule
@@ -70,6 +70,27 @@ CpuQuantity = Annotated[
 MemoryQuantity = Annotated[str, StringConstraints(min_length=1, max_length=16, pattern=_MEMORY)]
 """With a unit: a bare 8 would be eight bytes."""
 
+_OPERATORS_OWN = "llm-tuning-operator"
+_NO_OPERATORS_SECRET = (
+    f"Secrets whose name begins with {_OPERATORS_OWN} are the operator's own; give yours another name, such as "
+    "llm-tuning-mlflow"
+)
+
+
+def _not_the_operators(name: str) -> str:
+    if name.startswith(_OPERATORS_OWN):
+        raise ValueError(f"{_NO_OPERATORS_SECRET}, got {name!r}")
+    return name
+
+
+SecretName = Annotated[
+    str,
+    StringConstraints(max_length=253, pattern=SECRET_NAME),
+    AfterValidator(_not_the_operators),
+    Field(json_schema_extra={RULES: [rule(f"!self.startsWith('{_OPERATORS_OWN}')", _NO_OPERATORS_SECRET)]}),
+]
+"""The operator's keys lie in its namespace, and who may create TuningJobs there reads what a pod of one can mount."""
+
 Line = Annotated[str, StringConstraints(max_length=1024)]
 Time = Annotated[str, StringConstraints(max_length=64)]
 """RFC 3339, as text: the status is read by whoever reads it."""
@@ -96,8 +117,8 @@ class VolumeSpec(ApiModel):
 class SecretRef(ApiModel):
     """A Secret in this namespace."""
 
-    name: Annotated[str, StringConstraints(max_length=253, pattern=SECRET_NAME)] = Field(
-        description="Name of the Secret; it has to begin with llm-tuning-, so that no other Secret can be reached."
+    name: SecretName = Field(
+        description="Name of the Secret; it has to begin with llm-tuning-, so that no other Secret can be reached, and not with llm-tuning-operator, as the operator's own do."
     )
 
 

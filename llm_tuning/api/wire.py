@@ -12,9 +12,8 @@ from typing import Any, Self
 
 from pydantic import ValidationError
 
-from llm_tuning.api.base import ApiModel, problem_of
+from llm_tuning.api.base import ApiModel, input_error
 from llm_tuning.api.structural import INT_OR_STRING, Schema, structural_schema
-from llm_tuning.errors import InputError
 
 
 class WireModel(ApiModel):
@@ -26,7 +25,7 @@ class WireModel(ApiModel):
         try:
             return cls.model_validate(_as_read(values, _schema_of(cls)), by_alias=True, by_name=False)
         except ValidationError as error:
-            raise InputError([problem_of(detail, where=where) for detail in error.errors(include_url=False)]) from None
+            raise input_error(cls, error, where=where) from None
 
     @classmethod
     def read(cls, values: Mapping[str, Any], *, where: str = "") -> Self:
@@ -35,7 +34,7 @@ class WireModel(ApiModel):
             known = _as_read(values, _schema_of(cls))
             return cls.model_validate(known, extra="ignore", by_alias=True, by_name=False)
         except ValidationError as error:
-            raise InputError([problem_of(detail, where=where) for detail in error.errors(include_url=False)]) from None
+            raise input_error(cls, error, where=where) from None
 
 
 @cache

@@ -58,11 +58,15 @@ class Connection:
             ) from None
         config: Any = kube_config  # untyped
         configuration: Any = client.Configuration()
-        files = str(kubeconfig or os.environ.get("KUBECONFIG") or Path.home() / ".kube" / "config")
+        given = str(kubeconfig or os.environ.get("KUBECONFIG") or "")
+        files = given or str(Path.home() / ".kube" / "config")
         try:
-            if kubeconfig or os.environ.get("KUBECONFIG") or context or Path(files).is_file():
+            if any(os.path.exists(os.path.expanduser(file)) for file in files.split(os.pathsep)):
                 config.load_kube_config(files, context, configuration, persist_config=False)
                 found = _namespace_of(config, files, context)
+            elif given or context:
+                fix = "give" if kubeconfig else "set KUBECONFIG to"
+                raise InputError(Problem(files, "does not exist, and a kubeconfig is needed", f"{fix} one that does"))
             elif os.environ.get("KUBERNETES_SERVICE_HOST"):
                 config.load_incluster_config(configuration)
                 found = NAMESPACE_FILE.read_text().strip() if NAMESPACE_FILE.is_file() else "default"

@@ -32,6 +32,7 @@ from llm_tuning.api.tuning_job import (
     TuningJob,
 )
 from llm_tuning.errors import InputError, Problem
+from llm_tuning.suggestions import did_you_mean
 
 Raw = dict[str, Any]
 Group = Mapping[str, Any]
@@ -112,7 +113,7 @@ def checked(values: Group | TuningJob | InferenceService) -> Raw:
     kind = str(plain.get("kind"))
     if kind not in KINDS or plain.get("apiVersion") != API_VERSION:
         rule = f"must be {' or '.join(KINDS)} of {API_VERSION}, got {kind!r} of {plain.get('apiVersion')!r}"
-        raise InputError(Problem("kind", rule))
+        raise InputError(Problem("kind", rule, did_you_mean(kind, KINDS.keys() - {kind})))
     if not isinstance(plain.get("metadata"), dict):
         raise InputError(Problem("metadata", "is required", "add it, with a name"))
     KINDS[kind].parse({key: value for key, value in plain.items() if key != "status"})

@@ -8,21 +8,22 @@ It stays torch-free until a run really starts, so that help, refusals and small 
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 if __package__ in (None, ""):  # run as a file: its own folder is on sys.path, the package's parent is not
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from llm_tuning.api import RunOptions, TuningConfig
 from llm_tuning.api.flags import CLI_DEFAULTS, Flag, add_flags, config_flags, merge, option_flags
+from llm_tuning.commands.parser import Parser
 from llm_tuning.errors import EXIT_INPUT, EXIT_TRY_AGAIN, InputError, Problem, TryAgain
 from llm_tuning.stopping import stop_on_signals
+from llm_tuning.suggestions import did_you_mean
 
 SUBCOMMANDS = {
     "validate": "check a data set without training",
@@ -61,9 +62,10 @@ def run_tuning(  # noqa: PLR0917 - the documented names, in the documented order
         "devices": (str(devices), "0"),
     }
     known = {flag.name for flag in config_flags() + option_flags()}
-    unknown = [Problem(name, "is not a known argument", "see tune-llm --help") for name in flags if name not in known]
+    unknown = [name for name in flags if name not in known]
     if unknown:
-        raise InputError(unknown)
+        rule, see = "is not a known argument", "see tune-llm --help"
+        raise InputError([Problem(name, rule, did_you_mean(name, known, otherwise=see)) for name in unknown])
     given = {name: value for name, (value, default) in documented.items() if value != default} | flags
     given = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
     return tune(*build(given, config=config))
@@ -74,6 +76,11 @@ def build(given: dict[str, Any], *, config: str | Path | None) -> tuple[TuningCo
     from llm_tuning.api.yaml import load_yaml_mapping
 
     values = load_yaml_mapping(Path(config)) if config is not None else {}
+    if {"kind", "spec"} <= values.keys():
+        rule = f"is an object for a cluster ({values['kind']}), and a run takes the fields of a configuration"
+        fields = ", ".join(TuningConfig.model_fields)
+        fix = f"submit it with kubectl, or write what its spec has of {fields} at the top, with paths of this machine"
+        raise InputError(Problem(str(config), rule, fix))
     flags, options = config_flags(), option_flags()
     tracking = values.get("tracking")
     if not (isinstance(tracking, dict) and tracking.get("uri")):
@@ -103,15 +110,8 @@ def _named_by_flag(problem: Problem, flags: list[Flag]) -> Problem:
     return Problem(f"{problem.where}.path ({missing})", problem.rule, problem.fix)
 
 
-class _Parser(argparse.ArgumentParser):
-    """Bad flags are bad input: exit 64, not argparse's 2, which a Job would retry."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(Problem("", message, f"see {self.prog} --help"))
-
-
-def _run_parser() -> _Parser:
-    parser = _Parser(
+def _run_parser() -> Parser:
+    parser = Parser(
         prog="tune-llm",
         description="Train a LoRA adapter from a base model and a data set; register, evaluate and track it.",
         epilog="subcommands: " + "; ".join(f"{name}: {text}" for name, text in SUBCOMMANDS.items()),
@@ -158,7 +158,7 @@ def _underscored(argument: str) -> str:
 
 def _subcommand(name: str, arguments: Sequence[str]) -> int:
     command = importlib.import_module(f"llm_tuning.commands.{name}")
-    parser = _Parser(prog=f"tune-llm {name}", description=SUBCOMMANDS[name])
+    parser = Parser(prog=f"tune-llm {name}", description=SUBCOMMANDS[name])
     command.add_arguments(parser)
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     args = parser.parse_args([_underscored(argument) for argument in arguments])
@@ -176,6 +176,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             if arguments and arguments[0] in SUBCOMMANDS:
                 return _subcommand(arguments[0], arguments[1:])
+            if arguments and not arguments[0].startswith("-"):
+                fix = f"a run takes flags only, and the commands are {', '.join(SUBCOMMANDS)}"
+                fix = did_you_mean(arguments[0], SUBCOMMANDS, otherwise=fix)
+                raise InputError(Problem(arguments[0], "is not a command", fix))
             return _run(arguments)
         except InputError as error:
             _say(traceback.format_exc() if debug else "")

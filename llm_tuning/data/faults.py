@@ -1,7 +1,7 @@
 """Why a row is refused: a CamelCase reason for machines, and rule and fix in words.
 
-No word of a fault comes from the dataset itself, so that logs, statuses and terminals of others never show its text;
-`got()` names a value's kind instead of the value.
+No text of the dataset is in a fault, so that logs, statuses and terminals of others never show it: `got()` names a
+value's kind instead of the value. Names of fields are.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ class Reason(StrEnum):
     NOT_UTF8 = "NotUtf8"
     ROW_TOO_LARGE = "RowTooLarge"
     NOT_AN_OBJECT = "NotAnObject"
+    DUPLICATE_FIELD = "DuplicateField"
     UNKNOWN_SHAPE = "UnknownShape"
     MIXED_SHAPES = "MixedShapes"
     MISSING_FIELD = "MissingField"
@@ -46,6 +47,11 @@ class RowFault(Exception):  # noqa: N818 - a row is refused; the program has no 
         self.fix = fix
         self.at = at
         super().__init__(f"{at}: {rule}" if at else rule)
+
+
+def shown(name: str) -> str:
+    """A field's name for a message, short and on one line whatever characters it has."""
+    return repr(name[:40])[1:-1]
 
 
 def got(value: object) -> str:

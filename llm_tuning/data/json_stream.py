@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import codecs
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from llm_tuning.data.faults import Reason, RowFault, got
+from llm_tuning.data.faults import Reason, RowFault, got, shown
 from llm_tuning.errors import InputError, Problem
 
 MAX_ROW_BYTES = 16 << 20
 """Bytes of one row at most: far above any training row, and it bounds memory on a file without line breaks."""
 CHUNK_BYTES = 1 << 20
 """Bytes read at once from a JSON array."""
+_WHOLE_BYTES = 4 * MAX_ROW_BYTES
+"""Bytes of a file at most that is read as a whole, to say what it is instead of rows."""
 BOM = codecs.BOM_UTF8
 
 Row = tuple[int, Any]
@@ -28,9 +31,32 @@ Row = tuple[int, Any]
 _LONGEST_PIECE = len("\\u00e9")
 """Characters at the end of a cut file that can look wrong only because they are not whole: an escape, `false`."""
 
-_DECODER = json.JSONDecoder()
 _COPY_AGAIN = "copy or write the file again"
 _SAVE_UTF8 = "save it as UTF-8"
+
+
+class _Decoder(json.JSONDecoder):
+    """Reads JSON, and refuses an object that gives a field twice: JSON would let the last one win in silence."""
+
+    def __init__(self) -> None:
+        super().__init__(object_pairs_hook=self._object)
+        self._twice: str | None = None
+
+    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        values = dict(pairs)
+        if len(values) < len(pairs):
+            self._twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        return values
+
+    def raw_decode(self, s: str, idx: int = 0) -> tuple[Any, int]:
+        """The value at `idx` and where it ends; the value is a RowFault where a field is given twice."""
+        self._twice = None
+        value, end = super().raw_decode(s, idx)
+        return value if self._twice is None else _given_twice(self._twice), end
+
+
+def _given_twice(name: str) -> RowFault:
+    return RowFault(Reason.DUPLICATE_FIELD, f"`{shown(name)}` is given twice in one object", "keep one of them")
 
 
 def read_json_lines(path: Path, stream: BinaryIO, on_bytes: Callable[[bytes], object]) -> Iterator[Row]:
@@ -43,10 +69,10 @@ def read_json_lines(path: Path, stream: BinaryIO, on_bytes: Callable[[bytes], ob
     for number, value in _lines(stream, on_bytes):
         if confirmed:
             yield number, value
-        elif first is None and isinstance(value, RowFault):
+        elif first is None and _is_broken(value):
             first = number, value
         else:
-            if first is not None and isinstance(value, RowFault):
+            if first is not None and _is_broken(value):
                 raise _not_json_lines(path, first[1])
             confirmed = True
             if first is not None:
@@ -56,7 +82,12 @@ def read_json_lines(path: Path, stream: BinaryIO, on_bytes: Callable[[bytes], ob
         raise _not_json_lines(path, first[1])
 
 
+def _is_broken(value: Any) -> bool:
+    return isinstance(value, RowFault) and value.reason is not Reason.DUPLICATE_FIELD
+
+
 def _lines(stream: BinaryIO, on_bytes: Callable[[bytes], object]) -> Iterator[Row]:
+    decoder = _Decoder()
     number = offset = 0
     while line := stream.readline(MAX_ROW_BYTES):
         number += 1
@@ -75,10 +106,10 @@ def _lines(stream: BinaryIO, on_bytes: Callable[[bytes], object]) -> Iterator[Ro
         if too_large:
             yield number, _too_large()
         elif not line.isspace() and line:
-            yield number, _parse_line(line, number, start)
+            yield number, _parse_line(decoder, line, number, start)
 
 
-def _parse_line(line: bytes, number: int, offset: int) -> Any:
+def _parse_line(decoder: _Decoder, line: bytes, number: int, offset: int) -> Any:
     """The value on one line, or a RowFault. `offset` is the line's first byte in the file."""
     last_without_end = not line.endswith(b"\n")
     try:
@@ -93,7 +124,7 @@ def _parse_line(line: bytes, number: int, offset: int) -> Any:
             at=f"line {number}, column {error.start + 1}, byte {offset + error.start}",
         )
     try:
-        value = _DECODER.decode(text)
+        value = decoder.decode(text)
     except json.JSONDecodeError as error:
         if last_without_end and not text.rstrip().endswith("}"):
             return _truncated(number)
@@ -105,7 +136,7 @@ def _parse_line(line: bytes, number: int, offset: int) -> Any:
         return RowFault(Reason.NOT_JSON, "is nested too deeply", "flatten it", at=f"line {number}")
     except ValueError:  # Python refuses integers of more than 4300 digits
         return RowFault(Reason.NOT_JSON, "holds a number of too many digits", "correct it", at=f"line {number}")
-    return value if isinstance(value, dict) else not_an_object(value)
+    return value if isinstance(value, dict | RowFault) else not_an_object(value)
 
 
 def not_an_object(value: object) -> RowFault:
@@ -129,19 +160,25 @@ def _not_json_lines(path: Path, fault: RowFault) -> InputError:
     """What a file is that starts with { but has no valid first lines: most often one object over several lines."""
     where = f"{path}, {fault.at}" if fault.at else str(path)
     problem = Problem(where, fault.rule, fault.fix)
-    if fault.reason not in (Reason.NOT_JSON, Reason.TRUNCATED_ROW):
+    if fault.reason not in (Reason.NOT_JSON, Reason.TRUNCATED_ROW, Reason.ROW_TOO_LARGE):
         return InputError(problem)
     with path.open("rb") as stream:
-        content = stream.read(4 * MAX_ROW_BYTES).removeprefix(BOM)
+        content = stream.read(_WHOLE_BYTES).removeprefix(BOM)
+        is_cut = bool(stream.read(1))
     try:
-        value = json.loads(content.decode())
+        text = content.decode(errors="ignore" if is_cut else "strict")
+        value = json.loads(text)
     except json.JSONDecodeError as error:
-        if error.msg == "Extra data" and content.decode()[error.pos] == ",":
+        if error.msg == "Extra data" and fault.reason is Reason.ROW_TOO_LARGE:  # a row, and more after it
+            return InputError(problem)
+        if error.msg == "Extra data" and text[error.pos] == ",":
             rule, fix = "has a comma after the object", "write one a line without it, or all in one JSON array [...]"
             return InputError(Problem(f"{path}, line {error.lineno}", rule, fix))
         if error.msg == "Extra data":
             rule, fix = "holds JSON objects over several lines", "write one row a line, or all in one JSON array [...]"
             return InputError(Problem(str(path), rule, fix))
+        if is_cut:
+            return InputError(object_problem(path))
         if fault.reason is Reason.NOT_JSON and content.count(b"\n") > 1:
             where = f"{path}, line {error.lineno}, column {error.colno}"
             return InputError(Problem(where, f"is not valid JSON: {error.msg}", "correct it"))
@@ -152,13 +189,21 @@ def _not_json_lines(path: Path, fault: RowFault) -> InputError:
     return InputError(problem)
 
 
-def object_problem(path: Path, value: object) -> Problem:
-    """A file that is one JSON object instead of rows."""
+def read_object(path: Path) -> object:
+    """The JSON that a file is as a whole; None where it is none, or too large for the memory."""
+    try:
+        return json.loads(path.read_bytes()) if path.stat().st_size <= _WHOLE_BYTES else None
+    except (ValueError, RecursionError):
+        return None
+
+
+def object_problem(path: Path, value: object = None) -> Problem:
+    """A file that is one JSON object instead of rows; with its value also where the rows seem to be."""
     fix = "write a JSON array of rows [...] or one row a line"
     if isinstance(value, dict):
         lists = [name for name in ("data", "rows", "train", "examples") if isinstance(value.get(name), list)]
         fix = f"the rows seem to be its `{lists[0]}`: save that list alone" if lists else fix
-    return Problem(str(path), "is one JSON object, not a list of rows", fix)
+    return Problem(str(path), "is one JSON object, not a JSON array, JSON Lines or Parquet of rows", fix)
 
 
 def read_json_array(path: Path, stream: BinaryIO, on_bytes: Callable[[bytes], object]) -> Iterator[Row]:
@@ -192,6 +237,7 @@ class _Text:
         self._path = path
         self._stream = stream
         self._on_bytes = on_bytes
+        self._json = _Decoder()
         self._decoder = codecs.getincrementaldecoder("utf-8")()
         self._buffer = ""
         self._position = 0
@@ -219,7 +265,7 @@ class _Text:
         self.peek()
         while True:
             try:
-                value, end = _DECODER.raw_decode(self._buffer, self._position)
+                value, end = self._json.raw_decode(self._buffer, self._position)
             except json.JSONDecodeError as error:
                 inside = error.pos - self._position  # reading on moves the buffer
                 if self._more():

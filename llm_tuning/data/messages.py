@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from llm_tuning.data.faults import Reason, RowFault, got
+from llm_tuning.data.faults import Reason, RowFault, got, shown
+from llm_tuning.suggestions import closest
 
 Message = dict[str, str]
 """`role` is system, user, assistant or tool; `content` is text."""
@@ -52,10 +53,16 @@ def check_text(row: Mapping[str, Any], field: str, *, at: str = "", may_be_empty
 
 def _present(row: Mapping[str, Any], field: str, *, at: str = "") -> Any:
     if field not in row:
-        raise RowFault(Reason.MISSING_FIELD, f"`{field}` is missing", "add it", at=at)
+        raise RowFault(Reason.MISSING_FIELD, f"`{field}` is missing", rename_or(row, field, "add it"), at=at)
     if row[field] is None:
         raise RowFault(Reason.NULL_FIELD, f"`{field}` is null", "give a text or remove the row", at=at)
     return row[field]
+
+
+def rename_or(row: Mapping[str, Any], field: str, otherwise: str) -> str:
+    """The fix for a field that is not there: to rename the one that is spelled nearly so, else `otherwise`."""
+    near = closest(field, row)
+    return f"rename `{shown(near)}` if that is meant" if near else otherwise
 
 
 def convert_messages(row: Mapping[str, Any], field: str) -> list[Message]:

@@ -51,6 +51,11 @@ class Refused(RowList):
     at: str = ""
     """The place inside the first of the rows."""
 
+    @property
+    def fault(self) -> str:
+        """Rule and reason, as a problem has them."""
+        return f"{self.rule} ({self.reason})"
+
 
 class TokenLengths(_Part):
     """Tokens of the kept rows, before any is cut."""
@@ -169,8 +174,11 @@ def summary_lines(report: Report) -> list[tuple[str, str]]:
         ("Dataset", f"{report.path} ({kind}{shape}{numbering})"),
         ("Rows", f"{report.rows:,} read, {report.kept:,} kept, {report.refused:,} refused"),
     ]
+    problems = {problem.rule for problem in report.problems}
     lines += [
-        ("Refused", f"{refused}: {refused.rule} ({refused.reason}); {refused.fix}") for refused in report.refusals
+        ("Refused", f"{refused}: {refused.fault}; {refused.fix}")
+        for refused in report.refusals
+        if refused.fault not in problems
     ]
     lines += _token_lines(report)
     if report.duplicates.count:

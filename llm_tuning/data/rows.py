@@ -17,8 +17,16 @@ from decimal import Decimal
 from typing import Any
 
 from llm_tuning.api.tuning import Mode
-from llm_tuning.data.faults import Reason, RowFault, got
-from llm_tuning.data.messages import MESSAGE_FIELDS, Message, check_conversation, check_text, convert_messages
+from llm_tuning.data.faults import Reason, RowFault, got, shown
+from llm_tuning.data.messages import (
+    MESSAGE_FIELDS,
+    Message,
+    check_conversation,
+    check_text,
+    convert_messages,
+    rename_or,
+)
+from llm_tuning.suggestions import closest
 
 SHAPES: dict[str, tuple[str, ...]] = {
     "messages": ("messages",),
@@ -108,9 +116,11 @@ class RowParser:
 
     def _nearest_shape(self, row: Mapping[str, Any]) -> str:
         """The shape whose fields the row has in part, so that the fault can name the field that is missing."""
-        for shape in MODE_SHAPES[self.mode]:
-            if any(name in row for name in SHAPES[shape]):
-                return shape
+        shapes = MODE_SHAPES[self.mode]
+        for is_there in (row.__contains__, lambda name: closest(name, row)):
+            for shape in shapes:
+                if any(map(is_there, SHAPES[shape])):
+                    return shape
         raise RowFault(
             Reason.UNKNOWN_SHAPE,
             f"has none of the shapes of {self.mode} rows",
@@ -128,7 +138,7 @@ class RowParser:
     def _ignore(self, values: Mapping[str, Any], names: Iterable[str], prefix: str) -> None:
         for name in names:
             if values[name] is not None and len(self.ignored_fields) < MAX_IGNORED_FIELDS:
-                self.ignored_fields.add(f"{prefix}{name[:40]}")
+                self.ignored_fields.add(f"{prefix}{shown(name)}")
 
 
 def _has(row: Mapping[str, Any], shape: str) -> bool:
@@ -193,8 +203,10 @@ def _reward(row: Mapping[str, Any]) -> float:
     name = next((name for name in REWARD_FIELDS if row.get(name) is not None), None)
     if name is None:
         null = next((name for name in REWARD_FIELDS if name in row), None)
-        rule = f"`{null}` is null" if null else "`reward` is missing"
-        raise RowFault(Reason.MISSING_REWARD, rule, "ppo needs a number in every row")
+        if null is None:
+            fix = rename_or(row, "reward", "ppo needs a number in every row")
+            raise RowFault(Reason.MISSING_REWARD, "`reward` is missing", fix)
+        raise RowFault(Reason.MISSING_REWARD, f"`{null}` is null", "ppo needs a number in every row")
     value = row[name]
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
         fix = "write it without quotes" if isinstance(value, str) else "give one number, such as 0.5"

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 from llm_tuning.data.faults import Reason
-from llm_tuning.data.json_stream import object_problem
+from llm_tuning.data.json_stream import object_problem, read_object
 from llm_tuning.data.report import Refused, Report
 from llm_tuning.data.rows import RowParser
 from llm_tuning.data.tokens import RowTokenizer
@@ -43,7 +43,7 @@ def judge(
 
 def _find_problems(report: Report, path: Path, *, skip_invalid_rows: bool) -> None:
     if report.format == "jsonl" and report.rows == 1 and any(r.reason in _DEFECTS for r in report.refusals):
-        report.refuse(object_problem(path, None))
+        report.refuse(object_problem(path, read_object(path)))
         return
     if report.refusals and (not skip_invalid_rows or report.kept < MIN_ROWS):
         for refused in report.refusals:
@@ -58,7 +58,7 @@ def _find_problems(report: Report, path: Path, *, skip_invalid_rows: bool) -> No
 def _refused_problem(path: str, refused: Refused) -> Problem:
     first = "first at " if refused.count > 1 else ""
     inside = f", {first}{refused.at}" if refused.at else ""
-    return Problem(f"{path}, {refused}{inside}", f"{refused.rule} ({refused.reason})", refused.fix)
+    return Problem(f"{path}, {refused}{inside}", refused.fault, refused.fix)
 
 
 def _judge_rewards(report: Report) -> None:

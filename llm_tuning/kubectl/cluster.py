@@ -7,6 +7,7 @@ import argparse
 from llm_tuning.api import inference_service, kube, tuning_job
 from llm_tuning.client import Job, NotFound, Service, TuningClient
 from llm_tuning.errors import InputError, Problem
+from llm_tuning.suggestions import did_you_mean
 
 KINDS = {
     kind: module.KIND
@@ -27,7 +28,8 @@ def find(client: TuningClient, name: str) -> Job | Service:
     if slash:
         kind = KINDS.get(prefix.lower())
         if kind is None:
-            raise InputError(Problem(name, f"{prefix!r} is no kind of ours", "write tj/NAME or tisvc/NAME"))
+            fix = did_you_mean(prefix.lower(), KINDS, otherwise="write tj/NAME or tisvc/NAME")
+            raise InputError(Problem(name, f"{prefix!r} is no kind of ours", fix))
         return client.get(rest) if kind == tuning_job.KIND else client.get_service(rest)
     try:
         return client.get(name)

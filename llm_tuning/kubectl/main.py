@@ -7,9 +7,9 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
-from llm_tuning.errors import EXIT_INPUT, EXIT_TRY_AGAIN, InputError, Problem, TuningError
+from llm_tuning.commands.parser import Parser
+from llm_tuning.errors import EXIT_INPUT, EXIT_TRY_AGAIN, InputError, TuningError
 
 COMMANDS = {
     "submit": "create the TuningJobs and InferenceServices of a file",
@@ -23,14 +23,9 @@ EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(Problem("", message, f"see {self.prog} --help"))
-
-
 def build_parser() -> argparse.ArgumentParser:
     """All commands and their arguments."""
-    parser = _Parser(prog="kubectl tuning", description="Tune models on this cluster.", allow_abbrev=False)
+    parser = Parser(prog="kubectl tuning", description="Tune models on this cluster.", allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, text in COMMANDS.items():
         added = commands.add_parser(name, help=text, description=text, allow_abbrev=False)

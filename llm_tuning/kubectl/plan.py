@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from llm_tuning.api import TuningJob, tuning_job
 from llm_tuning.api.yaml import load_yaml_objects
+from llm_tuning.client.specs import KINDS
 from llm_tuning.commands.tables import print_columns, print_table
 from llm_tuning.errors import EXIT_OK, InputError, Problem
 from llm_tuning.planning import Plan, Verdict, make_plan
 from llm_tuning.progress.bar import clock
+from llm_tuning.suggestions import closest, did_you_mean
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,26 +23,68 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--root", default=".", metavar="FOLDER", help="where the claim's files are on this machine (default: here)"
     )
-    parser.add_argument("--base", metavar="FOLDER", help="the base model, where it is not below --root")
-    parser.add_argument("--dataset", metavar="FILE", help="the data set, where it is not below --root")
+    parser.add_argument("--base", metavar="FOLDER", help="the base model of all, where it is not below --root")
+    parser.add_argument("--dataset", metavar="FILE", help="the data set of all, where it is not below --root")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print a plan for each TuningJob; raises InputError where it would be refused, or where the base is not here."""
     path = None if args.filename == "-" else Path(args.filename)
-    jobs = [values for values in load_yaml_objects(path) if values.get("kind") == tuning_job.KIND]
-    if not jobs:
-        raise InputError(Problem(args.filename, f"holds no {tuning_job.KIND}"))
-    for number, values in enumerate(jobs):
-        job = TuningJob.parse({key: value for key, value in values.items() if key != "status"})
-        base = Path(args.base) if args.base else Path(args.root) / job.spec.model.path
-        if not base.is_dir():
-            fix = "give a local copy with --base, or the folder of the claim's files with --root"
-            raise InputError(Problem("spec.model.path", f"there is no {base} on this machine", fix))
-        dataset = _dataset(args, job)
+    jobs = _jobs(load_yaml_objects(path), args.filename)
+    problems = [*_not_for_all(args, jobs), *(problem for job in jobs for problem in _missing(args, job))]
+    if problems:
+        raise InputError(list(dict.fromkeys(problems)))
+    for number, job in enumerate(jobs):
+        plan = make_plan(job.spec, base=_base(args, job), dataset=_dataset(args, job))
         print("\n" * bool(number), end="")
-        show(str(job.metadata.get("name") or "the TuningJob"), make_plan(job.spec, base=base, dataset=dataset))
+        show(str(job.metadata.get("name") or "the TuningJob"), plan)
     return EXIT_OK
+
+
+def _jobs(objects: Sequence[dict[str, Any]], file: str) -> list[TuningJob]:
+    for kind in {str(values.get("kind")) for values in objects} - KINDS.keys():
+        if closest(kind, KINDS) == tuning_job.KIND:
+            raise InputError(Problem(file, f"holds a {kind}", did_you_mean(kind, KINDS)))
+    jobs = [values for values in objects if values.get("kind") == tuning_job.KIND]
+    if not jobs:
+        raise InputError(Problem(file, f"holds no {tuning_job.KIND}"))
+    return [TuningJob.parse({key: value for key, value in values.items() if key != "status"}) for values in jobs]
+
+
+def _not_for_all(args: argparse.Namespace, jobs: Sequence[TuningJob]) -> list[Problem]:
+    """A local copy stands for one base or one data set: a job with another one would be planned with the wrong one."""
+    bases = {job.spec.model.path for job in jobs}
+    datasets = {(job.spec.dataset.path, job.spec.dataset.config_map) for job in jobs}
+    return [
+        Problem(
+            flag,
+            f"is one for all TuningJobs of {args.filename}, and theirs differ ({field})",
+            "give the folder of the claim's files with --root, or plan each TuningJob from a file of its own",
+        )
+        for flag, given, field, different in (
+            ("--base", args.base, "spec.model.path", bases),
+            ("--dataset", args.dataset, "spec.dataset", datasets),
+        )
+        if given and len(different) > 1
+    ]
+
+
+def _missing(args: argparse.Namespace, job: TuningJob) -> list[Problem]:
+    problems = []
+    base, dataset = _base(args, job), _dataset(args, job)
+    if not base.is_dir():
+        rule = f"{base} is a file, and a folder is needed" if base.exists() else f"there is no {base} on this machine"
+        fix = "give a local copy with --base, or the folder of the claim's files with --root"
+        problems.append(Problem("--base" if args.base else "spec.model.path", rule, fix))
+    if dataset is not None and not dataset.is_file():
+        kind = f"{dataset} is a folder, and a file is needed"
+        rule = kind if dataset.exists() else f"there is no {dataset} on this machine"
+        problems.append(Problem("--dataset" if args.dataset else "spec.dataset.path", rule, "give a local copy of it"))
+    return problems
+
+
+def _base(args: argparse.Namespace, job: TuningJob) -> Path:
+    return Path(args.base) if args.base else Path(args.root) / job.spec.model.path
 
 
 def _dataset(args: argparse.Namespace, job: TuningJob) -> Path | None:

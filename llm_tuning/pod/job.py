@@ -13,7 +13,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from llm_tuning.api import RunOptions, TuningConfig
-from llm_tuning.api.base import problem_of
+from llm_tuning.api.base import input_error
 from llm_tuning.api.tuning_job import tuning_config
 from llm_tuning.devices import gpu_required
 from llm_tuning.errors import InputError, Problem
@@ -59,7 +59,7 @@ class PodJob:
         try:
             given = PodInput.model_validate_json(text)
         except ValidationError as error:
-            raise InputError([problem_of(detail) for detail in error.errors(include_url=False)]) from None
+            raise input_error(PodInput, error) from None
         root = Path(os.environ.get(ROOT_VARIABLE, ROOT))
         return cls(given, root, Path(os.environ.get(DATASET_DIR_VARIABLE, DATASET_DIR)))
 

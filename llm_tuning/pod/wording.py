@@ -27,7 +27,7 @@ _FLAGS = {
     "--model_id": "name",
     "use --devices cpu": "set resources.gpus to 0",
 }
-_OUTPUT_FIX = "give a claim that user 65532 may write to and that has room"
+_OUTPUT_FIX = f"give a claim that user {os.getuid()} may write to and that has room"
 
 
 def reason_of(error: InputError, job: PodJob | None) -> PodReason:

@@ -33,6 +33,8 @@ class ServerProcess:
     def __init__(self, folder: Path, *, port: int) -> None:
         self.log = folder.absolute() / f"launch_llm_{port}.log"
         self.pid_file = self.log.with_suffix(".pid")
+        self.left_behind = False
+        """Whether there was a pid file of a server that runs no more; it is removed."""
         try:
             self.log.parent.mkdir(parents=True, exist_ok=True)
             self._refuse_another(port)
@@ -45,20 +47,20 @@ class ServerProcess:
     def _refuse_another(self, port: int) -> None:
         """A server that another launch has started for this port, and that may not listen yet, keeps its files.
 
-        The lock covers the time before its pid is written; it ends with this process.
+        The lock is the server's too, which inherits it, and so ends with both: a pid that is found in a file may by now
+        be another process's.
         """
         self._lock = self.pid_file.with_suffix(".lock").open("a")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            running = _leads_a_group(self.pid_file)
         except BlockingIOError:
-            running = True
-        if running:
             rule = f"is taken: another launch of a server for it is running ({self.pid_file})"
-            raise InputError(Problem(f"port {port}", rule, "choose another port, or stop that one"))
+            raise InputError(Problem(f"port {port}", rule, "choose another port, or stop that one")) from None
+        self.left_behind = self.pid_file.exists()
+        self.pid_file.unlink(missing_ok=True)
 
     def release(self) -> None:
-        """Let others look for themselves: the pid file says from here on whether the server runs."""
+        """Leave the port to the server alone, for as long as it runs."""
         self._lock.close()
 
     def start(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
@@ -71,6 +73,7 @@ class ServerProcess:
                 stderr=subprocess.STDOUT,
                 env=dict(environment),
                 start_new_session=True,
+                pass_fds=(self._lock.fileno(),),
             )
         self.pid_file.write_text(f"{self._process.pid}\n")
 
@@ -121,13 +124,4 @@ class ServerProcess:
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, number)
             return True
-        return False
-
-
-def _leads_a_group(pid_file: Path) -> bool:
-    """Whether the process of a pid file is alive and, as ours are, the leader of its group."""
-    try:
-        pid = int(pid_file.read_text())
-        return os.getpgid(pid) == pid
-    except (OSError, ValueError):
         return False

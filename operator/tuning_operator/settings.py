@@ -3,9 +3,10 @@
 NAMESPACE (required): its own. WATCH_NAMESPACES: with commas between; * or nothing: all. OPERATOR_IMAGE, TRAINER_IMAGE
 (required). VLLM_IMAGE: of InferenceServices. IMAGE_PULL_POLICY, IMAGE_PULL_SECRETS. PROGRESS_URL: how pods reach the
 progress server; empty: none. TLS_FOLDER: its certificates as files, where cert-manager makes them; empty: an authority
-of its own. ALLOW_CPU_FALLBACK: train on the CPU where a GPU was asked for and CUDA is missing. GPU_RESOURCE: what a GPU
-is called. DEFAULTS: for what custom resources leave out, as JSON (resources/defaults.py). CHECK_CPU, CHECK_MEMORY: of
-the data check. POD_NAME: who holds the Lease. HTTP_HOST, HTTP_PORT, PROGRESS_PORT, WORKERS.
+of its own. ALLOW_CPU_FALLBACK: train on the CPU where a GPU was asked for and CUDA is missing. CLUSTER_ASSIGNS_USER:
+pods name no user of their own. GPU_RESOURCE: what a GPU is called. DEFAULTS: for what custom resources leave out, as
+JSON (resources/defaults.py). CHECK_CPU, CHECK_MEMORY: of the data check. POD_NAME: who holds the Lease. HTTP_HOST,
+HTTP_PORT, PROGRESS_PORT, WORKERS.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ class Settings:
     progress_url: str | None = None
     tls_folder: Path | None = None
     allow_cpu_fallback: bool = False
+    cluster_assigns_user: bool = False
     gpu_resource: str = GPU_RESOURCE
     defaults: Defaults = field(default_factory=Defaults)
     check_cpu: str = "500m"
@@ -123,6 +125,7 @@ class Settings:
             progress_url=text("PROGRESS_URL", "") or None,
             tls_folder=Path(folder) if folder else None,
             allow_cpu_fallback=switch("ALLOW_CPU_FALLBACK"),
+            cluster_assigns_user=switch("CLUSTER_ASSIGNS_USER"),
             gpu_resource=fitting("GPU_RESOURCE", GPU_RESOURCE, *RESOURCE),
             defaults=defaults(),
             check_cpu=fitting("CHECK_CPU", "500m", *CPU),

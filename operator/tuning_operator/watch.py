@@ -59,7 +59,20 @@ def _settings() -> kopf.OperatorSettings:
     settings.queueing.error_delays = (0.5, 1, 2, 5, 10)
     settings.queueing.idle_timeout = 0.1  # of the task that each object has, which holds the object whole
     logging.getLogger("kopf").setLevel(logging.WARNING)
+    logging.getLogger("asyncio").addFilter(_is_not_of_kopfs_callback)
     return settings
+
+
+def _is_not_of_kopfs_callback(record: logging.LogRecord) -> bool:
+    """For a fault of kopf (1.45.2, clients/api.py): a callback that asks for the current task, where there is none.
+
+    It is an AssertionError with a traceback for each watch that was just being opened when all end, as when the API
+    server stays away until the Lease is lost. The requests are cancelled all the same: they are tasks of their own.
+    """
+    trace = record.exc_info[2] if record.exc_info else None
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is None or trace.tb_frame.f_code.co_name != "request_cancel_callback"
 
 
 class _NoDiffs(kopf.DiffBaseStorage):

@@ -14,6 +14,6 @@ def helm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return unpack_helm(tmp_path_factory.mktemp("helm"))
 
 
-@pytest.fixture
-def chart(helm: Path, tmp_path: Path) -> Chart:
-    return Chart(helm, tmp_path)
+@pytest.fixture(scope="session")
+def chart(helm: Path) -> Chart:
+    return Chart(helm)

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from llm_tuning import __version__
@@ -53,6 +54,15 @@ def test_the_pod_is_restricted_and_cannot_write_to_its_image(chart: Chart) -> No
     assert container["resources"]["limits"]["memory"]
 
 
+def test_a_cluster_that_assigns_users_finds_none_in_the_charts_pods(chart: Chart) -> None:
+    objects = chart.objects(clusterAssignsUser=True)
+    [deployment] = [each for each in objects if each["kind"] == "Deployment"]
+    [test] = [each for each in objects if each["kind"] == "Pod"]
+    for pod in (deployment["spec"]["template"]["spec"], test["spec"]):
+        assert pod["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    assert settings(chart, clusterAssignsUser=True).cluster_assigns_user is True
+
+
 def test_probes_ask_for_what_the_operator_answers(chart: Chart) -> None:
     [deployment] = chart.objects("Deployment")
     [container] = deployment["spec"]["template"]["spec"]["containers"]
@@ -82,7 +92,9 @@ def test_values_reach_the_operator(chart: Chart) -> None:
         watchNamespaces=["team-a", "team-b"],
         allowCPUFallback=True,
         images=IMAGES["images"] | {"pullPolicy": "Never", "pullSecrets": ["one", "two"]},
-        environment={"TUNING_OPERATOR_WORKERS": "2"},
+        workers=2,
+        dataCheck={"cpu": 2, "memory": "2Gi"},
+        extraEnv=[{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}],
     )
     found = environment(deployment)
     assert found["TUNING_OPERATOR_WATCH_NAMESPACES"] == "team-a,team-b"
@@ -90,17 +102,48 @@ def test_values_reach_the_operator(chart: Chart) -> None:
     assert found["TUNING_OPERATOR_IMAGE_PULL_POLICY"] == "Never"
     assert found["TUNING_OPERATOR_IMAGE_PULL_SECRETS"] == "one,two"
     assert found["TUNING_OPERATOR_WORKERS"] == "2"
+    assert found["TUNING_OPERATOR_CHECK_CPU"] == "2"
+    assert found["TUNING_OPERATOR_CHECK_MEMORY"] == "2Gi"
+    assert found["HTTPS_PROXY"] == "http://proxy:3128"
     assert deployment["spec"]["template"]["spec"]["imagePullSecrets"] == [{"name": "one"}, {"name": "two"}]
 
 
-def test_the_operator_understands_its_environment(chart: Chart) -> None:
-    [deployment] = chart.objects("Deployment", allowCPUFallback=True)
+def settings(chart: Chart, **values: Any) -> Settings:
+    """What the operator makes of its environment."""
+    [deployment] = chart.objects("Deployment", **values)
     fields_of_pod = {"metadata.namespace": NAMESPACE, "metadata.name": "the-pod"}
     found = {
         name: value if isinstance(value, str) else fields_of_pod[value["fieldRef"]["fieldPath"]]
         for name, value in environment(deployment).items()
     }
-    assert Settings.from_environment(found) == Settings(
+    return Settings.from_environment(found)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"workers": 1, "dataCheck": {"cpu": 0.5, "memory": "512Mi"}},
+        {"workers": 1000, "dataCheck": {"cpu": "1.5", "memory": "1.5G"}},
+    ],
+)
+def test_what_the_chart_takes_the_operator_takes(chart: Chart, values: dict[str, Any]) -> None:
+    found = settings(chart, **values)
+    assert found.workers == values["workers"]
+    assert found.check_cpu == str(values["dataCheck"]["cpu"])
+    assert found.check_memory == values["dataCheck"]["memory"]
+
+
+def test_every_setting_of_the_operator_has_its_value(chart: Chart) -> None:
+    [deployment] = chart.objects("Deployment", tls={"certManager": {"enabled": True}})
+    fixed_by_the_ports_of_the_chart = {"http_host", "http_port", "progress_port"}
+    filled_in_by_the_operator = {"ca_pem"}
+    fields = {field.name for field in dataclasses.fields(Settings)}
+    given = {name.removeprefix("TUNING_OPERATOR_").lower() for name in environment(deployment)}
+    assert given == fields - fixed_by_the_ports_of_the_chart - filled_in_by_the_operator
+
+
+def test_the_operator_understands_its_environment(chart: Chart) -> None:
+    assert settings(chart, allowCPUFallback=True) == Settings(
         namespace=NAMESPACE,
         operator_image=IMAGES["images"]["operator"],
         trainer_image=IMAGES["images"]["trainer"],
@@ -111,13 +154,34 @@ def test_the_operator_understands_its_environment(chart: Chart) -> None:
     )
 
 
-def test_ports_and_variables_are_those_that_the_operator_knows(chart: Chart) -> None:
-    [deployment] = chart.objects("Deployment", tls={"certManager": {"enabled": True}})
+def test_labels_of_the_chart_cannot_be_given_anew(chart: Chart) -> None:
+    [deployment] = chart.objects("Deployment")
+    for name in deployment["spec"]["template"]["metadata"]["labels"]:
+        done = chart.template(**IMAGES, podLabels={name: "mine"})
+        assert f"podLabels/{name.replace('/', '~1')}" in done.stderr, name
+
+
+def test_ports_are_those_that_the_operator_listens_at(chart: Chart) -> None:
+    [deployment] = chart.objects("Deployment")
     [container] = deployment["spec"]["template"]["spec"]["containers"]
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
     fields = {field.name: field.default for field in dataclasses.fields(Settings)}
     assert ports == {"http": fields["http_port"], "progress": fields["progress_port"]}
-    assert {name.removeprefix("TUNING_OPERATOR_").lower() for name in environment(deployment)} <= fields.keys()
+
+
+def test_both_pods_of_the_chart_get_labels_annotations_and_placement(chart: Chart) -> None:
+    affinity = {"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}}
+    objects = chart.objects(
+        podLabels={"team": "ops"}, podAnnotations={"sidecar.istio.io/inject": "false"}, affinity=affinity
+    )
+    [deployment] = [each for each in objects if each["kind"] == "Deployment"]
+    [test] = [each for each in objects if each["kind"] == "Pod"]
+    for pod in (deployment["spec"]["template"], test):
+        assert pod["metadata"]["labels"]["team"] == "ops"
+        assert pod["metadata"]["annotations"]["sidecar.istio.io/inject"] == "false"
+        assert pod["spec"]["affinity"] == affinity
+    assert "helm.sh/hook" in test["metadata"]["annotations"]
+    assert "team" not in deployment["spec"]["selector"]["matchLabels"]
 
 
 def test_defaults_are_what_the_operator_reads(chart: Chart) -> None:

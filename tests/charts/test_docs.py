@@ -11,12 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
-from llm_tuning.api import inference_service, tuning_job
-from llm_tuning.api.kube import GROUP
 from tests.support.chart import CHART, IMAGES, Chart
 from tuning_operator.constants import LEASE_NAME
 from tuning_operator.progress.tls import SECRET_NAME
-from tuning_operator.settings import Settings
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "install.md").read_text()
 SCHEMA = json.loads((CHART / "values.schema.json").read_text())
@@ -58,19 +55,16 @@ def test_every_value_of_the_table_exists() -> None:
             schema = schema["properties"][part]
 
 
-def test_further_settings_are_those_of_the_operator() -> None:
-    [line] = [line for line in PAGE.splitlines() if line.startswith("| `environment`")]
-    shown = dict(re.findall(r"`([A-Z_]+)` \((\w+)\)", line))
-    assert shown
-    assert {name: str(getattr(Settings, name.lower())) for name in shown} == shown
-
-
-def test_uninstalling_names_what_is_left() -> None:
-    deleted = [command for command in COMMANDS if command[0] == "kubectl" and "delete" in command]
-    assert [command[command.index("delete") + 1 :] for command in deleted] == [
-        [f"secret/{SECRET_NAME}", f"lease/{LEASE_NAME}"],
-        ["crd", f"{tuning_job.PLURAL}.{GROUP}", f"{inference_service.PLURAL}.{GROUP}"],
-    ]
+def test_uninstalling_removes_what_is_left_in_each_tls_mode_and_nothing_else(chart: Chart) -> None:
+    own, crds = [command for command in COMMANDS if command[0] == "kubectl" and "delete" in command]
+    by_cert_manager = chart.objects(tls={"certManager": {"enabled": True}})
+    left = {f"lease/{LEASE_NAME}", f"secret/{SECRET_NAME}"}
+    left |= {f"secret/{each['spec']['secretName']}" for each in by_cert_manager if each["kind"] == "Certificate"}
+    hooks = [each for each in by_cert_manager if "helm.sh/hook" in each["metadata"].get("annotations", {})]
+    left |= {f"{each['kind'].lower()}/{each['metadata']['name']}" for each in hooks}
+    assert set(own[own.index("--ignore-not-found") + 1 :]) == left
+    kept = [each for each in by_cert_manager if "helm.sh/resource-policy" in each["metadata"].get("annotations", {})]
+    assert set(crds[crds.index("crd") + 1 :]) == {each["metadata"]["name"] for each in kept}
 
 
 def test_links_within_the_page_and_to_it_have_their_heading() -> None:

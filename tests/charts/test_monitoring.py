@@ -111,11 +111,19 @@ def test_an_alert_says_what_has_happened_and_what_to_do() -> None:
 
 def test_the_rule_and_the_board_are_those_files(chart: Chart) -> None:
     [rule] = chart.objects("PrometheusRule", metrics={**ON, "alerts": {"enabled": True, "labels": {"release": "p"}}})
-    assert rule["spec"] == ALERTS
+    assert rule["spec"] == yaml.safe_load(json.dumps(ALERTS).replace("RELEASE_NAMESPACE", NAMESPACE))
     assert rule["metadata"]["labels"]["release"] == "p"
     [board] = chart.objects("ConfigMap", metrics=ON)
     assert json.loads(board["data"]["llm-tuning.json"]) == DASHBOARD
     assert board["metadata"]["labels"]["grafana_dashboard"] == "1"
+
+
+def test_the_operator_of_another_release_does_not_stand_in_for_an_absent_one(chart: Chart) -> None:
+    [rule] = chart.objects("PrometheusRule", metrics=ON)
+    alerts = {each["alert"]: each for group in rule["spec"]["groups"] for each in group["rules"]}
+    absent = alerts["LLMTuningOperatorAbsent"]
+    assert absent["expr"] == f'absent(tuning_operator_queue_length{{namespace="{NAMESPACE}"}})'
+    assert "$labels.namespace" in absent["annotations"]["summary"], "absent() keeps the labels that it was asked for"
 
 
 def test_panels_do_not_cover_each_other() -> None:

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
+from llm_tuning.api.inference_service import ApiKeySecretRef
+from llm_tuning.api.kube import SecretRef
+from llm_tuning.errors import InputError
 from tests.support.chart import NAMESPACE, Chart
-from tuning_operator.progress.tls import serving_names
+from tuning_operator.progress.tls import SECRET_NAME, serving_names
 from tuning_operator.progress.tls_folder import NAMES
 
 BY_CERT_MANAGER = {"certManager": {"enabled": True}}
@@ -58,6 +63,15 @@ def test_the_operator_and_the_test_have_that_secret_mounted(chart: Chart) -> Non
     [test] = [each["spec"] for each in objects if each["kind"] == "Pod"]
     assert test["volumes"][0]["secret"]["secretName"] == secret
     assert test["volumes"][0]["secret"]["items"][0]["key"] in NAMES
+
+
+@pytest.mark.parametrize("tls", [{}, BY_CERT_MANAGER], ids=str)
+def test_no_custom_resource_can_name_a_secret_of_the_operator(chart: Chart, tls: dict[str, Any]) -> None:
+    made = {each["spec"]["secretName"] for each in chart.objects("Certificate", tls=tls)}
+    for name in made or {SECRET_NAME}:
+        for reference in (SecretRef, ApiKeySecretRef):
+            with pytest.raises(InputError, match="are the operator's own; give yours another name"):
+                reference.parse({"name": name})
 
 
 def test_without_it_nothing_is_mounted(chart: Chart) -> None:

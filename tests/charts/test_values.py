@@ -31,7 +31,21 @@ EVERYTHING: dict[str, Any] = {
         "alerts": {"enabled": True, "labels": {"release": "prometheus"}},
         "dashboard": {"enabled": True},
     },
-    "environment": {"TUNING_OPERATOR_WORKERS": "2"},
+    "workers": 2,
+    "dataCheck": {"cpu": "250m", "memory": "2Gi"},
+    "extraEnv": [
+        {"name": "HTTPS_PROXY", "value": "http://proxy:3128"},
+        {"name": "NODE", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
+    ],
+    "podAnnotations": {"example.com/team": "Ops & others"},
+    "podLabels": {"team": "ops"},
+    "affinity": {
+        "nodeAffinity": {
+            "requiredDuringSchedulingIgnoredDuringExecution": {
+                "nodeSelectorTerms": [{"matchExpressions": [{"key": "kubernetes.io/arch", "operator": "Exists"}]}]
+            }
+        }
+    },
     "nodeSelector": {"kubernetes.io/os": "linux"},
     "tolerations": [TOLERATION],
     "priorityClassName": "system-cluster-critical",
@@ -123,7 +137,23 @@ def _with(path: str, value: Any) -> dict[str, Any]:
         (_with("watchNamespaces", ["Team A"]), "watchNamespaces"),
         (_with("watchNamespaces", ["*", "team"]), "watchNamespaces"),
         (_with("allowCPUFallback", "yes"), "allowCPUFallback"),
-        (_with("environment.TUNING_OPERATOR_WORKERS", 2), "environment"),
+        (_with("environment", {"TUNING_OPERATOR_WORKERS": "2"}), "environment"),
+        (_with("workres", 2), "workres"),
+        (_with("workers", "eight"), "workers"),
+        (_with("workers", 0), "workers"),
+        (_with("workers", 1001), "workers"),
+        (_with("dataCheck.cpus", 1), "cpus"),
+        (_with("dataCheck.cpu", "1Gi"), "dataCheck/cpu"),
+        (_with("dataCheck.memory", "1"), "dataCheck/memory"),
+        (_with("dataCheck.memory", "1 Gi"), "dataCheck/memory"),
+        (_with("extraEnv", {"HTTPS_PROXY": "http://proxy:3128"}), "extraEnv"),
+        (_with("extraEnv", [{"name": "TUNING_OPERATOR_WORKERS", "value": "2"}]), "extraEnv/0/name"),
+        (_with("extraEnv", [{"name": "A-B", "value": "x"}]), "extraEnv/0/name"),
+        (_with("extraEnv", [{"name": "LIMIT", "value": 2}]), "extraEnv/0/value"),
+        (_with("extraEnv", [{"name": "KEY", "valueFrom": {"secretRef": {"name": "a"}}}]), "extraEnv/0/valueFrom"),
+        (_with("podLabels", {"app.kubernetes.io/name": "mine"}), "podLabels"),
+        (_with("podAnnotations", {"helm.sh/hook": "pre-install"}), "podAnnotations"),
+        (_with("affinity", {"nodeAfinity": {}}), "affinity"),
         (_with("images.pullPolicy", "Sometimes"), "pullPolicy"),
         (_with("images.operator", f"registry.example/operator{DIGEST[:-1]}"), "images/operator"),
         (_with("images.vllm", "Vllm OpenAI"), "images/vllm"),
@@ -132,6 +162,10 @@ def _with(path: str, value: Any) -> dict[str, Any]:
         (_with("gpuResource", "gpu"), "gpuResource"),
         (_with("defaults.tracking.credentialsSecret", "llm-tuning-mlflow"), "uri"),
         (_with("defaults.tracking", {"uri": "http://m", "credentialsSecret": "database"}), "credentialsSecret"),
+        (
+            _with("defaults.tracking", {"uri": "http://m", "credentialsSecret": "llm-tuning-operator-tls"}),
+            "credentialsSecret",
+        ),
         (_with("defaults.queueName", "Team A"), "queueName"),
         (_with("defaults.gpus", 1), "gpus"),
         (_with("defaults.gpu.tolerations", [{"effect": "NoSchedule"}]), "tolerations"),
@@ -175,5 +209,6 @@ def test_every_value_is_in_the_schema_and_has_a_default() -> None:
         inner = values
         for part in path.split(".")[1:]:
             inner = inner[part] or {}
-        if path not in (".resources", ".tls.certManager.issuerRef"):  # Kubernetes' own fields, and those of an issuer
+        # Kubernetes' own fields, and those of an issuer, have no default of ours.
+        if path not in (".resources", ".affinity", ".tls.certManager.issuerRef"):
             assert set(inner) == set(schema["properties"]) - {"global"}, path

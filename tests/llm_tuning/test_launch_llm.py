@@ -115,6 +115,23 @@ def test_a_port_that_another_launch_is_starting_on_is_refused_and_its_files_stay
     ServerProcess(tmp_path, port=8000).release()
 
 
+def test_a_pid_file_whose_number_is_another_process_s_now_is_no_server(tmp_path: Path) -> None:
+    """As after a machine was switched off: the files are there, and the pid leads a group that is not ours."""
+    other = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"], start_new_session=True)
+    try:
+        (tmp_path / "launch_llm_8000.pid").write_text(f"{other.pid}\n")
+        (tmp_path / "launch_llm_8000.lock").touch()
+        again = ServerProcess(tmp_path, port=8000)
+        assert again.left_behind
+        assert not again.pid_file.exists(), "nobody may be told to kill that number"
+        again.release()
+        assert not ServerProcess(tmp_path, port=8000).left_behind
+        assert other.poll() is None
+    finally:
+        other.kill()
+        other.wait()
+
+
 def test_a_named_python_without_vllm_is_refused_not_replaced(tiny_base: Path) -> None:
     run = launch(free_port(), "cpu", tiny_base, VLLM_PYTHON=sys.executable)
     assert run.returncode == 64
@@ -453,8 +470,11 @@ def test_a_server_that_dies_shows_the_end_of_its_log(tiny_base: Path, tmp_path: 
 def test_a_server_that_is_not_ready_in_time_is_stopped(tiny_base: Path, tmp_path: Path) -> None:
     require_vllm()
     port = free_port()
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / f"launch_llm_{port}.pid").write_text(f"{os.getpid()}\n")  # of before a power cut
     run = launch(port, "cpu", tiny_base, LAUNCH_TIMEOUT_SECONDS="1")
     assert run.returncode == 75
+    assert f"launch_llm_{port}.pid was left behind by a server that has ended; this one starts anew" in run.stderr
     assert "did not answer within 1 s" in run.stderr
     assert not (tmp_path / "logs" / f"launch_llm_{port}.pid").exists()
     assert not any(str(port) in shlex.join(command) for command in commands_running())

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import subprocess
 import tarfile
 import zipfile
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -34,19 +36,27 @@ def unpack_helm(folder: Path) -> Path:
 
 @dataclass(frozen=True)
 class Chart:
-    """`helm template` of the chart with values."""
+    """`helm template` of the chart with values; what was rendered once in a session is not rendered again."""
 
     helm: Path
-    folder: Path
 
     def template(self, *arguments: str, **values: Any) -> subprocess.CompletedProcess[str]:
-        file = self.folder / "values.yaml"
-        file.write_text(yaml.safe_dump(values))
-        command = [self.helm, "template", "llm-tuning", CHART, "--namespace", NAMESPACE, "--values", file, *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
+        return _template(self.helm, arguments, yaml.safe_dump(values))
 
     def objects(self, kind: str = "", **values: Any) -> list[dict[str, Any]]:
         """What is installed with images given; of one kind."""
-        done = self.template(**(IMAGES | values))
-        assert done.returncode == 0, done.stderr
-        return [each for each in yaml.safe_load_all(done.stdout) if each and kind in ("", each["kind"])]
+        found = _objects(self.helm, yaml.safe_dump(IMAGES | values))
+        return copy.deepcopy([each for each in found if kind in ("", each["kind"])])
+
+
+@cache
+def _template(helm: Path, arguments: tuple[str, ...], values: str) -> subprocess.CompletedProcess[str]:
+    command = [helm, "template", "llm-tuning", CHART, "--namespace", NAMESPACE, "--values", "-", *arguments]
+    return subprocess.run(command, input=values, capture_output=True, text=True, check=False)
+
+
+@cache
+def _objects(helm: Path, values: str) -> list[dict[str, Any]]:
+    done = _template(helm, (), values)
+    assert done.returncode == 0, done.stderr
+    return [each for each in yaml.load_all(done.stdout, yaml.CSafeLoader) if each]

@@ -37,8 +37,14 @@ class FakeEngine:
     chunks: int = 4
     """Of a streamed answer."""
     chunk_seconds: float = 0.0
+    chunk_bytes: int = 0
+    """More than its few words."""
+    streamed: Counter[str] = field(default_factory=Counter)
+    """Chunks that were taken from it, by name."""
     break_off: int | None = None
     """End the connection before this chunk of a stream, in the middle of an event."""
+    fail_at: int | None = None
+    """Say an error in place of this chunk of a stream, and end it in order."""
     gate: asyncio.Event | None = None
     """A streamed answer waits for it after its first chunk, a plain one before it answers."""
     usage: dict[str, int] | None = field(default_factory=lambda: {"prompt_tokens": 7, "completion_tokens": 3})
@@ -161,8 +167,12 @@ class FakeEngine:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
         await response.prepare(request)
         for number in range(self.chunks):
-            delta = {"role": "assistant"} if number == 0 else {"content": f"{name}{number}"}
+            delta = {"role": "assistant"} if number == 0 else {"content": f"{name}{number}" + "." * self.chunk_bytes}
             event = b"data: " + _compact({"model": name, "choices": [{"delta": delta}]}).encode() + b"\n\n"
+            if number == self.fail_at:
+                error = {"error": {"message": "Internal server error", "type": "InternalServerError", "code": 500}}
+                await response.write(f"data: {json.dumps(error)}\n\ndata: [DONE]\n\n".encode())
+                return response
             if number == self.break_off:
                 await response.write(event[: len(event) // 2])
                 await asyncio.sleep(0.02)
@@ -170,6 +180,7 @@ class FakeEngine:
                 request.transport.close()
                 return response
             await response.write(event)
+            self.streamed[name] += 1
             if number == 0 and self.gate is not None:
                 await self.gate.wait()
             await asyncio.sleep(self.chunk_seconds)

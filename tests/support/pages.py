@@ -1,4 +1,4 @@
-"""README and docs as tests read them: their code blocks, command lines and anchors."""
+"""READMEs and docs as tests read them: their code blocks, command lines and anchors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 READMES = sorted(ROOT.glob("README*.md"))
-PAGES = [*READMES, *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [*READMES, *sorted((ROOT / "docs").rglob("*.md")), ROOT / "charts" / "llm-tuning" / "README.md"]
 SHELLS = ("", "sh", "bash", "shell", "console")
 PLACEHOLDER = re.compile(r"<\w+>|\[\w+\]|\.\.\.")
 

@@ -26,6 +26,7 @@ def test_everything_can_be_set() -> None:
         "IMAGE_PULL_SECRETS": "registry",
         "PROGRESS_URL": "https://operator.ns.svc:8443",
         "ALLOW_CPU_FALLBACK": "true",
+        "CLUSTER_ASSIGNS_USER": "true",
         "CHECK_CPU": "1",
         "CHECK_MEMORY": "2Gi",
         "POD_NAME": "operator-0",
@@ -41,7 +42,7 @@ def test_everything_can_be_set() -> None:
     assert settings.watch_namespaces == ("a", "b")
     assert settings.image_pull_secrets == ("registry",)
     assert (settings.image_pull_policy, settings.progress_url) == ("Always", "https://operator.ns.svc:8443")
-    assert settings.allow_cpu_fallback is True
+    assert (settings.allow_cpu_fallback, settings.cluster_assigns_user) == (True, True)
     assert (settings.check_cpu, settings.check_memory, settings.pod_name) == ("1", "2Gi", "operator-0")
     assert (settings.http_host, settings.http_port, settings.progress_port) == ("127.0.0.1", 18080, 18443)
     assert settings.workers == 3

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from pathlib import Path
+from typing import Any
 
+import kopf
 import pytest
 import yaml
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from kopf._cogs.clients import api as kopfs_api
 
 from tuning_operator.store import GROUPS, TUNING_JOBS, Store
-from tuning_operator.watch import watch
+from tuning_operator.watch import _is_not_of_kopfs_callback, _settings, watch
 
 SERVED = GROUPS | {"namespaces": ("", "v1"), "customresourcedefinitions": ("apiextensions.k8s.io", "v1")}
 """What kopf looks for and has no business with is there too."""
@@ -102,3 +106,38 @@ async def test_only_what_the_roles_of_the_chart_allow_is_asked(
             await asyncio.wait_for(running, 20)
     assert api.watched == wanted
     assert api.others == set()
+
+
+async def open_a_watch_that_is_told_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By kopf's own code, while the API server has not answered."""
+    asked = asyncio.Event()
+
+    async def request(**_: Any) -> None:
+        asked.set()
+        await asyncio.sleep(0.05)
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(kopfs_api, "request", request)
+    told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    log = logging.getLogger("kopf")
+    stream = kopfs_api.stream("/", settings=kopf.OperatorSettings(), stopper=told, logger=log)
+    opening = asyncio.ensure_future(anext(stream, None))
+    await asked.wait()
+    told.set_result(None)
+    assert await opening is None
+
+
+async def test_a_callback_of_kopf_that_fails_is_not_shown_as_ours(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asyncio_log = logging.getLogger("asyncio")
+    asyncio_log.removeFilter(_is_not_of_kopfs_callback)
+    await open_a_watch_that_is_told_to_end(monkeypatch)
+    assert "request_cancel_callback" in caplog.text, "kopf has no such fault any more: the filter can go"
+    caplog.clear()
+    _settings()
+    await open_a_watch_that_is_told_to_end(monkeypatch)
+    assert caplog.text == ""
+    asyncio.get_running_loop().call_soon(int, "another fault")
+    await asyncio.sleep(0)
+    assert "another fault" in caplog.text

@@ -64,8 +64,10 @@ https://{{ include "llm-tuning.name" . }}.{{ .Release.Namespace }}.svc:8443
 enableServiceLinks: false
 securityContext:
   runAsNonRoot: true
+  {{- if not .Values.clusterAssignsUser }}
   runAsUser: 65532
   runAsGroup: 65532
+  {{- end }}
   seccompProfile:
     type: RuntimeDefault
 {{- with .Values.images.pullSecrets }}
@@ -83,6 +85,10 @@ nodeSelector:
 {{- end }}
 {{- with .Values.tolerations }}
 tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.affinity }}
+affinity:
   {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end }}

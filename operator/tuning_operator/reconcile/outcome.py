@@ -136,8 +136,7 @@ def _out_of_memory(role: str, spec: TuningJobSpec) -> Failure:
     if role != TRAIN:
         return Failure(
             Reason.OUT_OF_MEMORY,
-            f"{WORK[role]} ran out of memory; raise TUNING_OPERATOR_CHECK_MEMORY of the operator (Helm value "
-            "environment)",
+            f"{WORK[role]} ran out of memory; raise the operator's Helm value dataCheck.memory",
         )
     return Failure(
         Reason.OUT_OF_MEMORY,

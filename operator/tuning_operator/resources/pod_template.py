@@ -33,14 +33,6 @@ from tuning_operator.observed import CustomResource, Observed
 from tuning_operator.settings import Settings
 
 USER = 65532
-POD_SECURITY: dict[str, Any] = {
-    "runAsNonRoot": True,
-    "runAsUser": USER,
-    "runAsGroup": USER,
-    "fsGroup": USER,
-    "fsGroupChangePolicy": "OnRootMismatch",
-    "seccompProfile": {"type": "RuntimeDefault"},
-}
 RESTRICTED: dict[str, Any] = {
     "allowPrivilegeEscalation": False,
     "readOnlyRootFilesystem": True,
@@ -179,11 +171,22 @@ def _pod(spec: TuningJobSpec, settings: Settings, role: str, parts: PodParts, gi
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": GRACE_PERIOD_SECONDS,
-        "securityContext": POD_SECURITY,
+        "securityContext": pod_security(settings),
         "containers": [container],
         "volumes": volumes,
     }
     return pod | placement(spec.resources, settings)
+
+
+def pod_security(settings: Settings) -> dict[str, Any]:
+    """A pod's part of the restricted profile."""
+    user = {} if settings.cluster_assigns_user else {"runAsUser": USER, "runAsGroup": USER, "fsGroup": USER}
+    return {
+        "runAsNonRoot": True,
+        **user,
+        "fsGroupChangePolicy": "OnRootMismatch",
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
 
 
 def placement(asked: PlacementSpec, settings: Settings) -> dict[str, Any]:

@@ -36,7 +36,7 @@ from tuning_operator.constants import (
 )
 from tuning_operator.observed_service import ObservedService
 from tuning_operator.progress.audience import audience_of
-from tuning_operator.resources.pod_template import POD_SECURITY, RESTRICTED, owner_reference, placement, threads
+from tuning_operator.resources.pod_template import RESTRICTED, owner_reference, placement, pod_security, threads
 from tuning_operator.resources.quantity import parse_quantity
 from tuning_operator.settings import Settings
 from tuning_operator.store import BUDGETS, CONFIG_MAPS, DEPLOYMENTS, NETWORK_POLICIES, SERVICES
@@ -248,7 +248,7 @@ def _pod(observed: ObservedService, spec: InferenceServiceSpec, settings: Settin
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": ROLLING_GRACE_SECONDS,
-        "securityContext": POD_SECURITY,
+        "securityContext": pod_security(settings),
         "topologySpreadConstraints": [spread],
         "initContainers": [plan],
         "containers": [agent, engine],

@@ -275,3 +275,7 @@ async def eventually(condition: Callable[[], object], seconds: float = 5.0) -> N
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.01)
+
+
+def must_not_answer(pod: Pod, name: str) -> bool:
+    return pod.keeper.blocked(name) is not None

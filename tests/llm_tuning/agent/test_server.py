@@ -275,6 +275,14 @@ async def test_a_stream_whose_engine_is_killed_ends_with_an_error(door: Pod) -> 
     assert said[-1]["error"]["code"] == "engine_failed"
 
 
+async def test_an_error_that_the_engine_tells_in_a_stream_is_passed_on_and_counted(door: Pod) -> None:
+    door.engine.fail_at = 2
+    said = events((await door.chat("a", stream=True)).body)
+    assert said[2]["error"]["message"] == "Internal server error"
+    assert said[-1] == "[DONE]"
+    assert await metric(door, "llm_tuning_errors_total", route="a", model_id="ft_a") == 1
+
+
 async def test_a_stream_that_falls_silent_ends_with_an_error(door: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_module, "IDLE_SECONDS", 0.1)
     door.engine.gate = asyncio.Event()
@@ -295,6 +303,32 @@ async def test_a_client_that_goes_away_ends_its_request_at_the_engine(door: Pod,
     await eventually(lambda: not door.server.active)
     assert door.keeper.in_flight == Counter()
     assert await metric(door, "llm_tuning_requests_total", route="a", model_id="ft_a", code="499") == 1
+
+
+async def test_a_client_that_reads_slowly_gets_all_of_it_and_the_agent_keeps_little(door: Pod) -> None:
+    door.engine.chunks, door.engine.chunk_bytes = 400, 2**16
+    host, port = door.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port), limit=2**14)
+    body = b'{"model": "a", "messages": [], "stream": true}'
+    writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\n")
+    writer.write(b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+    await asyncio.sleep(0.5)
+    assert 0 < door.engine.streamed["ft_a"] < 400, "the engine is held"
+    answer = await reader.read()
+    writer.close()
+    assert answer.count(b"data: {") == 400
+    assert answer.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+
+
+async def test_a_client_of_http_1_0_gets_the_stream_without_chunks(door: Pod) -> None:
+    host, port = door.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    body = b'{"model": "a", "messages": [], "stream": true}'
+    writer.write(b"POST /v1/chat/completions HTTP/1.0\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+    head, _, content = (await reader.read()).partition(b"\r\n\r\n")
+    writer.close()
+    assert b"chunked" not in head
+    assert events(content)[-1] == "[DONE]"
 
 
 async def test_a_client_found_gone_by_a_write_is_no_fault_of_the_engine(pod: Pod, open_door: Open) -> None:

@@ -35,7 +35,7 @@ def test_a_whole_number_may_be_written_as_a_fraction() -> None:
     ("values", "want"),
     [
         ({"name": None}, "it.name: is required"),
-        ({"name": "a", "row_count": 1}, "it.row_count: is not a known field"),
+        ({"name": "a", "row_count": 1}, "it.row_count: is not a known field; did you mean rowCount"),
         ({"name": "a", "other": None}, "it.other: is not a known field"),
         ({"name": "a", "rowCount": 2.5}, "it.rowCount: must be a valid integer, got 2.5"),
         ({"name": "a", "rowCount": "2"}, "it.rowCount: must be a valid integer, got '2'"),

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from kubernetes.config import incluster_config
 
-from llm_tuning.client import AsyncTuningClient, Connection, connection
+from llm_tuning.client import AsyncTuningClient, Connection, TuningClient, connection
 from llm_tuning.errors import InputError
 from tests.support.fake_api_server import FakeApiServer
 
@@ -64,8 +64,14 @@ def test_the_file_in_the_home_folder(tmp_path: Path) -> None:
 def test_what_cannot_be_used_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="there is no kubeconfig, and this is no pod; set KUBECONFIG"):
         Connection.load()
-    with pytest.raises(InputError, match=r"none: cannot be used: .*No configuration found"):
+    with pytest.raises(InputError, match=r"none: does not exist, and a kubeconfig is needed; give one that does"):
         Connection.load(kubeconfig=tmp_path / "none")
+    monkeypatch.setenv("KUBECONFIG", f"{tmp_path}/none:{tmp_path}/nor-this")
+    with pytest.raises(InputError, match=r"nor-this: does not exist, and .*; set KUBECONFIG to one that does"):
+        TuningClient()
+    monkeypatch.setenv("KUBECONFIG", f"{tmp_path}/none:{kubeconfig(tmp_path / 'k')}")
+    assert Connection.load().namespace == "team"  # as kubectl: one of them is enough
+    monkeypatch.delenv("KUBECONFIG")
     with pytest.raises(InputError, match=r"cannot be used: .*nowhere"):
         Connection.load(kubeconfig=kubeconfig(tmp_path / "k"), context="nowhere")
     (tmp_path / "broken").write_text("a: [")

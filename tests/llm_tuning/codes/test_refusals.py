@@ -12,7 +12,11 @@ from typing import Any
 
 import pytest
 
+from llm_tuning.codes.tune_llm import main, run_tuning
+from llm_tuning.errors import InputError
+
 GOOD_ROWS = [{"prompt": f"Question {i}?", "output": f"Answer {i}."} for i in range(8)]
+EXAMPLE_JOB = Path(__file__).resolve().parents[3] / "examples" / "tuningjob-ppo.yaml"
 HEAVY = {"torch", "transformers", "peft", "trl", "mlflow", "datasets"}
 
 # Runs command lines (a JSON array of them on standard input) one after the other in one process: a new
@@ -89,7 +93,14 @@ BAD_FLAGS = [
     (["--init_adapter", "nothing"], "'nothing' is no finished adapter in models"),
     (["--llm_path", "nowhere"], "model nowhere: does not exist"),
     (["--dataset_path", "nothing.json"], "nothing.json"),
-    (["--no_such_flag", "1"], "unrecognized arguments: --no_such_flag"),
+    (["--no_such_flag", "1"], "--no_such_flag: is not a known flag; see tune-llm --help"),
+    (["--learing-rate", "-1"], "--learing_rate: is not a known flag; did you mean --learning_rate?"),
+    (["--lora_rnk=8"], "--lora_rnk: is not a known flag; did you mean --lora_rank?"),
+    (["extra"], "extra: is too much; see tune-llm --help"),
+    (
+        ["--config", "job.yaml"],
+        "job.yaml: is an object for a cluster (TuningJob), and a run takes the fields of a conf",
+    ),
     (["--config", "none.yaml"], "none.yaml: cannot be read"),
     (["--output_dir", "/proc/models"], "output_dir /proc/models: cannot be written"),
 ]
@@ -100,6 +111,7 @@ def refused_flags(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("flags")
     (folder / "rows.json").write_text(json.dumps(GOOD_ROWS))
     (folder / "text.yaml").write_text("model: base\n")
+    shutil.copy(EXAMPLE_JOB, folder / "job.yaml")
     valid = ["--llm_path", str(tiny_base), "--dataset_path", "rows.json"]
     return run_commands([[*([] if "text.yaml" in flags else valid), *flags] for flags, _ in BAD_FLAGS], folder)
 
@@ -107,6 +119,26 @@ def refused_flags(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.mark.parametrize("number", range(len(BAD_FLAGS)), ids=[" ".join(flags)[:40] for flags, _ in BAD_FLAGS])
 def test_a_bad_flag(refused_flags: list[dict[str, Any]], number: int) -> None:
     assert_refused(refused_flags[number], BAD_FLAGS[number][1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "want"),
+    [
+        (["validte", "--json"], "validte: is not a command; did you mean validate?"),
+        (["faq.json"], "faq.json: is not a command; a run takes flags only, and the commands are validate, registry"),
+        (["validate", "--dataset_path", "x", "--shw_sample"], "did you mean --show_sample?"),
+        (["registry", "lst"], "tune-llm registry: must be one of list, show, verify, rebuild, got 'lst'; did you mean"),
+        (["registry", "list", "--jsn"], "--jsn: is not a known flag; did you mean --json?"),
+    ],
+)
+def test_a_mistyped_command(arguments: list[str], want: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 64
+    assert want in capsys.readouterr().err
+
+
+def test_a_mistyped_argument_of_run_tuning() -> None:
+    with pytest.raises(InputError, match=r"^learing_rate: is not a known argument; did you mean learning_rate\?$"):
+        run_tuning(learing_rate=1)
 
 
 def bad_rows(*more: object, **fields: object) -> bytes:

@@ -161,7 +161,7 @@ def test_a_registry_that_is_a_folder_is_bad_input(models: Path, capsys: pytest.C
 
 def test_an_unknown_action_is_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["registry", "delete"]) == 64
-    assert "invalid choice: 'delete'" in capsys.readouterr().err
+    assert "must be one of list, show, verify, rebuild, got 'delete'" in capsys.readouterr().err
 
 
 def test_no_action_imports_what_only_training_needs(models: Path) -> None:

@@ -70,7 +70,9 @@ def test_a_refused_dataset_raises_for_people_and_is_a_report_for_machines(
     flags = ["--dataset_path", dataset([*ROWS, {"prompt": "q"}]), "--llm_path", str(base)]
     with pytest.raises(InputError, match="row 6: `output` is missing"):
         run(*flags)
-    assert "6 read, 5 kept, 1 refused" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "6 read, 5 kept, 1 refused" in out
+    assert "is missing" not in out, "the error says it, and once is enough"
 
     assert run(*flags, "--json") == 64
     report = json.loads(capsys.readouterr().out)
@@ -80,6 +82,7 @@ def test_a_refused_dataset_raises_for_people_and_is_a_report_for_machines(
     ]
     assert report["refusals"][0]["rows"] == [6]
     assert run(*flags, "--skip_invalid_rows") == 0
+    assert "Refused    row 6: `output` is missing (MissingField); add it" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -45,8 +45,10 @@ BAD_INPUT: dict[str, tuple[Mode, bytes, list[str]]] = {
     "not JSON": ("sft", b"prompt,output\nq,a\n", ["line 1, column 1", "is not JSON", "save it as"]),
     "broken array": ("sft", b'[{"prompt": "q"},\n {"prompt" 1}]', ["line 2, column 12", "row 2", "not valid JSON"]),
     "broken line": ("sft", lines(GOOD[0], b'{"prompt" 1}\n', GOOD[1]), ["row 2", "line 2, column 11", "NotJson"]),
-    "one object": ("sft", b'{\n"data": [{"prompt": "q"}]}', ["is one JSON object", "save that list"]),
-    "one object on a line": ("sft", b'{"data": []}', ["is one JSON object", "JSON array of rows"]),
+    "one object": ("sft", json.dumps({"version": 1, "data": GOOD}, indent=1).encode(),
+                   ["is one JSON object, not a JSON array, JSON Lines or Parquet", "its `data`: save that list alone"]),
+    "one object on a line": ("sft", json.dumps({"rows": GOOD}).encode(), ["is one JSON object", "its `rows`: save"]),
+    "one object without a list": ("sft", b'{"a": 1}', ["is one JSON object", "write a JSON array of rows"]),
     "invalid UTF-8 in an array": ("sft", b'[{"prompt": "\xe9"}]', ["line 1, byte 13", "not UTF-8", "save it as UTF-8"]),
     "invalid UTF-8 in a line": ("sft", lines(*GOOD, b'{"prompt": "\xe9"}\n'), ["row 9", "not UTF-8", "as UTF-8"]),
     "truncated last line": ("sft", lines(*GOOD)[:-12], ["row 8", "line 8", "cut off", "copy or write the file again"]),
@@ -54,6 +56,20 @@ BAD_INPUT: dict[str, tuple[Mode, bytes, list[str]]] = {
     "mixed shapes": ("sft", lines(*GOOD, {"text": "t"}), ["row 9", "has the shape text", "MixedShapes", "one shape"]),
     "missing prompt": ("sft", lines(*with_bad(prompt=...)), ["row 3", "`prompt` is missing", "MissingField", "add it"]),
     "missing output": ("sft", lines(*with_bad(output=...)), ["row 3", "`output` is missing", "add it"]),
+    "misspelled prompt": ("sft", lines(*with_bad(prompt=..., promt="q")), ["row 3", "rename `promt` if that is meant"]),
+    "misspelled reward": ("ppo", lines(*with_bad(reward=..., rewrd=1)), ["row 3", "rename `rewrd` if that is meant"]),
+    "all misspelled": ("sft", lines(*[{"promt": "q", "outptu": "a"}] * 3), ["rows 1, 2 and 3", "rename `promt` if"]),
+    "a field twice": ("sft", lines(*GOOD, b'{"prompt": "a", "prompt": "b", "output": "c"}\n'),
+                      ["row 9: `prompt` is given twice in one object (DuplicateField)", "keep one of them"]),
+    "a field twice in every row": ("sft", lines(*[b'{"prompt": "a", "\\u0070rompt": "b", "output": "c"}\n'] * 3),
+                                   ["rows 1, 2 and 3: `prompt` is given twice"]),
+    "a field twice in an array": ("sft", json.dumps(GOOD).encode()[:-1] + b', {"output": "a", "output": "a"}]',
+                                  ["row 9: `output` is given twice"]),
+    "a field twice in a message": (
+        "sft",
+        lines({"messages": [U, A]}, b'{"messages": [{"role": "user", "role": "assistant", "content": "q"}]}\n'),
+        ["row 2: `role` is given twice"],
+    ),
     "null prompt": ("sft", lines(*with_bad(prompt=None)), ["row 3", "`prompt` is null", "give a text"]),
     "null output": ("sft", lines(*with_bad(output=None)), ["row 3", "`output` is null", "NullField"]),
     "empty prompt": ("sft", lines(*with_bad(prompt="")), ["row 3", "`prompt` is empty", "EmptyField"]),
@@ -89,6 +105,24 @@ def test_bad_input_says_where_rule_and_fix(tokenizer_dir: Path, tmp_path: Path, 
     assert not error.value.report.ok
     assert not (tmp_path / "out").exists()
     assert len(message.splitlines()) == 1  # one sentence for one mistake
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_one_object_larger_than_is_read_at_once_is_named_too(tmp_path: Path, indent: int | None) -> None:
+    path = tmp_path / "rows.json"
+    rows = [{"prompt": "question " * 100_000, "output": "a"}] * 80
+    path.write_text(json.dumps({"data": rows}, indent=indent))
+    with pytest.raises(DatasetRefused, match="is one JSON object, not a JSON array") as error:
+        check(path, None)
+    assert len(error.value.problems) == 1
+
+
+def test_names_of_fields_that_cannot_be_printed_are_escaped(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(lines(*[{"prompt": "a", "output": "b", "\ud83d\n": 1}] * 2))
+    summary = check(path, None).summary()
+    assert "fields that are not used: \\ud83d\\n" in summary
+    summary.encode()
 
 
 def test_a_missing_file_and_a_folder_are_refused(tokenizer_dir: Path, tmp_path: Path) -> None:

@@ -173,6 +173,7 @@ def test_every_reason_of_a_parsed_row_has_a_case() -> None:
         Reason.NOT_UTF8,
         Reason.ROW_TOO_LARGE,
         Reason.NOT_AN_OBJECT,
+        Reason.DUPLICATE_FIELD,
         Reason.MIXED_SHAPES,
         Reason.TEMPLATE_REFUSES,
         Reason.NOTHING_TO_LEARN,

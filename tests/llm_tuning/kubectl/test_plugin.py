@@ -128,7 +128,9 @@ async def test_watch_ends_as_the_job_does(server: FakeApiServer, call: Call) -> 
     code, _, err = await call("watch", "nobody")
     assert code == 1
     assert "neither a TuningJob nor an InferenceService nobody in namespace team" in err
-    assert (await call("watch", "pod/x"))[0] == 64
+    code, _, err = await call("watch", "pod/x")
+    assert (code, err) == (64, "error: pod/x: 'pod' is no kind of ours; write tj/NAME or tisvc/NAME\n")
+    assert "did you mean tuningjob?" in (await call("watch", "tuningjop/good"))[2]
 
 
 async def test_a_service_is_watched_and_explained_too(server: FakeApiServer, call: Call) -> None:
@@ -204,15 +206,59 @@ async def test_plan_needs_no_cluster(
     assert "output" in err
 
 
+async def test_a_kind_in_the_wrong_case_is_named(call: Call, tmp_path: Path) -> None:
+    file = written(tmp_path / "job.yaml", manifest("a"), manifest("b") | {"kind": "Tuningjob"})
+    code, _, err = await call("plan", "-f", file)
+    assert (code, err) == (64, f"error: {file}: holds a Tuningjob; did you mean TuningJob?\n")
+    code, _, err = await call("submit", "-f", file)
+    assert code == 64
+    assert "got 'Tuningjob' of 'tuning.llmtuning.dev/v1alpha1'; did you mean TuningJob?" in err
+
+
+async def test_plan_names_all_that_is_not_here(call: Call, tmp_path: Path) -> None:
+    file = written(tmp_path / "job.yaml", manifest("faq"))
+    code, _, err = await call("plan", "-f", file, "--base", str(tmp_path / "b"), "--dataset", str(tmp_path / "d"))
+    assert code == 64
+    assert [line.partition(" on this")[0] for line in err.splitlines()] == [
+        f"error: --base: there is no {tmp_path}/b",
+        f"error: --dataset: there is no {tmp_path}/d",
+    ]
+    err = (await call("plan", "-f", file, "--base", file, "--dataset", str(tmp_path)))[2]
+    assert f"--base: {file} is a file, and a folder is needed" in err
+    assert f"--dataset: {tmp_path} is a folder, and a file is needed" in err
+
+
+async def test_plan_takes_one_copy_for_several_jobs_only_where_they_share_it(
+    call: Call, tmp_path: Path, tiny_base: Path
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(f'{{"prompt": "What is {i}?", "output": "{i}."}}\n' for i in range(4)))
+    copies = ("--base", str(tiny_base), "--dataset", str(rows))
+    same = written(tmp_path / "same.yaml", manifest("a"), manifest("b", retries=1))
+    code, out, _ = await call("plan", "-f", same, *copies)
+    assert code == 0
+    assert out.count("8 rows a step") == 2
+    other = manifest("b", model={"path": "base/other"}, dataset={"path": "datasets/other.json"})
+    code, _, err = await call("plan", "-f", written(tmp_path / "other.yaml", manifest("a"), other), *copies)
+    assert code == 64
+    assert [line.partition(": is one for all")[0] for line in err.splitlines()] == [
+        "error: --base",
+        "error: --dataset",
+    ]
+    assert "theirs differ (spec.dataset); give the folder of the claim's files with --root, or plan each" in err
+
+
 async def test_bad_flags_and_no_cluster_say_so(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for arguments in ([], ["sumbit"], ["watch"], ["submit"], ["logs", "a", "--wrong"]):
         code, _, err = await call(*arguments)
         assert code == 64
         assert err.startswith("error: ")
+    assert "got 'sumbit'; did you mean submit?" in (await call("sumbit"))[2]
+    assert "--wach: is not a known flag; did you mean --watch?" in (await call("submit", "-f", "x", "--wach"))[2]
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     code, _, err = await call("watch", "faq")
     assert code == 64
-    assert "none: cannot be used" in err
+    assert "none: does not exist, and a kubeconfig is needed; set KUBECONFIG to one that does" in err
 
 
 @pytest.mark.parametrize("command", COMMANDS)

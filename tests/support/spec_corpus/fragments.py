@@ -18,8 +18,11 @@ PATHS: Texts = (
 KEYS: Texts = (["faq.json", "A_b-1.jsonl"], ["a/b", "a b", "..", "a\n"])
 MODEL_IDS: Texts = (["ft_sft_tiny_1_abcdef", "A.b-c_9"], ["a/b", "..", "-a", "a\n", ".work", "a b", "ä"])
 SECRETS: Texts = (
-    ["llm-tuning-a", "llm-tuning-mlflow.eu"],
-    ["mlflow", "llm-tuning-", "llm-tuning", "xllm-tuning-a", "llm-tuning-A", "llm-tuning--a", "llm-tuning-a..b"],
+    ["llm-tuning-a", "llm-tuning-mlflow.eu", "llm-tuning-operations"],
+    [
+        *("mlflow", "llm-tuning-", "llm-tuning", "xllm-tuning-a", "llm-tuning-A", "llm-tuning--a", "llm-tuning-a..b"),
+        *("llm-tuning-operator-tls", "llm-tuning-operator"),
+    ],
 )
 SERVICES: Texts = (["a", "faq-2"], ["0a", "a.b", "A", "-a", "a-", "a_b", "a/b", "a b", "a\n", "ä"])
 

@@ -153,7 +153,7 @@ def test_a_check_that_runs_out_of_memory_names_the_operators_setting() -> None:
     pod = failed_pod(137, role=CHECK, reason="OOMKilled")
     failure = why(child_of(make_job(CHECK, failed="BackoffLimitExceeded"), pod, role=CHECK), CHECK)
     assert failure.reason == Reason.OUT_OF_MEMORY
-    assert "TUNING_OPERATOR_CHECK_MEMORY" in failure.message
+    assert "Helm value dataCheck.memory" in failure.message
 
 
 def test_a_pod_that_the_kubelet_failed_without_a_container() -> None:

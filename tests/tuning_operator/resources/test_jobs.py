@@ -7,6 +7,7 @@ REWRITE_EXPECTED=1 in the environment and read the difference.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,16 @@ def test_every_pod_fits_the_restricted_profile_and_has_no_token_for_the_api(role
         assert field not in pod
     allowed = {"persistentVolumeClaim", "emptyDir", "configMap", "projected"}
     assert {kind for volume in pod["volumes"] for kind in volume if kind != "name"} <= allowed
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_cluster_that_assigns_users_finds_none_in_the_pod(role: str) -> None:
+    ours = pod_of(build(role, make_tuning_job()))
+    assigned = pod_of(build(role, make_tuning_job(), replace(SETTINGS, cluster_assigns_user=True)))
+    user = {"runAsUser": 65532, "runAsGroup": 65532, "fsGroup": 65532}
+    assert ours["securityContext"] == assigned["securityContext"] | user
+    assert assigned["securityContext"]["runAsNonRoot"] is True
+    assert not user.keys() & assigned["securityContext"].keys()
 
 
 @pytest.mark.parametrize("role", ROLES)

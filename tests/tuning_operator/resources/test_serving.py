@@ -56,6 +56,12 @@ def test_pods_fit_the_restricted_profile_and_reach_no_api_server() -> None:
         assert context["capabilities"] == {"drop": ["ALL"]}
 
 
+def test_a_cluster_that_assigns_users_finds_none_in_the_pod() -> None:
+    assigned = pod(replace(REPORTING, cluster_assigns_user=True))["securityContext"]
+    assert pod()["securityContext"] == assigned | {"runAsUser": 65532, "runAsGroup": 65532, "fsGroup": 65532}
+    assert not {"runAsUser", "runAsGroup", "fsGroup"} & assigned.keys()
+
+
 def test_the_agents_port_is_the_only_one() -> None:
     made = parts()
     containers = made[DEPLOYMENTS]["spec"]["template"]["spec"]["containers"]

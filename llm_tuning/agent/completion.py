@@ -1,0 +1,159 @@
+"""One request for a completion to vLLM, whose answer is handed on piece by piece with as little work as can be.
+
+For the path that every token takes: through aiohttp's client a chunk woke a task and moved a timer, which took half
+of the agent's time, on cores that vLLM's steps want (tests/bench/test_agent_bench.py). Here the parser's callback
+hands it on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Self, cast
+from urllib.parse import urlsplit
+
+import httptools
+
+CONNECT_SECONDS = 5.0
+CLOGGED_SECONDS = 0.02
+"""From one look at a client that does not read to the next."""
+
+
+class BrokeOff(Exception):  # noqa: N818 - what the engine did
+    """There is no whole answer; the text says why."""
+
+
+class Completion(asyncio.Protocol):
+    """A POST on a connection of its own, and its answer. Leave it with `close`, which ends the request at the engine.
+
+    `read` and `pass_on` raise BrokeOff where the answer stops before its end, and TimeoutError after `idle_seconds`
+    without a byte, or `total_seconds` from the beginning.
+    """
+
+    def __init__(self, idle_seconds: float, total_seconds: float) -> None:
+        self.status = 0
+        self.headers: dict[str, str] = {}
+        """By their names in lower case."""
+        self._loop = asyncio.get_running_loop()
+        self._parser = httptools.HttpResponseParser(self)
+        self._transport: asyncio.Transport
+        self._timer: asyncio.TimerHandle
+        self._head: asyncio.Future[None] = self._loop.create_future()
+        self._end: asyncio.Future[None] = self._loop.create_future()
+        self._body: list[bytes] = []
+        self._sink: Callable[[bytes], None] = self._body.append
+        self._is_full: Callable[[], bool] = bool  # never
+        self._idle_seconds, self._heard = idle_seconds, self._loop.time()
+        self._last = self._heard + total_seconds
+
+    @classmethod
+    async def post(cls, url: str, path: str, body: bytes, *, idle_seconds: float, total_seconds: float) -> Self:
+        """Ask for it, and wait for the head of the answer; raises as `read` does."""
+        address = urlsplit(url).netloc
+        host, _, port = address.partition(":")
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                transport, self = await loop.create_connection(
+                    lambda: cls(idle_seconds, total_seconds), host, int(port)
+                )
+        except TimeoutError:  # an OSError as well
+            raise
+        except OSError as error:
+            raise BrokeOff(type(error).__name__) from None
+        head = (
+            f"POST {path} HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        )
+        transport.write(head.encode() + body)
+        try:
+            await self._head
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    async def read(self) -> bytes:
+        """The whole body."""
+        await self._end
+        return b"".join(self._body)
+
+    async def pass_on(self, sink: Callable[[bytes], None], is_full: Callable[[], bool]) -> None:
+        """Call `sink` with each piece of the body as it comes; while it is full nothing more is read.
+
+        What `sink` raises ends it, and is raised here.
+        """
+        for piece in self._body:
+            sink(piece)
+        self._sink, self._is_full = sink, is_full
+        await self._end
+
+    def close(self) -> None:
+        """Done with it; an engine that is still answering sees that nobody listens."""
+        self._timer.cancel()
+        self._transport.abort()
+
+    # --- asyncio.Protocol ---------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._look_at_clock()
+
+    def data_received(self, data: bytes) -> None:
+        self._heard = self._loop.time()
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            # Around what the sink raised, where it did.
+            self._fail(error.__context__ or BrokeOff("its answer is no HTTP"))
+        if self._is_full():
+            self._hold()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._fail(BrokeOff(type(error).__name__ if error else "it closed the connection"))
+
+    # --- the parser's callbacks ---------------------------------------------------------------------------------------
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+
+    def on_headers_complete(self) -> None:
+        self.status = self._parser.get_status_code()
+        if not self._head.done():
+            self._head.set_result(None)
+
+    def on_body(self, piece: bytes) -> None:
+        self._sink(piece)
+
+    def on_message_complete(self) -> None:
+        if not self._end.done():
+            self._end.set_result(None)
+
+    # --- waiting ------------------------------------------------------------------------------------------------------
+
+    def _hold(self) -> None:
+        """Read no more until the sink has room again."""
+        if self._transport.is_closing():
+            return
+        if self._is_full():
+            self._transport.pause_reading()
+            self._loop.call_later(CLOGGED_SECONDS, self._hold)
+        else:
+            self._heard = self._loop.time()
+            self._transport.resume_reading()
+
+    def _look_at_clock(self) -> None:
+        """Once in a while, since moving a timer for each piece costs more than the rest."""
+        now = self._loop.time()
+        heard = self._heard if self._transport.is_reading() else now
+        end = min(self._last, heard + self._idle_seconds)
+        if now < end:
+            self._timer = self._loop.call_later(end - now, self._look_at_clock)
+        else:
+            self._fail(TimeoutError())
+
+    def _fail(self, error: BaseException) -> None:
+        for future in (self._head, self._end):
+            if not future.done():
+                future.set_exception(error)
+                future.exception()  # seen: nobody has to wait for both
