@@ -98,7 +98,8 @@ def test_what_a_page_says_works_on_this_machine(walk: Walk, reader: Reader) -> N
 def test_every_command_is_run_or_has_its_reason() -> None:
     assert not_accounted_for(ALL) == [], "add the part of the page to a walk in tests/support/page_runs.py"
     new = Snippet("docs/install.md", "Network", "kubectl get networkpolicies")
-    assert not_accounted_for([new]) == [new]
+    differs = Snippet("charts/llm-tuning/README.md", "Uninstall", "helm uninstall llm-tuning")
+    assert not_accounted_for([new, differs]) == [new, differs]
 
 
 def test_every_part_is_followed_once_and_has_something_to_type() -> None:

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from tests.support.pages import PAGES, READMES, ROOT, Snippet, snippets
@@ -109,6 +110,9 @@ RUN_ONCE = {
 }
 """A line that stands on several pages after the same steps, by the page where it is run: it takes 20 s to start."""
 
+REPEATS = {"charts/llm-tuning/README.md": "docs/install.md"}
+"""A page whose lines are those of another, where they are run. A line that differs is not meant."""
+
 NOT_RUN = {
     r"make (setup|vllm-env)": "what they make is what runs the tests",
     r"make (demo|test)": "the demo runs in no test, being one; this is a part of `make test`",
@@ -196,7 +200,14 @@ def is_run(snippet: Snippet) -> bool:
     """Whether it is typed where it stands."""
     if RUN_ONCE.get(snippet.text, snippet.page) != snippet.page:
         return False
+    if snippet.text in {each.text for each in _repeated(snippet.page)}:
+        return False
     return not any(re.match(pattern, snippet.text) for pattern in NOT_RUN)
+
+
+@cache
+def _repeated(page: str) -> list[Snippet]:
+    return snippets(ROOT / REPEATS[page]) if page in REPEATS else []
 
 
 def not_accounted_for(given: Iterable[Snippet]) -> list[Snippet]:
