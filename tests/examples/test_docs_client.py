@@ -1,4 +1,4 @@
-"""The blocks of docs/client.md run as they stand, and every line of docs/kubectl-plugin.md is what the plugin takes."""
+"""The Python of docs/client.md and README.md runs as it stands; the plugin takes what docs/kubectl-plugin.md says."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from llm_tuning.client import logs
 from llm_tuning.kubectl.main import COMMANDS, build_parser
 from tests.llm_tuning.client.conftest import SUCCEEDED, condition
 from tests.support.fake_api_server import FakeApiServer
+from tests.support.page_runs import texts
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 CLIENT, PLUGIN = ((DOCS / name).read_text(encoding="utf-8") for name in ("client.md", "kubectl-plugin.md"))
@@ -89,6 +90,13 @@ def test_the_python_blocks_run(cluster: FakeApiServer, capsys: pytest.CaptureFix
     assert "Succeeded True \n['faq']" in said
     assert "Trained: done" in said
     assert len(cluster.objects["tuningjobs"]) == 3
+
+
+@pytest.mark.timeout(60)
+def test_the_python_of_the_readme_runs(cluster: FakeApiServer, capsys: pytest.CaptureFixture[str]) -> None:
+    [block] = texts("README.md", "From Python and kubectl")
+    exec(compile(block, "README.md", "exec"), {"__name__": "docs"})
+    assert "On the login page." in capsys.readouterr().out
 
 
 def test_every_error_has_its_line_and_the_role_is_one() -> None:

@@ -28,6 +28,7 @@ from llm_tuning.serving.served_adapter import inspect_adapter
 from llm_tuning.serving.server_process import ServerProcess
 from llm_tuning.serving.vllm_install import Vllm
 from tests.support.lora_adapters import PROBE_TEXTS, copy_adapter, make_adapter
+from tests.support.page_runs import texts
 from tests.support.vllm_server import READY_SECONDS, VLLM_PYTHON, free_port, require_vllm
 
 PACKAGE = Path(llm_tuning.__file__).parent
@@ -44,8 +45,12 @@ def adapter(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
 
 
 def launch(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the documented line from the documented folder."""
-    command = ["bash", "config/llm/launch_llm.sh", *map(str, arguments)]
+    """Run the script from the documented folder."""
+    return launch_line(shlex.join(["bash", "config/llm/launch_llm.sh", *map(str, arguments)]), **environment)
+
+
+def launch_line(line: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = ["bash", "-c", line]
     env = dict(os.environ) | {"LAUNCH_LOG_DIR": str(Path.cwd() / "logs")} | environment
     return subprocess.run(command, cwd=PACKAGE, env=env, capture_output=True, text=True, check=False)
 
@@ -364,13 +369,27 @@ def wait_until_ended(group: int) -> None:
         time.sleep(0.1)
 
 
+def with_own(documented: str, in_their_place: dict[str, Any]) -> str:
+    """A line of the documentation with what it is about here."""
+    for word, own in in_their_place.items():
+        assert word in documented
+        documented = documented.replace(word, str(own))
+    return documented
+
+
 @pytest.mark.vllm
 def test_serve_call_and_stop(adapter: Path, tiny_base: Path, tmp_path: Path, leftovers: list[int]) -> None:
     require_vllm()
     port = free_port()
-    run = launch(
-        port, 0, tiny_base, adapter, LAUNCH_TIMEOUT_SECONDS=str(READY_SECONDS), HTTP_PROXY="http://127.0.0.1:9"
-    )
+    folder, documented = texts("docs/serving.md", "Serving on one machine, and proving it")
+    assert folder == f"cd {PACKAGE.name}"
+    in_their_place = {
+        "8000": port,
+        "base/qwen3-0.6b": tiny_base,
+        "../models/ft_sft_qwen3-0.6b_1795551246_3fa94c": adapter,
+    }
+    line = with_own(documented, in_their_place)
+    run = launch_line(line, LAUNCH_TIMEOUT_SECONDS=str(READY_SECONDS), HTTP_PROXY="http://127.0.0.1:9")
     print(run.stdout, run.stderr)
     pid_file = tmp_path / "logs" / f"launch_llm_{port}.pid"
     group = int(pid_file.read_text())
@@ -387,6 +406,9 @@ def test_serve_call_and_stop(adapter: Path, tiny_base: Path, tmp_path: Path, lef
         assert response.status_code == 200, response.text
         answers[name] = response.json()["choices"][0]["message"]["content"]
     assert answers["lora"] == answers["ft_sft_tiny"] != answers["tiny-llama"]
+    [asking] = texts("docs/serving.md", "What is served under which name")
+    asked = subprocess.run(["bash", "-c", with_own(asking, {"8000": port})], capture_output=True, text=True, check=True)
+    assert json.loads(asked.stdout)["choices"][0]["message"]["content"]
 
     # Proofs of several clients at once: what ends a server whose lm_head is prepared for LoRA.
     ids = json.loads((adapter / "parity.json").read_text())["probes"][0]["token_ids"]
