@@ -114,7 +114,8 @@ def _load_tokenizer(folder: Path | None, encoder: Tokenizer | None) -> RowTokeni
     if folder is None:
         return None
     if not folder.is_dir():
-        raise InputError(Problem(f"model {folder}", "is not a folder", "give the folder of the base model"))
+        rule = "is not a folder" if folder.exists() else "does not exist"
+        raise InputError(Problem(f"model {folder}", rule, "give the folder of the base model"))
     return RowTokenizer.load(folder, encoder)
 
 

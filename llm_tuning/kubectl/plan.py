@@ -47,7 +47,13 @@ def _jobs(objects: Sequence[dict[str, Any]], file: str) -> list[TuningJob]:
             raise InputError(Problem(file, f"holds a {kind}", did_you_mean(kind, KINDS)))
     jobs = [values for values in objects if values.get("kind") == tuning_job.KIND]
     if not jobs:
-        raise InputError(Problem(file, f"holds no {tuning_job.KIND}"))
+        flags = any("llm_path" in values for values in objects)
+        fix = (
+            "this is a file for `tune-llm --config`; docs/tuningjob.md has the same fields as an object"
+            if flags
+            else ""
+        )
+        raise InputError(Problem(file, f"holds no {tuning_job.KIND}", fix or "docs/tuningjob.md shows one"))
     return [TuningJob.parse({key: value for key, value in values.items() if key != "status"}) for values in jobs]
 
 

@@ -24,7 +24,9 @@ def prove(server: Server, adapter: Path, *, name: str | None = None, base_name: 
     the server says). Raises InputError for a wrong folder or name, TryAgain when the server does not answer.
     """
     if not adapter.is_dir():
-        raise InputError(Problem(f"adapter {adapter}", "is not a folder", "give models/<model_id>"))
+        raise InputError(
+            Problem(f"adapter {adapter}", "is not a folder", "give models/<model_id> of a run that has finished")
+        )
     models = server.models()
     name = name or _default_name(adapter, models, server.url)
     base = _base(models, name, base_name, server.url)

@@ -157,7 +157,9 @@ def _devices(gpu_id: str, vllm: Vllm | None, gpus: int | None, problems: list[Pr
     if vllm is None:
         return CPU
     if vllm.cpu_build:
-        if gpus != 0:
+        if gpus == 0:
+            notes.append(f"gpu_id {gpu_id}: this machine has no GPU, so vLLM's CPU build serves on the CPU")
+        else:
             notes.append(f"{vllm.python} is the CPU build of vLLM, so no GPU is used; VLLM_PYTHON names another")
         return CPU
     if gpus is not None and max(int(number) for number in numbers) >= gpus:

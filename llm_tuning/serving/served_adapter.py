@@ -39,7 +39,7 @@ def inspect_adapter(path: Path, base: BaseModel | None) -> ServedAdapter:
     """Check an adapter's folder, and that it belongs to `base`; raises InputError with all that is wrong with it."""
     where = f"adapter {path}"
     if not path.is_dir():
-        raise InputError(Problem(where, "is not a folder", "give models/<model_id>"))
+        raise InputError(Problem(where, "is not a folder", "give models/<model_id> of a run that has finished"))
     problems: list[Problem] = []
     config = _object(path / "adapter_config.json", where, problems, required=True)
     manifest = _object(path / "model.json", where, problems)

@@ -180,7 +180,10 @@ def learn(
         if run.is_main and (stop or last or due):
             checkpoints.save(state)
         if stop:
-            raise TryAgain("Stopped", f"stopped after step {state.step} of {total} on request; it is saved")
+            raise TryAgain(
+                "Stopped",
+                f"stopped after step {state.step} of {total} on request; it is saved, and the same command goes on",
+            )
         measure_if_due()
     return state
 

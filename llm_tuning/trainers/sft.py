@@ -57,7 +57,10 @@ def train(run: TrainRun) -> None:
         run.reporter.stage("evaluating")
         evaluate_run(run, policy, rows, held_out, max_tokens=max_tokens, dtype=dtype)
         if any_rank(stop_requested(), run.device):
-            raise TryAgain("Stopped", "stopped after the evaluation on request; the training is saved")
+            raise TryAgain(
+                "Stopped",
+                "stopped after the evaluation on request; the training is saved, and the same command goes on",
+            )
         if run.is_main:
             run.reporter.stage("saving")
             template = load_chat_template(run.base).text

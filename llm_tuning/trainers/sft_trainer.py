@@ -195,7 +195,10 @@ class StepTrainer(SFTTrainer):
         if stop or last or evaluate or step % self.run.config.training.save_steps == 0:
             self.save()
         if stop:
-            raise TryAgain("Stopped", f"stopped after step {step} of {len(self.steps)} on request; it is saved")
+            raise TryAgain(
+                "Stopped",
+                f"stopped after step {step} of {len(self.steps)} on request; it is saved, and the same command goes on",
+            )
         if evaluate:
             self._evaluate_now(step)
 

@@ -304,6 +304,7 @@ def test_a_device_that_is_not_there_is_refused(gpu_id: str, vllm: Vllm, gpus: in
 
 def test_the_cpu_build_on_a_machine_with_gpus_says_that_it_uses_none(tiny_base: Path) -> None:
     assert any("no GPU is used" in note for note in plan(tiny_base, gpu_id="0", gpus=1).notes)
+    assert any("this machine has no GPU" in note for note in plan(tiny_base, gpu_id="0", gpus=0).notes)
 
 
 def test_listening_to_others_without_a_key_is_said(tiny_base: Path) -> None:

@@ -88,7 +88,7 @@ def test_a_refused_dataset_raises_for_people_and_is_a_report_for_machines(
 @pytest.mark.parametrize(
     ("flags", "where", "rule"),
     [
-        (["--llm_path", "nowhere"], "model nowhere", "is not a folder"),
+        (["--llm_path", "nowhere"], "model nowhere", "does not exist"),
         (["--max_length", "7"], "training.max_length", "at least 8, got 7"),
     ],
 )

@@ -206,6 +206,13 @@ async def test_plan_needs_no_cluster(
     assert "output" in err
 
 
+async def test_a_file_for_the_command_line_is_told_from_a_tuning_job(call: Call, tmp_path: Path) -> None:
+    file = written(tmp_path / "run.yaml", {"llm_path": "base/tiny", "dataset_path": "faq.json"})
+    code, _, err = await call("plan", "-f", file)
+    assert code == 64
+    assert "holds no TuningJob; this is a file for `tune-llm --config`" in err
+
+
 async def test_a_kind_in_the_wrong_case_is_named(call: Call, tmp_path: Path) -> None:
     file = written(tmp_path / "job.yaml", manifest("a"), manifest("b") | {"kind": "Tuningjob"})
     code, _, err = await call("plan", "-f", file)
