@@ -16,6 +16,7 @@ import sys
 
 from devcluster import build, launcher
 from devcluster.cluster import Cluster
+from devcluster.images.storage import ImageError
 from devcluster.kueue_install import build_kueue
 from devcluster.paths import kubeconfig, state_dir
 
@@ -32,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
     try:
         return _run(args)
-    except (build.BuildError, launcher.ClusterError, ValueError) as error:
+    except (build.BuildError, launcher.ClusterError, ImageError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USAGE
 
@@ -65,7 +66,9 @@ def _run(args: argparse.Namespace) -> int:
         case "up":
             print(launcher.up(args.name, gpus=args.gpus, fresh=args.fresh, fast_controllers=args.fast_controllers))
         case "down":
-            launcher.down(args.name)
+            if args.name not in (up := launcher.running()):
+                print(f"no cluster {args.name} runs here; running: {', '.join(up) or 'none'}", file=sys.stderr)
+            launcher.down(args.name)  # in any case: it sweeps what one that was killed has left
         case "status":
             for name in launcher.running():
                 print(f"{name}\t{kubeconfig(name)}")

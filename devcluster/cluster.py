@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from devcluster.build import bin_dir
-from devcluster.launcher import ClusterError, is_up
+from devcluster.launcher import ClusterError, is_up, running
 from devcluster.parts import Plan
 from devcluster.paths import kubeconfig, state_dir
 
@@ -70,7 +70,10 @@ class Cluster(Clients):
 
     def __init__(self, name: str) -> None:
         if not is_up(name):
-            raise ClusterError(f"cluster {name} is not up; start it with: python -m devcluster up --name {name}")
+            others = f" (running: {', '.join(running())})" if running() else ""
+            raise ClusterError(
+                f"cluster {name} is not up{others}; start it with: python -m devcluster up --name {name}"
+            )
         self.name = name
         self.plan = Plan.read(state_dir(name))
         super().__init__(kubeconfig(name))

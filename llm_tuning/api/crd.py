@@ -69,6 +69,12 @@ TUNING_JOB = Kind(
         ("Progress", "integer", ".status.progress.percent", "Percent of the steps"),
         ("Loss", "number", ".status.progress.loss", "Training loss of the last report"),
         ("ETA", "integer", ".status.progress.remainingSeconds", "Estimated seconds to the end of the training"),
+        (
+            "Stalled",
+            "string",
+            ".status.conditions[?(@.type=='Stalled')].reason",
+            "What it cannot go on for, if anything",
+        ),
         ("Model", "string", ".status.modelId", "Name of the adapter"),
         ("Age", "date", ".metadata.creationTimestamp", "Time since it was created"),
     ],

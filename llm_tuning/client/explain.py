@@ -25,8 +25,8 @@ def explain_job(job: TuningJobView, now: datetime | None = None) -> str:
         said = f"{why.reason}: {_sentence(why.message)}" if why is not None else "it does not say why."
         return (
             f"{job.name} has failed{_ago(why, now)}: {said} It stays as it is, and nothing of it runs any more. Put "
-            f"that right, delete it (kubectl delete tj {job.name}) and submit it again, or under another name; the log "
-            f"of its last pod: kubectl tuning logs {job.name}."
+            f"that right, delete it (kubectl delete tj {job.name} -n {job.namespace}) and submit it again, or under "
+            f"another name; the log of its last pod: kubectl tuning logs {job.name} -n {job.namespace}."
         )
     parts = [f"{job.name} is {job.phase}{_progress(job)}."]
     stalled, doing = job.conditions.get(ConditionType.STALLED), job.conditions.get(ConditionType.RECONCILING)
@@ -34,15 +34,16 @@ def explain_job(job: TuningJobView, now: datetime | None = None) -> str:
         parts.append(f"It cannot go on{_ago(stalled, now)}: {stalled.reason}: {_sentence(stalled.message)}")
         parts.append("It goes on by itself once that is put right; nothing has to be submitted again.")
     elif job.phase == Phase.SUSPENDED:
-        parts.append(f"Nothing of it runs, by its own spec. Let it go on: {_RESUME.format(name=job.name)}.")
+        resume = _RESUME.format(name=job.name, namespace=job.namespace)
+        parts.append(f"Nothing of it runs, by its own spec. Let it go on: {resume}.")
     elif doing is not None:
         parts.append(f"{_begun(_sentence(doing.message or doing.reason))} That is so{_ago(doing, now) or ' now'}.")
         if job.phase == Phase.TRAINING:
-            parts.append(f"Nothing is wrong; watch it with kubectl tuning watch {job.name}.")
+            parts.append(f"Nothing is wrong; watch it with kubectl tuning watch {job.name} -n {job.namespace}.")
     return " ".join([*parts, *_behind(job.status.observed_generation, job.metadata)])
 
 
-_RESUME = 'kubectl patch tj {name} --type merge -p \'{{"spec": {{"suspend": false}}}}\''
+_RESUME = 'kubectl patch tj {name} -n {namespace} --type merge -p \'{{"spec": {{"suspend": false}}}}\''
 
 
 def explain_service(service: InferenceServiceView, now: datetime | None = None) -> str:
@@ -79,7 +80,7 @@ def _succeeded(job: TuningJobView) -> str:
             f", and on {found.held_out_rows} held-out rows its loss is {found.tuned_loss:.4g} where the base has "
             f"{found.base_loss:.4g}"
         )
-    parts.append(f". Its report: kubectl tuning report {job.name}.")
+    parts.append(f". Its report: kubectl tuning report {job.name} -n {job.namespace}.")
     served = job.conditions.get(ConditionType.SERVED)
     if served is not None:
         parts.append(f" As for serving it, {served.reason}: {_sentence(served.message)}")

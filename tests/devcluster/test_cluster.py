@@ -17,6 +17,7 @@ import jwt
 import pytest
 
 from devcluster import launcher
+from devcluster.__main__ import main
 from devcluster.cleaning import cgroup_folders
 from devcluster.cluster import Cluster, KubectlError
 from devcluster.paths import state_dir
@@ -238,3 +239,15 @@ def test_without_root_it_says_what_to_do_instead(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(launcher.ClusterError, match="kind"):
         launcher.up("nobody")
+
+
+def test_a_name_that_does_not_run_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["down", "--name", "nobody"]) == 0
+    assert "no cluster nobody runs here; running: " in capsys.readouterr().err
+    assert main(["load", "localhost/llm-tuning/operator:dev", "--name", "nobody"]) == 64
+    assert "error: cluster nobody is not up" in capsys.readouterr().err
+
+
+def test_an_image_that_is_not_there_is_told(node: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["load", "localhost/llm-tuning/nothing:dev", "--name", node.name]) == 64
+    assert "error: there is no image localhost/llm-tuning/nothing:dev" in capsys.readouterr().err

@@ -171,7 +171,7 @@ def test_bad_data_raises_the_reason_and_the_row(client: TuningClient) -> None:
         job.wait(timeout_seconds=120)
     assert failed.value.reason == "DatasetInvalid"
     assert "row" in failed.value.message
-    assert "delete it (kubectl delete tj bad)" in explain_job(client.get("bad"))
+    assert f"delete it (kubectl delete tj bad -n {client.namespace})" in explain_job(client.get("bad"))
 
 
 def test_what_the_server_refuses_names_the_same_fields(kubeconfig: Path) -> None:

@@ -299,7 +299,7 @@ def test_explain_is_the_manual_of_a_service_too(cluster: Clients) -> None:
 def test_it_is_found_by_its_short_name_and_its_category(cluster: Clients, namespace: str) -> None:
     cluster.kubectl("-n", namespace, "apply", "-f", str(EXAMPLES / "tuningjob.yaml"))
     header, row = cluster.kubectl("-n", namespace, "get", "tj").splitlines()
-    assert header.split() == ["NAME", "MODE", "PHASE", "PROGRESS", "LOSS", "ETA", "AGE"]
+    assert header.split() == ["NAME", "MODE", "PHASE", "PROGRESS", "LOSS", "ETA", "STALLED", "AGE"]
     assert row.split()[:2] == ["faq", "sft"]
     assert "MODEL" in cluster.kubectl("-n", namespace, "get", "tj", "-o", "wide").splitlines()[0].split()
     assert "faq" in cluster.kubectl("-n", namespace, "get", "tuning")

@@ -43,7 +43,7 @@ https://{{ include "llm-tuning.name" . }}.{{ .Release.Namespace }}.svc:8443
 {{- end }}
 
 {{- define "llm-tuning.operatorImage" -}}
-{{ required "set images.operator: the image built from the Dockerfile, where the nodes can pull it" .Values.images.operator }}
+{{ required "set images.operator: the image built from the Dockerfile, where the nodes can pull it; helm upgrade keeps what was set before only with --reset-then-reuse-values" .Values.images.operator }}
 {{- end }}
 
 {{/* `defaults` as the operator reads it: what is empty is left out. */}}

@@ -39,12 +39,12 @@ def stalled(reason: str, message: str) -> dict[str, Any]:
         (
             SUCCEEDED,
             "faq has succeeded: the adapter is in models/ft_sft_tiny_1_abcdef on the claim tuning, and on 2 "
-            "held-out rows its loss is 1.5 where the base has 3. Its report: kubectl tuning report faq.",
+            "held-out rows its loss is 1.5 where the base has 3. Its report: kubectl tuning report faq -n team.",
         ),
         (
             training(50, loss=1.25),
             "faq is Training (step 50 of 100, loss 1.25, about 1:00 left). The trainer runs. That is so, for 5 min. "
-            "Nothing is wrong; watch it with kubectl tuning watch faq.",
+            "Nothing is wrong; watch it with kubectl tuning watch faq -n team.",
         ),
         (
             stalled("Unschedulable", "no node has a free GPU; wait, or add nodes"),
@@ -53,8 +53,8 @@ def stalled(reason: str, message: str) -> dict[str, Any]:
         ),
         (
             {"phase": "Suspended", "conditions": [condition("Suspended", "True", "Suspended")]},
-            "faq is Suspended. Nothing of it runs, by its own spec. Let it go on: kubectl patch tj faq --type merge "
-            """-p '{"spec": {"suspend": false}}'""",
+            "faq is Suspended. Nothing of it runs, by its own spec. Let it go on: kubectl patch tj faq -n team "
+            """--type merge -p '{"spec": {"suspend": false}}'""",
         ),
         (
             {"phase": "Queued", "conditions": [condition("Reconciling", "True", "Queued", "Job faq-train waits")]},
