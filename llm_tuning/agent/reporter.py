@@ -17,6 +17,7 @@ import aiohttp
 
 from llm_tuning.agent.contract import CA_FILE, CONFIG_DIR, REPORT_SECONDS, TOKEN_FILE, Desired, parse_desired
 from llm_tuning.agent.keeper import Keeper
+from llm_tuning.authority import trusting
 from llm_tuning.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -103,5 +104,5 @@ class Reporter:
         """Trusts the operator's authority as it is now; the kubelet brings a new one within a minute or two."""
         version = self.ca_file.stat().st_mtime_ns
         if self._tls is None or self._tls[0] != version:
-            self._tls = (version, ssl.create_default_context(cafile=str(self.ca_file)))
+            self._tls = (version, trusting(self.ca_file))
         return self._tls[1]

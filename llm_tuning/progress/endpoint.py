@@ -22,6 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
+from llm_tuning.authority import trusting
 from llm_tuning.progress.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
@@ -94,7 +95,7 @@ class StatusEndpoint:
         """
         version = self.ca_file.stat().st_mtime_ns if self.ca_file else 0
         if self._tls is None or self._tls[0] != version:
-            self._tls = (version, ssl.create_default_context(cafile=str(self.ca_file) if self.ca_file else None))
+            self._tls = (version, trusting(self.ca_file) if self.ca_file else ssl.create_default_context())
         return self._tls[1]
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from llm_tuning.api import inference_service, tuning_job
 from llm_tuning.api.kube import API_VERSION
+from llm_tuning.authority import trusting
 
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 PATIENCE_SECONDS = 30.0
@@ -58,9 +59,8 @@ class Installation:
 
     def serves_progress(self) -> str:
         """Raises OSError unless the server has a certificate of the authority for the name in its URL, and speaks."""
-        trusting = ssl.create_default_context(cafile=self.ca_file)
         try:
-            _get(f"{self.progress_url}/", trusting)
+            _get(f"{self.progress_url}/", trusting(self.ca_file))
         except urllib.error.HTTPError as error:  # it answers, to nobody that has no token
             if error.code >= 500:
                 raise
@@ -68,9 +68,9 @@ class Installation:
 
     def serves_crds(self) -> str:
         """Raises OSError unless the API server knows both kinds."""
-        trusting = ssl.create_default_context(cafile=self.account / "ca.crt")
+        context = ssl.create_default_context(cafile=self.account / "ca.crt")
         token = (self.account / "token").read_text()
-        answer = json.loads(_get(f"{self.api_url}/apis/{API_VERSION}", trusting, token))
+        answer = json.loads(_get(f"{self.api_url}/apis/{API_VERSION}", context, token))
         missing = {tuning_job.PLURAL, inference_service.PLURAL} - {each["name"] for each in answer["resources"]}
         if missing:
             raise FileNotFoundError(f"{API_VERSION} is served without {', '.join(sorted(missing))}")
@@ -102,9 +102,9 @@ def _passes(check: Callable[[], str], deadline: float) -> bool:
         return True
 
 
-def _get(url: str, trusting: ssl.SSLContext | None = None, token: str = "") -> bytes:
+def _get(url: str, context: ssl.SSLContext | None = None, token: str = "") -> bytes:
     """The body of the answer; raises HTTPError, an OSError, for any status but 200. No proxy: all is in the cluster."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=trusting))
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context))
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"} if token else {})
     with opener.open(request, timeout=REQUEST_SECONDS) as answer:
         return bytes(answer.read())

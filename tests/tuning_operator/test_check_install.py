@@ -14,6 +14,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from llm_tuning.api.kube import API_VERSION
+from tests.support.authorities import intermediate_authority
 from tuning_operator.check_install import main
 from tuning_operator.progress.certificates import make_ca, make_serving_cert
 from tuning_operator.progress.tls import serving_context
@@ -38,8 +39,10 @@ class Site:
 
 @pytest.fixture
 async def site(tmp_path: Path) -> AsyncIterator[Site]:
-    ca = make_ca(NOW)
-    (tmp_path / "ca.crt").write_bytes(ca.certificate_pem)
+    ca = intermediate_authority()
+    api_ca = make_ca(NOW)
+    (tmp_path / "operator.crt").write_bytes(ca.certificate_pem)
+    (tmp_path / "ca.crt").write_bytes(api_ca.certificate_pem)
     (tmp_path / "token").write_text("of-the-pod")
     answers: dict[str, Any] = {"ready": 200, "progress": 404, "kinds": KINDS}
     tokens: list[str] = []
@@ -58,9 +61,9 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
     health.router.add_get("/readyz", ready)
     reports.router.add_get("/", progress)
     api.router.add_get(f"/apis/{API_VERSION}", resources)
-    serving = serving_context(make_serving_cert(ca, ["localhost"], NOW))
+    contexts = (None, *(serving_context(make_serving_cert(each, ["localhost"], NOW)) for each in (ca, api_ca)))
     servers = [TestServer(health), TestServer(reports), TestServer(api)]
-    for server, context in zip(servers, (None, serving, serving), strict=True):
+    for server, context in zip(servers, contexts, strict=True):
         await server.start_server(ssl=context)
     first, second, third = (server.port for server in servers)
     try:
@@ -68,7 +71,7 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
             {
                 "HTTP_URL": f"http://localhost:{first}",
                 "PROGRESS_URL": f"https://localhost:{second}",
-                "CA_FILE": str(tmp_path / "ca.crt"),
+                "CA_FILE": str(tmp_path / "operator.crt"),
                 "KUBERNETES_SERVICE_HOST": "localhost",
                 "KUBERNETES_SERVICE_PORT": str(third),
             },

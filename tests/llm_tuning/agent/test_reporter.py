@@ -21,6 +21,7 @@ from llm_tuning.agent import reporter as reporter_module
 from llm_tuning.agent.contract import Desired, Report, parse_report
 from llm_tuning.agent.reporter import Reporter
 from tests.llm_tuning.agent.conftest import Pod, desire, eventually
+from tests.support.authorities import intermediate_authority
 from tests.support.vllm_server import free_port
 from tuning_operator.agents import Agents
 from tuning_operator.progress.certificates import KeyPair, make_ca, make_serving_cert
@@ -106,7 +107,7 @@ class World:
 
 @pytest.fixture(scope="module")
 def authority() -> tuple[KeyPair, KeyPair]:
-    ca = make_ca(datetime.now(UTC))
+    ca = intermediate_authority()
     return ca, make_serving_cert(ca, ["localhost"], datetime.now(UTC))
 
 

@@ -16,13 +16,15 @@ import aiohttp
 import pytest
 
 from llm_tuning.api.tuning_job import Progress
+from llm_tuning.authority import trusting
 from llm_tuning.progress.endpoint import StatusEndpoint
 from llm_tuning.progress.snapshot import Snapshot
+from tests.support.authorities import intermediate_authority
 from tests.support.cluster_tokens import ISSUER, Signer, published
 from tuning_operator.errors import ClusterError
 from tuning_operator.progress import server as module
 from tuning_operator.progress.audience import audience_of
-from tuning_operator.progress.certificates import make_ca, make_serving_cert
+from tuning_operator.progress.certificates import make_serving_cert
 from tuning_operator.progress.server import ProgressServer
 from tuning_operator.progress.tls import serving_context
 from tuning_operator.progress.tokens import ClusterKeys, TokenVerifier
@@ -68,7 +70,7 @@ class Running:
 @pytest.fixture
 async def running(tmp_path: Path) -> AsyncIterator[Running]:
     now = datetime.now(UTC)
-    ca = make_ca(now)
+    ca = intermediate_authority()
     ca_file = tmp_path / "ca.crt"
     ca_file.write_bytes(ca.certificate_pem)
     got: list[tuple[tuple[str, str], Progress]] = []
@@ -86,7 +88,7 @@ async def running(tmp_path: Path) -> AsyncIterator[Running]:
         count=counted.append,
     )
     await server.start()
-    connector = aiohttp.TCPConnector(ssl=ssl.create_default_context(cafile=str(ca_file)))
+    connector = aiohttp.TCPConnector(ssl=trusting(ca_file))
     async with aiohttp.ClientSession(connector=connector) as client:
         yield Running(server, client, ca_file, got, counted)
     await server.close()
@@ -173,7 +175,7 @@ async def test_a_connection_that_says_nothing_is_closed(running: Running, monkey
     monkeypatch.setattr(module, "CONNECTION_SECONDS", 0.1)
     running.server.port = 0
     await running.server.start()
-    context = ssl.create_default_context(cafile=str(running.ca_file))
+    context = trusting(running.ca_file)
     reader, writer = await asyncio.open_connection(
         "127.0.0.1", running.server.port, ssl=context, server_hostname="localhost"
     )
@@ -214,7 +216,7 @@ async def test_refusals_are_logged_without_what_was_sent_and_a_flood_of_them_is_
 
 
 async def test_old_tls_is_refused(running: Running) -> None:
-    context = ssl.create_default_context(cafile=str(running.ca_file))
+    context = trusting(running.ca_file)
     context.maximum_version = ssl.TLSVersion.TLSv1_2
     with pytest.raises((ssl.SSLError, ConnectionError)):
         await asyncio.open_connection("127.0.0.1", running.server.port, ssl=context, server_hostname="localhost")
