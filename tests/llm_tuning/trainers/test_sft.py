@@ -405,7 +405,10 @@ def test_a_stop_of_one_rank_stops_all_at_the_same_step_and_the_resume_goes_on_th
     two_ranks: dict[str, Any],
 ) -> None:
     for rank in two_ranks["ranks"]:
-        assert rank["stopped"]["first"]["stopped"] == "stopped after step 4 of 10 on request; it is saved"
+        assert (
+            rank["stopped"]["first"]["stopped"]
+            == "stopped after step 4 of 10 on request; it is saved, and the same command goes on"
+        )
         assert rank["stopped"]["first"]["losses"] + rank["stopped"]["second"] == rank["tuned"]["losses"]
     folder = two_ranks["folder"]
     assert adapter_hash(folder / "stopped") == adapter_hash(folder / "tuned")
