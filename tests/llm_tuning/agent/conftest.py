@@ -7,7 +7,7 @@ import hashlib
 import json
 import struct
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
+from prometheus_client.parser import text_string_to_metric_families
 
 from llm_tuning.agent.contract import AdapterReport, Desired, DesiredRoute, DesiredTarget
 from llm_tuning.agent.engine import Engine
@@ -270,6 +271,19 @@ async def open_door() -> AsyncIterator[Callable[..., Any]]:
         await runner.cleanup()
 
 
+Open = Callable[..., Awaitable[Pod]]
+SHARED = {"support": {"ft_a": 1, "ft_b": 1}}
+
+
+@pytest.fixture
+async def door(pod: Pod, open_door: Open) -> Pod:
+    """Serves ft_a under `a`, ft_b under `b`, and both under `support`."""
+    pod.want({"a": "ft_a", "b": "ft_b", **SHARED})
+    await pod.turn()
+    assert pod.keeper.ready
+    return await open_door(pod)
+
+
 async def eventually(condition: Callable[[], object], seconds: float = 5.0) -> None:
     """Until it holds."""
     async with asyncio.timeout(seconds):
@@ -279,3 +293,16 @@ async def eventually(condition: Callable[[], object], seconds: float = 5.0) -> N
 
 def must_not_answer(pod: Pod, name: str) -> bool:
     return pod.keeper.blocked(name) is not None
+
+
+async def metric(pod: Pod, name: str, **labels: str) -> float:
+    text = (await pod.get("/metrics")).text
+    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    return sum(s.value for s in samples if s.name == name and labels.items() <= s.labels.items())
+
+
+def events(content: bytes) -> list[Any]:
+    """Of a stream, each whole."""
+    parts = [part for part in content.decode().split("\n\n") if part]
+    assert all(part.startswith("data: ") for part in parts), parts
+    return [part[6:] if part == "data: [DONE]" else json.loads(part[6:]) for part in parts]

@@ -160,6 +160,20 @@ async def test_while_the_sink_is_full_the_engine_waits_and_nothing_is_lost() -> 
         assert taken == 1000 * 2**15
 
 
+async def test_the_silence_begins_anew_when_the_sink_has_room_again() -> None:
+    full = True
+
+    async def late(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(0.9)
+        writer.write(END)
+
+    async with engine(HEAD, chunk(b"data: 1\n\n"), then=late) as url, asked(url, idle_seconds=0.4) as answer:
+        passing = asyncio.create_task(answer.pass_on(lambda piece: None, lambda: full))
+        await asyncio.sleep(0.6)  # longer than the silence may last; and then less
+        full = False
+        await passing
+
+
 async def test_what_the_sink_raises_ends_it() -> None:
     def gone(piece: bytes) -> None:
         raise ConnectionResetError("the client is gone")
