@@ -66,6 +66,6 @@ class ClientStream:
 
     def _send(self, data: bytes) -> None:
         transport = self._request.transport
-        if transport is None or transport.is_closing():
+        if transport is None:
             raise ConnectionResetError("the client is gone")
         transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)

@@ -22,12 +22,12 @@ from devcluster.cleaning import cgroup_folders
 from devcluster.cluster import Cluster, KubectlError
 from devcluster.paths import state_dir
 from devcluster.scratch_image import write_scratch_image
-from tests.support.devcluster import cluster_name, own_cluster, remove
+from tests.support.devcluster import NO_ROOT, cluster_name, own_cluster, remove
 from tests.support.tuning_namespace import CLAIM, TuningNamespace, claim, pod, wait_until
 
 pytestmark = [
     pytest.mark.e2e,
-    pytest.mark.skipif(os.geteuid() != 0, reason="a node needs root"),
+    pytest.mark.skipif(NO_ROOT, reason="a node needs root"),
 ]
 
 TOOLBOX = "localhost/devcluster/toolbox:1"

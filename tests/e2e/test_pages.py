@@ -7,7 +7,6 @@ first installation trains and serves for real, the second one has the stand-in f
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import pytest
 import yaml
 
 from tests.e2e.test_kserve import kserve_crd
-from tests.support.devcluster import cluster_name, remove
+from tests.support.devcluster import NO_ROOT, cluster_name, remove
 from tests.support.page_runs import ON_A_CLUSTER, Reader, Walk
 from tests.support.pages import ROOT, yaml_documents
 
@@ -45,7 +44,7 @@ class Site:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    if os.geteuid() != 0 and not os.environ.get("CI"):
+    if NO_ROOT:
         pytest.skip("a devcluster needs root")
     name = cluster_name("pages")
     reader = Reader(tmp_path_factory.mktemp("pages"), cluster=name)

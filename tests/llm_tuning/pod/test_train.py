@@ -64,7 +64,8 @@ def test_sigterm_before_anything_is_loaded_ends_with_75(claim: Claim) -> None:
 
 
 def test_missing_cuda_ends_with_75_where_a_gpu_is_required(claim: Claim) -> None:
-    torch = pytest.importorskip("torch")
+    import torch
+
     if torch.cuda.is_available():
         pytest.skip("this machine has CUDA")
     ended = claim.run("train", training=SHORT, gpus=1, environment={"LLM_TUNING_REQUIRE_GPU": "1"})
