@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -148,15 +149,21 @@ async def test_a_proof_on_an_engine_that_restarted_meanwhile_is_void(pod: Pod) -
     assert pod.keeper.blocked("ft_a") is None
 
 
-@pytest.mark.parametrize("verdict", [Verdict.EFFECTIVE, Verdict.DIFFERENT, NOT_THERE], ids=str)
-async def test_a_proof_is_void_also_where_no_look_saw_the_restart(pod: Pod, verdict: Verdict | Exception) -> None:
-    """The second half of the numbers is of an engine without the adapter."""
+async def in_the_middle_of_a_proof(pod: Pod, verdict: Verdict | Exception) -> asyncio.Task[Any]:
+    """The step that proves ft_a; it goes on with `pod.proofs.release()`."""
     pod.want({"support": "ft_a"})
     await pod.keeper.look()
     pod.proofs.hold = True
     pod.proofs.verdicts["ft_a"] = verdict
-    step = asyncio.create_task(pod.keeper.step())
+    step: asyncio.Task[Any] = asyncio.create_task(pod.keeper.step())
     await pod.proofs.wait_until_begun()
+    return step
+
+
+@pytest.mark.parametrize("verdict", [Verdict.EFFECTIVE, Verdict.DIFFERENT, NOT_THERE], ids=str)
+async def test_a_proof_is_void_also_where_no_look_saw_the_restart(pod: Pod, verdict: Verdict | Exception) -> None:
+    """The second half of the numbers is of an engine without the adapter."""
+    step = await in_the_middle_of_a_proof(pod, verdict)
     await pod.engine.restart()
     pod.proofs.release()
     await step
@@ -167,12 +174,7 @@ async def test_a_proof_is_void_also_where_no_look_saw_the_restart(pod: Pod, verd
 
 @pytest.mark.parametrize("verdict", [Verdict.NO_EFFECT, NOT_THERE], ids=str)
 async def test_a_proof_that_ends_after_the_engine_says_nothing(pod: Pod, verdict: Verdict | Exception) -> None:
-    pod.want({"support": "ft_a"})
-    await pod.keeper.look()
-    pod.proofs.hold = True
-    pod.proofs.verdicts["ft_a"] = verdict
-    step = asyncio.create_task(pod.keeper.step())
-    await pod.proofs.wait_until_begun()
+    step = await in_the_middle_of_a_proof(pod, verdict)
     await pod.engine.kill()
     await pod.keeper.look()
     pod.proofs.release()
