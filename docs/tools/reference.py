@@ -30,9 +30,9 @@ from llm_tuning.api.kube import API_VERSION, GROUP
 from llm_tuning.api.structural import RULES
 from llm_tuning.codes import tune_llm
 from llm_tuning.pod.contract import PodReason
-from tuning_operator.metrics import Metrics as OperatorMetrics
-from tuning_operator.queue import WorkQueue
-from tuning_operator.store import Store
+from tuning_operator.core.cache import Store
+from tuning_operator.core.metrics import Metrics as OperatorMetrics
+from tuning_operator.core.queue import WorkQueue
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = Path("docs/reference")
@@ -140,7 +140,7 @@ def cli_page() -> Lines:
     for name, text in tune_llm.SUBCOMMANDS.items():
         yield from (f"## `tune-llm {name}`", "", f"{text[:1].upper()}{text[1:]}.", "")
         parser = argparse.ArgumentParser(prog=f"tune-llm {name}", add_help=False)
-        importlib.import_module(f"llm_tuning.commands.{name}").add_arguments(parser)
+        importlib.import_module(f"llm_tuning.cli.{name}").add_arguments(parser)
         yield from _arguments(parser)
 
 

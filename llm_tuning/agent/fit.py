@@ -8,11 +8,11 @@ from pathlib import Path
 from llm_tuning.agent.plan import EnginePlan
 from llm_tuning.agent.weights import find_weight_fault
 from llm_tuning.api.conditions import AdapterReason
+from llm_tuning.core.files import read_json
 from llm_tuning.errors import InputError
-from llm_tuning.files import read_json
-from llm_tuning.proof.adapter_files import ADAPTER_WEIGHTS
+from llm_tuning.models.adapter import inspect_adapter, trained_base
+from llm_tuning.models.adapter_files import ADAPTER_WEIGHTS
 from llm_tuning.proof.parity import PARITY
-from llm_tuning.serving.served_adapter import inspect_adapter, trained_base
 
 
 @dataclass(frozen=True)

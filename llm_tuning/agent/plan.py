@@ -23,11 +23,11 @@ from typing import Any, Self
 
 from llm_tuning.agent.contract import ENGINE_PORT, Desired, ServeInput
 from llm_tuning.api.inference_service import VllmSpec
-from llm_tuning.base_model import BaseModel, inspect_base, weight_hash
 from llm_tuning.errors import InputError, Problem
-from llm_tuning.proof.adapter_files import OUTPUT_HEAD
+from llm_tuning.models.adapter import ServedAdapter, allowed_rank, inspect_adapter, trained_base
+from llm_tuning.models.adapter_files import OUTPUT_HEAD
+from llm_tuning.models.base import BaseModel, inspect_base, weight_hash
 from llm_tuning.serving.plan import OFFLINE, PLAIN_TEMPLATE, SPARE_SLOTS, base_template
-from llm_tuning.serving.served_adapter import ServedAdapter, allowed_rank, inspect_adapter, trained_base
 
 LEAST_RANK = 16
 MOST_LORAS_BY_DEFAULT = 8

@@ -17,7 +17,7 @@ import aiohttp
 
 from llm_tuning.agent.contract import CA_FILE, CONFIG_DIR, REPORT_SECONDS, TOKEN_FILE, Desired, parse_desired
 from llm_tuning.agent.keeper import Keeper
-from llm_tuning.authority import trusting
+from llm_tuning.core.ca import trusting
 from llm_tuning.errors import InputError
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from llm_tuning.proof.adapter_files import ADAPTER_WEIGHTS
+from llm_tuning.models.adapter_files import ADAPTER_WEIGHTS
 
 _EXPONENTS: dict[str, tuple[str, int]] = {
     "F64": ("<u8", 0x7FF0_0000_0000_0000),

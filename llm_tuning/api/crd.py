@@ -17,8 +17,8 @@ import yaml
 from pydantic.alias_generators import to_camel
 
 from llm_tuning.api import inference_service, kube, tuning_job
-from llm_tuning.api.base import ApiModel
 from llm_tuning.api.structural import INT_OR_STRING, RULES, Schema, rule, structural_schema
+from llm_tuning.core.model import ApiModel
 
 FOLDERS = (Path("crds"), Path("charts/llm-tuning/files/crds"))
 """Below the repository's root: for `kubectl apply`, and the copy that the chart carries."""

@@ -15,8 +15,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from llm_tuning.api.base import ApiModel
 from llm_tuning.api.tuning import RunOptions, TuningConfig
+from llm_tuning.core.model import ApiModel
 
 DOCUMENTED_NAMES = {
     ("mode",): "tuning_mode",

@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
-from llm_tuning.api.base import PATTERN_WORDS, ApiModel, FieldError
 from llm_tuning.api.kube import (
     DNS_SUBDOMAIN,
     Condition,
@@ -25,6 +24,7 @@ from llm_tuning.api.kube import (
 from llm_tuning.api.structural import RULES, rule
 from llm_tuning.api.tuning import ModelId
 from llm_tuning.api.wire import WireModel
+from llm_tuning.core.model import PATTERN_WORDS, ApiModel, FieldError
 
 KIND, PLURAL, SINGULAR, SHORT_NAME = "InferenceService", "inferenceservices", "inferenceservice", "tisvc"
 NAME_CHARACTERS = 40

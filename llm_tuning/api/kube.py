@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
-from llm_tuning.api.base import PATTERN_WORDS, ApiModel, FieldError
 from llm_tuning.api.structural import INT_OR_STRING, RULES, rule
+from llm_tuning.core.model import PATTERN_WORDS, ApiModel, FieldError
 
 GROUP = "tuning.llmtuning.dev"
 VERSION = "v1alpha1"

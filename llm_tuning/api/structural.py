@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic.types import JsonValue
 
-from llm_tuning.api.base import ApiModel
+from llm_tuning.core.model import ApiModel
 
 Schema = dict[str, Any]
 

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 from pydantic.alias_generators import to_camel
 
-from llm_tuning.api.base import ApiModel, FieldError
+from llm_tuning.core.model import ApiModel, FieldError
 
 MODEL_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 ALL_LINEAR = "all-linear"

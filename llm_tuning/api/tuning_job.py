@@ -14,7 +14,6 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import ConfigDict, Field, StringConstraints, model_validator
 from pydantic.alias_generators import to_camel
 
-from llm_tuning.api.base import ApiModel, FieldError
 from llm_tuning.api.inference_service import ServeSpec
 from llm_tuning.api.kube import (
     DNS_LABEL,
@@ -47,6 +46,7 @@ from llm_tuning.api.tuning import (
     check_ppo_settings,
 )
 from llm_tuning.api.wire import WireModel
+from llm_tuning.core.model import ApiModel, FieldError
 from llm_tuning.errors import InputError, Problem
 
 KIND, PLURAL, SINGULAR, SHORT_NAME = "TuningJob", "tuningjobs", "tuningjob", "tj"

@@ -12,8 +12,8 @@ from typing import Any, Self
 
 from pydantic import ValidationError
 
-from llm_tuning.api.base import ApiModel, input_error
 from llm_tuning.api.structural import INT_OR_STRING, Schema, structural_schema
+from llm_tuning.core.model import ApiModel, input_error
 
 
 class WireModel(ApiModel):

@@ -11,7 +11,6 @@ from typing import Any, TypedDict, cast
 from pydantic.alias_generators import to_camel
 
 from llm_tuning.api import inference_service, tuning_job
-from llm_tuning.api.base import ApiModel
 from llm_tuning.api.inference_service import (
     ApiKeySecretRef,
     InferenceService,
@@ -31,8 +30,9 @@ from llm_tuning.api.tuning_job import (
     ResourcesSpec,
     TuningJob,
 )
+from llm_tuning.core.model import ApiModel
+from llm_tuning.core.suggestions import did_you_mean
 from llm_tuning.errors import InputError, Problem
-from llm_tuning.suggestions import did_you_mean
 
 Raw = dict[str, Any]
 Group = Mapping[str, Any]

@@ -20,10 +20,10 @@ if __package__ in (None, ""):  # run as a file: its own folder is on sys.path, t
 
 from llm_tuning.api import RunOptions, TuningConfig
 from llm_tuning.api.flags import CLI_DEFAULTS, Flag, add_flags, config_flags, merge, option_flags
-from llm_tuning.commands.parser import Parser
+from llm_tuning.cli.parser import Parser
+from llm_tuning.core.stopping import stop_on_signals
+from llm_tuning.core.suggestions import did_you_mean
 from llm_tuning.errors import EXIT_INPUT, EXIT_TRY_AGAIN, InputError, Problem, TryAgain
-from llm_tuning.stopping import stop_on_signals
-from llm_tuning.suggestions import did_you_mean
 
 SUBCOMMANDS = {
     "validate": "check a data set without training",
@@ -51,7 +51,7 @@ def run_tuning(  # noqa: PLR0917 - the documented names, in the documented order
     `config` is a YAML file as for `--config`; arguments that differ from their defaults win over it.
     Raises InputError or TryAgain and never exits; with several devices it starts processes of its own.
     """
-    from llm_tuning.run import tune
+    from llm_tuning.run.tune import tune
 
     documented = {
         "llm_path": (llm_path, None),
@@ -134,14 +134,14 @@ def _version() -> str:
 def _run(arguments: Sequence[str]) -> int:
     given = vars(_run_parser().parse_args([_underscored(argument) for argument in arguments]))
     config, debug = given.pop("config"), given.pop("debug")
-    from llm_tuning.console import quiet_libraries, set_up_logging
+    from llm_tuning.core.console import quiet_libraries, set_up_logging
 
     set_up_logging(debug=debug)
     if not debug:
         quiet_libraries()
     built = build(given, config=config)
-    from llm_tuning.commands import report
-    from llm_tuning.run import tune
+    from llm_tuning.cli import report
+    from llm_tuning.run.tune import tune
 
     model_id = tune(*built)
     report.print_result(Path(built[1].output_dir), model_id)
@@ -157,12 +157,12 @@ def _underscored(argument: str) -> str:
 
 
 def _subcommand(name: str, arguments: Sequence[str]) -> int:
-    command = importlib.import_module(f"llm_tuning.commands.{name}")
+    command = importlib.import_module(f"llm_tuning.cli.{name}")
     parser = Parser(prog=f"tune-llm {name}", description=SUBCOMMANDS[name])
     command.add_arguments(parser)
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     args = parser.parse_args([_underscored(argument) for argument in arguments])
-    from llm_tuning.console import set_up_logging
+    from llm_tuning.core.console import set_up_logging
 
     set_up_logging(debug=args.debug)
     return int(command.run(args))

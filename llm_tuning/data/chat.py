@@ -20,9 +20,9 @@ import jinja2
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from llm_tuning.core.files import read_json
 from llm_tuning.data.messages import Message
 from llm_tuning.errors import InputError, Problem
-from llm_tuning.files import read_json
 
 PLAIN_TEMPLATE_PATH = Path(__file__).with_name("plain_chat.jinja")
 """The project's one template for bases without one: the same file in training and in serving."""

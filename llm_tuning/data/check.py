@@ -12,6 +12,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from llm_tuning.api.tuning import Mode
+from llm_tuning.core.stopping import raise_if_stopped
 from llm_tuning.data.faults import RowFault
 from llm_tuning.data.reading import DatasetFile, data_hash
 from llm_tuning.data.report import Report
@@ -22,7 +23,6 @@ from llm_tuning.data.token_rows import TokenRowsWriter
 from llm_tuning.data.tokens import RowTokenizer, TokenisedRow
 from llm_tuning.data.verdict import judge
 from llm_tuning.errors import InputError, Problem
-from llm_tuning.stopping import raise_if_stopped
 
 __all__ = ["DatasetRefused", "check_dataset", "data_hash", "examine_dataset", "render_sample"]
 

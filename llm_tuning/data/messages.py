@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from llm_tuning.core.suggestions import closest
 from llm_tuning.data.faults import Reason, RowFault, got, shown
-from llm_tuning.suggestions import closest
 
 Message = dict[str, str]
 """`role` is system, user, assistant or tool; `content` is text."""

@@ -17,6 +17,7 @@ from decimal import Decimal
 from typing import Any
 
 from llm_tuning.api.tuning import Mode
+from llm_tuning.core.suggestions import closest
 from llm_tuning.data.faults import Reason, RowFault, got, shown
 from llm_tuning.data.messages import (
     MESSAGE_FIELDS,
@@ -26,7 +27,6 @@ from llm_tuning.data.messages import (
     convert_messages,
     rename_or,
 )
-from llm_tuning.suggestions import closest
 
 SHAPES: dict[str, tuple[str, ...]] = {
     "messages": ("messages",),

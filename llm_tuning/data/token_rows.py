@@ -23,8 +23,8 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from llm_tuning.core.files import read_json, write_json
 from llm_tuning.data.messages import Message
-from llm_tuning.files import read_json, write_json
 
 MARKER = "rows.json"
 FORMAT_VERSION = 1

@@ -6,8 +6,8 @@ import argparse
 
 from llm_tuning.api import inference_service, kube, tuning_job
 from llm_tuning.client import Job, NotFound, Service, TuningClient
+from llm_tuning.core.suggestions import did_you_mean
 from llm_tuning.errors import InputError, Problem
-from llm_tuning.suggestions import did_you_mean
 
 KINDS = {
     kind: module.KIND

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from llm_tuning.commands.parser import Parser
+from llm_tuning.cli.parser import Parser
 from llm_tuning.errors import EXIT_INPUT, EXIT_TRY_AGAIN, InputError, TuningError
 
 COMMANDS = {

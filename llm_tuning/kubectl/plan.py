@@ -9,12 +9,12 @@ from typing import Any
 
 from llm_tuning.api import TuningJob, tuning_job
 from llm_tuning.api.yaml import load_yaml_objects
+from llm_tuning.cli.tables import print_columns, print_table
 from llm_tuning.client.specs import KINDS
-from llm_tuning.commands.tables import print_columns, print_table
+from llm_tuning.core.suggestions import closest, did_you_mean
 from llm_tuning.errors import EXIT_OK, InputError, Problem
 from llm_tuning.planning import Plan, Verdict, make_plan
 from llm_tuning.progress.bar import clock
-from llm_tuning.suggestions import closest, did_you_mean
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

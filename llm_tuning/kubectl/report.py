@@ -6,9 +6,9 @@ import argparse
 from datetime import datetime
 
 from llm_tuning.api.tuning_job import Evaluation
+from llm_tuning.cli.tables import SCORES, print_columns, print_table
 from llm_tuning.client import Job
 from llm_tuning.client.explain import explain_job
-from llm_tuning.commands.tables import SCORES, print_columns, print_table
 from llm_tuning.errors import EXIT_OK, EXIT_TRY_AGAIN
 from llm_tuning.kubectl.cluster import client_of
 from llm_tuning.progress.bar import clock

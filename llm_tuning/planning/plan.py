@@ -9,7 +9,6 @@ from pathlib import Path
 from llm_tuning.api.tuning_job import TuningJobSpec
 from llm_tuning.data.check import check_dataset
 from llm_tuning.data.report import Report
-from llm_tuning.devices import tokens_per_pass
 from llm_tuning.planning.memory import (
     CUDA_CONTEXT_BYTES,
     GIB,
@@ -23,6 +22,7 @@ from llm_tuning.planning.memory import (
 )
 from llm_tuning.planning.shape import Linear, ModelShape, read_shape
 from llm_tuning.planning.work import Rows, Steps, count_steps, run_operations
+from llm_tuning.run.devices import tokens_per_pass
 
 UTILISATION = (0.15, 0.45)
 """Share of the peak that a run may reach, from short passes on a small model to long ones on a large. Training of large

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from llm_tuning.api.tuning import ALL_LINEAR, LoraSpec
-from llm_tuning.base_model import inspect_base, tensor_shapes
 from llm_tuning.errors import InputError, Problem
+from llm_tuning.models.base import inspect_base, tensor_shapes
 
 _IN_A_LAYER = re.compile(r"\.(\d+)\.")
 _SHARED_INPUTS = ({"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"})

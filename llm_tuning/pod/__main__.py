@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from llm_tuning.stopping import stop_on_signals
+from llm_tuning.core.stopping import stop_on_signals
 
 
 def main(arguments: list[str]) -> int:

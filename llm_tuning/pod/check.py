@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 def run(job: PodJob) -> CheckResult:
     """Check the run of `job`; raises InputError with every problem, or TryAgain."""
-    from llm_tuning.run import check_run
+    from llm_tuning.run.tune import check_run
 
     config = job.config()
     job.make_models_folder()

@@ -15,9 +15,9 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
-from llm_tuning.api.base import ApiModel
 from llm_tuning.api.tuning import ModelId
 from llm_tuning.api.tuning_job import Evaluation, TuningJobSpec
+from llm_tuning.core.model import ApiModel
 
 ROOT = Path("/workspace")
 """Where the claim is mounted in every pod; paths of the spec are relative to it."""

@@ -13,9 +13,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from llm_tuning.api import RunOptions, TuningConfig
-from llm_tuning.api.base import input_error
 from llm_tuning.api.tuning_job import tuning_config
-from llm_tuning.devices import gpu_required
+from llm_tuning.core.model import input_error
 from llm_tuning.errors import InputError, Problem
 from llm_tuning.pod.contract import (
     DATASET_DIR,
@@ -26,7 +25,8 @@ from llm_tuning.pod.contract import (
     ROOT_VARIABLE,
     PodInput,
 )
-from llm_tuning.run import ADAPTER, BASE, DATASET, TRACKING
+from llm_tuning.run.devices import gpu_required
+from llm_tuning.run.tune import ADAPTER, BASE, DATASET, TRACKING
 from llm_tuning.tracking.stores import check_tracking_uri, redact, resolve_store
 
 STORES = ".mlflow"

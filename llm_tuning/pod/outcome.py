@@ -6,9 +6,9 @@ import math
 from typing import Any
 
 from llm_tuning.api.tuning_job import Evaluation
-from llm_tuning.manifest import Manifest
+from llm_tuning.models.manifest import Manifest
+from llm_tuning.models.registry import Registry
 from llm_tuning.pod.contract import MODELS, PodReason, TrainResult
-from llm_tuning.registry import Registry
 
 
 def result_of(registry: Registry, model_id: str) -> TrainResult:

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Protocol, cast
 
-from llm_tuning.console import set_up_logging
+from llm_tuning.core.console import set_up_logging
 from llm_tuning.errors import EXIT_INPUT, EXIT_OK, EXIT_TRY_AGAIN, InputError, Problem, TryAgain
 from llm_tuning.pod.contract import (
     CHECK,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from llm_tuning.commands.report import progress_of, unfinished_message
+from llm_tuning.cli.report import progress_of, unfinished_message
 from llm_tuning.errors import InputError, TryAgain
+from llm_tuning.models.registry import Registry
 from llm_tuning.pod.contract import PodReason, TrainResult
 from llm_tuning.pod.job import PodJob
 from llm_tuning.pod.outcome import result_of
-from llm_tuning.registry import Registry
 
 
 class ModelNotFound(InputError):  # noqa: N818 - the input is at fault

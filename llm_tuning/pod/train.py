@@ -5,19 +5,19 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from llm_tuning.console import quiet_libraries
+from llm_tuning.core.console import quiet_libraries
 from llm_tuning.errors import InputError, Problem
+from llm_tuning.models.registry import Registry
 from llm_tuning.pod.contract import TrainResult
 from llm_tuning.pod.job import PodJob
 from llm_tuning.pod.outcome import result_of
-from llm_tuning.registry import Registry
 
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 def run(job: PodJob) -> TrainResult:
     """Train, publish and register; raises InputError, TryAgain or what a library raises."""
-    from llm_tuning.run import tune
+    from llm_tuning.run.tune import tune
 
     given = job.input
     if given.spec.model.adapter is not None and given.start_model_id is None:

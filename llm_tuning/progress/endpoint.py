@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
-from llm_tuning.authority import trusting
+from llm_tuning.core.ca import trusting
 from llm_tuning.progress.snapshot import Snapshot
 
 log = logging.getLogger(__name__)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from llm_tuning.core.files import read_json
 from llm_tuning.errors import InputError, Problem
-from llm_tuning.files import read_json
-from llm_tuning.proof.adapter_files import adapts_output_head
+from llm_tuning.models.adapter_files import adapts_output_head
 from llm_tuning.proof.judge import Proof, Templates, Verdict, judge, template_fault
 from llm_tuning.proof.parity import Probe, Unprovable, read_parity
 from llm_tuning.proof.server import ServedModel, Server, TokensRefused

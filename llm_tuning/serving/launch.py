@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
+from llm_tuning.core.stopping import stop_on_signals, stop_requested
 from llm_tuning.errors import EXIT_INPUT, EXIT_OK, EXIT_TRY_AGAIN, InputError, Problem, TryAgain
 from llm_tuning.proof.judge import Proof, Verdict
 from llm_tuning.proof.prove import LORA_NAME, prove
@@ -22,7 +23,6 @@ from llm_tuning.proof.server import Server
 from llm_tuning.serving.plan import USAGE, ServePlan, plan_serving
 from llm_tuning.serving.server_process import ServerDied, ServerProcess
 from llm_tuning.serving.vllm_install import Vllm, find_vllm, gpu_count
-from llm_tuning.stopping import stop_on_signals, stop_requested
 
 EXIT_FAILED = 1
 LAUNCH_TIMEOUT_SECONDS = 600.0

@@ -20,10 +20,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from llm_tuning.base_model import BaseModel, inspect_base
 from llm_tuning.errors import InputError, Problem
+from llm_tuning.models.adapter import ServedAdapter, inspect_adapter
+from llm_tuning.models.base import BaseModel, inspect_base
 from llm_tuning.proof.prove import LORA_NAME
-from llm_tuning.serving.served_adapter import ServedAdapter, inspect_adapter
 from llm_tuning.serving.vllm_install import INSTALL, Vllm
 
 USAGE = "launch_llm.sh <port> <gpu_id> <model_path> [lora_path]"

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import httpx
 
+from llm_tuning.core.stopping import stop_requested
 from llm_tuning.errors import InputError, Problem, TryAgain
-from llm_tuning.stopping import stop_requested
 
 STOP_SECONDS = 30.0
 """vLLM ends in 3 s after SIGTERM; after this it is killed."""

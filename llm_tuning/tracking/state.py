@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from llm_tuning.files import temporary_beside
+from llm_tuning.core.files import temporary_beside
 from llm_tuning.tracking.metrics_file import last_steps, sent_names
 
 STATE_FILE = "mlflow.json"

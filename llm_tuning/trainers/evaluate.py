@@ -14,13 +14,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from llm_tuning.core.files import write_json
+from llm_tuning.core.stopping import raise_if_stopped
 from llm_tuning.data.token_rows import TokenRows
-from llm_tuning.files import write_json
-from llm_tuning.stopping import raise_if_stopped
+from llm_tuning.run.context import TrainRun
 from llm_tuning.trainers.batching import pad, token_budget_batches
 from llm_tuning.trainers.distributed import all_reduce_sum, world_size
 from llm_tuning.trainers.policy import bare_base, start_policy
-from llm_tuning.trainers.run_context import TrainRun
 
 NO_HELD_OUT_ROWS = "NoHeldOutRows"
 """Reason when the data set is too small for a split (below 20 rows) or the fraction is 0."""

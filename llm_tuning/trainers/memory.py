@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import torch
 
 from llm_tuning.api.tuning import TrainingSpec
-from llm_tuning.devices import tokens_per_pass
 from llm_tuning.errors import InputError, Problem
+from llm_tuning.run.devices import tokens_per_pass
 
 
 @contextmanager

@@ -25,13 +25,14 @@ from peft.helpers import disable_input_dtype_casting
 from torch import Tensor, nn
 from transformers import get_scheduler
 
+from llm_tuning.core.files import write_json
+from llm_tuning.core.stopping import raise_if_stopped, stop_requested
 from llm_tuning.data.chat import load_chat_template
 from llm_tuning.data.splitting import split
 from llm_tuning.data.token_rows import TokenRows
-from llm_tuning.devices import tokens_per_pass
 from llm_tuning.errors import InputError, Problem, TryAgain
-from llm_tuning.files import write_json
-from llm_tuning.stopping import raise_if_stopped, stop_requested
+from llm_tuning.run.context import TrainRun
+from llm_tuning.run.devices import tokens_per_pass
 from llm_tuning.trainers import ppo_math
 from llm_tuning.trainers.actor_critic import ActorCritic
 from llm_tuning.trainers.batching import Indices, StepBatches
@@ -44,7 +45,6 @@ from llm_tuning.trainers.ppo_state import Checkpoints, PpoState, copy_of
 from llm_tuning.trainers.probes import write_parity
 from llm_tuning.trainers.reference_cache import reference_of_start
 from llm_tuning.trainers.row_passes import RowPasses, TokenLayout, mean_kl, score_rows, stop_together
-from llm_tuning.trainers.run_context import TrainRun
 
 TERMS = ("loss", "policy_loss", "value_loss", "kl_penalty", "clip_fraction", "ratio_mean")
 """What `ppo_loss` sums up over the tokens, in this order."""

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llm_tuning.checkpoints import latest_checkpoint, save_checkpoint
 from llm_tuning.errors import InputError, Problem
+from llm_tuning.run.checkpoints import latest_checkpoint, save_checkpoint
 
 STATE_FILE = "ppo_state.pt"
 

@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from llm_tuning.core.files import write_json
 from llm_tuning.data.token_rows import TokenRows
-from llm_tuning.files import write_json
+from llm_tuning.run.context import TrainRun
 from llm_tuning.trainers.policy import bare_base
-from llm_tuning.trainers.run_context import TrainRun
 
 MAX_PROBES = 32
 MAX_PROBE_TOKENS = 256

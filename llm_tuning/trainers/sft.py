@@ -8,20 +8,20 @@ import torch
 from peft import PeftModel
 from peft.helpers import disable_input_dtype_casting
 
-from llm_tuning.checkpoints import latest_checkpoint
+from llm_tuning.core.stopping import raise_if_stopped, stop_requested
 from llm_tuning.data.chat import load_chat_template
 from llm_tuning.data.splitting import split
 from llm_tuning.data.token_rows import TokenRows
-from llm_tuning.devices import tokens_per_pass
 from llm_tuning.errors import TryAgain
-from llm_tuning.stopping import raise_if_stopped, stop_requested
+from llm_tuning.run.checkpoints import latest_checkpoint
+from llm_tuning.run.context import TrainRun
+from llm_tuning.run.devices import tokens_per_pass
 from llm_tuning.trainers.batching import Indices, StepBatches
 from llm_tuning.trainers.distributed import any_rank
 from llm_tuning.trainers.evaluate import evaluate_policy, evaluate_run
 from llm_tuning.trainers.memory import out_of_memory_explained
 from llm_tuning.trainers.policy import attach_lora, load_base_model, resolve_dtype, save_adapter
 from llm_tuning.trainers.probes import write_parity
-from llm_tuning.trainers.run_context import TrainRun
 from llm_tuning.trainers.sft_trainer import Steps, StepTrainer, load_weights
 from llm_tuning.trainers.token_loss import TokenLoss
 

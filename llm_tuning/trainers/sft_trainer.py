@@ -13,7 +13,7 @@ resume. What is ours, and why:
   attention never looks.
 - Gradients of the ranks are summed by one all-reduce a step. A LoRA's are small, and this way a rank whose
   share of the last step is empty needs no special case. Accelerate sees a single process.
-- Checkpoints go through `llm_tuning.checkpoints`; reports, evaluation and stop requests are looked after at the end
+- Checkpoints go through `llm_tuning.run.checkpoints`; reports, evaluation and stop requests are looked after at the end
   of each step, in that order of urgency.
 """
 
@@ -40,14 +40,14 @@ from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from llm_tuning.api.tuning import TrainingSpec
-from llm_tuning.checkpoints import save_checkpoint
+from llm_tuning.core.stopping import stop_requested
 from llm_tuning.data.token_rows import TokenRow, TokenRows
 from llm_tuning.errors import InputError, Problem, TryAgain
-from llm_tuning.stopping import stop_requested
+from llm_tuning.run.checkpoints import save_checkpoint
+from llm_tuning.run.context import TrainRun
 from llm_tuning.trainers.batching import Indices, StepBatches, flatten, full_batches, pad, token_budget_batches
 from llm_tuning.trainers.distributed import all_reduce_sum, any_rank
 from llm_tuning.trainers.policy import ADAPTER_WEIGHTS, TRAINED, adapter_weights
-from llm_tuning.trainers.run_context import TrainRun
 from llm_tuning.trainers.token_loss import TokenLoss
 
 RNG_STATE = "rng_state.pth"

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from llm_tuning.api import inference_service, tuning_job
 from llm_tuning.api.kube import API_VERSION
-from llm_tuning.authority import trusting
+from llm_tuning.core.ca import trusting
 
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 PATIENCE_SECONDS = 30.0

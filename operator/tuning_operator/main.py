@@ -15,24 +15,24 @@ from datetime import UTC, datetime
 from typing import Any
 
 from llm_tuning.errors import EXIT_INPUT, InputError, TuningError
-from tuning_operator.agents import Agents
-from tuning_operator.cluster import Cluster
-from tuning_operator.constants import LEASE_NAME, RESYNC_SECONDS
-from tuning_operator.errors import ClusterError, Forbidden, NotFound
-from tuning_operator.health import Health, HealthServer
-from tuning_operator.lease import Lease
-from tuning_operator.logs import set_up_logging
-from tuning_operator.metrics import Metrics
-from tuning_operator.progress.server import ProgressServer
-from tuning_operator.progress.tls import ensure_tls, serving_names
-from tuning_operator.progress.tls_folder import TlsFilesUnusable, TlsFolder
-from tuning_operator.progress.tokens import ClusterKeys, TokenVerifier
-from tuning_operator.queue import WorkQueue
-from tuning_operator.service_worker import ServiceWorker
-from tuning_operator.settings import Settings
-from tuning_operator.store import INFERENCE_SERVICES, KINDS, TUNING_JOBS, Store
-from tuning_operator.watch import watch
-from tuning_operator.worker import Worker
+from tuning_operator.core.cache import INFERENCE_SERVICES, KINDS, TUNING_JOBS, Store
+from tuning_operator.core.cluster import Cluster
+from tuning_operator.core.constants import LEASE_NAME, RESYNC_SECONDS
+from tuning_operator.core.errors import ClusterError, Forbidden, NotFound
+from tuning_operator.core.health import Health, HealthServer
+from tuning_operator.core.lease import Lease
+from tuning_operator.core.logs import set_up_logging
+from tuning_operator.core.metrics import Metrics
+from tuning_operator.core.queue import WorkQueue
+from tuning_operator.core.settings import Settings
+from tuning_operator.core.watch import watch
+from tuning_operator.inference_service.agents import Agents
+from tuning_operator.inference_service.reconciler import ServiceWorker
+from tuning_operator.reports.server import ProgressServer
+from tuning_operator.reports.tls import ensure_tls, serving_names
+from tuning_operator.reports.tls_folder import TlsFilesUnusable, TlsFolder
+from tuning_operator.reports.tokens import ClusterKeys, TokenVerifier
+from tuning_operator.tuning_job.reconciler import Worker
 
 log = logging.getLogger(__name__)
 

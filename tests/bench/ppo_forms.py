@@ -17,12 +17,12 @@ from peft import PeftModel
 
 from llm_tuning.data.splitting import split
 from llm_tuning.data.token_rows import TokenRows
-from llm_tuning.devices import tokens_per_pass
+from llm_tuning.run.context import TrainRun
+from llm_tuning.run.devices import tokens_per_pass
 from llm_tuning.trainers import ppo, ppo_math
 from llm_tuning.trainers.actor_critic import ActorCritic
 from llm_tuning.trainers.policy import attach_lora, load_base_model
 from llm_tuning.trainers.row_passes import RowPasses
-from llm_tuning.trainers.run_context import TrainRun
 from tests.support.plain_ppo import plain_ppo
 from tests.support.train_run import KeepingReporter, make_run
 

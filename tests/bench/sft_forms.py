@@ -23,7 +23,7 @@ LORA = {"rank": 16, "alpha": 32, "dropout": 0.05}
 
 def recipe(folder: Path, dtype: str) -> dict[str, float]:
     """The project's SFT recipe, its steps only."""
-    from llm_tuning.console import quiet_libraries
+    from llm_tuning.core.console import quiet_libraries
 
     quiet_libraries()
     import torch
@@ -51,7 +51,7 @@ def recipe(folder: Path, dtype: str) -> dict[str, float]:
         torch_dtype = resolve_dtype(dtype, "cpu")
         base = load_base_model(run.base, device="cpu", dtype=torch_dtype)
         policy = attach_lora(base, target_modules="all-linear", seed=0, **LORA)
-        from llm_tuning.devices import tokens_per_pass
+        from llm_tuning.run.devices import tokens_per_pass
 
         max_tokens = tokens_per_pass(run.config.training, "cpu")
         fit(run, policy, rows, everything, everything[:0], dtype=torch_dtype, max_tokens=max_tokens)
@@ -117,7 +117,7 @@ def trl(folder: Path, dtype: str, *, checkpointing: bool) -> dict[str, float]:
 def start_recipe(folder: Path) -> None:
     """The command a person types, up to the end of its first step."""
     from llm_tuning.codes import tune_llm
-    from llm_tuning.reporting import RunReporter
+    from llm_tuning.run.reporter import RunReporter
 
     RunReporter.step = _leave  # type: ignore[method-assign]
     tune_llm.main(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_tuning.registry import Registry
+from llm_tuning.models.registry import Registry
 from tests.support import registry_writers
 from tests.support.models import make_manifest, publish_model
 

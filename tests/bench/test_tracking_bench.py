@@ -23,10 +23,10 @@ import torch
 from llm_tuning.progress import Progress
 from llm_tuning.progress.endpoint import StatusEndpoint
 from llm_tuning.progress.lines import JsonLines
-from llm_tuning.reporting import RunReporter, SilentReporter
+from llm_tuning.run.context import Reporter
+from llm_tuning.run.reporter import RunReporter, SilentReporter
 from llm_tuning.tracking import SERVER_BUDGET_SECONDS, MetricsFile, Tracker
 from llm_tuning.tracking.state import read_state
-from llm_tuning.trainers.run_context import Reporter
 from tests.support.status_server import closed_port, silent_server
 
 pytestmark = pytest.mark.bench

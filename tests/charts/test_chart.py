@@ -13,8 +13,8 @@ import yaml
 
 from llm_tuning import __version__
 from tests.support.chart import CHART, IMAGES, NAMESPACE, Chart
-from tuning_operator.resources.defaults import Defaults
-from tuning_operator.settings import Settings
+from tuning_operator.core.defaults import Defaults
+from tuning_operator.core.settings import Settings
 
 CRDS = CHART.parents[1] / "crds"
 

@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from tests.support.chart import CHART, IMAGES, Chart
-from tuning_operator.constants import LEASE_NAME
-from tuning_operator.progress.tls import SECRET_NAME
+from tuning_operator.core.constants import LEASE_NAME
+from tuning_operator.reports.tls import SECRET_NAME
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "install.md").read_text()
 SCHEMA = json.loads((CHART / "values.schema.json").read_text())

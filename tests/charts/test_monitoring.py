@@ -17,11 +17,11 @@ from llm_tuning.agent.metrics import Metrics as AgentMetrics
 from tests.support.chart import CHART, NAMESPACE, Chart
 from tests.support.operator_objects import SETTINGS, START, make_tuning_job
 from tests.support.service_objects import make_service
-from tuning_operator.metrics import Metrics as OperatorMetrics
-from tuning_operator.observed_service import build_observed_service
-from tuning_operator.queue import WorkQueue
-from tuning_operator.reconcile.inference_service import desire_service
-from tuning_operator.store import DEPLOYMENTS, TUNING_JOBS, Store
+from tuning_operator.core.cache import DEPLOYMENTS, TUNING_JOBS, Store
+from tuning_operator.core.metrics import Metrics as OperatorMetrics
+from tuning_operator.core.queue import WorkQueue
+from tuning_operator.inference_service.desire import desire_service
+from tuning_operator.inference_service.observed import build_observed_service
 
 ALERTS = yaml.safe_load((CHART / "files" / "alerts.yaml").read_text())
 DASHBOARD = json.loads((CHART / "files" / "dashboard.json").read_text())

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.support.chart import NAMESPACE, Chart
-from tuning_operator.constants import MANAGED_BY, MANAGED_BY_LABEL
+from tuning_operator.core.constants import MANAGED_BY, MANAGED_BY_LABEL
 
 
 def policy(chart: Chart, *, namespaces: list[str] | None = None, **values: Any) -> dict[str, Any]:

@@ -13,10 +13,10 @@ from aiohttp.test_utils import TestServer
 from kubernetes.aio import client
 
 from tests.support.chart import NAMESPACE, Chart
-from tuning_operator.cluster import Cluster
-from tuning_operator.constants import LEASE_NAME
-from tuning_operator.progress.tls import SECRET_NAME
-from tuning_operator.store import BUDGETS, GROUPS, INFERENCE_SERVICES, KINDS, SERVING, TUNING_JOBS
+from tuning_operator.core.cache import BUDGETS, GROUPS, INFERENCE_SERVICES, KINDS, SERVING, TUNING_JOBS
+from tuning_operator.core.cluster import Cluster
+from tuning_operator.core.constants import LEASE_NAME
+from tuning_operator.reports.tls import SECRET_NAME
 
 Permission = tuple[str, str, str]
 """Verb, resource as group/resource/subresource, and the one name it is good for or nothing."""

@@ -10,8 +10,8 @@ from llm_tuning.api.inference_service import ApiKeySecretRef
 from llm_tuning.api.kube import SecretRef
 from llm_tuning.errors import InputError
 from tests.support.chart import NAMESPACE, Chart
-from tuning_operator.progress.tls import SECRET_NAME, serving_names
-from tuning_operator.progress.tls_folder import NAMES
+from tuning_operator.reports.tls import SECRET_NAME, serving_names
+from tuning_operator.reports.tls_folder import NAMES
 
 BY_CERT_MANAGER = {"certManager": {"enabled": True}}
 

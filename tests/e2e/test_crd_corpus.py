@@ -16,9 +16,9 @@ import pytest
 
 from devcluster.cluster import Clients, KubectlError
 from llm_tuning.api import Condition, Evaluation, Progress, TuningJobStatus, inference_service, tuning_job
-from llm_tuning.api.base import ApiModel
 from llm_tuning.api.inference_service import AdapterStatus, InferenceServiceStatus
 from llm_tuning.api.kube import API_VERSION
+from llm_tuning.core.model import ApiModel
 from tests.support.api_proxy import client_context, server_of
 from tests.support.spec_corpus import CORPORA, INFERENCE_SERVICE, TUNING_JOB, Case, Change, Corpus
 

@@ -34,8 +34,8 @@ from tests.support.tuning_namespace import (
     tuning_namespace,
     wait_until,
 )
-from tuning_operator.progress.certificates import make_ca, make_serving_cert
-from tuning_operator.progress.tls import serving_names
+from tuning_operator.reports.certificates import make_ca, make_serving_cert
+from tuning_operator.reports.tls import serving_names
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 

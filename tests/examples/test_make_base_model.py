@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from llm_tuning.base_model import inspect_base
+from llm_tuning.models.base import inspect_base
 
 
 def _tiny(**changes: Any) -> Any:

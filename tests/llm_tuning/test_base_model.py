@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from llm_tuning.base_model import check_writable, inspect_base, weight_hash
 from llm_tuning.errors import InputError
+from llm_tuning.models.base import check_writable, inspect_base, weight_hash
 
 
 @pytest.fixture

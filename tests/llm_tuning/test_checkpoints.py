@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_tuning.checkpoints import latest_checkpoint, save_checkpoint
+from llm_tuning.run.checkpoints import latest_checkpoint, save_checkpoint
 
 
 def write_state(folder: Path) -> None:
@@ -67,7 +67,7 @@ def test_everything_is_flushed_before_it_gets_its_name(tmp_path: Path, monkeypat
     def keep(path: Path) -> None:
         flushed.append((path.name, (tmp_path / "checkpoint-1").exists()))
 
-    monkeypatch.setattr("llm_tuning.checkpoints.flush", keep)
+    monkeypatch.setattr("llm_tuning.run.checkpoints.flush", keep)
     save_checkpoint(tmp_path, 1, write_state)
     before = {name for name, named in flushed if not named}
     assert before == {"weights", "optimizer", ".saving-1"}
@@ -83,7 +83,7 @@ def test_saving_a_step_again_keeps_the_whole_one_that_is_there(tmp_path: Path) -
 KILLED_IN_SAVE = """
 import os, signal, sys
 from pathlib import Path
-from llm_tuning.checkpoints import save_checkpoint
+from llm_tuning.run.checkpoints import save_checkpoint
 
 def write(folder):
     (folder / "weights").write_bytes(b"w" * 1000)

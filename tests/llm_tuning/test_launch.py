@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-WORKER = "llm_tuning.trainers.worker"
+WORKER = "llm_tuning.run.rank"
 
 
 @pytest.fixture

@@ -21,10 +21,10 @@ import httpx
 import pytest
 
 import llm_tuning
-from llm_tuning.base_model import inspect_base
 from llm_tuning.errors import InputError
+from llm_tuning.models.adapter import inspect_adapter
+from llm_tuning.models.base import inspect_base
 from llm_tuning.serving.plan import PLAIN_TEMPLATE, ServePlan, plan_serving
-from llm_tuning.serving.served_adapter import inspect_adapter
 from llm_tuning.serving.server_process import ServerProcess
 from llm_tuning.serving.vllm_install import Vllm
 from tests.support.lora_adapters import PROBE_TEXTS, copy_adapter, make_adapter

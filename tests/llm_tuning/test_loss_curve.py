@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from llm_tuning import loss_curve
-from llm_tuning.loss_curve import HELD_OUT_COLOR, TRAINING_COLOR, draw_loss_curve
+from llm_tuning.models import loss_curve
+from llm_tuning.models.loss_curve import HELD_OUT_COLOR, TRAINING_COLOR, draw_loss_curve
 from llm_tuning.tracking import MetricsFile
 
 LARGEST_BYTES = 60_000
@@ -91,7 +91,7 @@ def test_without_a_step_there_is_no_picture(tmp_path: Path) -> None:
 def test_a_caller_s_own_matplotlib_is_left_alone(tmp_path: Path) -> None:
     write_run(tmp_path / "metrics.jsonl", 3)
     code = (
-        "import sys; from pathlib import Path; from llm_tuning.loss_curve import draw_loss_curve\n"
+        "import sys; from pathlib import Path; from llm_tuning.models.loss_curve import draw_loss_curve\n"
         "assert 'matplotlib' not in sys.modules\n"
         f"draw_loss_curve(Path({str(tmp_path / 'metrics.jsonl')!r}), Path({str(tmp_path / 'a.png')!r}), mode='sft')\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"

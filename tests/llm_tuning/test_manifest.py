@@ -10,7 +10,7 @@ import pytest
 
 from llm_tuning.api import LoraSpec, ModelSpec, PpoSpec, TrainingSpec, TuningConfig
 from llm_tuning.errors import InputError
-from llm_tuning.manifest import config_hash, file_hashes, read_manifest, read_model, write_manifest
+from llm_tuning.models.manifest import config_hash, file_hashes, read_manifest, read_model, write_manifest
 from tests.support.models import make_manifest
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from llm_tuning.manifest import Manifest
-from llm_tuning.model_card import write_model_card
+from llm_tuning.models.card import write_model_card
+from llm_tuning.models.manifest import Manifest
 
 
 def make_manifest(**changes: Any) -> Manifest:

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from llm_tuning.errors import InputError
-from llm_tuning.manifest import file_hashes, read_manifest
-from llm_tuning.publish import is_whole, publish
-from llm_tuning.registry import Registry
+from llm_tuning.models.manifest import file_hashes, read_manifest
+from llm_tuning.models.publish import is_whole, publish
+from llm_tuning.models.registry import Registry
 from tests.support.models import make_manifest, make_stage, publish_model
 from tests.support.small_disk import run_on_small_disk
 
@@ -146,8 +146,8 @@ def _die_at(call: int) -> None:
 
 FULL_DISK = """
 from llm_tuning.errors import InputError
-from llm_tuning.publish import publish
-from llm_tuning.registry import Registry
+from llm_tuning.models.publish import publish
+from llm_tuning.models.registry import Registry
 from tests.support.models import make_manifest, make_stage, publish_model
 stage = make_stage(disk, "a", b"w" * 100_000)
 filler = disk / "filler"
@@ -178,7 +178,7 @@ def test_a_full_disk_is_one_sentence_and_the_next_start_publishes(tmp_path: Path
 
 READ_ONLY = """
 from llm_tuning.errors import InputError
-from llm_tuning.publish import publish
+from llm_tuning.models.publish import publish
 from tests.support.models import make_manifest, make_stage
 stage = make_stage(disk, "a")
 remount("ro")

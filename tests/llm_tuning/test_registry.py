@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from llm_tuning.errors import InputError
-from llm_tuning.manifest import BaseRecord
-from llm_tuning.registry import Registry
+from llm_tuning.models.manifest import BaseRecord
+from llm_tuning.models.registry import Registry
 from tests.support.models import publish_model
 from tests.support.small_disk import run_on_small_disk
 
@@ -457,7 +457,7 @@ def test_rebuild_keeps_the_entry_of_a_model_whose_manifest_cannot_be_read(models
 
 READ_ONLY = """
 from llm_tuning.errors import InputError
-from llm_tuning.registry import Registry
+from llm_tuning.models.registry import Registry
 from tests.support.models import publish_model
 publish_model(disk, "a")
 Registry(disk).heal()
@@ -481,7 +481,7 @@ def test_a_read_only_volume_is_read_whole(tmp_path: Path) -> None:
 
 
 FULL_DISK = """
-from llm_tuning.registry import Registry
+from llm_tuning.models.registry import Registry
 from tests.support.models import publish_model
 (disk / "registry.json").write_text('{"models":[{"model_id":"x","text":"%s"}]}' % ("x" * 200_000))
 publish_model(disk, "a")

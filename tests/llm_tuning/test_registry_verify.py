@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from llm_tuning.registry import Registry
+from llm_tuning.models.registry import Registry
 from tests.support.models import make_light_base, publish_model
 
 

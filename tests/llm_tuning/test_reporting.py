@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from llm_tuning import reporting
 from llm_tuning.progress import Progress
 from llm_tuning.progress.lines import JsonLines
-from llm_tuning.reporting import Pace, RunReporter, SilentReporter
+from llm_tuning.run.context import Reporter
+from llm_tuning.run.reporter import Pace, RunReporter, SilentReporter
+from llm_tuning.run.tune import reporter as reporting
 from llm_tuning.tracking import MetricsFile, read_metrics
-from llm_tuning.trainers.run_context import Reporter
 
 
 def as_reporter(reporter: Reporter) -> Reporter:

@@ -29,7 +29,7 @@ SFT, STEP = "llm_tuning.trainers.sft", "llm_tuning.trainers.sft_trainer:StepTrai
 PPO = "llm_tuning.trainers.ppo"
 
 SFT_MOMENTS = {
-    "data check": Moment("llm_tuning.run:_check_data"),
+    "data check": Moment("llm_tuning.run.tune:_check_data"),
     "loading the base": Moment(f"{SFT}:load_base_model"),
     "before the first step": Moment(f"{SFT}:fit"),
     "in the first step": Moment(f"{STEP}.training_step", 1),
@@ -40,10 +40,10 @@ SFT_MOMENTS = {
     "in the final evaluation": Moment(f"{SFT}:evaluate_run"),
     "while the adapter is saved": Moment(f"{SFT}:save_adapter"),
     "while the probes are written": Moment(f"{SFT}:write_parity", after=True),
-    "while the model card is written": Moment("llm_tuning.finish:write_model_card"),
-    "just before the rename": Moment("llm_tuning.publish:flush_tree", after=True),
-    "just after the rename": Moment("llm_tuning.finish:_after_rename"),
-    "after the registry": Moment("llm_tuning.finish:_after_rename", after=True),
+    "while the model card is written": Moment("llm_tuning.run.finish:write_model_card"),
+    "just before the rename": Moment("llm_tuning.models.publish:flush_tree", after=True),
+    "just after the rename": Moment("llm_tuning.run.finish:_after_rename"),
+    "after the registry": Moment("llm_tuning.run.finish:_after_rename", after=True),
 }
 PUBLISHED = {"just before the rename", "just after the rename", "after the registry"}
 """Moments after the last look at the stop flag: SIGTERM changes nothing any more, the run ends with 0."""
@@ -52,7 +52,7 @@ PPO_MOMENTS = {
     "reference": Moment(f"{PPO}:reference_of_start"),
     "in the first epoch": Moment(f"{PPO}:optimizer_step", 5),
     "in the second epoch": Moment(f"{PPO}:optimizer_step", 14),
-    "while a checkpoint is written": Moment("llm_tuning.checkpoints:flush_tree", 2, after=True),
+    "while a checkpoint is written": Moment("llm_tuning.run.checkpoints:flush_tree", 2, after=True),
     "in the final evaluation": Moment(f"{PPO}:evaluate_run"),
 }
 

@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from tuning_operator.progress.certificates import AUTHORITY_NAME, KeyPair
+from tuning_operator.reports.certificates import AUTHORITY_NAME, KeyPair
 
 
 def intermediate_authority() -> KeyPair:

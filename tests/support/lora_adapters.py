@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from llm_tuning.base_model import inspect_base, weight_hash
+from llm_tuning.models.base import inspect_base, weight_hash
 
 PROBE_TEXTS = [
     ("What does a generator return?", "An iterator; values are made one at a time."),

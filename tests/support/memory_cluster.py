@@ -15,14 +15,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from llm_tuning.api.base import ApiModel
 from llm_tuning.api.inference_service import InferenceServiceStatus
 from llm_tuning.api.tuning_job import TuningJobStatus
+from llm_tuning.core.model import ApiModel
 from tests.support.operator_objects import START, Raw
-from tuning_operator.constants import LABEL_UID, MANAGED_BY_LABEL
-from tuning_operator.errors import AlreadyExists, Conflict, Invalid, NotFound
-from tuning_operator.reconcile.conditions import timestamp
-from tuning_operator.store import INFERENCE_SERVICES, JOBS, KINDS, PODS, TUNING_JOBS
+from tuning_operator.core.cache import INFERENCE_SERVICES, JOBS, KINDS, PODS, TUNING_JOBS
+from tuning_operator.core.conditions import timestamp
+from tuning_operator.core.constants import LABEL_UID, MANAGED_BY_LABEL
+from tuning_operator.core.errors import AlreadyExists, Conflict, Invalid, NotFound
 
 STATUSES: dict[str, type[ApiModel]] = {TUNING_JOBS: TuningJobStatus, INFERENCE_SERVICES: InferenceServiceStatus}
 """The custom resources, with what their status is checked against."""
@@ -31,7 +31,7 @@ Hook = Callable[[str, str], None]
 
 
 class MemoryCluster:
-    """Stands in for `tuning_operator.cluster.Cluster`."""
+    """Stands in for `tuning_operator.core.cluster.Cluster`."""
 
     def __init__(self) -> None:
         self.now: Callable[[], datetime] = lambda: START

@@ -6,9 +6,9 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from llm_tuning.base_model import inspect_base, weight_hash
-from llm_tuning.manifest import BaseRecord, Manifest
-from llm_tuning.publish import publish
+from llm_tuning.models.base import inspect_base, weight_hash
+from llm_tuning.models.manifest import BaseRecord, Manifest
+from llm_tuning.models.publish import publish
 
 
 def make_manifest(model_id: str, **fields: Any) -> Manifest:

@@ -10,10 +10,10 @@ from typing import Any
 from llm_tuning.api.kube import API_VERSION
 from llm_tuning.api.tuning_job import KIND, Progress
 from llm_tuning.pod.contract import CHECK, CONTAINERS, TRAIN
-from tuning_operator.constants import LABEL_JOB, LABEL_ROLE, LABEL_UID, MANAGED_BY, MANAGED_BY_LABEL
-from tuning_operator.observed import Observed, build_observed
-from tuning_operator.reconcile.conditions import timestamp
-from tuning_operator.settings import Settings
+from tuning_operator.core.conditions import timestamp
+from tuning_operator.core.constants import LABEL_JOB, LABEL_ROLE, LABEL_UID, MANAGED_BY, MANAGED_BY_LABEL
+from tuning_operator.core.settings import Settings
+from tuning_operator.tuning_job.observed import Observed, build_observed
 
 Raw = dict[str, Any]
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)

@@ -11,10 +11,10 @@ from typing import Any
 from llm_tuning.api.tuning_job import Progress
 from llm_tuning.pod.contract import CHECK, REPORT, TRAIN
 from tests.support.operator_objects import CHECKED, SETTINGS, START, TRAINED, Raw, make_pod
-from tuning_operator.desired import Event
-from tuning_operator.observed import build_observed
-from tuning_operator.reconcile.conditions import timestamp
-from tuning_operator.reconcile.tuning_job import desire
+from tuning_operator.core.conditions import timestamp
+from tuning_operator.core.desired import Event
+from tuning_operator.tuning_job.desire import desire
+from tuning_operator.tuning_job.observed import build_observed
 
 STEP = timedelta(seconds=2)
 PLAIN = {CHECK: [{"result": CHECKED}], TRAIN: [{"result": TRAINED}], REPORT: [{"result": TRAINED}]}

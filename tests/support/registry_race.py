@@ -21,9 +21,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from llm_tuning.manifest import file_hashes, read_manifest
-from llm_tuning.publish import is_whole, publish
-from llm_tuning.registry import Registry
+from llm_tuning.models.manifest import file_hashes, read_manifest
+from llm_tuning.models.publish import is_whole, publish
+from llm_tuning.models.registry import Registry
 from tests.support.models import make_manifest, make_stage
 
 BY_HAND = {"model_id": "by-hand", "note": "in no manifest"}

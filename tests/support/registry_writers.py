@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from llm_tuning.registry import Registry
+from llm_tuning.models.registry import Registry
 from tests.support.models import publish_model
 
 

@@ -8,11 +8,11 @@ from llm_tuning.agent.contract import AdapterReport, Report
 from llm_tuning.api.inference_service import KIND
 from llm_tuning.api.kube import API_VERSION
 from tests.support.operator_objects import SETTINGS, START, Raw, make_tuning_job
-from tuning_operator.constants import LABEL_SERVICE, LABEL_SERVICE_UID, MANAGED_BY, MANAGED_BY_LABEL
-from tuning_operator.observed_service import ObservedService, build_observed_service
-from tuning_operator.reconcile.conditions import timestamp
-from tuning_operator.resources.serving import build_parts
-from tuning_operator.store import DEPLOYMENTS
+from tuning_operator.core.cache import DEPLOYMENTS
+from tuning_operator.core.conditions import timestamp
+from tuning_operator.core.constants import LABEL_SERVICE, LABEL_SERVICE_UID, MANAGED_BY, MANAGED_BY_LABEL
+from tuning_operator.inference_service.children import build_parts
+from tuning_operator.inference_service.observed import ObservedService, build_observed_service
 
 SERVICE_UID = "99999999-2222-3333-4444-555555555555"
 ROUTES = [{"name": "support", "targets": [{"modelId": "ft_a"}]}]
@@ -82,7 +82,7 @@ def observe(
     pods = [make_serving_pod()] if pods is None else pods
     bare = build_observed_service(raw, spec=None, parts={}, jobs=further.get("jobs"))
     assert bare.spec is not None, bare.problems
-    from tuning_operator.reconcile.inference_service import desire_service
+    from tuning_operator.inference_service.desire import desire_service
 
     desired = desire_service(bare, SETTINGS, START).agents
     assert desired is not None

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_tuning.api import TuningConfig
-from llm_tuning.trainers.run_context import TrainRun
+from llm_tuning.run.context import TrainRun
 
 
 class KeepingReporter:

@@ -9,8 +9,8 @@ import pytest
 
 from llm_tuning.agent.contract import Desired, DesiredRoute, DesiredTarget, Report
 from tests.support.service_objects import told
-from tuning_operator.agents import Agents
-from tuning_operator.constants import STALE_REPORT_SECONDS
+from tuning_operator.core.constants import STALE_REPORT_SECONDS
+from tuning_operator.inference_service.agents import Agents
 
 KEY = ("team", "faq")
 WANTED = Desired(routes=(DesiredRoute(name="support", targets=(DesiredTarget(model_id="ft_a"),)),))

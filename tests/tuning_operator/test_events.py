@@ -8,9 +8,9 @@ import pytest
 
 from tests.support.memory_cluster import MemoryCluster
 from tests.support.operator_objects import UID, Raw, after, make_tuning_job
-from tuning_operator.desired import Event
-from tuning_operator.errors import Forbidden, LeaseLost
-from tuning_operator.events import build_event, event_name, tell
+from tuning_operator.core.desired import Event
+from tuning_operator.core.errors import Forbidden, LeaseLost
+from tuning_operator.core.events import build_event, event_name, tell
 
 JOB: Raw = make_tuning_job()
 TOLD = Event("Warning", "ClaimNotFound", "there is no claim")

@@ -10,10 +10,10 @@ import aiohttp
 import pytest
 
 from tests.support.operator_objects import make_tuning_job
-from tuning_operator.health import HANG_SECONDS, Health, HealthServer
-from tuning_operator.metrics import Metrics
-from tuning_operator.queue import WorkQueue
-from tuning_operator.store import TUNING_JOBS, Key, Store
+from tuning_operator.core.cache import TUNING_JOBS, Key, Store
+from tuning_operator.core.health import HANG_SECONDS, Health, HealthServer
+from tuning_operator.core.metrics import Metrics
+from tuning_operator.core.queue import WorkQueue
 
 BUSY: dict[Key, float] = {}
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from tuning_operator import lease as module
-from tuning_operator.errors import AlreadyExists, Conflict, LeaseLost, Unavailable
-from tuning_operator.lease import HOLD_SECONDS, LEASE_SECONDS, Lease
+from tuning_operator.core import lease as module
+from tuning_operator.core.errors import AlreadyExists, Conflict, LeaseLost, Unavailable
+from tuning_operator.core.lease import HOLD_SECONDS, LEASE_SECONDS, Lease
 
 Raw = dict[str, Any]
 

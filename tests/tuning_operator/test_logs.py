@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tuning_operator.logs import set_up_logging
+from tuning_operator.core.logs import set_up_logging
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def log() -> Iterator[logging.Logger]:
     before = root.handlers[:], root.level, ours.level
     root.handlers.clear()
     try:
-        yield logging.getLogger("tuning_operator.worker")
+        yield logging.getLogger("tuning_operator.tuning_job.reconciler")
     finally:
         root.handlers[:], root.level = before[0], before[1]
         ours.setLevel(before[2])

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from tuning_operator.queue import LAST_RETRY_SECONDS, WorkQueue
+from tuning_operator.core.queue import LAST_RETRY_SECONDS, WorkQueue
 
 A, B = ("team", "a"), ("team", "b")
 

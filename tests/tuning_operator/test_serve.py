@@ -7,9 +7,9 @@ from llm_tuning.pod.contract import CHECK, TRAIN
 from tests.support.operator_objects import CHECKED, MODEL_ID, TRAINED, UID
 from tests.support.service_objects import make_service
 from tests.tuning_operator.test_worker import Bench
-from tuning_operator.constants import MADE_FOR_ANNOTATION
-from tuning_operator.errors import Forbidden
-from tuning_operator.store import INFERENCE_SERVICES
+from tuning_operator.core.cache import INFERENCE_SERVICES
+from tuning_operator.core.constants import MADE_FOR_ANNOTATION
+from tuning_operator.core.errors import Forbidden
 
 SERVE = {"name": "support", "replicas": 2, "resources": {"gpus": 0}}
 

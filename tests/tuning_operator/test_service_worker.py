@@ -11,12 +11,7 @@ from llm_tuning.agent.contract import Report
 from tests.support.memory_cluster import MemoryCluster
 from tests.support.operator_objects import SETTINGS, START, Raw
 from tests.support.service_objects import SERVICE_UID, make_service, make_serving_pod, told
-from tuning_operator.agents import Agents
-from tuning_operator.errors import AlreadyExists, Conflict, Forbidden
-from tuning_operator.metrics import Metrics
-from tuning_operator.queue import WorkQueue
-from tuning_operator.service_worker import FIRST_REPORTS_SECONDS, ServiceWorker
-from tuning_operator.store import (
+from tuning_operator.core.cache import (
     BUDGETS,
     CONFIG_MAPS,
     DEPLOYMENTS,
@@ -27,6 +22,11 @@ from tuning_operator.store import (
     SERVING,
     Store,
 )
+from tuning_operator.core.errors import AlreadyExists, Conflict, Forbidden
+from tuning_operator.core.metrics import Metrics
+from tuning_operator.core.queue import WorkQueue
+from tuning_operator.inference_service.agents import Agents
+from tuning_operator.inference_service.reconciler import FIRST_REPORTS_SECONDS, ServiceWorker
 
 KEY = ("team", "faq")
 

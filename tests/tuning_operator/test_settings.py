@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from llm_tuning.errors import InputError
-from tuning_operator.settings import Settings
+from tuning_operator.core.settings import Settings
 
 REQUIRED = {
     "TUNING_OPERATOR_NAMESPACE": "llm-tuning",

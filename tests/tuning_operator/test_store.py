@@ -8,8 +8,8 @@ import pytest
 
 from llm_tuning.pod.contract import CHECK, TRAIN
 from tests.support.operator_objects import UID, Raw, make_job, make_pod, make_tuning_job
-from tuning_operator.constants import LABEL_UID
-from tuning_operator.store import JOBS, PODS, TUNING_JOBS, Key, Store, trimmed
+from tuning_operator.core.cache import JOBS, PODS, TUNING_JOBS, Key, Store, trimmed
+from tuning_operator.core.constants import LABEL_UID
 
 FAQ: Key = ("team", "faq")
 

@@ -15,8 +15,8 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from kopf._cogs.clients import api as kopfs_api
 
-from tuning_operator.store import GROUPS, TUNING_JOBS, Store
-from tuning_operator.watch import _is_not_of_kopfs_callback, _settings, watch
+from tuning_operator.core.cache import GROUPS, TUNING_JOBS, Store
+from tuning_operator.core.watch import _is_not_of_kopfs_callback, _settings, watch
 
 SERVED = GROUPS | {"namespaces": ("", "v1"), "customresourcedefinitions": ("apiextensions.k8s.io", "v1")}
 """What kopf looks for and has no business with is there too."""

@@ -27,13 +27,14 @@ from tests.support.operator_objects import (
     make_tuning_job,
     make_warning,
 )
-from tuning_operator import pass_loop, worker
-from tuning_operator.errors import AlreadyExists, Conflict, Forbidden, LeaseLost, Unavailable
-from tuning_operator.metrics import Metrics
-from tuning_operator.queue import WorkQueue
-from tuning_operator.reconcile.conditions import timestamp
-from tuning_operator.store import JOBS, PODS, TUNING_JOBS, Store
-from tuning_operator.worker import Worker
+from tuning_operator.core import reconciler as pass_loop
+from tuning_operator.core.cache import JOBS, PODS, TUNING_JOBS, Store
+from tuning_operator.core.conditions import timestamp
+from tuning_operator.core.errors import AlreadyExists, Conflict, Forbidden, LeaseLost, Unavailable
+from tuning_operator.core.metrics import Metrics
+from tuning_operator.core.queue import WorkQueue
+from tuning_operator.tuning_job import reconciler as worker
+from tuning_operator.tuning_job.reconciler import Worker
 
 KEY = ("team", "faq")
 

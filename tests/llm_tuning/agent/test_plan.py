@@ -12,9 +12,9 @@ from llm_tuning.agent import __main__ as agent_main
 from llm_tuning.agent.contract import Desired, ServeInput
 from llm_tuning.agent.plan import CPU_LORAS, EnginePlan, linear_modules, make_plan
 from llm_tuning.api.inference_service import VllmSpec
-from llm_tuning.base_model import inspect_base, weight_hash
+from llm_tuning.core.files import write_json
 from llm_tuning.errors import InputError
-from llm_tuning.files import write_json
+from llm_tuning.models.base import inspect_base, weight_hash
 from llm_tuning.serving.plan import PLAIN_TEMPLATE, SPARE_SLOTS
 from tests.llm_tuning.agent.conftest import MODULES, desire, write_adapter, write_safetensors
 

@@ -23,9 +23,9 @@ from llm_tuning.agent.reporter import Reporter
 from tests.llm_tuning.agent.conftest import Pod, desire, eventually
 from tests.support.authorities import intermediate_authority
 from tests.support.vllm_server import free_port
-from tuning_operator.agents import Agents
-from tuning_operator.progress.certificates import KeyPair, make_ca, make_serving_cert
-from tuning_operator.progress.tls import serving_context
+from tuning_operator.inference_service.agents import Agents
+from tuning_operator.reports.certificates import KeyPair, make_ca, make_serving_cert
+from tuning_operator.reports.tls import serving_context
 
 KEY = ("team", "faq")
 

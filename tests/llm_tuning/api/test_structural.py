@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import Field, StringConstraints
 
-from llm_tuning.api.base import ApiModel
 from llm_tuning.api.structural import RULES, structural_schema
+from llm_tuning.core.model import ApiModel
 
 
 class Inner(ApiModel):

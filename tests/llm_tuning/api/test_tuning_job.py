@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from llm_tuning.api import TuningJob, TuningJobSpec
-from llm_tuning.api.base import PATTERN_WORDS
 from llm_tuning.api.inference_service import InferenceService
 from llm_tuning.api.tuning import MODEL_ID_PATTERN
 from llm_tuning.api.tuning_job import read_status, tuning_config
 from llm_tuning.api.yaml import load_yaml_mapping
+from llm_tuning.core.model import PATTERN_WORDS
 from llm_tuning.errors import InputError
 from tests.support.spec_corpus import TUNING_JOB
 

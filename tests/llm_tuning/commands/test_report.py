@@ -10,8 +10,8 @@ import pytest
 
 from llm_tuning.api import TuningConfig
 from llm_tuning.codes.tune_llm import main
-from llm_tuning.manifest import DatasetRecord, MlflowRecord, StartAdapterRecord, TrainingRecord
-from llm_tuning.run_spec import RunSpec
+from llm_tuning.models.manifest import DatasetRecord, MlflowRecord, StartAdapterRecord, TrainingRecord
+from llm_tuning.run.spec import RunSpec
 from tests.support.models import publish_model
 
 SCORES: dict[str, Any] = {

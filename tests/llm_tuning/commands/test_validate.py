@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from llm_tuning.commands import validate
+from llm_tuning.cli import validate
 from llm_tuning.errors import InputError
 from tests.support.tiny_base import make_tokenizer
 
@@ -107,7 +107,7 @@ def test_bad_flags_are_named(flags: list[str], where: str, rule: str, capsys: py
 
 CODE = """
 import argparse, sys
-from llm_tuning.commands import validate
+from llm_tuning.cli import validate
 heavy = {"numpy", "pyarrow", "rich", "jinja2", "tokenizers", "torch"} & set(sys.modules)
 assert not heavy, f"importing the command imports {heavy}"
 parser = argparse.ArgumentParser()

@@ -273,8 +273,8 @@ def test_a_stop_request_ends_the_check_and_leaves_nothing(
 ) -> None:
     import signal
 
+    from llm_tuning.core.stopping import stop_on_signals
     from llm_tuning.errors import TryAgain
-    from llm_tuning.stopping import stop_on_signals
 
     path = write_lines(GOOD)
     with stop_on_signals():

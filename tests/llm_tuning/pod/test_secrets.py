@@ -8,7 +8,7 @@ import pytest
 
 from llm_tuning.api import TuningConfig
 from llm_tuning.pod.secrets import ScrubbingFormatter, scrub
-from llm_tuning.run_spec import RunSpec, read_run_spec
+from llm_tuning.run.spec import RunSpec, read_run_spec
 
 SECRET = "canary-7f3a"
 URI = f"https://user:{SECRET}@tracking:5000/mlflow?password={SECRET}"

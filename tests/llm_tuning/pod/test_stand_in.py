@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from llm_tuning.registry import Registry
+from llm_tuning.models.registry import Registry
 from tests.llm_tuning.pod.conftest import Claim
 
 

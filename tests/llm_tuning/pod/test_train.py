@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_tuning.registry import Registry
+from llm_tuning.models.registry import Registry
 from llm_tuning.tracking.metrics_file import read_metrics
 from tests.llm_tuning.pod.conftest import Claim
 

@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM
 
 from llm_tuning.data.token_rows import TokenRows, TokenRowsWriter
 from llm_tuning.errors import TryAgain
+from llm_tuning.run.rank import usable_device
 from llm_tuning.trainers.evaluate import evaluate_policy
 from llm_tuning.trainers.probes import MAX_PROBE_TOKENS, MAX_PROBES, choose_probes
-from llm_tuning.trainers.worker import usable_device
 
 
 @pytest.fixture

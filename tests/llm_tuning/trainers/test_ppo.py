@@ -19,15 +19,15 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from llm_tuning.core.stopping import stop_on_signals
 from llm_tuning.data.splitting import split
 from llm_tuning.data.token_rows import TokenRows
 from llm_tuning.errors import InputError, TryAgain
-from llm_tuning.stopping import stop_on_signals
+from llm_tuning.run.context import TrainRun
 from llm_tuning.trainers import ppo, row_passes
 from llm_tuning.trainers.actor_critic import silence_dropout
 from llm_tuning.trainers.distributed import process_group
 from llm_tuning.trainers.policy import attach_lora, load_base_model
-from llm_tuning.trainers.run_context import TrainRun
 from tests.support.plain_ppo import plain_ppo
 from tests.support.ppo_rows import examples, write_ppo_rows
 from tests.support.train_run import KeepingReporter, make_run

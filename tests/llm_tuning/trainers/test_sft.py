@@ -19,13 +19,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
-from llm_tuning import stopping
 from llm_tuning.api import TuningConfig
-from llm_tuning.checkpoints import latest_checkpoint
+from llm_tuning.core import stopping
 from llm_tuning.data.splitting import split
 from llm_tuning.data.token_rows import TokenRows
-from llm_tuning.devices import CPU_TOKENS, tokens_per_pass
 from llm_tuning.errors import InputError, TryAgain
+from llm_tuning.run.checkpoints import latest_checkpoint
+from llm_tuning.run.devices import CPU_TOKENS, tokens_per_pass
 from llm_tuning.trainers import sft
 from llm_tuning.trainers.batching import StepBatches
 from llm_tuning.trainers.memory import out_of_memory_explained
@@ -313,8 +313,8 @@ def test_the_tokens_of_a_pass_are_as_configured_or_by_device() -> None:
 RANK = """
 import json, sys
 from pathlib import Path
-from llm_tuning import stopping
-from llm_tuning.console import quiet_libraries
+from llm_tuning.core import stopping
+from llm_tuning.core.console import quiet_libraries
 from llm_tuning.errors import TryAgain
 quiet_libraries()
 from llm_tuning.trainers import sft

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 
-from tuning_operator.progress.certificates import KeyPair, is_served_by, make_ca, make_serving_cert, needs_renewal
+from tuning_operator.reports.certificates import KeyPair, is_served_by, make_ca, make_serving_cert, needs_renewal
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 NAMES = ["llm-tuning-operator.ns.svc", "llm-tuning-operator.ns.svc.cluster.local"]

@@ -11,7 +11,7 @@ import pytest
 from llm_tuning.errors import InputError
 from llm_tuning.progress.endpoint import status_message
 from llm_tuning.progress.snapshot import Snapshot
-from tuning_operator.progress.protocol import parse_status
+from tuning_operator.reports.protocol import parse_status
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tuning_operator.progress.rate_limit import MAX_SENDERS, RateLimit
+from tuning_operator.reports.rate_limit import MAX_SENDERS, RateLimit
 
 
 def test_a_burst_passes_then_five_a_second() -> None:

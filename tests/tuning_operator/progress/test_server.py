@@ -16,18 +16,18 @@ import aiohttp
 import pytest
 
 from llm_tuning.api.tuning_job import Progress
-from llm_tuning.authority import trusting
+from llm_tuning.core.ca import trusting
 from llm_tuning.progress.endpoint import StatusEndpoint
 from llm_tuning.progress.snapshot import Snapshot
 from tests.support.authorities import intermediate_authority
 from tests.support.cluster_tokens import ISSUER, Signer, published
-from tuning_operator.errors import ClusterError
-from tuning_operator.progress import server as module
-from tuning_operator.progress.audience import audience_of
-from tuning_operator.progress.certificates import make_serving_cert
-from tuning_operator.progress.server import ProgressServer
-from tuning_operator.progress.tls import serving_context
-from tuning_operator.progress.tokens import ClusterKeys, TokenVerifier
+from tuning_operator.core.errors import ClusterError
+from tuning_operator.reports import server as module
+from tuning_operator.reports.audience import audience_of
+from tuning_operator.reports.certificates import make_serving_cert
+from tuning_operator.reports.server import ProgressServer
+from tuning_operator.reports.tls import serving_context
+from tuning_operator.reports.tokens import ClusterKeys, TokenVerifier
 
 SIGNER = Signer()
 OURS = SIGNER.token(audience_of("team", "faq", "job-uid"))

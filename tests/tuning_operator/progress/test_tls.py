@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from tuning_operator.errors import AlreadyExists, Conflict
-from tuning_operator.progress.certificates import KeyPair, make_ca
-from tuning_operator.progress.tls import SECRET_NAME, TlsSecretDamaged, ensure_tls, serving_names
+from tuning_operator.core.errors import AlreadyExists, Conflict
+from tuning_operator.reports.certificates import KeyPair, make_ca
+from tuning_operator.reports.tls import SECRET_NAME, TlsSecretDamaged, ensure_tls, serving_names
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 YEAR = timedelta(days=365)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tuning_operator.progress.certificates import KeyPair, make_ca, make_serving_cert
-from tuning_operator.progress.tls_folder import TlsFilesUnusable, TlsFolder
+from tuning_operator.reports.certificates import KeyPair, make_ca, make_serving_cert
+from tuning_operator.reports.tls_folder import TlsFilesUnusable, TlsFolder
 
 NOW = datetime.now(UTC)
 CA = make_ca(NOW)

@@ -14,9 +14,9 @@ import jwt
 import pytest
 
 from tests.support.cluster_tokens import ISSUER, Signer, published
-from tuning_operator.errors import ClusterError
-from tuning_operator.progress.audience import audience_of
-from tuning_operator.progress.tokens import ClusterKeys, Sender, TokenRefused, TokenVerifier, own_issuer
+from tuning_operator.core.errors import ClusterError
+from tuning_operator.reports.audience import audience_of
+from tuning_operator.reports.tokens import ClusterKeys, Sender, TokenRefused, TokenVerifier, own_issuer
 
 SIGNER = Signer()
 EC_SIGNER = Signer(kid="key-ec", algorithm="ES256")

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 from llm_tuning.api.conditions import ConditionType, Reason
 from tests.support.operator_objects import after, make_observed, make_status, make_tuning_job
-from tuning_operator.constants import MESSAGE_CHARACTERS
-from tuning_operator.reconcile.conditions import FALSE, TRUE, UNKNOWN, Conditions, timestamp
-from tuning_operator.reconcile.draft import conditions_of
+from tuning_operator.core.conditions import FALSE, TRUE, UNKNOWN, Conditions, timestamp
+from tuning_operator.core.constants import MESSAGE_CHARACTERS
+from tuning_operator.tuning_job.status import conditions_of
 
 C = ConditionType
 

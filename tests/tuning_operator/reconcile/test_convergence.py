@@ -22,13 +22,13 @@ import pytest
 
 from tests.support.memory_cluster import MemoryCluster
 from tests.support.operator_objects import CHECKED, SETTINGS, TRAINED, Raw, after, make_tuning_job
-from tuning_operator import worker as worker_module
-from tuning_operator.constants import LABEL_ROLE, QUEUE_LABEL, RESYNC_SECONDS
-from tuning_operator.metrics import Metrics
-from tuning_operator.queue import WorkQueue
-from tuning_operator.reconcile.conditions import timestamp
-from tuning_operator.store import JOBS, KINDS, PODS, TUNING_JOBS, Store
-from tuning_operator.worker import Worker
+from tuning_operator.core.cache import JOBS, KINDS, PODS, TUNING_JOBS, Store
+from tuning_operator.core.conditions import timestamp
+from tuning_operator.core.constants import LABEL_ROLE, QUEUE_LABEL, RESYNC_SECONDS
+from tuning_operator.core.metrics import Metrics
+from tuning_operator.core.queue import WorkQueue
+from tuning_operator.tuning_job import reconciler as worker_module
+from tuning_operator.tuning_job.reconciler import Worker
 
 NAME = "faq"
 OK, LOST = "ok", "message lost"

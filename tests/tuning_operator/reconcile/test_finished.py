@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 
 from tests.support.operator_objects import SETTINGS, Raw, after, make_job, make_observed, make_status, make_tuning_job
-from tuning_operator.desired import Desired
-from tuning_operator.reconcile.conditions import timestamp
-from tuning_operator.reconcile.tuning_job import desire
+from tuning_operator.core.conditions import timestamp
+from tuning_operator.core.desired import Desired
+from tuning_operator.tuning_job.desire import desire
 
 NOTHING = Desired()
 

@@ -10,9 +10,9 @@ import pytest
 from llm_tuning.agent.contract import AdapterReport
 from tests.support.operator_objects import SETTINGS, Raw, after, make_status, make_tuning_job
 from tests.support.service_objects import FINISHED_JOB, make_service, make_serving_pod, observe, told
-from tuning_operator.observed_service import ObservedService
-from tuning_operator.reconcile.inference_service import DesiredService, desire_service
-from tuning_operator.store import BUDGETS, CONFIG_MAPS, DEPLOYMENTS, NETWORK_POLICIES, SERVICES
+from tuning_operator.core.cache import BUDGETS, CONFIG_MAPS, DEPLOYMENTS, NETWORK_POLICIES, SERVICES
+from tuning_operator.inference_service.desire import DesiredService, desire_service
+from tuning_operator.inference_service.observed import ObservedService
 
 TWO = make_service(replicas=2)
 PODS = [make_serving_pod("faq-1"), make_serving_pod("faq-2")]
@@ -348,7 +348,7 @@ def test_a_forbidden_pod_is_told_by_the_deployment() -> None:
 def test_a_spec_of_another_version_is_refused_and_left_as_it_is() -> None:
     raw = make_service()
     raw["spec"]["unknown"] = 1
-    from tuning_operator.observed_service import build_observed_service
+    from tuning_operator.inference_service.observed import build_observed_service
 
     desired = desire(build_observed_service(raw, spec=None, parts={}))
     assert desired.create == []

@@ -4,7 +4,7 @@ import pytest
 
 from llm_tuning.api.kube import Condition
 from tests.support.operator_objects import make_observed, make_status, make_tuning_job
-from tuning_operator.reconcile.transitions import events_of
+from tuning_operator.tuning_job.transitions import events_of
 
 
 def conditions(message: str = "", **given: str) -> list[Condition]:

@@ -23,8 +23,8 @@ from tests.support.operator_objects import (
     make_tuning_job,
     make_warning,
 )
-from tuning_operator.desired import Desired, JobRef
-from tuning_operator.reconcile.tuning_job import desire
+from tuning_operator.core.desired import Desired, JobRef
+from tuning_operator.tuning_job.desire import desire
 
 CHECKED_POD = make_pod(CHECK, phase="Succeeded", result=CHECKED)
 VALID = make_status(DatasetValid="True/DatasetValid")

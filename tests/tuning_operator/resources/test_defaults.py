@@ -13,12 +13,12 @@ from llm_tuning.errors import InputError
 from llm_tuning.pod.contract import CHECK, INPUT_VARIABLE, PodInput
 from tests.support.operator_objects import SETTINGS, START, make_job, make_observed, make_tuning_job
 from tests.support.service_objects import make_service
-from tuning_operator.observed_service import build_observed_service
-from tuning_operator.reconcile.inference_service import desire_service
-from tuning_operator.reconcile.tuning_job import desire
-from tuning_operator.resources.defaults import Defaults, with_defaults, with_service_defaults
-from tuning_operator.settings import Settings
-from tuning_operator.store import DEPLOYMENTS
+from tuning_operator.core.cache import DEPLOYMENTS
+from tuning_operator.core.defaults import Defaults, with_defaults, with_service_defaults
+from tuning_operator.core.settings import Settings
+from tuning_operator.inference_service.desire import desire_service
+from tuning_operator.inference_service.observed import build_observed_service
+from tuning_operator.tuning_job.desire import desire
 
 SELECTOR = {"gpu": "a100"}
 TOLERATION = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}

@@ -16,9 +16,9 @@ import yaml
 
 from llm_tuning.pod.contract import CHECK, CONTAINERS, REPORT, ROOT, TRAIN, PodInput
 from tests.support.operator_objects import SETTINGS, Raw, make_observed, make_status, make_tuning_job
-from tuning_operator.reconcile.tuning_job import BUILDERS
-from tuning_operator.resources.pod_template import model_id, threads
-from tuning_operator.settings import Settings
+from tuning_operator.core.settings import Settings
+from tuning_operator.pods.template import model_id, threads
+from tuning_operator.tuning_job.desire import BUILDERS
 
 DATA = Path(__file__).resolve().parents[2] / "data"
 REWRITE = "REWRITE_EXPECTED"

@@ -10,10 +10,10 @@ import pytest
 from llm_tuning.agent.contract import AGENT_PORT, API_KEY_VARIABLE, REPORT_URL_VARIABLE, Desired, ServeInput
 from tests.support.operator_objects import SETTINGS
 from tests.support.service_objects import make_service
-from tuning_operator.observed_service import build_observed_service
-from tuning_operator.resources.serving import WAIT_FOR_DRAIN_SECONDS, build_parts
-from tuning_operator.settings import Settings
-from tuning_operator.store import BUDGETS, CONFIG_MAPS, DEPLOYMENTS, NETWORK_POLICIES, SERVICES
+from tuning_operator.core.cache import BUDGETS, CONFIG_MAPS, DEPLOYMENTS, NETWORK_POLICIES, SERVICES
+from tuning_operator.core.settings import Settings
+from tuning_operator.inference_service.children import WAIT_FOR_DRAIN_SECONDS, build_parts
+from tuning_operator.inference_service.observed import build_observed_service
 
 REPORTING = replace(SETTINGS, progress_url="https://op.llm-tuning.svc:8443", ca_pem="CERTIFICATE", vllm_image="vllm:1")
 

@@ -33,20 +33,20 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from tensors import write_safetensors
 
-from llm_tuning.base_model import inspect_base, weight_hash
+from llm_tuning.core.files import write_json
+from llm_tuning.core.stopping import raise_if_stopped
 from llm_tuning.data.chat import template_hash
 from llm_tuning.data.reading import data_hash
 from llm_tuning.errors import EXIT_INPUT, EXIT_OK, EXIT_TRY_AGAIN, InputError, Problem, TryAgain
-from llm_tuning.files import write_json
-from llm_tuning.manifest import BaseRecord, DatasetRecord, Manifest, MlflowRecord, TrainingRecord, utc_now
+from llm_tuning.models.base import inspect_base, weight_hash
+from llm_tuning.models.manifest import BaseRecord, DatasetRecord, Manifest, MlflowRecord, TrainingRecord, utc_now
+from llm_tuning.models.publish import publish
+from llm_tuning.models.registry import Registry
 from llm_tuning.pod.contract import INPUT_VARIABLE, TrainResult
 from llm_tuning.pod.job import PodJob
 from llm_tuning.pod.outcome import result_of
 from llm_tuning.progress.endpoint import StatusEndpoint
 from llm_tuning.progress.snapshot import Snapshot
-from llm_tuning.publish import publish
-from llm_tuning.registry import Registry
-from llm_tuning.stopping import raise_if_stopped
 
 PREFIX = "stand-in:"
 STEPS = 10

@@ -1,0 +1,157 @@
+"""`tune-llm report MODEL_ID`: the result of a finished run, or how far an unfinished one is."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from llm_tuning.cli.tables import SCORES, print_columns
+from llm_tuning.errors import EXIT_OK, EXIT_TRY_AGAIN, TryAgain
+from llm_tuning.models.manifest import Manifest
+
+HELP = "print the result of a finished run"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of this command."""
+    parser.add_argument("model_id", metavar="MODEL_ID", help="which run")
+    parser.add_argument("--output_dir", default="models", metavar="FOLDER", help="the models (default: models)")
+    parser.add_argument("--json", action="store_true", help="print the whole manifest as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the report. Raises InputError for an unknown model_id and TryAgain for an unfinished run.
+
+    With `--json` an unfinished run is printed, too, and the exit code is 75.
+    """
+    from llm_tuning.models.registry import Registry
+
+    models = Path(args.output_dir)
+    registry = Registry(models)
+    registry.heal()
+    if registry.find(args.model_id) is None:
+        progress = progress_of(models, args.model_id)
+        if progress is None:
+            raise registry.unknown(args.model_id)
+        if not args.json:
+            raise TryAgain("Unfinished", unfinished_message(progress))
+        print(json.dumps(progress, indent=2))
+        return EXIT_TRY_AGAIN
+    print_result(models, args.model_id, as_json=args.json)
+    return EXIT_OK
+
+
+def print_result(models: Path, model_id: str, *, as_json: bool = False) -> None:
+    """Print the result of a finished run; raises InputError if `model_id` is none."""
+    from llm_tuning.models.registry import Registry
+
+    manifest = Registry(models).require(model_id)
+    if as_json:
+        result = {"finished": True, "path": str(models / model_id), **manifest.model_dump(mode="json")}
+        print(json.dumps(result, indent=2, ensure_ascii=False))
+        return
+    print_columns([[name, text] for name, text in _summary(models, manifest) if text])
+    print()
+    print_columns(_evaluation(manifest.metrics))
+
+
+def _summary(models: Path, manifest: Manifest) -> list[tuple[str, str]]:
+    base, start, mlflow = manifest.base, manifest.start_adapter, manifest.mlflow
+    return [
+        ("model_id", manifest.model_id),
+        ("adapter", str(models / manifest.model_id)),
+        ("mode", manifest.mode),
+        ("base", f"{base.path} (weights {base.weight_hash[:12]})"),
+        ("start adapter", f"{start.model_id} (weights {start.weight_hash[:12]})" if start else ""),
+        ("created", manifest.created_at),
+        ("training", _training(manifest)),
+        ("stopped early", manifest.training.stopped_early or "" if manifest.training else ""),
+        *_data(manifest),
+        ("mlflow", f"run {mlflow.run_id} of {mlflow.experiment} in {mlflow.uri}" if mlflow else "not tracked"),
+    ]
+
+
+def _training(manifest: Manifest) -> str:
+    training = manifest.training
+    if training is None:
+        return ""
+    devices = f" on {', '.join(manifest.devices)}" if manifest.devices else ""
+    return (
+        f"{training.steps:,} steps, {training.epochs:g} epochs, {training.tokens:,} tokens "
+        f"in {training.seconds:,.0f} s{devices}"
+    )
+
+
+def _data(manifest: Manifest) -> list[tuple[str, str]]:
+    """The data check of the run as it was printed then; only its counts if another version wrote it otherwise."""
+    from pydantic import ValidationError
+
+    from llm_tuning.data.report import Report, summary_lines
+
+    dataset = manifest.dataset
+    if dataset is None:
+        return []
+    try:
+        report = Report.model_validate((dataset.model_extra or {})["report"])
+    except (KeyError, ValidationError):
+        counts = f"{dataset.rows:,} rows read, {dataset.kept:,} kept, {dataset.refused:,} refused"
+        return [("data", f"{dataset.path}: {counts} (hash {dataset.hash[:12]})")]
+    return [(label.lower(), text) for label, text in summary_lines(report)]
+
+
+def _evaluation(metrics: dict[str, Any]) -> list[list[str]]:
+    """The held-out table: one column for each of base, start policy and tuned that was scored."""
+    columns = [name for name in ("base", "start", "tuned") if metrics.get(name)]
+    if not columns:
+        reason = metrics.get("reason")
+        return [["held out", f"no rows{f' ({reason})' if reason else ''}: nothing was compared"]]
+    lines = [[f"held out ({metrics.get('held_out_rows', '?')} rows)", *columns]]
+    for key, name in SCORES.items():
+        values = [metrics[column].get(key) for column in columns]
+        if any(value is not None for value in values):
+            lines.append([name, *("-" if value is None else f"{value:.4f}" for value in values)])
+    return lines
+
+
+def progress_of(models: Path, model_id: str) -> dict[str, Any] | None:
+    """How far the unfinished run `model_id` is, or None where none was started."""
+    from llm_tuning.run.checkpoints import latest_checkpoint
+    from llm_tuning.run.spec import WORK_FOLDER, read_run_spec
+    from llm_tuning.tracking.metrics_file import METRICS_FILE, summarise
+
+    work = models / WORK_FOLDER / model_id
+    spec = read_run_spec(work)
+    if spec is None:
+        return None
+    metrics, checkpoint = work / METRICS_FILE, latest_checkpoint(work / "checkpoints")
+    done, training = summarise(metrics), spec.config.training
+    alive = metrics if metrics.exists() else work / "run.json"
+    return {
+        "model_id": model_id,
+        "finished": False,
+        "step": done.steps,
+        "epoch": done.epochs,
+        "epochs": training.epochs,
+        "max_steps": training.max_steps,
+        "checkpoint_step": checkpoint[0] if checkpoint else None,
+        "seconds_since_last_sign": round(max(0.0, time.time() - alive.stat().st_mtime), 1),
+    }
+
+
+def unfinished_message(progress: dict[str, Any]) -> str:
+    """`progress_of` in a sentence."""
+    of = f"step {progress['step']}"
+    of += (
+        f" of {progress['max_steps']}"
+        if progress["max_steps"]
+        else f", epoch {progress['epoch']:g} of {progress['epochs']}"
+    )
+    checkpoint = progress["checkpoint_step"]
+    return (
+        f"{progress['model_id']} is not finished: {of}, "
+        f"{'no checkpoint yet' if checkpoint is None else f'last checkpoint at step {checkpoint}'}, "
+        f"last sign {progress['seconds_since_last_sign']:,.0f} s ago; the same command with the same model_id goes on"
+    )

@@ -1,0 +1,1 @@
+"""What every room stands on: the base of all models, files, signals, the terminal, certificates."""

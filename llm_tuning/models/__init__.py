@@ -1,0 +1,1 @@
+"""What lies in `models/` and under a base's folder: manifests, registry, cards, adapter files. No torch."""

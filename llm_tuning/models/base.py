@@ -1,0 +1,197 @@
+"""Looks at a base model's folder without loading it: can it be trained, and which weights exactly are they?
+
+Only safetensors weights and no code: pickled weights and `auto_map` modules run code of whoever made the folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llm_tuning.core.files import read_json, temporary_beside, write_json
+from llm_tuning.errors import InputError, Problem
+
+SAFETENSORS_INDEX = "model.safetensors.index.json"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "vocab.txt", "tekken.json")
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A base model that passed the checks."""
+
+    path: Path
+    name: str
+    """Last part of the path: how the base is called in the registry and by the server."""
+    architecture: str
+    parameters: int
+    weight_files: tuple[str, ...]
+    has_fast_tokenizer: bool
+    """Whether tokenizer.json is there, so that lengths can be checked without transformers."""
+
+
+def inspect_base(path: str | Path) -> BaseModel:
+    """Check a base model's folder; raises InputError with all that is wrong with it."""
+    folder = Path(path)
+    where = f"model {path}"
+    if not folder.is_dir():
+        rule = "is a file, not a folder" if folder.exists() else "does not exist"
+        raise InputError(Problem(where, rule, "give the folder that holds config.json and the weights"))
+    problems: list[Problem] = []
+    config = _read_object(folder / "config.json", where, problems)
+    tokenizer_config = (
+        _read_object(folder / "tokenizer_config.json", where, problems)
+        if (folder / "tokenizer_config.json").exists()
+        else {}
+    )
+    for name, value in (("config.json", config), ("tokenizer_config.json", tokenizer_config)):
+        if value and "auto_map" in value:
+            problems.append(
+                Problem(
+                    f"{where}: {name}",
+                    "asks for code of its own (auto_map), which is never run",
+                    "use a model whose architecture transformers itself has",
+                )
+            )
+    weight_files = _weight_files(folder, where, problems)
+    parameters = sum(_parameters(folder / name, where, problems) for name in weight_files)
+    if not any((folder / name).exists() for name in TOKENIZER_FILES):
+        problems.append(
+            Problem(where, "has no tokenizer", "save it there: AutoTokenizer.from_pretrained(...).save_pretrained(...)")
+        )
+    if problems:
+        raise InputError(problems)
+    architectures = config.get("architectures") or [config.get("model_type", "unknown")]
+    return BaseModel(
+        path=folder,
+        name=folder.resolve().name,
+        architecture=str(architectures[0]),
+        parameters=parameters,
+        weight_files=weight_files,
+        has_fast_tokenizer=(folder / "tokenizer.json").exists(),
+    )
+
+
+def weight_hash(base: BaseModel, cache: Path) -> str:
+    """sha256 over the names and contents of the weight files (hex).
+
+    Remembered in `cache` by path, size and modification time, since reading a large base takes longer than starting.
+    """
+    remembered = _read_cache(cache)
+    total = hashlib.sha256()
+    for name in base.weight_files:
+        path = (base.path / name).resolve()
+        stat = path.stat()
+        key = f"{path}:{stat.st_size}:{stat.st_mtime_ns}"
+        if key not in remembered:
+            with path.open("rb") as stream:
+                remembered[key] = hashlib.file_digest(stream, "sha256").hexdigest()
+            write_json(cache, remembered)
+        total.update(f"{name}\0{remembered[key]}\n".encode())
+    return total.hexdigest()
+
+
+def tensor_shapes(base: BaseModel) -> dict[str, tuple[int, ...]]:
+    """Shape of every weight by its name, from the headers alone."""
+    headers = [_read_header(base.path / name) for name in base.weight_files]
+    return {name: tuple(tensor["shape"]) for header in headers for name, tensor in header.items()}
+
+
+def _read_cache(cache: Path) -> dict[str, str]:
+    try:
+        value = read_json(cache)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _read_object(path: Path, where: str, problems: list[Problem]) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        problems.append(Problem(where, f"has no {path.name}", "give the folder that save_pretrained() wrote"))
+        return {}
+    except (OSError, ValueError) as error:
+        problems.append(Problem(f"{where}: {path.name}", f"cannot be read as JSON ({error})", "copy it again"))
+        return {}
+    if not isinstance(value, dict):
+        problems.append(Problem(f"{where}: {path.name}", "must hold a JSON object", "copy it again"))
+        return {}
+    return value
+
+
+def _weight_files(folder: Path, where: str, problems: list[Problem]) -> tuple[str, ...]:
+    if (folder / SAFETENSORS_INDEX).exists():
+        index = _read_object(folder / SAFETENSORS_INDEX, where, problems)
+        names = sorted({str(name) for name in index.get("weight_map", {}).values()})
+        missing = [name for name in names if not (folder / name).is_file()]
+        if missing or not names:
+            problems.append(
+                Problem(where, f"lacks weight files of {SAFETENSORS_INDEX}: {', '.join(missing[:5])}", "copy them too")
+            )
+        return tuple(name for name in names if name not in missing)
+    if (folder / "model.safetensors").is_file():
+        return ("model.safetensors",)
+    pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLE_SUFFIXES)
+    if pickles:
+        problems.append(
+            Problem(
+                where,
+                f"has only pickled weights ({pickles[0]}), which can run code when they are loaded",
+                "save it as safetensors: model.save_pretrained(folder)",
+            )
+        )
+    else:
+        problems.append(Problem(where, "has no weights (model.safetensors)", "copy the weights into the folder"))
+    return ()
+
+
+def _parameters(path: Path, where: str, problems: list[Problem]) -> int:
+    """Number of parameters in a safetensors file by its header; a cut file is a problem."""
+    try:
+        header = _read_header(path)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        problems.append(Problem(f"{where}: {path.name}", f"is not a whole safetensors file ({error})", "copy it again"))
+        return 0
+    count = 0
+    for tensor in header.values():
+        elements = 1
+        for dimension in tensor["shape"]:
+            elements *= dimension
+        count += elements
+    return count
+
+
+def _read_header(path: Path) -> dict[str, Any]:
+    """What a safetensors file says of its tensors; raises ValueError or OSError where it is not whole.
+
+    Format: eight bytes little-endian header length, a JSON header with `data_offsets`, then the data.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        (header_length,) = struct.unpack("<Q", stream.read(8))
+        if header_length > size:
+            raise ValueError("header longer than the file")
+        header: dict[str, Any] = json.loads(stream.read(header_length))
+    header.pop("__metadata__", None)
+    end = max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
+    if 8 + header_length + end != size:
+        raise ValueError(f"{size} bytes instead of {8 + header_length + end}")
+    return header
+
+
+def check_writable(folder: Path) -> None:
+    """Make `folder` and see that files can be written there; raises InputError naming it."""
+    probe = temporary_beside(folder / "writable")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(
+            Problem(f"output_dir {folder}", f"cannot be written ({error.strerror})", "give another with --output_dir")
+        ) from None

@@ -1,0 +1,213 @@
+"""Write the model card, README.md of an adapter: what it is, how to use it, and how good it was on held-out rows.
+
+It is written from the manifest alone, so that everything in it can be checked there, and holds no dataset text.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast, get_args
+
+from llm_tuning.api import Mode, TrainingSpec
+from llm_tuning.data.report import Report, summary_lines
+from llm_tuning.models.manifest import ADAPTER_WEIGHTS, Manifest, file_hash
+
+MODEL_CARD = "README.md"
+MODE_NAMES = {
+    "sft": "supervised fine-tuning (the outputs are learned)",
+    "ppo": "offline PPO (outputs are weighted by their recorded rewards)",
+}
+SCORES = (
+    ("loss", "Loss, nats a token"),
+    ("perplexity", "Perplexity"),
+    ("token_accuracy", "Token accuracy"),
+    ("reward_weighted_loglik", "Reward-weighted log-likelihood"),
+)
+"""Fields of an evaluation's scores, and what the table calls them."""
+POLICIES = (("base", "Base"), ("start", "Start adapter"), ("tuned", "Tuned"))
+
+
+def write_model_card(folder: Path, manifest: Manifest, curve: str | None) -> None:
+    """Write README.md into `folder`; `curve` is the file name of the loss-curve picture in it, if there is one."""
+    sections = (
+        _front_matter(manifest),
+        _summary(manifest),
+        _usage(manifest),
+        _evaluation(manifest),
+        _training(manifest, curve),
+        _data(manifest),
+        _hashes(manifest, _weight_hash(folder, manifest)),
+    )
+    (folder / MODEL_CARD).write_text("\n\n".join(section for section in sections if section) + "\n", encoding="utf-8")
+
+
+def _front_matter(manifest: Manifest) -> str:
+    """The metadata of a Hugging Face model card. JSON is YAML, so values are quoted as JSON."""
+    tags = ["lora", "peft", *([] if manifest.mode in manifest.tags else [manifest.mode]), *manifest.tags]
+    lines = [
+        f"base_model: {json.dumps(manifest.base.name)}",
+        "library_name: peft",
+        "pipeline_tag: text-generation",
+        f"tags: {json.dumps(tags)}",
+    ]
+    return "\n".join(["---", *lines, "---"])
+
+
+def _summary(manifest: Manifest) -> str:
+    rows = [
+        ("Base", f"{_code(manifest.base.name)} ({_code(manifest.base.path)})"),
+        ("Mode", MODE_NAMES.get(manifest.mode, manifest.mode)),
+        ("Started from", _code(manifest.start_adapter.model_id) if manifest.start_adapter else "the base itself"),
+        ("Created", manifest.created_at),
+        ("MLflow run", _mlflow(manifest)),
+    ]
+    text = f"# {_plain(manifest.model_name or manifest.model_id)}\n\nA LoRA adapter"
+    text += f": {_plain(manifest.description)}." if manifest.description else "."
+    return f"{text}\n\n{_table(('', ''), rows)}"
+
+
+def _mlflow(manifest: Manifest) -> str:
+    if manifest.mlflow is None:
+        return "none"
+    return f"{_code(manifest.mlflow.run_id)} in {_code(manifest.mlflow.experiment)} at {_code(manifest.mlflow.uri)}"
+
+
+def _usage(manifest: Manifest) -> str:
+    return f"""## Use
+
+With transformers and PEFT, from the folder above `{manifest.model_id}`; the chat template is the one of the training:
+
+```python
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer
+
+model = AutoPeftModelForCausalLM.from_pretrained({json.dumps(manifest.model_id)})
+tokenizer = AutoTokenizer.from_pretrained({json.dumps(manifest.model_id)})
+inputs = tokenizer.apply_chat_template(
+    [{{"role": "user", "content": "..."}}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+)
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=200)[0]))
+```
+
+With vLLM, as the model `{manifest.model_id}`, proven to take effect:
+
+```bash
+bash config/llm/launch_llm.sh 8000 0 {shlex.quote(manifest.base.path)} models/{manifest.model_id}
+```"""
+
+
+def _evaluation(manifest: Manifest) -> str:
+    metrics = manifest.metrics
+    policies = [(name, title) for name, title in POLICIES if isinstance(metrics.get(name), Mapping)]
+    if not policies:
+        reason = metrics.get("reason", "it was not evaluated")
+        return f"## Evaluation\n\nNo held-out evaluation: {_plain(str(reason))}."
+    rows = []
+    for field, title in SCORES:
+        values = [metrics[name].get(field) for name, _ in policies]
+        if any(value is not None for value in values):
+            rows.append((title, *(_number(value) for value in values)))
+    table = _table(("", *(title for _, title in policies)), rows)
+    return (
+        f"## Evaluation\n\nOn {metrics.get('held_out_rows', 0):,} held-out rows, the same for every column.\n\n{table}"
+    )
+
+
+def _training(manifest: Manifest, curve: str | None) -> str:
+    parts = ["## Training"]
+    done = manifest.training
+    if done is not None:
+        ended = f"; stopped early: {_plain(done.stopped_early)}" if done.stopped_early else ""
+        devices = ", ".join(manifest.devices) or "unknown devices"
+        parts.append(
+            f"{done.steps:,} optimizer steps, {done.epochs:g} epochs, {done.tokens:,} tokens in "
+            f"{_duration(done.seconds)} on {_plain(devices)}{ended}."
+        )
+    if curve is not None:
+        parts.append(f"![Loss curve]({curve})")
+    if rows := list(_configuration(manifest)):
+        parts.append(_table(("Configuration", ""), rows))
+    return "\n\n".join(parts)
+
+
+def _configuration(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    """What decides how it was trained; the learning rate in use where it was left to the mode."""
+    shown = ("training", "lora", *(("ppo",) if manifest.mode == "ppo" else ()))
+    for group in shown:
+        values = dict(manifest.configuration.get(group) or {})
+        if "learningRate" in values and values["learningRate"] is None and manifest.mode in get_args(Mode):
+            values["learningRate"] = TrainingSpec().resolved_learning_rate(cast(Mode, manifest.mode))
+        yield from _flat(values, f"{group}.")
+
+
+def _data(manifest: Manifest) -> str:
+    data = manifest.dataset
+    if data is None:
+        return ""
+    report = (data.model_extra or {}).get("report")
+    if isinstance(report, Mapping):
+        rows = [(label, _plain(text)) for label, text in summary_lines(Report.model_validate(report))]
+    else:
+        counts = f"{data.rows:,} read, {data.kept:,} kept, {data.refused:,} refused"
+        rows = [("Dataset", _code(data.path)), ("Rows", counts)]
+    return f"## Data\n\n{_table(('', ''), rows)}"
+
+
+def _weight_hash(folder: Path, manifest: Manifest) -> str:
+    """From the manifest, or, while `publish` has not yet filled it in, from the file."""
+    weights = folder / ADAPTER_WEIGHTS
+    return manifest.weight_hash or (file_hash(weights) if weights.exists() else "")
+
+
+def _hashes(manifest: Manifest, weight_hash: str) -> str:
+    rows = [
+        ("Adapter weights", weight_hash),
+        ("Base weights", manifest.base.weight_hash),
+        ("Start adapter weights", manifest.start_adapter.weight_hash if manifest.start_adapter else ""),
+        ("Dataset", manifest.dataset.hash if manifest.dataset else ""),
+        ("Chat template", manifest.template_hash),
+        ("Configuration", manifest.config_hash),
+    ]
+    versions = ", ".join(f"{name} {version}" for name, version in sorted(manifest.library_versions.items()))
+    text = "## Provenance\n\n" + _table(("sha256", ""), [(name, _code(value)) for name, value in rows if value])
+    return f"{text}\n\nMade with {_plain(versions)}. All of it is in `model.json`." if versions else text
+
+
+def _flat(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        elif value is not None:
+            yield f"{prefix}{name}", _code(str(value))
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    head = list(head)
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+
+
+def _number(value: float | None) -> str:
+    if value is None or not math.isfinite(value):
+        return "-"
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _code(text: str) -> str:
+    """`text` as code; a backtick or a line break in it would end that."""
+    return f"`{' '.join(text.replace('`', chr(39)).split())}`"
+
+
+def _plain(text: str) -> str:
+    """`text` as one line that Markdown does not read as markup of its own."""
+    return " ".join(text.replace("<", "&lt;").split())

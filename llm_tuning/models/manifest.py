@@ -1,0 +1,226 @@
+"""The manifest of a model (`model.json`): what it is, what it was made of, and the hash of every file beside it.
+
+It is read leniently: unknown fields are kept and most fields may be absent, so that an older version neither refuses
+nor loses what a newer one wrote. A directory that holds a manifest is whole; see `publish`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from llm_tuning.api import TuningConfig
+from llm_tuning.core.files import write_json
+from llm_tuning.errors import InputError, Problem
+
+MANIFEST = "model.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
+class Record(BaseModel):
+    """A part of a manifest."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())
+
+
+class BaseRecord(Record):
+    """The base model that the adapter belongs to."""
+
+    path: str
+    name: str
+    weight_hash: str
+    size: int | None = None
+    """Bytes of the weight files, where known."""
+
+
+class StartAdapterRecord(Record):
+    """The adapter that training started from."""
+
+    model_id: str
+    weight_hash: str
+
+
+class DatasetRecord(Record):
+    """The training rows. `hash` is over what was trained on."""
+
+    path: str
+    hash: str
+    rows: int = 0
+    kept: int = 0
+    refused: int = 0
+
+
+class MlflowRecord(Record):
+    """Where MLflow has the run."""
+
+    run_id: str
+    uri: str = ""
+    experiment: str = ""
+
+
+class TrainingRecord(Record):
+    """How the training went; `tokens` counts real ones, `stopped_early` says why it ended before its last step."""
+
+    steps: int = 0
+    epochs: float = 0.0
+    seconds: float = 0.0
+    tokens: int = 0
+    stopped_early: str | None = None
+
+
+class Manifest(Record):
+    """Everything about one finished adapter that must never be lost. Names on disk are those of the fields."""
+
+    model_id: str
+    model_name: str = ""
+    mode: str
+    created_at: str = ""
+    """ISO 8601, UTC, whole seconds."""
+    base: BaseRecord
+    start_adapter: StartAdapterRecord | None = None
+    configuration: dict[str, Any] = Field(default_factory=dict)
+    """The TuningConfig, complete, by its aliases (camelCase)."""
+    config_hash: str = ""
+    dataset: DatasetRecord | None = None
+    template_hash: str = ""
+    metrics: dict[str, Any] = Field(default_factory=dict)
+    """The held-out evaluation, as in `evaluation.json`."""
+    mlflow: MlflowRecord | None = None
+    library_versions: dict[str, str] = Field(default_factory=dict)
+    training: TrainingRecord | None = None
+    devices: list[str] = Field(default_factory=list)
+    description: str = ""
+    tags: list[str] = Field(default_factory=list)
+    files: dict[str, str] = Field(default_factory=dict)
+    """sha256 of every other file, by its path in the directory; `publish` fills it in."""
+    size: int = 0
+    """Bytes of those files together; `publish` fills it in."""
+
+    @property
+    def weight_hash(self) -> str:
+        """sha256 of the adapter's weights, empty where there are none."""
+        return self.files.get(ADAPTER_WEIGHTS, "")
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest of `folder`, or None where there is none; raises InputError when it is not a manifest."""
+    path = folder / MANIFEST
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise InputError(Problem(str(path), f"cannot be read ({error.strerror})")) from None
+    except ValidationError as error:
+        detail = error.errors(include_url=False, include_input=False)[0]
+        field = ".".join(str(part) for part in detail["loc"])
+        rule = f"is not a manifest ({f'{field}: ' if field else ''}{detail['msg']})"
+        raise InputError(Problem(str(path), rule, "copy the directory again, or remove it")) from None
+
+
+def read_model(folder: Path) -> Manifest | None:
+    """The manifest of the model that `folder` is, or None; raises InputError where it is of another name (a copy)."""
+    manifest = read_manifest(folder)
+    if manifest is not None and manifest.model_id != folder.name:
+        rule = f"is by its manifest the model {manifest.model_id}, under another name"
+        raise InputError(Problem(str(folder), rule, "give it its name again, or move it elsewhere"))
+    return manifest
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write `manifest` into `folder` in one step. Values that JSON lacks (NaN, infinity) become null."""
+    write_json(folder / MANIFEST, json.loads(manifest.model_dump_json()))
+
+
+def file_hashes(folder: Path) -> dict[str, str]:
+    """sha256 (hex) of every file under `folder` but the manifest, by relative path with `/`, sorted."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
+    return {path.relative_to(folder).as_posix(): file_hash(path) for path in paths}
+
+
+def file_hash(path: Path) -> str:
+    """sha256 (hex) of one file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def utc_now() -> str:
+    """Now, as `created_at` has it."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def deciding_settings(config: TuningConfig, devices: int) -> dict[str, Any]:
+    """The settings that decide the weights; a default and the same value written out are alike.
+
+    `devices` is the number of data-parallel processes. It counts only through the rows of one optimizer step: batch 8
+    on one device and batch 4 on two are the same run, batch 8 on two is another. Which devices they are does not count.
+
+    Left out, and why:
+    - training.max_tokens_per_pass, training.gradient_checkpointing: memory and speed; the same sums come out.
+    - training.save_steps: a resumed run equals an uninterrupted one.
+    - training.eval_steps in sft: an evaluation only looks. In ppo it can stop the run (`target_kl`) and counts.
+    - lora.dropout in ppo, which trains without.
+    - ppo.* in other modes.
+    - model.path, dataset.path: their contents count, by hash. dataset.skip_invalid_rows: the rows that are left are in
+      the data hash, and without it a file with invalid rows never trains.
+    - tracking.*.
+
+    `training.precision` counts as written: what `auto` turns into is known only on the device.
+    """
+    training, lora = config.training, config.lora
+    decides: dict[str, Any] = {
+        "mode": config.mode,
+        "quantization": config.model.quantization,
+        "training": {
+            "epochs": training.epochs,
+            "max_steps": training.max_steps,
+            "learning_rate": training.resolved_learning_rate(config.mode),
+            "lr_scheduler_type": training.lr_scheduler_type,
+            "warmup_ratio": training.warmup_ratio,
+            "weight_decay": training.weight_decay,
+            "max_grad_norm": training.max_grad_norm,
+            "effective_batch_size": training.effective_batch_size(devices),
+            "max_length": training.max_length,
+            "precision": training.precision,
+            "eval_fraction": training.eval_fraction,
+            "seed": training.seed,
+        },
+        "lora": {
+            "rank": lora.rank,
+            "alpha": lora.alpha,
+            "target_modules": sorted(set(lora.target_modules.split(","))),
+        },
+    }
+    if config.mode == "ppo":
+        decides["training"]["eval_steps"] = training.eval_steps
+        decides["ppo"] = config.ppo.model_dump()
+    else:
+        decides["lora"]["dropout"] = lora.dropout
+    return decides
+
+
+def config_hash(
+    config: TuningConfig,
+    *,
+    base_weight_hash: str,
+    data_hash: str,
+    template_hash: str,
+    start_adapter_weight_hash: str | None,
+    devices: int,
+) -> str:
+    """sha256 (hex) of what decides the weights: `deciding_settings`, and the contents that the run starts from."""
+    decides = deciding_settings(config, devices)
+    decides |= {
+        "hash_version": 1,
+        "base": {"weights": base_weight_hash, "quantization": decides.pop("quantization")},
+        "data": data_hash,
+        "template": template_hash,
+        "start_adapter": start_adapter_weight_hash,
+    }
+    text = json.dumps(decides, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,277 @@
+"""The registry of models: `models/registry.json`, an index over the manifests that every command heals.
+
+The truth is one manifest per model. `heal` reads those that the index lacks, replaces the file and looks again until
+nothing is missing. Why nothing published is lost, without a lock:
+
+- A model is published (renamed to its place) before its process heals, and manifests never change. So whoever lists
+  the directory after that sees it, whatever the index says.
+- A writer may overwrite what another one just added. It looks again after its own rename, finds the directory that
+  its index lacks and adds it. Of several writers the last to rename is also the last to look.
+- A writer killed right after such a rename leaves an index that lacks a model; the next command of any kind adds it.
+- Hand-made entries and unknown fields are in no manifest. But every index ever written holds those of an index that
+  was read: so what was there when a command first read the file is in all that it writes, and in all that later
+  commands read and write, killed or not. (What a person writes while a command runs is safe too, except in the
+  microseconds between a writer's last comparison and its rename.)
+
+Entries of models whose directory is gone stay, since a volume may be mounted half: `verify` reports them, `rebuild`
+drops those that came from a manifest.
+"""
+
+from __future__ import annotations
+
+import difflib
+import gc
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llm_tuning.api.tuning import check_model_id
+from llm_tuning.errors import InputError, Problem
+from llm_tuning.models.manifest import Manifest, read_model
+from llm_tuning.models.publish import storage_errors
+from llm_tuning.models.registry_entries import FINE_TUNED, Bases, build_entry, is_derived, is_entry, keep_by_hand
+from llm_tuning.models.registry_file import Index, RegistryFile
+
+log = logging.getLogger(__name__)
+
+_Look = Manifest | str | None
+
+
+@dataclass(frozen=True)
+class HealResult:
+    """The index as it is after a look at the directory. `messages` were logged as warnings as well."""
+
+    index: Index
+    added: tuple[str, ...] = ()
+    """model_ids that the index lacked, bases included."""
+    removed: tuple[str, ...] = ()
+    """model_ids that a rebuild dropped."""
+    unusable: tuple[str, ...] = ()
+    """What a rebuild found wrong with manifests that it could not use."""
+    messages: tuple[str, ...] = ()
+
+    @property
+    def entries(self) -> list[dict[str, Any]]:
+        """All entries that name a model, in the order of the file."""
+        return self.index.entries
+
+
+class Registry:
+    """The models in one directory. Every method looks at the files anew: other processes publish, too."""
+
+    def __init__(self, models_dir: str | Path) -> None:
+        self.models_dir = Path(models_dir)
+        self._file = RegistryFile(self.models_dir)
+        self._name = os.path.basename(os.path.abspath(self.models_dir))
+
+    def heal(self, *, published: str | None = None) -> HealResult:
+        """Add to the index every whole model it lacks, and log what a user must know.
+
+        `published` is the model_id that the caller has just published: where it is the only one, a missing file is no
+        news. Where the file cannot be written (a read-only volume, a full disk) the result is complete all the same.
+        """
+        with _no_garbage_collection():
+            return self._heal(published)
+
+    def _heal(self, published: str | None) -> HealResult:
+        if not self.models_dir.is_dir():
+            return HealResult(self._file.read())
+        looks: dict[str, _Look] = {}
+        added: list[str] = []
+        messages: list[str] = []
+        seen = self._file.read()
+        while True:
+            unknown = {name for name in os.listdir(self.models_dir) if name not in seen.ids}
+            document, new = self._healed(seen, unknown, looks)
+            if document is seen.document and not seen.corrupt:
+                break
+            try:
+                written = self._file.replace(seen, document)
+            except OSError as error:
+                state = f"corrupt ({seen.corrupt})" if seen.corrupt else "out of date"
+                messages.append(f"{self._file.path} is {state} and cannot be written ({error.strerror})")
+                seen = Index(seen.raw, document)
+                break
+            if written is None:  # somebody else was quicker
+                seen = self._file.read(seen)
+                continue
+            self._file.remove_abandoned(unknown)
+            added += new
+            messages += self._rebuilt(seen, written, published)
+            before, seen = seen, self._file.read(written)
+            names = os.listdir(self.models_dir)
+            if seen is written and all(name in before.ids or name in looks for name in names):
+                break
+        messages += [look for look in looks.values() if isinstance(look, str)]
+        for message in messages:
+            log.warning("%s", message)
+        return HealResult(seen, added=tuple(dict.fromkeys(added)), messages=tuple(messages))
+
+    def entries(self) -> list[dict[str, Any]]:
+        """All entries that name a model, after healing."""
+        return self.heal().entries
+
+    def get(self, model_id: str) -> dict[str, Any] | None:
+        """The entry of `model_id`, or None, after healing."""
+        return next((entry for entry in self.entries() if entry["model_id"] == model_id), None)
+
+    def find(self, model_id: str) -> Manifest | None:
+        """The manifest of a finished model, or None; raises InputError for what is no model_id or no manifest."""
+        try:
+            check_model_id(model_id)  # anything else may be a path to elsewhere
+        except ValueError as error:
+            raise InputError(Problem("model_id", str(error))) from None
+        return read_model(self.models_dir / model_id)
+
+    def require(self, model_id: str) -> Manifest:
+        """The manifest of a finished model; raises InputError that names the folder and similar model_ids."""
+        manifest = self.find(model_id)
+        if manifest is None:
+            raise self.unknown(model_id)
+        return manifest
+
+    def unknown(self, model_id: str) -> InputError:
+        """The error for a model_id that is not here: the folder looked at, and similar model_ids."""
+        known = [entry["model_id"] for entry in self.entries()]
+        similar = difflib.get_close_matches(model_id, known, n=3, cutoff=0.5)
+        fix = f"did you mean {' or '.join(similar)}?" if similar else "`registry list` shows what is there"
+        return InputError(Problem("model_id", f"{model_id!r} is not in {self.models_dir.resolve()}", fix))
+
+    def rebuild(self) -> HealResult:
+        """Write the index anew from the manifests.
+
+        Hand-made entries, unknown fields and the fields that people edit stay; an entry that came from a manifest goes
+        when the manifest is gone. Raises InputError where the file cannot be written.
+        """
+        if not self.models_dir.is_dir():
+            return HealResult(self._file.read())
+        messages: list[str] = []
+        unusable: list[str] = []
+        while True:
+            seen = self._file.read()
+            document, unusable = self._rebuilt_document(seen)
+            if document == seen.document and not seen.corrupt:
+                break
+            with storage_errors(self._file.path):
+                written = self._file.replace(seen, document)
+            if written is not None:
+                messages = self._rebuilt(seen, written, None)
+                break
+        messages += unusable
+        for message in messages:
+            log.warning("%s", message)
+        before, healed = seen.ids, self.heal()
+        after = {entry["model_id"]: None for entry in healed.entries}
+        return HealResult(
+            healed.index,
+            added=tuple(model_id for model_id in after if model_id not in before),
+            removed=tuple(sorted(before - after.keys())),
+            unusable=tuple(unusable),
+            messages=tuple(dict.fromkeys((*messages, *healed.messages))),
+        )
+
+    def verify(self, model_id: str | None = None) -> list[Problem]:
+        """What is wrong with the models, or with one: see `registry_verify`. Reads every file of them.
+
+        Raises InputError for a model_id that is not here.
+        """
+        from llm_tuning.models.registry_verify import verify_models
+
+        index = self.heal().index
+        if model_id is not None and model_id not in index.ids and self.find(model_id) is None:
+            raise self.unknown(model_id)
+        return verify_models(self.models_dir, index, model_id)
+
+    def _healed(self, seen: Index, unknown: set[str], looks: dict[str, _Look]) -> tuple[dict[str, Any], list[str]]:
+        """The document with all that it lacks (itself if nothing), and the model_ids added.
+
+        `unknown` are the names in the directory that it does not have; `looks` remembers those already looked at:
+        manifests never change.
+        """
+        new = self._manifests(unknown, looks)
+        orphans = _orphans(seen)
+        if not new and not orphans:
+            return seen.document, []
+        bases = Bases(seen.entries)
+        models = [
+            self._with_base(m, bases, looks) if is_entry(m) and m["model_id"] in orphans else m for m in seen.models
+        ]
+        added = [build_entry(m, models_name=self._name, base_model_id=bases.of(m)) for m in new]
+        added = [*bases.new, *added]
+        models += added
+        document = seen.document if models == seen.models else {**seen.document, "models": models}
+        return document, [entry["model_id"] for entry in added]
+
+    def _with_base(self, entry: dict[str, Any], bases: Bases, looks: dict[str, _Look]) -> dict[str, Any]:
+        """`entry` with a base that has an entry; as it is where no manifest says which."""
+        manifests = self._manifests([entry["model_id"]], looks)
+        return {**entry, "base_model_id": bases.of(manifests[0])} if manifests else entry
+
+    def _rebuilt_document(self, seen: Index) -> tuple[dict[str, Any], list[str]]:
+        """What is in no manifest, then bases and adapters, oldest first; and what is wrong with manifests, in words."""
+        looks: dict[str, _Look] = {}
+        manifests = self._manifests(os.listdir(self.models_dir), looks)
+        made = {manifest.model_id for manifest in manifests}
+        unreadable = {name for name, look in looks.items() if isinstance(look, str)}
+        needed = unreadable | {str(e.get("base_model_id")) for e in seen.entries if e["model_id"] in unreadable}
+        by_hand = [m for m in seen.models if not is_entry(m) or not is_derived(m) or m["model_id"] in needed]
+        models = [m for m in by_hand if not is_entry(m) or m["model_id"] not in made]
+        bases = Bases([m for m in models if is_entry(m)])
+        adapters = [build_entry(m, models_name=self._name, base_model_id=bases.of(m)) for m in manifests]
+        earlier = {entry["model_id"]: entry for entry in seen.entries}
+        models += [keep_by_hand(earlier.get(entry["model_id"], {}), entry) for entry in (*bases.new, *adapters)]
+        return {**seen.document, "models": models}, [look for look in looks.values() if isinstance(look, str)]
+
+    def _manifests(self, names: Iterable[str], looks: dict[str, _Look]) -> list[Manifest]:
+        """The manifests of the whole models among `names`, oldest first."""
+        found = []
+        for name in names:
+            if name not in looks:
+                looks[name] = self._look(name)
+            look = looks[name]
+            if isinstance(look, Manifest):
+                found.append(look)
+        return sorted(found, key=lambda manifest: (manifest.created_at, manifest.model_id))
+
+    def _look(self, name: str) -> _Look:
+        """The manifest of the directory `name`; None if it is no model, a sentence if it is one that cannot be used."""
+        if name.startswith("."):
+            return None
+        try:
+            return read_model(self.models_dir / name)
+        except InputError as error:
+            return str(error)
+
+    def _rebuilt(self, seen: Index, written: Index, published: str | None) -> list[str]:
+        """The message when a missing or corrupt file was made anew."""
+        made = [entry["model_id"] for entry in written.entries if entry.get("model_type") == FINE_TUNED]
+        source = f"rebuilt from {len(made)} manifest{'' if len(made) == 1 else 's'}"
+        if seen.corrupt:
+            kept = f"the old file is kept as {self._file.corrupt_name(seen)}"
+            return [f"{self._file.path} was corrupt ({seen.corrupt}); {source}, {kept}"]
+        if seen.raw is None and made and made != [published]:
+            return [f"{self._file.path} was missing; {source}"]
+        return []
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Reading a large index makes only what is kept; the collector would walk it over and over, for as long again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _orphans(index: Index) -> set[str]:
+    """model_ids of entries that came from a manifest and whose base has lost its entry, by a person's hand."""
+    ids = index.ids
+    lost = [e for e in index.entries if isinstance(base := e.get("base_model_id"), str) and base not in ids]
+    return {entry["model_id"] for entry in lost if entry.get("model_type") == FINE_TUNED and is_derived(entry)}

@@ -1,0 +1,187 @@
+"""Rank 0's frame around a recipe: track and show it while it trains, publish and register what it leaves.
+
+The order is what makes a kill at any moment harmless: all files of the stage, the manifest last, one rename, then the
+registry (an index that heals from manifests), then MLflow, and the work folder goes at the very end.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from llm_tuning import __version__
+from llm_tuning.core.files import read_json
+from llm_tuning.core.stopping import raise_if_stopped
+from llm_tuning.errors import TryAgain
+from llm_tuning.models.card import write_model_card
+from llm_tuning.models.loss_curve import draw_loss_curve
+from llm_tuning.models.manifest import (
+    BaseRecord,
+    DatasetRecord,
+    Manifest,
+    MlflowRecord,
+    StartAdapterRecord,
+    TrainingRecord,
+    read_manifest,
+    utc_now,
+)
+from llm_tuning.models.publish import publish
+from llm_tuning.models.registry import Registry
+from llm_tuning.progress import Progress
+from llm_tuning.run.reporter import RunReporter
+from llm_tuning.run.spec import RunSpec, shown_config
+from llm_tuning.tracking import Tracker, summarise
+from llm_tuning.tracking.metrics_file import METRICS_FILE
+
+log = logging.getLogger(__name__)
+
+LOSS_CURVE = "loss_curve.png"
+LIBRARIES = ("torch", "transformers", "peft", "trl", "accelerate", "tokenizers", "safetensors", "mlflow")
+
+
+class Finisher:
+    """Context in which rank 0 trains: `reporter` is for the recipe, `publish` for when it has returned."""
+
+    def __init__(self, spec: RunSpec) -> None:
+        self._spec = spec
+        self._tracker = start_tracker(spec)
+        self.reporter = RunReporter(Progress(), self._tracker)
+
+    def __enter__(self) -> Finisher:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.reporter.close()
+        if error is not None:
+            self._tracker.finish("KILLED" if isinstance(error, TryAgain) else "FAILED", artifacts=None)
+
+    def publish(self, devices: list[str]) -> None:
+        """Make the stage, which was trained on `devices`, a whole, registered and tracked model.
+
+        Raises TryAgain if stopped before the rename.
+        """
+        spec = self._spec
+        self.reporter.stage("publishing")
+        stage = spec.work / "stage"
+        shutil.copyfile(spec.work / METRICS_FILE, stage / METRICS_FILE)
+        curve = draw_loss_curve(spec.work / METRICS_FILE, stage / LOSS_CURVE, mode=spec.config.mode)
+        manifest = build_manifest(spec, devices=devices, mlflow=mlflow_record(self._tracker))
+        write_model_card(stage, manifest, LOSS_CURVE if curve else None)
+        raise_if_stopped("before publishing")
+        publish(stage, spec.target, manifest)
+        self.reporter.close(done=True)
+        _after_rename(spec, self._tracker)
+
+
+def finish_published(spec: RunSpec) -> None:
+    """Do what a run that was killed after its rename has left: registry, MLflow, and the work folder goes."""
+    if (spec.work / METRICS_FILE).exists():
+        _after_rename(spec, start_tracker(spec))
+    else:
+        Registry(spec.output_dir).heal(published=spec.model_id)
+        shutil.rmtree(spec.work, ignore_errors=True)
+
+
+def _after_rename(spec: RunSpec, tracker: Tracker) -> None:
+    Registry(spec.output_dir).heal(published=spec.model_id)
+    result = tracker.finish("FINISHED", artifacts=spec.target)
+    if result.note:
+        log.warning("%s", result.note)
+    shutil.rmtree(spec.work, ignore_errors=True)
+
+
+def start_tracker(spec: RunSpec) -> Tracker:
+    """Start tracking this run, or go on with the MLflow run that an earlier start of it made."""
+    config = spec.config
+    return Tracker.start(
+        config.tracking.uri,
+        config.tracking.experiment_name,
+        run_name=spec.model_id,
+        work_dir=spec.work,
+        params=flat(config.model_dump(by_alias=False, exclude={"tracking"}))
+        | {"config_hash": spec.config_hash, "devices": ",".join(spec.devices), "adapter_path": str(spec.target)},
+        tags={
+            "model_id": spec.model_id,
+            "mode": config.mode,
+            "base": spec.base_name,
+            "base_weight_hash": spec.base_weight_hash,
+            "llm_tuning.version": __version__,
+        },
+        dataset={"path": config.dataset.path, "hash": spec.data_hash, **report_counts(spec)},
+    )
+
+
+def build_manifest(spec: RunSpec, *, devices: list[str], mlflow: MlflowRecord | None) -> Manifest:
+    """The manifest of a run whose recipe has returned; `publish` adds the file hashes."""
+    config = spec.config
+    report = read_json(spec.work / "data_report.json")
+    start = read_manifest(spec.start_adapter) if spec.start_adapter else None
+    return Manifest(
+        model_id=spec.model_id,
+        model_name=spec.model_id,
+        mode=config.mode,
+        created_at=utc_now(),
+        base=BaseRecord(path=config.model.path, name=spec.base_name, weight_hash=spec.base_weight_hash),
+        start_adapter=StartAdapterRecord(model_id=start.model_id, weight_hash=start.weight_hash) if start else None,
+        configuration=shown_config(config).model_dump(mode="json", by_alias=True),
+        config_hash=spec.config_hash,
+        dataset=DatasetRecord(path=config.dataset.path, hash=spec.data_hash, report=report, **report_counts(spec)),
+        template_hash=spec.template_hash,
+        metrics=read_json(spec.work / "evaluation.json"),
+        mlflow=mlflow,
+        library_versions=library_versions(),
+        training=training_record(spec),
+        devices=devices,
+        description=f"{config.mode} of {spec.base_name} on {Path(config.dataset.path).name}",
+        tags=[config.mode],
+    )
+
+
+def mlflow_record(tracker: Tracker) -> MlflowRecord | None:
+    """Where MLflow has the run; None without tracking, or when the store did not answer in time."""
+    run_id = tracker.run_id
+    if run_id is None or tracker.store is None:
+        return None
+    return MlflowRecord(run_id=run_id, uri=tracker.store.shown, experiment=tracker.experiment)
+
+
+def report_counts(spec: RunSpec) -> dict[str, int]:
+    """Rows read, kept and refused by the run's data check."""
+    report = read_json(spec.work / "data_report.json")
+    return {name: report[name] for name in ("rows", "kept", "refused")}
+
+
+def training_record(spec: RunSpec) -> TrainingRecord:
+    """How the training went, over all starts of the run; a recipe leaves how it ended (`stopped_early`, in ppo also the
+    KL of what is saved) in `training.json`."""
+    ended = read_json(spec.work / "training.json") or {}
+    return TrainingRecord.model_validate(asdict(summarise(spec.work / METRICS_FILE)) | ended)
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of what made the adapter, this project's own among them."""
+    found = {"llm-tuning": __version__}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"lora": {"rank": 8}}` as `{"lora.rank": 8}`, the way MLflow shows parameters; unset ones are left out."""
+    result: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            result |= flat(value, f"{prefix}{name}.")
+        elif value is not None:
+            result[f"{prefix}{name}"] = value
+    return result

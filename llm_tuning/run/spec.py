@@ -1,0 +1,77 @@
+"""A run as it is written to `run.json` in its work folder: what worker processes and a resume start from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from llm_tuning.api import TuningConfig
+from llm_tuning.core.files import read_json, write_json
+from llm_tuning.errors import InputError, Problem
+
+WORK_FOLDER = ".work"
+CACHE_FOLDER = ".cache"
+TRACKING_URI_VARIABLE = "LLM_TUNING_TRACKING_URI"
+"""How a worker process is given the tracking URI whole: `run.json` holds it without its password."""
+
+
+class RunSpec(BaseModel):
+    """The resolved run. Hashes are sha256 in hex; `created` is the Unix time of the first start."""
+
+    model_id: str
+    config: TuningConfig
+    config_hash: str
+    devices: list[str]
+    output_dir: Path
+    base_name: str
+    base_weight_hash: str
+    template_hash: str
+    data_hash: str
+    start_adapter: Path | None
+    start_adapter_hash: str | None
+    created: int
+
+    @property
+    def target(self) -> Path:
+        """Where the finished adapter goes."""
+        return self.output_dir / self.model_id
+
+    @property
+    def work(self) -> Path:
+        return self.output_dir / WORK_FOLDER / self.model_id
+
+    @property
+    def cache(self) -> Path:
+        return self.output_dir / CACHE_FOLDER
+
+    def write(self) -> None:
+        """Write `run.json` in one step, without the credentials of a tracking URI: see `shown_config`."""
+        shown = self.model_copy(update={"config": shown_config(self.config)})
+        write_json(self.work / "run.json", shown.model_dump(mode="json", by_alias=True))
+
+    def with_tracking_uri(self, uri: str | None) -> RunSpec:
+        """This spec as it was before it was written; `uri` is the tracking URI as it was given."""
+        tracking = self.config.tracking.model_copy(update={"uri": uri})
+        return self.model_copy(update={"config": self.config.model_copy(update={"tracking": tracking})})
+
+
+def shown_config(config: TuningConfig) -> TuningConfig:
+    """`config` as files may hold it that others read: a tracking URI without user, password and query."""
+    from llm_tuning.tracking.stores import shown_uri
+
+    if config.tracking.uri is None:
+        return config
+    tracking = config.tracking.model_copy(update={"uri": shown_uri(config.tracking.uri)})
+    return config.model_copy(update={"tracking": tracking})
+
+
+def read_run_spec(work: Path) -> RunSpec | None:
+    """The spec of the run in `work`, or None where none was started; raises InputError on a damaged one."""
+    try:
+        value = read_json(work / "run.json")
+        return None if value is None else RunSpec.model_validate(value)
+    except ValueError:
+        raise InputError(
+            Problem(str(work / "run.json"), "is damaged", f"remove {work} to start this model_id from the beginning")
+        ) from None

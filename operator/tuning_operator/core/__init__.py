@@ -1,0 +1,1 @@
+"""What both kinds stand on: cache, queue, reconciler loop, the one place that writes, Lease, metrics, Events."""

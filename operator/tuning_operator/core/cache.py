@@ -1,0 +1,317 @@
+"""What the watches have delivered, and what the operator has written since: never older than its own last write.
+
+Of two versions of an object the one with the higher resourceVersion counts, whichever comes first. What was deleted
+stays known by its uid, so that a late event does not bring it back.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from llm_tuning.api.inference_service import InferenceServiceSpec
+from llm_tuning.api.kube import GROUP, VERSION
+from llm_tuning.api.tuning_job import TuningJobSpec
+from llm_tuning.errors import InputError
+from tuning_operator.core.constants import (
+    LABEL_JOB,
+    LABEL_SERVICE,
+    LABEL_SERVICE_UID,
+    LABEL_UID,
+    MANAGED_BY,
+    MANAGED_BY_LABEL,
+)
+
+Raw = dict[str, Any]
+Key = tuple[str, str]
+"""Namespace and name of a TuningJob or an InferenceService."""
+
+TUNING_JOBS, INFERENCE_SERVICES = "tuningjobs", "inferenceservices"
+RESOURCES = (TUNING_JOBS, INFERENCE_SERVICES)
+"""The custom resources: watched whoever made them; of the other kinds only what has the operator's label."""
+JOBS, PODS = "jobs", "pods"
+DEPLOYMENTS, SERVICES, CONFIG_MAPS = "deployments", "services", "configmaps"
+NETWORK_POLICIES, BUDGETS = "networkpolicies", "poddisruptionbudgets"
+SERVING = (CONFIG_MAPS, SERVICES, NETWORK_POLICIES, BUDGETS, DEPLOYMENTS)
+"""What an InferenceService is made of, in the order in which it is made."""
+KINDS = (*RESOURCES, JOBS, PODS, *SERVING)
+GROUPS: dict[str, tuple[str, str]] = {
+    TUNING_JOBS: (GROUP, VERSION),
+    INFERENCE_SERVICES: (GROUP, VERSION),
+    JOBS: ("batch", "v1"),
+    PODS: ("", "v1"),
+    DEPLOYMENTS: ("apps", "v1"),
+    SERVICES: ("", "v1"),
+    CONFIG_MAPS: ("", "v1"),
+    NETWORK_POLICIES: ("networking.k8s.io", "v1"),
+    BUDGETS: ("policy", "v1"),
+}
+"""API group and version of each kind."""
+METADATA = (
+    "namespace",
+    "name",
+    "uid",
+    "generation",
+    "resourceVersion",
+    "creationTimestamp",
+    "deletionTimestamp",
+    "labels",
+    "ownerReferences",
+)
+POD_STATUS = ("phase", "reason", "message", "conditions", "containerStatuses", "initContainerStatuses")
+TOMBSTONES = 20_000
+"""Deleted uids to remember: events come late by seconds, not by thousands of objects."""
+
+
+class Store:
+    """`changed(key)` is called for every TuningJob that a change concerns, `service_changed` for InferenceServices."""
+
+    def __init__(
+        self,
+        changed: Callable[[Key], None] = lambda key: None,
+        service_changed: Callable[[Key], None] = lambda key: None,
+    ) -> None:
+        self._changed, self._service_changed = changed, service_changed
+        self._objects: dict[str, dict[Key, Raw]] = {kind: {} for kind in KINDS}
+        self._by_uid: dict[str, dict[str, set[Key]]] = {JOBS: {}, PODS: {}}
+        self._waiting_for: dict[Key, set[Key]] = {}
+        """TuningJobs by the one whose adapter they start from."""
+        self._served_by: dict[Key, set[Key]] = {}
+        """InferenceServices by the TuningJobs that their routes name."""
+        self._specs: dict[str, tuple[int, TuningJobSpec | InferenceServiceSpec | None]] = {}
+        self._deleted: OrderedDict[str, None] = OrderedDict()
+        self.delivered: dict[str, float] = {}
+        """When a watch last delivered anything, by kind; on the clock of time.monotonic()."""
+
+    # --- what comes in ---------------------------------------------------------------------------------------------
+
+    def apply_event(self, kind: str, event: str | None, raw: Raw) -> None:
+        """A watch's event; `event` is ADDED, MODIFIED, DELETED, or None for a list's entry."""
+        self.delivered[kind] = time.monotonic()
+        if event == "DELETED":
+            self._remove(kind, raw)
+        else:
+            self.put(kind, raw)
+
+    def put(self, kind: str, raw: Raw) -> None:
+        """An object as a watch, a list or the answer to a write has it."""
+        metadata = raw["metadata"]
+        key = (metadata["namespace"], metadata["name"])
+        old = self._objects[kind].get(key)
+        if self._is_late(kind, raw) or (old is not None and _version(old) >= _version(raw)):
+            return
+        if old is not None and (kind != TUNING_JOBS or old["metadata"]["uid"] != metadata["uid"]):
+            self._unindex(kind, key, old)  # labels and routes may have been changed
+        raw = trimmed(kind, raw)
+        self._objects[kind][key] = raw
+        self._index(kind, key, raw)
+        self._tell(kind, key, raw)
+
+    def forget(self, kind: str, raw: Raw) -> None:
+        """An object that the API server no longer has."""
+        self._remove(kind, raw)
+
+    def apply_list(self, kind: str, items: Iterable[Raw], version: str, namespace: str | None) -> list[str]:
+        """A complete list: put what is newer, remove what is older than the list and not in it.
+
+        Returns names of what no watch had told of, for the log.
+        """
+        found, missed = set(), []
+        for raw in items:
+            key = (raw["metadata"]["namespace"], raw["metadata"]["name"])
+            found.add(key)
+            old = self._objects[kind].get(key)
+            if old is None or _version(old) < _version(raw):
+                missed.append("/".join(key))
+                self.put(kind, raw)
+        for key, raw in list(self._objects[kind].items()):
+            if key not in found and namespace in (None, key[0]) and _version(raw) <= int(version):
+                if _is_watched(kind, raw):
+                    missed.append("/".join(key))
+                    self._remove(kind, raw)
+                else:  # somebody else's, read when its name was found taken: it may still be there
+                    self._drop(kind, key, raw)
+        return missed
+
+    # --- what is asked ---------------------------------------------------------------------------------------------
+
+    def tuning_job(self, namespace: str, name: str) -> Raw | None:
+        return self._objects[TUNING_JOBS].get((namespace, name))
+
+    def tuning_jobs(self) -> Iterable[Raw]:
+        return self._objects[TUNING_JOBS].values()
+
+    def get(self, kind: str, namespace: str, name: str) -> Raw | None:
+        return self._objects[kind].get((namespace, name))
+
+    def all(self, kind: str) -> Iterable[Raw]:
+        return self._objects[kind].values()
+
+    def job(self, namespace: str, name: str) -> Raw | None:
+        return self._objects[JOBS].get((namespace, name))
+
+    def pods_of(self, uid: str) -> list[Raw]:
+        """Pods labelled with the uid of a TuningJob or an InferenceService."""
+        return [self._objects[PODS][key] for key in self._by_uid[PODS].get(uid, ())]
+
+    def spec_of(self, raw: Raw) -> TuningJobSpec | None:
+        """The spec of a TuningJob, parsed once for each generation; None where it does not parse."""
+        spec = self._parsed(raw, TuningJobSpec)
+        return spec if isinstance(spec, TuningJobSpec) else None
+
+    def service_spec_of(self, raw: Raw) -> InferenceServiceSpec | None:
+        """The same of an InferenceService."""
+        spec = self._parsed(raw, InferenceServiceSpec)
+        return spec if isinstance(spec, InferenceServiceSpec) else None
+
+    def _parsed(
+        self, raw: Raw, model: type[TuningJobSpec | InferenceServiceSpec]
+    ) -> TuningJobSpec | InferenceServiceSpec | None:
+        uid, generation = raw["metadata"]["uid"], int(raw["metadata"].get("generation", 1))
+        known = self._specs.get(uid)
+        if known is None or known[0] != generation:
+            try:
+                spec: TuningJobSpec | InferenceServiceSpec | None = model.parse(raw.get("spec") or {}, where="spec")
+            except InputError:
+                spec = None
+            known = self._specs[uid] = (generation, spec)
+        return known[1]
+
+    def chain_from(self, namespace: str, name: str) -> tuple[str, ...]:
+        """The TuningJob `name`, the one whose adapter it waits for, and so on; each once."""
+        chain: list[str] = []
+        following: str | None = name
+        while following is not None and following not in chain:
+            chain.append(following)
+            raw = self.tuning_job(namespace, following) or {}
+            knows = (raw.get("status") or {}).get("startAdapterModelId")
+            following = None if knows is not None else _start_job(raw)
+        return tuple(chain)
+
+    def sizes(self) -> dict[str, int]:
+        return {kind: len(objects) for kind, objects in self._objects.items()}
+
+    # --- inside ----------------------------------------------------------------------------------------------------
+
+    def _remove(self, kind: str, raw: Raw) -> None:
+        uid = raw["metadata"]["uid"]
+        self._deleted[uid] = None
+        if len(self._deleted) > TOMBSTONES:
+            self._deleted.popitem(last=False)
+        key = (raw["metadata"]["namespace"], raw["metadata"]["name"])
+        old = self._objects[kind].get(key)
+        if old is not None and old["metadata"]["uid"] == uid:
+            self._drop(kind, key, old)
+
+    def _drop(self, kind: str, key: Key, old: Raw) -> None:
+        del self._objects[kind][key]
+        self._unindex(kind, key, old)
+        self._tell(kind, key, old)
+
+    def _is_late(self, kind: str, raw: Raw) -> bool:
+        """Told of by a watch after its end. What no watch tells of was read: it is there, whatever was said before."""
+        return raw["metadata"]["uid"] in self._deleted and _is_watched(kind, raw)
+
+    def _index(self, kind: str, key: Key, raw: Raw) -> None:
+        if kind == TUNING_JOBS:
+            if (other := _start_job(raw)) is not None:
+                self._waiting_for.setdefault((key[0], other), set()).add(key)
+        elif kind == INFERENCE_SERVICES:
+            for job in _routed_jobs(raw):
+                self._served_by.setdefault((key[0], job), set()).add(key)
+        elif kind in self._by_uid and (uid := _owner_label(raw)) is not None:
+            self._by_uid[kind].setdefault(uid, set()).add(key)
+
+    def _unindex(self, kind: str, key: Key, raw: Raw) -> None:
+        if kind == TUNING_JOBS:
+            self._specs.pop(raw["metadata"]["uid"], None)
+            if (other := _start_job(raw)) is not None:
+                _discard(self._waiting_for, (key[0], other), key)
+        elif kind == INFERENCE_SERVICES:
+            self._specs.pop(raw["metadata"]["uid"], None)
+            for job in _routed_jobs(raw):
+                _discard(self._served_by, (key[0], job), key)
+        elif kind in self._by_uid and (uid := _owner_label(raw)) is not None:
+            _discard(self._by_uid[kind], uid, key)
+
+    def _tell(self, kind: str, key: Key, raw: Raw) -> None:
+        if kind == TUNING_JOBS:
+            self._changed(key)
+            for waiting in self._waiting_for.get(key, ()):
+                self._changed(waiting)
+            for service in self._served_by.get(key, ()):
+                self._service_changed(service)
+            return
+        if kind == INFERENCE_SERVICES:
+            self._service_changed(key)
+            return
+        labels = raw["metadata"].get("labels", {})
+        if LABEL_JOB in labels:
+            self._changed((key[0], labels[LABEL_JOB]))
+        elif LABEL_SERVICE in labels:
+            self._service_changed((key[0], labels[LABEL_SERVICE]))
+
+
+def trimmed(kind: str, raw: Raw) -> Raw:
+    """What the passes read of an object: a thousand Jobs with their pod templates would take a hundred MB."""
+    metadata = {name: raw["metadata"][name] for name in METADATA if name in raw["metadata"]}
+    kept: Raw = {"metadata": metadata, "status": raw.get("status") or {}}
+    spec = raw.get("spec") or {}
+    if kind in (*SERVING, INFERENCE_SERVICES):
+        metadata["annotations"] = raw["metadata"].get("annotations") or {}
+    if kind in SERVING:  # few, and compared whole
+        kept |= {name: raw[name] for name in ("spec", "data") if name in raw}
+    elif kind in RESOURCES:
+        kept["spec"] = spec
+        if "status" not in raw:
+            del kept["status"]
+    elif kind == JOBS:
+        kept["spec"] = {name: spec[name] for name in ("backoffLimit", "suspend") if name in spec}
+    else:
+        kept["spec"] = {"containers": [_named_image(container) for container in spec.get("containers", ())]}
+        kept["status"] = {name: kept["status"][name] for name in POD_STATUS if name in kept["status"]}
+    return kept
+
+
+def _named_image(container: Raw) -> Raw:
+    return {name: container[name] for name in ("name", "image") if name in container}
+
+
+def _discard(index: dict[Any, set[Key]], at: Any, key: Key) -> None:
+    """Take `key` out of the set at `at`, and an empty set out of the index."""
+    keys = index.get(at, set())
+    keys.discard(key)
+    if not keys:
+        index.pop(at, None)
+
+
+def _is_watched(kind: str, raw: Raw) -> bool:
+    """Whether the watches tell of it."""
+    return kind in RESOURCES or raw["metadata"].get("labels", {}).get(MANAGED_BY_LABEL) == MANAGED_BY
+
+
+def _version(raw: Raw) -> int:
+    """resourceVersions of one kind grow; Kubernetes promises so since 1.35, and etcd always did."""
+    return int(raw["metadata"].get("resourceVersion") or 0)
+
+
+def _owner_label(raw: Raw) -> str | None:
+    labels = raw["metadata"].get("labels", {})
+    found = labels.get(LABEL_UID) or labels.get(LABEL_SERVICE_UID)
+    return str(found) if found is not None else None
+
+
+def _routed_jobs(raw: Raw) -> set[str]:
+    """The TuningJobs that the routes name."""
+    routes = (raw.get("spec") or {}).get("routes") or ()
+    names = (target.get("tuningJob") for route in routes for target in route.get("targets") or ())
+    return {name for name in names if isinstance(name, str)}
+
+
+def _start_job(raw: Raw) -> str | None:
+    """The TuningJob whose adapter this one starts from."""
+    adapter = ((raw.get("spec") or {}).get("model") or {}).get("adapter") or {}
+    name = adapter.get("tuningJob")
+    return name if isinstance(name, str) else None

@@ -1,0 +1,81 @@
+"""Kubernetes Events on a custom resource: one object for each thing that is told, however often it happens.
+
+The name follows from what is told, so that a repeat, or an operator that died in between, counts one up.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from llm_tuning.api.kube import API_VERSION
+from tuning_operator.core.cache import TUNING_JOBS
+from tuning_operator.core.cluster import KIND_NAMES, Cluster
+from tuning_operator.core.conditions import timestamp
+from tuning_operator.core.constants import MANAGED_BY
+from tuning_operator.core.desired import Event
+from tuning_operator.core.errors import ClusterError
+
+log = logging.getLogger(__name__)
+
+
+def event_name(raw: Mapping[str, Any], event: Event) -> str:
+    """`NAME.HASH`, the hash over the object's uid and what is told."""
+    told = f"{raw['metadata']['uid']}\n{event.type}\n{event.reason}\n{event.message}"
+    return f"{raw['metadata']['name']}.{hashlib.sha256(told.encode()).hexdigest()[:16]}"
+
+
+def build_event(
+    raw: Mapping[str, Any], event: Event, now: datetime, instance: str, kind: str = TUNING_JOBS
+) -> dict[str, Any]:
+    """The Event as it is created."""
+    metadata = raw["metadata"]
+    involved = {
+        "apiVersion": API_VERSION,
+        "kind": KIND_NAMES[kind],
+        "name": metadata["name"],
+        "namespace": metadata["namespace"],
+        "uid": metadata["uid"],
+        "resourceVersion": metadata.get("resourceVersion", ""),
+    }
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {"name": event_name(raw, event), "namespace": metadata["namespace"]},
+        "involvedObject": involved,
+        "type": event.type,
+        "reason": event.reason,
+        "message": event.message[:1024],
+        "firstTimestamp": timestamp(now),
+        "lastTimestamp": timestamp(now),
+        "count": 1,
+        "source": {"component": MANAGED_BY},
+        "reportingComponent": MANAGED_BY,
+        "reportingInstance": instance,
+    }
+
+
+async def tell(
+    cluster: Cluster,
+    raw: Mapping[str, Any],
+    events: list[Event],
+    now: datetime,
+    *,
+    instance: str,
+    kind: str = TUNING_JOBS,
+) -> None:
+    """Write `events`. A failure is logged, and never fails the pass: the status is what counts."""
+    for event in events:
+        body = build_event(raw, event, now, instance, kind)
+        try:
+            await cluster.write_event(body["metadata"]["namespace"], body["metadata"]["name"], body, _again)
+        except ClusterError as error:
+            log.warning("an event was not written: %s", error)
+
+
+def _again(first: Mapping[str, Any]) -> dict[str, Any]:
+    """That it happened again. The count is not known without a right to read Events by name; two says `again`."""
+    return {"count": 2, "lastTimestamp": first["lastTimestamp"]}

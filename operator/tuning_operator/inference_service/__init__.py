@@ -1,0 +1,1 @@
+"""InferenceService: observe, desire (pure), build, status."""

@@ -1,0 +1,87 @@
+"""What is there: one InferenceService with what it is made of, its pods and what their agents tell."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from llm_tuning.agent.contract import Report
+from llm_tuning.api.inference_service import InferenceServiceSpec, InferenceServiceStatus, read_status
+from llm_tuning.errors import InputError, Problem
+from tuning_operator.tuning_job.observed import AdapterJob, CustomResource, Pod, Raw, adapter_job, is_owned
+
+
+@dataclass(frozen=True)
+class ServingPod(Pod):
+    """A pod with vLLM and its agent."""
+
+    report: Report | None = None
+    """What its agent has told in the last seconds."""
+
+    @property
+    def is_deleting(self) -> bool:
+        return "deletionTimestamp" in self.raw["metadata"]
+
+    @property
+    def is_ready(self) -> bool:
+        return self.condition("Ready").get("status") == "True" and not self.is_deleting
+
+
+@dataclass(frozen=True)
+class ObservedService(CustomResource):
+    """One InferenceService and all that belongs to it."""
+
+    spec: InferenceServiceSpec | None
+    problems: tuple[Problem, ...] = ()
+    parts: Mapping[str, Raw] = field(default_factory=dict)
+    """What it is made of and owns, by kind."""
+    taken: tuple[str, ...] = ()
+    """Kinds of which somebody else has an object of our name."""
+    pods: tuple[ServingPod, ...] = ()
+    """Oldest first, without those that are going."""
+    jobs: Mapping[str, AdapterJob] = field(default_factory=dict)
+    """The TuningJobs that the routes name."""
+    warnings: tuple[Raw, ...] = ()
+    refused: str | None = None
+    """What the API server said when it refused a part."""
+    reports_due: bool = False
+    """The operator has just started: agents that have not reported yet may well do so in some seconds."""
+
+    @cached_property
+    def status(self) -> InferenceServiceStatus:
+        return read_status(self.raw.get("status"))
+
+
+def build_observed_service(
+    raw: Raw,
+    *,
+    spec: InferenceServiceSpec | None,
+    parts: Mapping[str, Raw],
+    pods: Iterable[Raw] = (),
+    reports: Mapping[str, Report] | None = None,
+    jobs: Mapping[str, Raw | None] | None = None,
+    warnings: Iterable[Raw] = (),
+    reports_due: bool = False,
+) -> ObservedService:
+    """Put it together; `parts` are the objects of our names, whoever owns them."""
+    problems: tuple[Problem, ...] = ()
+    if spec is None:
+        try:
+            spec = InferenceServiceSpec.parse(raw.get("spec") or {}, where="spec")
+        except InputError as error:
+            problems = error.problems
+    uid = raw["metadata"]["uid"]
+    own = {kind: part for kind, part in parts.items() if is_owned(part, uid)}
+    serving = [ServingPod(pod, (reports or {}).get(pod["metadata"]["uid"])) for pod in pods]
+    return ObservedService(
+        raw=raw,
+        spec=spec,
+        problems=problems,
+        parts=own,
+        taken=tuple(kind for kind in parts if kind not in own),
+        pods=tuple(sorted((p for p in serving if not p.is_deleting), key=lambda pod: (pod.created, pod.name))),
+        jobs={name: adapter_job(name, job, ()) for name, job in (jobs or {}).items()},
+        warnings=tuple(warnings),
+        reports_due=reports_due,
+    )

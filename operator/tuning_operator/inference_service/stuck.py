@@ -1,0 +1,110 @@
+"""Why the pods of an InferenceService do not get on, and what to do about it."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from datetime import datetime
+from typing import Any
+
+from llm_tuning.api.conditions import Reason, ServiceReason
+from llm_tuning.api.inference_service import InferenceServiceSpec
+from llm_tuning.errors import EXIT_INPUT
+from llm_tuning.pod.contract import CheckResult, parse_result
+from tuning_operator.core.cache import DEPLOYMENTS
+from tuning_operator.inference_service.children import AGENT, ENGINE, PLAN
+from tuning_operator.inference_service.observed import ObservedService, ServingPod
+from tuning_operator.pods.stuck import CREATION, Stuck, asked_by_service, events_due, find_stuck, of_words
+from tuning_operator.tuning_job.observed import Child, Raw
+
+LOG_CHARACTERS = 500
+_PREFIX = re.compile(r"^(\(\w+ pid=\d+\) )?([A-Z]+ \d\d-\d\d \d\d:\d\d:\d\d \[[^]]*\] )?")
+"""What vLLM's processes put before each line."""
+_NOISE = re.compile(r'\s+(File "|For further information visit)')
+
+
+def service_events_due(observed: ObservedService, now: datetime) -> float | None:
+    """In how many seconds Events are to be read, as `events_due` of a Job says it; of the newest pod that waits."""
+    deployment = observed.parts.get(DEPLOYMENTS)
+    if deployment is None or observed.spec is None or not observed.spec.replicas:
+        return None
+    pods = _waiting(observed)
+    if not pods and observed.pods:
+        return None
+    return events_due(_child(observed, deployment, pods), now)
+
+
+def find_stuck_service(observed: ObservedService, spec: InferenceServiceSpec, gpu_resource: str) -> Stuck | None:
+    """What it is stuck at, or None while it gets on as far as can be seen."""
+    deployment = observed.parts.get(DEPLOYMENTS)
+    if deployment is None:
+        return None
+    asked = asked_by_service(spec, gpu_resource)
+    for condition in (deployment.get("status") or {}).get("conditions") or ():
+        if condition["type"] == "ReplicaFailure" and condition["status"] == "True":
+            return of_words(CREATION["FailedCreate"], str(condition.get("message", "")), asked)
+    for pod in reversed(observed.pods):
+        if pod.is_ready:
+            continue
+        if stuck := _failing(pod) or find_stuck(_child(observed, deployment, (pod,)), asked):
+            return stuck
+    return None
+
+
+def _waiting(observed: ObservedService) -> tuple[ServingPod, ...]:
+    return tuple(pod for pod in observed.pods if not pod.is_ready)
+
+
+def _child(observed: ObservedService, deployment: Raw, pods: tuple[ServingPod, ...]) -> Child:
+    return Child(deployment, pods, observed.warnings)
+
+
+def _failing(pod: ServingPod) -> Stuck | None:
+    """A container that ends again and again; the plan comes first, for without it nothing starts."""
+    for name in (PLAN, AGENT, ENGINE):
+        ended = _last_end(pod, name)
+        if ended is None:
+            continue
+        message = str(ended.get("message") or "").strip()
+        if name == PLAN:
+            result = parse_result(message, CheckResult)
+            if ended.get("exitCode") == EXIT_INPUT and result is not None:
+                return Stuck(ServiceReason.PLAN_FAILED, f"spec.model.path: {result.message}")
+            return Stuck(ServiceReason.PLAN_FAILED, _ended(pod, name, ended, "the plan for vLLM cannot be made"))
+        if name == AGENT:
+            return Stuck(ServiceReason.AGENT_FAILING, _ended(pod, name, ended, "the adapter agent ends"))
+        if ended.get("reason") == "OOMKilled":
+            text = "vLLM used more memory than spec.resources.memory and was ended; give it more"
+            return Stuck(Reason.OUT_OF_MEMORY, text)
+        return Stuck(ServiceReason.ENGINE_FAILING, _ended(pod, name, ended, "vLLM ended"))
+    return None
+
+
+def _last_end(pod: ServingPod, name: str) -> dict[str, Any] | None:
+    """How the container ended last, if it is not at work since: one that has become ready is past it."""
+    status = pod.raw.get("status", {})
+    statuses = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
+    found = next((status for status in statuses if status.get("name") == name), None)
+    if found is None or found.get("ready"):
+        return None
+    for state in (found.get("state") or {}, found.get("lastState") or {}):
+        ended = state.get("terminated")
+        if ended and (ended.get("exitCode") != 0 or name == ENGINE):  # vLLM leaves with 0 when its engine has died
+            return dict(ended)
+    return None
+
+
+def _ended(pod: ServingPod, name: str, ended: dict[str, Any], what: str) -> str:
+    how = f"exit code {ended.get('exitCode')}"
+    words = _telling(str(ended.get("message") or ""))
+    return f"{what} ({how}): {words or 'it left no word'}; see `kubectl logs {pod.name} -c {name} --previous`"
+
+
+def _telling(log: str) -> str:
+    """The last error a log names, with the indented lines that go on with it (pydantic's do); else the last line."""
+    lines = [_PREFIX.sub("", line) for line in log.splitlines()]
+    lines = [line for line in lines if line.strip()]
+    errors = [number for number, line in enumerate(lines) if re.search(r"\b\w*(Error|Exception)\b: ", line)]
+    first = errors[-1] if errors else len(lines) - 1
+    rest = itertools.takewhile(lambda line: line.startswith("  ") and not _NOISE.match(line), lines[first + 1 :])
+    return " ".join(" ".join([*lines[first : first + 1], *rest]).split())[:LOG_CHARACTERS]

@@ -1,0 +1,1 @@
+"""What all pods share, and why one is stuck; pure."""

@@ -1,0 +1,343 @@
+"""Why a child Job does not get on, and what to do about it.
+
+A Job says nothing of its pods' troubles, and Kubernetes tells most of them only in words: in this file, and nowhere
+else, messages are searched. What is said of a trouble stays the same while it lasts: every change is a write.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import datetime
+
+from llm_tuning.api.conditions import Reason
+from llm_tuning.api.inference_service import InferenceServiceSpec
+from llm_tuning.api.tuning_job import TuningJobSpec
+from tuning_operator.core.constants import STUCK_SECONDS, UNPLACED_SECONDS
+from tuning_operator.tuning_job.observed import STARTING, Child, Pod, Raw, event_time, read_time
+
+SHOWN_CHARACTERS = 400
+"""Of Kubernetes' own words in a message of ours."""
+IMAGE_TROUBLES = (
+    "ErrImagePull",
+    "ImagePullBackOff",
+    "InvalidImageName",
+    "ErrImageNeverPull",
+    "ImageInspectError",
+    "RegistryUnavailable",
+    "SignatureValidationFailed",
+)
+
+
+@dataclass(frozen=True)
+class Stuck:
+    """A reason and a message that says what is wrong and what to do."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the custom resource asks for, as far as pods get stuck at it."""
+
+    claim: str
+    contents: str
+    """What is to be on the claim."""
+    pod: str
+    """What people call the pod: a trainer, a replica."""
+    gpus: str
+    """Number and resource, such as `2 nvidia.com/gpu`; empty without."""
+    cpu: str
+    memory: str
+    secret_field: str
+    secret_key: str
+    """An example for `kubectl create secret`."""
+    secret: str | None = None
+    config_map: tuple[str, str] | None = None
+    """Name and key, of spec.dataset.configMap."""
+
+
+def asked_by_job(spec: TuningJobSpec, gpu_resource: str) -> Asked:
+    """By a TuningJob."""
+    source, secret = spec.dataset.config_map, spec.tracking.credentials_secret
+    return Asked(
+        claim=spec.volume.claim_name,
+        contents="base/ and datasets/",
+        pod="a trainer",
+        gpus=_gpus(spec.resources.gpus, gpu_resource),
+        cpu=spec.resources.cpu,
+        memory=spec.resources.memory,
+        secret_field="spec.tracking.credentialsSecret",
+        secret_key="MLFLOW_TRACKING_PASSWORD",
+        secret=secret.name if secret is not None else None,
+        config_map=(source.name, source.key) if source is not None else None,
+    )
+
+
+def asked_by_service(spec: InferenceServiceSpec, gpu_resource: str) -> Asked:
+    """By an InferenceService."""
+    secret = spec.api_key_secret
+    return Asked(
+        claim=spec.volume.claim_name,
+        contents="base/ and models/",
+        pod="a replica",
+        gpus=_gpus(spec.resources.gpus, gpu_resource),
+        cpu=spec.resources.cpu,
+        memory=spec.resources.memory,
+        secret_field="spec.apiKeySecret",
+        secret_key=secret.key if secret is not None else "apiKey",
+        secret=secret.name if secret is not None else None,
+    )
+
+
+def _gpus(number: int, resource: str) -> str:
+    return f"{number} {resource}" if number else ""
+
+
+Maker = Callable[[re.Match[str], Asked], Stuck]
+Table = tuple[tuple[str, Maker], ...]
+"""A pattern of Kubernetes' words and what it means; the first that is found counts."""
+
+
+def events_due(child: Child, now: datetime) -> float | None:
+    """In how many seconds Events are to be read, since nothing else will tell; 0 or less: now. None: no need."""
+    if child.is_suspended or child.has_ended or child.is_deleting:
+        return None
+    pod = child.newest_pod
+    if pod is None:
+        return _left(child.created, STUCK_SECONDS, now)
+    if pod.phase == "Failed":
+        return _left(pod.ended_at or pod.created, STUCK_SECONDS, now)
+    if pod.phase != "Pending" or pod.waiting.get("reason") not in STARTING or pod.is_set_up:
+        return None
+    placed = pod.condition("PodScheduled")
+    if placed.get("status") == "True":
+        return _left(read_time(placed["lastTransitionTime"]), STUCK_SECONDS, now)
+    return None if placed else _left(pod.created, UNPLACED_SECONDS, now)
+
+
+def find_stuck(child: Child, asked: Asked) -> Stuck | None:
+    """What the child is stuck at, or None while it gets on as far as can be seen."""
+    pod = child.newest_pod
+    if pod is None or pod.phase == "Failed":
+        since = pod.created if pod is not None else child.created
+        newer = (w for w in child.warnings_about(uid=child.uid) if event_time(w) >= since)
+        return _from_events(newer, CREATION, asked)
+    if pod.phase != "Pending":
+        return None
+    placed = pod.condition("PodScheduled")
+    if placed.get("status") == "False" and placed.get("reason") == "Unschedulable":
+        return of_words(SCHEDULING, str(placed.get("message", "")), asked)
+    if pod.waiting.get("reason") not in STARTING:
+        return _waiting(pod, asked)
+    if pod.is_set_up:
+        return None
+    if not placed:
+        return _from_events(child.warnings_about(claim=asked.claim), BINDING, asked)
+    return _from_events(child.warnings_about(uid=pod.uid), MOUNTING, asked)
+
+
+def find_refusal(message: str, what: str = "Job") -> Stuck:
+    """Why the API server did not take the Job (or another object) itself, by its own words."""
+    if re.search(r"exceeded quota", message):
+        return Stuck(
+            Reason.QUOTA_EXCEEDED,
+            f"a quota of this namespace forbids the {what}: {_short(message)}; delete Jobs that have ended, or have "
+            "the quota raised",
+        )
+    return Stuck(
+        Reason.POD_CREATION_FAILED,
+        f"the {what} cannot be created: {_short(message)}; see what decides about that here (the operator's Role, "
+        "admission webhooks and policies)",
+    )
+
+
+def _left(since: datetime, seconds: float, now: datetime) -> float:
+    return seconds - (now - since).total_seconds()
+
+
+def _waiting(pod: Pod, asked: Asked) -> Stuck | None:
+    reason, message = str(pod.waiting.get("reason")), str(pod.waiting.get("message", ""))
+    if reason in IMAGE_TROUBLES:
+        return Stuck(
+            Reason.IMAGE_PULL_FAILED,
+            f"image {pod.waiting_image} cannot be pulled: see `kubectl describe pod {pod.name}`"
+            "; check the operator's image settings (Helm values images.*) and pull secrets, and that the node reaches "
+            "the registry",
+        )
+    return of_words(CONTAINERS.get(reason, ()), message, asked)
+
+
+def _from_events(warnings: Iterable[Raw], tables: dict[str, Table], asked: Asked) -> Stuck | None:
+    """By the newest Warning whose reason a table is there for."""
+    for warning in warnings:
+        if stuck := of_words(tables.get(str(warning.get("reason")), ()), str(warning.get("message", "")), asked):
+            return stuck
+    return None
+
+
+def of_words(table: Table, message: str, asked: Asked) -> Stuck | None:
+    """What a message means by a table, or None."""
+    for pattern, make in table:
+        if found := re.search(pattern, message, re.IGNORECASE):
+            return make(found, asked)
+    return None
+
+
+# --- what a pattern means --------------------------------------------------------------------------------------------
+
+
+def _claim_not_found(found: re.Match[str], asked: Asked) -> Stuck:
+    return Stuck(
+        Reason.CLAIM_NOT_FOUND,
+        f"spec.volume.claimName: there is no PersistentVolumeClaim {asked.claim} in this namespace; create "
+        f"it, with {asked.contents} on it",
+    )
+
+
+def _claim_going(found: re.Match[str], asked: Asked) -> Stuck:
+    return Stuck(
+        Reason.CLAIM_NOT_FOUND,
+        f"spec.volume.claimName: PersistentVolumeClaim {asked.claim} is being deleted; create it anew once "
+        f"it is gone, with {asked.contents} on it",
+    )
+
+
+def _claim_pending(found: re.Match[str], asked: Asked) -> Stuck:
+    claim = asked.claim
+    return Stuck(
+        Reason.CLAIM_PENDING,
+        f"PersistentVolumeClaim {claim} is not bound to a volume; see `kubectl describe pvc {claim}`: its "
+        f"storageClassName must exist and have room ({_short(found.string)})",
+    )
+
+
+def _unschedulable(found: re.Match[str], asked: Asked) -> Stuck:
+    gpus = f"{asked.gpus}, " if asked.gpus else ""
+    return Stuck(
+        Reason.UNSCHEDULABLE,
+        f"no node takes the pod: {_short(found.string)}; {asked.pod} asks for {gpus}{asked.cpu} CPU and {asked.memory} "
+        "(spec.resources): lower that, check nodeSelector and tolerations, or wait for or add nodes",
+    )
+
+
+def _secret(found: re.Match[str], asked: Asked) -> Stuck:
+    name = asked.secret or found["name"]
+    return Stuck(
+        Reason.SECRET_NOT_FOUND,
+        f"{asked.secret_field}: there is no Secret {name} in this namespace; create it (kubectl create "
+        f"secret generic {name} --from-literal={asked.secret_key}=...), the pod then starts by itself",
+    )
+
+
+def _config_map(found: re.Match[str], asked: Asked) -> Stuck:
+    source = asked.config_map
+    name, key = (source[0], f" with the key {source[1]}") if source else (found["name"], "")
+    return Stuck(
+        Reason.CONFIG_MAP_NOT_FOUND,
+        f"spec.dataset.configMap: there is no ConfigMap {name} in this namespace; create it{key}, the pod then starts "
+        "by itself",
+    )
+
+
+def _config_map_key(found: re.Match[str], asked: Asked) -> Stuck:
+    source = asked.config_map
+    what = f"ConfigMap {source[0]} has no key {source[1]}" if source else _short(found.string)
+    return Stuck(
+        Reason.CONFIG_MAP_NOT_FOUND,
+        f"spec.dataset.configMap: {what}; add the key, or apply another TuningJob with the right one",
+    )
+
+
+def _quota(found: re.Match[str], asked: Asked) -> Stuck:
+    return Stuck(
+        Reason.QUOTA_EXCEEDED,
+        f"a quota of this namespace forbids the pod: {_short(found.string)}; lower spec.resources, wait until other "
+        "work has ended, or have the quota raised",
+    )
+
+
+def _pod_security(found: re.Match[str], asked: Asked) -> Stuck:
+    return Stuck(
+        Reason.POD_SECURITY_DENIED,
+        f"Pod Security forbids the pod: {_short(found.string)}; as it is made it fits the restricted profile, so look "
+        "for what changes pods in this namespace (injected sidecars, mutating webhooks or policies)",
+    )
+
+
+def _not_created(found: re.Match[str], asked: Asked) -> Stuck:
+    return Stuck(Reason.POD_CREATION_FAILED, f"the pod cannot be created: {_short(found.string)}")
+
+
+def _not_mounted(found: re.Match[str], asked: Asked) -> Stuck:
+    return Stuck(
+        Reason.VOLUME_MOUNT_FAILED,
+        f"a volume cannot be mounted: {_short(found.string)}; see `kubectl describe pvc {asked.claim}` and "
+        "its PersistentVolume",
+    )
+
+
+def _no_sandbox(found: re.Match[str], asked: Asked) -> Stuck:
+    return Stuck(
+        Reason.POD_CREATION_FAILED,
+        f"the node cannot set the pod up: {_short(found.string)}; the node's runtime or network needs a look",
+    )
+
+
+def _not_started(found: re.Match[str], asked: Asked) -> Stuck:
+    return Stuck(Reason.CONTAINER_CONFIG_ERROR, f"the container cannot be started: {_short(found.string)}")
+
+
+ANY = r"(?s).*"
+NAMED_SECRET = r'secrets? "(?P<name>[^"]+)" not found'
+NAMED_CONFIG_MAP = r'configmaps? "(?P<name>[^"]+)" not found'
+
+SCHEDULING: Table = (
+    (r'persistentvolumeclaim "[^"]*" not found', _claim_not_found),
+    (r'persistentvolumeclaim "[^"]*" is being deleted', _claim_going),
+    (r"unbound immediate persistentvolumeclaim|persistent volumes? to bind|persistentvolumeclaim|storageclass",
+     _claim_pending),
+    (ANY, _unschedulable),
+)  # fmt: skip
+"""The scheduler's words in the pod's condition PodScheduled."""
+CONTAINERS: dict[str, Table] = {
+    "CreateContainerConfigError": ((NAMED_SECRET, _secret), (NAMED_CONFIG_MAP, _config_map), (ANY, _not_started)),
+    "CreateContainerError": ((ANY, _not_started),),
+    "RunContainerError": ((ANY, _not_started),),
+}
+"""By the reason for which a container waits."""
+CREATION: dict[str, Table] = {
+    "FailedCreate": (
+        (r"exceeded quota|failed quota|must specify .* for", _quota),
+        (r"violates PodSecurity", _pod_security),
+        (ANY, _not_created),
+    ),
+}
+"""By the reason of an Event about the Job."""
+MOUNTING: dict[str, Table] = {
+    "FailedMount": (
+        (NAMED_CONFIG_MAP, _config_map),
+        (NAMED_SECRET, _secret),
+        (r"references non-existent config key", _config_map_key),
+        (ANY, _not_mounted),
+    ),
+    "FailedAttachVolume": ((ANY, _not_mounted),),
+    "FailedMapVolume": ((ANY, _not_mounted),),
+    "FailedCreatePodSandBox": ((ANY, _no_sandbox),),
+}
+"""By the reason of an Event about the pod."""
+BINDING: dict[str, Table] = {"ProvisioningFailed": ((ANY, _claim_pending),)}
+"""By the reason of an Event about the claim."""
+
+_ATTEMPT = re.compile(r'^Error creating: (pods "[^"]*" is forbidden: )?')
+"""The name of a pod that was not made is another at each attempt: it would make another message of the same trouble."""
+
+_PREEMPTION = re.compile(r"\.? (no new claims to deallocate, )?preemption: .*$")
+"""The scheduler's second thoughts, longer than what is wrong, and another each time."""
+
+
+def _short(message: str) -> str:
+    text = _PREEMPTION.sub("", _ATTEMPT.sub("", " ".join(message.split())))
+    return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 3] + "..."

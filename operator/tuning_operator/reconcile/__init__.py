@@ -1,1 +1,0 @@
-"""From what is observed to what is desired, without any side effect."""

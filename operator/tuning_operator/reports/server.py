@@ -1,0 +1,196 @@
+"""The HTTPS server that training pods report their progress to, and adapter agents the state of their engines.
+
+Anything in the cluster can reach it, so each request costs little before it is known who sends it: sizes and times are
+bounded, a token is verified without the API server, and nothing of a request is logged but the names in its path.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import ssl
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from aiohttp import web
+
+from llm_tuning.agent.contract import REPORT_SECONDS, Desired, Report, parse_report
+from llm_tuning.api.tuning_job import Progress
+from llm_tuning.errors import InputError
+from tuning_operator.core.cache import INFERENCE_SERVICES
+from tuning_operator.core.errors import ClusterError
+from tuning_operator.reports.protocol import parse_status
+from tuning_operator.reports.rate_limit import RateLimit
+from tuning_operator.reports.tokens import TokenRefused, TokenVerifier
+
+log = logging.getLogger(__name__)
+
+PATH = "/v1/namespaces/{namespace}/tuningjobs/{name}/status"
+AGENT_PATH = "/v1/namespaces/{namespace}/inferenceservices/{name}/report"
+MAX_BODY_BYTES = 64 * 1024
+"""A trainer's report is about 1 KiB."""
+MAX_AGENT_BODY_BYTES = 1024 * 1024
+"""An agent's holds half a KiB for each adapter."""
+REQUEST_SECONDS = 5.0
+"""For one request; a trainer gives up after two."""
+CONNECTION_SECONDS = 10.0
+"""Between two looks at the connections: those that were open at the last one are closed. A trainer makes one a post."""
+HANDSHAKE_SECONDS = 5.0
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Sink = Callable[[tuple[str, str], Progress], None]
+"""Takes the newest progress of the TuningJob (namespace, name)."""
+Exchange = Callable[[tuple[str, str], str, Report], Awaitable[Desired | None]]
+"""Takes the report of an agent, by the uid of its pod, and waits for what is wanted instead; None: nothing else."""
+Count = Callable[[int], None]
+"""Takes the HTTP status of each answer, for the metrics."""
+
+
+@dataclass
+class ProgressServer:
+    """`start` listens; `port` is then the real one; `close` ends it."""
+
+    verifier: TokenVerifier
+    sink: Sink
+    ssl_context: ssl.SSLContext
+    exchange: Exchange | None = None
+    host: str | None = None
+    port: int = 8443
+    count: Count = lambda status: None
+    now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    limit: RateLimit = field(default_factory=RateLimit)
+    log_limit: RateLimit = field(default_factory=lambda: RateLimit(per_second=0.2))
+    """Refusals are logged, a flood of them is not."""
+    _runner: web.AppRunner | None = None
+    _listener: asyncio.Server | None = None
+    _sweeper: asyncio.Task[None] | None = None
+    _held: set[object] = field(default_factory=set)
+    """Connections whose answer is held back on purpose."""
+
+    async def start(self) -> None:
+        app = web.Application(client_max_size=MAX_AGENT_BODY_BYTES, middlewares=[self._answered])
+        app.router.add_post(PATH, self._report)
+        app.router.add_post(AGENT_PATH, self._agent_report)
+        # Bodies stay as they come: a compressed one could be far larger than it looks.
+        self._runner = web.AppRunner(
+            app,
+            access_log=None,
+            auto_decompress=False,
+            keepalive_timeout=CONNECTION_SECONDS,
+            lingering_time=2.0,
+            shutdown_timeout=1.0,
+        )
+        await self._runner.setup()
+        assert self._runner.server is not None
+        self._listener = await asyncio.get_running_loop().create_server(
+            self._runner.server,
+            self.host,
+            self.port,
+            ssl=self.ssl_context,
+            ssl_handshake_timeout=HANDSHAKE_SECONDS,
+            ssl_shutdown_timeout=1.0,
+        )
+        self.port = self._listener.sockets[0].getsockname()[1]
+        self._sweeper = asyncio.create_task(self._close_lingering(self._runner.server))
+
+    async def close(self) -> None:
+        if self._sweeper:
+            self._sweeper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._sweeper
+        if self._listener:
+            self._listener.close()
+        if self._runner:
+            await self._runner.cleanup()
+
+    async def _report(self, request: web.Request) -> web.Response:
+        key = (request.match_info["namespace"], request.match_info["name"])
+        pod = await self.verifier.verify(_bearer_token(request), *key)
+        if not self.limit.allows(pod.uid):
+            return _Refusal(429, f"more than {self.limit.per_second:.0f} reports a second")
+        body = await request.read()
+        if len(body) > MAX_BODY_BYTES:
+            return _Refusal(413, f"a report has at most {MAX_BODY_BYTES} bytes")
+        self.sink(key, parse_status(body, self.now()))
+        return web.Response(status=200)
+
+    async def _agent_report(self, request: web.Request) -> web.Response:
+        """The answer is held back until something else is wanted: 200 with that, or 204 after some seconds."""
+        if self.exchange is None:
+            return _Refusal(404, "Not Found")
+        key = (request.match_info["namespace"], request.match_info["name"])
+        async with asyncio.timeout(REQUEST_SECONDS):
+            pod = await self.verifier.verify(_bearer_token(request), *key, kind=INFERENCE_SERVICES)
+            if not self.limit.allows(pod.uid):
+                return _Refusal(429, f"more than {self.limit.per_second:.0f} reports a second")
+            report = parse_report(await request.read())
+        self._held.add(request.protocol)
+        try:
+            desired = await self.exchange(key, pod.uid, report)
+        finally:
+            self._held.discard(request.protocol)
+        if desired is None:
+            return web.Response(status=204)
+        return web.Response(text=desired.encode(), content_type="application/json")
+
+    @web.middleware
+    async def _answered(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Every fault as a status with a message; what is logged comes from us, but for the path."""
+        response = await _response_of(request, handler)
+        self.count(response.status)
+        if isinstance(response, _Refusal) and self.log_limit.allows(""):
+            log.warning(
+                "progress refused: status=%d path=%.200r reason=%s", response.status, request.path, response.why
+            )
+        return response
+
+    async def _close_lingering(self, server: web.Server) -> None:
+        """aiohttp has no time-out for a connection that never finishes its first request."""
+        seen: set[web.RequestHandler] = set()
+        while True:
+            await asyncio.sleep(CONNECTION_SECONDS)
+            connections = set(server.connections)
+            for lingering in (connections & seen) - self._held:
+                lingering.force_close()
+            seen = connections
+
+
+class _Refusal(web.Response):
+    """An answer that says why not, in JSON."""
+
+    def __init__(self, status: int, why: str) -> None:
+        headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
+        super().__init__(
+            status=status, text=json.dumps({"message": why}), content_type="application/json", headers=headers
+        )
+        self.why = why
+
+
+async def _response_of(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        held = REPORT_SECONDS if request.path.endswith("/report") else 0.0
+        async with asyncio.timeout(REQUEST_SECONDS + held):
+            return await handler(request)
+    except TimeoutError:
+        return _Refusal(408, f"the request took longer than {REQUEST_SECONDS:.0f} seconds")
+    except TokenRefused as refused:
+        return _Refusal(refused.status, str(refused))
+    except InputError as error:
+        return _Refusal(400, str(error))
+    except ClusterError:
+        return _Refusal(503, "the cluster does not answer")
+    except web.HTTPException as error:
+        return _Refusal(error.status, error.reason)
+    except Exception:
+        log.exception("progress: fault of the server")
+        return _Refusal(500, "a fault of the operator; its log has the details")
+
+
+def _bearer_token(request: web.Request) -> str:
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not token.strip():
+        raise TokenRefused(401, "a bearer token is required")
+    return token.strip()

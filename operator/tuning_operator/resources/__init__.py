@@ -1,1 +1,0 @@
-"""Pure builders, one file for each kind of Job."""

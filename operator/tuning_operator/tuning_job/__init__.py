@@ -1,0 +1,1 @@
+"""TuningJob: observe, desire (pure), build, status."""

@@ -1,0 +1,158 @@
+"""How a child Job ended, or why its pods fail while it goes on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from llm_tuning.api.conditions import Reason
+from llm_tuning.api.tuning_job import TuningJobSpec
+from llm_tuning.errors import EXIT_INPUT
+from llm_tuning.pod.contract import CHECK, REPORT, TRAIN, CheckResult, TrainResult, parse_result
+from tuning_operator.core.constants import LOST_RESULT_SECONDS, SETTLED_SECONDS
+from tuning_operator.tuning_job.observed import Child, Pod
+
+EXIT_KILLED = 137
+WORK = {CHECK: "the data check", TRAIN: "the training", REPORT: "reading the result"}
+REFUSED = {CHECK: Reason.DATASET_INVALID, TRAIN: Reason.INVALID_INPUT, REPORT: Reason.INVALID_INPUT}
+FAILING = {CHECK: Reason.CHECK_FAILING, TRAIN: Reason.TRAINER_FAILING, REPORT: Reason.RESULT_LOST}
+TELLING = (Reason.OUT_OF_MEMORY, Reason.GPU_UNAVAILABLE)
+"""Reasons that say more than that all retries are used up."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why it failed: one CamelCase word, and what to do."""
+
+    reason: str
+    message: str
+
+
+def check_result(child: Child) -> CheckResult | None:
+    """The result of a complete check; None where its pod has gone."""
+    return parse_result(_message(child.succeeded_pod), CheckResult)
+
+
+def train_result(child: Child) -> TrainResult | None:
+    """The result of a complete training or report; None where it cannot be read."""
+    return parse_result(_message(child.succeeded_pod), TrainResult)
+
+
+def seconds_undecided(child: Child, now: datetime) -> float | None:
+    """How long to wait before anything is concluded; None: conclude.
+
+    Job and pods come by two watches and from two controllers: a Job may have ended before the pod that ended it is
+    seen, and a pod may have ended before its Job says what that means.
+    """
+    if child.is_deleting and not child.is_complete:
+        return None
+    since = child.ended_at if child.has_ended else _pod_says_the_end(child)
+    if since is None or (child.has_ended and _has_all_pods(child)):
+        return None
+    left = LOST_RESULT_SECONDS - (now - since).total_seconds()
+    return left if left > 0 else None
+
+
+def lacks_pods(child: Child) -> bool:
+    """Whether the Job has ended, and the pods that tell how are not all seen as ended."""
+    return child.has_ended and not _has_all_pods(child)
+
+
+def _has_all_pods(child: Child) -> bool:
+    """Of a Job that has ended: whether the pods that tell why are seen as ended."""
+    if child.is_complete:
+        return child.succeeded_pod is not None
+    if _is_late(child):
+        return True  # the Job's own reason says it all
+    return 0 < len(child.failed_pods) >= child.failures
+
+
+def _pod_says_the_end(child: Child) -> datetime | None:
+    """When a pod ended after which its Job starts no other."""
+    pod = child.newest_pod
+    if pod is None or not pod.has_ended:
+        return None
+    refused = pod.terminated.get("exitCode") == EXIT_INPUT
+    is_last = pod.phase == "Succeeded" or refused or len(child.failed_pods) > child.backoff_limit
+    return pod.ended_at if is_last else None
+
+
+def failure_of(child: Child, role: str, spec: TuningJobSpec) -> Failure:
+    """Why the Job has failed for good."""
+    assert child.failure is not None
+    what, why = WORK[role], str(child.failure.get("reason", ""))
+    if _is_late(child):
+        return Failure(
+            Reason.DEADLINE_EXCEEDED,
+            f"{what} was active for more than spec.activeDeadlineSeconds ({spec.active_deadline_seconds} s); apply a "
+            "TuningJob with a longer one",
+        )
+    if not child.failed_pods:
+        gone = REFUSED[role] if why == "PodFailurePolicy" else Reason.RETRIES_EXHAUSTED
+        return Failure(gone, f"{what} failed: {child.failure.get('message') or why}; its pods are gone")
+    cause = pod_failure(child.failed_pods[-1], role, spec)
+    if why != "BackoffLimitExceeded":
+        return cause
+    reason = cause.reason if cause.reason in TELLING else Reason.RETRIES_EXHAUSTED
+    times = f" {child.failures} times; last" if child.failures > 1 else ""
+    return Failure(reason, f"{what} failed{times}: {cause.message}")
+
+
+def failing(child: Child, role: str, spec: TuningJobSpec, now: datetime) -> tuple[Failure, float | None] | None:
+    """Why pods fail while the Job goes on, and in how many seconds a running pod is trusted again.
+
+    None where nothing failed, or where the newest pod has run for a while since.
+    """
+    failed = child.failed_pods
+    if not failed or child.has_ended:
+        return None
+    newest, left = child.newest_pod, None
+    if newest is not None and newest.running_since is not None:
+        left = SETTLED_SECONDS - (now - newest.running_since).total_seconds()
+        if left <= 0:
+            return None
+    cause = pod_failure(failed[-1], role, spec)
+    return Failure(cause.reason, f"attempt {child.failures} of {child.backoff_limit + 1} failed: {cause.message}"), left
+
+
+def pod_failure(pod: Pod, role: str, spec: TuningJobSpec) -> Failure:
+    """Why one pod failed: by its own result, or by what the kubelet says of it."""
+    result = parse_result(_message(pod), TrainResult)
+    if result is not None and not result.ok:
+        return Failure(result.reason, result.message)
+    if pod.terminated.get("reason") == "OOMKilled":
+        return _out_of_memory(role, spec)
+    status, code = pod.raw.get("status", {}), pod.terminated.get("exitCode")
+    if code is None:
+        said = _last_line(str(status.get("message") or status.get("reason") or "it has no status"))
+        return Failure(FAILING[role], f"pod {pod.name} failed: {said}")
+    said = _last_line(_message(pod) or "")
+    killed = " (killed)" if code == EXIT_KILLED else ""
+    reason = REFUSED[role] if code == EXIT_INPUT else FAILING[role]
+    return Failure(reason, f"exit code {code}{killed}{f': {said}' if said else ''}; see `kubectl logs {pod.name}`")
+
+
+def _out_of_memory(role: str, spec: TuningJobSpec) -> Failure:
+    if role != TRAIN:
+        return Failure(
+            Reason.OUT_OF_MEMORY,
+            f"{WORK[role]} ran out of memory; raise the operator's Helm value dataCheck.memory",
+        )
+    return Failure(
+        Reason.OUT_OF_MEMORY,
+        f"the trainer used more memory than spec.resources.memory ({spec.resources.memory}) and was ended; apply a "
+        "TuningJob with more memory, or with less batchSize, maxLength or maxTokensPerPass",
+    )
+
+
+def _is_late(child: Child) -> bool:
+    return child.failure is not None and child.failure.get("reason") == "DeadlineExceeded"
+
+
+def _message(pod: Pod | None) -> str | None:
+    return str(pod.terminated.get("message", "")) if pod is not None else None
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:300] if lines else ""

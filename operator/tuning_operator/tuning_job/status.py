@@ -1,0 +1,155 @@
+"""The status of one pass while it is being written: what is said while it goes on, and how it ends."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from llm_tuning.api.conditions import ConditionType, Phase, Reason
+from llm_tuning.api.tuning_job import Evaluation, Progress, TuningJobStatus
+from llm_tuning.pod.contract import TrainResult
+from tuning_operator.core.conditions import FALSE, TRUE, UNKNOWN, Conditions, timestamp
+from tuning_operator.tuning_job.observed import Observed
+from tuning_operator.tuning_job.outcome import Failure
+
+C = ConditionType
+LINE_CHARACTERS = 1024
+"""Of a text in the status, by the CRD."""
+STAGES = (C.DATASET_VALID, C.TRAINED, C.REGISTERED, C.EVALUATED)
+
+
+def conditions_of(observed: Observed, now: datetime) -> Conditions:
+    """Those that a TuningJob has; Served only where that is asked for."""
+    kinds = [kind for kind in ConditionType if kind != C.SERVED or _serves(observed)]
+    return Conditions(kinds, observed.status.conditions, observed.generation, now)
+
+
+def _serves(observed: Observed) -> bool:
+    return observed.spec is not None and observed.spec.serve is not None
+
+
+class Draft:
+    """Begins with what the object has; `status` is complete each time."""
+
+    def __init__(self, observed: Observed, now: datetime) -> None:
+        self._observed, self._now = observed, timestamp(now)
+        self.conditions = conditions_of(observed, now)
+        self._serves = _serves(observed)
+        self.phase = Phase.PENDING
+        self.fields: dict[str, Any] = {}
+        self.conditions.set(C.STALLED, FALSE, Reason.NOT_STALLED)
+        self.conditions.set(C.SUSPENDED, FALSE, Reason.NOT_SUSPENDED)
+
+    @property
+    def is_finished(self) -> bool:
+        return self.conditions.holds(C.FINISHED)
+
+    # --- going on --------------------------------------------------------------------------------------------------
+
+    def say(self, phase: Phase, reason: str, message: str, *, stage: ConditionType | None = None) -> None:
+        """What it is at; `stage` is the condition that this decides."""
+        self.phase = phase
+        self.conditions.set(C.RECONCILING, TRUE, reason, message)
+        self.conditions.set(C.FINISHED, FALSE, Reason.RUNNING)
+        self.conditions.set(C.SUCCEEDED, UNKNOWN, Reason.RUNNING)
+        if stage is not None:
+            self.conditions.set(stage, UNKNOWN, reason, message)
+
+    def stall(self, reason: str, message: str, *, steady: bool = False) -> None:
+        """It does not get on; `steady` where numbers in the message say nothing new."""
+        if steady:
+            self.conditions.set_steadily(C.STALLED, TRUE, reason, message)
+        else:
+            self.conditions.set(C.STALLED, TRUE, reason, message)
+
+    def suspend(self, *, pods_gone: bool) -> None:
+        """Nothing is to run; said to be so once no pod is left."""
+        reason, message = Reason.SUSPENDING, "the pods write a checkpoint and end"
+        if pods_gone:
+            reason = Reason.SUSPENDED
+            message = "no pod runs; set spec.suspend to false to go on from the last checkpoint"
+        self.say(Phase.SUSPENDED, reason, message)
+        self.conditions.set(C.SUSPENDED, TRUE if pods_gone else FALSE, reason, message)
+        self.conditions.set(C.STALLED, FALSE, Reason.NOT_STALLED)
+        for kind in STAGES:
+            if self.conditions.get(kind).status == UNKNOWN and self.conditions.get(kind).reason != Reason.PENDING:
+                self.conditions.set(kind, UNKNOWN, reason, message)
+
+    # --- the end ---------------------------------------------------------------------------------------------------
+
+    def succeed(self, result: TrainResult) -> None:
+        """There is an adapter: what the trainer said of it."""
+        model_id = result.model_id or self.fields["model_id"]
+        path = (result.adapter_path or f"models/{model_id}")[:LINE_CHARACTERS]
+        self.fields |= {
+            "adapter_path": path,
+            "mlflow_run_id": result.mlflow_run_id and result.mlflow_run_id[:LINE_CHARACTERS],
+            "evaluation": result.evaluation,
+        }
+        self.conditions.set(C.TRAINED, TRUE, Reason.TRAINED, result.message or "the adapter is trained")
+        if result.registered:
+            self.conditions.set(C.REGISTERED, TRUE, Reason.REGISTERED, f"models/registry.json has {model_id}")
+        else:
+            message = "models/registry.json lacks it until the next command or run on the claim heals it"
+            self.conditions.set(C.REGISTERED, UNKNOWN, Reason.PENDING, message)
+        if result.held_out_rows and result.evaluation is not None:
+            said = _scores(result.evaluation, result.held_out_rows)
+            self.conditions.set(C.EVALUATED, TRUE, Reason.EVALUATED, said)
+        else:
+            message = "too few rows, or evalFraction 0: nothing was held out to compare base and adapter on"
+            self.conditions.set(C.EVALUATED, UNKNOWN, Reason.NO_HELD_OUT_ROWS, message)
+        self._end(Phase.SUCCEEDED, TRUE, Reason.SUCCEEDED, f"adapter in {path}")
+
+    def fail(self, failure: Failure, *, stage: ConditionType | None = None) -> None:
+        """There will be no adapter; `stage` is the condition that failed."""
+        if stage is not None:
+            self.conditions.set(stage, FALSE, failure.reason, failure.message)
+        for kind in (*STAGES, *([C.SERVED] if self._serves else [])):
+            if self.conditions.get(kind).status == UNKNOWN:
+                self.conditions.set(kind, FALSE, Reason.NOT_REACHED)
+        self._end(Phase.FAILED, FALSE, failure.reason, failure.message)
+
+    def _end(self, phase: Phase, succeeded: str, reason: str, message: str) -> None:
+        self.phase = phase
+        self.conditions.set(C.SUCCEEDED, succeeded, reason, message)
+        self.conditions.set(C.FINISHED, TRUE, Reason.FINISHED, message)
+        self.conditions.set(C.RECONCILING, FALSE, Reason.FINISHED)
+        self.conditions.set(C.STALLED, FALSE, Reason.NOT_STALLED)
+        self.fields["completion_time"] = self._now
+
+    # --- the result ------------------------------------------------------------------------------------------------
+
+    def status(self) -> TuningJobStatus:
+        """The complete status."""
+        return self._observed.status.model_copy(
+            update={
+                "observed_generation": self._observed.generation,
+                "phase": str(self.phase),
+                "progress": self._progress(),
+                "conditions": self.conditions.as_list(),
+                **self.fields,
+            }
+        )
+
+    def _progress(self) -> Progress | None:
+        """The newest report, or the last known; a finished training is at 100, its steps as they were reported."""
+        known = self._observed.progress or self._observed.status.progress
+        if self.phase != Phase.SUCCEEDED:
+            return known
+        known = known or Progress(percent=100, last_update_time=self._now)
+        return known.model_copy(update={"percent": 100, "remaining_seconds": None})
+
+
+def dump(status: TuningJobStatus) -> dict[str, Any]:
+    """As it stands in the object: camelCase, without what is not known."""
+    return status.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def _scores(evaluation: Evaluation, rows: int) -> str:
+    scores = {
+        "base": evaluation.base_loss,
+        "start adapter": evaluation.start_loss,
+        "tuned": evaluation.tuned_loss,
+    }
+    losses = ", ".join(f"{name} {value:.4f}" for name, value in scores.items() if value is not None)
+    return f"loss on {rows} held-out row{'s' * (rows != 1)}: {losses}"
