@@ -12,7 +12,7 @@ from tests.support.operator_objects import (
     make_tuning_job,
     make_warning,
 )
-from tuning_operator.tuning_job.observed import event_time
+from tuning_operator.pods.observed import event_time
 
 
 def test_a_child_has_its_own_pods_oldest_first() -> None:

@@ -9,7 +9,7 @@ from functools import cached_property
 from llm_tuning.agent.contract import Report
 from llm_tuning.api.inference_service import InferenceServiceSpec, InferenceServiceStatus, read_status
 from llm_tuning.errors import InputError, Problem
-from tuning_operator.tuning_job.observed import AdapterJob, CustomResource, Pod, Raw, adapter_job, is_owned
+from tuning_operator.pods.observed import AdapterJob, CustomResource, Pod, Raw, adapter_job, is_owned
 
 
 @dataclass(frozen=True)

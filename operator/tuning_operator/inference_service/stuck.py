@@ -14,8 +14,8 @@ from llm_tuning.pod.contract import CheckResult, parse_result
 from tuning_operator.core.cache import DEPLOYMENTS
 from tuning_operator.inference_service.children import AGENT, ENGINE, PLAN
 from tuning_operator.inference_service.observed import ObservedService, ServingPod
+from tuning_operator.pods.observed import Child, Raw
 from tuning_operator.pods.stuck import CREATION, Stuck, asked_by_service, events_due, find_stuck, of_words
-from tuning_operator.tuning_job.observed import Child, Raw
 
 LOG_CHARACTERS = 500
 _PREFIX = re.compile(r"^(\(\w+ pid=\d+\) )?([A-Z]+ \d\d-\d\d \d\d:\d\d:\d\d \[[^]]*\] )?")

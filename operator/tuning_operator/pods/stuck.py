@@ -15,7 +15,7 @@ from llm_tuning.api.conditions import Reason
 from llm_tuning.api.inference_service import InferenceServiceSpec
 from llm_tuning.api.tuning_job import TuningJobSpec
 from tuning_operator.core.constants import STUCK_SECONDS, UNPLACED_SECONDS
-from tuning_operator.tuning_job.observed import STARTING, Child, Pod, Raw, event_time, read_time
+from tuning_operator.pods.observed import STARTING, Child, Pod, Raw, event_time, read_time
 
 SHOWN_CHARACTERS = 400
 """Of Kubernetes' own words in a message of ours."""

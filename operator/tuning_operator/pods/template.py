@@ -30,7 +30,8 @@ from tuning_operator.core.constants import (
     QUEUE_LABEL,
 )
 from tuning_operator.core.settings import Settings
-from tuning_operator.tuning_job.observed import CustomResource, Observed
+from tuning_operator.pods.observed import CustomResource
+from tuning_operator.tuning_job.observed import Observed
 
 USER = 65532
 RESTRICTED: dict[str, Any] = {

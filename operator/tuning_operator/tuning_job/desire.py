@@ -18,11 +18,12 @@ from tuning_operator.core.constants import LONGEST_LOOK_SECONDS, MADE_FOR_ANNOTA
 from tuning_operator.core.defaults import with_defaults
 from tuning_operator.core.desired import Desired, JobRef
 from tuning_operator.core.settings import Settings
+from tuning_operator.pods.observed import Child
 from tuning_operator.pods.stuck import asked_by_job, events_due, find_refusal, find_stuck
 from tuning_operator.pods.template import child_name, model_id
 from tuning_operator.tuning_job.check_job import build_check_job
 from tuning_operator.tuning_job.finished import desire_finished
-from tuning_operator.tuning_job.observed import Child, Observed
+from tuning_operator.tuning_job.observed import Observed
 from tuning_operator.tuning_job.outcome import (
     Failure,
     check_result,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 from tuning_operator.core.desired import Desired
-from tuning_operator.tuning_job.observed import Observed, read_time
+from tuning_operator.pods.observed import read_time
+from tuning_operator.tuning_job.observed import Observed
 from tuning_operator.tuning_job.status import conditions_of, dump
 
 

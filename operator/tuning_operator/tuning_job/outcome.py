@@ -10,7 +10,7 @@ from llm_tuning.api.tuning_job import TuningJobSpec
 from llm_tuning.errors import EXIT_INPUT
 from llm_tuning.pod.contract import CHECK, REPORT, TRAIN, CheckResult, TrainResult, parse_result
 from tuning_operator.core.constants import LOST_RESULT_SECONDS, SETTLED_SECONDS
-from tuning_operator.tuning_job.observed import Child, Pod
+from tuning_operator.pods.observed import Child, Pod
 
 EXIT_KILLED = 137
 WORK = {CHECK: "the data check", TRAIN: "the training", REPORT: "reading the result"}

@@ -15,9 +15,10 @@ from tuning_operator.core.desired import Desired
 from tuning_operator.core.errors import AlreadyExists, ClusterError, Conflict, Forbidden, Invalid, NotFound
 from tuning_operator.core.events import tell
 from tuning_operator.core.reconciler import PassLoop
+from tuning_operator.pods.observed import Pod
 from tuning_operator.pods.template import child_name
 from tuning_operator.tuning_job.desire import desire
-from tuning_operator.tuning_job.observed import ROLES, Observed, Pod, build_observed
+from tuning_operator.tuning_job.observed import ROLES, Observed, build_observed
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from tests.support.operator_objects import (
     make_pod,
     make_tuning_job,
 )
-from tuning_operator.tuning_job.observed import Child
+from tuning_operator.pods.observed import Child
 from tuning_operator.tuning_job.outcome import (
     Failure,
     check_result,

@@ -16,8 +16,8 @@ from tests.support.operator_objects import (
     make_warning,
 )
 from tuning_operator.core.constants import GPU_RESOURCE
+from tuning_operator.pods.observed import Child
 from tuning_operator.pods.stuck import Stuck, asked_by_job, events_due, find_stuck
-from tuning_operator.tuning_job.observed import Child
 
 SPEC: Raw = {
     "dataset": {"configMap": {"name": "rows", "key": "faq.json"}},

@@ -1,0 +1,258 @@
+"""What all kinds see of the cluster: custom resources, Jobs and their pods, as questions that decisions ask."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import Any
+
+from llm_tuning.api.conditions import ConditionType
+from llm_tuning.api.tuning_job import read_status
+
+Raw = Mapping[str, Any]
+STARTING = (None, "ContainerCreating", "PodInitializing")
+"""Reasons for which a container waits that are the normal course."""
+
+
+@dataclass(frozen=True)
+class CustomResource:
+    """An object of one of our kinds, and who it is."""
+
+    raw: Raw
+
+    @property
+    def name(self) -> str:
+        return str(self.raw["metadata"]["name"])
+
+    @property
+    def namespace(self) -> str:
+        return str(self.raw["metadata"]["namespace"])
+
+    @property
+    def uid(self) -> str:
+        return str(self.raw["metadata"]["uid"])
+
+    @property
+    def generation(self) -> int:
+        return int(self.raw["metadata"].get("generation", 1))
+
+    @property
+    def is_deleting(self) -> bool:
+        return "deletionTimestamp" in self.raw["metadata"]
+
+
+@dataclass(frozen=True)
+class Pod:
+    """A pod of a child Job, which has one container; or of an InferenceService, which has more."""
+
+    raw: Raw
+
+    @property
+    def name(self) -> str:
+        return str(self.raw["metadata"]["name"])
+
+    @property
+    def uid(self) -> str:
+        return str(self.raw["metadata"]["uid"])
+
+    @property
+    def created(self) -> datetime:
+        return read_time(self.raw["metadata"]["creationTimestamp"])
+
+    @property
+    def phase(self) -> str:
+        return str(self.raw.get("status", {}).get("phase", "Pending"))
+
+    @property
+    def has_ended(self) -> bool:
+        return self.phase in ("Succeeded", "Failed")
+
+    @cached_property
+    def _state(self) -> Raw:
+        statuses = self.raw.get("status", {}).get("containerStatuses") or [{}]
+        return dict(statuses[0].get("state") or {})
+
+    @cached_property
+    def _waiting(self) -> Raw:
+        """The status of the container that waits for the worst reason: one that is only starting is none."""
+        status = self.raw.get("status", {})
+        statuses = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
+        waiting = [s for s in statuses if (s.get("state") or {}).get("waiting")]
+        bad = (s for s in waiting if s["state"]["waiting"].get("reason") not in STARTING)
+        return next(bad, next(iter(waiting), {}))
+
+    @property
+    def waiting(self) -> Raw:
+        """reason and message of a container that cannot start; empty otherwise."""
+        return dict((self._waiting.get("state") or {}).get("waiting") or {})
+
+    @property
+    def waiting_image(self) -> str:
+        """The image of that container."""
+        containers = self.raw["spec"]["containers"]
+        named = (c for c in containers if c.get("name") == self._waiting.get("name"))
+        return str(self._waiting.get("image") or next(named, containers[0]).get("image"))
+
+    @property
+    def terminated(self) -> Raw:
+        """exitCode, reason and message of a container that has ended; empty otherwise."""
+        return dict(self._state.get("terminated") or {})
+
+    @property
+    def running_since(self) -> datetime | None:
+        started = (self._state.get("running") or {}).get("startedAt")
+        return read_time(started) if started else None
+
+    @property
+    def ended_at(self) -> datetime | None:
+        ended = self.terminated.get("finishedAt")
+        return read_time(ended) if ended else None
+
+    @property
+    def is_disrupted(self) -> bool:
+        """Evicted, preempted or drained away: no fault of its own, and no retry of the Job."""
+        return self.condition("DisruptionTarget").get("status") == "True"
+
+    @property
+    def is_set_up(self) -> bool:
+        """Volumes and network are there: what Events say of them is over, and the image may take its time."""
+        return self.condition("PodReadyToStartContainers").get("status") == "True"
+
+    def condition(self, kind: str) -> Raw:
+        """The pod's condition of that type, or an empty one."""
+        return next((c for c in self.raw.get("status", {}).get("conditions") or () if c["type"] == kind), {})
+
+
+@dataclass(frozen=True)
+class Child:
+    """A Job of the TuningJob with its pods, oldest first, and the Warning Events that may be about it, newest last."""
+
+    raw: Raw
+    pods: tuple[Pod, ...] = ()
+    warnings: tuple[Raw, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return str(self.raw["metadata"]["name"])
+
+    @property
+    def uid(self) -> str:
+        return str(self.raw["metadata"]["uid"])
+
+    @property
+    def created(self) -> datetime:
+        return read_time(self.raw["metadata"]["creationTimestamp"])
+
+    @property
+    def is_deleting(self) -> bool:
+        return "deletionTimestamp" in self.raw["metadata"]
+
+    @property
+    def is_suspended(self) -> bool:
+        """Kueue has not admitted it, or took it back."""
+        return bool(self.raw["spec"].get("suspend"))
+
+    @property
+    def is_complete(self) -> bool:
+        return self._condition("Complete") is not None
+
+    @property
+    def failure(self) -> Raw | None:
+        """The Job's condition Failed, or None."""
+        return self._condition("Failed")
+
+    @property
+    def has_ended(self) -> bool:
+        return self.is_complete or self.failure is not None
+
+    @property
+    def has_failed(self) -> bool:
+        """Failed by itself: pods of a Job that is being deleted are ended from outside."""
+        return self.failure is not None and not self.is_deleting
+
+    @property
+    def ended_at(self) -> datetime | None:
+        condition = self._condition("Complete") or self._condition("Failed")
+        return read_time(condition["lastTransitionTime"]) if condition else None
+
+    @property
+    def newest_pod(self) -> Pod | None:
+        return self.pods[-1] if self.pods else None
+
+    @property
+    def failed_pods(self) -> list[Pod]:
+        """Those that the Job counts as failures."""
+        return [pod for pod in self.pods if pod.phase == "Failed" and not pod.is_disrupted]
+
+    @property
+    def failures(self) -> int:
+        """How often a pod has failed, by the Job's own count or by what is seen where that is more."""
+        return max(len(self.failed_pods), int(self.raw.get("status", {}).get("failed") or 0))
+
+    @property
+    def succeeded_pod(self) -> Pod | None:
+        return next((pod for pod in self.pods if pod.phase == "Succeeded"), None)
+
+    @property
+    def backoff_limit(self) -> int:
+        return int(self.raw["spec"].get("backoffLimit", 6))
+
+    def warnings_about(self, *, uid: str | None = None, claim: str | None = None) -> list[Raw]:
+        """Warning Events about a Job or pod of that uid, or about the claim of that name; newest first."""
+        wanted = ("uid", uid) if uid is not None else ("name", claim)
+        return [w for w in reversed(self.warnings) if w.get("involvedObject", {}).get(wanted[0]) == wanted[1]]
+
+    def _condition(self, kind: str) -> Raw | None:
+        conditions = self.raw.get("status", {}).get("conditions") or ()
+        return next((c for c in conditions if c["type"] == kind and c["status"] == "True"), None)
+
+
+@dataclass(frozen=True)
+class AdapterJob:
+    """The TuningJob whose adapter this one starts from, as far as it is there."""
+
+    name: str
+    exists: bool = False
+    finished: bool = False
+    succeeded: bool = False
+    model_id: str | None = None
+    rank: int = 0
+    """Of its LoRA, by its spec."""
+    chain: tuple[str, ...] = ()
+    """This job, the one that it waits for itself, and so on: TuningJobs that have not finished."""
+
+
+def adapter_job(name: str, raw: Raw | None, chain: tuple[str, ...]) -> AdapterJob:
+    """A TuningJob as those see it that want its adapter."""
+    if raw is None:
+        return AdapterJob(name)
+    status = read_status(raw.get("status"))
+    true = {condition.type for condition in status.conditions if condition.status == "True"}
+    return AdapterJob(
+        name,
+        exists=True,
+        finished=ConditionType.FINISHED in true,
+        succeeded=ConditionType.SUCCEEDED in true,
+        model_id=status.model_id,
+        rank=((raw.get("spec") or {}).get("lora") or {}).get("rank") or 0,
+        chain=chain,
+    )
+
+
+def read_time(text: str) -> datetime:
+    """An RFC 3339 time of Kubernetes."""
+    return datetime.fromisoformat(text)
+
+
+def event_time(event: Raw) -> datetime:
+    """When an Event last happened."""
+    series = (event.get("series") or {}).get("lastObservedTime")
+    times = (series, event.get("lastTimestamp"), event.get("eventTime"), event["metadata"].get("creationTimestamp"))
+    return next((read_time(time) for time in times if time), datetime.fromtimestamp(0, UTC))
+
+
+def is_owned(raw: Raw, uid: str) -> bool:
+    """Whether an object has the owner of that uid."""
+    return any(owner.get("uid") == uid for owner in raw["metadata"].get("ownerReferences") or ())
