@@ -44,9 +44,13 @@ from tuning_operator.reports.audience import audience_of
 SERVICE_PORT = 80
 AGENT, ENGINE, PLAN = "agent", "vllm", "plan"
 """Names of the containers."""
+AGENT_MEMORY = "1Gi"
+"""The limit of the agent and of the plan."""
 ROLLING_GRACE_SECONDS = 180
 """The agent lets answers under way end for 150 s; then vLLM is told to."""
 WAIT_FOR_DRAIN_SECONDS = 165
+SILENT_LOOKS = 10
+"""Half a second apart: an agent whose port is closed for so long never started or has ended, and answers nobody."""
 START_SECONDS = 3600
 """A base of hundreds of GB from a network volume; what fails to start is restarted at once all the same."""
 KV_CACHE_GIB = (1, 16)
@@ -60,10 +64,15 @@ os.environ.update(plan["environment"])
 os.execvp(plan["command"][0], plan["command"])
 """
 WAIT_FOR_AGENT = f"""
-import os, time
-end = time.monotonic() + {WAIT_FOR_DRAIN_SECONDS}
-while time.monotonic() < end and not os.path.exists("{RUN_DIR}/{DRAINED_FILE}"):
-    time.sleep(0.2)
+import os, socket, time
+end, silent = time.monotonic() + {WAIT_FOR_DRAIN_SECONDS}, 0
+while time.monotonic() < end and silent < {SILENT_LOOKS} and not os.path.exists("{RUN_DIR}/{DRAINED_FILE}"):
+    time.sleep(0.5)
+    try:
+        socket.create_connection(("127.0.0.1", {AGENT_PORT}), 5).close()
+        silent = 0
+    except OSError as error:
+        silent = silent + 1 if isinstance(error, ConnectionRefusedError) else 0
 """
 
 
@@ -197,7 +206,7 @@ def _pod(observed: ObservedService, spec: InferenceServiceSpec, settings: Settin
         settings,
         command=["python", "-m", "llm_tuning.agent", "serve"],
         env=[*own, *_api_key(spec)],
-        resources={"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"memory": "1Gi"}},
+        resources={"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"memory": AGENT_MEMORY}},
         mounts=[workspace, run, config, agent_tmp],
         ports=[{"name": "http", "containerPort": AGENT_PORT, "protocol": "TCP"}],
         readinessProbe=_probe("/ready", period=2, failures=2),
@@ -217,7 +226,7 @@ def _pod(observed: ObservedService, spec: InferenceServiceSpec, settings: Settin
         command=["python", "-m", "llm_tuning.agent", "plan"],
         env=own,
         # It hashes the base where no trainer has noted its hash, and that reads it whole.
-        resources={"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"memory": "1Gi"}},
+        resources={"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"memory": AGENT_MEMORY}},
         mounts=[workspace, run, config, agent_tmp],
     )
     engine = _container(

@@ -12,12 +12,19 @@ from llm_tuning.api.inference_service import InferenceServiceSpec
 from llm_tuning.errors import EXIT_INPUT
 from llm_tuning.pod.contract import CheckResult, parse_result
 from tuning_operator.core.cache import DEPLOYMENTS
-from tuning_operator.inference_service.children import AGENT, ENGINE, PLAN
+from tuning_operator.inference_service.children import AGENT, AGENT_MEMORY, ENGINE, PLAN
 from tuning_operator.inference_service.observed import ObservedService, ServingPod
 from tuning_operator.pods.observed import Child, Raw
 from tuning_operator.pods.stuck import CREATION, Stuck, asked_by_service, events_due, find_stuck, of_words
 
 LOG_CHARACTERS = 500
+EXIT_KILLED = 137
+KILLED = {
+    PLAN: (ServiceReason.PLAN_FAILED, "the plan for vLLM"),
+    AGENT: (ServiceReason.AGENT_FAILING, "the adapter agent"),
+    ENGINE: (ServiceReason.ENGINE_FAILING, "vLLM"),
+}
+"""By container: the reason, and what it is called."""
 _PREFIX = re.compile(r"^(\(\w+ pid=\d+\) )?([A-Z]+ \d\d-\d\d \d\d:\d\d:\d\d \[[^]]*\] )?")
 """What vLLM's processes put before each line."""
 _NOISE = re.compile(r'\s+(File "|For further information visit)')
@@ -65,6 +72,8 @@ def _failing(pod: ServingPod) -> Stuck | None:
         ended = _last_end(pod, name)
         if ended is None:
             continue
+        if ended.get("exitCode") == EXIT_KILLED:
+            return _killed(pod, name, ended)
         message = str(ended.get("message") or "").strip()
         if name == PLAN:
             result = parse_result(message, CheckResult)
@@ -73,11 +82,22 @@ def _failing(pod: ServingPod) -> Stuck | None:
             return Stuck(ServiceReason.PLAN_FAILED, _ended(pod, name, ended, "the plan for vLLM cannot be made"))
         if name == AGENT:
             return Stuck(ServiceReason.AGENT_FAILING, _ended(pod, name, ended, "the adapter agent ends"))
-        if ended.get("reason") == "OOMKilled":
-            text = "vLLM used more memory than spec.resources.memory and was ended; give it more"
-            return Stuck(Reason.OUT_OF_MEMORY, text)
         return Stuck(ServiceReason.ENGINE_FAILING, _ended(pod, name, ended, "vLLM ended"))
     return None
+
+
+def _killed(pod: ServingPod, name: str, ended: dict[str, Any]) -> Stuck:
+    """A container that was killed (SIGKILL): its last log line is of something else and says nothing of the end."""
+    reason, who = KILLED[name]
+    log = f"see `kubectl logs {pod.name} -c {name} --previous`"
+    if ended.get("reason") != "OOMKilled":
+        what = "was killed (exit code 137, SIGKILL): a liveness probe that failed, the node, or somebody"
+        return Stuck(reason, f"{who} {what}; see `kubectl describe pod {pod.name}`, and {log}")
+    if name == ENGINE:
+        text = "vLLM used more memory than spec.resources.memory and was ended (OOMKilled); give it more"
+        return Stuck(Reason.OUT_OF_MEMORY, text)
+    text = f"{who} used more memory than its limit of {AGENT_MEMORY} and was ended (OOMKilled); {log}"
+    return Stuck(reason, text + ", and report it as a fault with that log")
 
 
 def _last_end(pod: ServingPod, name: str) -> dict[str, Any] | None:

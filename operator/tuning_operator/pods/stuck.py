@@ -232,6 +232,15 @@ def _secret(found: re.Match[str], asked: Asked) -> Stuck:
     )
 
 
+def _secret_key(found: re.Match[str], asked: Asked) -> Stuck:
+    name = asked.secret or found["name"]
+    return Stuck(
+        Reason.SECRET_NOT_FOUND,
+        f"{asked.secret_field}: Secret {name} has no key {found['key']}; add it, or name another (key), the pod then "
+        "starts by itself",
+    )
+
+
 def _config_map(found: re.Match[str], asked: Asked) -> Stuck:
     source = asked.config_map
     name, key = (source[0], f" with the key {source[1]}") if source else (found["name"], "")
@@ -292,6 +301,7 @@ def _not_started(found: re.Match[str], asked: Asked) -> Stuck:
 
 ANY = r"(?s).*"
 NAMED_SECRET = r'secrets? "(?P<name>[^"]+)" not found'
+MISSING_KEY = r"couldn't find key (?P<key>\S+) in Secret (\S+/)?(?P<name>[^\s/]+)"
 NAMED_CONFIG_MAP = r'configmaps? "(?P<name>[^"]+)" not found'
 
 SCHEDULING: Table = (
@@ -303,7 +313,12 @@ SCHEDULING: Table = (
 )  # fmt: skip
 """The scheduler's words in the pod's condition PodScheduled."""
 CONTAINERS: dict[str, Table] = {
-    "CreateContainerConfigError": ((NAMED_SECRET, _secret), (NAMED_CONFIG_MAP, _config_map), (ANY, _not_started)),
+    "CreateContainerConfigError": (
+        (NAMED_SECRET, _secret),
+        (MISSING_KEY, _secret_key),
+        (NAMED_CONFIG_MAP, _config_map),
+        (ANY, _not_started),
+    ),
     "CreateContainerError": ((ANY, _not_started),),
     "RunContainerError": ((ANY, _not_started),),
 }

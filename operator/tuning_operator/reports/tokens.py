@@ -18,7 +18,7 @@ import jwt
 
 from llm_tuning.api import inference_service, tuning_job
 from llm_tuning.errors import TuningError
-from tuning_operator.core.cache import INFERENCE_SERVICES, TUNING_JOBS
+from tuning_operator.core.cache import DEPLOYMENTS, INFERENCE_SERVICES, JOBS, TUNING_JOBS
 from tuning_operator.core.errors import ClusterError
 from tuning_operator.reports.audience import audience_of
 
@@ -144,10 +144,29 @@ class TokenVerifier:
         if bound.get("namespace") != namespace:
             raise TokenRefused(403, f"the token is not of namespace {namespace}")
         sender = Sender(str(pod.get("name")), str(pod.get("uid")))
-        known = {Sender(p["metadata"]["name"], p["metadata"]["uid"]) for p in self.store.pods_of(uid)}
+        known = {
+            Sender(pod["metadata"]["name"], pod["metadata"]["uid"])
+            for pod in self.store.pods_of(uid)
+            if self._is_descendant(pod, kind, namespace, name, uid)
+        }
         if sender not in known:
             raise TokenRefused(403, f"the token's pod is not among those of {shown}")
         return sender
+
+    def _is_descendant(self, pod: Mapping[str, Any], kind: str, namespace: str, name: str, uid: str) -> bool:
+        """Whether a pod is owned by a Job of the TuningJob, or a ReplicaSet of the InferenceService's Deployment.
+
+        Labels alone are anybody's who may create pods. ReplicaSets are not watched; their names tell the Deployment.
+        """
+        controller = _controller_of(pod)
+        if kind == INFERENCE_SERVICES:
+            deployment = self.store.get(DEPLOYMENTS, namespace, name)
+            is_ours = deployment is not None and _controller_of(deployment).get("uid") == uid
+            return is_ours and _is_replica_set_of(controller, name)
+        job = self.store.get(JOBS, namespace, str(controller.get("name")))
+        if controller.get("kind") != "Job" or job is None or job["metadata"].get("uid") != controller.get("uid"):
+            return False
+        return _controller_of(job).get("uid") == uid
 
     async def _signed_claims(self, token: str) -> dict[str, Any]:
         try:
@@ -174,6 +193,17 @@ class TokenVerifier:
             raise TokenRefused(401, "the token's signature is wrong") from None
         except jwt.PyJWTError:
             raise TokenRefused(401, "the token is not valid") from None
+
+
+def _controller_of(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The owner reference of what controls an object; empty without one."""
+    owners = raw["metadata"].get("ownerReferences") or ()
+    return next((owner for owner in owners if owner.get("controller")), {})
+
+
+def _is_replica_set_of(owner: Mapping[str, Any], deployment: str) -> bool:
+    """By its name: the Deployment's, and a hash of the pod template."""
+    return owner.get("kind") == "ReplicaSet" and str(owner.get("name")).rpartition("-")[0] == deployment
 
 
 def _audiences(claims: Mapping[str, Any]) -> list[Any]:

@@ -34,11 +34,20 @@ HOLD_SECONDS = 0.5
 class Store:
     """InferenceService and TuningJob team/faq, of one uid as in no cluster, with pod p."""
 
+    replica_set: str = "faq-5d9c7b"
+    """What owns the pod."""
+
     def get(self, kind: str, namespace: str, name: str) -> dict[str, Any] | None:
-        return {"metadata": {"uid": "service-uid"}} if (namespace, name) == KEY else None
+        if (namespace, name) != KEY:
+            return None
+        owner = {"kind": "InferenceService", "name": name, "uid": "service-uid", "controller": True}
+        if kind == "deployments":
+            return {"metadata": {"uid": "deployment-uid", "ownerReferences": [owner]}}
+        return {"metadata": {"uid": "service-uid"}}
 
     def pods_of(self, uid: str) -> list[dict[str, Any]]:
-        return [{"metadata": {"name": "p", "uid": "p-uid"}}]
+        owner = {"kind": "ReplicaSet", "name": self.replica_set, "uid": "set-uid", "controller": True}
+        return [{"metadata": {"name": "p", "uid": "p-uid", "ownerReferences": [owner]}}]
 
 
 @dataclass
@@ -124,6 +133,15 @@ async def test_nobody_else_reports_or_learns_what_is_served(running: Running, to
     answered, body = await running.report(token=token)
     assert answered == status
     assert b"support" not in body
+    assert running.agents.reports(KEY) == {}
+
+
+@pytest.mark.parametrize("replica_set", ["other-5d9c7b", "faq", "faq-extra-5d9c7b", ""])
+async def test_a_pod_with_the_labels_that_no_replica_set_of_it_owns_is_refused(
+    running: Running, replica_set: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Store, "replica_set", replica_set)
+    assert (await running.report())[0] == 403
     assert running.agents.reports(KEY) == {}
 
 

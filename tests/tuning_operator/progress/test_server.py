@@ -38,10 +38,14 @@ class Store:
     """TuningJob team/faq with pod p."""
 
     def get(self, kind: str, namespace: str, name: str) -> dict[str, Any] | None:
+        owner = {"kind": "TuningJob", "name": "faq", "uid": "job-uid", "controller": True}
+        if (kind, name) == ("jobs", "faq-train"):
+            return {"metadata": {"uid": "train-uid", "ownerReferences": [owner]}}
         return {"metadata": {"uid": "job-uid"}} if (namespace, name) == ("team", "faq") else None
 
     def pods_of(self, uid: str) -> list[dict[str, Any]]:
-        return [{"metadata": {"name": "p", "uid": "p-uid"}}]
+        owner = {"kind": "Job", "name": "faq-train", "uid": "train-uid", "controller": True}
+        return [{"metadata": {"name": "p", "uid": "p-uid", "ownerReferences": [owner]}}]
 
 
 @dataclass

@@ -32,12 +32,29 @@ class Store:
         default_factory=lambda: {"job-uid": [("p", "p-uid")], "other-uid": [("q", "q-uid")]}
     )
 
+    owners: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Owner references of pods, by name, that are others than a Job of the TuningJob."""
+
     def get(self, kind: str, namespace: str, name: str) -> dict[str, Any] | None:
-        uid = self.jobs.get(name) if namespace == "team" else None
-        return uid and {"metadata": {"namespace": namespace, "name": name, "uid": uid}}
+        if kind == "jobs" and name.endswith("-train"):
+            uid = self.jobs.get(name.removesuffix("-train"))
+            return uid and raw_object(name, f"{uid}-train", controller("TuningJob", "any", uid))
+        uid = self.jobs.get(name) if namespace == "team" and kind == "tuningjobs" else None
+        return uid and raw_object(name, uid)
 
     def pods_of(self, uid: str) -> Iterable[dict[str, Any]]:
-        return [{"metadata": {"name": name, "uid": pod_uid}} for name, pod_uid in self.pods.get(uid, [])]
+        job = next((name for name, job_uid in self.jobs.items() if job_uid == uid), "")
+        ours = controller("Job", f"{job}-train", f"{uid}-train")
+        return [raw_object(name, pod_uid, self.owners.get(name, ours)) for name, pod_uid in self.pods.get(uid, [])]
+
+
+def raw_object(name: str, uid: str, *owners: dict[str, Any]) -> dict[str, Any]:
+    owned = {"ownerReferences": [owner for owner in owners if owner]}
+    return {"metadata": {"namespace": "team", "name": name, "uid": uid, **owned}}
+
+
+def controller(kind: str, name: str, uid: str) -> dict[str, Any]:
+    return {"kind": kind, "name": name, "uid": uid, "controller": True}
 
 
 @dataclass
@@ -128,6 +145,26 @@ async def test_what_is_refused(verifier: TokenVerifier, token: str, status: int,
     with pytest.raises(TokenRefused, match=reason) as refused:
         await verifier.verify(token, "team", "faq")
     assert refused.value.status == status
+
+
+@pytest.mark.parametrize(
+    "owner",
+    [
+        {},
+        controller("Job", "other-train", "other-uid-train"),
+        controller("Job", "faq-train", "older-uid-train"),
+        controller("Job", "mine", "mine-uid"),
+        controller("ReplicaSet", "faq-train", "job-uid-train"),
+        controller("TuningJob", "faq", "job-uid"),
+        controller("Job", "faq-train", "job-uid-train") | {"controller": False},
+    ],
+)
+async def test_a_pod_with_the_labels_that_no_job_of_the_object_owns_is_refused(
+    jwks: Jwks, owner: dict[str, Any]
+) -> None:
+    verifier = TokenVerifier(ClusterKeys(jwks.read), Store(owners={"p": owner}), lambda: ISSUER)
+    with pytest.raises(TokenRefused, match="not among those"):
+        await verifier.verify(SIGNER.token(OURS), "team", "faq")
 
 
 async def test_a_job_that_is_not_there_is_answered_like_one_of_others(verifier: TokenVerifier) -> None:

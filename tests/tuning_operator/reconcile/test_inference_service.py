@@ -242,12 +242,12 @@ def test_a_name_of_somebody_elses_is_left_alone() -> None:
 # --- stuck ---------------------------------------------------------------------------------------------------------
 
 
-def ended(name: str, code: int, text: str) -> Raw:
+def ended(name: str, code: int, text: str, reason: str = "Error") -> Raw:
     return {
         "name": name,
         "ready": False,
         "state": {"waiting": {"reason": "CrashLoopBackOff"}},
-        "lastState": {"terminated": {"exitCode": code, "reason": "Error", "message": text}},
+        "lastState": {"terminated": {"exitCode": code, "reason": reason, "message": text}},
     }
 
 
@@ -326,6 +326,51 @@ def test_a_stuck_pod_says_what_to_do(case: str) -> None:
     assert condition(desired) == ("False", reason)
     assert words in message(desired)
     assert reason in {event.reason for event in desired.events}
+
+
+@pytest.mark.parametrize("sidecar", ["aaa-proxy", "istio-proxy", None])
+@pytest.mark.parametrize(
+    ("name", "reason", "words"),
+    [
+        ("plan", "PlanFailed", "the plan for vLLM used more memory than its limit of 1Gi"),
+        ("agent", "AgentFailing", "the adapter agent used more memory than its limit of 1Gi"),
+        ("vllm", "OutOfMemory", "vLLM used more memory than spec.resources.memory"),
+    ],
+)
+def test_a_container_killed_for_memory_says_so_and_blames_no_line_of_its_log(
+    name: str, reason: str, words: str, sidecar: str | None
+) -> None:
+    """The kubelet sorts statuses by name, so that an injected container may come first."""
+    kind = "initContainerStatuses" if name == "plan" else "containerStatuses"
+    others = [] if sidecar is None else [{"name": sidecar, "ready": True, "state": {"running": {}}}]
+    statuses = sorted([ended(name, 137, "ERROR adapter ft_innocent", "OOMKilled"), *others], key=lambda s: s["name"])
+    desired = desire(observe(pods=[make_serving_pod(ready=False, **{kind: statuses})], adapters={}))
+    assert condition(desired, "Stalled") == ("True", reason)
+    assert words in message(desired)
+    assert "OOMKilled" in message(desired)
+    assert "ft_innocent" not in message(desired)
+
+
+@pytest.mark.parametrize(("name", "reason"), [("agent", "AgentFailing"), ("vllm", "EngineFailing")])
+def test_a_container_killed_for_another_cause_is_not_told_as_memory(name: str, reason: str) -> None:
+    status = ended(name, 137, "INFO adapter ft_innocent is loaded")
+    desired = desire(observe(pods=[make_serving_pod(ready=False, containerStatuses=[status])], adapters={}))
+    assert condition(desired, "Stalled") == ("True", reason)
+    assert "was killed (exit code 137, SIGKILL)" in message(desired)
+    assert "ft_innocent" not in message(desired)
+
+
+def test_a_key_that_the_secret_lacks_is_named() -> None:
+    waiting = {
+        "reason": "CreateContainerConfigError",
+        "message": "couldn't find key apiKey in Secret team/llm-tuning-k",
+    }
+    status = {"name": "agent", "state": {"waiting": waiting}}
+    raw = make_service(apiKeySecret={"name": "llm-tuning-k"})
+    pod = make_serving_pod(ready=False, phase="Pending", containerStatuses=[status])
+    desired = desire(observe(raw, pods=[pod], adapters={}))
+    assert condition(desired, "Stalled") == ("True", "SecretNotFound")
+    assert "spec.apiKeySecret: Secret llm-tuning-k has no key apiKey" in message(desired)
 
 
 def test_a_container_that_is_well_again_is_no_trouble() -> None:
