@@ -1,6 +1,6 @@
 """What README and docs tell people to type, in blocks and in the text, is what the programs understand.
 
-The blocks are typed for real as well: tests/docs/test_pages_run.py.
+The blocks are typed for real as well: tests/full/test_pages_run.py.
 """
 
 from __future__ import annotations

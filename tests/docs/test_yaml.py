@@ -43,7 +43,7 @@ def test_every_yaml_block_is_taken(page: Path, document: str, tmp_path: Path) ->
     elif "kind" in values:
         OURS[values["kind"]].parse(values)
     elif set(values) <= set(HELM_VALUES):
-        assert page.name == "install.md", "tests/charts/test_docs.py gives the values of that page to the chart"
+        assert page.name == "install.md", "tests/command/charts/test_docs.py gives the values of that page to the chart"
     elif "spec" in values:
         TuningJob.parse(completed(values))
     else:

@@ -1,6 +1,6 @@
 """How the commands of README and docs are run: which in what order, what stands in for what, what they have to say.
 
-Two files run them: tests/docs/test_pages_run.py on this machine, tests/e2e/test_pages.py on a cluster. Whatever stands
+Two files run them: tests/full/test_pages_run.py on this machine, tests/full/test_pages.py on a cluster. Whatever stands
 on a page is either in one of their walks or in NOT_RUN.
 """
 
@@ -96,12 +96,12 @@ ON_A_CLUSTER = [
 """In this order: the first makes a cluster and takes it down, the second makes the one of all others."""
 
 RUN_ELSEWHERE = {
-    ("docs/serving.md", "Serving on one machine, and proving it"): "tests/llm_tuning/test_launch_llm.py",
-    ("docs/serving.md", "What is served under which name"): "tests/llm_tuning/test_launch_llm.py",
-    ("docs/client.md", "From rows to answers"): "tests/examples/test_docs_client.py",
-    ("docs/client.md", "Looking and waiting"): "tests/examples/test_docs_client.py",
-    ("docs/client.md", "Without blocking"): "tests/examples/test_docs_client.py",
-    ("README.md", "From Python and kubectl"): "tests/examples/test_docs_client.py",
+    ("docs/serving.md", "Serving on one machine, and proving it"): "tests/unit/llm_tuning/serving/test_launch_llm.py",
+    ("docs/serving.md", "What is served under which name"): "tests/unit/llm_tuning/serving/test_launch_llm.py",
+    ("docs/client.md", "From rows to answers"): "tests/docs/test_client_page.py",
+    ("docs/client.md", "Looking and waiting"): "tests/docs/test_client_page.py",
+    ("docs/client.md", "Without blocking"): "tests/docs/test_client_page.py",
+    ("README.md", "From Python and kubectl"): "tests/docs/test_client_page.py",
 }
 """Parts of pages that another test takes its commands from, since it has what they need at hand."""
 
@@ -116,9 +116,9 @@ REPEATS = {"charts/llm-tuning/README.md": "docs/install.md"}
 NOT_RUN = {
     r"make (setup|vllm-env)": "what they make is what runs the tests",
     r"make (demo|test)": "the demo runs in no test, being one; this is a part of `make test`",
-    r"make images": "tests/release/test_images.py has the program behind it; the trainer's image takes minutes",
+    r"make images": "tests/command/release/test_images.py has the program behind it; the trainer's image takes minutes",
     r"(docker|kind) ": "no container engine, and no registry to push to",
-    r"pip install '\.\[client\]'": "a registry; tests/release/test_packages.py looks at what the extra brings",
+    r"pip install '\.\[client\]'": "a registry; tests/full/release/test_packages.py looks at what the extra brings",
     r".*devcluster\.release images .*--engine docker": "no container engine",
     r"cosign |sha256sum --check SHA256SUMS": "there is no published release to check",
     r"from trl import SFTConfig": "the script that a reader comes from",

@@ -1,0 +1,119 @@
+"""The Python of docs/client.md and README.md runs as it stands; the plugin takes what docs/kubectl-plugin.md says."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import shlex
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from aiohttp import web
+
+import llm_tuning.client as package
+from llm_tuning.client import logs
+from llm_tuning.kubectl.main import COMMANDS, build_parser
+from tests.support.fake_api_server import FakeApiServer
+from tests.support.page_runs import texts
+from tests.unit.llm_tuning.client.conftest import SUCCEEDED, condition
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+CLIENT, PLUGIN = ((DOCS / name).read_text(encoding="utf-8") for name in ("client.md", "kubectl-plugin.md"))
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+
+
+async def operate(server: FakeApiServer) -> None:
+    """What is created succeeds, or is ready, at once."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        return web.json_response({"choices": [{"message": {"content": "On the login page."}}]})
+
+    server.service = answer
+    while True:
+        for plural, status in (
+            ("tuningjobs", SUCCEEDED),
+            ("inferenceservices", {"conditions": [condition("Ready", "True", "Ready")]}),
+        ):
+            for name, raw in list(server.objects[plural].items()):
+                if "status" not in raw:
+                    await server.put(plural, name, status=status)
+                    if plural == "tuningjobs":
+                        server.add_pod(name, "train", f"{name}-train-1", lines=["Trained: done"])
+        await asyncio.sleep(0.02)
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeApiServer]:
+    """In $KUBECONFIG, with an operator, on a thread: the blocks block."""
+    monkeypatch.setattr(logs, "LOOK_SECONDS", 0.05)
+    loop, server = asyncio.new_event_loop(), FakeApiServer()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    asyncio.run_coroutine_threadsafe(server.start(), loop).result(5)
+    operating = asyncio.run_coroutine_threadsafe(operate(server), loop)
+    config: dict[str, Any] = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": "c", "cluster": {"server": server.connection.server}}],
+        "users": [{"name": "u", "user": {}}],
+        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u", "namespace": "team"}}],
+        "current-context": "x",
+    }
+    (tmp_path / "kubeconfig").write_text(yaml.safe_dump(config))
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+    yield server
+    operating.cancel()
+    with contextlib.suppress(TimeoutError):
+        asyncio.run_coroutine_threadsafe(server.stop(), loop).result(5)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+
+
+@pytest.mark.timeout(60)
+def test_the_python_blocks_run(cluster: FakeApiServer, capsys: pytest.CaptureFixture[str]) -> None:
+    shared: dict[str, Any] = {"__name__": "docs"}
+    for block in blocks(CLIENT, "python"):
+        exec(compile(block, "docs/client.md", "exec"), shared)
+    shared["client"].close()
+    said = capsys.readouterr().out
+    assert "models/ft_sft_tiny_1_abcdef 1.5" in said
+    assert "On the login page." in said
+    assert "spec.lora.rank must be at least 1, got 0" in said
+    assert "Succeeded True \n['faq']" in said
+    assert "Trained: done" in said
+    assert len(cluster.objects["tuningjobs"]) == 3
+
+
+@pytest.mark.timeout(60)
+def test_the_python_of_the_readme_runs(cluster: FakeApiServer, capsys: pytest.CaptureFixture[str]) -> None:
+    [block] = texts("README.md", "From Python and kubectl")
+    exec(compile(block, "README.md", "exec"), {"__name__": "docs"})
+    assert "On the login page." in capsys.readouterr().out
+
+
+def test_every_error_has_its_line_and_the_role_is_one() -> None:
+    errors = {name for name in package.__all__ if isinstance(getattr(package, name), type)}
+    errors = {name for name in errors if issubclass(getattr(package, name), Exception)}
+    assert errors - {"ClusterError"} | {"InputError"} == set(
+        re.findall(r"`(\w+)`", "\n".join(re.findall(r"^\| (`.*?) \|", CLIENT, flags=re.MULTILINE)))
+    )
+    (role,) = blocks(CLIENT, "yaml")
+    assert yaml.safe_load(role)["kind"] == "Role"
+
+
+def test_every_plugin_line_is_taken() -> None:
+    lines = [line for block in blocks(PLUGIN, "") for line in block.splitlines()]
+    for line in lines:
+        assert line.startswith("kubectl tuning ")
+        build_parser().parse_args(shlex.split(line)[2:])
+    assert {line.split()[2] for line in lines} == set(COMMANDS)
+    table = re.findall(r"^\| `(\w+) (?:-f FILE|NAME)`", PLUGIN, flags=re.MULTILINE)
+    assert set(table) == set(COMMANDS)

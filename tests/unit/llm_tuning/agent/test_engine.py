@@ -1,0 +1,40 @@
+"""The calls to an engine, and its own words where it refuses one."""
+
+from __future__ import annotations
+
+import pytest
+
+from llm_tuning.agent.engine import EngineDown, EngineRefused, error_text
+from tests.support.fake_engine import FakeEngine
+from tests.unit.llm_tuning.agent.conftest import Pod
+
+
+async def test_calls_to_the_engine(engine: FakeEngine, pod: Pod) -> None:
+    calls = pod.keeper.engine
+    await calls.load("ft_a", "/models/ft_a")
+    assert await calls.adapters() == {"ft_a"}
+    with pytest.raises(EngineRefused, match=r"^400: The lora adapter 'ft_a' has already been loaded"):
+        await calls.load("ft_a", "/models/ft_a")
+    await calls.unload("ft_a")
+    with pytest.raises(EngineRefused, match=r"^404: .*cannot be found"):
+        await calls.unload("ft_a")
+    assert b"vllm:" in await calls.metrics()
+    await engine.kill()
+    for call in (calls.adapters(), calls.load("a", "a"), calls.unload("a"), calls.metrics()):
+        with pytest.raises(EngineDown, match="does not answer"):
+            await call
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        (b'{"error": {"message": "no\\n room"}}', "no room"),
+        (b'{"message": "old form"}', "old form"),
+        (b'{"error": "plain"}', "plain"),
+        (b"[1]", "[1]"),
+        (b"<html>\xff", "<html>\ufffd"),
+        (b"x" * 1000, "x" * 400),
+    ],
+)
+def test_what_an_engine_says(body: bytes, text: str) -> None:
+    assert error_text(body) == text

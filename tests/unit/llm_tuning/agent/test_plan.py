@@ -1,0 +1,300 @@
+"""How vLLM is started, by what is on the claim; an unfit adapter changes nothing of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm_tuning.agent import __main__ as agent_main
+from llm_tuning.agent.contract import Desired, ServeInput
+from llm_tuning.agent.plan import CPU_LORAS, EnginePlan, linear_modules, make_plan
+from llm_tuning.api.inference_service import VllmSpec
+from llm_tuning.core.files import write_json
+from llm_tuning.errors import InputError
+from llm_tuning.models.base import inspect_base, weight_hash
+from llm_tuning.serving.plan import PLAIN_TEMPLATE, SPARE_SLOTS
+from tests.unit.llm_tuning.agent.conftest import MODULES, desire, write_adapter, write_safetensors
+
+OTHER_HASH = "c" * 64
+LAYER = "model.layers.0."
+SHAPES: dict[str, tuple[int, ...]] = {
+    "model.embed_tokens.weight": (8, 4),
+    "lm_head.weight": (8, 4),
+    "model.norm.weight": (4,),
+    f"{LAYER}input_layernorm.weight": (4,),
+    **{f"{LAYER}self_attn.{name}_proj.weight": (4, 4) for name in "qkvo"},
+    f"{LAYER}self_attn.q_proj.bias": (4,),
+    **{f"{LAYER}mlp.{name}_proj.weight": (4, 4) for name in ("gate", "up", "down")},
+    f"{LAYER}conv.weight": (4, 4, 3),
+}
+
+
+class Claim:
+    """A claim with a base written by hand."""
+
+    def __init__(self, root: Path, scratch: Path) -> None:
+        self.root, self.scratch = root, scratch
+        self.base = root / "base" / "tiny"
+        self.models = root / "models"
+        self.base.mkdir(parents=True)
+        scratch.mkdir()
+        self.write("config.json", {"architectures": ["LlamaForCausalLM"], "dtype": "bfloat16"})
+        self.write("tokenizer_config.json", {})
+        self.write("tokenizer.json", {})
+        self.write("chat_template.jinja", "{{ own }}")
+        write_safetensors(self.base / "model.safetensors", SHAPES)
+
+    def write(self, name: str, value: object) -> None:
+        (self.base / name).write_text(value if isinstance(value, str) else json.dumps(value))
+
+    @property
+    def hash(self) -> str:
+        return weight_hash(inspect_base(self.base), self.scratch / "hash.json")
+
+    def adapter(self, name: str, **options: Any) -> None:
+        write_adapter(self.models, name, **{"base_hash": self.hash, **options})
+
+    def plan(self, *names: str, gpus: int = 0, rank: int = 0, path: str = "base/tiny", **vllm: Any) -> EnginePlan:
+        given = ServeInput(model_path=path, base_name="served", gpus=gpus, vllm=VllmSpec(**vllm))
+        desired = desire({name: name for name in names}, rank=rank)
+        return make_plan(given, desired, self.root, scratch=self.scratch)
+
+
+@pytest.fixture
+def claim(tmp_path: Path) -> Claim:
+    return Claim(tmp_path / "claim", tmp_path / "run")
+
+
+def flag(plan: EnginePlan, name: str) -> str | None:
+    """The value after a flag."""
+    command = list(plan.command)
+    return command[command.index(name) + 1] if name in command else None
+
+
+def modules_of(plan: EnginePlan) -> tuple[str, ...]:
+    command = plan.command
+    start = command.index("--lora-target-modules") + 1
+    end = next(n for n in range(start, len(command)) if command[n].startswith("--"))
+    return command[start:end]
+
+
+def test_what_does_not_depend_on_adapters(claim: Claim) -> None:
+    plan = claim.plan()
+    assert plan.command[:3] == ("python3", "-m", "vllm.entrypoints.openai.api_server")
+    assert flag(plan, "--model") == str(claim.base)
+    assert flag(plan, "--served-model-name") == "served"
+    assert (flag(plan, "--host"), flag(plan, "--port")) == ("127.0.0.1", "8001"), "the loopback only"
+    assert flag(plan, "--load-format") == "safetensors"
+    assert "--enable-lora" in plan.command
+    assert not {"--trust-remote-code", "--api-key", "--trust-request-chat-template"} & set(plan.command)
+    assert plan.environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "True"
+    assert plan.environment["HF_HUB_OFFLINE"] == "1"
+    assert (plan.base_name, plan.base_hash) == ("served", claim.hash)
+    assert EnginePlan.decode(plan.encode()) == plan
+
+
+def test_modules_are_the_linear_layers_and_what_adapters_change_besides(claim: Claim) -> None:
+    assert linear_modules(inspect_base(claim.base)) == set(MODULES)
+    assert modules_of(claim.plan()) == MODULES
+    claim.adapter("ft_a", modules=("q_proj", "embed_tokens"))
+    plan = claim.plan("ft_a")
+    assert plan.target_modules == modules_of(plan) == tuple(sorted((*MODULES, "embed_tokens")))
+
+
+@pytest.mark.parametrize(
+    ("ranks", "known", "field", "rank"),
+    [
+        ((), 0, None, 16),
+        ((8,), 0, None, 16),
+        ((17, 8), 0, None, 32),
+        ((8,), 100, None, 128),
+        ((512,), 0, None, 512),
+        ((64,), 0, 8, 8),
+        ((), 9999, None, 16),
+    ],
+)
+def test_rank(claim: Claim, ranks: tuple[int, ...], known: int, field: int | None, rank: int) -> None:
+    for number, value in enumerate(ranks):
+        claim.adapter(f"ft_{number}", rank=value)
+    plan = claim.plan(*(f"ft_{n}" for n in range(len(ranks))), rank=known, max_lora_rank=field)
+    assert plan.max_lora_rank == rank
+    assert flag(plan, "--max-lora-rank") == str(rank)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "wanted", "field", "slots", "most"),
+    [
+        (1, 0, None, 1, CPU_LORAS),
+        (1, 3, None, 3, CPU_LORAS),
+        (1, 20, None, 8, CPU_LORAS),
+        (1, 3, 16, 16, CPU_LORAS),
+        (1, CPU_LORAS + 5, None, 8, CPU_LORAS + 5),
+        (0, 0, None, 8 + SPARE_SLOTS, 8),
+        (0, 3, None, 8 + SPARE_SLOTS, 8),
+        (0, 10, None, 20 + SPARE_SLOTS, 20),
+        (0, 3, 4, 4 + SPARE_SLOTS, 4),
+        (0, 6, 4, 6 + SPARE_SLOTS, 6),
+    ],
+)
+def test_slots(claim: Claim, *, gpus: int, wanted: int, field: int | None, slots: int, most: int) -> None:
+    plan = claim.plan(*(f"ft_{number}" for number in range(wanted)), gpus=gpus, max_loras=field)
+    assert flag(plan, "--max-loras") == str(slots)
+    assert plan.max_adapters == most
+    assert plan.max_loads == (None if gpus else most)
+    assert int(flag(plan, "--max-cpu-loras") or 0) >= max(slots, most), "vLLM asks for it"
+
+
+def test_the_bases_own_template_is_left_to_vllm(claim: Claim) -> None:
+    plan = claim.plan()
+    assert flag(plan, "--chat-template") is None
+    assert plan.template == "{{ own }}"
+    assert plan.template_source == "base/tiny's own template"
+    (claim.base / "chat_template.jinja").unlink()
+    claim.write("tokenizer_config.json", {"chat_template": "{{ inside }}"})
+    assert claim.plan().template == "{{ inside }}"
+    assert flag(claim.plan(), "--chat-template") is None
+
+
+def test_a_base_without_template_is_served_with_the_plain_one(claim: Claim) -> None:
+    (claim.base / "chat_template.jinja").unlink()
+    plan = claim.plan()
+    written = Path(flag(plan, "--chat-template") or "")
+    assert written.parent == claim.scratch
+    assert written.read_text() == plan.template == PLAIN_TEMPLATE.read_text()
+    assert plan.template_source == "the project's plain template"
+
+
+@pytest.mark.parametrize(
+    ("gpus", "field", "trained", "saved", "dtype"),
+    [
+        (1, None, ("float32",), "float32", "auto"),
+        (1, "float16", ("float32",), "float32", "float16"),
+        (0, None, (), "bfloat16", "auto"),
+        (0, None, (), "float32", "float32"),
+        (0, None, ("float32",), "bfloat16", "float32"),
+        (0, None, ("bfloat16", "bfloat16"), "float32", "bfloat16"),
+        (0, None, ("bfloat16", "float32"), "bfloat16", "auto"),
+        (0, None, ("float32", ""), "bfloat16", "auto"),
+        (0, None, ("int3",), "float32", "float32"),
+        (0, "bfloat16", ("float32",), "float32", "bfloat16"),
+    ],
+)
+def test_dtype(claim: Claim, *, gpus: int, field: Any, trained: tuple[str, ...], saved: str, dtype: str) -> None:
+    claim.write("config.json", {"architectures": ["X"], "torch_dtype": saved})
+    for number, value in enumerate(trained):
+        claim.adapter(f"ft_{number}", dtype=value)
+    plan = claim.plan(*(f"ft_{number}" for number in range(len(trained))), gpus=gpus, dtype=field)
+    assert flag(plan, "--dtype") == dtype
+
+
+def test_engine_flags_are_passed_on(claim: Claim) -> None:
+    plan = claim.plan(
+        gpus=2,
+        max_model_len=512,
+        gpu_memory_utilization=0.5,
+        max_num_seqs=7,
+        max_num_batched_tokens=99,
+        enable_prefix_caching=False,
+    )
+    flags = {"--max-model-len": "512", "--gpu-memory-utilization": "0.5", "--max-num-seqs": "7"}
+    flags |= {"--max-num-batched-tokens": "99", "--tensor-parallel-size": "2"}
+    assert {name: flag(plan, name) for name in flags} == flags
+    assert "--no-enable-prefix-caching" in plan.command
+    assert "--enable-prefix-caching" in claim.plan(enable_prefix_caching=True).command
+    few = claim.plan(gpus=1)
+    assert flag(few, "--max-model-len") == "auto"
+    assert not [f for f in few.command if "prefix" in f or "parallel" in f or f.startswith("--max-num")]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "field", "eager"), [(0, None, True), (0, False, False), (1, None, False), (1, True, True)]
+)
+def test_compiling(claim: Claim, gpus: int, field: bool | None, eager: bool) -> None:
+    assert ("--enforce-eager" in claim.plan(gpus=gpus, enforce_eager=field).command) == eager
+
+
+@pytest.mark.parametrize("how", ["not there", "another base", "damaged", "hostile header", "hostile ranks"])
+def test_an_unfit_adapter_changes_nothing_for_the_others(claim: Claim, how: str) -> None:
+    claim.adapter("ft_good", dtype="bfloat16")
+    before = claim.plan("ft_good")
+    weights = claim.models / "ft_bad" / "adapter_model.safetensors"
+    if how == "another base":
+        claim.adapter("ft_bad", base_hash=OTHER_HASH, rank=512, modules=("c_attn",), dtype="float32")
+    elif how == "hostile ranks":
+        claim.adapter("ft_bad", config={"rank_pattern": [512]})
+    elif how != "not there":
+        claim.adapter("ft_bad", rank=512)
+        weights.write_bytes(b"no" if how == "damaged" else b"\3\0\0\0\0\0\0\0[1]")
+    assert claim.plan("ft_good", "ft_bad") == before
+
+
+def test_hashes_that_the_trainers_noted_are_used_and_the_claim_is_not_written(claim: Claim) -> None:
+    file = (claim.base / "model.safetensors").resolve()
+    key = f"{file}:{file.stat().st_size}:{file.stat().st_mtime_ns}"
+    write_json(claim.models / ".cache" / "base_hashes.json", {key: "d" * 64})
+    before = sorted(claim.root.rglob("*"))
+    plan = claim.plan()
+    assert plan.base_hash != claim.hash
+    (claim.models / ".cache" / "base_hashes.json").write_text("{")
+    assert claim.plan().base_hash == claim.hash, "half a file is none"
+    assert sorted(claim.root.rglob("*")) == before
+
+
+@pytest.mark.parametrize("path", ["base/none", "../elsewhere", "base/link", "/etc"])
+def test_a_base_that_is_not_on_the_claim(claim: Claim, path: str) -> None:
+    (claim.root / "base" / "link").symlink_to(claim.scratch)
+    with pytest.raises(InputError, match=f"model .*{path}"):
+        claim.plan(path=path)
+
+
+def test_a_base_with_pickled_weights_is_refused(claim: Claim) -> None:
+    (claim.base / "model.safetensors").rename(claim.base / "pytorch_model.bin")
+    with pytest.raises(InputError, match="pickled"):
+        claim.plan()
+
+
+# --- the container ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def container(claim: Claim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Claim:
+    for name, value in {
+        "ROOT": claim.root,
+        "RUN_DIR": claim.scratch,
+        "CONFIG_DIR": tmp_path,
+        "TERMINATION_LOG": tmp_path / "log",
+    }.items():
+        monkeypatch.setattr(agent_main, name, value)
+    given = ServeInput(model_path="base/tiny", base_name="served", gpus=0, vllm=VllmSpec())
+    monkeypatch.setenv("LLM_TUNING_SERVE", given.encode())
+    return claim
+
+
+def test_the_init_container_writes_the_plan(container: Claim, tmp_path: Path) -> None:
+    container.adapter("ft_a", rank=64)
+    (tmp_path / "desired.json").write_text(desire({"support": "ft_a"}).encode())
+    assert agent_main.main(["plan"]) == 0
+    assert EnginePlan.decode((container.scratch / "vllm.json").read_text()).max_lora_rank == 64
+
+
+@pytest.mark.parametrize("desired", [None, "{", Desired().encode()])
+def test_without_a_readable_wish_the_base_is_planned(container: Claim, tmp_path: Path, desired: str | None) -> None:
+    if desired is not None:
+        (tmp_path / "desired.json").write_text(desired)
+    assert agent_main.main(["plan"]) == 0
+    assert (container.scratch / "vllm.json").exists()
+
+
+def test_an_unfit_base_is_64_with_the_reason(container: Claim, tmp_path: Path) -> None:
+    (container.base / "config.json").unlink()
+    assert agent_main.main(["plan"]) == 64
+    assert "has no config.json" in (tmp_path / "log").read_text()
+    assert not (container.scratch / "vllm.json").exists()
+
+
+def test_wrong_arguments_are_64() -> None:
+    assert agent_main.main([]) == 64
+    assert agent_main.main(["run"]) == 64

@@ -1,0 +1,102 @@
+"""One paragraph says where it is, why, and what to do."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from llm_tuning.client.explain import explain_job, explain_service
+from llm_tuning.client.objects import InferenceServiceView, TuningJobView
+from tests.support.fake_api_server import TIME
+from tests.unit.llm_tuning.client.conftest import FAILED, SPEC, SUCCEEDED, condition, training
+
+NOW = datetime(2026, 11, 29, 8, 5, tzinfo=UTC)
+METADATA = {"name": "faq", "namespace": "team", "uid": "u", "generation": 1, "creationTimestamp": TIME}
+
+
+def job(status: dict[str, Any] | None, **metadata: Any) -> TuningJobView:
+    return TuningJobView.of({"metadata": {**METADATA, **metadata}, "spec": SPEC, "status": status})
+
+
+def stalled(reason: str, message: str) -> dict[str, Any]:
+    status = training(0)
+    return {**status, "conditions": [*status["conditions"], condition("Stalled", "True", reason, message)]}
+
+
+@pytest.mark.parametrize(
+    ("status", "want"),
+    [
+        (
+            None,
+            "faq was created 5 min ago, and no operator has looked at this TuningJob yet. Is the operator installed",
+        ),
+        (
+            FAILED,
+            "faq has failed, for 5 min: DatasetInvalid: datasets/faq.json, row 3: output is empty. It stays as it is",
+        ),
+        (
+            SUCCEEDED,
+            "faq has succeeded: the adapter is in models/ft_sft_tiny_1_abcdef on the claim tuning, and on 2 "
+            "held-out rows its loss is 1.5 where the base has 3. Its report: kubectl tuning report faq -n team.",
+        ),
+        (
+            training(50, loss=1.25),
+            "faq is Training (step 50 of 100, loss 1.25, about 1:00 left). The trainer runs. That is so, for 5 min. "
+            "Nothing is wrong; watch it with kubectl tuning watch faq -n team.",
+        ),
+        (
+            stalled("Unschedulable", "no node has a free GPU; wait, or add nodes"),
+            "faq is Training. It cannot go on, for 5 min: Unschedulable: no node has a free GPU; wait, or add nodes. "
+            "It goes on by itself once that is put right",
+        ),
+        (
+            {"phase": "Suspended", "conditions": [condition("Suspended", "True", "Suspended")]},
+            "faq is Suspended. Nothing of it runs, by its own spec. Let it go on: kubectl patch tj faq -n team "
+            """--type merge -p '{"spec": {"suspend": false}}'""",
+        ),
+        (
+            {"phase": "Queued", "conditions": [condition("Reconciling", "True", "Queued", "Job faq-train waits")]},
+            "faq is Queued. Job faq-train waits. That is so, for 5 min.",
+        ),
+    ],
+    ids=["unseen", "failed", "succeeded", "training", "stalled", "suspended", "queued"],
+)
+def test_a_job(status: dict[str, Any] | None, want: str) -> None:
+    assert explain_job(job(status), NOW).startswith(want)
+
+
+def test_a_new_job_and_a_changed_one() -> None:
+    assert "just now" in explain_job(job(None, creationTimestamp="2026-11-29T08:04:55Z"), NOW)
+    changed = job({**training(1), "observedGeneration": 1}, generation=2)
+    assert explain_job(changed, NOW).endswith("The spec was changed since; the operator has not looked at that yet.")
+
+
+def test_a_service() -> None:
+    spec = {"model": {"path": "base/tiny"}, "volume": {"claimName": "tuning"}, "replicas": 2}
+
+    def service(status: dict[str, Any] | None) -> InferenceServiceView:
+        return InferenceServiceView.of({"metadata": METADATA, "spec": spec, "status": status})
+
+    assert "no operator has looked at this InferenceService" in explain_service(service(None), NOW)
+    ready = {"readyReplicas": 2, "url": "http://faq.team.svc", "conditions": [condition("Ready", "True", "Ready")]}
+    assert explain_service(service(ready), NOW) == (
+        "faq is Ready, for 5 min: 2 of 2 replicas answer, under http://faq.team.svc."
+    )
+    bad = {
+        "readyReplicas": 1,
+        "adapters": [
+            {"modelId": "ft_a", "effective": "False", "reason": "NoEffect", "message": "it changes nothing"},
+            {"tuningJob": "later", "reason": "WaitingForTuningJob", "message": "TuningJob later has not succeeded yet"},
+        ],
+        "conditions": [
+            condition("Ready", "False", "NoEffect", "ft_a: it changes nothing"),
+            condition("Stalled", "True", "Unschedulable", "no node has a free GPU"),
+        ],
+    }
+    assert explain_service(service(bad), NOW) == (
+        "faq is not Ready, for 5 min, 1 of 2 replicas answer: NoEffect: ft_a: it changes nothing. What is in the way: "
+        "Unschedulable: no node has a free GPU. It gets ready by itself once that is put right. The adapter of "
+        "TuningJob later: WaitingForTuningJob: TuningJob later has not succeeded yet."
+    )
