@@ -23,6 +23,7 @@ RUN python -m compileall -q --invalidation-mode unchecked-hash /opt/llm-tuning \
     && chmod 755 /usr/local/bin/tune-llm
 LABEL org.opencontainers.image.title="LLM tuning operator" \
       org.opencontainers.image.description="The operator of TuningJobs and InferenceServices, and its small pods" \
+      org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="0.1.0"
 ENV HOME=/tmp
 WORKDIR /tmp

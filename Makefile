@@ -20,7 +20,7 @@ vllm-env: .venv-vllm/.ready  ## .venv-vllm: the CPU build of vLLM
 .venv/.ready: requirements/dev.txt pyproject.toml | .tools/bin/uv
 	$(UV) venv --quiet --allow-existing --python 3.11 .venv
 	$(UV) pip sync --quiet --compile-bytecode --python $(VENV)/python --require-hashes requirements/dev.txt
-	$(UV) pip install --quiet --python $(VENV)/python --no-deps --no-build-isolation --config-settings editable_mode=compat --editable .
+	$(UV) pip install --quiet --python $(VENV)/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
 .venv-docs/.ready: requirements/docs.txt | .tools/bin/uv
@@ -40,9 +40,9 @@ check: setup docs  ## format, lint, types, layers, generated files, documentatio
 	$(VENV)/ruff format --check .
 	$(VENV)/ruff check .
 	$(VENV)/mypy
-	PYTHONPATH=operator $(VENV)/lint-imports
+	$(VENV)/lint-imports
 	$(VENV)/python -m llm_tuning.api.crd --check
-	PYTHONPATH=operator $(VENV)/python -m docs.tools.reference --check
+	$(VENV)/python -m docs.tools.reference --check
 
 # Root compiles and builds what the end-to-end tests and the demo run on; found again the next time.
 cluster-env: setup

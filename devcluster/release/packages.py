@@ -41,7 +41,7 @@ def build_reproducibly(root: Path, out: Path) -> list[Path]:
         if differing:
             raise ReleaseError(f"built twice, these differ: {', '.join(differing)}")
         if missing := missing_in_wheel(root, next(path for path in first if path.suffix == ".whl")):
-            raise ReleaseError(f"files of llm_tuning that are not in the wheel: {', '.join(missing)}")
+            raise ReleaseError(f"files of the packages that are not in the wheel: {', '.join(missing)}")
         out.mkdir(parents=True, exist_ok=True)
         return [Path(shutil.copy(path, out / path.name)) for path in first]
 
@@ -52,10 +52,10 @@ def sha256(path: Path) -> str:
 
 
 def missing_in_wheel(root: Path, wheel: Path) -> list[str]:
-    """The files of llm_tuning in the last commit that a wheel does not have."""
-    tracked = set(git(root, "ls-tree", "-r", "--name-only", "HEAD", "llm_tuning/").splitlines())
+    """The files of the packages in the last commit that a wheel does not have."""
+    tracked = git(root, "ls-tree", "-r", "--name-only", "HEAD", "llm_tuning/", "operator/tuning_operator/").splitlines()
     with zipfile.ZipFile(wheel) as files:
-        return sorted(tracked - set(files.namelist()))
+        return sorted({path.removeprefix("operator/") for path in tracked} - set(files.namelist()))
 
 
 def _build(root: Path, folder: Path, surroundings: dict[str, str]) -> list[Path]:

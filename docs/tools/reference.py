@@ -1,7 +1,7 @@
 """The pages of docs/reference, generated from the code: `python -m docs.tools.reference [--check]`.
 
 What a page says has its one source in the code (field descriptions, help texts, constants, registries), in the
-comments of values.yaml, or, for what a reason means, in docs/troubleshooting.md. `operator` has to be on PYTHONPATH.
+comments of values.yaml, or, for what a reason means, in docs/troubleshooting.md.
 """
 
 from __future__ import annotations

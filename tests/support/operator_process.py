@@ -43,7 +43,6 @@ class OperatorProcess:
         environment = {
             **os.environ,
             "KUBECONFIG": str(self.kubeconfig),
-            "PYTHONPATH": f"{ROOT}:{ROOT / 'operator'}",
             **{f"TUNING_OPERATOR_{name}": value for name, value in given.items()},
         }
         with self.log_file.open("ab") as stream:
