@@ -1,4 +1,4 @@
-"""The client installs beside other people's packages: the lowest and the newest versions that pyproject.toml allows work.
+"""The client installs beside what people have: the lowest and the newest versions that pyproject.toml allows both work.
 
 Everything else is tested with the versions that are pinned in requirements/.
 """
