@@ -10,9 +10,8 @@ from llm_tuning.agent.weights import find_weight_fault
 from llm_tuning.api.conditions import AdapterReason
 from llm_tuning.core.files import read_json
 from llm_tuning.errors import InputError
-from llm_tuning.models.adapter import inspect_adapter, trained_base
-from llm_tuning.models.adapter_files import ADAPTER_WEIGHTS
-from llm_tuning.proof.parity import PARITY
+from llm_tuning.models.adapter import SMALL_FILE_BYTES, inspect_adapter, trained_base
+from llm_tuning.models.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PARITY
 
 
 @dataclass(frozen=True)
@@ -67,23 +66,21 @@ def find_misfit(path: Path, plan: EnginePlan) -> Misfit | None:
         )
     if (fault := find_weight_fault(path)) is not None:
         return Misfit(AdapterReason.ADAPTER_INVALID, f"models/{name}/{ADAPTER_WEIGHTS} {fault}")
-    if adapter.chat_template is not None:
-        template = adapter.chat_template.read_text(encoding="utf-8")
-        if template.strip() != plan.template.strip():
-            return Misfit(
-                AdapterReason.TEMPLATE_MISMATCH,
-                f"{name} was trained with its own chat_template.jinja, this engine renders with "
-                f"{plan.template_source}, another one; give the base the template of the training, or train again",
-            )
+    if adapter.chat_template is not None and adapter.chat_template.strip() != plan.template.strip():
+        return Misfit(
+            AdapterReason.TEMPLATE_MISMATCH,
+            f"{name} was trained with its own chat_template.jinja, this engine renders with "
+            f"{plan.template_source}, another one; give the base the template of the training, or train again",
+        )
     return None
 
 
 def _probes_of(path: Path) -> str:
     """The adapter whose probes lie there, as far as they tell."""
-    parity = read_json(path / PARITY) or {}
+    parity = read_json(path / PARITY, most=SMALL_FILE_BYTES) or {}
     return str(parity.get("model_id") or "")
 
 
 def _rank(path: Path) -> int:
-    config = read_json(path / "adapter_config.json") or {}
+    config = read_json(path / ADAPTER_CONFIG, most=SMALL_FILE_BYTES) or {}
     return max(int(rank) for rank in (config.get("r", 0), *(config.get("rank_pattern") or {}).values()))

@@ -14,19 +14,19 @@ from __future__ import annotations
 import json
 import os
 import re
-import struct
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from llm_tuning.agent.contract import ENGINE_PORT, Desired, ServeInput
 from llm_tuning.api.inference_service import VllmSpec
+from llm_tuning.core.files import read_file, read_json
 from llm_tuning.errors import InputError, Problem
-from llm_tuning.models.adapter import ServedAdapter, allowed_rank, inspect_adapter, trained_base
-from llm_tuning.models.adapter_files import OUTPUT_HEAD
-from llm_tuning.models.base import BaseModel, inspect_base, weight_hash
+from llm_tuning.models.adapter import OUTPUT_HEAD, ServedAdapter, allowed_rank, inspect_adapter, trained_base
+from llm_tuning.models.base import CONFIG, BaseModel, inspect_base, tensor_shapes, weight_hash
+from llm_tuning.models.layout import BASE_HASHES, CACHE_FOLDER, CHAT_TEMPLATE
 from llm_tuning.serving.plan import OFFLINE, PLAIN_TEMPLATE, SPARE_SLOTS, base_template
 
 LEAST_RANK = 16
@@ -36,8 +36,6 @@ CPU_LORAS = 256
 KEEP_ALIVE_SECONDS = 120
 """Longer than the agent keeps an idle connection (15 s): with vLLM's own 5 s a request now and then meets one that vLLM
 is just closing, and is lost."""
-HASHES = Path(".cache") / "base_hashes.json"
-"""Below models/: where the trainers have noted what large bases hash to."""
 _EMBEDDING = re.compile(r"embed|wte|wpe|norm")
 
 
@@ -84,7 +82,7 @@ def make_plan(
     plain = PLAIN_TEMPLATE.read_text(encoding="utf-8")
     rank = given.vllm.max_lora_rank or _rank(desired, adapters)
     slots, max_adapters = _slots(given, len(desired.model_ids))
-    template_file = scratch / "chat_template.jinja"
+    template_file = scratch / CHAT_TEMPLATE
     if own is None:
         template_file.write_text(plain, encoding="utf-8")
     command = [
@@ -123,14 +121,10 @@ def make_plan(
 def linear_modules(base: BaseModel) -> set[str]:
     """Last name parts of the base's linear layers, as `q_proj`, by the headers of its weights; lm_head left out."""
     found = set()
-    for file in base.weight_files:
-        with (base.path / file).open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            header: dict[str, Any] = json.loads(stream.read(min(length, 2**27)))
-        for name, tensor in header.items():
-            parts = name.split(".")
-            if parts[-1] == "weight" and len(parts) > 1 and len(tensor["shape"]) == 2 and not _EMBEDDING.search(name):
-                found.add(parts[-2])
+    for name, shape in tensor_shapes(base).items():
+        parts = name.split(".")
+        if parts[-1] == "weight" and len(parts) > 1 and len(shape) == 2 and not _EMBEDDING.search(name):
+            found.add(parts[-2])
     return found - {OUTPUT_HEAD}
 
 
@@ -179,7 +173,7 @@ def _dtype(given: ServeInput, base: BaseModel, adapters: Sequence[ServedAdapter]
     trained = {adapter.dtype for adapter in adapters}
     if len(trained) == 1 and (dtype := trained.pop()) in ("float32", "bfloat16"):
         return str(dtype)
-    config = json.loads((base.path / "config.json").read_text(encoding="utf-8"))
+    config = read_json(base.path / CONFIG)
     return "float32" if (config.get("dtype") or config.get("torch_dtype")) == "float32" else "auto"
 
 
@@ -193,7 +187,7 @@ def _inside(root: Path, relative: str) -> Path:
 
 def _own_hashes(root: Path, scratch: Path) -> Path:
     """A copy of what the trainers have noted, to read and write: the claim is mounted read-only here."""
-    own = scratch / "base_hashes.json"
+    own = scratch / BASE_HASHES
     with suppress(OSError):
-        own.write_bytes((root / "models" / HASHES).read_bytes())
+        own.write_bytes(read_file(root / "models" / CACHE_FOLDER / BASE_HASHES))
     return own

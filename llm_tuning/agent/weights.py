@@ -5,14 +5,15 @@ One NaN can spoil an engine for all: it gets into blocks of the KV cache, and th
 
 from __future__ import annotations
 
-import json
-import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from llm_tuning.models.adapter_files import ADAPTER_WEIGHTS
+from llm_tuning.core.files import open_regular
+from llm_tuning.models.adapter import HEADER_BYTES
+from llm_tuning.models.layout import ADAPTER_WEIGHTS
+from llm_tuning.models.safetensors import Tensor, read_header
 
 _EXPONENTS: dict[str, tuple[str, int]] = {
     "F64": ("<u8", 0x7FF0_0000_0000_0000),
@@ -21,35 +22,28 @@ _EXPONENTS: dict[str, tuple[str, int]] = {
     "BF16": ("<u2", 0x7F80),
 }
 """By dtype: how its bits are read, and the exponent that infinities and NaN have. numpy has no bfloat16."""
-_AT_ONCE = 2**22
+_AT_ONCE = 2**21
 
 
 def find_weight_fault(adapter: Path) -> str | None:
     """What is wrong with them, None for nothing; the header must be a readable one. Reads the file once."""
     file = adapter / ADAPTER_WEIGHTS
-    with file.open("rb") as stream:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        header: dict[str, Any] = json.loads(stream.read(length))
-    start, size = 8 + length, file.stat().st_size
-    for name, tensor in header.items():
-        if name == "__metadata__":
-            continue
-        begin, end = (start + int(offset) for offset in tensor["data_offsets"])
-        if end > size:
-            return f"is cut off: {size} bytes, and {name} ends at {end}; copy it again"
-        kind, exponent = _EXPONENTS.get(tensor["dtype"], ("", 0))
-        if kind and end > begin and not _finite(np.memmap(file, kind, "r", begin, _count(begin, end, kind)), exponent):
-            return f"holds values that are no numbers (NaN or infinite), in {name}; train it again"
+    tensors = read_header(file, most=HEADER_BYTES)
+    with open_regular(file) as stream:
+        for name, tensor in tensors.items():
+            kind, exponent = _EXPONENTS.get(tensor.dtype, ("", 0))
+            if kind and not _is_finite(stream, tensor, np.dtype(kind), exponent):
+                return f"holds values that are no numbers (NaN or infinite), in {name}; train it again"
     return None
 
 
-def _count(begin: int, end: int, kind: str) -> tuple[int]:
-    return ((end - begin) // np.dtype(kind).itemsize,)
-
-
-def _finite(bits: np.ndarray[Any, Any], exponent: int) -> bool:
-    for at in range(0, len(bits), _AT_ONCE):
-        part = bits[at : at + _AT_ONCE]
-        if ((part & exponent) == exponent).any():
+def _is_finite(stream: BinaryIO, tensor: Tensor, kind: np.dtype[Any], exponent: int) -> bool:
+    """Read piece by piece: a mapped file that somebody cuts would end the process."""
+    stream.seek(tensor.begin)
+    left = (tensor.end - tensor.begin) // kind.itemsize
+    while left > 0 and (piece := stream.read(min(left, _AT_ONCE) * kind.itemsize)):
+        bits = np.frombuffer(piece, kind, len(piece) // kind.itemsize)
+        if ((bits & exponent) == exponent).any():
             return False
+        left -= len(bits) or left
     return True

@@ -1,12 +1,41 @@
-"""Writing files so that a reader, or a crash, never sees half of one."""
+"""Writing files so that a reader, or a crash, never sees half of one; reading others' files so that none harms us.
+
+What lies on a shared volume was written by whoever mounts it. A FIFO in the place of a file would hang its reader for
+ever, and a sparse file of gigabytes would take all its memory: neither is opened as if it were a file.
+"""
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import os
 import secrets
+import stat
+from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
+
+JSON_BYTES = 2**24
+"""The largest JSON file that is read as a whole, unless its reader says otherwise: read, it takes some 25 times this
+in the worst case."""
+_KINDS = {
+    stat.S_IFIFO: "is a named pipe",
+    stat.S_IFSOCK: "is a socket",
+    stat.S_IFCHR: "is a device",
+    stat.S_IFBLK: "is a device",
+}
+
+
+class OddFile(OSError):  # noqa: N818 - what it is
+    """What stands in a file's place is none, or is far larger than such a file can be; `strerror` says what it is."""
+
+    def __init__(self, path: Path, rule: str) -> None:
+        super().__init__(errno.EINVAL, rule, str(path))
+
+    def __str__(self) -> str:
+        return str(self.strerror)
 
 
 def temporary_beside(path: Path) -> Path:
@@ -31,9 +60,71 @@ def write_json(path: Path, value: Any) -> None:
     temporary.replace(path)
 
 
-def read_json(path: Path) -> Any:
-    """The JSON value in `path`, or None where there is no such file; raises ValueError on half or foreign content."""
+def open_regular(path: Path) -> BufferedReader:
+    """Open a regular file for reading, at once; raises OddFile for what is none, OSError as `open` does."""
+    check_regular(path)
+    # Without O_NONBLOCK a FIFO that has taken its place meanwhile would hang us.
+    stream = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+        stream.close()
+        check_regular(path)
+        raise OddFile(path, "is no regular file")
+    return stream
+
+
+def check_regular(path: Path, *, most: int | None = None) -> int:
+    """The size of a regular file; raises OddFile for what is none or has more than `most` bytes, OSError as `stat`."""
+    found = path.stat()
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(found.st_mode):
+        raise OddFile(path, _KINDS.get(stat.S_IFMT(found.st_mode), "is no regular file"))
+    if most is not None and found.st_size > most:
+        raise OddFile(path, f"has {found.st_size:,} bytes, and at most {most:,} are read")
+    return found.st_size
+
+
+def read_file(path: Path, *, most: int = JSON_BYTES) -> bytes:
+    """The bytes of a regular file of at most `most`; raises OddFile, or OSError as `open` does."""
+    size = check_regular(path, most=most)
+    with open_regular(path) as stream:
+        content = stream.read(size + 1)
+    if len(content) > size:
+        raise OddFile(path, "grows while it is read")
+    return content
+
+
+def read_text(path: Path, *, most: int = JSON_BYTES) -> str:
+    """The same as UTF-8 text; raises ValueError for what is none."""
+    return read_file(path, most=most).decode()
+
+
+def read_json(path: Path, *, most: int = JSON_BYTES) -> Any:
+    """The JSON value in `path`, or None where there is no such file.
+
+    Raises ValueError on half or foreign content, and OSError as `read_file` does.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_file(path, most=most))
     except FileNotFoundError:
         return None
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def file_hash(path: Path, *, most: int | None = None) -> str:
+    """sha256 (hex) of one regular file; raises OddFile and OSError as `check_regular` does."""
+    check_regular(path, most=most)
+    with open_regular(path) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def odd_files(folder: Path) -> Iterator[OddFile]:
+    """What in `folder` is neither a file nor a folder: a program that opens it may wait for ever."""
+    for path in sorted(folder.iterdir()):
+        try:
+            check_regular(path)
+        except OddFile as odd:
+            yield odd
+        except OSError:  # a folder, or a link that leads nowhere
+            continue

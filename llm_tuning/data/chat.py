@@ -20,7 +20,7 @@ import jinja2
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from llm_tuning.core.files import read_json
+from llm_tuning.core.files import OddFile, read_json, read_text
 from llm_tuning.data.messages import Message
 from llm_tuning.errors import InputError, Problem
 
@@ -81,7 +81,7 @@ def load_chat_template(folder: Path) -> ChatTemplate:
     config = read_object(folder / "tokenizer_config.json")
     special_tokens = read_special_tokens(folder, config)
     path = folder / "chat_template.jinja"
-    if path.is_file():
+    if path.exists():
         template = ChatTemplate(_read_text(path), path.name, special_tokens)
     elif (text := _template_in_config(folder, config)) is not None:
         template = ChatTemplate(text, "tokenizer_config.json", special_tokens)
@@ -112,6 +112,8 @@ def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file of the base, {} if there is no such file; raises InputError."""
     try:
         value = read_json(path)
+    except OddFile as odd:
+        raise InputError(Problem(str(path), str(odd), "copy the base model again")) from None
     except (OSError, ValueError):
         value = ()
     if value is None:
@@ -148,7 +150,7 @@ def _template_in_config(folder: Path, config: Mapping[str, Any]) -> str | None:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return read_text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(Problem(str(path), f"cannot be read ({error})", "copy the base model again")) from None
 

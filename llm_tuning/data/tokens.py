@@ -15,12 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
+from llm_tuning.core.files import check_regular
 from llm_tuning.data.chat import ChatTemplate, load_chat_template, read_object
 from llm_tuning.data.faults import Reason, RowFault
 from llm_tuning.data.rows import Example
 from llm_tuning.data.spans import Rendered, Span, render_example
 from llm_tuning.errors import InputError, Problem
 
+TOKENIZER_BYTES = 2**28
+"""The largest tokenizer.json that is read: the largest of the known ones have 40 MB."""
 _CACHED_TAIL_CHARACTERS = 256
 _CACHED_TAILS = 10_000
 
@@ -67,9 +70,10 @@ class RowTokenizer:
         template = load_chat_template(folder)
         if encoder is None:
             path = folder / "tokenizer.json"
-            if not path.is_file():
+            if not path.exists():
                 return None
             try:
+                check_regular(path, most=TOKENIZER_BYTES)
                 encoder = Tokenizer.from_file(str(path))
             except Exception as error:  # the library raises bare Exception
                 raise InputError(

@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
+import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llm_tuning.core.files import file_hash, read_text
 from llm_tuning.errors import InputError, Problem
-from llm_tuning.models.adapter_files import ADAPTER_WEIGHTS, adapted_modules
-from llm_tuning.models.base import PICKLE_SUFFIXES, BaseModel, weight_hash
+from llm_tuning.models.base import PICKLE_SUFFIXES, BaseModel, odd_file_problems, read_object, weight_hash
+from llm_tuning.models.layout import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    BASE_HASHES,
+    CACHE_FOLDER,
+    CHAT_TEMPLATE,
+    MANIFEST,
+    PARITY,
+)
+from llm_tuning.models.safetensors import read_header
 
 ALLOWED_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes as --max-lora-rank (it also takes 1, which no adapter of ours has)."""
+SMALL_FILE_BYTES = 2**22
+"""The largest JSON file or template of an adapter. Ours have some hundred KB; the agent, with 1 GiB, reads several."""
+HEADER_BYTES = 2**24
+"""The largest header of an adapter's weights: more than a hundred thousand tensors."""
+OUTPUT_HEAD = "lm_head"
+_MODULE = re.compile(r"(?:^|\.)([^.]+)\.lora_(?:embedding_)?[AB](?:\.|$)")
+_GIVE = "give the folder that training wrote"
 
 
 @dataclass(frozen=True)
@@ -31,7 +47,7 @@ class ServedAdapter:
     """The --max-lora-rank it needs: its rank rounded up to what vLLM allows."""
     dtype: str | None
     """What it was trained in (`float32`, `bfloat16`), where parity.json tells."""
-    chat_template: Path | None
+    chat_template: str | None
     """The template it was trained with."""
 
 
@@ -40,10 +56,12 @@ def inspect_adapter(path: Path, base: BaseModel | None) -> ServedAdapter:
     where = f"adapter {path}"
     if not path.is_dir():
         raise InputError(Problem(where, "is not a folder", "give models/<model_id> of a run that has finished"))
-    problems: list[Problem] = []
-    config = _object(path / "adapter_config.json", where, problems, required=True)
-    manifest = _object(path / "model.json", where, problems)
-    parity = _object(path / "parity.json", where, problems)
+    problems = odd_file_problems(path, where)
+    if problems:
+        raise InputError(problems)
+    config = _object(path / ADAPTER_CONFIG, where, problems, missing=_GIVE)
+    manifest = _object(path / MANIFEST, where, problems)
+    parity = _object(path / PARITY, where, problems)
     modules = _check_weights(path, where, problems)
     _check_features(config, where, problems)
     rank = _max_rank(config, where, problems) if config else ALLOWED_RANKS[0]
@@ -51,42 +69,58 @@ def inspect_adapter(path: Path, base: BaseModel | None) -> ServedAdapter:
         problems.append(
             Problem(where, "has no model.json, so it is not whole", "give the finished models/<model_id>, copied whole")
         )
+    template = _template(path, where, problems)
     if not problems:
         _check_copy(manifest, path, where, problems)
     if base is not None and not problems:
         problems.extend(_of_another_base(path, base))
     if problems:
         raise InputError(problems)
-    template = path / "chat_template.jinja"
     return ServedAdapter(
         path=path.resolve(),
         model_id=str(manifest.get("model_id") or path.resolve().name),
         modules=modules,
         max_rank=rank,
         dtype=str(parity["dtype"]) if "dtype" in parity else None,
-        chat_template=template.resolve() if template.is_file() else None,
+        chat_template=template,
     )
+
+
+def _object(path: Path, where: str, problems: list[Problem], *, missing: str | None = None) -> dict[str, Any]:
+    return read_object(path, where, problems, missing=missing, most=SMALL_FILE_BYTES)
+
+
+def _template(path: Path, where: str, problems: list[Problem]) -> str | None:
+    try:
+        return read_template(path)
+    except (OSError, ValueError) as error:
+        problems.append(Problem(f"{where}: {CHAT_TEMPLATE}", f"cannot be read ({error})", "copy it again"))
+        return None
+
+
+def read_template(adapter: Path) -> str | None:
+    """The chat template that an adapter was trained with, None where it has none; raises OSError or ValueError."""
+    path = adapter / CHAT_TEMPLATE
+    return read_text(path, most=SMALL_FILE_BYTES) if path.exists() else None
+
+
+def adapted_modules(adapter: Path) -> set[str]:
+    """Last name parts of the adapted modules, as `q_proj`; raises ValueError or OSError if the file is not readable."""
+    found = [_MODULE.search(name) for name in read_header(adapter / ADAPTER_WEIGHTS, most=HEADER_BYTES)]
+    return {match.group(1) for match in found if match}
+
+
+def adapts_output_head(adapter: Path) -> bool:
+    """Whether lm_head is adapted; False where the weights cannot be read."""
+    try:
+        return OUTPUT_HEAD in adapted_modules(adapter)
+    except (OSError, ValueError):
+        return False
 
 
 def allowed_rank(rank: int) -> int | None:
     """`rank` rounded up to what vLLM allows; None above its highest."""
     return next((allowed for allowed in ALLOWED_RANKS if allowed >= rank), None)
-
-
-def _object(path: Path, where: str, problems: list[Problem], *, required: bool = False) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        if required:
-            problems.append(Problem(where, f"has no {path.name}", "give the folder that training wrote"))
-        return {}
-    except (OSError, ValueError) as error:
-        problems.append(Problem(f"{where}: {path.name}", f"cannot be read as JSON ({error})", "copy it again"))
-        return {}
-    if isinstance(value, dict):
-        return value
-    problems.append(Problem(f"{where}: {path.name}", "must hold a JSON object", "copy it again"))
-    return {}
 
 
 def _check_weights(path: Path, where: str, problems: list[Problem]) -> tuple[str, ...]:
@@ -105,7 +139,7 @@ def _check_weights(path: Path, where: str, problems: list[Problem]) -> tuple[str
     try:
         modules = adapted_modules(path)
     except FileNotFoundError:
-        problems.append(Problem(where, f"has no {ADAPTER_WEIGHTS}", "give the folder that training wrote"))
+        problems.append(Problem(where, f"has no {ADAPTER_WEIGHTS}", _GIVE))
         return ()
     except (OSError, ValueError) as error:
         problems.append(Problem(f"{where}: {ADAPTER_WEIGHTS}", f"cannot be read ({error})", "copy it again"))
@@ -121,13 +155,9 @@ def _check_copy(manifest: dict[str, Any], path: Path, where: str, problems: list
     """Whether the weights are still those that were published."""
     files = manifest.get("files")
     expected = files.get(ADAPTER_WEIGHTS) if isinstance(files, dict) else None
-    with (path / ADAPTER_WEIGHTS).open("rb") as stream:
-        if expected and hashlib.file_digest(stream, "sha256").hexdigest() != expected:
-            problems.append(
-                Problem(
-                    f"{where}: {ADAPTER_WEIGHTS}", "is not the file that model.json describes", "copy the folder again"
-                )
-            )
+    if expected and file_hash(path / ADAPTER_WEIGHTS) != expected:
+        rule = "is not the file that model.json describes"
+        problems.append(Problem(f"{where}: {ADAPTER_WEIGHTS}", rule, "copy the folder again"))
 
 
 def _check_features(config: dict[str, Any], where: str, problems: list[Problem]) -> None:
@@ -140,15 +170,13 @@ def _check_features(config: dict[str, Any], where: str, problems: list[Problem])
     }
     for name, value in unsupported.items():
         if value:
-            problems.append(Problem(f"{where}: adapter_config.json", f"uses {name}, which vLLM does not serve"))
+            problems.append(Problem(f"{where}: {ADAPTER_CONFIG}", f"uses {name}, which vLLM does not serve"))
 
 
 def _max_rank(config: dict[str, Any], where: str, problems: list[Problem]) -> int:
     ranks = [config.get("r"), *(config.get("rank_pattern") or {}).values()]
     if not all(isinstance(rank, int) and rank >= 1 for rank in ranks):
-        problems.append(
-            Problem(f"{where}: adapter_config.json", f"r must be a whole number from 1 on, got {ranks[0]!r}")
-        )
+        problems.append(Problem(f"{where}: {ADAPTER_CONFIG}", f"r must be a whole number from 1 on, got {ranks[0]!r}"))
         return ALLOWED_RANKS[0]
     fitting = allowed_rank(max(ranks))
     if fitting is None:
@@ -170,8 +198,8 @@ class TrainedBase:
 def trained_base(path: Path) -> TrainedBase:
     """By the manifest, or by the probes; empty where neither is readable."""
     ignored: list[Problem] = []
-    manifest = _object(path / "model.json", "", ignored)
-    parity = _object(path / "parity.json", "", ignored)
+    manifest = _object(path / MANIFEST, "", ignored)
+    parity = _object(path / PARITY, "", ignored)
     record = manifest.get("base")
     record = record if isinstance(record, dict) else {}
     expected = record.get("weight_hash") or parity.get("base_weight_hash") or ""
@@ -193,13 +221,13 @@ def _of_another_base(path: Path, base: BaseModel) -> list[Problem]:
 
 def _hash_cache(adapter: Path) -> Path:
     """The file in which runs beside this adapter remember hashes; somewhere of our own where that is not writable."""
-    shared = adapter.resolve().parent / ".cache"
+    shared = adapter.resolve().parent / CACHE_FOLDER
     if shared.is_dir() and os.access(shared, os.W_OK):
-        return shared / "base_hashes.json"
+        return shared / BASE_HASHES
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     own = home / "llm_tuning"
     try:
         own.mkdir(parents=True, exist_ok=True)
     except OSError:
         own = Path(tempfile.mkdtemp(prefix="llm_tuning-"))
-    return own / "base_hashes.json"
+    return own / BASE_HASHES

@@ -6,16 +6,21 @@ Only safetensors weights and no code: pickled weights and `auto_map` modules run
 from __future__ import annotations
 
 import hashlib
-import json
-import struct
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_tuning.core.files import read_json, temporary_beside, write_json
+from llm_tuning.core.files import JSON_BYTES, file_hash, odd_files, read_json, temporary_beside, write_json
 from llm_tuning.errors import InputError, Problem
+from llm_tuning.models.layout import TOKENIZER_CONFIG
+from llm_tuning.models.safetensors import read_header
 
+CONFIG = "config.json"
 SAFETENSORS_INDEX = "model.safetensors.index.json"
+INDEX_BYTES = 2**26
+"""A base of a thousand experts has an index of 20 MB."""
+_RESAVE = "give the folder that save_pretrained() wrote"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "vocab.txt", "tekken.json")
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -41,15 +46,13 @@ def inspect_base(path: str | Path) -> BaseModel:
     if not folder.is_dir():
         rule = "is a file, not a folder" if folder.exists() else "does not exist"
         raise InputError(Problem(where, rule, "give the folder that holds config.json and the weights"))
-    problems: list[Problem] = []
-    config = _read_object(folder / "config.json", where, problems)
-    tokenizer_config = (
-        _read_object(folder / "tokenizer_config.json", where, problems)
-        if (folder / "tokenizer_config.json").exists()
-        else {}
-    )
-    for name, value in (("config.json", config), ("tokenizer_config.json", tokenizer_config)):
-        if value and "auto_map" in value:
+    problems = odd_file_problems(folder, where)
+    if problems:
+        raise InputError(problems)
+    config = read_object(folder / CONFIG, where, problems, missing=_RESAVE)
+    tokenizer_config = read_object(folder / TOKENIZER_CONFIG, where, problems)
+    for name, value in ((CONFIG, config), (TOKENIZER_CONFIG, tokenizer_config)):
+        if "auto_map" in value:
             problems.append(
                 Problem(
                     f"{where}: {name}",
@@ -88,8 +91,7 @@ def weight_hash(base: BaseModel, cache: Path) -> str:
         stat = path.stat()
         key = f"{path}:{stat.st_size}:{stat.st_mtime_ns}"
         if key not in remembered:
-            with path.open("rb") as stream:
-                remembered[key] = hashlib.file_digest(stream, "sha256").hexdigest()
+            remembered[key] = file_hash(path)
             write_json(cache, remembered)
         total.update(f"{name}\0{remembered[key]}\n".encode())
     return total.hexdigest()
@@ -97,26 +99,38 @@ def weight_hash(base: BaseModel, cache: Path) -> str:
 
 def tensor_shapes(base: BaseModel) -> dict[str, tuple[int, ...]]:
     """Shape of every weight by its name, from the headers alone."""
-    headers = [_read_header(base.path / name) for name in base.weight_files]
-    return {name: tuple(tensor["shape"]) for header in headers for name, tensor in header.items()}
+    headers = [read_header(base.path / name) for name in base.weight_files]
+    return {name: tensor.shape for header in headers for name, tensor in header.items()}
 
 
 def _read_cache(cache: Path) -> dict[str, str]:
     try:
         value = read_json(cache)
-    except ValueError:
+    except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
 
 
-def _read_object(path: Path, where: str, problems: list[Problem]) -> dict[str, Any]:
+def odd_file_problems(folder: Path, where: str) -> list[Problem]:
+    """A problem for each file that is none: whoever loads the folder may open it, and wait for ever."""
+    return [
+        Problem(f"{where}: {Path(odd.filename).name}", str(odd), "put the file there, or remove it")
+        for odd in odd_files(folder)
+    ]
+
+
+def read_object(
+    path: Path, where: str, problems: list[Problem], *, missing: str | None = None, most: int = JSON_BYTES
+) -> dict[str, Any]:
+    """The JSON object in `path`; {} with a problem where it is none, or is missing and `missing` says what to do."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        problems.append(Problem(where, f"has no {path.name}", "give the folder that save_pretrained() wrote"))
-        return {}
+        value = read_json(path, most=most)
     except (OSError, ValueError) as error:
         problems.append(Problem(f"{where}: {path.name}", f"cannot be read as JSON ({error})", "copy it again"))
+        return {}
+    if value is None and not path.exists():
+        if missing is not None:
+            problems.append(Problem(where, f"has no {path.name}", missing))
         return {}
     if not isinstance(value, dict):
         problems.append(Problem(f"{where}: {path.name}", "must hold a JSON object", "copy it again"))
@@ -126,8 +140,9 @@ def _read_object(path: Path, where: str, problems: list[Problem]) -> dict[str, A
 
 def _weight_files(folder: Path, where: str, problems: list[Problem]) -> tuple[str, ...]:
     if (folder / SAFETENSORS_INDEX).exists():
-        index = _read_object(folder / SAFETENSORS_INDEX, where, problems)
-        names = sorted({str(name) for name in index.get("weight_map", {}).values()})
+        index = read_object(folder / SAFETENSORS_INDEX, where, problems, most=INDEX_BYTES)
+        weight_map = index.get("weight_map")
+        names = sorted({str(name) for name in weight_map.values()}) if isinstance(weight_map, dict) else []
         missing = [name for name in names if not (folder / name).is_file()]
         if missing or not names:
             problems.append(
@@ -153,35 +168,10 @@ def _weight_files(folder: Path, where: str, problems: list[Problem]) -> tuple[st
 def _parameters(path: Path, where: str, problems: list[Problem]) -> int:
     """Number of parameters in a safetensors file by its header; a cut file is a problem."""
     try:
-        header = _read_header(path)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        return sum(math.prod(tensor.shape) for tensor in read_header(path).values())
+    except (OSError, ValueError) as error:
         problems.append(Problem(f"{where}: {path.name}", f"is not a whole safetensors file ({error})", "copy it again"))
         return 0
-    count = 0
-    for tensor in header.values():
-        elements = 1
-        for dimension in tensor["shape"]:
-            elements *= dimension
-        count += elements
-    return count
-
-
-def _read_header(path: Path) -> dict[str, Any]:
-    """What a safetensors file says of its tensors; raises ValueError or OSError where it is not whole.
-
-    Format: eight bytes little-endian header length, a JSON header with `data_offsets`, then the data.
-    """
-    size = path.stat().st_size
-    with path.open("rb") as stream:
-        (header_length,) = struct.unpack("<Q", stream.read(8))
-        if header_length > size:
-            raise ValueError("header longer than the file")
-        header: dict[str, Any] = json.loads(stream.read(header_length))
-    header.pop("__metadata__", None)
-    end = max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
-    if 8 + header_length + end != size:
-        raise ValueError(f"{size} bytes instead of {8 + header_length + end}")
-    return header
 
 
 def check_writable(folder: Path) -> None:

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from llm_tuning.api import Mode, TrainingSpec
+from llm_tuning.core.files import file_hash
 from llm_tuning.data.report import Report, summary_lines
-from llm_tuning.models.manifest import ADAPTER_WEIGHTS, Manifest, file_hash
+from llm_tuning.models.layout import ADAPTER_WEIGHTS, CARD
+from llm_tuning.models.manifest import Manifest
 
-MODEL_CARD = "README.md"
 MODE_NAMES = {
     "sft": "supervised fine-tuning (the outputs are learned)",
     "ppo": "offline PPO (outputs are weighted by their recorded rewards)",
@@ -42,7 +43,7 @@ def write_model_card(folder: Path, manifest: Manifest, curve: str | None) -> Non
         _data(manifest),
         _hashes(manifest, _weight_hash(folder, manifest)),
     )
-    (folder / MODEL_CARD).write_text("\n\n".join(section for section in sections if section) + "\n", encoding="utf-8")
+    (folder / CARD).write_text("\n\n".join(section for section in sections if section) + "\n", encoding="utf-8")
 
 
 def _front_matter(manifest: Manifest) -> str:

@@ -15,11 +15,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from llm_tuning.api import TuningConfig
-from llm_tuning.core.files import write_json
+from llm_tuning.core.files import file_hash, read_file, write_json
 from llm_tuning.errors import InputError, Problem
-
-MANIFEST = "model.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
+from llm_tuning.models.layout import ADAPTER_WEIGHTS, MANIFEST
 
 
 class Record(BaseModel):
@@ -111,7 +109,7 @@ def read_manifest(folder: Path) -> Manifest | None:
     """The manifest of `folder`, or None where there is none; raises InputError when it is not a manifest."""
     path = folder / MANIFEST
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        return Manifest.model_validate_json(read_file(path))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
@@ -141,12 +139,6 @@ def file_hashes(folder: Path) -> dict[str, str]:
     """sha256 (hex) of every file under `folder` but the manifest, by relative path with `/`, sorted."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
     return {path.relative_to(folder).as_posix(): file_hash(path) for path in paths}
-
-
-def file_hash(path: Path) -> str:
-    """sha256 (hex) of one file."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def utc_now() -> str:

@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from llm_tuning.errors import InputError, Problem
-from llm_tuning.models.manifest import MANIFEST, Manifest, file_hashes, read_manifest, write_manifest
+from llm_tuning.models.layout import MANIFEST
+from llm_tuning.models.manifest import Manifest, file_hashes, read_manifest, write_manifest
 from llm_tuning.run.checkpoints import flush, flush_tree
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)

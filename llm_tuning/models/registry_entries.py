@@ -18,7 +18,8 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, TypedDict, TypeGuard
 
-from llm_tuning.models.manifest import MANIFEST, BaseRecord, Manifest
+from llm_tuning.models.layout import MANIFEST
+from llm_tuning.models.manifest import BaseRecord, Manifest
 
 BASE, FINE_TUNED = "base", "fine_tuned"
 VERSION_DIGITS = 12

@@ -21,10 +21,12 @@ from typing import Any
 
 from pydantic_core import from_json, to_json
 
-from llm_tuning.core.files import temporary_beside
+from llm_tuning.core.files import check_regular, open_regular, temporary_beside
 from llm_tuning.errors import InputError, Problem
+from llm_tuning.models.layout import REGISTRY
 
-REGISTRY = "registry.json"
+MOST_BYTES = 2**28
+"""Half a million entries."""
 ABANDONED_SECONDS = 3600
 """A temporary file that is older is of a killed writer: writing takes well under a second."""
 
@@ -72,7 +74,8 @@ class RegistryFile:
         if known is not None and self._is_still(known):
             return known
         try:
-            with self.path.open("rb") as stream:
+            check_regular(self.path, most=MOST_BYTES)
+            with open_regular(self.path) as stream:
                 modified = os.fstat(stream.fileno()).st_mtime
                 return _parse(stream.read(), modified)
         except FileNotFoundError:

@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from llm_tuning.core.files import file_hash
 from llm_tuning.errors import InputError, Problem
 from llm_tuning.models.base import BaseModel, inspect_base, weight_hash
-from llm_tuning.models.manifest import MANIFEST, Manifest, file_hash, read_model
+from llm_tuning.models.layout import BASE_HASHES, CACHE_FOLDER, MANIFEST, REGISTRY
+from llm_tuning.models.manifest import Manifest, read_model
 from llm_tuning.models.registry_entries import FINE_TUNED, PEOPLES_FIELDS, Bases, build_entry, is_derived
-from llm_tuning.models.registry_file import REGISTRY, Index
-from llm_tuning.run.spec import CACHE_FOLDER
+from llm_tuning.models.registry_file import Index
 
 _NOT_COMPARED = {*PEOPLES_FIELDS, "path", "config_file"}
 """People edit the first; the others hold the name of the models directory, which may have been moved."""
@@ -60,7 +61,7 @@ def _files(folder: Path, manifest: Manifest) -> Iterator[Problem]:
     for name, want in manifest.files.items():
         path = folder / name
         try:
-            changed = file_hash(path) != want
+            changed = file_hash(path, most=manifest.size or None) != want
         except OSError as error:
             yield Problem(str(path), f"cannot be read ({error.strerror})", "copy the directory again")
         else:
@@ -122,7 +123,7 @@ def _base_folder(models_dir: Path, path: str) -> Path:
 
 def _weight_hash(models_dir: Path, base: BaseModel) -> str:
     """The base's weight hash, remembered where runs remember it, or nowhere when that is read-only."""
-    cache = models_dir / CACHE_FOLDER / "base_hashes.json"
+    cache = models_dir / CACHE_FOLDER / BASE_HASHES
     if os.access(cache.parent, os.W_OK):
         return weight_hash(base, cache)
     with tempfile.TemporaryDirectory() as scratch:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llm_tuning.api.tuning import ALL_LINEAR, LoraSpec
+from llm_tuning.core.files import read_json
 from llm_tuning.errors import InputError, Problem
 from llm_tuning.models.base import inspect_base, tensor_shapes
 
@@ -80,7 +80,7 @@ def distinct_inputs(linears: tuple[Linear, ...]) -> float:
 def read_shape(folder: Path) -> ModelShape:
     """The shape of the base in `folder`; raises InputError where it is none, or one whose sizes are not known here."""
     base = inspect_base(folder)
-    whole: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    whole: dict[str, Any] = read_json(folder / "config.json")
     config = whole.get("text_config") or whole
     hidden, layers, heads = (
         _size(folder, config, *names)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-PARITY = "parity.json"
+from llm_tuning.core.files import read_json
+from llm_tuning.models.adapter import SMALL_FILE_BYTES
+from llm_tuning.models.layout import PARITY
+
 PARITY_VERSION = 1
 
 
@@ -46,13 +48,11 @@ def read_parity(adapter: Path) -> Parity:
     """Read `parity.json` of an adapter's folder; raises Unprovable where it is missing or not usable."""
     path = adapter / PARITY
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise Unprovable(
-            f"{adapter} has no {PARITY}: it was not trained by this project, or was copied without it"
-        ) from None
+        value = read_json(path, most=SMALL_FILE_BYTES)
     except (OSError, ValueError) as error:
         raise Unprovable(f"{path} cannot be read ({error}); copy the adapter again") from None
+    if value is None and not path.exists():
+        raise Unprovable(f"{adapter} has no {PARITY}: it was not trained by this project, or was copied without it")
     version = value.get("version") if isinstance(value, dict) else None
     if version != PARITY_VERSION:
         raise Unprovable(f"{path} has version {version!r} and this program reads {PARITY_VERSION}; use a matching one")

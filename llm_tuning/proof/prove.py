@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from llm_tuning.core.files import read_json
 from llm_tuning.errors import InputError, Problem
-from llm_tuning.models.adapter_files import adapts_output_head
+from llm_tuning.models.adapter import adapts_output_head, read_template
+from llm_tuning.models.base import read_object
+from llm_tuning.models.layout import MANIFEST
 from llm_tuning.proof.judge import Proof, Templates, Verdict, judge, template_fault
 from llm_tuning.proof.parity import Probe, Unprovable, read_parity
 from llm_tuning.proof.server import ServedModel, Server, TokensRefused
@@ -81,7 +82,7 @@ def compare_templates(server: Server, adapter: Path, probes: Sequence[Probe], *,
 
 def _template_text(adapter: Path) -> str:
     try:
-        return (adapter / "chat_template.jinja").read_text(encoding="utf-8")
+        return read_template(adapter) or ""
     except (OSError, ValueError):
         return ""
 
@@ -99,8 +100,7 @@ def _fitting(probes: Sequence[Probe], max_model_len: int | None) -> list[Probe]:
 
 def _default_name(adapter: Path, models: Sequence[ServedModel], url: str) -> str:
     served = [model.name for model in models]
-    manifest = read_json(adapter / "model.json") if (adapter / "model.json").exists() else {}
-    model_id = manifest.get("model_id") if isinstance(manifest, dict) else None
+    model_id = read_object(adapter / MANIFEST, "", []).get("model_id")
     for name in (model_id, adapter.resolve().name):
         if name in served:
             return str(name)

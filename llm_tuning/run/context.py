@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from llm_tuning.api import TuningConfig
+from llm_tuning.models.layout import CHECKPOINTS, ROWS, STAGE
 
 
 class Reporter(Protocol):
@@ -50,13 +51,13 @@ class TrainRun:
     @property
     def rows(self) -> Path:
         """Folder of the tokenised rows, written by the data check."""
-        return self.work / "rows"
+        return self.work / ROWS
 
     @property
     def checkpoints(self) -> Path:
-        return self.work / "checkpoints"
+        return self.work / CHECKPOINTS
 
     @property
     def stage(self) -> Path:
         """The adapter directory in the making; renamed to its place when complete."""
-        return self.work / "stage"
+        return self.work / STAGE

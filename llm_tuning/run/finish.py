@@ -19,6 +19,7 @@ from llm_tuning.core.files import read_json
 from llm_tuning.core.stopping import raise_if_stopped
 from llm_tuning.errors import TryAgain
 from llm_tuning.models.card import write_model_card
+from llm_tuning.models.layout import DATA_REPORT, EVALUATION, LOSS_CURVE, METRICS, STAGE, TRAINING
 from llm_tuning.models.loss_curve import draw_loss_curve
 from llm_tuning.models.manifest import (
     BaseRecord,
@@ -36,11 +37,9 @@ from llm_tuning.progress import Progress
 from llm_tuning.run.reporter import RunReporter
 from llm_tuning.run.spec import RunSpec, shown_config
 from llm_tuning.tracking import Tracker, summarise
-from llm_tuning.tracking.metrics_file import METRICS_FILE
 
 log = logging.getLogger(__name__)
 
-LOSS_CURVE = "loss_curve.png"
 LIBRARIES = ("torch", "transformers", "peft", "trl", "accelerate", "tokenizers", "safetensors", "mlflow")
 
 
@@ -69,9 +68,9 @@ class Finisher:
         """
         spec = self._spec
         self.reporter.stage("publishing")
-        stage = spec.work / "stage"
-        shutil.copyfile(spec.work / METRICS_FILE, stage / METRICS_FILE)
-        curve = draw_loss_curve(spec.work / METRICS_FILE, stage / LOSS_CURVE, mode=spec.config.mode)
+        stage = spec.work / STAGE
+        shutil.copyfile(spec.work / METRICS, stage / METRICS)
+        curve = draw_loss_curve(spec.work / METRICS, stage / LOSS_CURVE, mode=spec.config.mode)
         manifest = build_manifest(spec, devices=devices, mlflow=mlflow_record(self._tracker))
         write_model_card(stage, manifest, LOSS_CURVE if curve else None)
         raise_if_stopped("before publishing")
@@ -82,7 +81,7 @@ class Finisher:
 
 def finish_published(spec: RunSpec) -> None:
     """Do what a run that was killed after its rename has left: registry, MLflow, and the work folder goes."""
-    if (spec.work / METRICS_FILE).exists():
+    if (spec.work / METRICS).exists():
         _after_rename(spec, start_tracker(spec))
     else:
         Registry(spec.output_dir).heal(published=spec.model_id)
@@ -121,7 +120,7 @@ def start_tracker(spec: RunSpec) -> Tracker:
 def build_manifest(spec: RunSpec, *, devices: list[str], mlflow: MlflowRecord | None) -> Manifest:
     """The manifest of a run whose recipe has returned; `publish` adds the file hashes."""
     config = spec.config
-    report = read_json(spec.work / "data_report.json")
+    report = read_json(spec.work / DATA_REPORT)
     start = read_manifest(spec.start_adapter) if spec.start_adapter else None
     return Manifest(
         model_id=spec.model_id,
@@ -134,7 +133,7 @@ def build_manifest(spec: RunSpec, *, devices: list[str], mlflow: MlflowRecord | 
         config_hash=spec.config_hash,
         dataset=DatasetRecord(path=config.dataset.path, hash=spec.data_hash, report=report, **report_counts(spec)),
         template_hash=spec.template_hash,
-        metrics=read_json(spec.work / "evaluation.json"),
+        metrics=read_json(spec.work / EVALUATION),
         mlflow=mlflow,
         library_versions=library_versions(),
         training=training_record(spec),
@@ -154,15 +153,15 @@ def mlflow_record(tracker: Tracker) -> MlflowRecord | None:
 
 def report_counts(spec: RunSpec) -> dict[str, int]:
     """Rows read, kept and refused by the run's data check."""
-    report = read_json(spec.work / "data_report.json")
+    report = read_json(spec.work / DATA_REPORT)
     return {name: report[name] for name in ("rows", "kept", "refused")}
 
 
 def training_record(spec: RunSpec) -> TrainingRecord:
     """How the training went, over all starts of the run; a recipe leaves how it ended (`stopped_early`, in ppo also the
     KL of what is saved) in `training.json`."""
-    ended = read_json(spec.work / "training.json") or {}
-    return TrainingRecord.model_validate(asdict(summarise(spec.work / METRICS_FILE)) | ended)
+    ended = read_json(spec.work / TRAINING) or {}
+    return TrainingRecord.model_validate(asdict(summarise(spec.work / METRICS)) | ended)
 
 
 def library_versions() -> dict[str, str]:

@@ -9,9 +9,8 @@ from pydantic import BaseModel
 from llm_tuning.api import TuningConfig
 from llm_tuning.core.files import read_json, write_json
 from llm_tuning.errors import InputError, Problem
+from llm_tuning.models.layout import CACHE_FOLDER, RUN_SPEC, WORK_FOLDER
 
-WORK_FOLDER = ".work"
-CACHE_FOLDER = ".cache"
 TRACKING_URI_VARIABLE = "LLM_TUNING_TRACKING_URI"
 """How a worker process is given the tracking URI whole: `run.json` holds it without its password."""
 
@@ -48,7 +47,7 @@ class RunSpec(BaseModel):
     def write(self) -> None:
         """Write `run.json` in one step, without the credentials of a tracking URI: see `shown_config`."""
         shown = self.model_copy(update={"config": shown_config(self.config)})
-        write_json(self.work / "run.json", shown.model_dump(mode="json", by_alias=True))
+        write_json(self.work / RUN_SPEC, shown.model_dump(mode="json", by_alias=True))
 
     def with_tracking_uri(self, uri: str | None) -> RunSpec:
         """This spec as it was before it was written; `uri` is the tracking URI as it was given."""
@@ -69,9 +68,9 @@ def shown_config(config: TuningConfig) -> TuningConfig:
 def read_run_spec(work: Path) -> RunSpec | None:
     """The spec of the run in `work`, or None where none was started; raises InputError on a damaged one."""
     try:
-        value = read_json(work / "run.json")
+        value = read_json(work / RUN_SPEC)
         return None if value is None else RunSpec.model_validate(value)
     except ValueError:
         raise InputError(
-            Problem(str(work / "run.json"), "is damaged", f"remove {work} to start this model_id from the beginning")
+            Problem(str(work / RUN_SPEC), "is damaged", f"remove {work} to start this model_id from the beginning")
         ) from None

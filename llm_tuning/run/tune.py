@@ -23,20 +23,22 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from llm_tuning.api import LoraSpec, RunOptions, TuningConfig
 from llm_tuning.api.tuning import device_names
-from llm_tuning.core.files import read_json, write_json
+from llm_tuning.core.files import file_hash, read_json, write_json
 from llm_tuning.core.stopping import raise_if_stopped, stop_on_signals
 from llm_tuning.errors import InputError, Problem, TryAgain, TuningError
 from llm_tuning.models.base import BaseModel, check_writable, inspect_base, weight_hash
-from llm_tuning.models.manifest import (
+from llm_tuning.models.layout import (
+    ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
-    Manifest,
-    config_hash,
-    deciding_settings,
-    file_hash,
-    read_manifest,
+    BASE_HASHES,
+    CACHE_FOLDER,
+    DATA_REPORT,
+    ROWS,
+    RUN_LOCK,
 )
+from llm_tuning.models.manifest import Manifest, config_hash, deciding_settings, read_manifest
 from llm_tuning.models.registry import Registry
-from llm_tuning.run.spec import CACHE_FOLDER, RunSpec, read_run_spec
+from llm_tuning.run.spec import RunSpec, read_run_spec
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -139,7 +141,7 @@ def _prepare(config: TuningConfig, options: RunOptions) -> RunSpec:
     assert template is not None
     assert rows is not None
 
-    base_hash = weight_hash(base, output_dir / CACHE_FOLDER / "base_hashes.json")
+    base_hash = weight_hash(base, output_dir / CACHE_FOLDER / BASE_HASHES)
     if start is not None:
         found.run(ADAPTER, lambda: _check_start_adapter(start, base, base_hash, template))
         resolved = found.run("", lambda: _lora_of(start, config.lora))
@@ -224,7 +226,7 @@ def _start_adapter(config: TuningConfig, output_dir: Path) -> _StartAdapter | No
             )
         )
     folder = output_dir / model_id
-    for name in (ADAPTER_WEIGHTS, "adapter_config.json"):
+    for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG):
         if not (folder / name).is_file() or file_hash(folder / name) != manifest.files.get(name):
             raise InputError(
                 Problem(
@@ -260,7 +262,7 @@ def _check_start_adapter(start: _StartAdapter, base: BaseModel, base_hash: str, 
 
 def _lora_of(start: _StartAdapter, asked: LoraSpec) -> LoraSpec:
     """The start adapter's own shape; what was asked for explicitly and differs is refused."""
-    adapter = read_json(start.path / "adapter_config.json")
+    adapter = read_json(start.path / ADAPTER_CONFIG)
     targets = adapter["target_modules"]
     has = {
         "rank": adapter["r"],
@@ -352,7 +354,7 @@ def _locked(spec: RunSpec) -> Iterator[None]:
 @contextmanager
 def _lock(spec: RunSpec) -> Iterator[None]:
     """The kernel drops the lock with the process, so none goes stale."""
-    path = spec.work / "lock"
+    path = spec.work / RUN_LOCK
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a") as lock:
@@ -384,13 +386,13 @@ def _check_data(spec: RunSpec, *, show_sample: bool) -> None:
     """Check and tokenise the rows into the work folder; done once, also over resumes."""
     from llm_tuning.data.sample import render_sample
 
-    done = spec.work / "data_report.json"
+    done = spec.work / DATA_REPORT
     if done.exists():
         log.info("data check: passed when this run was started")
         return
     config, base = spec.config, Path(spec.config.model.path)
     encoder = None if (base / "tokenizer.json").exists() else _slow_tokenizer(base)
-    report = _read_data(config, out=spec.work / "rows", encoder=encoder)
+    report = _read_data(config, out=spec.work / ROWS, encoder=encoder)
     if report.data_hash != spec.data_hash:
         raise TryAgain("DatasetChanged", f"{config.dataset.path} changed while it was read; start again")
     log.info("%s", report.summary())

@@ -20,9 +20,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from llm_tuning.core.files import read_json, read_text
 from llm_tuning.errors import InputError, Problem
 from llm_tuning.models.adapter import ServedAdapter, inspect_adapter
-from llm_tuning.models.base import BaseModel, inspect_base
+from llm_tuning.models.base import CONFIG, BaseModel, inspect_base
+from llm_tuning.models.layout import CHAT_TEMPLATE, TOKENIZER_CONFIG
 from llm_tuning.proof.prove import LORA_NAME
 from llm_tuning.serving.vllm_install import INSTALL, Vllm
 
@@ -185,7 +187,7 @@ def _device_arguments(devices: str, base: BaseModel, adapter: ServedAdapter | No
 def _cpu_dtype(base: BaseModel, adapter: ServedAdapter | None) -> str:
     if adapter is not None and adapter.dtype in ("float32", "bfloat16"):
         return adapter.dtype
-    config = json.loads((base.path / "config.json").read_text(encoding="utf-8"))
+    config = read_json(base.path / CONFIG)
     saved = config.get("dtype") or config.get("torch_dtype")
     return "float32" if saved == "float32" else "auto"
 
@@ -202,11 +204,11 @@ def _adapter_arguments(adapter: ServedAdapter, names: tuple[str, ...], *, spare:
 def _template_arguments(base: BaseModel, adapter: ServedAdapter | None, notes: list[str]) -> list[str]:
     if adapter is not None and adapter.chat_template is not None:
         own = base_template(base)
-        if own is not None and own != adapter.chat_template.read_text(encoding="utf-8"):
+        if own is not None and own != adapter.chat_template:
             notes.append(
                 "the adapter was trained with another chat template than the base's; the server uses the adapter's"
             )
-        return ["--chat-template", str(adapter.chat_template)]
+        return ["--chat-template", str(adapter.path / CHAT_TEMPLATE)]
     if base_template(base) is None:
         notes.append("the base has no chat template; the server uses the project's plain one")
         return ["--chat-template", str(PLAIN_TEMPLATE)]
@@ -214,14 +216,15 @@ def _template_arguments(base: BaseModel, adapter: ServedAdapter | None, notes: l
 
 
 def base_template(base: BaseModel) -> str | None:
-    """The base's chat template, None where it has none."""
-    for name in ("chat_template.jinja", "chat_template.json"):
-        if (base.path / name).is_file():
-            return (base.path / name).read_text(encoding="utf-8")
-    try:
-        config = json.loads((base.path / "tokenizer_config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
+    """The base's chat template, None where it has none; raises InputError where it cannot be read."""
+    for name in (CHAT_TEMPLATE, "chat_template.json"):
+        if (base.path / name).exists():
+            try:
+                return read_text(base.path / name)
+            except (OSError, ValueError) as error:
+                rule = f"cannot be read ({error})"
+                raise InputError(Problem(f"model {base.path}: {name}", rule, "copy it again")) from None
+    config = read_json(base.path / TOKENIZER_CONFIG) or {}
     template = config.get("chat_template")
     return template if isinstance(template, str) or template is None else json.dumps(template)
 

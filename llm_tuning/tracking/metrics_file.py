@@ -20,7 +20,6 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-METRICS_FILE = "metrics.jsonl"
 STEP_TOKENS = "train/tokens"
 """Real tokens of one optimizer step, over all ranks."""
 STEP_SECONDS = "train/step_seconds"

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from llm_tuning.models.layout import ADAPTER_CONFIG, CARD, CHAT_TEMPLATE, EVALUATION, LOSS_CURVE, MANIFEST, METRICS
 from llm_tuning.tracking.metrics_file import metric_names
 from llm_tuning.tracking.state import SenderState
 from llm_tuning.tracking.store_lock import store_lock
@@ -23,13 +24,13 @@ PARAMS_IN_BATCH = 100
 DIGEST_CHARACTERS = 36
 """MLflow keeps no longer digest; the whole one is in the tags."""
 UPLOADED = (
-    "model.json",
-    "README.md",
-    "loss_curve.png",
-    "adapter_config.json",
-    "evaluation.json",
-    "metrics.jsonl",
-    "chat_template.jinja",
+    MANIFEST,
+    CARD,
+    LOSS_CURVE,
+    ADAPTER_CONFIG,
+    EVALUATION,
+    METRICS,
+    CHAT_TEMPLATE,
 )
 """The files that become artifacts, the most important first. Not the weights: their place is the adapter's directory,
 its path is a tag. Not parity.json: it holds rows of the dataset, which a shared server need not see."""

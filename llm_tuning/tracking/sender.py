@@ -22,8 +22,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from llm_tuning.models.layout import METRICS
 from llm_tuning.tracking.fault import describe_fault
-from llm_tuning.tracking.metrics_file import METRICS_FILE
 from llm_tuning.tracking.mlflow_run import Job, MlflowRun
 from llm_tuning.tracking.state import JOB_FILE, SenderState, read_state, write_state
 from llm_tuning.tracking.stores import redact, resolve_store
@@ -55,7 +55,7 @@ class Sender:
 
     def __init__(self, job: Job, work_dir: Path, save: Callable[[SenderState], None], state: SenderState) -> None:
         self._job = job
-        self._tail = Tail(work_dir / METRICS_FILE)
+        self._tail = Tail(work_dir / METRICS)
         self._save = save
         self.state = state
         self._run: MlflowRun | None = None

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llm_tuning.errors import InputError
-from llm_tuning.tracking.metrics_file import METRICS_FILE, MetricsFile, read_metrics
+from llm_tuning.models.layout import METRICS
+from llm_tuning.tracking.metrics_file import MetricsFile, read_metrics
 from llm_tuning.tracking.state import JOB_FILE, SenderState, read_state, write_state
 from llm_tuning.tracking.stores import Store, check_tracking_uri, redact, resolve_store
 
@@ -71,7 +72,7 @@ class Tracker:
         self.waited_seconds = 0.0
         """What tracking has cost the run so far."""
         self._budget = DISK_BUDGET_SECONDS if store is None or store.is_local else SERVER_BUDGET_SECONDS
-        self._metrics = MetricsFile(work_dir / METRICS_FILE)
+        self._metrics = MetricsFile(work_dir / METRICS)
         self._sender: subprocess.Popen[bytes] | None = None
         self._note: str | None = None
 
@@ -163,16 +164,14 @@ class Tracker:
         )
         state = self._wait(lambda state: False)
         self._end_sender()
-        unsent = sum(not state.is_sent(line) for line in read_metrics(self.work_dir / METRICS_FILE))
+        unsent = sum(not state.is_sent(line) for line in read_metrics(self.work_dir / METRICS))
         return TrackingResult(state.run_id, self.store.shown, self.experiment, unsent, self._final_note(state, unsent))
 
     def _final_note(self, state: SenderState, unsent: int) -> str | None:
         if state.finished:
             return None
         cause = self._note or state.fault or f"no answer within {self._budget:g} s"
-        what = (
-            f"{unsent} lines of metrics were not sent and stay in {METRICS_FILE}" if unsent else "its end was not sent"
-        )
+        what = f"{unsent} lines of metrics were not sent and stay in {METRICS}" if unsent else "its end was not sent"
         return f"MLflow at {self.store.shown if self.store else ''}: {what} ({cause})"
 
     def _spawn(self, uri: str, job: Mapping[str, Any]) -> None:

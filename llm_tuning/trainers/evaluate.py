@@ -17,6 +17,7 @@ from torch import nn
 from llm_tuning.core.files import write_json
 from llm_tuning.core.stopping import raise_if_stopped
 from llm_tuning.data.token_rows import TokenRows
+from llm_tuning.models.layout import EVALUATION
 from llm_tuning.run.context import TrainRun
 from llm_tuning.trainers.batching import pad, token_budget_batches
 from llm_tuning.trainers.distributed import all_reduce_sum, world_size
@@ -153,4 +154,4 @@ def evaluate_run(
                 start = scores()
         result |= {"base": asdict(base), "start": asdict(start) if start else None, "tuned": asdict(tuned)}
     if run.is_main:
-        write_json(run.work / "evaluation.json", result)
+        write_json(run.work / EVALUATION, result)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from llm_tuning.errors import InputError, Problem
+from llm_tuning.models.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CHAT_TEMPLATE, TOKENIZER_CONFIG
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -24,12 +25,9 @@ if TYPE_CHECKING:
 TRAINED = "default"
 START = "start"
 
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-ADAPTER_CONFIG = "adapter_config.json"
-CHAT_TEMPLATE = "chat_template.jinja"
 TOKENIZER_FILES = (
     "tokenizer.json",
-    "tokenizer_config.json",
+    TOKENIZER_CONFIG,
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",

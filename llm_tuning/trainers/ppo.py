@@ -31,6 +31,7 @@ from llm_tuning.data.chat import load_chat_template
 from llm_tuning.data.splitting import split
 from llm_tuning.data.token_rows import TokenRows
 from llm_tuning.errors import InputError, Problem, TryAgain
+from llm_tuning.models.layout import TRAINING
 from llm_tuning.run.context import TrainRun
 from llm_tuning.run.devices import tokens_per_pass
 from llm_tuning.trainers import ppo_math
@@ -95,7 +96,7 @@ def train(run: TrainRun) -> None:
             write_parity(run, model, rows, held_out=held_out, training=training_rows, dtype=dtype)
             measured_on = "held_out" if len(held_out) else "training"
             ended = {"stopped_early": state.stopped_early, "kl": state.kl, "kl_rows": measured_on}
-            write_json(run.work / "training.json", ended)
+            write_json(run.work / TRAINING, ended)
 
 
 def learn(

@@ -16,6 +16,7 @@ from torch import nn
 
 from llm_tuning.core.files import write_json
 from llm_tuning.data.token_rows import TokenRows
+from llm_tuning.models.layout import PARITY
 from llm_tuning.run.context import TrainRun
 from llm_tuning.trainers.policy import bare_base
 
@@ -44,7 +45,7 @@ def write_parity(
     model.train(was_training)
     probes = [_probe(rows, i, base[k], tuned[k]) for k, i in enumerate(chosen)]
     write_json(
-        run.stage / "parity.json",
+        run.stage / PARITY,
         {
             "version": 1,
             "model_id": run.model_id,

@@ -21,16 +21,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from llm_tuning.core.files import temporary_beside
+from llm_tuning.core.files import file_hash, temporary_beside
 from llm_tuning.data.token_rows import TokenRows
 from llm_tuning.errors import InputError, Problem
-from llm_tuning.models.manifest import file_hash
+from llm_tuning.models.layout import ADAPTER_WEIGHTS
 from llm_tuning.run.checkpoints import flush
 from llm_tuning.run.context import TrainRun
 from llm_tuning.trainers.actor_critic import ActorCritic
 from llm_tuning.trainers.batching import Indices
 from llm_tuning.trainers.distributed import any_rank
-from llm_tuning.trainers.policy import ADAPTER_WEIGHTS, start_policy
+from llm_tuning.trainers.policy import start_policy
 from llm_tuning.trainers.row_passes import RowPasses, TokenLayout, score_rows, start_states
 
 log = logging.getLogger(__name__)

@@ -43,11 +43,12 @@ from llm_tuning.api.tuning import TrainingSpec
 from llm_tuning.core.stopping import stop_requested
 from llm_tuning.data.token_rows import TokenRow, TokenRows
 from llm_tuning.errors import InputError, Problem, TryAgain
+from llm_tuning.models.layout import ADAPTER_WEIGHTS
 from llm_tuning.run.checkpoints import save_checkpoint
 from llm_tuning.run.context import TrainRun
 from llm_tuning.trainers.batching import Indices, StepBatches, flatten, full_batches, pad, token_budget_batches
 from llm_tuning.trainers.distributed import all_reduce_sum, any_rank
-from llm_tuning.trainers.policy import ADAPTER_WEIGHTS, TRAINED, adapter_weights
+from llm_tuning.trainers.policy import TRAINED, adapter_weights
 from llm_tuning.trainers.token_loss import TokenLoss
 
 RNG_STATE = "rng_state.pth"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from llm_tuning.errors import InputError
-from llm_tuning.models.adapter_files import adapted_modules
+from llm_tuning.models.adapter import adapted_modules
 from llm_tuning.proof import Probe, Proof, Templates, Unprovable, judge, read_parity
 from llm_tuning.proof.server import server_root
 
@@ -209,6 +209,9 @@ def test_what_is_not_an_address_is_refused(url: str) -> None:
         server_root(url)
 
 
+EMPTY_TENSOR = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+
+
 def test_adapted_modules_come_from_the_names_of_the_weights(tmp_path: Path) -> None:
     names = [
         "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight",
@@ -216,7 +219,7 @@ def test_adapted_modules_come_from_the_names_of_the_weights(tmp_path: Path) -> N
         "base_model.model.lm_head.lora_A.weight",
         "base_model.model.model.embed_tokens.lora_embedding_A",
     ]
-    header = json.dumps({"__metadata__": {}} | {name: {} for name in names}).encode()
+    header = json.dumps({"__metadata__": {}} | dict.fromkeys(names, EMPTY_TENSOR)).encode()
     (tmp_path / "adapter_model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
     assert adapted_modules(tmp_path) == {"q_proj", "lm_head", "embed_tokens"}
     (tmp_path / "adapter_model.safetensors").write_bytes(b"PK")
