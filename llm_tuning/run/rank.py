@@ -46,7 +46,7 @@ def _train(spec: RunSpec, rank: int, reporter: Reporter) -> str:
     device = usable_device(spec.devices, rank)
     raise_if_stopped("before the first step")
     from llm_tuning.run.context import TrainRun
-    from llm_tuning.trainers.distributed import process_group
+    from llm_tuning.trainers.parallel import process_group
 
     run = TrainRun(
         config=spec.config,

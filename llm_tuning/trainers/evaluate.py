@@ -20,7 +20,7 @@ from llm_tuning.data.token_rows import TokenRows
 from llm_tuning.models.layout import EVALUATION
 from llm_tuning.run.context import TrainRun
 from llm_tuning.trainers.batching import pad, token_budget_batches
-from llm_tuning.trainers.distributed import all_reduce_sum, world_size
+from llm_tuning.trainers.parallel import all_reduce_sum, world_size
 from llm_tuning.trainers.policy import bare_base, start_policy
 
 NO_HELD_OUT_ROWS = "NoHeldOutRows"

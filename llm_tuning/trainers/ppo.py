@@ -37,10 +37,10 @@ from llm_tuning.run.devices import tokens_per_pass
 from llm_tuning.trainers import ppo_math
 from llm_tuning.trainers.actor_critic import ActorCritic
 from llm_tuning.trainers.batching import Indices, StepBatches
-from llm_tuning.trainers.distributed import all_reduce_sum, any_rank
 from llm_tuning.trainers.evaluate import evaluate_run
 from llm_tuning.trainers.kl_target import hold_to_target, rows_to_measure
 from llm_tuning.trainers.memory import out_of_memory_explained
+from llm_tuning.trainers.parallel import all_reduce_sum, any_rank
 from llm_tuning.trainers.policy import attach_lora, load_base_model, resolve_dtype, save_adapter
 from llm_tuning.trainers.ppo_state import Checkpoints, PpoState, copy_of
 from llm_tuning.trainers.probes import write_parity

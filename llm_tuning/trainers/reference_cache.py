@@ -29,7 +29,7 @@ from llm_tuning.run.checkpoints import flush
 from llm_tuning.run.context import TrainRun
 from llm_tuning.trainers.actor_critic import ActorCritic
 from llm_tuning.trainers.batching import Indices
-from llm_tuning.trainers.distributed import any_rank
+from llm_tuning.trainers.parallel import any_rank
 from llm_tuning.trainers.policy import start_policy
 from llm_tuning.trainers.row_passes import RowPasses, TokenLayout, score_rows, start_states
 

@@ -17,7 +17,7 @@ from llm_tuning.data.token_rows import TokenRows
 from llm_tuning.errors import TryAgain
 from llm_tuning.trainers.actor_critic import ActorCritic
 from llm_tuning.trainers.batching import Indices, pad, token_budget_batches
-from llm_tuning.trainers.distributed import all_reduce_sum, any_rank, world_size
+from llm_tuning.trainers.parallel import all_reduce_sum, any_rank, world_size
 
 
 class TokenLayout:

@@ -17,9 +17,9 @@ from llm_tuning.run.checkpoints import latest_checkpoint
 from llm_tuning.run.context import TrainRun
 from llm_tuning.run.devices import tokens_per_pass
 from llm_tuning.trainers.batching import Indices, StepBatches
-from llm_tuning.trainers.distributed import any_rank
 from llm_tuning.trainers.evaluate import evaluate_policy, evaluate_run
 from llm_tuning.trainers.memory import out_of_memory_explained
+from llm_tuning.trainers.parallel import any_rank
 from llm_tuning.trainers.policy import attach_lora, load_base_model, resolve_dtype, save_adapter
 from llm_tuning.trainers.probes import write_parity
 from llm_tuning.trainers.sft_trainer import Steps, StepTrainer, load_weights

@@ -29,7 +29,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from datasets import Dataset
 from peft import PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
@@ -47,7 +46,7 @@ from llm_tuning.models.layout import ADAPTER_WEIGHTS
 from llm_tuning.run.checkpoints import save_checkpoint
 from llm_tuning.run.context import TrainRun
 from llm_tuning.trainers.batching import Indices, StepBatches, flatten, full_batches, pad, token_budget_batches
-from llm_tuning.trainers.distributed import all_reduce_sum, any_rank
+from llm_tuning.trainers.parallel import all_reduce_sum, any_rank, gather_objects
 from llm_tuning.trainers.policy import TRAINED, adapter_weights
 from llm_tuning.trainers.token_loss import TokenLoss
 
@@ -207,10 +206,7 @@ class StepTrainer(SFTTrainer):
 
     def save(self) -> None:
         """Save a checkpoint of this moment; all ranks call it, rank 0 writes."""
-        states: list[Any] = [_random_state(self.run.device)]
-        if self.run.world > 1:
-            states = [None] * self.run.world
-            dist.all_gather_object(states, _random_state(self.run.device))
+        states = gather_objects(_random_state(self.run.device))
         if self.run.is_main:
             save_checkpoint(self.run.checkpoints, self.state.global_step, lambda folder: self._write(folder, states))
 

@@ -26,7 +26,7 @@ from llm_tuning.errors import InputError, TryAgain
 from llm_tuning.run.context import TrainRun
 from llm_tuning.trainers import ppo, row_passes
 from llm_tuning.trainers.actor_critic import silence_dropout
-from llm_tuning.trainers.distributed import process_group
+from llm_tuning.trainers.parallel import process_group
 from llm_tuning.trainers.policy import attach_lora, load_base_model
 from tests.support.plain_ppo import plain_ppo
 from tests.support.ppo_rows import examples, write_ppo_rows

@@ -318,7 +318,7 @@ from llm_tuning.core.console import quiet_libraries
 from llm_tuning.errors import TryAgain
 quiet_libraries()
 from llm_tuning.trainers import sft
-from llm_tuning.trainers.distributed import process_group
+from llm_tuning.trainers.parallel import process_group
 from tests.support.train_run import KeepingReporter, make_run
 
 settings = json.loads(sys.argv[1])

@@ -1,4 +1,7 @@
-"""The few collective operations a recipe needs; with one process each of them is the identity."""
+"""Everything this project asks of torch.distributed, which nobody else imports.
+
+The collective operations that a recipe needs; with one process each of them is the identity.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
+
+T = TypeVar("T")
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 """A rank that waits longer than this for the others fails instead of hanging: no step takes ten minutes."""
@@ -57,7 +63,10 @@ def any_rank(flag: bool, device: str = "cpu") -> bool:
     return bool(all_reduce_sum(torch.tensor(int(flag), device=device)).item())
 
 
-def barrier() -> None:
-    """Wait until every rank is here."""
-    if dist.is_initialized():
-        dist.barrier()
+def gather_objects(value: T) -> list[T]:
+    """Return every rank's `value`, in the order of the ranks."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[T | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return cast("list[T]", values)
