@@ -42,6 +42,7 @@ check: setup docs  ## format, lint, types, layers, generated files, documentatio
 	$(VENV)/mypy
 	$(VENV)/lint-imports
 	$(VENV)/python -m llm_tuning.api.crd --check
+	$(VENV)/python -m llm_tuning.client.generate_sync --check
 	$(VENV)/python -m docs.tools.reference --check
 
 # Root compiles and builds what the end-to-end tests and the demo run on; found again the next time.

@@ -37,7 +37,10 @@ FIELD_MANAGER = "llm-tuning-client"
 class AsyncTuningClient:
     """TuningJobs and InferenceServices of one namespace.
 
-    Each method raises InputError with the fields to blame, before a request where that can be known, or a ClusterError.
+    TuningClient().tune("faq", model="base/qwen3-0.6b", dataset="datasets/faq.json", volume="tuning").wait().serve()
+
+    With AsyncTuningClient each call of such a chain is awaited. Each method raises InputError with the fields to blame,
+    before a request where that can be known, or a ClusterError.
     """
 
     def __init__(
@@ -174,8 +177,7 @@ class AsyncTuningClient:
     async def losses(self, name: str) -> Sequence[LossPoint]:
         """The loss curve of a TuningJob: from its pods' logs or, where they are gone, what this client has seen."""
         job = await self.get(name)
-        points = await read_losses(self._api, job.uid)
-        return points or [LossPoint(*point) for point in sorted(self._seen.get(job.uid, {}).items())]
+        return await read_losses(self._api, job.uid) or self._curve(job)
 
     # --- asked -------------------------------------------------------------------------------------------------------
 
@@ -255,6 +257,10 @@ class AsyncTuningClient:
                 uid = raw["metadata"]["uid"]
                 yield raw
 
+    def _curve(self, job: TuningJobView) -> Sequence[LossPoint]:
+        """Return the losses that this client has seen in the status of `job`."""
+        return [LossPoint(*point) for point in sorted(self._seen.get(job.uid, {}).items())]
+
     def _job(self, raw: Raw) -> AsyncJob:
         job = AsyncJob.of(raw)
         job._client = self
@@ -313,8 +319,7 @@ class AsyncJob(TuningJobView):
         return await self._client.serve(name or self.name, job=self, **fields)
 
     def _repr_html_(self) -> str:
-        seen = self._client._seen.get(self.uid, {})
-        return job_html(self, self._losses or [LossPoint(*point) for point in sorted(seen.items())])
+        return job_html(self, self._losses or self._client._curve(self))
 
 
 class AsyncService(InferenceServiceView):

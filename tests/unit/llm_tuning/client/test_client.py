@@ -61,7 +61,9 @@ def test_the_public_face_is_small_and_known() -> None:
 )
 def test_sync_and_async_have_the_same_methods_and_arguments(shadow: type, source: type) -> None:
     def public(kind: type) -> dict[str, list[str]]:
-        methods = {n: m for n, m in vars(kind).items() if inspect.isfunction(m) and not n.startswith("_")}
+        ours = [base for base in kind.__mro__ if base.__module__.startswith("llm_tuning.client.")]
+        found = [item for base in ours for item in vars(base).items()]
+        methods = {name: m for name, m in found if inspect.isfunction(m) and not name.startswith("_")}
         return {name: [str(p) for p in inspect.signature(m).parameters.values()] for name, m in methods.items()}
 
     assert public(shadow) == public(source)
