@@ -97,7 +97,7 @@ class Blocking:
         self.close()
 
     def _curve(self, job: TuningJobView) -> Sequence[LossPoint]:
-        """Read the loss curve that a notebook shows; empty where it cannot be had quickly, the table is shown without."""
+        """Read the loss curve that a notebook shows; empty where it cannot be had quickly."""
         try:
             return self._loop.run(asyncio.wait_for(self._client.losses(job.name), DISPLAY_SECONDS))
         except (TuningError, TimeoutError):
