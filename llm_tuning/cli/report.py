@@ -106,9 +106,11 @@ def _evaluation(metrics: dict[str, Any]) -> list[list[str]]:
     """The held-out table: one column for each of base, start policy and tuned that was scored."""
     columns = [name for name in ("base", "start", "tuned") if metrics.get(name)]
     if not columns:
-        reason = metrics.get("reason")
+        reason = ": ".join(str(metrics[key]) for key in ("reason", "message") if metrics.get(key))
         return [["held out", f"no rows{f' ({reason})' if reason else ''}: nothing was compared"]]
-    lines = [[f"held out ({metrics.get('held_out_rows', '?')} rows)", *columns]]
+    prompts = metrics.get("held_out_prompts")
+    of = f" of {prompts} {'prompt' if prompts == 1 else 'prompts'}" if prompts else ""
+    lines = [[f"held out ({metrics.get('held_out_rows', '?')} rows{of})", *columns]]
     for key, name in SCORES.items():
         values = [metrics[column].get(key) for column in columns]
         if any(value is not None for value in values):

@@ -161,6 +161,7 @@ def _take(
                 reward=example.reward,
                 messages=example.messages,
                 text=example.text,
+                learn_from=example.learn_from,
             )
 
 

@@ -35,6 +35,7 @@ class Reason(StrEnum):
     REWARD_NOT_A_NUMBER = "RewardNotANumber"
     REWARD_NOT_FINITE = "RewardNotFinite"
     TEMPLATE_REFUSES = "TemplateRefuses"
+    TOKEN_WITHOUT_EMBEDDING = "TokenWithoutEmbedding"
     NOTHING_TO_LEARN = "NothingToLearn"
 
 

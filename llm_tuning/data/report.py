@@ -140,6 +140,8 @@ class Report(_Part):
     rows_trimmed: int = 0
     """Rows with messages after the last assistant turn; those messages are left out."""
     tokens: TokenReport | None = None
+    prompts: int | None = None
+    """Different prompts of the kept rows: rows of one prompt are held out together. A row of text is its own prompt."""
     duplicates: Duplicates = Duplicates()
     rewards: RewardSpread | None = None
     data_hash: str | None = None
@@ -170,9 +172,10 @@ def summary_lines(report: Report) -> list[tuple[str, str]]:
     numbering = f", row numbers are {report.row_numbers}" if report.row_numbers else ""
     kind = FORMAT_NAMES[report.format] if report.format else "unknown format"
     shape = f", rows are {report.shape}" if report.shape else ""
+    of = f"; {report.prompts:,} different {'prompt' if report.prompts == 1 else 'prompts'}" if report.prompts else ""
     lines = [
         ("Dataset", f"{report.path} ({kind}{shape}{numbering})"),
-        ("Rows", f"{report.rows:,} read, {report.kept:,} kept, {report.refused:,} refused"),
+        ("Rows", f"{report.rows:,} read, {report.kept:,} kept, {report.refused:,} refused{of}"),
     ]
     problems = {problem.rule for problem in report.problems}
     lines += [

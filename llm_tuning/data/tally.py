@@ -1,16 +1,20 @@
-"""Counts a dataset while it streams by, in memory that does not grow with the rows, and writes the report."""
+"""Counts a dataset while it streams by, in eight bytes a row and memory that does not grow, and writes the report."""
 
 from __future__ import annotations
 
 import hashlib
 import math
+from array import array
 from collections import Counter
 from collections.abc import Iterable
 from itertools import accumulate
 
+import numpy as np
+
 from llm_tuning.data.faults import RowFault
 from llm_tuning.data.report import Duplicates, Refused, Report, RewardSpread, RowList, TokenLengths, TokenReport
 from llm_tuning.data.rows import Example
+from llm_tuning.data.splitting import prompt_key
 from llm_tuning.data.tokens import TokenisedRow
 
 MAX_DISTINCT_FAULTS = 100
@@ -71,6 +75,7 @@ class Tally:
         self.kept = 0
         self._refused: dict[tuple[str, str], Refused] = {}
         self._duplicates = DuplicateCounter()
+        self._prompts = array("Q")
         self._rewards = _Spread()
         self._lengths: Counter[int] = Counter()
         self._tokens = TokenReport(max_length=max_length)
@@ -85,6 +90,7 @@ class Tally:
     def keep(self, example: Example, row: TokenisedRow | None) -> None:
         self.kept += 1
         self._duplicates.add(example)
+        self._prompts.append(prompt_key(example.messages, example.text, learn_from=example.learn_from))
         if not math.isnan(example.reward):
             self._rewards.add(example.reward)
         if row is not None:
@@ -113,6 +119,7 @@ class Tally:
         report.refusals = sorted(self._refused.values(), key=lambda refused: -refused.count)
         report.refused = sum(refused.count for refused in report.refusals)
         report.duplicates = self._duplicates.result()
+        report.prompts = len(np.unique(np.frombuffer(self._prompts, dtype=np.uint64)))
         report.rewards = self._rewards.result()
         if self._with_tokens:
             self._tokens.lengths = lengths_of(self._lengths)

@@ -5,6 +5,7 @@ names the size of every other file:
 
     input_ids.bin  int32 (tokens,)    learned.bin  bool (tokens,)    starts.bin  int64 (rows + 1,) into both
     rewards.bin  float64 (rows,)      row_numbers.bin  int64 (rows,) learned_counts.bin  int32 (rows,)
+    prompts.bin  uint64 (rows,): `splitting.prompt_key`; folders of version 1 have none
     source.jsonl  one line a row, {"messages": ...} or {"text": ...}  source_starts.bin  int64 (rows + 1,) bytes
 """
 
@@ -25,9 +26,10 @@ from numpy.typing import NDArray
 
 from llm_tuning.core.files import read_json, write_json
 from llm_tuning.data.messages import Message
+from llm_tuning.data.splitting import prompt_key, split, split_rows
 
 MARKER = "rows.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 _COLUMNS: dict[str, type[np.generic]] = {
     "input_ids": np.int32,
@@ -37,9 +39,11 @@ _COLUMNS: dict[str, type[np.generic]] = {
     "row_numbers": np.int64,
     "learned_counts": np.int32,
     "source_starts": np.int64,
+    "prompts": np.uint64,
 }
 _SOURCE = "source.jsonl"
 _FILES = (*(f"{name}.bin" for name in _COLUMNS), _SOURCE)
+_SINCE_VERSION_2 = ("prompts.bin",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +80,9 @@ class TokenRowsWriter:
         reward: float = math.nan,
         messages: Sequence[Message] | None = None,
         text: str | None = None,
+        learn_from: int = 0,
     ) -> None:
-        """Add one row; `messages` or `text` is what its ids were made of."""
+        """Add one row; `messages` or `text` is what its ids were made of, `learn_from` as in `prompt_key`."""
         if len(input_ids) != len(learned) or len(input_ids) == 0 or learned[0]:
             raise ValueError("a row needs as many learned flags as ids, at least one, and the first one False")
         source = {"messages": messages} if messages is not None else {"text": text}
@@ -93,6 +98,7 @@ class TokenRowsWriter:
         self._write("row_numbers", row_number)
         self._write("learned_counts", np.count_nonzero(learned))
         self._write("source_starts", self._source_bytes)
+        self._write("prompts", prompt_key(messages, text, learn_from=learn_from))
 
     def close(self) -> None:
         """Flush all to disk, then write the marker that makes the folder whole."""
@@ -136,7 +142,8 @@ class TokenRows:
         if not self.is_whole(path):
             raise FileNotFoundError(f"{path} holds no whole set of tokenised rows: check the dataset again")
         self._path = path
-        self._columns: dict[str, NDArray[Any]] = {name: _map(path / f"{name}.bin", _COLUMNS[name]) for name in _COLUMNS}
+        names = [name for name in _COLUMNS if (path / f"{name}.bin").exists()]
+        self._columns: dict[str, NDArray[Any]] = {name: _map(path / f"{name}.bin", _COLUMNS[name]) for name in names}
         self._starts: NDArray[np.int64] = self._columns["starts"]
         self.lengths: NDArray[np.int32] = np.diff(self._starts).astype(np.int32)
         """Tokens of each row."""
@@ -144,6 +151,8 @@ class TokenRows:
         """Learned tokens of each row."""
         self.rewards: NDArray[np.float64] = self._columns["rewards"]
         self.row_numbers: NDArray[np.int64] = self._columns["row_numbers"]
+        self.prompts: NDArray[np.uint64] | None = self._columns.get("prompts")
+        """Equal where rows have one prompt; None in rows that were written before prompts were kept."""
 
     @classmethod
     def open(cls, path: Path) -> TokenRows:
@@ -157,10 +166,23 @@ class TokenRows:
             marker = read_json(path / MARKER)
         except ValueError:
             return False
-        if not isinstance(marker, dict) or marker.get("version") != FORMAT_VERSION:
+        if not isinstance(marker, dict) or marker.get("version") not in (1, FORMAT_VERSION):
             return False
         sizes = marker.get("sizes", {})
-        return all((path / name).is_file() and (path / name).stat().st_size == sizes.get(name) for name in _FILES)
+        files = [name for name in _FILES if marker["version"] > 1 or name not in _SINCE_VERSION_2]
+        return all((path / name).is_file() and (path / name).stat().st_size == sizes.get(name) for name in files)
+
+    def hold_out(self, fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Indices of the training rows and of the held-out rows: see `splitting.split`."""
+        if self.prompts is None:
+            return split_rows(len(self), fraction, seed)
+        return split(self.prompts, fraction, seed)
+
+    def count_prompts(self, indices: NDArray[np.int64] | None = None) -> int | None:
+        """How many prompts the rows (at `indices`) have; None where they are not known."""
+        if self.prompts is None:
+            return None
+        return len(np.unique(self.prompts if indices is None else self.prompts[indices]))
 
     def __len__(self) -> int:
         return len(self._starts) - 1

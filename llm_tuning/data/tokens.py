@@ -48,8 +48,13 @@ class TokenisedRow:
 class RowTokenizer:
     """The tokenizer, chat template and stop tokens of one base."""
 
-    def __init__(self, encoder: Tokenizer, template: ChatTemplate, *, stop_ids: Sequence[int]) -> None:
-        """`encoder` is used as it is, except for truncation and padding, which are off while rows are encoded."""
+    def __init__(
+        self, encoder: Tokenizer, template: ChatTemplate, *, stop_ids: Sequence[int], embeddings: int | None = None
+    ) -> None:
+        """`encoder` is used as it is, except for truncation and padding, which are off while rows are encoded.
+
+        `embeddings`: how many tokens the base has embeddings for; a row with another one is a fault.
+        """
         self.template = template
         self._encoder = encoder
         self._stop_ids = frozenset(stop_ids)
@@ -58,6 +63,8 @@ class RowTokenizer:
         if self._eos_id is not None:
             self._stop_ids |= {self._eos_id}
         added = encoder.get_added_tokens_decoder()
+        self._embeddings = embeddings
+        self._added_tokens = {number: token.content for number, token in added.items()}
         self._special_tokens = {number: token.content for number, token in added.items() if token.special}
         self._tails: dict[str, list[int]] = {}
 
@@ -79,7 +86,7 @@ class RowTokenizer:
                 raise InputError(
                     Problem(str(path), f"is not a tokenizer ({str(error)[:200]})", "copy the base model again")
                 ) from None
-        return cls(encoder, template, stop_ids=_stop_ids(folder))
+        return cls(encoder, template, stop_ids=_stop_ids(folder), embeddings=_embeddings(folder))
 
     @property
     def stop_tokens(self) -> list[str]:
@@ -155,12 +162,21 @@ class RowTokenizer:
         )
 
     def _checked(self, row: TokenisedRow, max_length: int) -> TokenisedRow | RowFault:
+        if self._embeddings is not None and len(row.input_ids) and row.input_ids.max() >= self._embeddings:
+            return self._without_embedding(int(row.input_ids[row.input_ids >= self._embeddings][0]))
         if row.learned.any():
             return row
         if row.full_length > max_length:
             rule = f"nothing is left to learn: the answer starts after max_length ({max_length} tokens)"
             return RowFault(Reason.NOTHING_TO_LEARN, rule, "raise max_length or shorten the prompt")
         return RowFault(Reason.NOTHING_TO_LEARN, "has no token to learn", "give more text or remove the row")
+
+    def _without_embedding(self, number: int) -> RowFault:
+        added = self._added_tokens.get(number)  # any other token is a piece of the row's text
+        token = f"token {added} ({number})" if added is not None else f"token {number}"
+        rule = f"has {token}, and the base has {self._embeddings:,} embeddings: 0 to {(self._embeddings or 1) - 1}"
+        fix = "resize_token_embeddings() of the base and save it with its tokenizer, or use the tokenizer it came with"
+        return RowFault(Reason.TOKEN_WITHOUT_EMBEDDING, rule, fix)
 
     def _encode(self, texts: list[str]) -> list[Encoding]:
         # Post-processors of byte-level tokenizers cut blanks out of the offsets, and then leading blanks of an
@@ -239,3 +255,13 @@ def _stop_ids(folder: Path) -> list[int]:
             values = value if isinstance(value, list) else [value]
             return [number for number in values if isinstance(number, int)]
     return []
+
+
+def _embeddings(folder: Path) -> int | None:
+    """For how many tokens the base has embeddings, as its config.json says; None where it does not."""
+    config = read_object(folder / "config.json")
+    text = config.get("text_config")
+    for part in (text if isinstance(text, dict) else {}, config):
+        if isinstance(part.get("vocab_size"), int):
+            return int(part["vocab_size"])
+    return None

@@ -9,6 +9,7 @@ from llm_tuning.data.faults import Reason
 from llm_tuning.data.json_stream import object_problem, read_object
 from llm_tuning.data.report import Refused, Report
 from llm_tuning.data.rows import RowParser
+from llm_tuning.data.splitting import MIN_ROWS_TO_SPLIT
 from llm_tuning.data.tokens import RowTokenizer
 from llm_tuning.errors import Problem
 
@@ -102,6 +103,8 @@ def _find_warnings(report: Report) -> None:
                 f"the template begins the answer of {tokens.prompt_differs} otherwise than its generation prompt: "
                 "served answers start from a prompt that was not trained"
             )
+    if report.prompts == 1 and report.kept >= MIN_ROWS_TO_SPLIT:
+        warn("all rows have one prompt, so none can be held out to show what the adapter has learned")
     if report.duplicates.count:
         warn(f"{report.duplicates} equal to an earlier row: remove repeats that are not meant")
     if report.refusals and report.ok:

@@ -103,6 +103,18 @@ def tensor_shapes(base: BaseModel) -> dict[str, tuple[int, ...]]:
     return {name: tensor.shape for header in headers for name, tensor in header.items()}
 
 
+def tensor_dtypes(base: BaseModel) -> dict[str, str]:
+    """Type of every weight by its name, as safetensors calls it (`BF16`, `F8_E4M3`)."""
+    headers = [read_header(base.path / name) for name in base.weight_files]
+    return {name: tensor.dtype for header in headers for name, tensor in header.items()}
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config.json of a base that passed `inspect_base`."""
+    config: dict[str, Any] = read_json(folder / "config.json")
+    return config
+
+
 def _read_cache(cache: Path) -> dict[str, str]:
     try:
         value = read_json(cache)

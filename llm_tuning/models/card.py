@@ -105,17 +105,19 @@ def _evaluation(manifest: Manifest) -> str:
     metrics = manifest.metrics
     policies = [(name, title) for name, title in POLICIES if isinstance(metrics.get(name), Mapping)]
     if not policies:
-        reason = metrics.get("reason", "it was not evaluated")
-        return f"## Evaluation\n\nNo held-out evaluation: {_plain(str(reason))}."
+        reason = str(metrics.get("reason", "it was not evaluated"))
+        why = f" ({metrics['message']})" if metrics.get("message") else ""
+        return f"## Evaluation\n\nNo held-out evaluation: {_plain(reason + why)}."
     rows = []
     for field, title in SCORES:
         values = [metrics[name].get(field) for name, _ in policies]
         if any(value is not None for value in values):
             rows.append((title, *(_number(value) for value in values)))
     table = _table(("", *(title for _, title in policies)), rows)
-    return (
-        f"## Evaluation\n\nOn {metrics.get('held_out_rows', 0):,} held-out rows, the same for every column.\n\n{table}"
-    )
+    prompts = metrics.get("held_out_prompts")
+    of = f" of {prompts:,} {'prompt' if prompts == 1 else 'prompts'} that no training row has" if prompts else ""
+    held_out = f"{metrics.get('held_out_rows', 0):,} held-out rows{of}"
+    return f"## Evaluation\n\nOn {held_out}, the same for every column.\n\n{table}"
 
 
 def _training(manifest: Manifest, curve: str | None) -> str:

@@ -11,6 +11,7 @@ from llm_tuning.api.tuning import ALL_LINEAR, LoraSpec
 from llm_tuning.core.files import read_json
 from llm_tuning.errors import InputError, Problem
 from llm_tuning.models.base import inspect_base, tensor_shapes
+from llm_tuning.models.trainable import check_trainable
 
 _IN_A_LAYER = re.compile(r"\.(\d+)\.")
 _SHARED_INPUTS = ({"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"})
@@ -80,6 +81,7 @@ def distinct_inputs(linears: tuple[Linear, ...]) -> float:
 def read_shape(folder: Path) -> ModelShape:
     """The shape of the base in `folder`; raises InputError where it is none, or one whose sizes are not known here."""
     base = inspect_base(folder)
+    check_trainable(base)
     whole: dict[str, Any] = read_json(folder / "config.json")
     config = whole.get("text_config") or whole
     hidden, layers, heads = (

@@ -38,7 +38,9 @@ from llm_tuning.models.layout import (
 )
 from llm_tuning.models.manifest import Manifest, config_hash, deciding_settings, read_manifest
 from llm_tuning.models.registry import Registry
+from llm_tuning.models.trainable import check_trainable
 from llm_tuning.run.spec import RunSpec, read_run_spec
+from llm_tuning.run.work import fresh_work_removed, nothing_left_of_a_refusal
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -67,7 +69,7 @@ def tune(config: TuningConfig, options: RunOptions) -> str:
     Raises InputError (nothing was trained, no model folder is left) or TryAgain (the same call goes on later).
     """
     output_dir = Path(options.output_dir)
-    with stop_on_signals(), _nothing_left_of_a_refusal(output_dir), _disk_errors_as_input_errors(output_dir):
+    with stop_on_signals(), nothing_left_of_a_refusal(output_dir), _disk_errors_as_input_errors(output_dir):
         spec = _prepare(config, options)
         manifest = _finished(spec)
         if manifest is None:
@@ -90,7 +92,7 @@ def check_run(config: TuningConfig, options: RunOptions) -> Report:
     Raises InputError with every problem, the dataset's own too where another thing is wrong as well, or TryAgain.
     """
     output_dir = Path(options.output_dir)
-    with stop_on_signals(), _nothing_left_of_a_refusal(output_dir), _disk_errors_as_input_errors(output_dir):
+    with stop_on_signals(), nothing_left_of_a_refusal(output_dir), _disk_errors_as_input_errors(output_dir):
         try:
             spec = _prepare(config, options)
         except InputError as error:
@@ -109,18 +111,6 @@ def _further_data_problems(config: TuningConfig, error: InputError) -> tuple[Pro
     return ()
 
 
-@contextmanager
-def _nothing_left_of_a_refusal(output_dir: Path) -> Iterator[None]:
-    """Remove an output folder that only a refused run has made."""
-    fresh = not output_dir.exists()
-    try:
-        yield
-    except InputError:
-        if fresh and output_dir.exists() and not list(output_dir.glob("[!.]*")):
-            shutil.rmtree(output_dir, ignore_errors=True)
-        raise
-
-
 def _prepare(config: TuningConfig, options: RunOptions) -> RunSpec:
     """Look at all that the run needs and resolve it; raises one InputError with every problem found."""
     from llm_tuning.data.chat import template_hash
@@ -133,6 +123,8 @@ def _prepare(config: TuningConfig, options: RunOptions) -> RunSpec:
     found.run(OUTPUT, lambda: check_writable(output_dir))
     found.run(TRACKING, lambda: _check_tracking(config.tracking.uri))
     base = found.run(BASE, lambda: inspect_base(base_path))
+    if base is not None:
+        found.run(BASE, lambda: check_trainable(base))
     template = found.run(BASE, lambda: template_hash(base_path)) if base is not None else None
     rows = found.run(DATASET, lambda: data_hash(dataset))
     start = found.run(ADAPTER, lambda: _start_adapter(config, output_dir))
@@ -339,16 +331,11 @@ def _complete(spec: RunSpec) -> None:
 
 @contextmanager
 def _locked(spec: RunSpec) -> Iterator[None]:
-    """Hold the run's work folder, new or resumed; a folder that got no further than a refusal is removed again."""
+    """Hold the run's work folder, new or resumed; see `fresh_work_removed`."""
     fresh = not spec.work.exists()
-    with _lock(spec):
-        try:
-            _resume_or_begin(spec)
-            yield
-        except InputError:
-            if fresh:
-                shutil.rmtree(spec.work, ignore_errors=True)
-            raise
+    with _lock(spec), fresh_work_removed(spec.work, fresh=fresh):
+        _resume_or_begin(spec)
+        yield
 
 
 @contextmanager

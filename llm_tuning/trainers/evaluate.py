@@ -16,6 +16,7 @@ from torch import nn
 
 from llm_tuning.core.files import write_json
 from llm_tuning.core.stopping import raise_if_stopped
+from llm_tuning.data.splitting import MIN_ROWS_TO_SPLIT
 from llm_tuning.data.token_rows import TokenRows
 from llm_tuning.models.layout import EVALUATION
 from llm_tuning.run.context import TrainRun
@@ -24,7 +25,7 @@ from llm_tuning.trainers.parallel import all_reduce_sum, world_size
 from llm_tuning.trainers.policy import bare_base, start_policy
 
 NO_HELD_OUT_ROWS = "NoHeldOutRows"
-"""Reason when the data set is too small for a split (below 20 rows) or the fraction is 0."""
+"""Reason when the data set is too small for a split (below 20 rows), has one prompt, or the fraction is 0."""
 
 
 @dataclass(frozen=True)
@@ -136,8 +137,12 @@ def evaluate_run(
     All ranks call it; rank 0 writes and reports.
     """
     result: dict[str, object] = {"source": "held_out", "held_out_rows": len(held_out)}
+    if (prompts := rows.count_prompts(held_out)) is not None:
+        result |= {"held_out_prompts": prompts, "prompts": rows.count_prompts()}
     if len(held_out) == 0:
-        result |= {"source": "none", "reason": NO_HELD_OUT_ROWS, "base": None, "start": None, "tuned": None}
+        why = _why_none(rows, run.config.training.eval_fraction)
+        result |= {"source": "none", "reason": NO_HELD_OUT_ROWS, "message": why}
+        result |= {"base": None, "start": None, "tuned": None}
     else:
 
         def scores() -> Scores:
@@ -155,3 +160,11 @@ def evaluate_run(
         result |= {"base": asdict(base), "start": asdict(start) if start else None, "tuned": asdict(tuned)}
     if run.is_main:
         write_json(run.work / EVALUATION, result)
+
+
+def _why_none(rows: TokenRows, fraction: float) -> str:
+    if fraction <= 0:
+        return "evalFraction is 0"
+    if len(rows) < MIN_ROWS_TO_SPLIT:
+        return f"{len(rows)} rows are fewer than {MIN_ROWS_TO_SPLIT}"
+    return f"all {len(rows):,} rows have one prompt, and rows of one prompt stay together"

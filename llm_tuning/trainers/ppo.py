@@ -28,7 +28,6 @@ from transformers import get_scheduler
 from llm_tuning.core.files import write_json
 from llm_tuning.core.stopping import raise_if_stopped, stop_requested
 from llm_tuning.data.chat import load_chat_template
-from llm_tuning.data.splitting import split
 from llm_tuning.data.token_rows import TokenRows
 from llm_tuning.errors import InputError, Problem, TryAgain
 from llm_tuning.models.layout import TRAINING
@@ -63,7 +62,7 @@ def train(run: TrainRun) -> None:
     raise_if_stopped("before the first step")
 
     rows = TokenRows.open(run.rows)
-    training_rows, held_out = split(len(rows), training.eval_fraction, training.seed)
+    training_rows, held_out = rows.hold_out(training.eval_fraction, training.seed)
     rewards = torch.full((len(rows),), math.nan, dtype=torch.float64)
     rewards[training_rows] = ppo_math.standardise_rewards(torch.from_numpy(rows.rewards[training_rows]))
 

@@ -10,7 +10,6 @@ from peft.helpers import disable_input_dtype_casting
 
 from llm_tuning.core.stopping import raise_if_stopped, stop_requested
 from llm_tuning.data.chat import load_chat_template
-from llm_tuning.data.splitting import split
 from llm_tuning.data.token_rows import TokenRows
 from llm_tuning.errors import TryAgain
 from llm_tuning.run.checkpoints import latest_checkpoint
@@ -50,7 +49,7 @@ def train(run: TrainRun) -> None:
             seed=training.seed,
         )
         rows = TokenRows.open(run.rows)
-        training_rows, held_out = split(len(rows), training.eval_fraction, training.seed)
+        training_rows, held_out = rows.hold_out(training.eval_fraction, training.seed)
 
         fit(run, policy, rows, training_rows, held_out, dtype=dtype, max_tokens=max_tokens)
 

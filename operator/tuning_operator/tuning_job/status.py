@@ -96,7 +96,9 @@ class Draft:
             said = _scores(result.evaluation, result.held_out_rows)
             self.conditions.set(C.EVALUATED, TRUE, Reason.EVALUATED, said)
         else:
-            message = "too few rows, or evalFraction 0: nothing was held out to compare base and adapter on"
+            message = (
+                "too few rows, one prompt only, or evalFraction 0: no held-out rows to compare base and adapter on"
+            )
             self.conditions.set(C.EVALUATED, UNKNOWN, Reason.NO_HELD_OUT_ROWS, message)
         self._end(Phase.SUCCEEDED, TRUE, Reason.SUCCEEDED, f"adapter in {path}")
 

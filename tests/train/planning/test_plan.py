@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -98,7 +99,7 @@ def large_base(tmp_path: Path, tiny_base: Path) -> Callable[..., Path]:
 )
 def test_steps_are_those_that_the_trainer_takes(rows: int, training: dict[str, Any], processes: int) -> None:
     asked = TrainingSpec(**training)
-    kept, held_out = split(rows, asked.eval_fraction, asked.seed)
+    kept, held_out = split(np.arange(rows, dtype=np.uint64), asked.eval_fraction, asked.seed)
     batches = StepBatches(
         kept, batch_size=asked.batch_size, grad_accum=asked.gradient_accumulation_steps, seed=1, world=processes
     )

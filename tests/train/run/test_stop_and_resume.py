@@ -10,6 +10,7 @@ import importlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -256,3 +257,29 @@ def test_paths_and_numbers_as_python_has_them(tiny_base: Path, rows: Path) -> No
 
     with pytest.raises(InputError, match=r"training.epochs \(--epochs\): must be at least 1"):
         run_tuning(tiny_base, rows, devices=0, output_dir=Path("models"), epochs=0)
+
+
+def test_a_late_loss_that_is_no_number_leaves_the_checkpoints_of_a_first_run(tiny_base: Path, tmp_path: Path) -> None:
+    """One embedding is NaN, and one row of the data has its token: the step that meets it ends the run."""
+    from safetensors.torch import load_file, save_file
+    from tokenizers import Tokenizer
+
+    base = tmp_path / "broken"
+    shutil.copytree(tiny_base, base)
+    (token,) = Tokenizer.from_file(str(base / "tokenizer.json")).encode("~").ids
+    weights = load_file(base / "model.safetensors")
+    weights["model.embed_tokens.weight"][token] = float("nan")
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    rows = tmp_path / "broken.json"
+    made = [{"prompt": f"What is {i}?", "output": f"It is {i}.", "reward": i % 3} for i in range(19)]
+    made[13]["prompt"] += " ~"
+    rows.write_text(json.dumps(made))
+    flags = {"batch_size": 1, "gradient_accumulation_steps": 1, "save_steps": 2, "epochs": 1, "seed": 1}
+    argv = [*arguments(base, rows, "sft"), *(part for name, value in flags.items() for part in (f"--{name}", value))]
+    ended = forked_run(argv)
+    assert ended.code == 64, ended.output
+    assert "became nan" in ended.output
+    assert steps_taken(), "the row came first: choose another seed"
+    left = sorted(path.name for path in Path("models/.work/m/checkpoints").iterdir())
+    assert left, "the checkpoints are gone"
+    assert Path("models/.work/m/rows/rows.json").exists()

@@ -20,7 +20,6 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from llm_tuning.core.stopping import stop_on_signals
-from llm_tuning.data.splitting import split
 from llm_tuning.data.token_rows import TokenRows
 from llm_tuning.errors import InputError, TryAgain
 from llm_tuning.run.context import TrainRun
@@ -124,8 +123,12 @@ def test_a_run_leaves_a_whole_stage_an_evaluation_and_a_summary(whole: TrainRun)
     assert evaluation["source"] == "held_out"
     assert evaluation["tuned"]["reward_weighted_loglik"] > evaluation["base"]["reward_weighted_loglik"]
     summary = json.loads((run.work / "training.json").read_text())
-    training_rows, _ = split(ROWS, 0.12, 42)
-    tokens = int(TokenRows.open(run.rows).lengths[training_rows].sum())
+    rows = TokenRows.open(run.rows)
+    training_rows, held_out = rows.hold_out(0.12, 42)
+    assert rows.prompts is not None
+    assert not set(rows.prompts[training_rows]) & set(rows.prompts[held_out])
+    assert (evaluation["held_out_rows"], evaluation["held_out_prompts"]) == (5, 3)
+    tokens = int(rows.lengths[training_rows].sum())
     assert reporter_of(run).tokens == 2 * tokens
     assert summary == {"stopped_early": None, "kl": reporter_of(run).evaluations[10]["eval/kl"], "kl_rows": "held_out"}
     assert reporter_of(run).started == (10, 0)
@@ -136,7 +139,7 @@ def test_the_losses_are_those_of_the_plain_form(start: Start, tiny_base: Path):
     run = start("run", epochs=3, learning_rate=0.02)
     ppo.train(run)
     rows = TokenRows.open(run.rows)
-    training_rows, _ = split(len(rows), 0.12, 42)
+    training_rows, _ = rows.hold_out(0.12, 42)
     model = attach_lora(
         load_base_model(tiny_base, device="cpu", dtype=torch.float32),
         rank=4,
@@ -424,7 +427,7 @@ def test_without_held_out_rows_the_kl_is_measured_on_training_rows_and_marked_so
 def _exact_kl(base: Path, run: TrainRun, start_adapter: Path | None) -> float:
     """Mean KL on the run's held-out rows by torch.distributions, between the saved adapter and where it began."""
     rows = TokenRows.open(run.rows)
-    _, held_out = split(len(rows), run.config.training.eval_fraction, run.config.training.seed)
+    _, held_out = rows.hold_out(run.config.training.eval_fraction, run.config.training.seed)
 
     def model_of(adapter: Path | None) -> Any:
         model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)

@@ -21,7 +21,6 @@ from trl import SFTConfig, SFTTrainer
 
 from llm_tuning.api import TuningConfig
 from llm_tuning.core import stopping
-from llm_tuning.data.splitting import split
 from llm_tuning.data.token_rows import TokenRows
 from llm_tuning.errors import InputError, TryAgain
 from llm_tuning.run.checkpoints import latest_checkpoint
@@ -92,7 +91,8 @@ def test_the_loss_falls_and_evaluation_sees_it_too(tiny_base: Path, tmp_path: Pa
     assert evaluation["tuned"]["loss"] < evaluation["base"]["loss"] - 0.3
     assert sorted(reporter.evaluations) == list(range(4, 40, 4)), "ten times a run; the tenth is the final one"
     assert reporter.evaluations[36]["eval/loss"] < reporter.evaluations[4]["eval/loss"]
-    assert reporter.tokens == 8 * sum(length for i, length in enumerate(LENGTHS) if i in split(20, 0.05, 5)[0])
+    training, _ = TokenRows.open(tmp_path / "rows").hold_out(0.05, 5)
+    assert reporter.tokens == 8 * sum(length for i, length in enumerate(LENGTHS) if i in training)
 
 
 def test_every_file_of_the_contract_is_in_the_stage(tiny_base: Path, tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_it_trains_what_trl_alone_trains(tiny_base: Path, tmp_path: Path) -> Non
 
 
 def _train_with_trl(base: Path, rows: TokenRows, output: Path) -> dict[str, torch.Tensor]:
-    training, _ = split(len(rows), 0.05, 5)
+    training, _ = rows.hold_out(0.05, 5)
     steps = StepBatches(training, batch_size=4, grad_accum=1, seed=5).epoch(0)
     chosen = [rows[int(i)] for step in steps for i in step]
     records = [

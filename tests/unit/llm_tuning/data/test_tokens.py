@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
 from llm_tuning.data.chat import ChatTemplate, load_chat_template, plain_template
+from llm_tuning.data.check import check_dataset
 from llm_tuning.data.faults import Reason, RowFault
 from llm_tuning.data.rows import Example
 from llm_tuning.data.spans import render_example
@@ -21,6 +23,7 @@ from llm_tuning.errors import InputError
 from tests.support.tiny_base import CHAT_TEMPLATE
 from tests.support.tokenizers import byte_level, metaspace
 
+WriteLines = Callable[[Sequence[Any]], Path]
 TURNS = (
     "{{ bos_token }}{% for m in messages %}{% if m.role == 'assistant' %}<|assistant|>{{ m.content }}</s>\n"
     "{% else %}<|user|>{{ m.content }}<|end|>\n{% endif %}{% endfor %}"
@@ -288,3 +291,70 @@ def test_a_broken_tokenizer_is_refused_and_a_missing_one_is_none(tokenizer_dir: 
     (folder / "tokenizer.json").unlink()
     assert RowTokenizer.load(folder) is None
     assert RowTokenizer.load(folder, byte_level()) is not None
+
+
+def _base_with(folder: Path, tokenizer_dir: Path, *, added: str | None = None, **config: object) -> Path:
+    """A base of 512 embeddings, or as `config` says, whose tokenizer has `added` as its token 512."""
+    shutil.copytree(tokenizer_dir, folder)
+    encoder = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    if added is not None:
+        encoder.add_tokens([AddedToken(added, special=added.startswith("<|"))])
+        encoder.save(str(folder / "tokenizer.json"))
+    (folder / "config.json").write_text(json.dumps({"vocab_size": 512} | config))
+    return folder
+
+
+CHAT = {"messages": [{"role": "user", "content": "Use <|new_tool|> now"}, {"role": "assistant", "content": "Yes."}]}
+ANSWER = {"messages": [{"role": "user", "content": "Now?"}, {"role": "assistant", "content": "<|new_tool|>"}]}
+PLAIN = {"messages": [{"role": "user", "content": "Now?"}, {"role": "assistant", "content": "Yes."}]}
+NO_EMBEDDING = r"has token <\|new_tool\|> \(512\), and the base has 512 embeddings: 0 to 511 \(TokenWithoutEmbedding\)"
+
+
+@pytest.mark.parametrize(
+    ("rows", "mode"),
+    [
+        ([PLAIN, CHAT, PLAIN], "sft"),
+        ([PLAIN, ANSWER, PLAIN], "sft"),
+        ([{"text": "plain text"}, {"text": "a <|new_tool|> in it"}, {"text": "more"}], "sft"),
+        ([{"prompt": "a", "output": f"{x}", "reward": i} for i, x in enumerate(["b", "<|new_tool|>", "c"])], "ppo"),
+    ],
+)
+def test_a_token_without_an_embedding_is_refused_with_its_row(
+    tokenizer_dir: Path, tmp_path: Path, write_lines: WriteLines, rows: list[Any], mode: Any
+) -> None:
+    nested: Any = {"vocab_size": None, "text_config": {"vocab_size": 512}} if mode == "ppo" else {}
+    base = _base_with(tmp_path / "base", tokenizer_dir, added="<|new_tool|>", **nested)
+    with pytest.raises(InputError, match=rf"row 2: {NO_EMBEDDING}; resize_token_embeddings\(\)"):
+        check_dataset(write_lines(rows), mode=mode, tokenizer_dir=base, max_length=128)
+
+
+def test_a_template_whose_token_has_no_embedding_refuses_every_row(
+    tokenizer_dir: Path, tmp_path: Path, write_lines: WriteLines
+) -> None:
+    base = _base_with(tmp_path / "base", tokenizer_dir, added="<|new_tool|>")
+    template = base / "chat_template.jinja"
+    template.write_text("<|new_tool|>" + template.read_text())
+    with pytest.raises(InputError, match=rf"rows 1, 2 and 3: {NO_EMBEDDING}"):
+        check_dataset(write_lines([PLAIN] * 3), mode="sft", tokenizer_dir=base, max_length=128)
+
+
+def test_a_vocabulary_larger_than_the_embeddings_is_refused_without_a_word_of_the_row(
+    tokenizer_dir: Path, tmp_path: Path, write_lines: WriteLines
+) -> None:
+    base = _base_with(tmp_path / "base", tokenizer_dir, vocab_size=300)
+    with pytest.raises(InputError, match=r"rows 1, 2 and 3: has token \d+, and the base has 300 embeddings: 0 to 299"):
+        check_dataset(write_lines([PLAIN] * 3), mode="sft", tokenizer_dir=base, max_length=128)
+
+
+@pytest.mark.parametrize("config", [{}, {"vocab_size": 600}, {"vocab_size": None}])
+def test_tokens_that_no_row_has_are_no_fault(
+    tokenizer_dir: Path, tmp_path: Path, write_lines: WriteLines, config: dict[str, object]
+) -> None:
+    base = _base_with(tmp_path / "base", tokenizer_dir, added="<|new_tool|>", **config)
+    assert check_dataset(write_lines([PLAIN] * 3), mode="sft", tokenizer_dir=base, max_length=128).ok
+
+
+def test_a_token_behind_the_cut_is_no_fault(tokenizer_dir: Path, tmp_path: Path, write_lines: WriteLines) -> None:
+    base = _base_with(tmp_path / "base", tokenizer_dir, added="<|new_tool|>")
+    rows = [{"text": "a word and " * 40 + "<|new_tool|>"}] * 2
+    assert check_dataset(write_lines(rows), mode="sft", tokenizer_dir=base, max_length=64).ok

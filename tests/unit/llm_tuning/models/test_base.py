@@ -11,6 +11,7 @@ import pytest
 
 from llm_tuning.errors import InputError
 from llm_tuning.models.base import check_writable, inspect_base, weight_hash
+from llm_tuning.models.trainable import check_trainable
 
 
 @pytest.fixture
@@ -90,3 +91,73 @@ def test_an_output_folder_below_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"output_dir .*file/models: cannot be written \(Not a directory\)"):
         check_writable(tmp_path / "file" / "models")
+
+
+def _config(base: Path, **values: object) -> None:
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | values))
+
+
+def _tensors(base: Path, **dtypes: str) -> None:
+    """Put tensors of these types, of one row of four elements each, in place of the weights."""
+    sizes = {"F8_E4M3": 1, "I32": 4, "U8": 1, "BF16": 2}
+    header, at = {}, 0
+    for name, dtype in dtypes.items():
+        end = at + 4 * sizes[dtype]
+        header[name] = {"dtype": dtype, "shape": [1, 4], "data_offsets": [at, end]}
+        at = end
+    text = json.dumps(header).encode()
+    (base / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(at))
+
+
+QUANTISED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "gptq": (lambda base: _config(base, quantization_config={"quant_method": "gptq", "bits": 4}), "gptq"),
+    "awq": (lambda base: _config(base, quantization_config={"quant_method": "awq"}), "awq"),
+    "bitsandbytes": (lambda base: _config(base, quantization_config={"load_in_4bit": True}), "bitsandbytes"),
+    "fp8": (lambda base: _config(base, quantization_config={"quant_method": "fp8"}), "fp8"),
+    "mxfp4": (lambda base: _config(base, quantization_config={"quant_method": "mxfp4"}), "mxfp4"),
+    "compressed": (
+        lambda base: _config(base, quantization_config={"quant_method": "compressed-tensors"}),
+        "compressed-tensors",
+    ),
+    "an older name": (
+        lambda base: _config(base, compression_config={"quant_method": "compressed-tensors"}),
+        "compressed-tensors",
+    ),
+    "an unknown one": (lambda base: _config(base, quantization_config={"bits": 3}), r"\?"),
+    "in the text part": (
+        lambda base: _config(base, text_config={"quantization_config": {"quant_method": "awq"}}),
+        "awq",
+    ),
+    "deeper": (
+        lambda base: _config(base, thinker_config={"text_config": {"quantization_config": {"quant_method": "gptq"}}}),
+        "gptq",
+    ),
+    "a file of old GPTQ": (lambda base: (base / "quantize_config.json").write_text('{"bits": 4}'), "gptq"),
+    "a file of old AWQ": (lambda base: (base / "quant_config.json").write_text('{"w_bit": 4}'), "awq"),
+    "a file of ModelOpt": (lambda base: (base / "hf_quant_config.json").write_text("{}"), "modelopt"),
+    "fp8 weights without a word": (lambda base: _tensors(base, **{"a.weight": "F8_E4M3"}), "fp8"),
+    "packed weights without a word": (lambda base: _tensors(base, **{"a.qweight": "I32"}), "a.qweight is I32"),
+    "bytes for weights": (lambda base: _tensors(base, **{"a.weight": "U8"}), "u8"),
+}
+
+
+@pytest.mark.parametrize("kind", QUANTISED)
+def test_a_quantised_base_is_not_trained_and_may_be_served(base: Path, kind: str) -> None:
+    spoil, method = QUANTISED[kind]
+    spoil(base)
+    found = inspect_base(base)  # what serving asks for
+    with pytest.raises(InputError, match=rf"^model .*: is quantised \({method}\).*; give the unquantised weights"):
+        check_trainable(found)
+
+
+@pytest.mark.parametrize("value", [None, {}])
+def test_a_base_that_says_it_is_not_quantised_is_trained(base: Path, value: object) -> None:
+    _config(base, quantization_config=value)
+    check_trainable(inspect_base(base))
+
+
+def test_a_config_with_another_vocabulary_than_the_weights_is_refused(base: Path) -> None:
+    _config(base, vocab_size=600)
+    with pytest.raises(InputError, match=r"config\.json: says vocab_size 600, but the embeddings have 512 rows"):
+        check_trainable(inspect_base(base))

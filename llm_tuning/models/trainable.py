@@ -1,0 +1,91 @@
+"""Whether a base that may be served can be trained as well: its weights not quantised, its sizes of one piece."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from llm_tuning.errors import InputError, Problem
+from llm_tuning.models.base import BaseModel, read_config, tensor_dtypes, tensor_shapes
+
+QUANTISED_FILES = {
+    "quantize_config.json": "gptq",
+    "quant_config.json": "awq",
+    "hf_quant_config.json": "modelopt",
+}
+"""Where older tools say that they have quantised a folder; newer ones say so in config.json."""
+_CONFIGS = ("quantization_config", "compression_config")
+_QUANTISED_WEIGHT = re.compile(r"\.(qweight|weight_packed|weight_scale|weight_scale_inv|absmax)$|_(blocks|scales)$")
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_INPUT_EMBEDDINGS = re.compile(r"(^|\.)(embed_tokens|wte|embed_in|word_embeddings|tok_embeddings|embeddings)\.weight$")
+
+
+def check_trainable(base: BaseModel) -> None:
+    """Raise InputError where the weights of `base` are quantised, or where config.json has other sizes than they."""
+    config, where = read_config(base.path), f"model {base.path}"
+    method = quantisation(base, config)
+    if method is not None:
+        raise InputError(
+            Problem(
+                where,
+                f"is quantised ({method}), which no adapter can be trained on here",
+                "give the unquantised weights; quantization 4bit quantises them itself, in memory",
+            )
+        )
+    says, has = _vocab_size(config), embedding_rows(base)
+    if says is not None and has and says not in has:
+        raise InputError(
+            Problem(
+                f"{where}: config.json",
+                f"says vocab_size {says:,}, but the embeddings have {min(has):,} rows",
+                "save model and tokenizer together: resize_token_embeddings(), then save_pretrained()",
+            )
+        )
+
+
+def quantisation(base: BaseModel, config: Mapping[str, Any]) -> str | None:
+    """How the weights of `base` are quantised, as its files say it; None where they are not."""
+    for found in _quantisation_configs(config):
+        return _method(found)
+    for name, method in QUANTISED_FILES.items():
+        if (base.path / name).is_file():
+            return method
+    dtypes = tensor_dtypes(base)
+    for name, dtype in dtypes.items():
+        if dtype.startswith("F8") or _QUANTISED_WEIGHT.search(name):
+            return "fp8" if dtype.startswith("F8") else f"{name} is {dtype}"
+        if name.endswith(".weight") and dtype not in _FLOATS:
+            return dtype.lower()
+    return None
+
+
+def _quantisation_configs(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Those of the model and of its parts: a model that also sees has its language model in `text_config`."""
+    for name, value in config.items():
+        if isinstance(value, Mapping) and value:
+            if name in _CONFIGS:
+                yield value
+            else:
+                yield from _quantisation_configs(value)
+
+
+def _method(config: Mapping[str, Any]) -> str:
+    method = config.get("quant_method") or config.get("quant_algo") or config.get("quantization_method")
+    if isinstance(method, str):
+        return method.lower()
+    return "bitsandbytes" if any(str(name).startswith(("load_in_", "bnb_", "_load_in_")) for name in config) else "?"
+
+
+def embedding_rows(base: BaseModel) -> set[int]:
+    """Rows of the input embeddings by the headers of the weights: of several where the model also hears or speaks."""
+    shapes = tensor_shapes(base).items()
+    return {shape[0] for name, shape in shapes if _INPUT_EMBEDDINGS.search(name) and len(shape) == 2}
+
+
+def _vocab_size(config: Mapping[str, Any]) -> int | None:
+    text = config.get("text_config")
+    for part in (text if isinstance(text, Mapping) else {}, config):
+        if isinstance(part.get("vocab_size"), int):
+            return int(part["vocab_size"])
+    return None
