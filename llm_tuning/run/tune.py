@@ -32,6 +32,7 @@ from llm_tuning.models.layout import (
     ADAPTER_WEIGHTS,
     BASE_HASHES,
     CACHE_FOLDER,
+    CHECKPOINTS,
     DATA_REPORT,
     ROWS,
     RUN_LOCK,
@@ -39,6 +40,7 @@ from llm_tuning.models.layout import (
 from llm_tuning.models.manifest import Manifest, config_hash, deciding_settings, read_manifest
 from llm_tuning.models.registry import Registry
 from llm_tuning.models.trainable import check_trainable
+from llm_tuning.run.checkpoints import newest_whole
 from llm_tuning.run.spec import RunSpec, read_run_spec
 from llm_tuning.run.work import fresh_work_removed, nothing_left_of_a_refusal
 
@@ -78,6 +80,7 @@ def tune(config: TuningConfig, options: RunOptions) -> str:
                 if manifest is None:
                     _check_data(spec, show_sample=options.show_sample)
                     raise_if_stopped("before the training")
+                    newest_whole(spec.work / CHECKPOINTS)
                     _train(spec)
                     return spec.model_id
         log.info("%s is finished already: %s", spec.model_id, spec.target)

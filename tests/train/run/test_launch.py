@@ -110,18 +110,21 @@ def test_two_processes_give_the_curve_of_one_with_the_double_batch(tiny_base: Pa
 def test_sigterm_ends_all_with_75_and_the_next_start_goes_on(
     tiny_base: Path, rows: Path, started: Callable[[list[str]], subprocess.Popen[str]]
 ) -> None:
-    argv = command(tiny_base, rows, epochs=30)
+    argv = command(tiny_base, rows, epochs=30, save_steps=2)
     process = started(argv)
-    wait_for("three steps", lambda: steps_logged() >= 3)
+    wait_for("five steps", lambda: steps_logged() >= 5)
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 75, said
     assert "try again (Stopped)" in said
     assert "Traceback" not in said
     assert not workers_in(Path())
-    assert list(Path("models/.work/m/checkpoints").glob("checkpoint-*"))
+    older, newest = sorted(Path("models/.work/m/checkpoints").iterdir(), key=lambda path: int(path.name.split("-")[1]))
+    os.truncate(newest / "optimizer.pt", 1000)  # every rank must go on from the older one
     again = run(argv)
     assert again.returncode == 0, again.stderr
+    assert f"{newest} is damaged" in again.stderr
+    assert f"going on from {older.name}" in again.stderr
     assert len(losses("m")) == 240  # no step twice, none left out
 
 

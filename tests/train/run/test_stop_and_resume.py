@@ -283,3 +283,36 @@ def test_a_late_loss_that_is_no_number_leaves_the_checkpoints_of_a_first_run(tin
     left = sorted(path.name for path in Path("models/.work/m/checkpoints").iterdir())
     assert left, "the checkpoints are gone"
     assert Path("models/.work/m/rows/rows.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("mode", "moment", "name"),
+    [
+        ("sft", SFT_MOMENTS["in the last step"], "adapter_model.safetensors"),
+        ("ppo", PPO_MOMENTS["in the second epoch"], "ppo_state.pt"),
+    ],
+)
+def test_a_damaged_newest_checkpoint_gives_way_and_the_run_finishes_the_same(  # noqa: PLR0917 - a table
+    tiny_base: Path, rows: Path, undisturbed: dict[str, str], mode: str, moment: Moment, name: str
+) -> None:
+    argv = arguments(tiny_base, rows, mode)
+    assert forked_run(argv, at=moment, send=signal.SIGKILL).code == -signal.SIGKILL
+    newest = Path(f"models/.work/m/checkpoints/checkpoint-{newest_checkpoint()}")
+    os.truncate(newest / name, 1000)
+    again = forked_run(argv)
+    assert again.code == 0, again.output
+    assert f"{newest} is damaged ({name} is not as it was written): going on from checkpoint-" in again.output
+    assert adapter_hash(Path()) == undisturbed[mode]
+
+
+def test_damaged_checkpoints_alone_end_with_64_and_stay(tiny_base: Path, rows: Path) -> None:
+    argv = arguments(tiny_base, rows, "sft")
+    forked_run(argv, at=SFT_MOMENTS["in a later step"], send=signal.SIGKILL)
+    checkpoints = Path("models/.work/m/checkpoints")
+    for folder in checkpoints.iterdir():
+        (folder / "optimizer.pt").unlink()
+    for _ in range(2):
+        again = forked_run(argv)
+        assert again.code == 64, again.output
+        assert "holds no whole checkpoint" in again.output
+        assert "remove models/.work/m/checkpoints to train from the first step again" in again.output
