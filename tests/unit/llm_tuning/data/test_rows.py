@@ -177,6 +177,7 @@ def test_every_reason_of_a_parsed_row_has_a_case() -> None:
         Reason.MIXED_SHAPES,
         Reason.TEMPLATE_REFUSES,
         Reason.NOTHING_TO_LEARN,
+        Reason.TOKEN_WITHOUT_EMBEDDING,
     }
     rewards = {Reason.MISSING_REWARD, Reason.REWARD_NOT_A_NUMBER, Reason.REWARD_NOT_FINITE}
     assert {reason for _, reason, _ in REFUSED} | later | rewards == set(Reason)
