@@ -33,12 +33,12 @@ from llm_tuning.agent.contract import (
     ServeInput,
     parse_desired,
 )
-from llm_tuning.agent.engine import Engine
 from llm_tuning.agent.keeper import Keeper
 from llm_tuning.agent.metrics import Metrics
 from llm_tuning.agent.plan import EnginePlan, make_plan
 from llm_tuning.agent.reporter import Reporter
 from llm_tuning.agent.server import AgentServer
+from llm_tuning.engines.vllm.engine import VllmEngine
 from llm_tuning.errors import EXIT_INPUT, EXIT_OK, InputError
 from llm_tuning.pod.contract import MODELS, ROOT, TERMINATION_LOG, CheckResult, PodReason, encode_result
 
@@ -87,7 +87,7 @@ async def serve() -> int:
     (RUN_DIR / DRAINED_FILE).unlink(missing_ok=True)
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector, trust_env=False, auto_decompress=False) as session:
-        engine = Engine(f"http://127.0.0.1:{ENGINE_PORT}", session)
+        engine = VllmEngine(f"http://127.0.0.1:{ENGINE_PORT}", session)
         keeper = Keeper(engine, made, ROOT / MODELS, loads_file=RUN_DIR / LOADS_FILE)
         if (desired := _mounted()) is not None:
             keeper.want(desired)

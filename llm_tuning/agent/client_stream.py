@@ -9,9 +9,8 @@ from typing import Any
 from aiohttp import web
 from aiohttp.http import HttpVersion11
 
-EVENT_END, DATA, USAGE = b"\n\n", b"data: ", b'"usage":{'
-ERROR = b'data: {"error":'
-"""How vLLM tells of a fault after the head; within a text these quotes would be escaped."""
+from llm_tuning.engines.vllm.stream import DATA, ERROR, EVENT_END, USAGE
+
 HIGH_WATER_BYTES = 2**16
 """Of what a client has not taken yet; more is left with the engine."""
 

@@ -17,14 +17,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from llm_tuning.agent.contract import AdapterReport, Desired, Effective, Report
-from llm_tuning.agent.engine import Engine, EngineDown, EngineRefused, EngineSilent
 from llm_tuning.agent.fit import Misfit, find_misfit
 from llm_tuning.agent.plan import EnginePlan
 from llm_tuning.api.conditions import AdapterReason
+from llm_tuning.engines.protocol import (
+    Engine,
+    EngineDown,
+    EngineRefused,
+    EngineSilent,
+    Probe,
+    TokensRefused,
+    Unprovable,
+)
 from llm_tuning.proof.judge import Proof, Verdict
-from llm_tuning.proof.parity import Unprovable
 from llm_tuning.proof.prove import prove
-from llm_tuning.proof.server import Server, TokensRefused
 
 log = logging.getLogger(__name__)
 
@@ -353,12 +359,12 @@ class Keeper:
         except EngineDown as error:
             await self.look()
             if self.engine_up:  # it is this load that hangs: the others have their turn
-                text = f"vLLM does not load it: {error}"
+                text = f"the engine does not load it: {error}"
                 self._note(adapter, lambda: adapter.failed(AdapterReason.LOAD_FAILED, text, self.clock()))
             raise
         except EngineRefused as error:
             self._count_loads(max(self._loads - 1, 0))
-            text = f"vLLM does not load it: {error}"
+            text = f"the engine does not load it: {error}"
             self._note(adapter, lambda: adapter.failed(AdapterReason.LOAD_FAILED, text, self.clock()))
             return False
         self._engine_has.add(adapter.model_id)
@@ -379,7 +385,7 @@ class Keeper:
 
     def _prove(self, path: Path, name: str) -> Proof:
         base_name = self.plan.base_name
-        with closing(Server(self.engine.url)) as server:
+        with closing(self.engine.probe()) as server:
             has_numbers = _has_numbers(server, base_name)  # asked first: an adapter's NaN can spoil the engine for all
             proof = prove(server, path, name=name, base_name=base_name)
             if proof.verdict is Verdict.CANNOT_BE_PROVEN and has_numbers and not _has_numbers(server, name):
@@ -399,8 +405,8 @@ class Keeper:
         self._wake.set()
 
 
-def _has_numbers(server: Server, name: str) -> bool:
-    """Whether log-probabilities under this name are numbers; vLLM refuses to write others."""
+def _has_numbers(server: Probe, name: str) -> bool:
+    """Whether log-probabilities under this name are numbers; an engine refuses to write others."""
     try:
         server.logprobs(name, [range(8)])
     except (Unprovable, TokensRefused):

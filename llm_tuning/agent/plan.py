@@ -1,4 +1,4 @@
-"""How vLLM is started in a pod: decided once, by what the claim holds, before it starts.
+"""How the engine is started in a pod: decided once, by what the claim holds, before it starts.
 
 | Decision | Rule |
 | --- | --- |
@@ -6,7 +6,8 @@
 | modules | the base's linear layers but lm_head, and what the wanted adapters change besides |
 | adapters in a batch | `maxLoras`, else one for each wanted adapter, at most 8; on the CPU the most at all |
 | chat template | the base's own, else the project's plain one; an adapter with another is refused |
-| dtype | `dtype`, else on a GPU what the base was saved in, on the CPU that of the adapters' training |
+
+The command line itself and the dtype are those of `engines.vllm.command`.
 """
 
 from __future__ import annotations
@@ -21,21 +22,27 @@ from pathlib import Path
 from typing import Self
 
 from llm_tuning.agent.contract import ENGINE_PORT, Desired, ServeInput
-from llm_tuning.api.inference_service import VllmSpec
-from llm_tuning.core.files import read_file, read_json
+from llm_tuning.core.files import read_file
+from llm_tuning.engines.vllm.adapter import ServedAdapter, allowed_rank, inspect_adapter
+from llm_tuning.engines.vllm.command import (
+    PLAIN_TEMPLATE,
+    SPARE_SLOTS,
+    LoraOptions,
+    StartOptions,
+    base_template,
+    build_command,
+    cpu_dtype,
+)
+from llm_tuning.engines.vllm.environment import MANAGED, OFFLINE
 from llm_tuning.errors import InputError, Problem
-from llm_tuning.models.adapter import OUTPUT_HEAD, ServedAdapter, allowed_rank, inspect_adapter, trained_base
-from llm_tuning.models.base import CONFIG, BaseModel, inspect_base, tensor_shapes, weight_hash
+from llm_tuning.models.adapter import OUTPUT_HEAD, trained_base
+from llm_tuning.models.base import BaseModel, inspect_base, tensor_shapes, weight_hash
 from llm_tuning.models.layout import BASE_HASHES, CACHE_FOLDER, CHAT_TEMPLATE
-from llm_tuning.serving.plan import OFFLINE, PLAIN_TEMPLATE, SPARE_SLOTS, base_template
 
 LEAST_RANK = 16
 MOST_LORAS_BY_DEFAULT = 8
 CPU_LORAS = 256
 """Adapters that vLLM keeps in memory. Above it, it would read them again from the volume, unproven."""
-KEEP_ALIVE_SECONDS = 120
-"""Longer than the agent keeps an idle connection (15 s): with vLLM's own 5 s a request now and then meets one that vLLM
-is just closing, and is lost."""
 _EMBEDDING = re.compile(r"embed|wte|wpe|norm")
 
 
@@ -85,28 +92,29 @@ def make_plan(
     template_file = scratch / CHAT_TEMPLATE
     if own is None:
         template_file.write_text(plain, encoding="utf-8")
-    command = [
-        *("python3", "-m", "vllm.entrypoints.openai.api_server"),
-        *("--model", str(base.path), "--served-model-name", given.base_name),
-        *("--host", "127.0.0.1", "--port", str(engine_port), "--load-format", "safetensors"),
-        *(
-            "--enable-lora",
-            "--max-lora-rank",
-            str(rank),
-            "--max-loras",
-            str(slots),
-            "--max-cpu-loras",
-            str(max(slots, max_adapters)),
-        ),
-        # lm_head is left alone: with it prompt log-probabilities of several requests are mixed up (vllm#16668).
-        *("--lora-target-modules", *modules),
-        *(("--chat-template", str(template_file)) if own is None else ()),
-        *_flags(given.vllm, given.gpus, _dtype(given, base, adapters)),
-    ]
+    vllm = given.vllm
+    command = build_command(
+        StartOptions(
+            python="python3",
+            base=base.path,
+            base_name=given.base_name,
+            host="127.0.0.1",
+            port=engine_port,
+            gpus=given.gpus,
+            dtype=vllm.dtype or ("auto" if given.gpus else cpu_dtype(base, (adapter.dtype for adapter in adapters))),
+            max_model_len=vllm.max_model_len or "auto",
+            gpu_memory_utilization=vllm.gpu_memory_utilization,
+            max_num_seqs=vllm.max_num_seqs,
+            max_num_batched_tokens=vllm.max_num_batched_tokens,
+            enable_prefix_caching=vllm.enable_prefix_caching,
+            enforce_eager=vllm.enforce_eager,
+            lora=LoraOptions(max_rank=rank, slots=slots, modules=modules, in_memory=max_adapters),
+            template=template_file if own is None else None,
+        )
+    )
     return EnginePlan(
-        command=tuple(command),
-        environment=OFFLINE
-        | {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": str(KEEP_ALIVE_SECONDS)},
+        command=command,
+        environment=OFFLINE | MANAGED,
         base_name=given.base_name,
         base_hash=base_hash,
         max_lora_rank=rank,
@@ -149,32 +157,6 @@ def _slots(given: ServeInput, wanted: int) -> tuple[int, int]:
 def _rank(desired: Desired, adapters: Sequence[ServedAdapter]) -> int:
     known = [LEAST_RANK, desired.rank, *(adapter.max_rank for adapter in adapters)]
     return max(allowed_rank(rank) or LEAST_RANK for rank in known)
-
-
-def _flags(vllm: VllmSpec, gpus: int, dtype: str) -> list[str]:
-    flags = ["--dtype", dtype, "--max-model-len", str(vllm.max_model_len or "auto")]
-    if vllm.gpu_memory_utilization is not None:
-        flags += ["--gpu-memory-utilization", str(vllm.gpu_memory_utilization)]
-    if vllm.max_num_seqs is not None:
-        flags += ["--max-num-seqs", str(vllm.max_num_seqs)]
-    if vllm.max_num_batched_tokens is not None:
-        flags += ["--max-num-batched-tokens", str(vllm.max_num_batched_tokens)]
-    if vllm.enable_prefix_caching is not None:
-        flags.append("--enable-prefix-caching" if vllm.enable_prefix_caching else "--no-enable-prefix-caching")
-    # Compiling takes minutes on a CPU.
-    if vllm.enforce_eager or (vllm.enforce_eager is None and not gpus):
-        flags.append("--enforce-eager")
-    return flags + (["--tensor-parallel-size", str(gpus)] if gpus > 1 else [])
-
-
-def _dtype(given: ServeInput, base: BaseModel, adapters: Sequence[ServedAdapter]) -> str:
-    if given.vllm.dtype is not None or given.gpus:
-        return given.vllm.dtype or "auto"
-    trained = {adapter.dtype for adapter in adapters}
-    if len(trained) == 1 and (dtype := trained.pop()) in ("float32", "bfloat16"):
-        return str(dtype)
-    config = read_json(base.path / CONFIG)
-    return "float32" if (config.get("dtype") or config.get("torch_dtype")) == "float32" else "auto"
 
 
 def _inside(root: Path, relative: str) -> Path:

@@ -19,13 +19,14 @@ from aiohttp import web
 from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from llm_tuning.agent.client_stream import USAGE, ClientStream
+from llm_tuning.agent.client_stream import ClientStream
 from llm_tuning.agent.completion import BrokeOff, Completion
 from llm_tuning.agent.contract import DesiredRoute
-from llm_tuning.agent.engine import Engine
 from llm_tuning.agent.keeper import Keeper
 from llm_tuning.agent.metrics import Metrics
 from llm_tuning.agent.routing import NotServed, choose
+from llm_tuning.engines.protocol import Engine
+from llm_tuning.engines.vllm.stream import USAGE
 
 log = logging.getLogger(__name__)
 

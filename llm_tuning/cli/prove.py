@@ -30,12 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prove and print; 0 when effective, 1 for every other verdict."""
+    from llm_tuning.engines.vllm.probe import VllmProbe
     from llm_tuning.proof.judge import Verdict
     from llm_tuning.proof.prove import prove
-    from llm_tuning.proof.server import Server
 
     key = _api_key(args.api_key_env)
-    with closing(Server(args.url, api_key=key, timeout_seconds=args.timeout_seconds)) as server:
+    with closing(VllmProbe(args.url, api_key=key, timeout_seconds=args.timeout_seconds)) as server:
         proof = prove(server, Path(args.adapter), name=args.name, base_name=args.base_name)
     if args.json:
         print(json.dumps(proof.as_json(), indent=1))

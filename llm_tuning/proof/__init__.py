@@ -3,7 +3,8 @@
 `judge` is the pure verdict, `prove` asks a server first. No torch, no numpy: this also runs beside vLLM.
 """
 
+from llm_tuning.engines.protocol import Unprovable
 from llm_tuning.proof.judge import Numbers, Proof, Templates, Verdict, judge
-from llm_tuning.proof.parity import Parity, Probe, Unprovable, read_parity
+from llm_tuning.proof.parity import Parity, Probe, read_parity
 
 __all__ = ["Numbers", "Parity", "Probe", "Proof", "Templates", "Unprovable", "Verdict", "judge", "read_parity"]

@@ -9,14 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from llm_tuning.core.files import read_json
+from llm_tuning.engines.protocol import Unprovable
 from llm_tuning.models.adapter import SMALL_FILE_BYTES
 from llm_tuning.models.layout import PARITY
 
 PARITY_VERSION = 1
-
-
-class Unprovable(Exception):  # noqa: N818 - an outcome (the verdict `cannot_be_proven`), not a fault
-    """Nothing can be said about an adapter; the text says what is missing. It becomes a verdict, never an exit code."""
 
 
 @dataclass(frozen=True)

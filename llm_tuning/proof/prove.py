@@ -6,19 +6,20 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from llm_tuning.engines.protocol import Probe as EngineProbe
+from llm_tuning.engines.protocol import ServedModel, TokensRefused, Unprovable
 from llm_tuning.errors import InputError, Problem
 from llm_tuning.models.adapter import adapts_output_head, read_template
 from llm_tuning.models.base import read_object
 from llm_tuning.models.layout import MANIFEST
 from llm_tuning.proof.judge import Proof, Templates, Verdict, judge, template_fault
-from llm_tuning.proof.parity import Probe, Unprovable, read_parity
-from llm_tuning.proof.server import ServedModel, Server, TokensRefused
+from llm_tuning.proof.parity import Probe, read_parity
 
 LORA_NAME = "lora"
 """The name that `launch_llm.sh` serves an adapter under, besides its model_id."""
 
 
-def prove(server: Server, adapter: Path, *, name: str | None = None, base_name: str | None = None) -> Proof:
+def prove(server: EngineProbe, adapter: Path, *, name: str | None = None, base_name: str | None = None) -> Proof:
     """Say whether `server` serves the adapter in folder `adapter` so that it takes effect.
 
     `name` is the adapter's name at the server (default: its model_id, else `lora`), `base_name` the base's (default: as
@@ -38,7 +39,7 @@ def prove(server: Server, adapter: Path, *, name: str | None = None, base_name: 
     return replace(proof, name=name)
 
 
-def _prove(server: Server, adapter: Path, *, name: str, base: ServedModel) -> Proof:
+def _prove(server: EngineProbe, adapter: Path, *, name: str, base: ServedModel) -> Proof:
     parity = read_parity(adapter)
     probes = _fitting(parity.probes, base.max_model_len)
     templates = compare_templates(server, adapter, probes, name=name)
@@ -64,7 +65,7 @@ def _prove(server: Server, adapter: Path, *, name: str, base: ServedModel) -> Pr
     )
 
 
-def compare_templates(server: Server, adapter: Path, probes: Sequence[Probe], *, name: str) -> Templates:
+def compare_templates(server: EngineProbe, adapter: Path, probes: Sequence[Probe], *, name: str) -> Templates:
     """Render every probe that has a conversation at the server and compare the token ids."""
     conversations = [probe for probe in probes if probe.messages]
     if not conversations:

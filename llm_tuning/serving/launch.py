@@ -16,13 +16,14 @@ from contextlib import closing
 from pathlib import Path
 
 from llm_tuning.core.stopping import stop_on_signals, stop_requested
+from llm_tuning.engines.vllm.environment import API_KEY_VARIABLE
+from llm_tuning.engines.vllm.install import Vllm, find_vllm, gpu_count
+from llm_tuning.engines.vllm.probe import VllmProbe
 from llm_tuning.errors import EXIT_INPUT, EXIT_OK, EXIT_TRY_AGAIN, InputError, Problem, TryAgain
 from llm_tuning.proof.judge import Proof, Verdict
 from llm_tuning.proof.prove import LORA_NAME, prove
-from llm_tuning.proof.server import Server
 from llm_tuning.serving.plan import USAGE, ServePlan, plan_serving
 from llm_tuning.serving.server_process import ServerDied, ServerProcess
-from llm_tuning.serving.vllm_install import Vllm, find_vllm, gpu_count
 
 EXIT_FAILED = 1
 LAUNCH_TIMEOUT_SECONDS = 600.0
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         with stop_on_signals():
-            return launch(arguments, os.environ)
+            return serve(arguments, os.environ)
     except InputError as error:
         _warn("\n".join(f"error: {problem}" for problem in error.problems))
         return EXIT_INPUT
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_FAILED
 
 
-def launch(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
+def serve(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     """Plan, start, wait, prove; the server is left running only if all of it went well."""
     if not 3 <= len(arguments) <= 4 or any(argument.startswith("-") for argument in arguments):
         raise InputError(Problem("arguments", f"must be 3 or 4, got {len(arguments)}", f"usage: {USAGE}"))
@@ -103,7 +104,7 @@ def _timeout(environment: Mapping[str, str]) -> float:
 def _prove(plan: ServePlan, environment: Mapping[str, str]) -> Proof | None:
     if plan.adapter is None:
         return None
-    with closing(Server(plan.url, api_key=environment.get("VLLM_API_KEY"))) as server:
+    with closing(VllmProbe(plan.url, api_key=environment.get(API_KEY_VARIABLE))) as server:
         return prove(server, plan.adapter.path, name=LORA_NAME, base_name=plan.base_name)
 
 
@@ -120,7 +121,7 @@ def _report_proof(proof: Proof | None, *, stopped: bool) -> None:
 
 
 def _how_to(plan: ServePlan, pid_file: Path, environment: Mapping[str, str]) -> str:
-    key = ' -H "Authorization: Bearer $VLLM_API_KEY"' if environment.get("VLLM_API_KEY") else ""
+    key = f' -H "Authorization: Bearer ${API_KEY_VARIABLE}"' if environment.get(API_KEY_VARIABLE) else ""
     body = f'{{"model": "{plan.names[0]}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
     return (
         f"call it: curl {plan.url}/v1/chat/completions{key} "

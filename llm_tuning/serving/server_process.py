@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
 import signal
 import subprocess
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 import httpx
 
 from llm_tuning.core.stopping import stop_requested
+from llm_tuning.engines.vllm.log import log_end
 from llm_tuning.errors import InputError, Problem, TryAgain
 
 STOP_SECONDS = 30.0
@@ -103,11 +103,8 @@ class ServerProcess:
             return False
 
     def _log_end(self) -> str:
-        """The lines that name an error, then the last ones: vLLM's reason stands far above its last traceback's end."""
-        lines = [line for line in self.log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-        end = lines[-SHOWN_LOG_LINES:]
-        reasons = [line for line in lines[: -len(end)] if re.search(r"\b\w*(Error|Exception): ", line)]
-        return "\n".join(f"  {line[:300]}" for line in [*dict.fromkeys(reasons[-4:]), *end])
+        log = self.log.read_text(encoding="utf-8", errors="replace")
+        return "\n".join(f"  {line[:300]}" for line in log_end(log, lines=SHOWN_LOG_LINES))
 
     def stop(self) -> None:
         """End the whole group: SIGTERM, and SIGKILL for what is left after 30 s; the pid file goes, the log stays."""

@@ -321,8 +321,8 @@ def false_servings(files: ServedFiles, scratch: Path) -> dict[str, False_]:
         "pickled weights beside": False_(pickled, "AdapterInvalid", "pickled"),
         "pickled weights only": False_(only_pickled, "AdapterInvalid", "pickled"),
         "cut off": False_(truncated, "AdapterInvalid", "is cut off"),
-        "unknown names": False_(unknown_names, "LoadFailed", "vLLM does not load it", "Unknown"),
-        "rank 64, called 16": False_(rank_in_weights_only, "LoadFailed", "vLLM does not load it", "Unknown"),
+        "unknown names": False_(unknown_names, "LoadFailed", "the engine does not load it", "Unknown"),
+        "rank 64, called 16": False_(rank_in_weights_only, "LoadFailed", "the engine does not load it", "Unknown"),
         "cut off, hashed": False_(
             lambda folder: truncated(folder, hashes=True), "AdapterInvalid", "is not the file that model.json"
         ),

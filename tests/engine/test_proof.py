@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from llm_tuning.codes.tune_llm import main
+from llm_tuning.engines.vllm.probe import VllmProbe
 from llm_tuning.errors import InputError
 from llm_tuning.proof import Proof
 from llm_tuning.proof.prove import prove
-from llm_tuning.proof.server import Server
 from tests.support.lora_adapters import copy_adapter, make_adapter
 from tests.support.tiny_base import CHAT_TEMPLATE, make_base
 from tests.support.vllm_server import vllm_server, without_prompt_logprobs
@@ -71,7 +71,7 @@ def bf16_server(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, adapt
 
 
 def proof_of(url: str, adapter: Path, name: str | None = None) -> Proof:
-    with closing(Server(url)) as server:
+    with closing(VllmProbe(url)) as server:
         return prove(server, adapter, name=name)
 
 

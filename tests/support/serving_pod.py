@@ -21,12 +21,12 @@ import aiohttp
 from aiohttp import web
 
 from llm_tuning.agent.contract import AdapterReport, Desired, DesiredRoute, DesiredTarget, ServeInput
-from llm_tuning.agent.engine import Engine
 from llm_tuning.agent.keeper import Keeper
 from llm_tuning.agent.metrics import Metrics
 from llm_tuning.agent.plan import EnginePlan, make_plan
 from llm_tuning.agent.server import AgentServer
 from llm_tuning.api.inference_service import VllmSpec
+from llm_tuning.engines.vllm.engine import VllmEngine
 from llm_tuning.serving.server_process import ServerProcess
 from tests.support.vllm_server import READY_SECONDS, VLLM_PYTHON, free_port, require_vllm
 
@@ -183,7 +183,7 @@ async def serving_pod(
             aiohttp.ClientSession(connector=connector, trust_env=False, auto_decompress=False) as session,
             aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), trust_env=False) as clients,
         ):
-            calls = Engine(engine.url, session)
+            calls = VllmEngine(engine.url, session)
             keeper = Keeper(calls, plan, folder / "claim" / "models")
             keeper.want(desired(routes))
             server = AgentServer(keeper, calls, Metrics(keeper), plan.base_name)

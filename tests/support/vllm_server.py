@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from llm_tuning.serving.plan import OFFLINE
+from llm_tuning.engines.vllm.environment import OFFLINE
 from llm_tuning.serving.server_process import ServerProcess
 
 VLLM_PYTHON = Path(__file__).resolve().parents[2] / ".venv-vllm/bin/python"

@@ -25,6 +25,8 @@ from llm_tuning.agent.contract import (
     ServeInput,
 )
 from llm_tuning.api.inference_service import KIND, InferenceServiceSpec
+from llm_tuning.engines import vllm
+from llm_tuning.engines.vllm.environment import CACHE_ROOT, cpu_environment
 from llm_tuning.pod.contract import ROOT, TERMINATION_LOG
 from tuning_operator.core.cache import BUDGETS, CONFIG_MAPS, DEPLOYMENTS, NETWORK_POLICIES, SERVICES
 from tuning_operator.core.constants import (
@@ -42,7 +44,7 @@ from tuning_operator.pods.template import RESTRICTED, owner_reference, placement
 from tuning_operator.reports.audience import audience_of
 
 SERVICE_PORT = 80
-AGENT, ENGINE, PLAN = "agent", "vllm", "plan"
+AGENT, ENGINE, PLAN = "agent", vllm.NAME, "plan"
 """Names of the containers."""
 AGENT_MEMORY = "1Gi"
 """The limit of the agent and of the plan."""
@@ -53,8 +55,6 @@ SILENT_LOOKS = 10
 """Half a second apart: an agent whose port is closed for so long never started or has ended, and answers nobody."""
 START_SECONDS = 3600
 """A base of hundreds of GB from a network volume; what fails to start is restarted at once all the same."""
-KV_CACHE_GIB = (1, 16)
-"""Bounds of the quarter of the memory that the KV cache on a CPU gets."""
 
 START_ENGINE = f"""
 import json, os
@@ -312,14 +312,10 @@ def _api_key(spec: InferenceServiceSpec) -> list[dict[str, Any]]:
 
 def _engine_environment(spec: InferenceServiceSpec) -> list[dict[str, Any]]:
     """What vLLM itself cannot know; the rest is in the plan."""
-    values = {"HOME": "/tmp", "VLLM_CACHE_ROOT": "/tmp/vllm"}
+    values = {"HOME": "/tmp"} | CACHE_ROOT
     if not spec.resources.gpus:
-        values |= {
-            "VLLM_CPU_KVCACHE_SPACE": str(_kv_cache_gib(spec.resources.memory)),
-            # Binding threads to cores makes two servers of one node fight for the same ones.
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            "OMP_NUM_THREADS": str(threads(spec.resources.cpu)),
-        }
+        values |= cpu_environment(int(parse_quantity(spec.resources.memory)))
+        values["OMP_NUM_THREADS"] = str(threads(spec.resources.cpu))
     return [{"name": name, "value": value} for name, value in values.items()]
 
 
@@ -330,8 +326,3 @@ def _resources(spec: InferenceServiceSpec, gpu_resource: str) -> dict[str, Any]:
     if asked.gpus:
         requests[gpu_resource] = limits[gpu_resource] = str(asked.gpus)
     return {"requests": requests, "limits": limits}
-
-
-def _kv_cache_gib(memory: str) -> int:
-    least, most = KV_CACHE_GIB
-    return max(least, min(most, int(parse_quantity(memory) / 2**30 / 4)))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
-import re
 from datetime import datetime
 from typing import Any
 
 from llm_tuning.api.conditions import Reason, ServiceReason
 from llm_tuning.api.inference_service import InferenceServiceSpec
+from llm_tuning.engines.vllm.log import last_error
 from llm_tuning.errors import EXIT_INPUT
 from llm_tuning.pod.contract import CheckResult, parse_result
 from tuning_operator.core.cache import DEPLOYMENTS
@@ -25,9 +24,6 @@ KILLED = {
     ENGINE: (ServiceReason.ENGINE_FAILING, "vLLM"),
 }
 """By container: the reason, and what it is called."""
-_PREFIX = re.compile(r"^(\(\w+ pid=\d+\) )?([A-Z]+ \d\d-\d\d \d\d:\d\d:\d\d \[[^]]*\] )?")
-"""What vLLM's processes put before each line."""
-_NOISE = re.compile(r'\s+(File "|For further information visit)')
 
 
 def service_events_due(observed: ObservedService, now: datetime) -> float | None:
@@ -116,15 +112,5 @@ def _last_end(pod: ServingPod, name: str) -> dict[str, Any] | None:
 
 def _ended(pod: ServingPod, name: str, ended: dict[str, Any], what: str) -> str:
     how = f"exit code {ended.get('exitCode')}"
-    words = _telling(str(ended.get("message") or ""))
+    words = last_error(str(ended.get("message") or ""), most=LOG_CHARACTERS)
     return f"{what} ({how}): {words or 'it left no word'}; see `kubectl logs {pod.name} -c {name} --previous`"
-
-
-def _telling(log: str) -> str:
-    """The last error a log names, with the indented lines that go on with it (pydantic's do); else the last line."""
-    lines = [_PREFIX.sub("", line) for line in log.splitlines()]
-    lines = [line for line in lines if line.strip()]
-    errors = [number for number, line in enumerate(lines) if re.search(r"\b\w*(Error|Exception)\b: ", line)]
-    first = errors[-1] if errors else len(lines) - 1
-    rest = itertools.takewhile(lambda line: line.startswith("  ") and not _NOISE.match(line), lines[first + 1 :])
-    return " ".join(" ".join([*lines[first : first + 1], *rest]).split())[:LOG_CHARACTERS]

@@ -18,11 +18,11 @@ from aiohttp import web
 from prometheus_client.parser import text_string_to_metric_families
 
 from llm_tuning.agent.contract import AdapterReport, Desired, DesiredRoute, DesiredTarget
-from llm_tuning.agent.engine import Engine
 from llm_tuning.agent.keeper import Keeper
 from llm_tuning.agent.metrics import Metrics
 from llm_tuning.agent.plan import EnginePlan
 from llm_tuning.agent.server import AgentServer
+from llm_tuning.engines.vllm.engine import VllmEngine
 from llm_tuning.proof.judge import Proof, Verdict
 from tests.support.fake_engine import FakeEngine
 from tests.support.vllm_server import free_port
@@ -234,7 +234,7 @@ async def make_pod(
         proofs.append(proof)
         models = tmp_path / "models"
         models.mkdir(exist_ok=True)
-        keeper = Keeper(Engine(engine.url, session), plan, models, prove=proof)
+        keeper = Keeper(VllmEngine(engine.url, session), plan, models, prove=proof)
         pod = Pod(engine, keeper, proof, session, models)
         keeper.clock = lambda: pod.now
         return pod

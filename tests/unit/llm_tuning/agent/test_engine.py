@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from llm_tuning.agent.engine import EngineDown, EngineRefused, error_text
+from llm_tuning.engines.protocol import EngineDown, EngineRefused
+from llm_tuning.engines.vllm.stream import error_text
 from tests.support.fake_engine import FakeEngine
 from tests.unit.llm_tuning.agent.conftest import Pod
 

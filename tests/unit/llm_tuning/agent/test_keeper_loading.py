@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from llm_tuning.agent import engine as engine_module
 from llm_tuning.agent import keeper as keeper_module
 from llm_tuning.agent.keeper import DEADLY_TIMES, SETTLED_ATTEMPTS, UNLOAD_SECONDS
+from llm_tuning.engines.vllm import engine as engine_module
 from tests.unit.llm_tuning.agent.conftest import PLAN, Pod, desire, eventually, must_not_answer, write_adapter
 
 # --- loaded and proven -----------------------------------------------------------------------------------------------
@@ -58,7 +58,7 @@ async def test_a_refused_load_is_tried_again_with_longer_pauses_and_settles(pod:
     await pod.turn()
     assert pod.reason("ft_bad") == "LoadFailed"
     assert pod.adapter("ft_bad").message == (
-        "vLLM does not load it: 500: LoRA rank 99 is greater than max_lora_rank 16"
+        "the engine does not load it: 500: LoRA rank 99 is greater than max_lora_rank 16"
     )
     assert not pod.adapter("ft_bad").settled
     assert not pod.keeper.ready

@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 
-from llm_tuning.agent import engine as engine_module
-from llm_tuning.agent.engine import Engine
 from llm_tuning.agent.keeper import SILENT_LOOKS
+from llm_tuning.engines.vllm import engine as engine_module
+from llm_tuning.engines.vllm.engine import VllmEngine
 from tests.unit.llm_tuning.agent.conftest import Pod, eventually, must_not_answer
 
 
@@ -57,7 +57,7 @@ async def test_an_adapter_loaded_during_a_look_is_not_lost_and_a_loss_after_it_i
     pod.want({"support": "ft_a"})
     slow = asyncio.Event()
 
-    class Slow(Engine):
+    class Slow(VllmEngine):
         async def adapters(self) -> set[str]:
             await slow.wait()
             return answer
@@ -139,7 +139,7 @@ async def test_an_engine_called_down_while_it_answers_an_unload(pod: Pod) -> Non
     pod.want({"support": "ft_b"})
     real = pod.keeper.engine
 
-    class Slow(Engine):
+    class Slow(VllmEngine):
         async def unload(self, name: str) -> None:
             pod.engine.health = 500
             await pod.keeper.look()

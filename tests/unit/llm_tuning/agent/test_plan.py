@@ -13,9 +13,9 @@ from llm_tuning.agent.contract import Desired, ServeInput
 from llm_tuning.agent.plan import CPU_LORAS, EnginePlan, linear_modules, make_plan
 from llm_tuning.api.inference_service import VllmSpec
 from llm_tuning.core.files import write_json
+from llm_tuning.engines.vllm.command import PLAIN_TEMPLATE, SPARE_SLOTS
 from llm_tuning.errors import InputError
 from llm_tuning.models.base import inspect_base, weight_hash
-from llm_tuning.serving.plan import PLAIN_TEMPLATE, SPARE_SLOTS
 from tests.unit.llm_tuning.agent.conftest import MODULES, desire, write_adapter, write_safetensors
 
 OTHER_HASH = "c" * 64

@@ -17,8 +17,8 @@ from llm_tuning.agent.plan import make_plan
 from llm_tuning.api.inference_service import VllmSpec
 from llm_tuning.core.files import file_hash, open_regular, read_file, read_json, write_json
 from llm_tuning.data.tokens import RowTokenizer
+from llm_tuning.engines.vllm.adapter import inspect_adapter
 from llm_tuning.errors import InputError
-from llm_tuning.models.adapter import inspect_adapter
 from llm_tuning.models.base import inspect_base, weight_hash
 from llm_tuning.models.registry import Registry
 from llm_tuning.models.safetensors import read_header

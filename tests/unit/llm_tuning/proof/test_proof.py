@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from llm_tuning.engines.vllm.probe import server_root
 from llm_tuning.errors import InputError
 from llm_tuning.models.adapter import adapted_modules
 from llm_tuning.proof import Probe, Proof, Templates, Unprovable, judge, read_parity
-from llm_tuning.proof.server import server_root
 
 FP32, BF16_SMALL, BF16_LARGE, INT4 = 3e-7, 4e-3, 4e-2, 0.15
 """rms of engine - trainer on the same base: seen on a tiny model, and what large models and quantised bases show."""

@@ -21,12 +21,13 @@ import httpx
 import pytest
 
 import llm_tuning
+from llm_tuning.engines.vllm.adapter import inspect_adapter
+from llm_tuning.engines.vllm.command import PLAIN_TEMPLATE
+from llm_tuning.engines.vllm.install import Vllm
 from llm_tuning.errors import InputError
-from llm_tuning.models.adapter import inspect_adapter
 from llm_tuning.models.base import inspect_base
-from llm_tuning.serving.plan import PLAIN_TEMPLATE, ServePlan, plan_serving
+from llm_tuning.serving.plan import ServePlan, plan_serving
 from llm_tuning.serving.server_process import ServerProcess
-from llm_tuning.serving.vllm_install import Vllm
 from tests.support.lora_adapters import PROBE_TEXTS, copy_adapter, make_adapter
 from tests.support.page_runs import texts
 from tests.support.vllm_server import READY_SECONDS, VLLM_PYTHON, free_port, require_vllm

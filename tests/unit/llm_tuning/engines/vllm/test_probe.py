@@ -10,10 +10,10 @@ from typing import Any
 import httpx
 import pytest
 
+from llm_tuning.engines.vllm.probe import VllmProbe
 from llm_tuning.errors import InputError, TryAgain
 from llm_tuning.proof import Proof
 from llm_tuning.proof.prove import prove
-from llm_tuning.proof.server import Server
 
 TOKENS = 40
 MODELS = {
@@ -68,7 +68,7 @@ def status(code: int, **body: Any) -> Handler:
 
 
 def proof_of(adapter: Path, handler: Handler, **options: Any) -> Proof:
-    return prove(Server("http://server", transport=httpx.MockTransport(handler)), adapter, **options)
+    return prove(VllmProbe("http://server", transport=httpx.MockTransport(handler)), adapter, **options)
 
 
 def test_a_right_server_is_effective_under_the_name_lora(adapter: Path) -> None:
@@ -165,7 +165,7 @@ def test_the_key_is_sent(adapter: Path) -> None:
         seen.add(request.headers.get("Authorization"))
         return answers()(request)
 
-    prove(Server("http://server", api_key="k", transport=httpx.MockTransport(handle)), adapter)
+    prove(VllmProbe("http://server", api_key="k", transport=httpx.MockTransport(handle)), adapter)
     assert seen == {"Bearer k"}
 
 

@@ -8,36 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 
+from llm_tuning.engines.protocol import ServedModel, TokensRefused, Unprovable
+from llm_tuning.engines.vllm.stream import error_text
 from llm_tuning.errors import InputError, Problem, TryAgain
-from llm_tuning.proof.parity import Unprovable
 
 REFUSED = (400, 404, 405, 422, 501)
 """Statuses by which a server says that it does not do what is asked, as opposed to being broken or busy."""
 
 
-class TokensRefused(Exception):  # noqa: N818 - an outcome (another base), not a fault
-    """The server's model cannot take the probes' token ids; the text is the server's."""
-
-
-@dataclass(frozen=True)
-class ServedModel:
-    """One entry of /v1/models."""
-
-    name: str
-    parent: str | None
-    """Name of the base for an adapter, None for the base itself."""
-    max_model_len: int | None
-    """Tokens of context, where the server tells."""
-
-
-class Server:
-    """A vLLM (OpenAI-compatible) server.
+class VllmProbe:
+    """A client of a vLLM (OpenAI-compatible) server, as `Probe` has it.
 
     Its methods raise TryAgain when it does not answer or fails, InputError when it wants an API key or is none.
     """
@@ -176,11 +161,4 @@ def _of_prompt(prompt: Sequence[int], entries: Sequence[Mapping[str, Any] | None
 
 def _message(response: httpx.Response) -> str:
     """The server's own words in short."""
-    try:
-        value = response.json()
-        error = value.get("error", value)
-        text = str(error.get("message", error) if isinstance(error, dict) else error)
-    except (ValueError, AttributeError):
-        text = response.text
-    text = " ".join(text.split())
-    return f"{response.status_code}: {text[:200]}"
+    return f"{response.status_code}: {error_text(response.content, most=200)}"

@@ -1,4 +1,4 @@
-"""vLLM as the agent sees it: on the pod's loopback, up or down, with some adapters loaded."""
+"""A vLLM that runs on this pod's loopback: up or down, with some adapters loaded."""
 
 from __future__ import annotations
 
@@ -9,33 +9,24 @@ from typing import Any
 
 import aiohttp
 
+from llm_tuning.engines.protocol import EngineDown, EngineRefused, EngineSilent
+from llm_tuning.engines.vllm.probe import VllmProbe
+from llm_tuning.engines.vllm.stream import error_text
+
 LOOK_SECONDS = 5.0
 """For a question about its state: it is answered beside the requests, so a busy engine answers as well."""
 LOAD_SECONDS = 300.0
 """For loading an adapter from a slow volume."""
 
 
-class EngineDown(Exception):  # noqa: N818 - a state
-    """It does not answer."""
-
-
-class EngineSilent(EngineDown):
-    """It takes the question and gives no answer in time: busy, or hanging."""
-
-
-class EngineRefused(Exception):  # noqa: N818 - an answer
-    """It answers with an error; the text is its own."""
-
-
 @dataclass
-class Engine:
-    """Calls to vLLM; each raises EngineDown, and those that change something EngineRefused."""
+class VllmEngine:
+    """Calls to it, as `Engine` has them."""
 
     url: str
     session: aiohttp.ClientSession
 
     async def adapters(self) -> set[str]:
-        """Names of the loaded adapters."""
         await self._call("GET", "/health", seconds=LOOK_SECONDS)
         models = await self._call("GET", "/v1/models", seconds=LOOK_SECONDS)
         try:
@@ -51,8 +42,10 @@ class Engine:
         await self._call("POST", "/v1/unload_lora_adapter", {"lora_name": name}, seconds=LOOK_SECONDS)
 
     async def metrics(self) -> bytes:
-        """Its own metrics in Prometheus' text form."""
         return await self._call("GET", "/metrics", seconds=LOOK_SECONDS)
+
+    def probe(self) -> VllmProbe:
+        return VllmProbe(self.url)
 
     async def _call(self, method: str, path: str, body: Mapping[str, Any] | None = None, *, seconds: float) -> bytes:
         try:
@@ -68,14 +61,3 @@ class Engine:
         if response.status != 200:
             raise EngineRefused(f"{response.status}: {error_text(text)}")
         return text
-
-
-def error_text(body: bytes) -> str:
-    """The message of an OpenAI-style error, or the beginning of what came instead."""
-    try:
-        value = json.loads(body)
-        error = value.get("error", value)
-        text = str(error.get("message", error) if isinstance(error, dict) else error)
-    except (ValueError, AttributeError):
-        text = body[:400].decode(errors="replace")
-    return " ".join(text.split())[:400]

@@ -1,0 +1,4 @@
+"""What serves a base with adapters: one package for each engine, and `protocol` for all that the house asks of one.
+
+No torch here: the operator, the agent and the launcher import it.
+"""

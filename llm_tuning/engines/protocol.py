@@ -1,0 +1,80 @@
+"""What the agent, the launcher and the proof ask of an engine, whichever it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+class EngineDown(Exception):  # noqa: N818 - a state
+    """It does not answer."""
+
+
+class EngineSilent(EngineDown):
+    """It takes the question and gives no answer in time: busy, or hanging."""
+
+
+class EngineRefused(Exception):  # noqa: N818 - an answer
+    """It answers with an error; the text is its own."""
+
+
+class Unprovable(Exception):  # noqa: N818 - an outcome (the verdict `cannot_be_proven`), not a fault
+    """Nothing can be said about an adapter; the text says what is missing. It becomes a verdict, never an exit code."""
+
+
+class TokensRefused(Exception):  # noqa: N818 - an outcome (another base), not a fault
+    """The engine's model cannot take the probes' token ids; the text is the engine's."""
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A name that an engine serves."""
+
+    name: str
+    parent: str | None
+    """Name of the base for an adapter, None for the base itself."""
+    max_model_len: int | None
+    """Tokens of context, where the engine says."""
+
+
+class Probe(Protocol):
+    """Asks an engine for what a proof needs.
+
+    Each method raises TryAgain where it does not answer, InputError where it wants an API key or is no such engine.
+    """
+
+    url: str
+
+    def models(self) -> list[ServedModel]:
+        """What it serves."""
+
+    def logprobs(self, model: str, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
+        """log p(token t | tokens before t) for t >= 1 of every prompt; raises Unprovable and TokensRefused."""
+
+    def render(self, model: str, messages: Sequence[Mapping[str, Any]]) -> list[int] | None:
+        """Token ids of a whole conversation; [] where its template refuses it, None where it cannot be asked."""
+
+    def close(self) -> None:
+        """Close the connections."""
+
+
+class Engine(Protocol):
+    """One running engine; each call raises EngineDown, and those that change something EngineRefused."""
+
+    url: str
+
+    async def adapters(self) -> set[str]:
+        """Names of the loaded adapters."""
+
+    async def load(self, name: str, path: str) -> None:
+        """Load the adapter in folder `path` under `name`."""
+
+    async def unload(self, name: str) -> None:
+        """Forget the adapter `name`."""
+
+    async def metrics(self) -> bytes:
+        """Its own metrics in Prometheus' text form."""
+
+    def probe(self) -> Probe:
+        """Ask it for a proof; close it afterwards."""

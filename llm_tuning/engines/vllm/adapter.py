@@ -1,0 +1,182 @@
+"""Checks an adapter's folder: may vLLM serve it, on this base, and with which rank, dtype and chat template?"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llm_tuning.core.files import file_hash
+from llm_tuning.errors import InputError, Problem
+from llm_tuning.models.adapter import adapted_modules, read_small, read_template, trained_base
+from llm_tuning.models.base import PICKLE_SUFFIXES, BaseModel, odd_file_problems, weight_hash
+from llm_tuning.models.layout import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    BASE_HASHES,
+    CACHE_FOLDER,
+    CHAT_TEMPLATE,
+    MANIFEST,
+    PARITY,
+)
+
+ALLOWED_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM takes as --max-lora-rank (it also takes 1, which no adapter of ours has)."""
+_GIVE = "give the folder that training wrote"
+
+
+@dataclass(frozen=True)
+class ServedAdapter:
+    """An adapter that vLLM can load."""
+
+    path: Path
+    model_id: str
+    """From its manifest, else the folder's name."""
+    modules: tuple[str, ...]
+    """Last name parts of the modules it changes."""
+    max_rank: int
+    """The --max-lora-rank it needs: its rank rounded up to what vLLM allows."""
+    dtype: str | None
+    """What it was trained in (`float32`, `bfloat16`), where parity.json tells."""
+    chat_template: str | None
+    """The template it was trained with."""
+
+
+def inspect_adapter(path: Path, base: BaseModel | None) -> ServedAdapter:
+    """Check an adapter's folder, and that it belongs to `base`; raises InputError with all that is wrong with it."""
+    where = f"adapter {path}"
+    if not path.is_dir():
+        raise InputError(Problem(where, "is not a folder", "give models/<model_id> of a run that has finished"))
+    problems = odd_file_problems(path, where)
+    if problems:
+        raise InputError(problems)
+    config = read_small(path / ADAPTER_CONFIG, where, problems, missing=_GIVE)
+    manifest = read_small(path / MANIFEST, where, problems)
+    parity = read_small(path / PARITY, where, problems)
+    modules = _check_weights(path, where, problems)
+    _check_features(config, where, problems)
+    rank = _max_rank(config, where, problems) if config else ALLOWED_RANKS[0]
+    if parity and not manifest:
+        problems.append(
+            Problem(where, "has no model.json, so it is not whole", "give the finished models/<model_id>, copied whole")
+        )
+    template = _template(path, where, problems)
+    if not problems:
+        _check_copy(manifest, path, where, problems)
+    if base is not None and not problems:
+        problems.extend(_of_another_base(path, base))
+    if problems:
+        raise InputError(problems)
+    return ServedAdapter(
+        path=path.resolve(),
+        model_id=str(manifest.get("model_id") or path.resolve().name),
+        modules=modules,
+        max_rank=rank,
+        dtype=str(parity["dtype"]) if "dtype" in parity else None,
+        chat_template=template,
+    )
+
+
+def _template(path: Path, where: str, problems: list[Problem]) -> str | None:
+    try:
+        return read_template(path)
+    except (OSError, ValueError) as error:
+        problems.append(Problem(f"{where}: {CHAT_TEMPLATE}", f"cannot be read ({error})", "copy it again"))
+        return None
+
+
+def allowed_rank(rank: int) -> int | None:
+    """`rank` rounded up to what vLLM allows; None above its highest."""
+    return next((allowed for allowed in ALLOWED_RANKS if allowed >= rank), None)
+
+
+def _check_weights(path: Path, where: str, problems: list[Problem]) -> tuple[str, ...]:
+    """The adapted modules, by the weights' own names."""
+    # vLLM reads these names only; other pickles (a trainer's training_args.bin) are never opened.
+    pickles = [name for name in (f"adapter_model{suffix}" for suffix in PICKLE_SUFFIXES) if (path / name).exists()]
+    if pickles:
+        problems.append(
+            Problem(
+                where,
+                f"has pickled weights ({pickles[0]}), which can run code when they are loaded",
+                f"save it with safe_serialization=True and remove {pickles[0]}",
+            )
+        )
+        return ()
+    try:
+        modules = adapted_modules(path)
+    except FileNotFoundError:
+        problems.append(Problem(where, f"has no {ADAPTER_WEIGHTS}", _GIVE))
+        return ()
+    except (OSError, ValueError) as error:
+        problems.append(Problem(f"{where}: {ADAPTER_WEIGHTS}", f"cannot be read ({error})", "copy it again"))
+        return ()
+    if not modules:
+        problems.append(
+            Problem(f"{where}: {ADAPTER_WEIGHTS}", "holds no LoRA weights", "give the adapter's own folder")
+        )
+    return tuple(sorted(modules))
+
+
+def _check_copy(manifest: dict[str, Any], path: Path, where: str, problems: list[Problem]) -> None:
+    """Whether the weights are still those that were published."""
+    files = manifest.get("files")
+    expected = files.get(ADAPTER_WEIGHTS) if isinstance(files, dict) else None
+    if expected and file_hash(path / ADAPTER_WEIGHTS) != expected:
+        rule = "is not the file that model.json describes"
+        problems.append(Problem(f"{where}: {ADAPTER_WEIGHTS}", rule, "copy the folder again"))
+
+
+def _check_features(config: dict[str, Any], where: str, problems: list[Problem]) -> None:
+    if config and config.get("peft_type") != "LORA":
+        problems.append(Problem(where, f"is {config.get('peft_type')!r}, and vLLM serves LoRA only"))
+    unsupported = {
+        "use_dora": config.get("use_dora"),
+        "bias": config.get("bias", "none") != "none" or config.get("lora_bias"),
+        "modules_to_save": config.get("modules_to_save"),
+    }
+    for name, value in unsupported.items():
+        if value:
+            problems.append(Problem(f"{where}: {ADAPTER_CONFIG}", f"uses {name}, which vLLM does not serve"))
+
+
+def _max_rank(config: dict[str, Any], where: str, problems: list[Problem]) -> int:
+    ranks = [config.get("r"), *(config.get("rank_pattern") or {}).values()]
+    if not all(isinstance(rank, int) and rank >= 1 for rank in ranks):
+        problems.append(Problem(f"{where}: {ADAPTER_CONFIG}", f"r must be a whole number from 1 on, got {ranks[0]!r}"))
+        return ALLOWED_RANKS[0]
+    fitting = allowed_rank(max(ranks))
+    if fitting is None:
+        rule = f"has rank {max(ranks)}, and vLLM serves at most {ALLOWED_RANKS[-1]}"
+        problems.append(Problem(where, rule, "train it with a lower rank"))
+        return ALLOWED_RANKS[-1]
+    return fitting
+
+
+def _of_another_base(path: Path, base: BaseModel) -> list[Problem]:
+    """By the hash of the base's weights, which the manifest and the probes carry."""
+    trained = trained_base(path)
+    if not trained.weight_hash:
+        return []
+    actual = weight_hash(base, _hash_cache(path))
+    if actual == trained.weight_hash:
+        return []
+    trained_on = f"{trained.name or 'another base'} (weights {trained.weight_hash[:12]})"
+    fix = f"serve {trained.path}" if trained.path else "serve the base that it was trained on"
+    return [Problem(f"adapter {path}", f"belongs to {trained_on}, not to {base.path} (weights {actual[:12]})", fix)]
+
+
+def _hash_cache(adapter: Path) -> Path:
+    """The file in which runs beside this adapter remember hashes; somewhere of our own where that is not writable."""
+    shared = adapter.resolve().parent / CACHE_FOLDER
+    if shared.is_dir() and os.access(shared, os.W_OK):
+        return shared / BASE_HASHES
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    own = home / "llm_tuning"
+    try:
+        own.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        own = Path(tempfile.mkdtemp(prefix="llm_tuning-"))
+    return own / BASE_HASHES

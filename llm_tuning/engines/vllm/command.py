@@ -1,0 +1,134 @@
+"""vLLM's command line, for all who start it, and what it is started with by default.
+
+| Decision | Rule |
+| --- | --- |
+| dtype on a GPU | `auto`: what the base was saved in, as far as the card has it; the proof allows for the rounding |
+| dtype on the CPU | that of the adapters' training: same digits as the trainer, and float32 costs a CPU nothing; \
+without one float32 if the base was saved so, else `auto` |
+| compiling on the CPU | not: it takes minutes |
+| chat template | the base's own, else the project's plain one |
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from llm_tuning.core.files import read_json, read_text
+from llm_tuning.errors import InputError, Problem
+from llm_tuning.models.base import CONFIG, BaseModel
+from llm_tuning.models.layout import CHAT_TEMPLATE, TOKENIZER_CONFIG
+
+PLAIN_TEMPLATE = Path(__file__).resolve().parents[2] / "data" / "plain_chat.jinja"
+"""By its path: a machine that starts vLLM need not have what renders templates."""
+SPARE_SLOTS = 1
+"""LoRA slots of vLLM's CPU build that stay empty. Its kernels take the slot -1 of a request for the base as the last
+one (torch_ops/lora_ops.py of vLLM 0.32), and in a batch with adapters' requests the base answered as that adapter."""
+TRAINED_DTYPES = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraOptions:
+    """How adapters are served."""
+
+    max_rank: int
+    slots: int
+    """Adapters of one batch; on the CPU with those that stay empty."""
+    modules: Sequence[str]
+    """The layers that are prepared for LoRA. With lm_head among them prompt log-probabilities of several requests at
+    once are mixed up, and the CPU build ends (vllm-project/vllm#16668)."""
+    in_memory: int | None = None
+    """Adapters that are kept besides; None: as many as slots."""
+    loaded: Sequence[tuple[str, Path]] = ()
+    """Name and folder of those that it loads as it starts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartOptions:
+    """All that vLLM is started with."""
+
+    python: str
+    base: Path
+    base_name: str
+    host: str
+    port: int
+    gpus: int
+    """0 for the CPU."""
+    dtype: str
+    max_model_len: int | str | None = None
+    """None: what the base says."""
+    gpu_memory_utilization: float | None = None
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    enable_prefix_caching: bool | None = None
+    enforce_eager: bool | None = None
+    lora: LoraOptions | None = None
+    template: Path | None = None
+    """In place of the base's own."""
+    further: Sequence[str] = ()
+
+
+def build_command(options: StartOptions) -> tuple[str, ...]:
+    """The command that starts vLLM's OpenAI-compatible server."""
+    return (
+        *(options.python, "-m", "vllm.entrypoints.openai.api_server"),
+        *("--model", str(options.base), "--served-model-name", options.base_name),
+        *("--host", options.host, "--port", str(options.port)),
+        *("--load-format", "safetensors"),
+        *(_lora(options.lora) if options.lora else ()),
+        *(("--chat-template", str(options.template)) if options.template else ()),
+        *_settings(options),
+        *options.further,
+    )
+
+
+def _settings(options: StartOptions) -> list[str]:
+    values = {
+        "--dtype": options.dtype,
+        "--max-model-len": options.max_model_len,
+        "--gpu-memory-utilization": options.gpu_memory_utilization,
+        "--max-num-seqs": options.max_num_seqs,
+        "--max-num-batched-tokens": options.max_num_batched_tokens,
+        "--tensor-parallel-size": options.gpus if options.gpus > 1 else None,
+    }
+    flags = [part for name, value in values.items() if value is not None for part in (name, str(value))]
+    if options.enable_prefix_caching is not None:
+        flags.append("--enable-prefix-caching" if options.enable_prefix_caching else "--no-enable-prefix-caching")
+    if options.enforce_eager or (options.enforce_eager is None and not options.gpus):
+        flags.append("--enforce-eager")
+    return flags
+
+
+def _lora(lora: LoraOptions) -> list[str]:
+    flags = ["--enable-lora", "--max-lora-rank", str(lora.max_rank), "--max-loras", str(lora.slots)]
+    if lora.in_memory is not None:
+        flags += ["--max-cpu-loras", str(max(lora.slots, lora.in_memory))]
+    flags += ["--lora-target-modules", *lora.modules]
+    # JSON, since a path may hold "=".
+    loaded = [json.dumps({"name": name, "path": str(path)}) for name, path in lora.loaded]
+    return [*flags, "--lora-modules", *loaded] if loaded else flags
+
+
+def cpu_dtype(base: BaseModel, trained: Iterable[str | None]) -> str:
+    """What is computed in on the CPU, by what the adapters were trained in."""
+    dtypes = set(trained)
+    if len(dtypes) == 1 and (dtype := dtypes.pop()) in TRAINED_DTYPES:
+        return str(dtype)
+    config = read_json(base.path / CONFIG)
+    return "float32" if (config.get("dtype") or config.get("torch_dtype")) == "float32" else "auto"
+
+
+def base_template(base: BaseModel) -> str | None:
+    """The base's chat template, None where it has none; raises InputError where it cannot be read."""
+    for name in (CHAT_TEMPLATE, "chat_template.json"):
+        if (base.path / name).exists():
+            try:
+                return read_text(base.path / name)
+            except (OSError, ValueError) as error:
+                rule = f"cannot be read ({error})"
+                raise InputError(Problem(f"model {base.path}: {name}", rule, "copy it again")) from None
+    config = read_json(base.path / TOKENIZER_CONFIG) or {}
+    template = config.get("chat_template")
+    return template if isinstance(template, str) or template is None else json.dumps(template)
