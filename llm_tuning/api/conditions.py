@@ -85,6 +85,8 @@ class Reason(StrEnum):
     POD_SECURITY_DENIED = "PodSecurityDenied"
     POD_CREATION_FAILED = "PodCreationFailed"
     CONTAINER_CONFIG_ERROR = "ContainerConfigError"
+    SIDECAR_RUNNING = "SidecarRunning"
+    SIDECAR_FAILING = "SidecarFailing"
     NAME_TAKEN = "NameTaken"
     SPEC_INVALID = "SpecInvalid"
 

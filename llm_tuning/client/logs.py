@@ -18,7 +18,7 @@ from llm_tuning.api.kube import LABEL_ROLE, LABEL_UID
 from llm_tuning.client.api import PAUSES, Api, Query, Raw
 from llm_tuning.client.errors import NotFound, Unavailable
 from llm_tuning.client.objects import TuningJobView
-from llm_tuning.pod.contract import CHECK, TRAIN
+from llm_tuning.pod.contract import CHECK, CONTAINERS, TRAIN
 
 STAGES = (CHECK, TRAIN)
 LOOK_SECONDS = 2.0
@@ -53,7 +53,7 @@ async def follow_logs(api: Api, jobs: str, name: str, *, follow: bool) -> AsyncG
             if not _has_started(pod) and not job.is_finished:
                 break  # the ones after it are later tries
             seen.add(pod["metadata"]["uid"])
-            async with aclosing(_pod_lines(api, pod["metadata"]["name"], follow=follow)) as lines:
+            async with aclosing(_pod_lines(api, pod, follow=follow)) as lines:
                 async for line in lines:
                     yield line
         else:
@@ -83,7 +83,7 @@ async def read_losses(api: Api, uid: str) -> list[LossPoint]:
     lines: list[str] = []
     for pod in await pods_of(api, uid):
         if pod["metadata"]["labels"][LABEL_ROLE] == TRAIN and _has_started(pod):
-            lines += [line async for line in _pod_lines(api, pod["metadata"]["name"], follow=False)]
+            lines += [line async for line in _pod_lines(api, pod, follow=False)]
     return losses_in(lines)
 
 
@@ -101,22 +101,28 @@ def losses_in(lines: Sequence[str]) -> list[LossPoint]:
     return [LossPoint(step, loss) for step, loss in sorted(found.items())]
 
 
+def _state_of(pod: Raw) -> Raw:
+    """The state of the container that does the pod's work; others, such as a mesh's proxy, may stand beside it."""
+    name = CONTAINERS[pod["metadata"]["labels"][LABEL_ROLE]]
+    statuses = pod.get("status", {}).get("containerStatuses") or ()
+    return next((status.get("state") or {} for status in statuses if status["name"] == name), {})
+
+
 def _has_started(pod: Raw) -> bool:
-    """Whether its container has a log."""
-    status = pod.get("status", {})
-    states = [container.get("state", {}) for container in status.get("containerStatuses", [])]
-    return any("running" in state or "terminated" in state for state in states)
+    """Whether there is a log."""
+    return bool(_state_of(pod).keys() & {"running", "terminated"})
 
 
-async def _pod_lines(api: Api, pod: str, *, follow: bool) -> AsyncGenerator[str, None]:
-    path = f"/api/v1/namespaces/{api.connection.namespace}/pods/{pod}/log"
+async def _pod_lines(api: Api, pod: Raw, *, follow: bool) -> AsyncGenerator[str, None]:
+    container = CONTAINERS[pod["metadata"]["labels"][LABEL_ROLE]]
+    path = f"/api/v1/namespaces/{api.connection.namespace}/pods/{pod['metadata']['name']}"
     last, lines_at_last, attempt = "", 0, 0
     while True:
-        query: Query = {"timestamps": "true"} | ({"follow": "true"} if follow else {})
+        query: Query = {"timestamps": "true", "container": container} | ({"follow": "true"} if follow else {})
         query = {**query, "sinceTime": last} if last else query
         again, opened = lines_at_last, time.monotonic()  # what was seen of that moment comes once more
         try:
-            async with aclosing(api.lines("GET", path, params=query, silent_seconds=SILENT_SECONDS)) as lines:
+            async with aclosing(api.lines("GET", f"{path}/log", params=query, silent_seconds=SILENT_SECONDS)) as lines:
                 async for line in lines:
                     written, _, text = line.partition(" ")
                     if last and _sortable(written) < _sortable(last):
@@ -127,7 +133,7 @@ async def _pod_lines(api: Api, pod: str, *, follow: bool) -> AsyncGenerator[str,
                     lines_at_last = lines_at_last + 1 if written == last else 1
                     last, attempt = written, 0
                     yield text
-            if not follow or not await _is_running(api, pod):
+            if not follow or not await _is_running(api, path):
                 return
             await asyncio.sleep(LOOK_SECONDS)  # a kubelet that restarts ends the stream, not the container
         except NotFound:  # the pod has gone, and its log with it
@@ -141,12 +147,11 @@ async def _pod_lines(api: Api, pod: str, *, follow: bool) -> AsyncGenerator[str,
             attempt += 1
 
 
-async def _is_running(api: Api, pod: str) -> bool:
+async def _is_running(api: Api, path: str) -> bool:
     try:
-        found = await api.call("GET", f"/api/v1/namespaces/{api.connection.namespace}/pods/{pod}")
+        return "running" in _state_of(await api.call("GET", path))
     except NotFound:
         return False
-    return any("running" in container.get("state", {}) for container in found["status"].get("containerStatuses", []))
 
 
 def _sortable(written: str) -> str:

@@ -62,12 +62,16 @@ class MlflowRecord(Record):
 
 
 class TrainingRecord(Record):
-    """How the training went; `tokens` counts real ones, `stopped_early` says why it ended before its last step."""
+    """How the training went; `tokens` counts real ones, `stopped_early` says why it ended before its last step.
+
+    `loss` is that of the last step, None where it is no number or the mode has no such metric.
+    """
 
     steps: int = 0
     epochs: float = 0.0
     seconds: float = 0.0
     tokens: int = 0
+    loss: float | None = None
     stopped_early: str | None = None
 
 

@@ -8,6 +8,7 @@ and since a container that left no result has the end of its log there instead (
 from __future__ import annotations
 
 import json
+import math
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -103,6 +104,11 @@ def _one_word(value: Any) -> Any:
     return _one_line(value)[:REASON_CHARACTERS] if isinstance(value, str) else value
 
 
+def _finite(value: Any) -> Any:
+    """A number that JSON has; a loss may be NaN."""
+    return value if isinstance(value, int | float) and math.isfinite(value) else None
+
+
 def _known(value: Any) -> Any:
     """An evaluation of another version without the scores that this one does not know."""
     if not isinstance(value, dict):
@@ -138,6 +144,11 @@ class TrainResult(_Result):
     held_out_rows: int = 0
     """0: too few rows for an evaluation, or switched off by evalFraction."""
     registered: bool = False
+    steps: int = 0
+    """Optimizer steps that were done; 0 where the pod's version does not say."""
+    epochs: Annotated[float | None, BeforeValidator(_finite)] = None
+    loss: Annotated[float | None, BeforeValidator(_finite)] = None
+    """The training loss of the last step."""
 
 
 Result = TypeVar("Result", bound=_Result)

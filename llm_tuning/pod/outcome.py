@@ -14,6 +14,7 @@ from llm_tuning.pod.contract import MODELS, PodReason, TrainResult
 def result_of(registry: Registry, model_id: str) -> TrainResult:
     """What the manifest of a finished model says; raises InputError where there is none."""
     manifest = registry.require(model_id)
+    training = manifest.training
     return TrainResult(
         ok=True,
         reason=PodReason.TRAINED,
@@ -24,6 +25,9 @@ def result_of(registry: Registry, model_id: str) -> TrainResult:
         evaluation=evaluation_of(manifest.metrics),
         held_out_rows=int(manifest.metrics.get("held_out_rows") or 0),
         registered=registry.get(model_id) is not None,
+        steps=training.steps if training else 0,
+        epochs=training.epochs if training else None,
+        loss=training.loss if training else None,
     )
 
 

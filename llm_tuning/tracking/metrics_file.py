@@ -25,6 +25,7 @@ STEP_TOKENS = "train/tokens"
 STEP_SECONDS = "train/step_seconds"
 """Wall seconds since the step before, evaluations and checkpoints between them included."""
 EPOCH = "train/epoch"
+LOSS = "train/loss"
 FILE_ONLY = frozenset({STEP_TOKENS, STEP_SECONDS, EPOCH})
 """For `summarise`; MLflow has the tokens a second, and every value of a step costs its sender 0.1 ms."""
 
@@ -113,18 +114,28 @@ class TrainingSummary:
     epochs: float
     tokens: int
     seconds: float
+    loss: float | None = None
+    """Of the last step that has one."""
 
 
 def summarise(path: Path) -> TrainingSummary:
     """Add up a metrics.jsonl; a file that is not there gives zeros."""
     steps, epochs, tokens, seconds = 0, 0.0, 0.0, 0.0
+    loss: float | None = None
     for line in read_metrics(path):
         if STEP_TOKENS in line:
             steps = max(steps, line["step"])
             epochs = max(epochs, line.get(EPOCH, 0.0))
             tokens += line[STEP_TOKENS]
             seconds += line.get(STEP_SECONDS, 0.0)
-    return TrainingSummary(steps=steps, epochs=round(epochs, 4), tokens=round(tokens), seconds=round(seconds, 3))
+        loss = line.get(LOSS, loss)
+    return TrainingSummary(
+        steps=steps,
+        epochs=round(epochs, 4),
+        tokens=round(tokens),
+        seconds=round(seconds, 3),
+        loss=float(f"{loss:.6g}") if loss is not None and math.isfinite(loss) else None,
+    )
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:

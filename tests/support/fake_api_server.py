@@ -17,6 +17,7 @@ from aiohttp import web
 
 from llm_tuning.api.kube import API_VERSION, LABEL_JOB, LABEL_ROLE, LABEL_UID
 from llm_tuning.client import Connection
+from llm_tuning.pod.contract import CONTAINERS
 
 Raw = dict[str, Any]
 NAMESPACE = "team"
@@ -106,16 +107,25 @@ class FakeApiServer:
                 "labels": labels,
                 "creationTimestamp": f"2026-11-29T08:00:{number:02}Z",
             },
-            "status": {"containerStatuses": [{"name": "main", "state": {state: {}}}]},
+            "spec": {"containers": [{"name": CONTAINERS[role]}]},
+            "status": {"containerStatuses": [{"name": CONTAINERS[role], "state": {state: {}}}]},
         }
         self.pods.append(pod)
         self.logs[name] = [(f"2026-11-29T08:01:00.{n + 1:03}Z", line) for n, line in enumerate(lines or [])]
         return pod
 
-    def set_state(self, name: str, state: str) -> None:
+    def set_state(self, name: str, state: str, *, container: str | None = None) -> None:
+        """Of that container of the pod, or of the only one."""
         for pod in self.pods:
-            if pod["metadata"]["name"] == name:
-                pod["status"]["containerStatuses"][0]["state"] = {state: {}}
+            for status in pod["status"]["containerStatuses"]:
+                if pod["metadata"]["name"] == name and container in (None, status["name"]):
+                    status["state"] = {state: {}}
+
+    def add_sidecar(self, pod: Raw, name: str, state: str = "running") -> None:
+        """One more container, as a webhook adds it."""
+        pod["spec"]["containers"].insert(0, {"name": name})
+        statuses = [*pod["status"]["containerStatuses"], {"name": name, "state": {state: {}}}]
+        pod["status"]["containerStatuses"] = sorted(statuses, key=lambda status: str(status["name"]))
 
     def skip(self, versions: int) -> int:
         """As if others had written so often; returns the newest version."""
@@ -224,6 +234,10 @@ class FakeApiServer:
     async def _log(self, request: web.Request) -> web.StreamResponse:
         await self._keep(request)
         pod = request.match_info["pod"]
+        names = [c["name"] for p in self.pods if p["metadata"]["name"] == pod for c in p["spec"]["containers"]]
+        if len(names) > 1 and request.query.get("container") not in names:
+            choice = f"a container name must be specified for pod {pod}, choose one of: {names}"
+            return status_object(400, "BadRequest", choice)
         response = web.StreamResponse(headers={"Content-Type": "text/plain"})
         if self.next_logs:
             await response.prepare(request)

@@ -168,13 +168,32 @@ def make_pod(
             "labels": labels(role, owner, "faq"),
             "ownerReferences": [{"kind": "Job", "name": f"faq-{role}", "uid": job_uid or f"job-{role}"}],
         },
-        "spec": {"containers": [{"image": "operator:1" if role == CHECK else "trainer:1"}]},
+        "spec": {
+            "containers": [{"name": CONTAINERS[role], "image": "operator:1" if role == CHECK else "trainer:1"}],
+        },
         "status": {
             "phase": phase,
             "conditions": conditions,
             "containerStatuses": [{"name": CONTAINERS[role], "state": state}] if state else [],
         },
     }
+
+
+def with_sidecar(pod: Raw, name: str, state: str | int = "running", *, kind: str = "containers", **waiting: str) -> Raw:
+    """`pod` as a webhook changes it: one more container, `running`, `waiting`, or ended with an exit code.
+
+    `kind` is containers, initContainers (a native sidecar) or ephemeralContainers. The kubelet sorts by name.
+    """
+    states: dict[Any, Raw] = {
+        "running": {"running": {"startedAt": timestamp(START)}},
+        "waiting": {"waiting": waiting},
+    }
+    ended = {"terminated": {"exitCode": state, "message": "a log", "finishedAt": timestamp(START)}}
+    status = {"name": name, "image": f"{name}:1", "state": states.get(state, ended)}
+    listed = f"{kind.removesuffix('s')}Statuses"
+    statuses = sorted([*pod["status"].get(listed, []), status], key=lambda status: str(status["name"]))
+    spec = {**pod["spec"], kind: [{"name": name, "image": f"{name}:1"}, *pod["spec"].get(kind, [])]}
+    return {**pod, "spec": spec, "status": {**pod["status"], listed: statuses}}
 
 
 def make_warning(about: Raw | str, reason: str, message: str, *, at: float = 10) -> Raw:

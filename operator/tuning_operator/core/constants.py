@@ -49,6 +49,9 @@ UNPLACED_SECONDS = 20.0
 LONGEST_LOOK_SECONDS = 30.0
 """At most so long between two looks at the Events of what is stuck: a remedy or another trouble is seen in a minute."""
 
+SIDECAR_SECONDS = 60.0
+"""How long a sidecar may outlive the pod's work: proxies flush and drain for some 30 s, then nothing ends them."""
+
 LOST_RESULT_SECONDS = 5.0
 """How long a finished Job's pod may be missing before its result counts as lost: two watches have no common order."""
 

@@ -25,7 +25,6 @@ from llm_tuning.agent.contract import (
     ServeInput,
 )
 from llm_tuning.api.inference_service import KIND, InferenceServiceSpec
-from llm_tuning.engines import vllm
 from llm_tuning.engines.vllm.environment import CACHE_ROOT, cpu_environment
 from llm_tuning.pod.contract import ROOT, TERMINATION_LOG
 from tuning_operator.core.cache import BUDGETS, CONFIG_MAPS, DEPLOYMENTS, NETWORK_POLICIES, SERVICES
@@ -38,14 +37,12 @@ from tuning_operator.core.constants import (
     TOKEN_SECONDS,
 )
 from tuning_operator.core.settings import Settings
-from tuning_operator.inference_service.observed import ObservedService
+from tuning_operator.inference_service.observed import AGENT, ENGINE, PLAN, ObservedService
 from tuning_operator.pods.quantity import parse_quantity
 from tuning_operator.pods.template import RESTRICTED, owner_reference, placement, pod_security, threads
 from tuning_operator.reports.audience import audience_of
 
 SERVICE_PORT = 80
-AGENT, ENGINE, PLAN = "agent", vllm.NAME, "plan"
-"""Names of the containers."""
 AGENT_MEMORY = "1Gi"
 """The limit of the agent and of the plan."""
 ROLLING_GRACE_SECONDS = 180

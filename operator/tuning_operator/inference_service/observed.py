@@ -8,14 +8,19 @@ from functools import cached_property
 
 from llm_tuning.agent.contract import Report
 from llm_tuning.api.inference_service import InferenceServiceSpec, InferenceServiceStatus, read_status
+from llm_tuning.engines import vllm
 from llm_tuning.errors import InputError, Problem
 from tuning_operator.pods.observed import AdapterJob, CustomResource, Pod, Raw, adapter_job, is_owned
+
+AGENT, ENGINE, PLAN = "agent", vllm.NAME, "plan"
+"""Names of the containers of a pod."""
 
 
 @dataclass(frozen=True)
 class ServingPod(Pod):
     """A pod with vLLM and its agent."""
 
+    own: tuple[str, ...] = (ENGINE, AGENT, PLAN)
     report: Report | None = None
     """What its agent has told in the last seconds."""
 
@@ -73,7 +78,7 @@ def build_observed_service(
             problems = error.problems
     uid = raw["metadata"]["uid"]
     own = {kind: part for kind, part in parts.items() if is_owned(part, uid)}
-    serving = [ServingPod(pod, (reports or {}).get(pod["metadata"]["uid"])) for pod in pods]
+    serving = [ServingPod(pod, report=(reports or {}).get(pod["metadata"]["uid"])) for pod in pods]
     return ObservedService(
         raw=raw,
         spec=spec,

@@ -11,10 +11,12 @@ from llm_tuning.engines.vllm.log import last_error
 from llm_tuning.errors import EXIT_INPUT
 from llm_tuning.pod.contract import CheckResult, parse_result
 from tuning_operator.core.cache import DEPLOYMENTS
-from tuning_operator.inference_service.children import AGENT, AGENT_MEMORY, ENGINE, PLAN
-from tuning_operator.inference_service.observed import ObservedService, ServingPod
+from tuning_operator.inference_service.children import AGENT_MEMORY
+from tuning_operator.inference_service.observed import AGENT, ENGINE, PLAN, ObservedService, ServingPod
 from tuning_operator.pods.observed import Child, Raw
-from tuning_operator.pods.stuck import CREATION, Stuck, asked_by_service, events_due, find_stuck, of_words
+from tuning_operator.pods.sidecars import find_failing_sidecar
+from tuning_operator.pods.stuck import CREATION, asked_by_service, events_due, find_stuck, of_words
+from tuning_operator.pods.trouble import Trouble
 
 LOG_CHARACTERS = 500
 EXIT_KILLED = 137
@@ -37,7 +39,7 @@ def service_events_due(observed: ObservedService, now: datetime) -> float | None
     return events_due(_child(observed, deployment, pods), now)
 
 
-def find_stuck_service(observed: ObservedService, spec: InferenceServiceSpec, gpu_resource: str) -> Stuck | None:
+def find_stuck_service(observed: ObservedService, spec: InferenceServiceSpec, gpu_resource: str) -> Trouble | None:
     """What it is stuck at, or None while it gets on as far as can be seen."""
     deployment = observed.parts.get(DEPLOYMENTS)
     if deployment is None:
@@ -49,7 +51,8 @@ def find_stuck_service(observed: ObservedService, spec: InferenceServiceSpec, gp
     for pod in reversed(observed.pods):
         if pod.is_ready:
             continue
-        if stuck := _failing(pod) or find_stuck(_child(observed, deployment, (pod,)), asked):
+        child = _child(observed, deployment, (pod,))
+        if stuck := _failing(pod) or find_stuck(child, asked) or find_failing_sidecar(pod):
             return stuck
     return None
 
@@ -62,7 +65,7 @@ def _child(observed: ObservedService, deployment: Raw, pods: tuple[ServingPod, .
     return Child(deployment, pods, observed.warnings)
 
 
-def _failing(pod: ServingPod) -> Stuck | None:
+def _failing(pod: ServingPod) -> Trouble | None:
     """A container that ends again and again; the plan comes first, for without it nothing starts."""
     for name in (PLAN, AGENT, ENGINE):
         ended = _last_end(pod, name)
@@ -74,34 +77,32 @@ def _failing(pod: ServingPod) -> Stuck | None:
         if name == PLAN:
             result = parse_result(message, CheckResult)
             if ended.get("exitCode") == EXIT_INPUT and result is not None:
-                return Stuck(ServiceReason.PLAN_FAILED, f"spec.model.path: {result.message}")
-            return Stuck(ServiceReason.PLAN_FAILED, _ended(pod, name, ended, "the plan for vLLM cannot be made"))
+                return Trouble(ServiceReason.PLAN_FAILED, f"spec.model.path: {result.message}")
+            return Trouble(ServiceReason.PLAN_FAILED, _ended(pod, name, ended, "the plan for vLLM cannot be made"))
         if name == AGENT:
-            return Stuck(ServiceReason.AGENT_FAILING, _ended(pod, name, ended, "the adapter agent ends"))
-        return Stuck(ServiceReason.ENGINE_FAILING, _ended(pod, name, ended, "vLLM ended"))
+            return Trouble(ServiceReason.AGENT_FAILING, _ended(pod, name, ended, "the adapter agent ends"))
+        return Trouble(ServiceReason.ENGINE_FAILING, _ended(pod, name, ended, "vLLM ended"))
     return None
 
 
-def _killed(pod: ServingPod, name: str, ended: dict[str, Any]) -> Stuck:
+def _killed(pod: ServingPod, name: str, ended: dict[str, Any]) -> Trouble:
     """A container that was killed (SIGKILL): its last log line is of something else and says nothing of the end."""
     reason, who = KILLED[name]
     log = f"see `kubectl logs {pod.name} -c {name} --previous`"
     if ended.get("reason") != "OOMKilled":
         what = "was killed (exit code 137, SIGKILL): a liveness probe that failed, the node, or somebody"
-        return Stuck(reason, f"{who} {what}; see `kubectl describe pod {pod.name}`, and {log}")
+        return Trouble(reason, f"{who} {what}; see `kubectl describe pod {pod.name}`, and {log}")
     if name == ENGINE:
         text = "vLLM used more memory than spec.resources.memory and was ended (OOMKilled); give it more"
-        return Stuck(Reason.OUT_OF_MEMORY, text)
+        return Trouble(Reason.OUT_OF_MEMORY, text)
     text = f"{who} used more memory than its limit of {AGENT_MEMORY} and was ended (OOMKilled); {log}"
-    return Stuck(reason, text + ", and report it as a fault with that log")
+    return Trouble(reason, text + ", and report it as a fault with that log")
 
 
 def _last_end(pod: ServingPod, name: str) -> dict[str, Any] | None:
     """How the container ended last, if it is not at work since: one that has become ready is past it."""
-    status = pod.raw.get("status", {})
-    statuses = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
-    found = next((status for status in statuses if status.get("name") == name), None)
-    if found is None or found.get("ready"):
+    found = pod.status_of(name)
+    if found.get("ready"):
         return None
     for state in (found.get("state") or {}, found.get("lastState") or {}):
         ended = state.get("terminated")

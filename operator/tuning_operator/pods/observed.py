@@ -14,6 +14,15 @@ from llm_tuning.api.tuning_job import read_status
 Raw = Mapping[str, Any]
 STARTING = (None, "ContainerCreating", "PodInitializing")
 """Reasons for which a container waits that are the normal course."""
+IMAGE_TROUBLES = (
+    "ErrImagePull",
+    "ImagePullBackOff",
+    "InvalidImageName",
+    "ErrImageNeverPull",
+    "ImageInspectError",
+    "RegistryUnavailable",
+    "SignatureValidationFailed",
+)
 
 
 @dataclass(frozen=True)
@@ -45,9 +54,15 @@ class CustomResource:
 
 @dataclass(frozen=True)
 class Pod:
-    """A pod of a child Job, which has one container; or of an InferenceService, which has more."""
+    """A pod with the containers that the operator put into it, and whatever was added on its way into the cluster.
+
+    A mesh's proxy or a monitoring agent may stand before and after ours: the kubelet sorts statuses by name, and an
+    admission webhook puts containers where it likes. A status is therefore taken by its container's name.
+    """
 
     raw: Raw
+    own: tuple[str, ...] = ()
+    """Names of the operator's containers, the one that does the pod's work first."""
 
     @property
     def name(self) -> str:
@@ -70,18 +85,32 @@ class Pod:
         return self.phase in ("Succeeded", "Failed")
 
     @cached_property
+    def _statuses(self) -> list[Raw]:
+        """Of init containers, then of containers."""
+        status = self.raw.get("status", {})
+        return [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
+
+    def status_of(self, container: str) -> Raw:
+        """The status of the container of that name, or an empty one: the kubelet may not have written it yet."""
+        return next((status for status in self._statuses if status.get("name") == container), {})
+
+    @cached_property
     def _state(self) -> Raw:
-        statuses = self.raw.get("status", {}).get("containerStatuses") or [{}]
-        return dict(statuses[0].get("state") or {})
+        """The state of the container that does the pod's work."""
+        return dict(self.status_of(self.own[0]).get("state") or {}) if self.own else {}
 
     @cached_property
     def _waiting(self) -> Raw:
         """The status of the container that waits for the worst reason: one that is only starting is none."""
-        status = self.raw.get("status", {})
-        statuses = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
-        waiting = [s for s in statuses if (s.get("state") or {}).get("waiting")]
-        bad = (s for s in waiting if s["state"]["waiting"].get("reason") not in STARTING)
+        waiting = [status for status in self._statuses if (status.get("state") or {}).get("waiting")]
+        waiting.sort(key=lambda status: status.get("name") not in self.own)
+        bad = (status for status in waiting if status["state"]["waiting"].get("reason") not in STARTING)
         return next(bad, next(iter(waiting), {}))
+
+    @property
+    def waiting_container(self) -> str:
+        """The name of the container that cannot start."""
+        return str(self._waiting.get("name", ""))
 
     @property
     def waiting(self) -> Raw:
@@ -91,14 +120,18 @@ class Pod:
     @property
     def waiting_image(self) -> str:
         """The image of that container."""
-        containers = self.raw["spec"]["containers"]
-        named = (c for c in containers if c.get("name") == self._waiting.get("name"))
-        return str(self._waiting.get("image") or next(named, containers[0]).get("image"))
+        images = {c.get("name"): c.get("image") for c in self.raw["spec"]["containers"]}
+        return str(self._waiting.get("image") or images.get(self.waiting_container))
 
     @property
     def terminated(self) -> Raw:
-        """exitCode, reason and message of a container that has ended; empty otherwise."""
+        """exitCode, reason and message of the pod's work once it has ended; empty before."""
         return dict(self._state.get("terminated") or {})
+
+    @property
+    def exit_code(self) -> int | None:
+        """Of the pod's work; None until it has ended."""
+        return self.terminated.get("exitCode")
 
     @property
     def running_since(self) -> datetime | None:
@@ -109,6 +142,32 @@ class Pod:
     def ended_at(self) -> datetime | None:
         ended = self.terminated.get("finishedAt")
         return read_time(ended) if ended else None
+
+    @property
+    def sidecars(self) -> list[str]:
+        """Containers of others that still run though the pod's work has ended.
+
+        A native sidecar, an init container that the kubelet ends by itself, is none.
+        """
+        if self.phase != "Running" or not self.terminated:
+            return []
+        statuses = self.raw["status"].get("containerStatuses") or ()
+        return [s["name"] for s in statuses if s["name"] not in self.own and "running" in (s.get("state") or {})]
+
+    @property
+    def failed_sidecar(self) -> Raw | None:
+        """The status of a container of somebody else that has failed, or None."""
+        for status in self._statuses:
+            ended = (status.get("state") or {}).get("terminated") or {}
+            if status.get("name") not in self.own and ended.get("exitCode"):
+                return status
+        return None
+
+    @property
+    def logs_command(self) -> str:
+        """What shows the log of the pod's work; kubectl would take the first container, which may be another's."""
+        several = len(self.raw["spec"]["containers"]) > 1
+        return f"kubectl logs {self.name}" + (f" -c {self.own[0]}" if several and self.own else "")
 
     @property
     def is_disrupted(self) -> bool:
@@ -194,6 +253,12 @@ class Child:
     @property
     def succeeded_pod(self) -> Pod | None:
         return next((pod for pod in self.pods if pod.phase == "Succeeded"), None)
+
+    @property
+    def done_pod(self) -> Pod | None:
+        """The pod whose work has ended well, whatever other containers of it do; rather one that has ended whole."""
+        done = (pod for pod in self.pods if pod.exit_code == 0)
+        return self.succeeded_pod or next(done, None)
 
     @property
     def backoff_limit(self) -> int:

@@ -13,44 +13,28 @@ from datetime import datetime
 
 from llm_tuning.api.conditions import Reason
 from llm_tuning.api.inference_service import InferenceServiceSpec
-from llm_tuning.api.tuning_job import TuningJobSpec
 from tuning_operator.core.constants import STUCK_SECONDS, UNPLACED_SECONDS
-from tuning_operator.pods.observed import STARTING, Child, Pod, Raw, event_time, read_time
+from tuning_operator.pods.observed import IMAGE_TROUBLES, STARTING, Child, Pod, Raw, event_time, read_time
+from tuning_operator.pods.sidecars import find_waiting_sidecar
+from tuning_operator.pods.trouble import Trouble
 
 SHOWN_CHARACTERS = 400
 """Of Kubernetes' own words in a message of ours."""
-IMAGE_TROUBLES = (
-    "ErrImagePull",
-    "ImagePullBackOff",
-    "InvalidImageName",
-    "ErrImageNeverPull",
-    "ImageInspectError",
-    "RegistryUnavailable",
-    "SignatureValidationFailed",
-)
-
-
-@dataclass(frozen=True)
-class Stuck:
-    """A reason and a message that says what is wrong and what to do."""
-
-    reason: str
-    message: str
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What the custom resource asks for, as far as pods get stuck at it."""
+    """What a pod asks for, as far as pods get stuck at it, and where that is set."""
 
     claim: str
     contents: str
     """What is to be on the claim."""
     pod: str
     """What people call the pod: a trainer, a replica."""
-    gpus: str
-    """Number and resource, such as `2 nvidia.com/gpu`; empty without."""
-    cpu: str
-    memory: str
+    resources: str
+    """What the scheduler is to find: `2 nvidia.com/gpu, 4 CPU and 16Gi`."""
+    lower: str
+    """How that is lowered, by the field or Helm value that sets it; empty where nothing does."""
     secret_field: str
     secret_key: str
     """An example for `kubectl create secret`."""
@@ -59,44 +43,27 @@ class Asked:
     """Name and key, of spec.dataset.configMap."""
 
 
-def asked_by_job(spec: TuningJobSpec, gpu_resource: str) -> Asked:
-    """By a TuningJob."""
-    source, secret = spec.dataset.config_map, spec.tracking.credentials_secret
-    return Asked(
-        claim=spec.volume.claim_name,
-        contents="base/ and datasets/",
-        pod="a trainer",
-        gpus=_gpus(spec.resources.gpus, gpu_resource),
-        cpu=spec.resources.cpu,
-        memory=spec.resources.memory,
-        secret_field="spec.tracking.credentialsSecret",
-        secret_key="MLFLOW_TRACKING_PASSWORD",
-        secret=secret.name if secret is not None else None,
-        config_map=(source.name, source.key) if source is not None else None,
-    )
-
-
 def asked_by_service(spec: InferenceServiceSpec, gpu_resource: str) -> Asked:
-    """By an InferenceService."""
+    """What a replica of an InferenceService asks for."""
     secret = spec.api_key_secret
     return Asked(
         claim=spec.volume.claim_name,
         contents="base/ and models/",
         pod="a replica",
-        gpus=_gpus(spec.resources.gpus, gpu_resource),
-        cpu=spec.resources.cpu,
-        memory=spec.resources.memory,
+        resources=shown_resources(spec.resources.cpu, spec.resources.memory, spec.resources.gpus, gpu_resource),
+        lower="lower spec.resources",
         secret_field="spec.apiKeySecret",
         secret_key=secret.key if secret is not None else "apiKey",
         secret=secret.name if secret is not None else None,
     )
 
 
-def _gpus(number: int, resource: str) -> str:
-    return f"{number} {resource}" if number else ""
+def shown_resources(cpu: str, memory: str, gpus: int = 0, gpu_resource: str = "") -> str:
+    """Name requests as a message does: `2 nvidia.com/gpu, 4 CPU and 16Gi`."""
+    return f"{f'{gpus} {gpu_resource}, ' if gpus else ''}{cpu} CPU and {memory}"
 
 
-Maker = Callable[[re.Match[str], Asked], Stuck]
+Maker = Callable[[re.Match[str], Asked], Trouble]
 Table = tuple[tuple[str, Maker], ...]
 """A pattern of Kubernetes' words and what it means; the first that is found counts."""
 
@@ -118,7 +85,7 @@ def events_due(child: Child, now: datetime) -> float | None:
     return None if placed else _left(pod.created, UNPLACED_SECONDS, now)
 
 
-def find_stuck(child: Child, asked: Asked) -> Stuck | None:
+def find_stuck(child: Child, asked: Asked) -> Trouble | None:
     """What the child is stuck at, or None while it gets on as far as can be seen."""
     pod = child.newest_pod
     if pod is None or pod.phase == "Failed":
@@ -139,15 +106,15 @@ def find_stuck(child: Child, asked: Asked) -> Stuck | None:
     return _from_events(child.warnings_about(uid=pod.uid), MOUNTING, asked)
 
 
-def find_refusal(message: str, what: str = "Job") -> Stuck:
+def find_refusal(message: str, what: str = "Job") -> Trouble:
     """Why the API server did not take the Job (or another object) itself, by its own words."""
     if re.search(r"exceeded quota", message):
-        return Stuck(
+        return Trouble(
             Reason.QUOTA_EXCEEDED,
             f"a quota of this namespace forbids the {what}: {_short(message)}; delete Jobs that have ended, or have "
             "the quota raised",
         )
-    return Stuck(
+    return Trouble(
         Reason.POD_CREATION_FAILED,
         f"the {what} cannot be created: {_short(message)}; see what decides about that here (the operator's Role, "
         "admission webhooks and policies)",
@@ -158,10 +125,12 @@ def _left(since: datetime, seconds: float, now: datetime) -> float:
     return seconds - (now - since).total_seconds()
 
 
-def _waiting(pod: Pod, asked: Asked) -> Stuck | None:
+def _waiting(pod: Pod, asked: Asked) -> Trouble | None:
+    if pod.waiting_container not in pod.own:
+        return find_waiting_sidecar(pod)
     reason, message = str(pod.waiting.get("reason")), str(pod.waiting.get("message", ""))
     if reason in IMAGE_TROUBLES:
-        return Stuck(
+        return Trouble(
             Reason.IMAGE_PULL_FAILED,
             f"image {pod.waiting_image} cannot be pulled: see `kubectl describe pod {pod.name}`"
             "; check the operator's image settings (Helm values images.*) and pull secrets, and that the node reaches "
@@ -170,7 +139,7 @@ def _waiting(pod: Pod, asked: Asked) -> Stuck | None:
     return of_words(CONTAINERS.get(reason, ()), message, asked)
 
 
-def _from_events(warnings: Iterable[Raw], tables: dict[str, Table], asked: Asked) -> Stuck | None:
+def _from_events(warnings: Iterable[Raw], tables: dict[str, Table], asked: Asked) -> Trouble | None:
     """By the newest Warning whose reason a table is there for."""
     for warning in warnings:
         if stuck := of_words(tables.get(str(warning.get("reason")), ()), str(warning.get("message", "")), asked):
@@ -178,7 +147,7 @@ def _from_events(warnings: Iterable[Raw], tables: dict[str, Table], asked: Asked
     return None
 
 
-def of_words(table: Table, message: str, asked: Asked) -> Stuck | None:
+def of_words(table: Table, message: str, asked: Asked) -> Trouble | None:
     """What a message means by a table, or None."""
     for pattern, make in table:
         if found := re.search(pattern, message, re.IGNORECASE):
@@ -189,114 +158,117 @@ def of_words(table: Table, message: str, asked: Asked) -> Stuck | None:
 # --- what a pattern means --------------------------------------------------------------------------------------------
 
 
-def _claim_not_found(found: re.Match[str], asked: Asked) -> Stuck:
-    return Stuck(
+def _claim_not_found(found: re.Match[str], asked: Asked) -> Trouble:
+    return Trouble(
         Reason.CLAIM_NOT_FOUND,
         f"spec.volume.claimName: there is no PersistentVolumeClaim {asked.claim} in this namespace; create "
         f"it, with {asked.contents} on it",
     )
 
 
-def _claim_going(found: re.Match[str], asked: Asked) -> Stuck:
-    return Stuck(
+def _claim_going(found: re.Match[str], asked: Asked) -> Trouble:
+    return Trouble(
         Reason.CLAIM_NOT_FOUND,
         f"spec.volume.claimName: PersistentVolumeClaim {asked.claim} is being deleted; create it anew once "
         f"it is gone, with {asked.contents} on it",
     )
 
 
-def _claim_pending(found: re.Match[str], asked: Asked) -> Stuck:
+def _claim_pending(found: re.Match[str], asked: Asked) -> Trouble:
     claim = asked.claim
-    return Stuck(
+    return Trouble(
         Reason.CLAIM_PENDING,
         f"PersistentVolumeClaim {claim} is not bound to a volume; see `kubectl describe pvc {claim}`: its "
         f"storageClassName must exist and have room ({_short(found.string)})",
     )
 
 
-def _unschedulable(found: re.Match[str], asked: Asked) -> Stuck:
-    gpus = f"{asked.gpus}, " if asked.gpus else ""
-    return Stuck(
+def _unschedulable(found: re.Match[str], asked: Asked) -> Trouble:
+    return Trouble(
         Reason.UNSCHEDULABLE,
-        f"no node takes the pod: {_short(found.string)}; {asked.pod} asks for {gpus}{asked.cpu} CPU and {asked.memory} "
-        "(spec.resources): lower that, check nodeSelector and tolerations, or wait for or add nodes",
+        f"no node takes the pod: {_short(found.string)}; {asked.pod} asks for {asked.resources}: {_or_lower(asked)}"
+        "check spec.resources.nodeSelector and tolerations, or wait for or add nodes",
     )
 
 
-def _secret(found: re.Match[str], asked: Asked) -> Stuck:
+def _or_lower(asked: Asked) -> str:
+    return f"{asked.lower}, " if asked.lower else ""
+
+
+def _secret(found: re.Match[str], asked: Asked) -> Trouble:
     name = asked.secret or found["name"]
-    return Stuck(
+    return Trouble(
         Reason.SECRET_NOT_FOUND,
         f"{asked.secret_field}: there is no Secret {name} in this namespace; create it (kubectl create "
         f"secret generic {name} --from-literal={asked.secret_key}=...), the pod then starts by itself",
     )
 
 
-def _secret_key(found: re.Match[str], asked: Asked) -> Stuck:
+def _secret_key(found: re.Match[str], asked: Asked) -> Trouble:
     name = asked.secret or found["name"]
-    return Stuck(
+    return Trouble(
         Reason.SECRET_NOT_FOUND,
         f"{asked.secret_field}: Secret {name} has no key {found['key']}; add it, or name another (key), the pod then "
         "starts by itself",
     )
 
 
-def _config_map(found: re.Match[str], asked: Asked) -> Stuck:
+def _config_map(found: re.Match[str], asked: Asked) -> Trouble:
     source = asked.config_map
     name, key = (source[0], f" with the key {source[1]}") if source else (found["name"], "")
-    return Stuck(
+    return Trouble(
         Reason.CONFIG_MAP_NOT_FOUND,
         f"spec.dataset.configMap: there is no ConfigMap {name} in this namespace; create it{key}, the pod then starts "
         "by itself",
     )
 
 
-def _config_map_key(found: re.Match[str], asked: Asked) -> Stuck:
+def _config_map_key(found: re.Match[str], asked: Asked) -> Trouble:
     source = asked.config_map
     what = f"ConfigMap {source[0]} has no key {source[1]}" if source else _short(found.string)
-    return Stuck(
+    return Trouble(
         Reason.CONFIG_MAP_NOT_FOUND,
         f"spec.dataset.configMap: {what}; add the key, or apply another TuningJob with the right one",
     )
 
 
-def _quota(found: re.Match[str], asked: Asked) -> Stuck:
-    return Stuck(
+def _quota(found: re.Match[str], asked: Asked) -> Trouble:
+    return Trouble(
         Reason.QUOTA_EXCEEDED,
-        f"a quota of this namespace forbids the pod: {_short(found.string)}; lower spec.resources, wait until other "
-        "work has ended, or have the quota raised",
+        f"a quota of this namespace forbids the pod: {_short(found.string)}; {asked.pod} asks for {asked.resources}: "
+        f"{_or_lower(asked)}wait until other work has ended, or have the quota raised",
     )
 
 
-def _pod_security(found: re.Match[str], asked: Asked) -> Stuck:
-    return Stuck(
+def _pod_security(found: re.Match[str], asked: Asked) -> Trouble:
+    return Trouble(
         Reason.POD_SECURITY_DENIED,
         f"Pod Security forbids the pod: {_short(found.string)}; as it is made it fits the restricted profile, so look "
         "for what changes pods in this namespace (injected sidecars, mutating webhooks or policies)",
     )
 
 
-def _not_created(found: re.Match[str], asked: Asked) -> Stuck:
-    return Stuck(Reason.POD_CREATION_FAILED, f"the pod cannot be created: {_short(found.string)}")
+def _not_created(found: re.Match[str], asked: Asked) -> Trouble:
+    return Trouble(Reason.POD_CREATION_FAILED, f"the pod cannot be created: {_short(found.string)}")
 
 
-def _not_mounted(found: re.Match[str], asked: Asked) -> Stuck:
-    return Stuck(
+def _not_mounted(found: re.Match[str], asked: Asked) -> Trouble:
+    return Trouble(
         Reason.VOLUME_MOUNT_FAILED,
         f"a volume cannot be mounted: {_short(found.string)}; see `kubectl describe pvc {asked.claim}` and "
         "its PersistentVolume",
     )
 
 
-def _no_sandbox(found: re.Match[str], asked: Asked) -> Stuck:
-    return Stuck(
+def _no_sandbox(found: re.Match[str], asked: Asked) -> Trouble:
+    return Trouble(
         Reason.POD_CREATION_FAILED,
         f"the node cannot set the pod up: {_short(found.string)}; the node's runtime or network needs a look",
     )
 
 
-def _not_started(found: re.Match[str], asked: Asked) -> Stuck:
-    return Stuck(Reason.CONTAINER_CONFIG_ERROR, f"the container cannot be started: {_short(found.string)}")
+def _not_started(found: re.Match[str], asked: Asked) -> Trouble:
+    return Trouble(Reason.CONTAINER_CONFIG_ERROR, f"the container cannot be started: {_short(found.string)}")
 
 
 ANY = r"(?s).*"

@@ -19,17 +19,22 @@ from tuning_operator.core.defaults import with_defaults
 from tuning_operator.core.desired import Desired, JobRef
 from tuning_operator.core.settings import Settings
 from tuning_operator.pods.observed import Child
-from tuning_operator.pods.stuck import asked_by_job, events_due, find_refusal, find_stuck
+from tuning_operator.pods.sidecars import find_outliving_sidecar, sidecar_due
+from tuning_operator.pods.stuck import events_due, find_refusal, find_stuck
 from tuning_operator.pods.template import child_name, model_id
+from tuning_operator.pods.trouble import Trouble
+from tuning_operator.tuning_job.asked import asked_by_job
 from tuning_operator.tuning_job.check_job import build_check_job
 from tuning_operator.tuning_job.finished import desire_finished
 from tuning_operator.tuning_job.observed import Observed
 from tuning_operator.tuning_job.outcome import (
-    Failure,
     check_result,
     failing,
     failure_of,
+    is_done,
+    is_left_open,
     lacks_pods,
+    refusal,
     seconds_undecided,
     train_result,
 )
@@ -102,7 +107,7 @@ class _Pass:
             return True
         if job.name == self.o.name:
             message = f"spec.model.adapter.tuningJob: {job.name} is this TuningJob itself; name another one"
-            self.draft.fail(Failure(Reason.INVALID_INPUT, message))
+            self.draft.fail(Trouble(Reason.INVALID_INPUT, message))
             return False
         if job.succeeded and job.model_id:
             self.start_model_id = self.draft.fields["start_adapter_model_id"] = job.model_id
@@ -111,18 +116,20 @@ class _Pass:
     # --- stages ----------------------------------------------------------------------------------------------------
 
     def _check(self) -> bool:
-        if self.o.holds(C.DATASET_VALID):
-            return True
         child = self.o.children.get(CHECK)
+        if self.o.holds(C.DATASET_VALID):
+            if child is not None and is_left_open(child):
+                self.desired.delete_jobs.append(JobRef(child.name, child.uid))
+            return True
         if child is not None and self._is_undecided(child):
             return False
-        if child is not None and child.is_complete:
+        if child is not None and is_done(child, self.now):
             result = check_result(child)
             message = result.message if result is not None else "the data check has passed; its report is gone"
             self.draft.conditions.set(C.DATASET_VALID, TRUE, Reason.DATASET_VALID, message)
             return True
-        if child is not None and child.has_failed:
-            self.draft.fail(failure_of(child, CHECK, self.spec), stage=C.DATASET_VALID)
+        if child is not None and (trouble := self._failure(CHECK, child)):
+            self.draft.fail(trouble, stage=C.DATASET_VALID)
             return False
         message = "the data check runs before any GPU is asked for"
         self.draft.say(Phase.CHECKING, Reason.CHECKING, message, stage=C.DATASET_VALID)
@@ -137,7 +144,7 @@ class _Pass:
         field = "spec.model.adapter.tuningJob"
         if job.finished:
             message = f"{field}: TuningJob {job.name} has failed, there is no adapter to start from; see why it failed"
-            self.draft.fail(Failure(Reason.ADAPTER_JOB_FAILED, message))
+            self.draft.fail(Trouble(Reason.ADAPTER_JOB_FAILED, message))
             return False
         reason, message = Reason.WAITING_FOR_ADAPTER, f"waiting for the adapter of TuningJob {job.name}"
         if not job.exists:
@@ -157,13 +164,13 @@ class _Pass:
         self.draft.fields["job_name"] = child_name(self.o.name, TRAIN)
         if child is not None and self._is_undecided(child):
             return
-        if child is not None and child.is_complete:
+        if child is not None and is_done(child, self.now):
             result = train_result(child) or self._reported()
             if result is not None and self._serve(result):
                 self.draft.succeed(result)
             return
-        if child is not None and child.has_failed:
-            self.draft.fail(failure_of(child, TRAIN, self.spec), stage=C.TRAINED)
+        if child is not None and (trouble := self._failure(TRAIN, child)):
+            self.draft.fail(trouble, stage=C.TRAINED)
             return
         reason, message = Reason.STARTING, "the trainer is being started"
         if child is not None and any(pod.phase != "Pending" for pod in child.pods):
@@ -197,21 +204,28 @@ class _Pass:
         child = self.o.children.get(REPORT)
         if child is not None and self._is_undecided(child):
             return None
-        again = child is not None and child.is_complete and child.succeeded_pod is None  # gone before it was read
+        done = child is not None and is_done(child, self.now)
+        again = child is not None and done and child.done_pod is None  # gone before it was read
         if child is not None and again and not child.is_deleting:
             self.desired.delete_jobs.append(JobRef(child.name, child.uid))
-        elif child is not None and not again and (child.is_complete or child.has_failed):
-            result = train_result(child) if child.is_complete else None
+        elif child is not None and not again and (done or self._failure(REPORT, child)):
+            result = train_result(child) if done else None
             if result is None:
                 name = self.draft.fields["model_id"]
                 message = f"the training has ended well, but its result cannot be read from models/{name}; look there"
-                self.draft.fail(Failure(Reason.RESULT_LOST, message))
+                self.draft.fail(Trouble(Reason.RESULT_LOST, message))
                 self.draft.conditions.set(C.TRAINED, UNKNOWN, Reason.RESULT_LOST, message)
             return result
         message = "the trainer's pod is gone; its result is read from the claim"
         self.draft.say(Phase.TRAINING, Reason.READING_RESULT, message, stage=C.TRAINED)
         self._work(REPORT, child)
         return None
+
+    def _failure(self, role: str, child: Child) -> Trouble | None:
+        """Why the Job has failed for good, or None while it may still end well."""
+        if child.has_failed:
+            return failure_of(child, role, self.spec)
+        return refusal(child, role, self.spec, self.now)
 
     def _is_undecided(self, child: Child) -> bool:
         """Whether what ended is not fully seen yet: then nothing is written, and looked again."""
@@ -267,8 +281,13 @@ class _Pass:
             self.desired.needs_events = due <= 0
             # The longer it takes, the seldomer it is looked at: a thousand that wait must cost little.
             self.desired.look_again(due if due > 0 else min(max(-due / 5, STUCK_SECONDS), LONGEST_LOOK_SECONDS))
-        if stuck := find_stuck(child, asked_by_job(self.spec, self.settings.gpu_resource)):
+        pod = child.newest_pod
+        if pod is not None and (sidecar := sidecar_due(pod, self.now)) is not None:
+            self.desired.look_again(sidecar)
+        if stuck := find_stuck(child, asked_by_job(self.spec, role, self.settings)):
             self.draft.stall(stuck.reason, stuck.message, steady=True)
+        elif pod is not None and (outliving := find_outliving_sidecar(pod, self.now)):
+            self.draft.stall(outliving.reason, outliving.message)
         elif found := failing(child, role, self.spec, self.now):
             failure, left = found
             self.draft.stall(failure.reason, failure.message)
@@ -279,5 +298,6 @@ class _Pass:
         """`suspend` ends the Jobs that are at work; their pods write a checkpoint and go."""
         self.desired.create_jobs.clear()
         active = [child for child in self.o.children.values() if not child.has_ended or child.is_deleting]
-        self.desired.delete_jobs += [JobRef(child.name, child.uid) for child in active if not child.is_deleting]
+        going = [JobRef(child.name, child.uid) for child in active if not child.is_deleting]
+        self.desired.delete_jobs += [job for job in going if job not in self.desired.delete_jobs]
         self.draft.suspend(pods_gone=not active and not self.o.live_pods)

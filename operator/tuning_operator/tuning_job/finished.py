@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from tuning_operator.core.desired import Desired
+from tuning_operator.core.desired import Desired, JobRef
 from tuning_operator.pods.observed import read_time
 from tuning_operator.tuning_job.observed import Observed
+from tuning_operator.tuning_job.outcome import is_left_open
 from tuning_operator.tuning_job.status import conditions_of, dump
 
 
@@ -15,11 +16,13 @@ def desire_finished(observed: Observed, now: datetime) -> Desired:
     desired = Desired()
     spec, done = observed.spec, observed.status.completion_time
     if spec is not None and spec.ttl_seconds_after_finished is not None and done is not None:
-        left = (read_time(done) + timedelta(seconds=spec.ttl_seconds_after_finished) - now).total_seconds()
-        if left <= 0:
+        seconds = (read_time(done) + timedelta(seconds=spec.ttl_seconds_after_finished) - now).total_seconds()
+        if seconds <= 0:
             desired.delete_self = True
             return desired
-        desired.look_again(left)
+        desired.look_again(seconds)
+    left = [child for child in observed.children.values() if is_left_open(child)]
+    desired.delete_jobs += [JobRef(child.name, child.uid) for child in left]
     if observed.status.observed_generation != observed.generation:
         noted = {"observed_generation": observed.generation, "conditions": conditions_of(observed, now).as_list()}
         desired.status = dump(observed.status.model_copy(update=noted))

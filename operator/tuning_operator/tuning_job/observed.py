@@ -10,7 +10,7 @@ from functools import cached_property
 from llm_tuning.api.conditions import ConditionType
 from llm_tuning.api.tuning_job import KIND, Progress, TuningJobSpec, TuningJobStatus, read_status
 from llm_tuning.errors import InputError, Problem
-from llm_tuning.pod.contract import CHECK, REPORT, TRAIN
+from llm_tuning.pod.contract import CHECK, CONTAINERS, REPORT, TRAIN
 from tuning_operator.core.constants import LABEL_ROLE
 from tuning_operator.pods.observed import (
     AdapterJob,
@@ -96,8 +96,9 @@ def build_observed(
     for job in jobs:
         job_name, job_uid = str(job["metadata"]["name"]), job["metadata"]["uid"]
         if is_owned(job, uid):
-            of_job = tuple(sorted((pod for pod in own_pods if is_owned(pod.raw, job_uid)), key=_age))
-            children[job_name.removeprefix(f"{name}-")] = Child(job, of_job, said)
+            role = job_name.removeprefix(f"{name}-")
+            of_job = (Pod(pod.raw, (CONTAINERS[role],)) for pod in own_pods if is_owned(pod.raw, job_uid))
+            children[role] = Child(job, tuple(sorted(of_job, key=_age)), said)
             continue
         taken.append(job_name)
         if "deletionTimestamp" in job["metadata"] or _is_of_namesake(job, name):

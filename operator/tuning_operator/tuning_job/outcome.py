@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime
 
 from llm_tuning.api.conditions import Reason
@@ -11,6 +10,9 @@ from llm_tuning.errors import EXIT_INPUT
 from llm_tuning.pod.contract import CHECK, REPORT, TRAIN, CheckResult, TrainResult, parse_result
 from tuning_operator.core.constants import LOST_RESULT_SECONDS, SETTLED_SECONDS
 from tuning_operator.pods.observed import Child, Pod
+from tuning_operator.pods.sidecars import find_failing_sidecar, is_outlived
+from tuning_operator.pods.trouble import Trouble
+from tuning_operator.tuning_job.report_job import REPORT_MEMORY
 
 EXIT_KILLED = 137
 WORK = {CHECK: "the data check", TRAIN: "the training", REPORT: "reading the result"}
@@ -20,22 +22,38 @@ TELLING = (Reason.OUT_OF_MEMORY, Reason.GPU_UNAVAILABLE)
 """Reasons that say more than that all retries are used up."""
 
 
-@dataclass(frozen=True)
-class Failure:
-    """Why it failed: one CamelCase word, and what to do."""
-
-    reason: str
-    message: str
-
-
 def check_result(child: Child) -> CheckResult | None:
     """The result of a complete check; None where its pod has gone."""
-    return parse_result(_message(child.succeeded_pod), CheckResult)
+    return parse_result(_message(child.done_pod), CheckResult)
 
 
 def train_result(child: Child) -> TrainResult | None:
     """The result of a complete training or report; None where it cannot be read."""
-    return parse_result(_message(child.succeeded_pod), TrainResult)
+    return parse_result(_message(child.done_pod), TrainResult)
+
+
+def is_done(child: Child, now: datetime) -> bool:
+    """Whether the work has ended well: by the Job's word, or by our container's where others keep the Job from it.
+
+    A sidecar that fails makes a failed pod of a good training, and one that never ends keeps the pod running.
+    """
+    if child.is_complete:
+        return True
+    pod = None if child.is_deleting else child.done_pod
+    return pod is not None and (pod.phase == "Failed" or is_outlived(pod, now))
+
+
+def is_left_open(child: Child) -> bool:
+    """Whether only a sidecar keeps the Job of a recorded result from its end."""
+    return not (child.has_ended or child.is_deleting) and any(pod.terminated for pod in child.pods)
+
+
+def refusal(child: Child, role: str, spec: TuningJobSpec, now: datetime) -> Trouble | None:
+    """Why the input is refused, where a sidecar keeps the Job from failing for it."""
+    pod = child.newest_pod
+    if pod is None or child.is_deleting or pod.exit_code != EXIT_INPUT or not is_outlived(pod, now):
+        return None
+    return pod_failure(pod, role, spec)
 
 
 def seconds_undecided(child: Child, now: datetime) -> float | None:
@@ -72,33 +90,33 @@ def _pod_says_the_end(child: Child) -> datetime | None:
     pod = child.newest_pod
     if pod is None or not pod.has_ended:
         return None
-    refused = pod.terminated.get("exitCode") == EXIT_INPUT
+    refused = pod.exit_code == EXIT_INPUT
     is_last = pod.phase == "Succeeded" or refused or len(child.failed_pods) > child.backoff_limit
     return pod.ended_at if is_last else None
 
 
-def failure_of(child: Child, role: str, spec: TuningJobSpec) -> Failure:
+def failure_of(child: Child, role: str, spec: TuningJobSpec) -> Trouble:
     """Why the Job has failed for good."""
     assert child.failure is not None
     what, why = WORK[role], str(child.failure.get("reason", ""))
     if _is_late(child):
-        return Failure(
+        return Trouble(
             Reason.DEADLINE_EXCEEDED,
             f"{what} was active for more than spec.activeDeadlineSeconds ({spec.active_deadline_seconds} s); apply a "
             "TuningJob with a longer one",
         )
     if not child.failed_pods:
         gone = REFUSED[role] if why == "PodFailurePolicy" else Reason.RETRIES_EXHAUSTED
-        return Failure(gone, f"{what} failed: {child.failure.get('message') or why}; its pods are gone")
+        return Trouble(gone, f"{what} failed: {child.failure.get('message') or why}; its pods are gone")
     cause = pod_failure(child.failed_pods[-1], role, spec)
     if why != "BackoffLimitExceeded":
         return cause
     reason = cause.reason if cause.reason in TELLING else Reason.RETRIES_EXHAUSTED
     times = f" {child.failures} times; last" if child.failures > 1 else ""
-    return Failure(reason, f"{what} failed{times}: {cause.message}")
+    return Trouble(reason, f"{what} failed{times}: {cause.message}")
 
 
-def failing(child: Child, role: str, spec: TuningJobSpec, now: datetime) -> tuple[Failure, float | None] | None:
+def failing(child: Child, role: str, spec: TuningJobSpec, now: datetime) -> tuple[Trouble, float | None] | None:
     """Why pods fail while the Job goes on, and in how many seconds a running pod is trusted again.
 
     None where nothing failed, or where the newest pod has run for a while since.
@@ -112,33 +130,37 @@ def failing(child: Child, role: str, spec: TuningJobSpec, now: datetime) -> tupl
         if left <= 0:
             return None
     cause = pod_failure(failed[-1], role, spec)
-    return Failure(cause.reason, f"attempt {child.failures} of {child.backoff_limit + 1} failed: {cause.message}"), left
+    return Trouble(cause.reason, f"attempt {child.failures} of {child.backoff_limit + 1} failed: {cause.message}"), left
 
 
-def pod_failure(pod: Pod, role: str, spec: TuningJobSpec) -> Failure:
+def pod_failure(pod: Pod, role: str, spec: TuningJobSpec) -> Trouble:
     """Why one pod failed: by its own result, or by what the kubelet says of it."""
     result = parse_result(_message(pod), TrainResult)
     if result is not None and not result.ok:
-        return Failure(result.reason, result.message)
+        return Trouble(result.reason, result.message)
     if pod.terminated.get("reason") == "OOMKilled":
         return _out_of_memory(role, spec)
-    status, code = pod.raw.get("status", {}), pod.terminated.get("exitCode")
+    status, code = pod.raw.get("status", {}), pod.exit_code
+    if not code and (sidecar := find_failing_sidecar(pod)):
+        return sidecar
     if code is None:
         said = _last_line(str(status.get("message") or status.get("reason") or "it has no status"))
-        return Failure(FAILING[role], f"pod {pod.name} failed: {said}")
+        return Trouble(FAILING[role], f"pod {pod.name} failed: {said}")
     said = _last_line(_message(pod) or "")
     killed = " (killed)" if code == EXIT_KILLED else ""
     reason = REFUSED[role] if code == EXIT_INPUT else FAILING[role]
-    return Failure(reason, f"exit code {code}{killed}{f': {said}' if said else ''}; see `kubectl logs {pod.name}`")
+    return Trouble(reason, f"exit code {code}{killed}{f': {said}' if said else ''}; see `{pod.logs_command}`")
 
 
-def _out_of_memory(role: str, spec: TuningJobSpec) -> Failure:
-    if role != TRAIN:
-        return Failure(
+def _out_of_memory(role: str, spec: TuningJobSpec) -> Trouble:
+    if role == REPORT:
+        return Trouble(Reason.OUT_OF_MEMORY, f"{WORK[role]} ran out of memory ({REPORT_MEMORY}); the adapter is there")
+    if role == CHECK:
+        return Trouble(
             Reason.OUT_OF_MEMORY,
             f"{WORK[role]} ran out of memory; raise the operator's Helm value dataCheck.memory",
         )
-    return Failure(
+    return Trouble(
         Reason.OUT_OF_MEMORY,
         f"the trainer used more memory than spec.resources.memory ({spec.resources.memory}) and was ended; apply a "
         "TuningJob with more memory, or with less batchSize, maxLength or maxTokensPerPass",

@@ -9,8 +9,8 @@ from llm_tuning.api.conditions import ConditionType, Phase, Reason
 from llm_tuning.api.tuning_job import Evaluation, Progress, TuningJobStatus
 from llm_tuning.pod.contract import TrainResult
 from tuning_operator.core.conditions import FALSE, TRUE, UNKNOWN, Conditions, timestamp
+from tuning_operator.pods.trouble import Trouble
 from tuning_operator.tuning_job.observed import Observed
-from tuning_operator.tuning_job.outcome import Failure
 
 C = ConditionType
 LINE_CHARACTERS = 1024
@@ -37,6 +37,7 @@ class Draft:
         self._serves = _serves(observed)
         self.phase = Phase.PENDING
         self.fields: dict[str, Any] = {}
+        self._result: TrainResult | None = None
         self.conditions.set(C.STALLED, FALSE, Reason.NOT_STALLED)
         self.conditions.set(C.SUSPENDED, FALSE, Reason.NOT_SUSPENDED)
 
@@ -79,6 +80,7 @@ class Draft:
 
     def succeed(self, result: TrainResult) -> None:
         """There is an adapter: what the trainer said of it."""
+        self._result = result
         model_id = result.model_id or self.fields["model_id"]
         path = (result.adapter_path or f"models/{model_id}")[:LINE_CHARACTERS]
         self.fields |= {
@@ -102,7 +104,7 @@ class Draft:
             self.conditions.set(C.EVALUATED, UNKNOWN, Reason.NO_HELD_OUT_ROWS, message)
         self._end(Phase.SUCCEEDED, TRUE, Reason.SUCCEEDED, f"adapter in {path}")
 
-    def fail(self, failure: Failure, *, stage: ConditionType | None = None) -> None:
+    def fail(self, failure: Trouble, *, stage: ConditionType | None = None) -> None:
         """There will be no adapter; `stage` is the condition that failed."""
         if stage is not None:
             self.conditions.set(stage, FALSE, failure.reason, failure.message)
@@ -134,12 +136,30 @@ class Draft:
         )
 
     def _progress(self) -> Progress | None:
-        """The newest report, or the last known; a finished training is at 100, its steps as they were reported."""
+        """The newest report, or the last known; of a finished training what its result says."""
         known = self._observed.progress or self._observed.status.progress
-        if self.phase != Phase.SUCCEEDED:
+        if self._result is None:
             return known
-        known = known or Progress(percent=100, last_update_time=self._now)
-        return known.model_copy(update={"percent": 100, "remaining_seconds": None})
+        return _ended(known or Progress(percent=0, last_update_time=self._now), self._result)
+
+
+def _ended(last: Progress, result: TrainResult) -> Progress:
+    """The progress of a training that has ended well: reports come seldom, and the last one may be of an early step.
+
+    A run that stopped early has done fewer steps than it had planned; those that it did are all that there were.
+    """
+    steps = result.steps or last.total_steps or last.step
+    is_last = last.step == steps
+    return last.model_copy(
+        update={
+            "percent": 100,
+            "remaining_seconds": None,
+            "step": steps,
+            "total_steps": steps or None,
+            "epoch": result.epochs or (last.epoch if is_last else None),
+            "loss": result.loss if result.loss is not None else last.loss if is_last else None,
+        }
+    )
 
 
 def dump(status: TuningJobStatus) -> dict[str, Any]:

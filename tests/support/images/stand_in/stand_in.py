@@ -179,7 +179,7 @@ def _publish(job: PodJob) -> None:
             "tuned": loss | {"loss": 1.5, "perplexity": 4.5},
         },
         mlflow=MlflowRecord(run_id="5" * 32, uri="stand-in"),
-        training=TrainingRecord(steps=STEPS, epochs=1.0, seconds=0.1, tokens=1000),
+        training=TrainingRecord(steps=STEPS, epochs=1.0, seconds=0.1, tokens=1000, loss=1.5),
         devices=["stand-in"],
         description="made by the stand-in of the tests",
         tags=[config.mode],

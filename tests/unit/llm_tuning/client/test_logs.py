@@ -48,6 +48,21 @@ async def test_it_begins_at_the_stage_that_runs(server: FakeApiServer, client: A
     assert await asyncio.wait_for(all_lines(client), 5) == ["step 1"]
 
 
+@pytest.mark.parametrize("sidecar", ["aaa-proxy", "istio-proxy", "zzz-agent"])
+async def test_the_log_is_of_our_container_whatever_runs_beside_it(
+    server: FakeApiServer, client: AsyncTuningClient, sidecar: str
+) -> None:
+    await server.put("tuningjobs", "faq", spec=SPEC)
+    following = asyncio.create_task(all_lines(client))
+    waiting = server.add_pod("faq", "train", "faq-train-1", state="waiting", lines=["step 1"])
+    server.add_sidecar(waiting, sidecar)
+    await asyncio.sleep(0.2)
+    assert not any("/log" in path for path in server.paths("GET")), "the proxy runs, the trainer does not yet"
+    server.set_state("faq-train-1", "terminated", container="trainer")
+    await server.put("tuningjobs", "faq", status=SUCCEEDED)
+    assert await asyncio.wait_for(following, 5) == ["step 1"]
+
+
 async def test_a_job_that_failed_in_its_check_has_that_log(server: FakeApiServer, client: AsyncTuningClient) -> None:
     await server.put("tuningjobs", "faq", spec=SPEC, status=FAILED)
     server.add_pod("faq", "check", "faq-check-1", lines=["row 3: output is empty"])

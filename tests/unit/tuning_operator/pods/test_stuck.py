@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from llm_tuning.api.conditions import Reason
-from llm_tuning.pod.contract import CHECK, TRAIN
+from llm_tuning.pod.contract import CHECK, REPORT, TRAIN
 from tests.support.operator_objects import (
+    SETTINGS,
     Raw,
     after,
     make_job,
@@ -15,9 +18,10 @@ from tests.support.operator_objects import (
     make_tuning_job,
     make_warning,
 )
-from tuning_operator.core.constants import GPU_RESOURCE
 from tuning_operator.pods.observed import Child
-from tuning_operator.pods.stuck import Stuck, asked_by_job, events_due, find_stuck
+from tuning_operator.pods.stuck import events_due, find_stuck
+from tuning_operator.pods.trouble import Trouble
+from tuning_operator.tuning_job.asked import asked_by_job
 
 SPEC: Raw = {
     "dataset": {"configMap": {"name": "rows", "key": "faq.json"}},
@@ -41,10 +45,10 @@ def child_of(*, pod: Raw | None = None, warnings: list[Raw] | None = None, role:
     return make_observed(make_tuning_job(**SPEC), jobs=[made], pods=pods, warnings=warnings or []).children[role]
 
 
-def stuck_of(child: Child) -> Stuck | None:
+def stuck_of(child: Child, role: str = TRAIN) -> Trouble | None:
     spec = make_observed(make_tuning_job(**SPEC)).spec
     assert spec is not None
-    return find_stuck(child, asked_by_job(spec, GPU_RESOURCE))
+    return find_stuck(child, asked_by_job(spec, role, SETTINGS))
 
 
 @pytest.mark.parametrize(
@@ -241,3 +245,25 @@ def test_no_events_for_what_is_queued_or_over() -> None:
     assert events_due(child_of(complete=60), late) is None
     assert events_due(child_of(deleting=True), late) is None
     assert events_due(child_of(role=CHECK), late) is not None
+
+
+@pytest.mark.parametrize(
+    ("role", "named", "unnamed"),
+    [
+        (CHECK, ("the data check asks for 700m CPU and 3Gi", "dataCheck.cpu and dataCheck.memory"), "16Gi"),
+        (TRAIN, ("a trainer asks for 2 nvidia.com/gpu, 4 CPU and 16Gi", "lower spec.resources"), "dataCheck"),
+        (REPORT, ("reading the result asks for 100m CPU and 256Mi", "add nodes"), "lower"),
+    ],
+)
+def test_the_remedy_is_of_what_that_pod_asks_for(role: str, named: tuple[str, str], unnamed: str) -> None:
+    spec = make_observed(make_tuning_job(**SPEC)).spec
+    assert spec is not None
+    asked = asked_by_job(spec, role, replace(SETTINGS, check_cpu="700m", check_memory="3Gi"))
+    pending = make_pod(role, phase="Pending", scheduled="0/1 nodes are available: 1 Insufficient cpu.")
+    quota = [make_warning(make_job(role), "FailedCreate", QUOTA)]
+    for child in (child_of(role=role, pod=pending), child_of(role=role, warnings=quota)):
+        stuck = find_stuck(child, asked)
+        assert stuck is not None
+        assert named[0] in stuck.message
+        assert (named[1] if stuck.reason == Reason.UNSCHEDULABLE else "quota raised") in stuck.message
+        assert unnamed not in stuck.message

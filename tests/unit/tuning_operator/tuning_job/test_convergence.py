@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from llm_tuning.pod.contract import CONTAINERS
 from tests.support.memory_cluster import MemoryCluster
 from tests.support.operator_objects import CHECKED, SETTINGS, TRAINED, Raw, after, make_tuning_job
 from tuning_operator.core.cache import JOBS, KINDS, PODS, TUNING_JOBS, Store
@@ -34,6 +35,7 @@ NAME = "faq"
 OK, LOST = "ok", "message lost"
 """Ends of a pod; the others are exit codes and OOM."""
 OOM = "OOM"
+SIDECAR = "aaa-proxy"
 
 
 class Killed(BaseException):
@@ -52,6 +54,8 @@ class World:
     trained: bool = False
     """Whether the claim has the adapter: a trainer that is started again finds it and ends well at once."""
     ended: dict[str, int] = field(default_factory=dict)
+    sidecar: bool = False
+    """Whether a container that never ends is injected into each pod."""
     pods: int = 0
 
     def __post_init__(self) -> None:
@@ -157,7 +161,7 @@ class World:
                     "labels": dict(job["spec"]["template"]["metadata"]["labels"]),
                     "ownerReferences": [{"kind": "Job", "name": metadata["name"], "uid": metadata["uid"]}],
                 },
-                "spec": {"containers": [{"image": "trainer:1"}]},
+                "spec": {"containers": [{"name": CONTAINERS[job["metadata"]["labels"][LABEL_ROLE]], "image": "pod:1"}]},
                 "status": {"phase": "Pending"},
             },
         )
@@ -170,11 +174,18 @@ class World:
             if leaves:
                 self.cluster.remove(PODS, "team", pod["metadata"]["name"])
             return
-        if leaves:
+        if leaves and self._is_held_open(pod):
+            status["phase"] = "Failed"  # the sidecar is killed
+            status["containerStatuses"] = [s for s in status["containerStatuses"] if s["name"] != SIDECAR]
+            self.cluster.change(PODS, pod)
+        elif leaves:
             self._terminate(pod, "75")  # a checkpoint, then the end; it takes no part of the plan
+        elif self._is_held_open(pod):
+            return
         elif status["phase"] == "Pending":
             status["phase"] = "Running"
-            status["containerStatuses"] = [{"state": {"running": {"startedAt": timestamp(self.now())}}}]
+            running = {"running": {"startedAt": timestamp(self.now())}}
+            status["containerStatuses"] = [{"name": CONTAINERS[role], "state": running}]
             self.cluster.change(PODS, pod)
         else:
             number = self.ended.get(role, 0)
@@ -198,8 +209,16 @@ class World:
         elif end == "64":
             terminated["message"] = json.dumps({"ok": False, "reason": "DatasetInvalid", "message": "row 3: no prompt"})
         pod["status"]["phase"] = "Succeeded" if good else "Failed"
-        pod["status"]["containerStatuses"] = [{"state": {"terminated": terminated}}]
+        terminated["finishedAt"] = timestamp(self.now())
+        pod["status"]["containerStatuses"] = [{"name": CONTAINERS[role], "state": {"terminated": terminated}}]
+        if self.sidecar and "deletionTimestamp" not in pod["metadata"]:
+            pod["status"]["phase"] = "Running"
+            pod["status"]["containerStatuses"].insert(0, {"name": SIDECAR, "state": {"running": {}}})
         self.cluster.change(PODS, pod)
+
+    def _is_held_open(self, pod: Raw) -> bool:
+        """Whether the work has ended and a sidecar runs on."""
+        return any(status["name"] == SIDECAR for status in pod["status"].get("containerStatuses", ()))
 
     # --- what people do ---------------------------------------------------------------------------------------------
 
@@ -271,7 +290,8 @@ def has_ended(pod: Raw) -> bool:
 
 
 def exit_code(pod: Raw) -> int:
-    return int(pod["status"]["containerStatuses"][0]["state"]["terminated"]["exitCode"])
+    ended = [status["state"]["terminated"] for status in pod["status"]["containerStatuses"]]
+    return int(ended[-1]["exitCode"])
 
 
 @dataclass
@@ -456,6 +476,19 @@ EXPECTED = {
     "result lost": ("True", "Succeeded"),
     "result lost after a failure": ("True", "Succeeded"),
 }
+
+
+@pytest.mark.parametrize("plan", ["well", "refused", "trainer refuses at once", "result of the check lost"])
+async def test_a_sidecar_that_never_ends_keeps_no_result_and_no_pod(plan: str) -> None:
+    """Whatever trouble there is meanwhile; and never two trainers at once, which the world itself asserts."""
+    plans = PLANS | {"trainer refuses at once": {"train": ["64"]}}
+    calm = World(random.Random(0), plans[plan])
+    await live(calm, Faults())
+    for seed in range(SEEDS):
+        world = World(random.Random(seed), plans[plan], sidecar=True)
+        await live(world, TROUBLE)
+        assert world.end()["conditions"] == calm.end()["conditions"], f"seed {seed}"
+        assert world.all(PODS) == [], "a GPU that a proxy holds is a GPU that nobody else has"
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=[name.replace(" ", "-") for name in PLANS])

@@ -325,14 +325,40 @@ def test_progress_is_the_newest_report_or_the_last_known() -> None:
     assert kept.status == desired.status
 
 
-def test_a_finished_training_is_at_100() -> None:
-    pod = make_pod(phase="Succeeded", result=TRAINED)
-    world: Raw = {"jobs": [make_job(complete=60)], "pods": [pod]}
-    desired = wanted(make_tuning_job(status=VALID), progress=HALF, **world)
+@pytest.mark.parametrize(
+    "last", [None, HALF, Progress(percent=10, step=1, total_steps=10, epoch=0.1, loss=2.8, last_update_time="t")]
+)
+@pytest.mark.parametrize(
+    ("ended", "shown"),
+    [
+        ({"steps": 10, "epochs": 1.0, "loss": 0.5}, {"step": 10, "totalSteps": 10, "epoch": 1.0, "loss": 0.5}),
+        ({"steps": 7, "epochs": 0.7, "loss": 0.9}, {"step": 7, "totalSteps": 7, "epoch": 0.7, "loss": 0.9}),
+        ({"steps": 10, "epochs": 1.0, "loss": "NaN"}, {"step": 10, "totalSteps": 10, "epoch": 1.0}),
+    ],
+)
+def test_a_finished_training_is_at_its_end_whatever_was_reported_last(
+    last: Progress | None, ended: Raw, shown: Raw
+) -> None:
+    """`step 1 of 10` beside 100 percent: reports come each ten seconds, and the last of a short run is of its start."""
+    world: Raw = {"jobs": [make_job(complete=60)], "pods": [make_pod(phase="Succeeded", result=TRAINED | ended)]}
+    desired = wanted(make_tuning_job(status=VALID), progress=last, **world)
     assert desired.status is not None
-    assert desired.status["progress"] == {
-        "percent": 100, "step": 5, "totalSteps": 10, "loss": 1.5, "lastUpdateTime": "t"
-    }  # fmt: skip
+    progress = desired.status["progress"]
+    assert {name: value for name, value in progress.items() if name != "lastUpdateTime"} == {"percent": 100, **shown}
+    assert progress["lastUpdateTime"]
+
+
+def test_a_result_without_steps_ends_at_the_last_step_that_was_planned() -> None:
+    """Of a trainer image of an earlier version; a loss of an early step is not that of the end."""
+    world: Raw = {"jobs": [make_job(complete=60)], "pods": [make_pod(phase="Succeeded", result=TRAINED)]}
+    early = wanted(make_tuning_job(status=VALID), progress=HALF, **world)
+    assert early.status is not None
+    assert early.status["progress"] == {"percent": 100, "step": 10, "totalSteps": 10, "lastUpdateTime": "t"}
+    whole = HALF.model_copy(update={"step": 10, "epoch": 1.0})
+    last = wanted(make_tuning_job(status=VALID), progress=whole, **world)
+    assert last.status is not None
+    assert last.status["progress"]["loss"] == HALF.loss
+    assert last.status["progress"]["epoch"] == 1.0
     silent = wanted(make_tuning_job(status=VALID), **world)
     assert silent.status is not None
     assert silent.status["progress"]["percent"] == 100

@@ -17,8 +17,8 @@ from tests.support.operator_objects import (
     make_tuning_job,
 )
 from tuning_operator.pods.observed import Child
+from tuning_operator.pods.trouble import Trouble
 from tuning_operator.tuning_job.outcome import (
-    Failure,
     check_result,
     failing,
     failure_of,
@@ -40,7 +40,7 @@ def failed_pod(number: int = 1, code: int = 1, *, role: str = TRAIN, **arguments
     return make_pod(role, **made)
 
 
-def why(child: Child, role: str = TRAIN) -> Failure:
+def why(child: Child, role: str = TRAIN) -> Trouble:
     assert SPEC is not None
     return failure_of(child, role, SPEC)
 
@@ -97,7 +97,7 @@ def test_how_long_a_half_seen_end_is_waited_for(child: Child, seconds: float | N
 
 def test_exit_64_has_the_pods_own_reason_and_message() -> None:
     child = child_of(make_job(failed="PodFailurePolicy"), failed_pod(code=64, result=REFUSED))
-    assert why(child) == Failure("DatasetInvalid", "row 3: prompt is empty")
+    assert why(child) == Trouble("DatasetInvalid", "row 3: prompt is empty")
 
 
 @pytest.mark.parametrize(("role", "reason"), [(CHECK, Reason.DATASET_INVALID), (TRAIN, Reason.INVALID_INPUT)])
@@ -146,7 +146,7 @@ def test_one_attempt_is_not_counted() -> None:
 
 def test_retries_used_up_and_no_pod_left() -> None:
     failure = why(child_of(make_job(failed="BackoffLimitExceeded")))
-    assert failure == Failure("RetriesExhausted", "the training failed: the Job has failed; its pods are gone")
+    assert failure == Trouble("RetriesExhausted", "the training failed: the Job has failed; its pods are gone")
 
 
 def test_a_check_that_runs_out_of_memory_names_the_operators_setting() -> None:
@@ -166,7 +166,7 @@ def test_a_pod_that_the_kubelet_failed_without_a_container() -> None:
 # --- while it goes on ------------------------------------------------------------------------------------------------
 
 
-def tell(child: Child, at: float = 61) -> tuple[Failure, float | None] | None:
+def tell(child: Child, at: float = 61) -> tuple[Trouble, float | None] | None:
     assert SPEC is not None
     return failing(child, TRAIN, SPEC, after(at))
 

@@ -1,0 +1,77 @@
+"""Containers that others add to our pods: a mesh's proxy that outlives the work, or one that fails or cannot start.
+
+A Job ends when all containers of its pod have ended. A proxy that nobody ends would keep it open for ever, so after
+SIDECAR_SECONDS the result is taken from the container that did the work: its termination message is there.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from llm_tuning.api.conditions import Reason
+from llm_tuning.errors import EXIT_INPUT
+from tuning_operator.core.constants import SIDECAR_SECONDS, STUCK_SECONDS
+from tuning_operator.pods.observed import IMAGE_TROUBLES, STARTING, Pod
+from tuning_operator.pods.trouble import Trouble
+
+REMEDY = "disable or mend what adds it to pods of this namespace (a service mesh, an admission webhook or policy)"
+
+
+def sidecar_due(pod: Pod, now: datetime) -> float | None:
+    """In how many seconds a sidecar that outlives the pod's work is to be judged again; None where nothing does."""
+    since = pod.ended_at if pod.sidecars else None
+    if since is None:
+        return None
+    seconds = (now - since).total_seconds()
+    return next((due - seconds for due in (STUCK_SECONDS, SIDECAR_SECONDS) if seconds < due), None)
+
+
+def is_outlived(pod: Pod, now: datetime, seconds: float = SIDECAR_SECONDS) -> bool:
+    """Whether the pod's work ended so long ago while a sidecar still runs."""
+    since = pod.ended_at if pod.sidecars else None
+    return since is not None and (now - since).total_seconds() >= seconds
+
+
+def find_outliving_sidecar(pod: Pod, now: datetime) -> Trouble | None:
+    """Say which container keeps the pod open though its work has ended."""
+    if not is_outlived(pod, now, STUCK_SECONDS):
+        return None
+    names = ", ".join(pod.sidecars)
+    if pod.exit_code in (0, EXIT_INPUT):
+        then = f"after {SIDECAR_SECONDS:.0f} s the result is taken and the Job deleted"
+    else:
+        then = f"no further attempt begins before that: `kubectl delete pod {pod.name}` ends it"
+    return Trouble(
+        Reason.SIDECAR_RUNNING,
+        f"container {names} of pod {pod.name} still runs, ours ({pod.own[0]}) has ended with exit code "
+        f"{pod.exit_code}; {then}. Inject it as a native sidecar, which ends with the pod, or {REMEDY}",
+    )
+
+
+def find_failing_sidecar(pod: Pod) -> Trouble | None:
+    """Say which container of somebody else has failed in the pod or cannot start, and how."""
+    if pod.waiting_container not in ("", *pod.own) and pod.waiting.get("reason") not in STARTING:
+        return find_waiting_sidecar(pod)
+    status = pod.failed_sidecar
+    if status is None:
+        return None
+    ended = status["state"]["terminated"]
+    return Trouble(Reason.SIDECAR_FAILING, _added(pod, status["name"], f"has ended with exit code {ended['exitCode']}"))
+
+
+def find_waiting_sidecar(pod: Pod) -> Trouble:
+    """Say why a container of somebody else keeps the pod from starting."""
+    reason, name = str(pod.waiting.get("reason")), pod.waiting_container
+    if reason in IMAGE_TROUBLES:
+        what = f"has image {pod.waiting_image}, which cannot be pulled"
+        return Trouble(Reason.IMAGE_PULL_FAILED, _added(pod, name, what))
+    message = " ".join(str(pod.waiting.get("message", "")).split())[:300]
+    what = f"does not start ({reason}{': ' + message if message else ''})"
+    return Trouble(Reason.SIDECAR_FAILING, _added(pod, name, what))
+
+
+def _added(pod: Pod, name: str, what: str) -> str:
+    return (
+        f"container {name} of pod {pod.name} is not the operator's and {what}; see `kubectl logs {pod.name} -c {name}` "
+        f"and {REMEDY}"
+    )
