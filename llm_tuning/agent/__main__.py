@@ -1,140 +1,22 @@
 """`python -m llm_tuning.agent plan | serve`: the containers of an InferenceService's pod beside vLLM.
 
-plan    write vLLM's command to the folder that the containers share; exit 64 with the reason for an unfit base
-serve   keep, prove, answer and report until SIGTERM; then finish what is being answered
+This process is PID 1 of its container, where a SIGTERM that nobody handles does nothing at all; and importing takes a
+second or more. So it is handled before anything else is imported.
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import os
-import signal
 import sys
-from pathlib import Path
 
-import aiohttp
-import uvloop
-from aiohttp import web
-
-from llm_tuning.agent.contract import (
-    AGENT_PORT,
-    API_KEY_VARIABLE,
-    CONFIG_DIR,
-    DESIRED_FILE,
-    DRAINED_FILE,
-    ENGINE_PORT,
-    INPUT_VARIABLE,
-    LOADS_FILE,
-    PLAN_FILE,
-    REPORT_URL_VARIABLE,
-    RUN_DIR,
-    Desired,
-    ServeInput,
-    parse_desired,
-)
-from llm_tuning.agent.keeper import Keeper
-from llm_tuning.agent.metrics import Metrics
-from llm_tuning.agent.plan import EnginePlan, make_plan
-from llm_tuning.agent.reporter import Reporter
-from llm_tuning.agent.server import AgentServer
-from llm_tuning.engines.vllm.engine import VllmEngine
-from llm_tuning.errors import EXIT_INPUT, EXIT_OK, InputError
-from llm_tuning.pod.contract import MODELS, ROOT, TERMINATION_LOG, CheckResult, PodReason, encode_result
-
-log = logging.getLogger("llm_tuning.agent")
-
-LEAVE_SECONDS = 5.0
-"""After SIGTERM requests still come until every node knows that this pod is no endpoint any more."""
-DRAIN_SECONDS = 150.0
-"""For what is being answered; the pod's grace period is longer."""
+from llm_tuning.agent.starting import leave_on_signals
 
 
 def main(arguments: list[str]) -> int:
-    """Run the subcommand; returns the exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    if arguments == ["plan"]:
-        return plan()
-    if arguments == ["serve"]:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(serve())
-    sys.stderr.write("usage: python -m llm_tuning.agent plan | serve\n")
-    return EXIT_INPUT
+    """Run the subcommand and return its exit code."""
+    leave_on_signals()
+    from llm_tuning.agent.commands import run
 
-
-def plan() -> int:
-    """Write the plan for vLLM."""
-    try:
-        given = ServeInput.decode(os.environ.get(INPUT_VARIABLE, ""))
-        made = make_plan(given, _mounted() or Desired(), ROOT, scratch=RUN_DIR)
-    except InputError as error:
-        message = "; ".join(str(problem) for problem in error.problems)
-        log.error("%s", message)
-        result = CheckResult(ok=False, reason=PodReason.BASE_MODEL_INVALID, message=message)
-        TERMINATION_LOG.write_text(encode_result(result))
-        return EXIT_INPUT
-    (RUN_DIR / PLAN_FILE).write_text(made.encode())
-    log.info("vLLM: %s", " ".join(made.command))
-    return EXIT_OK
-
-
-async def serve() -> int:
-    """The agent itself."""
-    made = EnginePlan.decode((RUN_DIR / PLAN_FILE).read_text())
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    (RUN_DIR / DRAINED_FILE).unlink(missing_ok=True)
-    connector = aiohttp.TCPConnector(limit=0)
-    async with aiohttp.ClientSession(connector=connector, trust_env=False, auto_decompress=False) as session:
-        engine = VllmEngine(f"http://127.0.0.1:{ENGINE_PORT}", session)
-        keeper = Keeper(engine, made, ROOT / MODELS, loads_file=RUN_DIR / LOADS_FILE)
-        if (desired := _mounted()) is not None:
-            keeper.want(desired)
-        server = AgentServer(
-            keeper, engine, Metrics(keeper), made.base_name, api_key=os.environ.get(API_KEY_VARIABLE) or None
-        )
-        # A client that goes away ends its handler, and with it the request to the engine.
-        runner = web.AppRunner(server.app(), access_log=None, handler_cancellation=True, keepalive_timeout=75)
-        await runner.setup()
-        await web.TCPSite(runner, None, AGENT_PORT).start()
-        tasks = [asyncio.create_task(keeper.run())]
-        if url := os.environ.get(REPORT_URL_VARIABLE):
-            tasks.append(asyncio.create_task(Reporter(keeper, session, url).run()))
-        stopped = asyncio.create_task(stop.wait())
-        done, _ = await asyncio.wait({stopped, *tasks}, return_when=asyncio.FIRST_COMPLETED)
-        for ended in done - {stopped}:
-            ended.result()  # a fault: raised, and the kubelet starts the agent anew
-        await _drain(server)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        (RUN_DIR / DRAINED_FILE).touch()  # vLLM waits for it
-        await runner.cleanup()
-    return EXIT_OK
-
-
-async def _drain(server: AgentServer) -> None:
-    """Not ready from now on; then wait for the answers under way."""
-    server.draining = True
-    log.info("ending: %d requests under way", server.active)
-    await asyncio.sleep(LEAVE_SECONDS)
-    try:
-        async with asyncio.timeout(DRAIN_SECONDS):
-            while server.active:
-                await asyncio.sleep(0.1)
-    except TimeoutError:
-        log.warning("%d requests are cut off", server.active)
-
-
-def _mounted() -> Desired | None:
-    """What was wanted when the pod was made; None where that is not readable."""
-    path = Path(CONFIG_DIR) / DESIRED_FILE
-    try:
-        return parse_desired(path.read_text())
-    except (OSError, InputError) as error:
-        log.warning("%s: %s", path, error)
-        return None
+    return run(arguments)
 
 
 if __name__ == "__main__":

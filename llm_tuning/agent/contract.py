@@ -24,10 +24,8 @@ CONFIG_DIR = Path("/etc/llm-tuning")
 """The ConfigMap: what was wanted when the pod started, and the operator's certificate authority."""
 DESIRED_FILE, CA_FILE = "desired.json", "ca.crt"
 TOKEN_FILE = Path("/var/run/llm-tuning/token")
-RUN_DIR = Path("/serving")
-"""An emptyDir that the pod's containers share: the plan for vLLM, the word that the agent has drained, and how
-often an adapter was loaded since vLLM started."""
-PLAN_FILE, DRAINED_FILE, LOADS_FILE = "vllm.json", "drained", "loads"
+PLAN_FILE, LOADS_FILE = "vllm.json", "loads"
+"""Beside DRAINED_FILE, in RUN_DIR."""
 
 AGENT_PORT, ENGINE_PORT = 8000, 8001
 REPORT_SECONDS = 15.0
@@ -134,6 +132,8 @@ class Report(_Told):
     """Of the Desired that it acts on."""
     engine_up: bool = False
     ready: bool = False
+    locked: bool = False
+    """The API key is empty, so nobody is served."""
     adapters: Annotated[tuple[AdapterReport, ...], Field(max_length=2048)] = ()
 
     def encode(self) -> str:

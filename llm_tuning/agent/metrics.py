@@ -12,6 +12,8 @@ from llm_tuning.agent.keeper import Keeper
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 LABELS = ("route", "model_id")
+CLIENT_LEFT = 499
+"""The code of a request whose client went away before the answer was whole, after nginx."""
 EFFECTIVE = {"True": 1.0, "False": 0.0, "Unknown": -1.0}
 
 
@@ -24,7 +26,10 @@ class Metrics:
             "llm_tuning_requests", "Answered requests by HTTP status.", [*LABELS, "code"], registry=self.registry
         )
         self.errors = Counter(
-            "llm_tuning_errors", "Requests that were refused, failed or were cut.", LABELS, registry=self.registry
+            "llm_tuning_errors",
+            "Requests that were refused, failed or were cut by the engine.",
+            LABELS,
+            registry=self.registry,
         )
         self.prompt_tokens = Counter(
             "llm_tuning_prompt_tokens", "Prompt tokens, of answers that tell their usage.", LABELS,
@@ -45,6 +50,12 @@ class Metrics:
         )
         self.in_flight = Gauge("llm_tuning_requests_in_flight", "Requests being answered.", registry=self.registry)
         self.registry.register(_Adapters(keeper))
+
+    def count(self, labels: tuple[str, str], status: int) -> None:
+        """Count a request. One whose client left is no error: pages of a chat cancel their streams all day."""
+        self.requests.labels(*labels, str(status)).inc()
+        if status >= 400 and status != CLIENT_LEFT:
+            self.errors.labels(*labels).inc()
 
 
 class _Adapters(Collector):

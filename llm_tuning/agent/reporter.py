@@ -37,6 +37,8 @@ class Reporter:
     url: str
     token_file: Path = TOKEN_FILE
     ca_file: Path = CONFIG_DIR / CA_FILE
+    locked: bool = False
+    """Of the server: no key could be right."""
     _tls: tuple[int, ssl.SSLContext] | None = None
     _failing: bool = False
     _retry_seconds: float = field(default=FIRST_RETRY_SECONDS)
@@ -83,7 +85,7 @@ class Reporter:
 
     async def _ask(self) -> Desired | None:
         """One report; what is wanted instead, or None for no change."""
-        body = self.keeper.report().encode().encode()
+        body = self.keeper.report().model_copy(update={"locked": self.locked}).encode().encode()
         token = self.token_file.read_text().strip()  # each time: the kubelet renews it
         async with self.session.post(
             self.url,

@@ -15,15 +15,19 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from llm_tuning.agent.client_stream import ClientStream
-from llm_tuning.agent.completion import BrokeOff, Completion
+from llm_tuning.agent.body import Bodies, Body
 from llm_tuning.agent.contract import DesiredRoute
+from llm_tuning.agent.http.client_stream import USAGE_BYTES, ClientBody, ClientName, ClientStream
+from llm_tuning.agent.http.completion import BrokeOff, Completion
 from llm_tuning.agent.keeper import Keeper
-from llm_tuning.agent.metrics import Metrics
+from llm_tuning.agent.limits import MAX_CHOICES, check_limits
+from llm_tuning.agent.metrics import CLIENT_LEFT, Metrics
+from llm_tuning.agent.quiet_log import quiet_logger
+from llm_tuning.agent.refusal import Refused, error_json, shown
 from llm_tuning.agent.routing import NotServed, choose
 from llm_tuning.engines.protocol import Engine
 from llm_tuning.engines.vllm.stream import USAGE
@@ -31,11 +35,14 @@ from llm_tuning.engines.vllm.stream import USAGE
 log = logging.getLogger(__name__)
 
 COMPLETIONS = ("/v1/chat/completions", "/v1/completions")
-MAX_BODY_BYTES = 8 * 2**20
 REQUEST_SECONDS = 900.0
 """For one answer, from its first byte to its last."""
 IDLE_SECONDS = 300.0
 """Without a byte from the engine: a long queue, or an engine that hangs."""
+HELD_ANSWER_BYTES = 2**20
+"""Up to this size a plain answer is read whole; what is larger, or of unknown size, is passed on as it comes."""
+MAX_ACTIVE = 1024
+"""Requests at once: each may hold 128 KiB of its body in aiohttp's buffer before anything here reads it."""
 RETRY_AFTER_SECONDS = 2
 MODEL_HEADER = "X-Model-Id"
 """Which adapter has answered; the base's name for the base."""
@@ -44,6 +51,18 @@ API_KEY_HEADER = "X-Api-Key"
 PASSED_ON = ("Content-Type", "Cache-Control", "X-Request-Id")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@dataclass(frozen=True)
+class _Question:
+    """One request for a completion, once it is known who answers it."""
+
+    asked: str
+    """The name that the client sent."""
+    served: str
+    """What the engine calls it."""
+    labels: tuple[str, str]
+    began: float
 
 
 @dataclass
@@ -55,15 +74,36 @@ class AgentServer:
     metrics: Metrics
     base_name: str
     api_key: str | None = None
+    """None: everyone in reach is served. Blank: nobody is, for no key can be right."""
+    max_choices: int = MAX_CHOICES
     draining: bool = False
+    _bodies: Bodies = field(default_factory=Bodies)
     _routes: tuple[str, dict[str, DesiredRoute]] = ("", {})
     _active: int = field(default=0)
 
+    def __post_init__(self) -> None:
+        if self.api_key is not None:
+            self.api_key = self.api_key.strip()  # a Secret made of a file ends with a line break
+        if self.locked:
+            log.error("the API key is empty: nobody is served; put a key into the Secret and restart the pods")
+
+    @property
+    def locked(self) -> bool:
+        """A key is asked for, and there is none that could match."""
+        return self.api_key == ""
+
+    def runner(self, **options: Any) -> web.AppRunner:
+        """What serves it. A client that goes away ends its handler, and with it the request to the engine."""
+        options = {"handler_cancellation": True, **options}
+        return web.AppRunner(self.app(), access_log=None, auto_decompress=False, logger=quiet_logger(), **options)
+
     def app(self) -> web.Application:
-        app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[self._guarded])
+        """The application alone."""
+        app = web.Application(middlewares=[self._guarded])
         for path in COMPLETIONS:
             app.router.add_post(path, self._complete)
         app.router.add_get("/v1/models", self._models)
+        app.router.add_get("/v1/models/{name:.+}", self._model)
         app.router.add_get("/health", self._health)
         app.router.add_get("/metrics", self._metrics)
         # For the kubelet.
@@ -102,51 +142,75 @@ class AgentServer:
 
     async def _models(self, request: web.Request) -> web.Response:
         """The base and the routes that would be answered now."""
+        return web.json_response({"object": "list", "data": list(self._served_models().values())})
+
+    async def _model(self, request: web.Request) -> web.Response:
+        """One of them."""
+        name = request.match_info["name"]
+        model = self._served_models().get(name)
+        if model is None:
+            raise _unknown(name)
+        return web.json_response(model)
+
+    def _served_models(self) -> dict[str, dict[str, Any]]:
         names: dict[str, str | None] = {}
         if self.keeper.engine_up:
             names[self.base_name] = None
         for route in self._known_routes().values():
             if not isinstance(choose(route, self.keeper.blocked, None), NotServed):
                 names[route.name] = self.base_name
-        data = [
-            {"id": name, "object": "model", "created": 0, "owned_by": "llm-tuning", "parent": parent}
+        return {
+            name: {"id": name, "object": "model", "created": 0, "owned_by": "llm-tuning", "parent": parent}
             for name, parent in names.items()
-        ]
-        return web.json_response({"object": "list", "data": data})
+        }
 
     # --- answers -----------------------------------------------------------------------------------------------------
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
         began = time.monotonic()
-        body = await _json_object(request)
-        name = body.get("model")
-        if not isinstance(name, str):
-            raise Refused(400, "model is required: the name of a route, or of the base", "invalid_request_error")
-        served, route = self._served(name, body)
-        body["model"] = served
-        labels = (route, served if route != self.base_name else "")
+        if self._active >= MAX_ACTIVE:
+            raise Refused(503, f"{MAX_ACTIVE} requests are being answered; try again in a moment", "overloaded")
         self._active += 1
+        body = Body(self._bodies)
+        try:
+            await body.read(request)
+            asked = await body.parse()
+            name = asked.get("model")
+            if not isinstance(name, str):
+                raise Refused(400, "model is required: the name of a route, or of the base", param="model")
+            user = asked.get("user")
+            served, route = self._served(name, user if isinstance(user, str) and user else None)
+            check_limits(asked, self.max_choices)
+            del asked
+            body.name_model(served)
+            labels = (route, served if route != self.base_name else "")
+            question = _Question(name, served, labels, began)
+            return await self._counted(self._forward(request, body, question), question)
+        finally:
+            body.release()
+            self._active -= 1
+
+    async def _counted(self, answer: Awaitable[web.StreamResponse], question: _Question) -> web.StreamResponse:
+        """Wait for an answer, and count it."""
+        served = question.served
         self.keeper.in_flight[served] += 1
         self.metrics.in_flight.inc()
-        status = 499
+        status = CLIENT_LEFT
         try:
-            response = await self._forward(request, body, served, labels, began)
+            response = await answer
             status = response.status
             return response
         except Refused as refused:
             status = refused.status
             raise
         finally:
-            self._active -= 1
             self.metrics.in_flight.dec()
             self.keeper.in_flight[served] -= 1
             if not self.keeper.in_flight[served]:
                 del self.keeper.in_flight[served]
-            self.metrics.requests.labels(*labels, str(status)).inc()
-            if status >= 400:
-                self.metrics.errors.labels(*labels).inc()
+            self.metrics.count(question.labels, status)
 
-    def _served(self, name: str, body: dict[str, Any]) -> tuple[str, str]:
+    def _served(self, name: str, user: str | None) -> tuple[str, str]:
         """What the engine is asked for, and the label of the route."""
         if name == self.base_name:
             if not self.keeper.engine_up:
@@ -154,16 +218,14 @@ class AgentServer:
             return name, name
         route = self._known_routes().get(name)
         if route is None:
-            raise Refused(404, f"there is no model {name!r} here; GET /v1/models lists them", "model_not_found")
-        user = body.get("user")
-        chosen = choose(route, self.keeper.blocked, user if isinstance(user, str) and user else None)
+            raise _unknown(name)
+        chosen = choose(route, self.keeper.blocked, user)
         if isinstance(chosen, NotServed):
             raise self._unavailable(name, chosen.why)
         return chosen, name
 
     def _unavailable(self, route: str, why: str) -> Refused:
-        self.metrics.requests.labels(route, "", "503").inc()
-        self.metrics.errors.labels(route, "").inc()
+        self.metrics.count((route, ""), 503)
         return Refused(503, f"{route} is not served now: {why}", "not_served")
 
     def _known_routes(self) -> dict[str, DesiredRoute]:
@@ -174,29 +236,37 @@ class AgentServer:
             self._routes = (desired.revision, {route.name: route for route in desired.routes})
         return self._routes[1]
 
-    async def _forward(
-        self, request: web.Request, body: dict[str, Any], served: str, labels: tuple[str, str], began: float
-    ) -> web.StreamResponse:
-        answer = None
+    async def _forward(self, request: web.Request, body: Body, question: _Question) -> web.StreamResponse:
+        served, labels, answer = question.served, question.labels, None
         try:
             answer = await Completion.post(
                 self.engine.url,
                 request.path,
-                json.dumps(body).encode(),
+                body.data,
                 idle_seconds=IDLE_SECONDS,
                 total_seconds=REQUEST_SECONDS,
+                on_sent=body.release,
             )
             if answer.status == 404 and served != self.base_name:
                 self.keeper.lost(served)
                 raise Refused(503, f"{served} was lost with a restart of the engine and is loaded again", "not_served")
             headers = {name: answer.headers[name.lower()] for name in PASSED_ON if name.lower() in answer.headers}
             headers[MODEL_HEADER] = served
+            name = ClientName(served, question.asked)
+            first_token = self.metrics.first_token.labels(*labels)
+
+            def on_first() -> None:
+                first_token.observe(time.monotonic() - question.began)
+
+            response = web.StreamResponse(status=answer.status, headers=headers)
             if headers.get("Content-Type", "").startswith("text/event-stream"):
-                return await self._stream(request, answer, headers, labels, began)
+                return await self._stream(ClientStream(request, response, name, on_first), response, answer, labels)
+            if int(answer.headers.get("content-length", HELD_ANSWER_BYTES + 1)) > HELD_ANSWER_BYTES:
+                return await self._pass_on(ClientBody(request, response, name, on_first), response, answer, labels)
             content = await answer.read()
-            self.metrics.first_token.labels(*labels).observe(time.monotonic() - began)
+            on_first()
             self._count_usage(labels, content)
-            return web.Response(status=answer.status, body=content, headers=headers)
+            return web.Response(status=answer.status, body=name.put_once(content), headers=headers)
         except TimeoutError:
             raise Refused(504, "the engine took too long", "timeout") from None
         except BrokeOff as error:
@@ -206,16 +276,8 @@ class AgentServer:
                 answer.close()
 
     async def _stream(
-        self,
-        request: web.Request,
-        answer: Completion,
-        headers: dict[str, str],
-        labels: tuple[str, str],
-        began: float,
+        self, client: ClientStream, response: web.StreamResponse, answer: Completion, labels: tuple[str, str]
     ) -> web.StreamResponse:
-        response = web.StreamResponse(status=answer.status, headers=headers)
-        first_token = self.metrics.first_token.labels(*labels)
-        client = ClientStream(request, response, lambda: first_token.observe(time.monotonic() - began))
         await client.begin()
         failure = None
         try:
@@ -223,7 +285,7 @@ class AgentServer:
         except (BrokeOff, TimeoutError) as error:
             # The head is out: an event says it, and no [DONE] follows.
             why = "the engine took too long" if isinstance(error, TimeoutError) else f"the engine broke off: {error}"
-            failure = _error(why, "engine_failed", 503)
+            failure = error_json(why, "engine_failed", 503)
         if failure or client.failed:
             self.metrics.errors.labels(*labels).inc()
         if not self._count_usage(labels, client.usage):
@@ -231,19 +293,32 @@ class AgentServer:
         await client.end(failure)
         return response
 
-    def _count_usage(self, labels: tuple[str, str], content: bytes) -> bool:
-        """Count the tokens by the `usage` of an answer, or of a stream's last event; False where there is none."""
-        if USAGE not in content:
-            return False
-        text = content
-        if text.startswith(b"data: ") or b"\ndata: " in text:
-            events = [line[6:] for line in text.split(b"\n") if line.startswith(b"data: ") and USAGE in line]
-            text = events[-1] if events else b""
+    async def _pass_on(
+        self, client: ClientBody, response: web.StreamResponse, answer: Completion, labels: tuple[str, str]
+    ) -> web.StreamResponse:
+        await client.begin()
         try:
-            usage = json.loads(text)["usage"]
+            await answer.pass_on(client.write, client.is_full)
+        except (BrokeOff, TimeoutError) as error:
+            log.warning("an answer broke off after its head: %s", error or "the engine took too long")
+            self.metrics.errors.labels(*labels).inc()
+            client.break_off()
+            return response
+        self._count_usage(labels, client.usage)
+        await client.end()
+        return response
+
+    def _count_usage(self, labels: tuple[str, str], content: bytes) -> bool:
+        """Count the tokens by the last `usage` of an answer or of a stream's events; False where there is none."""
+        at = content.rfind(USAGE)
+        if at < 0:
+            return False
+        text = content[at + len(USAGE) - 1 : at + USAGE_BYTES].decode(errors="replace")
+        try:
+            usage, _ = json.JSONDecoder().raw_decode(text)
             self.metrics.prompt_tokens.labels(*labels).inc(usage.get("prompt_tokens") or 0)
             self.metrics.completion_tokens.labels(*labels).inc(usage.get("completion_tokens") or 0)
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, TypeError, AttributeError):
             return False
         return True
 
@@ -259,19 +334,27 @@ class AgentServer:
             headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if refused.status == 503 else {}
             if refused.status == 401:
                 headers["WWW-Authenticate"] = "Bearer"
-            body = _error(str(refused), refused.code, refused.status)
-            return web.json_response(body, status=refused.status, headers=headers)
+            response = web.json_response(refused.as_json(), status=refused.status, headers=headers)
+            if refused.status == 408:
+                response.force_close()
+            return response
         except web.HTTPException as error:
-            return web.json_response(_error(error.reason, "invalid_request_error", error.status), status=error.status)
+            headers = {hdrs.ALLOW: error.headers[hdrs.ALLOW]} if hdrs.ALLOW in error.headers else {}
+            body = error_json(error.reason, "invalid_request_error", error.status)
+            return web.json_response(body, status=error.status, headers=headers)
         except (asyncio.CancelledError, ConnectionResetError):
             raise
         except Exception:
             log.exception("a fault of the agent")
-            return web.json_response(_error("a fault of the agent; its log has it", "internal_error", 500), status=500)
+            return web.json_response(
+                error_json("a fault of the agent; its log has it", "internal_error", 500), status=500
+            )
 
     def _check_key(self, request: web.Request) -> None:
         if self.api_key is None:
             return
+        if self.locked:
+            raise Refused(401, "this server has an empty API key, so no key is right", "invalid_api_key")
         scheme, _, given = request.headers.get("Authorization", "").partition(" ")
         if API_KEY_HEADER in request.headers:
             scheme, given = "bearer", request.headers[API_KEY_HEADER]
@@ -281,25 +364,5 @@ class AgentServer:
             raise Refused(401, "an API key is required: Authorization: Bearer ...", "invalid_api_key")
 
 
-class Refused(Exception):  # noqa: N818 - an answer
-    """An answer that says why not."""
-
-    def __init__(self, status: int, message: str, code: str) -> None:
-        self.status, self.code = status, code
-        super().__init__(message)
-
-
-def _error(message: str, code: str, status: int) -> dict[str, Any]:
-    """As OpenAI's clients read it."""
-    kind = "invalid_request_error" if status < 500 else "server_error"
-    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
-
-
-async def _json_object(request: web.Request) -> dict[str, Any]:
-    try:
-        body = json.loads(await request.read())
-    except (ValueError, RecursionError):
-        raise Refused(400, "the body is not JSON", "invalid_request_error") from None
-    if not isinstance(body, dict):
-        raise Refused(400, "the body must be a JSON object", "invalid_request_error")
-    return body
+def _unknown(name: str) -> Refused:
+    return Refused(404, f"there is no model {shown(name)} here; GET /v1/models lists them", "model_not_found", "model")

@@ -119,6 +119,7 @@ class ServiceReason(StrEnum):
     PLAN_FAILED = "PlanFailed"
     ENGINE_FAILING = "EngineFailing"
     AGENT_FAILING = "AgentFailing"
+    API_KEY_EMPTY = "ApiKeyEmpty"
 
 
 class AdapterReason(StrEnum):

@@ -166,6 +166,11 @@ class VllmSpec(ApiModel):
         None, description="Start without compiling: quicker to start, slower to serve; without it only on the CPU."
     )
 
+    max_choices: Annotated[int, Field(ge=1, le=1024)] | None = Field(
+        None,
+        description="Most answers to one prompt that a request may ask for (n, best_of); prompts times answers may be 16 times that. Without it 16, so that one request cannot keep the engine from all others.",
+    )
+
 
 class ApiKeySecretRef(ApiModel):
     """A key of a Secret in this namespace."""

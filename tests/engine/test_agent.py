@@ -61,13 +61,13 @@ async def ask(pod: ServingPod, route: str, *, stream: bool = False, **further: A
             return Answer(response.status, served, "", True, (await response.json())["error"]["message"])
         if not stream:
             value = await response.json()
-            assert value["model"] == served, "the engine was asked for what the header names"
+            assert value["model"] == route, "as the client called it"
             return Answer(200, served, value["choices"][0]["message"]["content"] or "", True)
         assert response.content_type == "text/event-stream"
-        return _read_events(served, (await response.read()).decode())
+        return _read_events(route, served, (await response.read()).decode())
 
 
-def _read_events(served: str, content: str) -> Answer:
+def _read_events(route: str, served: str, content: str) -> Answer:
     """As OpenAI's client reads server-sent events."""
     text, error, whole = "", "", False
     for event in filter(None, content.split("\n\n")):
@@ -79,7 +79,7 @@ def _read_events(served: str, content: str) -> Answer:
         if "error" in value:
             error = value["error"]["message"]
         else:
-            assert value["model"] == served
+            assert value["model"] == route
             text += "".join(choice["delta"].get("content") or "" for choice in value["choices"])
     return Answer(200, served, text, whole, error)
 

@@ -66,7 +66,7 @@ class FakeEngine:
         return [name for called, name in self.calls if called == path]
 
     async def start(self) -> None:
-        app = web.Application(middlewares=[self._noted])
+        app = web.Application(middlewares=[self._noted], client_max_size=2**24)
         app.router.add_get("/health", self._health)
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/metrics", self._metrics)

@@ -187,7 +187,7 @@ async def serving_pod(
             keeper = Keeper(calls, plan, folder / "claim" / "models")
             keeper.want(desired(routes))
             server = AgentServer(keeper, calls, Metrics(keeper), plan.base_name)
-            runner = web.AppRunner(server.app(), access_log=None, handler_cancellation=True)
+            runner = server.runner()
             await runner.setup()
             await web.TCPSite(runner, "127.0.0.1", agent_port).start()
             tasks.append(asyncio.create_task(keeper.run()))
@@ -205,13 +205,13 @@ async def serving_pod(
 
 def run_agent(folder: Path, engine_port: int, agent_port: int) -> int:
     """`python -m llm_tuning.agent serve` with folders and ports of our own; the plan and what is wanted lie in run/."""
-    from llm_tuning.agent import __main__ as agent
+    from llm_tuning.agent import commands as agent
 
     own = {"ROOT": folder / "claim", "RUN_DIR": folder / "run", "CONFIG_DIR": folder / "run"}
     for name, value in {**own, "ENGINE_PORT": engine_port, "AGENT_PORT": agent_port, "LEAVE_SECONDS": 0.0}.items():
         assert hasattr(agent, name), name
         setattr(agent, name, value)
-    return agent.main(["serve"])
+    return agent.run(["serve"])
 
 
 if __name__ == "__main__":

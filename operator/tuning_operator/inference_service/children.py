@@ -15,15 +15,14 @@ from llm_tuning.agent.contract import (
     CA_FILE,
     CONFIG_DIR,
     DESIRED_FILE,
-    DRAINED_FILE,
     INPUT_VARIABLE,
     PLAN_FILE,
     REPORT_URL_VARIABLE,
-    RUN_DIR,
     TOKEN_FILE,
     Desired,
     ServeInput,
 )
+from llm_tuning.agent.starting import DRAINED_FILE, RUN_DIR
 from llm_tuning.api.inference_service import KIND, InferenceServiceSpec
 from llm_tuning.engines.vllm.environment import CACHE_ROOT, cpu_environment
 from llm_tuning.pod.contract import ROOT, TERMINATION_LOG

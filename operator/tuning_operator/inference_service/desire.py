@@ -195,7 +195,7 @@ class _Pass:
             self.conditions.set(C.STALLED, FALSE, R.NOT_STALLED)
         else:
             self.conditions.set_steadily(C.STALLED, TRUE, *stalled)
-        problem = self._not_ready(agents, adapters, ready, silent)
+        problem = self._locked(ready) or self._not_ready(agents, adapters, ready, silent)
         if problem is None:
             routes = len(self.spec.routes)
             message = f"{len(ready)} replica{'s' * (len(ready) != 1)} answer{'s' * (len(ready) == 1)} on {routes} route"
@@ -271,6 +271,16 @@ class _Pass:
                 return adapter.reason, f"{_named(adapter)}: {adapter.message}"
         return None
 
+    def _locked(self, pods: Sequence[ServingPod]) -> tuple[str, str] | None:
+        """An agent has an empty API key, and so serves nobody."""
+        secret = self.spec.api_key_secret
+        if secret is None or not any(pod.report is not None and pod.report.locked for pod in pods):
+            return None
+        return R.API_KEY_EMPTY, (
+            f"spec.apiKeySecret: the key {secret.key} of Secret {secret.name} was empty when a pod started, so nobody "
+            f"is served; put a key in, then kubectl rollout restart deployment {self.o.name}"
+        )
+
     def _stalled(self) -> tuple[str, str] | None:
         if self.o.taken:
             kind = self.o.taken[0]
@@ -281,6 +291,8 @@ class _Pass:
         if self.o.refused is not None:
             stuck = find_refusal(self.o.refused, "object")
             return stuck.reason, stuck.message
+        if (locked := self._locked(self.o.pods)) is not None:
+            return locked
         due = service_events_due(self.o, self.now)
         if due is not None:
             self.desired.needs_events = due <= 0

@@ -256,9 +256,7 @@ async def open_door() -> AsyncIterator[Callable[..., Any]]:
 
     async def open_(pod: Pod, *, cancellation: bool = True, **options: Any) -> Pod:
         pod.server = AgentServer(pod.keeper, pod.keeper.engine, Metrics(pod.keeper), BASE, **options)
-        runner = web.AppRunner(
-            pod.server.app(), access_log=None, handler_cancellation=cancellation, shutdown_timeout=0.01
-        )
+        runner = pod.server.runner(handler_cancellation=cancellation, shutdown_timeout=0.01)
         runners.append(runner)
         await runner.setup()
         port = free_port()

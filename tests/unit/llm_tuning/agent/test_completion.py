@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from llm_tuning.agent.completion import BrokeOff, Completion
+from llm_tuning.agent.http.completion import BrokeOff, Completion
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 END = b"0\r\n\r\n"

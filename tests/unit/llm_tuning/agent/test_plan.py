@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from llm_tuning.agent import __main__ as agent_main
+from llm_tuning.agent import commands as agent_main
 from llm_tuning.agent.contract import Desired, ServeInput
 from llm_tuning.agent.plan import CPU_LORAS, EnginePlan, linear_modules, make_plan
 from llm_tuning.api.inference_service import VllmSpec
@@ -276,7 +276,7 @@ def container(claim: Claim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_the_init_container_writes_the_plan(container: Claim, tmp_path: Path) -> None:
     container.adapter("ft_a", rank=64)
     (tmp_path / "desired.json").write_text(desire({"support": "ft_a"}).encode())
-    assert agent_main.main(["plan"]) == 0
+    assert agent_main.run(["plan"]) == 0
     assert EnginePlan.decode((container.scratch / "vllm.json").read_text()).max_lora_rank == 64
 
 
@@ -284,17 +284,17 @@ def test_the_init_container_writes_the_plan(container: Claim, tmp_path: Path) ->
 def test_without_a_readable_wish_the_base_is_planned(container: Claim, tmp_path: Path, desired: str | None) -> None:
     if desired is not None:
         (tmp_path / "desired.json").write_text(desired)
-    assert agent_main.main(["plan"]) == 0
+    assert agent_main.run(["plan"]) == 0
     assert (container.scratch / "vllm.json").exists()
 
 
 def test_an_unfit_base_is_64_with_the_reason(container: Claim, tmp_path: Path) -> None:
     (container.base / "config.json").unlink()
-    assert agent_main.main(["plan"]) == 64
+    assert agent_main.run(["plan"]) == 64
     assert "has no config.json" in (tmp_path / "log").read_text()
     assert not (container.scratch / "vllm.json").exists()
 
 
 def test_wrong_arguments_are_64() -> None:
-    assert agent_main.main([]) == 64
-    assert agent_main.main(["run"]) == 64
+    assert agent_main.run([]) == 64
+    assert agent_main.run(["run"]) == 64

@@ -14,9 +14,9 @@ from typing import Any
 import aiohttp
 import pytest
 
-from llm_tuning.agent import __main__ as agent_main
+from llm_tuning.agent import commands as agent_main
 from llm_tuning.agent import server as server_module
-from llm_tuning.agent.server import MAX_BODY_BYTES
+from llm_tuning.agent.body import MAX_BODY_BYTES
 from llm_tuning.proof.judge import Verdict
 from tests.support.vllm_server import free_port
 from tests.unit.llm_tuning.agent.conftest import (
@@ -271,11 +271,10 @@ async def raw_status(pod: Pod, request_line: str, body: bytes = b"", *headers: s
 async def test_wrong_methods_are_405(door: Pod) -> None:
     answer = await door.get("/v1/chat/completions")
     assert (answer.status, answer.error) == (405, "Method Not Allowed")
+    assert answer.headers["Allow"] == "POST"
 
 
-@pytest.mark.parametrize(
-    "body", [b"", b"{", b"[]", b'"a"', b"\xff\xfe", b"[" * 100_000, b"1" * 5000, b'{"model": "a"} x'], ids=repr
-)
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"a"', b"\xff\xfe", b"1" * 5000, b'{"model": "a"} x'], ids=repr)
 async def test_a_body_that_is_no_json_object_is_400(door: Pod, body: bytes) -> None:
     answer = await door.post(body)
     assert answer.status == 400

@@ -15,12 +15,11 @@ import pytest
 from llm_tuning.agent.contract import (
     AGENT_PORT,
     API_KEY_VARIABLE,
-    DRAINED_FILE,
     REPORT_URL_VARIABLE,
-    RUN_DIR,
     Desired,
     ServeInput,
 )
+from llm_tuning.agent.starting import DRAINED_FILE, RUN_DIR
 from tests.support.operator_objects import SETTINGS
 from tests.support.service_objects import make_service
 from tuning_operator.core.cache import BUDGETS, CONFIG_MAPS, DEPLOYMENTS, NETWORK_POLICIES, SERVICES

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -371,6 +372,18 @@ def test_a_key_that_the_secret_lacks_is_named() -> None:
     desired = desire(observe(raw, pods=[pod], adapters={}))
     assert condition(desired, "Stalled") == ("True", "SecretNotFound")
     assert "spec.apiKeySecret: Secret llm-tuning-k has no key apiKey" in message(desired)
+
+
+def test_an_empty_api_key_is_said_where_it_is_looked_for() -> None:
+    raw = make_service(apiKeySecret={"name": "llm-tuning-k", "key": "token"})
+    well = observe(raw)
+    assert condition(desire(well)) == ("True", "Ready")
+    locked = [replace(pod, report=pod.report.model_copy(update={"locked": True})) for pod in well.pods if pod.report]
+    desired = desire(replace(well, pods=tuple(locked)))
+    assert condition(desired) == ("False", "ApiKeyEmpty")
+    assert condition(desired, "Stalled") == ("True", "ApiKeyEmpty")
+    assert "the key token of Secret llm-tuning-k was empty" in message(desired)
+    assert "kubectl rollout restart deployment faq" in message(desired)
 
 
 def test_a_container_that_is_well_again_is_no_trouble() -> None:
