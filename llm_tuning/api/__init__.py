@@ -5,15 +5,14 @@ from llm_tuning.api.tuning import (
     AdapterRef,
     DatasetSpec,
     LoraSpec,
-    Mode,
     ModelSpec,
-    PpoSpec,
     RunOptions,
     TrackingSpec,
     TrainingSpec,
     TuningConfig,
 )
 from llm_tuning.api.tuning_job import Evaluation, Progress, TuningJob, TuningJobSpec, TuningJobStatus
+from llm_tuning.modes.ppo import PpoSpec
 
 __all__ = [
     "AdapterRef",
@@ -21,7 +20,6 @@ __all__ = [
     "DatasetSpec",
     "Evaluation",
     "LoraSpec",
-    "Mode",
     "ModelSpec",
     "PpoSpec",
     "Progress",

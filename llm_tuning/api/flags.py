@@ -1,8 +1,8 @@
 """The command line's flags, read off the models: names, defaults, bounds and help texts have one source.
 
-A flag is named after its field; `lora` and `ppo` prefix theirs, and the documented names of the one-machine command
-(`--llm_path`, ...) stand for their fields. Values stay text where they do not parse: the model then refuses them in
-its own words, with the same message as in a file.
+A flag is named after its field; `lora` and the settings of a mode prefix theirs, and the documented names of the
+one-machine command (`--llm_path`, ...) stand for their fields. Values stay text where they do not parse: the model then
+refuses them in its own words, with the same message as in a file.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 
 from llm_tuning.api.tuning import RunOptions, TuningConfig
 from llm_tuning.core.model import ApiModel
+from llm_tuning.modes import MODES
 
 DOCUMENTED_NAMES = {
     ("mode",): "tuning_mode",
@@ -25,7 +26,7 @@ DOCUMENTED_NAMES = {
     ("dataset", "path"): "dataset_path",
     ("tracking", "uri"): "tracking_uri",
 }
-PREFIXES = {"lora": "lora_", "ppo": "ppo_"}
+PREFIXES = {group: f"{group}_" for group in ("lora", *MODES)}
 CLI_DEFAULTS = {"tracking_uri": "./mlruns"}
 """Where the command line differs from a TuningJob, whose run keeps a private store in its own folder."""
 

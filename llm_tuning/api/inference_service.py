@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from llm_tuning.api.kube import (
     DNS_SUBDOMAIN,
@@ -21,7 +21,7 @@ from llm_tuning.api.kube import (
     VolumeSpec,
     check_name,
 )
-from llm_tuning.api.structural import RULES, rule
+from llm_tuning.api.rules import Rule, RuledModel, exactly_one_of
 from llm_tuning.api.tuning import ModelId
 from llm_tuning.api.wire import WireModel
 from llm_tuning.core.model import PATTERN_WORDS, ApiModel, FieldError
@@ -56,14 +56,10 @@ class ServedModelSpec(ApiModel):
     )
 
 
-class RouteTarget(ApiModel):
+class RouteTarget(RuledModel):
     """An adapter behind a route: exactly one of `tuningJob` and `modelId`."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            RULES: [rule("has(self.tuningJob) != has(self.modelId)", "must have exactly one of tuningJob and modelId")]
-        }
-    )
+    RULES = (exactly_one_of("tuningJob", "modelId"),)
 
     tuning_job: (
         Annotated[str, StringConstraints(min_length=1, max_length=TUNING_JOB_NAME_CHARACTERS, pattern=DNS_SUBDOMAIN)]
@@ -80,20 +76,16 @@ class RouteTarget(ApiModel):
         description="Share of the route's requests, relative to the other targets; 0 keeps the adapter loaded without requests.",
     )
 
-    @model_validator(mode="after")
-    def _exactly_one(self) -> Self:
-        if (self.tuning_job is None) == (self.model_id is None):
-            raise ValueError("must have exactly one of tuningJob and modelId")
-        return self
 
-
-class Route(ApiModel):
+class Route(RuledModel):
     """A name that clients use as `model`, and the adapters that answer it."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            RULES: [rule("self.targets.exists(t, t.weight > 0)", "at least one target must have a weight above 0")]
-        }
+    RULES = (
+        Rule(
+            "self.targets.exists(t, t.weight > 0)",
+            lambda route: any(target.weight for target in route.targets),
+            "at least one target must have a weight above 0",
+        ),
     )
 
     name: ModelName = Field(description="What clients send as `model`; unique, and not the base's name.")
@@ -101,12 +93,6 @@ class Route(ApiModel):
     targets: Annotated[list[RouteTarget], Field(min_length=1, max_length=MAX_TARGETS)] = Field(
         description="Adapters that share the route's requests by weight. Requests with the same `user` go to the same one. Changing weights loads and restarts nothing."
     )
-
-    @model_validator(mode="after")
-    def _some_weight(self) -> Self:
-        if not any(target.weight for target in self.targets):
-            raise ValueError("at least one target must have a weight above 0")
-        return self
 
 
 class ServiceResourcesSpec(PlacementSpec):
@@ -184,19 +170,15 @@ class ApiKeySecretRef(ApiModel):
     )
 
 
-class RolloutSpec(ApiModel):
+class RolloutSpec(RuledModel):
     """How replicas are replaced when the model, an engine flag or the resources change."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            # Presence is asked since the group's default {} meets the rule before its inner defaults.
-            RULES: [
-                rule(
-                    "!has(self.maxSurge) || !has(self.maxUnavailable) || self.maxSurge + self.maxUnavailable > 0",
-                    "maxSurge and maxUnavailable must not both be 0",
-                )
-            ]
-        }
+    RULES = (
+        Rule(  # presence is asked since the group's default {} meets the rule before its inner defaults
+            "!has(self.maxSurge) || !has(self.maxUnavailable) || self.maxSurge + self.maxUnavailable > 0",
+            lambda rollout: rollout.max_surge + rollout.max_unavailable > 0,
+            "maxSurge and maxUnavailable must not both be 0",
+        ),
     )
 
     max_surge: Annotated[int, Field(ge=0, le=64)] = Field(
@@ -208,24 +190,25 @@ class RolloutSpec(ApiModel):
         description="Replicas that may be missing while rolling; set it to 1 and maxSurge to 0 where no GPU is spare.",
     )
 
-    @model_validator(mode="after")
-    def _gets_on(self) -> Self:
-        if self.max_surge == self.max_unavailable == 0:
-            raise ValueError("maxSurge and maxUnavailable must not both be 0")
-        return self
+
+def _takes_the_bases_name(spec: InferenceServiceSpec, name: str) -> bool:
+    path = spec.model.path
+    return name == spec.model.name if spec.model.name else name == path or path.endswith(f"/{name}")
 
 
-_OTHER_THAN_BASE = (
+_OTHER_THAN_BASE = Rule(
     "!has(self.routes) || self.routes.all(r, has(self.model.name) ? r.name != self.model.name : "
-    "(r.name != self.model.path && !self.model.path.endsWith('/' + r.name)))"
+    "(r.name != self.model.path && !self.model.path.endsWith('/' + r.name)))",
+    lambda spec: not any(_takes_the_bases_name(spec, route.name) for route in spec.routes),
+    "a route must not have the base's name; rename it, or set model.name",
+    "routes",
 )
-_BASE_TAKES_IT = "a route must not have the base's name; rename it, or set model.name"
 
 
 class InferenceServiceSpec(WireModel):
     """What is to be served."""
 
-    model_config = ConfigDict(json_schema_extra={RULES: [rule(_OTHER_THAN_BASE, _BASE_TAKES_IT, field=".routes")]})
+    RULES = (_OTHER_THAN_BASE,)
 
     model: ServedModelSpec = Field(description="The base model.")
 
@@ -260,11 +243,6 @@ class InferenceServiceSpec(WireModel):
         for index, name in enumerate(names):
             if name in names[:index]:
                 raise FieldError(f"routes[{index}]", f"another route has the name {name!r} already; rename one")
-        path = self.model.path
-        for name in names:
-            taken = name == self.model.name if self.model.name else name == path or path.endswith(f"/{name}")
-            if taken:
-                raise FieldError("routes", _BASE_TAKES_IT)
         return self
 
     @property

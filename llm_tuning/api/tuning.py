@@ -8,15 +8,16 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, StringConstraints, model_validator
-from pydantic.alias_generators import to_camel
+from pydantic import AfterValidator, Field, StringConstraints
 
-from llm_tuning.core.model import ApiModel, FieldError
+from llm_tuning.api.mode_fields import ModeName, learning_rates, mode_help, with_mode_groups, without_dropout
+from llm_tuning.api.rules import RuledModel
+from llm_tuning.core.model import ApiModel
+from llm_tuning.modes import DEFAULT_MODE, MODES
 
 MODEL_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 ALL_LINEAR = "all-linear"
 
-Mode = Literal["sft", "ppo"]
 PathText = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^[^\x00]+$")]
 
 
@@ -42,11 +43,11 @@ class AdapterRef(ApiModel):
     """An existing adapter to start from."""
 
     model_id: ModelId = Field(
-        description="model_id of a finished adapter of the same base; training goes on from it and, in ppo, measures against it."
+        description="model_id of a finished adapter of the same base; training goes on from it, and a mode that holds to a start policy holds to it."
     )
 
 
-class ModelSpec(ApiModel):
+class ModelSpec(RuledModel):
     """The base model."""
 
     path: PathText = Field(description="Folder of the base model: config.json, safetensors weights and tokenizer.")
@@ -61,7 +62,7 @@ class ModelSpec(ApiModel):
     )
 
 
-class DatasetSpec(ApiModel):
+class DatasetSpec(RuledModel):
     """The training rows."""
 
     path: PathText = Field(description="JSON array, JSON Lines or Parquet file of rows.")
@@ -83,7 +84,7 @@ class TrainingSpec(ApiModel):
     )
 
     learning_rate: Annotated[float, Field(ge=1e-10, le=0.1)] | None = Field(
-        None, description="Peak learning rate; default 2e-4 for sft and 5e-5 for ppo."
+        None, description=f"Peak learning rate; default {learning_rates()}."
     )
 
     lr_scheduler_type: Literal["linear", "cosine", "constant"] = Field(
@@ -147,11 +148,11 @@ class TrainingSpec(ApiModel):
         """Rows in one optimizer step over all devices."""
         return self.batch_size * self.gradient_accumulation_steps * devices
 
-    def resolved_learning_rate(self, mode: Mode) -> float:
+    def resolved_learning_rate(self, mode: str) -> float:
         """The learning rate in use, where the default depends on the mode."""
         if self.learning_rate is not None:
             return self.learning_rate
-        return {"sft": 2e-4, "ppo": 5e-5}[mode]
+        return MODES[mode].default_learning_rate
 
 
 class LoraSpec(ApiModel):
@@ -164,7 +165,7 @@ class LoraSpec(ApiModel):
     )
 
     dropout: Annotated[float, Field(ge=0, le=0.9)] = Field(
-        0.05, description="Dropout on the adapter's input while training (sft only; ppo trains without)."
+        0.05, description=f"Dropout on the adapter's input while training{without_dropout()}."
     )
 
     target_modules: Annotated[
@@ -174,36 +175,6 @@ class LoraSpec(ApiModel):
     def module_names(self) -> str | list[str]:
         """`target_modules` as PEFT's LoraConfig takes it."""
         return ALL_LINEAR if self.target_modules == ALL_LINEAR else self.target_modules.split(",")
-
-
-class PpoSpec(ApiModel):
-    """Offline PPO on recorded outputs; used when mode is ppo."""
-
-    clip_range: Annotated[float, Field(ge=0.001, le=1)] = Field(
-        0.2, description="Clipping of the probability ratio against the policy at the start of the epoch."
-    )
-
-    value_clip_range: Annotated[float, Field(ge=0.001, le=100)] = Field(
-        0.2, description="Clipping of the value against the value at the start of the epoch."
-    )
-
-    value_loss_coef: Annotated[float, Field(ge=0, le=10)] = Field(0.5, description="Weight of the value loss.")
-
-    kl_coef: Annotated[float, Field(ge=0, le=100)] = Field(
-        0.05, description="Weight of the k3 penalty towards the start policy on the recorded tokens."
-    )
-
-    target_kl: Annotated[float, Field(ge=0.0001, le=100)] = Field(
-        0.2,
-        description="The run stops when the exact KL (nats a token) to the start policy on held-out rows is above this.",
-    )
-
-
-def check_ppo_settings(mode: Mode, ppo: PpoSpec) -> None:
-    """Raise FieldError if `ppo` has settings that another mode would ignore."""
-    changed = [name for name in sorted(PpoSpec.model_fields) if getattr(ppo, name) != getattr(PpoSpec(), name)]
-    if mode != "ppo" and changed:
-        raise FieldError(f"ppo.{to_camel(changed[0])}", f"is set but mode is {mode}; set mode: ppo or remove it")
 
 
 class TrackingSpec(ApiModel):
@@ -218,10 +189,11 @@ class TrackingSpec(ApiModel):
     )
 
 
-class TuningConfig(ApiModel):
+@with_mode_groups
+class TuningConfig(RuledModel):
     """One tuning run, complete: what `--config` carries."""
 
-    mode: Mode = Field("sft", description="sft: learn the outputs. ppo: learn from outputs with rewards.")
+    mode: ModeName = Field(DEFAULT_MODE, description=mode_help())
 
     model: ModelSpec = Field(description="The base model.")
 
@@ -231,15 +203,7 @@ class TuningConfig(ApiModel):
 
     lora: LoraSpec = Field(default_factory=LoraSpec, description="The adapter.")
 
-    ppo: PpoSpec = Field(default_factory=PpoSpec, description="Used when mode is ppo.")
-
     tracking: TrackingSpec = Field(default_factory=TrackingSpec, description="Where MLflow keeps the run.")
-
-    @model_validator(mode="after")
-    def _ppo_needs_its_mode(self) -> TuningConfig:
-        """Refuse ppo settings that would do nothing. Defaults written out pass: a complete dump is read back."""
-        check_ppo_settings(self.mode, self.ppo)
-        return self
 
 
 def check_devices(text: str) -> str:

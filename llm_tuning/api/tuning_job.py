@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import ConfigDict, Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, model_validator
 from pydantic.alias_generators import to_camel
 
 from llm_tuning.api.inference_service import ServeSpec
@@ -31,23 +31,21 @@ from llm_tuning.api.kube import (
     VolumeSpec,
     check_name,
 )
-from llm_tuning.api.structural import RULES, rule
+from llm_tuning.api.mode_fields import with_score_fields
+from llm_tuning.api.rules import Rule, RuledModel, exactly_one_of
 from llm_tuning.api.tuning import (
     AdapterRef,
     DatasetSpec,
-    LoraSpec,
-    Mode,
     ModelId,
     ModelSpec,
-    PpoSpec,
     TrackingSpec,
-    TrainingSpec,
     TuningConfig,
-    check_ppo_settings,
 )
 from llm_tuning.api.wire import WireModel
-from llm_tuning.core.model import ApiModel, FieldError
+from llm_tuning.core.model import ApiModel
 from llm_tuning.errors import InputError, Problem
+
+M = TypeVar("M", bound=ApiModel)
 
 KIND, PLURAL, SINGULAR, SHORT_NAME = "TuningJob", "tuningjobs", "tuningjob", "tj"
 NAME_CHARACTERS = 50
@@ -59,14 +57,10 @@ MUTABLE = ("suspend", "ttl_seconds_after_finished")
 IMMUTABLE = "cannot be changed after creation; delete the TuningJob and apply it anew, or use another name"
 
 
-class JobAdapterRef(ApiModel):
+class JobAdapterRef(RuledModel):
     """An adapter to start from: exactly one of `tuningJob` and `modelId`."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            RULES: [rule("has(self.tuningJob) != has(self.modelId)", "must have exactly one of tuningJob and modelId")]
-        }
-    )
+    RULES = (exactly_one_of("tuningJob", "modelId"),)
 
     tuning_job: (
         Annotated[str, StringConstraints(min_length=1, max_length=NAME_CHARACTERS, pattern=DNS_SUBDOMAIN)] | None
@@ -77,40 +71,26 @@ class JobAdapterRef(ApiModel):
 
     model_id: ModelId | None = Field(None, description="model_id of a finished adapter on the claim, of the same base.")
 
-    @model_validator(mode="after")
-    def _exactly_one(self) -> Self:
-        if (self.tuning_job is None) == (self.model_id is None):
-            raise ValueError("must have exactly one of tuningJob and modelId")
-        return self
 
-
-class JobModelSpec(ApiModel):
+class JobModelSpec(ModelSpec):
     """The base model."""
 
     path: RelativePath = Field(
         description="Folder of the base model on the claim, such as base/qwen3-0.6b: config.json, safetensors weights and tokenizer. Relative, without `..`."
     )
 
-    adapter: JobAdapterRef | None = Field(
+    adapter: JobAdapterRef | None = Field(  # type: ignore[assignment] # it may be a job's, which is a model_id later
         None,
-        description="Adapter to start from, by tuningJob or modelId; training goes on from it and, in ppo, measures against it. Without it training starts at the base itself.",
-    )
-
-    quantization: Literal["none", "4bit"] = Field(
-        "none", description="`4bit` loads the base with bitsandbytes (QLoRA); it needs a GPU."
+        description="Adapter to start from, by tuningJob or modelId; training goes on from it. Without it training starts at the base itself.",
     )
 
 
-class JobDatasetSpec(ApiModel):
+class JobDatasetSpec(DatasetSpec):
     """The training rows: exactly one of `path` and `configMap`."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            RULES: [rule("has(self.path) != has(self.configMap)", "must have exactly one of path and configMap")]
-        }
-    )
+    RULES = (exactly_one_of("path", "configMap"),)
 
-    path: RelativePath | None = Field(
+    path: RelativePath | None = Field(  # type: ignore[assignment] # the file may be a ConfigMap's, which is a path in the pod
         None,
         description="JSON array, JSON Lines or Parquet file of rows on the claim, such as datasets/faq.json. Relative, without `..`.",
     )
@@ -119,28 +99,13 @@ class JobDatasetSpec(ApiModel):
         None, description="The file as a key of a ConfigMap, for data sets of up to 1 MiB."
     )
 
-    skip_invalid_rows: bool = Field(
-        False,
-        description="Train on the rows that pass the check instead of refusing the file; the condition still counts the others.",
-    )
 
-    @model_validator(mode="after")
-    def _exactly_one(self) -> Self:
-        if (self.path is None) == (self.config_map is None):
-            raise ValueError("must have exactly one of path and configMap")
-        return self
-
-
-class JobTrackingSpec(ApiModel):
+class JobTrackingSpec(TrackingSpec):
     """Where MLflow keeps the run."""
 
     uri: Annotated[str, StringConstraints(min_length=1, max_length=2048)] | None = Field(
         None,
         description="MLflow tracking URI, such as http://mlflow.mlops.svc:5000. Without it the run keeps a private store beside the adapter.",
-    )
-
-    experiment_name: Annotated[str, StringConstraints(min_length=1, max_length=250)] = Field(
-        "llm_tuning", description="MLflow experiment."
     )
 
     credentials_secret: SecretRef | None = Field(
@@ -167,48 +132,24 @@ class ResourcesSpec(PlacementSpec):
 
 
 SERVES_BASE_NAME = "must not be the base's name, under which the base itself answers; use another one"
-_PPO_SETTINGS = {to_camel(name): field.default for name, field in PpoSpec.model_fields.items()}
+_NOT_THE_BASES_NAME = Rule(
+    "!has(self.serve) || (self.serve.name != self.model.path && !self.model.path.endsWith('/' + self.serve.name))",
+    lambda spec: spec.serve is None or spec.model.path.rsplit("/", 1)[-1] != spec.serve.name,
+    SERVES_BASE_NAME,
+    "serve.name",
+)
 
 
-class TuningJobSpec(WireModel):
+class TuningJobSpec(WireModel, TuningConfig):
     """What is to be trained. Only suspend and ttlSecondsAfterFinished can be changed afterwards."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            RULES: [
-                rule(
-                    f"self.mode == 'ppo' || self.ppo.{name} == {float(default)!r}",
-                    "is set but mode is not ppo; set mode: ppo or remove it",
-                    field=f".ppo.{name}",
-                )
-                for name, default in _PPO_SETTINGS.items()
-            ]
-            + [
-                rule(
-                    "!has(self.serve) || (self.serve.name != self.model.path && "
-                    "!self.model.path.endsWith('/' + self.serve.name))",
-                    SERVES_BASE_NAME,
-                    field=".serve.name",
-                )
-            ]
-        }
-    )
-
-    mode: Mode = Field("sft", description="sft: learn the outputs. ppo: learn from outputs with rewards.")
+    RULES = (*TuningConfig.RULES, _NOT_THE_BASES_NAME)
 
     model: JobModelSpec = Field(description="The base model.")
 
     dataset: JobDatasetSpec = Field(description="The training rows: exactly one of path and configMap.")
 
     volume: VolumeSpec = Field(description="The volume that has it all: base/ datasets/ models/.")
-
-    training: TrainingSpec = Field(default_factory=TrainingSpec, description="How the optimizer goes through the rows.")
-
-    lora: LoraSpec = Field(default_factory=LoraSpec, description="The adapter.")
-
-    ppo: PpoSpec = Field(
-        default_factory=PpoSpec, description="How far training from rewards may go; only for mode ppo."
-    )
 
     tracking: JobTrackingSpec = Field(default_factory=JobTrackingSpec, description="Where MLflow keeps the run.")
 
@@ -245,13 +186,6 @@ class TuningJobSpec(WireModel):
         description="Serve the adapter once it is published: makes an InferenceService that outlives this TuningJob.",
     )
 
-    @model_validator(mode="after")
-    def _groups_fit_together(self) -> Self:
-        check_ppo_settings(self.mode, self.ppo)
-        if self.serve is not None and self.model.path.rsplit("/", 1)[-1] == self.serve.name:
-            raise FieldError("serve.name", SERVES_BASE_NAME)
-        return self
-
 
 class Progress(ApiModel):
     """How far the training is, as it was last reported."""
@@ -273,6 +207,7 @@ class Progress(ApiModel):
     last_update_time: Time = Field("", description="When the trainer reported this (RFC 3339).")
 
 
+@with_score_fields
 class Evaluation(ApiModel):
     """The held-out rows, scored by the base (or start adapter) and by the tuned model."""
 
@@ -291,14 +226,6 @@ class Evaluation(ApiModel):
     base_token_accuracy: float | None = Field(None, description="Share of tokens that the base predicts.")
 
     tuned_token_accuracy: float | None = Field(None, description="Share of tokens that the tuned model predicts.")
-
-    base_reward_weighted_loglik: float | None = Field(
-        None, description="ppo: the base's reward-weighted log-likelihood."
-    )
-
-    start_reward_weighted_loglik: float | None = Field(None, description="ppo: the start adapter's.")
-
-    tuned_reward_weighted_loglik: float | None = Field(None, description="ppo: the tuned model's.")
 
 
 class TuningJobStatus(ApiModel):
@@ -386,16 +313,19 @@ def tuning_config(
     spec: TuningJobSpec, *, root: Path, start_model_id: str | None = None, dataset_file: Path | None = None
 ) -> TuningConfig:
     """`spec` as the configuration of a run, where the claim is mounted at `root` and a ConfigMap's file is given."""
-    adapter = AdapterRef(model_id=start_model_id) if start_model_id else None
     dataset = dataset_file if spec.dataset.path is None else root / spec.dataset.path
     if dataset is None:
         raise ValueError("dataset_file is needed where the dataset is a ConfigMap's")
-    return TuningConfig(
-        mode=spec.mode,
-        model=ModelSpec(path=str(root / spec.model.path), adapter=adapter, quantization=spec.model.quantization),
-        dataset=DatasetSpec(path=str(dataset), skip_invalid_rows=spec.dataset.skip_invalid_rows),
-        training=spec.training,
-        lora=spec.lora,
-        ppo=spec.ppo,
-        tracking=TrackingSpec(uri=spec.tracking.uri, experiment_name=spec.tracking.experiment_name),
+    adapter = AdapterRef(model_id=start_model_id) if start_model_id else None
+    return _handed_over(
+        TuningConfig,
+        spec,
+        model=_handed_over(ModelSpec, spec.model, path=str(root / spec.model.path), adapter=adapter),
+        dataset=_handed_over(DatasetSpec, spec.dataset, path=str(dataset)),
+        tracking=_handed_over(TrackingSpec, spec.tracking),
     )
+
+
+def _handed_over(to: type[M], value: ApiModel, **differing: Any) -> M:
+    """`value`, of a class that has all the fields of `to`, as one of those; every field but the `differing` ones."""
+    return to(**{name: getattr(value, name) for name in to.model_fields} | differing)

@@ -12,11 +12,12 @@ from typing import Any, Self
 
 from pydantic import ValidationError
 
+from llm_tuning.api.rules import RuledModel
 from llm_tuning.api.structural import INT_OR_STRING, Schema, structural_schema
 from llm_tuning.core.model import ApiModel, input_error
 
 
-class WireModel(ApiModel):
+class WireModel(RuledModel):
     """A model whose `parse` gives the API server's verdict."""
 
     @classmethod

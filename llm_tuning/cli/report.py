@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from llm_tuning.cli.tables import SCORES, print_columns
+from llm_tuning.cli.tables import print_columns, score_titles
 from llm_tuning.errors import EXIT_OK, EXIT_TRY_AGAIN, TryAgain
 from llm_tuning.models.manifest import Manifest
 
@@ -111,7 +111,7 @@ def _evaluation(metrics: dict[str, Any]) -> list[list[str]]:
     prompts = metrics.get("held_out_prompts")
     of = f" of {prompts} {'prompt' if prompts == 1 else 'prompts'}" if prompts else ""
     lines = [[f"held out ({metrics.get('held_out_rows', '?')} rows{of})", *columns]]
-    for key, name in SCORES.items():
+    for key, name in score_titles().items():
         values = [metrics[column].get(key) for column in columns]
         if any(value is not None for value in values):
             lines.append([name, *("-" if value is None else f"{value:.4f}" for value in values)])

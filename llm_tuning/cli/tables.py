@@ -5,13 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-SCORES = {
-    "loss": "loss (nats a token)",
-    "perplexity": "perplexity",
-    "token_accuracy": "token accuracy",
-    "reward_weighted_loglik": "reward-weighted log-likelihood",
-}
-"""What a held-out evaluation measures, as people are shown it."""
+
+def score_titles() -> dict[str, str]:
+    """What a held-out evaluation measures, by its names on disk, as people are shown it."""
+    from llm_tuning.modes import all_scores
+
+    return {score.name: score.title.lower() + (f" ({score.unit})" if score.unit else "") for score in all_scores()}
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -6,11 +6,10 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import get_args
 
 from llm_tuning.api import TrainingSpec, TuningConfig
-from llm_tuning.api.tuning import Mode
 from llm_tuning.errors import EXIT_INPUT, EXIT_OK, InputError
+from llm_tuning.modes import MODES
 
 HELP = "check a dataset: rows, token lengths, what is learned"
 
@@ -20,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     mode, max_length = TuningConfig.model_fields["mode"], TrainingSpec.model_fields["max_length"]
     parser.add_argument("--dataset_path", required=True, metavar="FILE", help="JSON array, JSON Lines or Parquet file")
     parser.add_argument("--llm_path", metavar="FOLDER", help="base model: its tokenizer and chat template are used")
-    parser.add_argument("--tuning_mode", choices=get_args(Mode), default=mode.default, help=mode.description)
+    parser.add_argument("--tuning_mode", choices=list(MODES), default=mode.default, help=mode.description)
     parser.add_argument("--max_length", type=int, default=max_length.default, metavar="N", help=max_length.description)
     parser.add_argument("--skip_invalid_rows", action="store_true", help="accept the file without its refused rows")
     parser.add_argument("--show_sample", action="store_true", help="show one row as the model sees it")
@@ -48,7 +47,7 @@ def _run(args: argparse.Namespace) -> int:
     base = Path(args.llm_path) if args.llm_path is not None else None
     report = examine_dataset(
         args.dataset_path,
-        mode=args.tuning_mode,
+        form=MODES[args.tuning_mode].rows,
         tokenizer_dir=base,
         max_length=args.max_length,
         skip_invalid_rows=args.skip_invalid_rows,
@@ -59,8 +58,8 @@ def _run(args: argparse.Namespace) -> int:
     print(report.model_dump_json(indent=2) if args.json else render_report(report, color=on_terminal))
     if report.kept and (args.show_sample or (on_terminal and not args.json)):
         where = sys.stderr if args.json else sys.stdout
-        color = where.isatty()
-        print(render_sample(args.dataset_path, mode=args.tuning_mode, tokenizer_dir=base, color=color), file=where)
+        form, color = MODES[args.tuning_mode].rows, where.isatty()
+        print(render_sample(args.dataset_path, form=form, tokenizer_dir=base, color=color), file=where)
     if report.ok:
         return EXIT_OK
     if args.json:

@@ -22,7 +22,8 @@ from llm_tuning.api.inference_service import (
     VllmSpec,
 )
 from llm_tuning.api.kube import API_VERSION, VolumeSpec
-from llm_tuning.api.tuning import LoraSpec, Mode, PpoSpec, TrainingSpec
+from llm_tuning.api.mode_fields import ModeName
+from llm_tuning.api.tuning import LoraSpec, TrainingSpec
 from llm_tuning.api.tuning_job import (
     JobDatasetSpec,
     JobModelSpec,
@@ -33,6 +34,7 @@ from llm_tuning.api.tuning_job import (
 from llm_tuning.core.model import ApiModel
 from llm_tuning.core.suggestions import did_you_mean
 from llm_tuning.errors import InputError, Problem
+from llm_tuning.modes import DEFAULT_MODE, ModeSettings
 
 Raw = dict[str, Any]
 Group = Mapping[str, Any]
@@ -44,10 +46,10 @@ KINDS: Mapping[str, type[TuningJob | InferenceService]] = {
 }
 
 
-class TuneFields(TypedDict, total=False):
+class TuneFields(ModeSettings, total=False):
     """Fields of a TuningJob's spec; `model`, `dataset` and `volume` are needed. A text stands for its usual field."""
 
-    mode: Mode
+    mode: ModeName
     model: str | Group | JobModelSpec
     """A text is `model.path`."""
     dataset: str | Group | JobDatasetSpec
@@ -56,7 +58,6 @@ class TuneFields(TypedDict, total=False):
     """A text is `volume.claimName`."""
     training: Group | TrainingSpec
     lora: Group | LoraSpec
-    ppo: Group | PpoSpec
     tracking: Group | JobTrackingSpec
     resources: Group | ResourcesSpec
     queue_name: str
@@ -89,7 +90,7 @@ _USUAL = {"model": "path", "dataset": "path", "volume": "claimName", "serve": "n
 
 def build_tuning_job(name: str | None, fields: TuneFields) -> Raw:
     """A TuningJob with these fields; without a name the server makes one. Raises InputError with every problem."""
-    return checked(_object(tuning_job.KIND, name, f"{fields.get('mode') or 'sft'}-", cast(Group, fields)))
+    return checked(_object(tuning_job.KIND, name, f"{fields.get('mode') or DEFAULT_MODE}-", cast(Group, fields)))
 
 
 def build_inference_service(name: str, fields: ServeFields) -> Raw:

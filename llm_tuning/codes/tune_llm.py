@@ -24,6 +24,7 @@ from llm_tuning.cli.parser import Parser
 from llm_tuning.core.stopping import stop_on_signals
 from llm_tuning.core.suggestions import did_you_mean
 from llm_tuning.errors import EXIT_INPUT, EXIT_TRY_AGAIN, InputError, Problem, TryAgain
+from llm_tuning.modes import DEFAULT_MODE
 
 SUBCOMMANDS = {
     "validate": "check a data set without training",
@@ -38,7 +39,7 @@ EXIT_INTERRUPTED = 130
 def run_tuning(  # noqa: PLR0917 - the documented names, in the documented order
     llm_path: str | Path | None = None,
     dataset_path: str | Path | None = None,
-    tuning_mode: str = "sft",
+    tuning_mode: str = DEFAULT_MODE,
     experiment_name: str = "llm_tuning",
     tracking_uri: str = "./mlruns",
     devices: str | int = "0",
@@ -56,7 +57,7 @@ def run_tuning(  # noqa: PLR0917 - the documented names, in the documented order
     documented = {
         "llm_path": (llm_path, None),
         "dataset_path": (dataset_path, None),
-        "tuning_mode": (tuning_mode, "sft"),
+        "tuning_mode": (tuning_mode, DEFAULT_MODE),
         "experiment_name": (experiment_name, "llm_tuning"),
         "tracking_uri": (tracking_uri, CLI_DEFAULTS["tracking_uri"]),
         "devices": (str(devices), "0"),

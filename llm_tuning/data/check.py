@@ -11,12 +11,11 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from llm_tuning.api.tuning import Mode
 from llm_tuning.core.stopping import raise_if_stopped
 from llm_tuning.data.faults import RowFault
 from llm_tuning.data.reading import DatasetFile, data_hash
 from llm_tuning.data.report import Report
-from llm_tuning.data.rows import Example, RowParser
+from llm_tuning.data.rows import Example, RowForm, RowParser
 from llm_tuning.data.sample import render_sample
 from llm_tuning.data.tally import Tally
 from llm_tuning.data.token_rows import TokenRowsWriter
@@ -42,7 +41,7 @@ class DatasetRefused(InputError):  # noqa: N818 - the input is at fault, not the
 def check_dataset(
     path: str | Path,
     *,
-    mode: Mode,
+    form: RowForm,
     tokenizer_dir: Path | None,
     max_length: int,
     skip_invalid_rows: bool = False,
@@ -56,7 +55,7 @@ def check_dataset(
     """
     report = examine_dataset(
         path,
-        mode=mode,
+        form=form,
         tokenizer_dir=tokenizer_dir,
         max_length=max_length,
         skip_invalid_rows=skip_invalid_rows,
@@ -71,7 +70,7 @@ def check_dataset(
 def examine_dataset(
     path: str | Path,
     *,
-    mode: Mode,
+    form: RowForm,
     tokenizer_dir: Path | None,
     max_length: int,
     skip_invalid_rows: bool = False,
@@ -87,8 +86,8 @@ def examine_dataset(
     if out is not None and tokenizer is None:
         where = f"model {tokenizer_dir}"
         raise InputError(Problem(where, "has no tokenizer.json", "save its tokenizer with save_pretrained() first"))
-    report = Report(path=str(path), mode=mode)
-    parser = RowParser(mode)
+    report = Report(path=str(path), mode=form.mode)
+    parser = RowParser(form)
     tally = Tally(max_length, with_tokens=tokenizer is not None)
     with _rows_writer(out) as writer:
         try:
@@ -130,7 +129,7 @@ def _batches(dataset: DatasetFile, parser: RowParser, tally: Tally) -> Iterator[
             tally.refuse(number, fault)
             continue
         batch.append(example)
-        characters += len(example.text or "") + sum(len(message["content"]) for message in example.messages or ())
+        characters += sum(conversation.characters for conversation in example.sequences)
         if len(batch) >= _BATCH_ROWS or characters >= _BATCH_CHARACTERS:
             yield batch
             batch, characters = [], 0
@@ -154,15 +153,23 @@ def _take(
             continue
         tally.keep(example, row)
         if writer is not None and row is not None:
+            _write(writer, example, row)
+
+
+def _write(writer: TokenRowsWriter, example: Example, row: TokenisedRow) -> None:
+    for number, (sequence, source) in enumerate(zip(row.sequences, example.sequences, strict=True)):
+        if number == 0:
             writer.append(
-                row.input_ids,
-                row.learned,
+                sequence.input_ids,
+                sequence.learned,
                 row_number=example.row_number,
-                reward=example.reward,
-                messages=example.messages,
-                text=example.text,
-                learn_from=example.learn_from,
+                number=example.number,
+                messages=source.messages,
+                text=source.text,
+                learn_from=source.learn_from,
             )
+        else:
+            writer.append_sequence(sequence.input_ids, sequence.learned, messages=source.messages, text=source.text)
 
 
 @contextmanager

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
-from llm_tuning.api.tuning import Mode
 from llm_tuning.data.faults import Reason
 from llm_tuning.data.reading import FORMAT_NAMES, Format
 from llm_tuning.errors import Problem
@@ -124,7 +123,7 @@ class Report(_Part):
     ok: bool = True
     """Whether a run may start on these rows."""
     path: str
-    mode: Mode
+    mode: str
     format: Format | None = None
     row_numbers: str = ""
     """What row numbers count: lines (JSON Lines) or positions from 1."""

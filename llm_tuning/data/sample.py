@@ -9,12 +9,11 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from llm_tuning.api.tuning import Mode
 from llm_tuning.data.chat import plain_template
 from llm_tuning.data.faults import RowFault
 from llm_tuning.data.reading import DatasetFile
-from llm_tuning.data.rows import Example, RowParser
-from llm_tuning.data.spans import render_example
+from llm_tuning.data.rows import Conversation, Example, RowForm, RowParser
+from llm_tuning.data.spans import render_conversation
 from llm_tuning.data.tokens import RowTokenizer
 
 MAX_CHARACTERS = 4000
@@ -28,14 +27,19 @@ _GREEN, _RESET = "\x1b[32m", "\x1b[0m"
 
 
 def render_sample(
-    path: str | Path, *, mode: Mode, tokenizer_dir: Path | None, encoder: Tokenizer | None = None, color: bool = False
+    path: str | Path,
+    *,
+    form: RowForm,
+    tokenizer_dir: Path | None,
+    encoder: Tokenizer | None = None,
+    color: bool = False,
 ) -> str:
     """The first row that can be used, "" if there is none. Learned text is green, or between >>> and <<<.
 
     Without a base the row is shown in the project's plain template. Raises InputError as the check does.
     """
     tokenizer = RowTokenizer.load(tokenizer_dir, encoder) if tokenizer_dir is not None else None
-    parser = RowParser(mode)
+    parser = RowParser(form)
     for number, row in DatasetFile(Path(path)):
         try:
             example = parser.parse(number, row)
@@ -47,10 +51,17 @@ def render_sample(
 
 
 def sample_segments(example: Example, tokenizer: RowTokenizer | None) -> list[Segment]:
-    """The rendered row in pieces; raises RowFault if the template does not take it."""
-    if example.messages is None:
-        return [(example.text or "", True)]
-    rendered = render_example(tokenizer.template if tokenizer else plain_template(), example)
+    """The rendered row in pieces, its sequences one below the other; raises RowFault where the template refuses it."""
+    segments: list[Segment] = []
+    for conversation in example.sequences:
+        segments += [("\n\n", False)] * bool(segments) + _segments(conversation, tokenizer)
+    return segments
+
+
+def _segments(conversation: Conversation, tokenizer: RowTokenizer | None) -> list[Segment]:
+    if conversation.messages is None:
+        return [(conversation.text or "", True)]
+    rendered = render_conversation(tokenizer.template if tokenizer else plain_template(), conversation)
     marks = [False] * len(rendered.text)
     spans = rendered.spans if tokenizer is None else tokenizer.learned_characters(rendered)
     for start, end in spans:

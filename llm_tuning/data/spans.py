@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from llm_tuning.data.chat import ChatTemplate, TemplateRefused
 from llm_tuning.data.faults import Reason, RowFault
-from llm_tuning.data.rows import Example
+from llm_tuning.data.messages import Message
+from llm_tuning.data.rows import Conversation
 
 Span = tuple[int, int]
 
@@ -28,9 +29,9 @@ class Rendered:
     """The generation prompt is not how the template writes the same turn afterwards."""
 
 
-def render_example(template: ChatTemplate, example: Example) -> Rendered:
+def render_conversation(template: ChatTemplate, conversation: Conversation) -> Rendered:
     """Render a conversation (its last message is an assistant turn) and mark what is learned; raises RowFault."""
-    messages = example.messages
+    messages = conversation.messages
     assert messages is not None
     try:
         text = template.render(messages)
@@ -50,23 +51,22 @@ def render_example(template: ChatTemplate, example: Example) -> Rendered:
     turns = [
         index
         for index, message in enumerate(messages[:-1])
-        if message["role"] == "assistant" and index >= example.learn_from
+        if message["role"] == "assistant" and index >= conversation.learn_from
     ]
     spans = []
     for index in turns:
-        span = _turn(template, example, index, text)
+        span = _turn(template, messages, index, text)
         if span is None:
             return Rendered(text, [last], rewritten=True, prompt_differs=prompt_differs)
         spans.append(span)
     return Rendered(text, [*spans, last], prompt_differs=prompt_differs)
 
 
-def _turn(template: ChatTemplate, example: Example, index: int, text: str) -> Span | None:
+def _turn(template: ChatTemplate, messages: list[Message], index: int, text: str) -> Span | None:
     """The span of an earlier turn in the whole text, None where the template writes it differently there."""
-    assert example.messages is not None
     try:
-        prompt = template.render(example.messages[:index], add_generation_prompt=True)
-        through = template.render(example.messages[: index + 1])
+        prompt = template.render(messages[:index], add_generation_prompt=True)
+        through = template.render(messages[: index + 1])
     except TemplateRefused:
         return None
     if text.startswith(through) and through.startswith(prompt):

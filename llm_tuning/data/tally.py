@@ -58,10 +58,11 @@ class DuplicateCounter:
 
 
 def _digest(example: Example) -> bytes:
-    digest = hashlib.blake2b(repr(example.reward).encode(), digest_size=16)
-    for message in example.messages or ():
-        digest.update(f"\x1e{message['role']}\x1f{message['content']}".encode())
-    digest.update(b"\x1d" + (example.text or "").encode())
+    digest = hashlib.blake2b(repr(example.number).encode(), digest_size=16)
+    for conversation in example.sequences:
+        for message in conversation.messages or ():
+            digest.update(f"\x1e{message['role']}\x1f{message['content']}".encode())
+        digest.update(b"\x1d" + (conversation.text or "").encode())
     return digest.digest()
 
 
@@ -90,24 +91,26 @@ class Tally:
     def keep(self, example: Example, row: TokenisedRow | None) -> None:
         self.kept += 1
         self._duplicates.add(example)
-        self._prompts.append(prompt_key(example.messages, example.text, learn_from=example.learn_from))
-        if not math.isnan(example.reward):
-            self._rewards.add(example.reward)
+        first = example.sequences[0]
+        self._prompts.append(prompt_key(first.messages, first.text, learn_from=first.learn_from))
+        if not math.isnan(example.number):
+            self._rewards.add(example.number)
         if row is not None:
             self._count_tokens(example.row_number, row)
 
     def _count_tokens(self, number: int, row: TokenisedRow) -> None:
-        tokens = self._tokens
-        self._lengths[row.full_length] += 1
-        tokens.learned += int(row.learned.sum())
-        tokens.rows_learning_end += row.learns_end
-        if row.full_length > self._max_length:
-            tokens.truncated.add(number)
-            tokens.tokens_lost += row.full_length - self._max_length
+        """Lengths are those of sequences, which max_length cuts; what a warning lists are rows."""
+        tokens, sequences = self._tokens, row.sequences
+        for sequence in sequences:
+            self._lengths[sequence.full_length] += 1
+            tokens.learned += int(sequence.learned.sum())
+            tokens.tokens_lost += max(0, sequence.full_length - self._max_length)
+        tokens.rows_learning_end += all(sequence.learns_end for sequence in sequences)
         for rows, applies in (
-            (tokens.boundary_merges, row.boundary_merge),
-            (tokens.last_turn_only, row.rewritten),
-            (tokens.prompt_differs, row.prompt_differs),
+            (tokens.truncated, any(sequence.full_length > self._max_length for sequence in sequences)),
+            (tokens.boundary_merges, any(sequence.boundary_merge for sequence in sequences)),
+            (tokens.last_turn_only, any(sequence.rewritten for sequence in sequences)),
+            (tokens.prompt_differs, any(sequence.prompt_differs for sequence in sequences)),
         ):
             if applies:
                 rows.add(number)

@@ -1,12 +1,17 @@
 """Tokenised rows on disk: written as a stream, read through memory maps, never taken for whole when they are not.
 
-A folder holds one flat file per column, in the machine's byte order, and `rows.json`, which is written last and
-names the size of every other file:
+A row has one or more sequences (a pair has two). A folder holds one flat file per column, in the machine's byte
+order, and `rows.json`, which is written last and names the size of every other file:
 
-    input_ids.bin  int32 (tokens,)    learned.bin  bool (tokens,)    starts.bin  int64 (rows + 1,) into both
-    rewards.bin  float64 (rows,)      row_numbers.bin  int64 (rows,) learned_counts.bin  int32 (rows,)
-    prompts.bin  uint64 (rows,): `splitting.prompt_key`; folders of version 1 have none
-    source.jsonl  one line a row, {"messages": ...} or {"text": ...}  source_starts.bin  int64 (rows + 1,) bytes
+    per row        row_starts.bin  int64 (rows + 1,) into the sequences
+                   numbers.bin  float64 (rows,)              row_numbers.bin  int64 (rows,)
+                   prompts.bin  uint64 (rows,): `splitting.prompt_key`
+    per sequence   starts.bin  int64 (sequences + 1,) into the tokens
+                   learned_counts.bin  int32 (sequences,)    source_starts.bin  int64 (sequences + 1,) bytes
+                   source.jsonl  one line a sequence, {"messages": ...} or {"text": ...}
+    per token      input_ids.bin  int32                      learned.bin  bool
+
+Version 1, whose rows had one sequence each, had neither row_starts nor prompts and called numbers rewards; it is read.
 """
 
 from __future__ import annotations
@@ -17,6 +22,7 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
@@ -35,7 +41,8 @@ _COLUMNS: dict[str, type[np.generic]] = {
     "input_ids": np.int32,
     "learned": np.bool_,
     "starts": np.int64,
-    "rewards": np.float64,
+    "row_starts": np.int64,
+    "numbers": np.float64,
     "row_numbers": np.int64,
     "learned_counts": np.int32,
     "source_starts": np.int64,
@@ -43,20 +50,43 @@ _COLUMNS: dict[str, type[np.generic]] = {
 }
 _SOURCE = "source.jsonl"
 _FILES = (*(f"{name}.bin" for name in _COLUMNS), _SOURCE)
-_SINCE_VERSION_2 = ("prompts.bin",)
+_NUMBERS_1, _NOT_IN_1 = "rewards", ("row_starts", "prompts")
+_FILES_OF_VERSION = {
+    1: (*(f"{_NUMBERS_1 if name == 'numbers' else name}.bin" for name in _COLUMNS if name not in _NOT_IN_1), _SOURCE),
+    FORMAT_VERSION: _FILES,
+}
 
 
 @dataclass(frozen=True, slots=True)
-class TokenRow:
-    """One row; the arrays, of shape (tokens,), are read-only views of the file."""
+class TokenSequence:
+    """One sequence; the arrays, of shape (tokens,), are read-only views of the file."""
 
     input_ids: NDArray[np.int32]
     learned: NDArray[np.bool_]
     """learned[t]: token t is a target of the loss, predicted from the tokens before it; learned[0] is False."""
-    reward: float
-    """NaN where the mode has no rewards."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRow:
+    """One row; the arrays hold all its sequences, one after the other, and are read-only views of the file."""
+
+    input_ids: NDArray[np.int32]
+    learned: NDArray[np.bool_]
+    number: float
+    """Such as a reward; NaN where the mode takes none."""
     row_number: int
     """Where the row is in the dataset file."""
+    lengths: tuple[int, ...] = ()
+    """Tokens of each sequence; left out where there is one."""
+
+    @property
+    def sequences(self) -> tuple[TokenSequence, ...]:
+        """The sequences apart."""
+        lengths = self.lengths or (len(self.input_ids),)
+        return tuple(
+            TokenSequence(self.input_ids[end - length : end], self.learned[end - length : end])
+            for end, length in zip(accumulate(lengths), lengths, strict=True)
+        )
 
 
 class TokenRowsWriter:
@@ -67,7 +97,7 @@ class TokenRowsWriter:
         (path / MARKER).unlink(missing_ok=True)  # first: rows of an earlier, killed write must not look whole
         self._path = path
         self._files: dict[str, BinaryIO] = {name: (path / name).open("wb") for name in _FILES}
-        self._rows = self._tokens = self._source_bytes = 0
+        self._rows = self._sequences = self._tokens = self._source_bytes = 0
         self._write("starts", 0)
         self._write("source_starts", 0)
 
@@ -77,31 +107,49 @@ class TokenRowsWriter:
         learned: NDArray[np.bool_],
         *,
         row_number: int,
-        reward: float = math.nan,
+        number: float = math.nan,
         messages: Sequence[Message] | None = None,
         text: str | None = None,
         learn_from: int = 0,
     ) -> None:
-        """Add one row; `messages` or `text` is what its ids were made of, `learn_from` as in `prompt_key`."""
+        """Begin a row with its first sequence; `messages` or `text` is what its ids were made of.
+
+        `learn_from` is as in `prompt_key`.
+        """
+        first = self._sequences
+        self.append_sequence(input_ids, learned, messages=messages, text=text)
+        self._rows += 1
+        self._write("row_starts", first)
+        self._write("numbers", number)
+        self._write("row_numbers", row_number)
+        self._write("prompts", prompt_key(messages, text, learn_from=learn_from))
+
+    def append_sequence(
+        self,
+        input_ids: NDArray[np.int32],
+        learned: NDArray[np.bool_],
+        *,
+        messages: Sequence[Message] | None = None,
+        text: str | None = None,
+    ) -> None:
+        """Add a further sequence to the row begun last."""
         if len(input_ids) != len(learned) or len(input_ids) == 0 or learned[0]:
-            raise ValueError("a row needs as many learned flags as ids, at least one, and the first one False")
+            raise ValueError("a sequence needs as many learned flags as ids, at least one, and the first one False")
         source = {"messages": messages} if messages is not None else {"text": text}
         line = json.dumps(source, ensure_ascii=False).encode() + b"\n"
         self._files[_SOURCE].write(line)
-        self._rows += 1
+        self._sequences += 1
         self._tokens += len(input_ids)
         self._source_bytes += len(line)
         self._write("input_ids", input_ids)
         self._write("learned", learned)
         self._write("starts", self._tokens)
-        self._write("rewards", reward)
-        self._write("row_numbers", row_number)
         self._write("learned_counts", np.count_nonzero(learned))
         self._write("source_starts", self._source_bytes)
-        self._write("prompts", prompt_key(messages, text, learn_from=learn_from))
 
     def close(self) -> None:
         """Flush all to disk, then write the marker that makes the folder whole."""
+        self._write("row_starts", self._sequences)
         for file in self._files.values():
             file.flush()
             os.fsync(file.fileno())
@@ -142,14 +190,22 @@ class TokenRows:
         if not self.is_whole(path):
             raise FileNotFoundError(f"{path} holds no whole set of tokenised rows: check the dataset again")
         self._path = path
-        names = [name for name in _COLUMNS if (path / f"{name}.bin").exists()]
-        self._columns: dict[str, NDArray[Any]] = {name: _map(path / f"{name}.bin", _COLUMNS[name]) for name in names}
+        old = _version(path) == 1
+        self._columns: dict[str, NDArray[Any]] = {
+            name: _map(path / f"{_NUMBERS_1 if old and name == 'numbers' else name}.bin", dtype)
+            for name, dtype in _COLUMNS.items()
+            if not (old and name in _NOT_IN_1)
+        }
         self._starts: NDArray[np.int64] = self._columns["starts"]
-        self.lengths: NDArray[np.int32] = np.diff(self._starts).astype(np.int32)
-        """Tokens of each row."""
-        self.learned_counts: NDArray[np.int32] = self._columns["learned_counts"]
-        """Learned tokens of each row."""
-        self.rewards: NDArray[np.float64] = self._columns["rewards"]
+        self._row_starts: NDArray[np.int64] = (
+            np.arange(len(self._starts), dtype=np.int64) if old else self._columns["row_starts"]
+        )
+        self.lengths: NDArray[np.int32] = np.diff(self._starts[self._row_starts]).astype(np.int32)
+        """Tokens of each row, over all its sequences."""
+        learned = np.concatenate([[0], np.cumsum(self._columns["learned_counts"], dtype=np.int64)])
+        self.learned_counts: NDArray[np.int32] = np.diff(learned[self._row_starts]).astype(np.int32)
+        """Learned tokens of each row, over all its sequences."""
+        self.numbers: NDArray[np.float64] = self._columns["numbers"]
         self.row_numbers: NDArray[np.int64] = self._columns["row_numbers"]
         self.prompts: NDArray[np.uint64] | None = self._columns.get("prompts")
         """Equal where rows have one prompt; None in rows that were written before prompts were kept."""
@@ -162,15 +218,12 @@ class TokenRows:
     @staticmethod
     def is_whole(path: Path) -> bool:
         """Whether a writer finished there and every file still has its size."""
-        try:
-            marker = read_json(path / MARKER)
-        except ValueError:
-            return False
-        if not isinstance(marker, dict) or marker.get("version") not in (1, FORMAT_VERSION):
-            return False
+        marker = _marker(path)
         sizes = marker.get("sizes", {})
-        files = [name for name in _FILES if marker["version"] > 1 or name not in _SINCE_VERSION_2]
-        return all((path / name).is_file() and (path / name).stat().st_size == sizes.get(name) for name in files)
+        files = _FILES_OF_VERSION.get(_version(path), ())
+        return bool(files) and all(
+            (path / name).is_file() and (path / name).stat().st_size == sizes.get(name) for name in files
+        )
 
     def hold_out(self, fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Indices of the training rows and of the held-out rows: see `splitting.split`."""
@@ -185,33 +238,50 @@ class TokenRows:
         return len(np.unique(self.prompts if indices is None else self.prompts[indices]))
 
     def __len__(self) -> int:
-        return len(self._starts) - 1
+        return len(self._row_starts) - 1
 
     def __getitem__(self, index: int) -> TokenRow:
         index = range(len(self))[index]
-        part = slice(int(self._starts[index]), int(self._starts[index + 1]))
+        starts = self._starts[self._row_starts[index] : self._row_starts[index + 1] + 1]
+        part = slice(int(starts[0]), int(starts[-1]))
         return TokenRow(
             self._columns["input_ids"][part],
             self._columns["learned"][part],
-            float(self.rewards[index]),
+            float(self.numbers[index]),
             int(self.row_numbers[index]),
+            tuple(np.diff(starts).tolist()),
         )
 
-    def messages(self, index: int) -> list[Message] | None:
-        """The conversation whose rendering was tokenised, None for a row of plain text."""
-        return self._source(index).get("messages")
+    def messages(self, index: int, sequence: int = 0) -> list[Message] | None:
+        """The conversation whose rendering was tokenised, None for a sequence of plain text."""
+        return self._source(index, sequence).get("messages")
 
-    def text(self, index: int) -> str | None:
+    def text(self, index: int, sequence: int = 0) -> str | None:
         """The text that was tokenised, None for a conversation."""
-        return self._source(index).get("text")
+        return self._source(index, sequence).get("text")
 
-    def _source(self, index: int) -> dict[str, Any]:
+    def _source(self, index: int, sequence: int) -> dict[str, Any]:
         index = range(len(self))[index]
+        at = range(int(self._row_starts[index]), int(self._row_starts[index + 1]))[sequence]
         starts = self._columns["source_starts"]
         with (self._path / _SOURCE).open("rb") as file:
-            file.seek(int(starts[index]))
-            source: dict[str, Any] = json.loads(file.read(int(starts[index + 1] - starts[index])))
+            file.seek(int(starts[at]))
+            source: dict[str, Any] = json.loads(file.read(int(starts[at + 1] - starts[at])))
         return source
+
+
+def _marker(path: Path) -> dict[str, Any]:
+    """What the writer left when it had finished; empty where it has not."""
+    try:
+        marker = read_json(path / MARKER)
+    except ValueError:
+        return {}
+    return marker if isinstance(marker, dict) else {}
+
+
+def _version(path: Path) -> int:
+    version = _marker(path).get("version")
+    return version if isinstance(version, int) else 0
 
 
 def _map(path: Path, dtype: type[np.generic]) -> NDArray[Any]:

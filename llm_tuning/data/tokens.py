@@ -18,8 +18,8 @@ from tokenizers import Encoding, Tokenizer
 from llm_tuning.core.files import check_regular
 from llm_tuning.data.chat import ChatTemplate, load_chat_template, read_object
 from llm_tuning.data.faults import Reason, RowFault
-from llm_tuning.data.rows import Example
-from llm_tuning.data.spans import Rendered, Span, render_example
+from llm_tuning.data.rows import Conversation, Example
+from llm_tuning.data.spans import Rendered, Span, render_conversation
 from llm_tuning.errors import InputError, Problem
 
 TOKENIZER_BYTES = 2**28
@@ -29,8 +29,8 @@ _CACHED_TAILS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
-class TokenisedRow:
-    """One row as the model sees it, cut to the maximum length; arrays of shape (tokens,)."""
+class TokenisedSequence:
+    """One sequence as the model sees it, cut to the maximum length; arrays of shape (tokens,)."""
 
     input_ids: NDArray[np.int32]
     learned: NDArray[np.bool_]
@@ -43,6 +43,13 @@ class TokenisedRow:
     """The prompt alone has other tokens than the same text inside the whole row."""
     rewritten: bool = False
     prompt_differs: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TokenisedRow:
+    """The sequences of one row, in the order of its Example."""
+
+    sequences: tuple[TokenisedSequence, ...]
 
 
 class RowTokenizer:
@@ -97,11 +104,13 @@ class RowTokenizer:
         """Tokenise rows of one kind (all conversations or all text), in order; a row that cannot be used is a fault."""
         self._encoder.no_truncation()
         self._encoder.no_padding()
-        if examples and examples[0].messages is None:
-            rows = self._tokenise_texts([example.text or "" for example in examples], max_length)
+        conversations = [conversation for example in examples for conversation in example.sequences]
+        if conversations and conversations[0].messages is None:
+            found = self._tokenise_texts([conversation.text or "" for conversation in conversations], max_length)
         else:
-            rows = self._tokenise_conversations(examples, max_length)
-        return [self._checked(row, max_length) if isinstance(row, TokenisedRow) else row for row in rows]
+            found = self._tokenise_conversations(conversations, max_length)
+        rest = iter(found)
+        return [self._row([next(rest) for _ in example.sequences], max_length) for example in examples]
 
     def learned_characters(self, rendered: Rendered) -> list[Span]:
         """The character spans of the learned tokens of a rendered conversation."""
@@ -123,8 +132,8 @@ class RowTokenizer:
         learned[:1] = False
         return learned, stop_at, merges
 
-    def _tokenise_texts(self, texts: list[str], max_length: int) -> list[TokenisedRow | RowFault]:
-        rows: list[TokenisedRow | RowFault] = []
+    def _tokenise_texts(self, texts: list[str], max_length: int) -> list[TokenisedSequence | RowFault]:
+        rows: list[TokenisedSequence | RowFault] = []
         for encoding in self._encoder.encode_batch_fast(texts, add_special_tokens=True):
             ids = encoding.ids
             if self._eos_id is not None and ids[-1:] != [self._eos_id]:
@@ -132,26 +141,28 @@ class RowTokenizer:
             learned = np.ones(min(len(ids), max_length), dtype=np.bool_)
             learned[:1] = False
             ends = self._eos_id is not None and len(ids) <= max_length
-            rows.append(TokenisedRow(np.array(ids[:max_length], dtype=np.int32), learned, len(ids), ends))
+            rows.append(TokenisedSequence(np.array(ids[:max_length], dtype=np.int32), learned, len(ids), ends))
         return rows
 
-    def _tokenise_conversations(self, examples: Sequence[Example], max_length: int) -> list[TokenisedRow | RowFault]:
+    def _tokenise_conversations(
+        self, conversations: Sequence[Conversation], max_length: int
+    ) -> list[TokenisedSequence | RowFault]:
         rendered: list[Rendered | RowFault] = []
-        for example in examples:
+        for conversation in conversations:
             try:
-                rendered.append(render_example(self.template, example))
+                rendered.append(render_conversation(self.template, conversation))
             except RowFault as fault:
                 rendered.append(fault)
         encodings = iter(self._encode([row.text for row in rendered if isinstance(row, Rendered)]))
         return [
-            row if isinstance(row, RowFault) else self._conversation_row(row, next(encodings), max_length)
+            row if isinstance(row, RowFault) else self._conversation_sequence(row, next(encodings), max_length)
             for row in rendered
         ]
 
-    def _conversation_row(self, rendered: Rendered, encoding: Encoding, max_length: int) -> TokenisedRow:
+    def _conversation_sequence(self, rendered: Rendered, encoding: Encoding, max_length: int) -> TokenisedSequence:
         learned, stop_at, merges = self._learned_tokens(rendered, encoding)
         ids = np.array(encoding.ids, dtype=np.int32)
-        return TokenisedRow(
+        return TokenisedSequence(
             ids[:max_length],
             learned[:max_length],
             len(ids),
@@ -161,12 +172,25 @@ class RowTokenizer:
             prompt_differs=rendered.prompt_differs,
         )
 
-    def _checked(self, row: TokenisedRow, max_length: int) -> TokenisedRow | RowFault:
-        if self._embeddings is not None and len(row.input_ids) and row.input_ids.max() >= self._embeddings:
-            return self._without_embedding(int(row.input_ids[row.input_ids >= self._embeddings][0]))
-        if row.learned.any():
-            return row
-        if row.full_length > max_length:
+    def _row(self, parts: Sequence[TokenisedSequence | RowFault], max_length: int) -> TokenisedRow | RowFault:
+        """The row of these sequences; the first fault among them is the row's."""
+        sequences: list[TokenisedSequence] = []
+        for part in parts:
+            fault = part if isinstance(part, RowFault) else self._fault_of(part, max_length)
+            if fault is not None:
+                return fault
+            assert isinstance(part, TokenisedSequence)
+            sequences.append(part)
+        return TokenisedRow(tuple(sequences))
+
+    def _fault_of(self, sequence: TokenisedSequence, max_length: int) -> RowFault | None:
+        """Why the model cannot learn from `sequence`, if it cannot."""
+        ids = sequence.input_ids
+        if self._embeddings is not None and len(ids) and ids.max() >= self._embeddings:
+            return self._without_embedding(int(ids[ids >= self._embeddings][0]))
+        if sequence.learned.any():
+            return None
+        if sequence.full_length > max_length:
             rule = f"nothing is left to learn: the answer starts after max_length ({max_length} tokens)"
             return RowFault(Reason.NOTHING_TO_LEARN, rule, "raise max_length or shorten the prompt")
         return RowFault(Reason.NOTHING_TO_LEARN, "has no token to learn", "give more text or remove the row")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 from llm_tuning.data.faults import Reason
 from llm_tuning.data.json_stream import object_problem, read_object
 from llm_tuning.data.report import Refused, Report
-from llm_tuning.data.rows import RowParser
+from llm_tuning.data.rows import RowForm, RowParser
 from llm_tuning.data.splitting import MIN_ROWS_TO_SPLIT
 from llm_tuning.data.tokens import RowTokenizer
 from llm_tuning.errors import Problem
@@ -28,7 +27,7 @@ def judge(
     skip_invalid_rows: bool,
 ) -> None:
     """Complete a report whose counts are written."""
-    report.shape = parser.shape
+    report.shape = parser.shape.name if parser.shape is not None else None
     report.ignored_fields = sorted(parser.ignored_fields)
     report.rows_trimmed = parser.rows_trimmed
     if tokenizer is not None:
@@ -37,12 +36,12 @@ def judge(
         if report.tokens is not None:
             report.tokens.stop_tokens = tokenizer.stop_tokens
     if report.data_hash is not None:  # else the file itself is the problem, and the counts are of a part of it
-        _find_problems(report, path, skip_invalid_rows=skip_invalid_rows)
+        _find_problems(report, parser.form, path, skip_invalid_rows=skip_invalid_rows)
     _find_warnings(report)
     _find_notes(report, tokenizer, tokenizer_dir)
 
 
-def _find_problems(report: Report, path: Path, *, skip_invalid_rows: bool) -> None:
+def _find_problems(report: Report, form: RowForm, path: Path, *, skip_invalid_rows: bool) -> None:
     if report.format == "jsonl" and report.rows == 1 and any(r.reason in _DEFECTS for r in report.refusals):
         report.refuse(object_problem(path, read_object(path)))
         return
@@ -52,27 +51,15 @@ def _find_problems(report: Report, path: Path, *, skip_invalid_rows: bool) -> No
     if report.kept < MIN_ROWS and (skip_invalid_rows or not report.refusals):
         rule = f"holds {report.kept} usable {'row' if report.kept == 1 else 'rows'}"
         report.refuse(Problem(report.path, rule, f"a run needs at least {MIN_ROWS}"))
-    if report.rewards is not None and report.kept >= MIN_ROWS:
-        _judge_rewards(report)
+    if report.kept >= MIN_ROWS:
+        for problem in form.judge(report):
+            report.refuse(problem)
 
 
 def _refused_problem(path: str, refused: Refused) -> Problem:
     first = "first at " if refused.count > 1 else ""
     inside = f", {first}{refused.at}" if refused.at else ""
     return Problem(f"{path}, {refused}{inside}", refused.fault, refused.fix)
-
-
-def _judge_rewards(report: Report) -> None:
-    spread = report.rewards
-    assert spread is not None
-    if report.mode != "ppo":
-        return
-    if spread.min == spread.max:
-        rule = f"the reward is {spread.min:g} in every row: nothing tells good outputs from bad ones"
-        report.refuse(Problem(f"{report.path}, reward", rule, "give rewards that differ, or use --tuning_mode sft"))
-    elif not math.isfinite(spread.std):
-        rule = "the rewards differ by more than can be standardised"
-        report.refuse(Problem(f"{report.path}, reward", rule, "scale them down"))
 
 
 def _find_warnings(report: Report) -> None:

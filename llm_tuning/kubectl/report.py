@@ -6,7 +6,7 @@ import argparse
 from datetime import datetime
 
 from llm_tuning.api.tuning_job import Evaluation
-from llm_tuning.cli.tables import SCORES, print_columns, print_table
+from llm_tuning.cli.tables import print_columns, print_table, score_titles
 from llm_tuning.client import Job
 from llm_tuning.client.explain import explain_job
 from llm_tuning.errors import EXIT_OK, EXIT_TRY_AGAIN
@@ -56,13 +56,14 @@ def _summary(job: Job) -> list[tuple[str, str]]:
 
 def _evaluation(found: Evaluation) -> tuple[list[str], list[list[str]]]:
     """Header and rows: one column for each of base, start adapter and tuned that was scored."""
+    titles = score_titles()
     scores = {
-        name: {key: getattr(found, f"{name}_{key}", None) for key in SCORES} for name in ("base", "start", "tuned")
+        name: {key: getattr(found, f"{name}_{key}", None) for key in titles} for name in ("base", "start", "tuned")
     }
     columns = [name for name, values in scores.items() if any(value is not None for value in values.values())]
     rows = [
         [text, *("-" if scores[name][key] is None else f"{scores[name][key]:.4f}" for name in columns)]
-        for key, text in SCORES.items()
+        for key, text in titles.items()
         if any(scores[name][key] is not None for name in columns)
     ]
     return [f"held out ({found.held_out_rows or '?'} rows)", *columns], rows

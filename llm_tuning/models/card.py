@@ -10,25 +10,14 @@ import math
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any
 
-from llm_tuning.api import Mode, TrainingSpec
 from llm_tuning.core.files import file_hash
 from llm_tuning.data.report import Report, summary_lines
 from llm_tuning.models.layout import ADAPTER_WEIGHTS, CARD
 from llm_tuning.models.manifest import Manifest
+from llm_tuning.modes import MODES, all_scores
 
-MODE_NAMES = {
-    "sft": "supervised fine-tuning (the outputs are learned)",
-    "ppo": "offline PPO (outputs are weighted by their recorded rewards)",
-}
-SCORES = (
-    ("loss", "Loss, nats a token"),
-    ("perplexity", "Perplexity"),
-    ("token_accuracy", "Token accuracy"),
-    ("reward_weighted_loglik", "Reward-weighted log-likelihood"),
-)
-"""Fields of an evaluation's scores, and what the table calls them."""
 POLICIES = (("base", "Base"), ("start", "Start adapter"), ("tuned", "Tuned"))
 
 
@@ -61,7 +50,7 @@ def _front_matter(manifest: Manifest) -> str:
 def _summary(manifest: Manifest) -> str:
     rows = [
         ("Base", f"{_code(manifest.base.name)} ({_code(manifest.base.path)})"),
-        ("Mode", MODE_NAMES.get(manifest.mode, manifest.mode)),
+        ("Mode", MODES[manifest.mode].title if manifest.mode in MODES else manifest.mode),
         ("Started from", _code(manifest.start_adapter.model_id) if manifest.start_adapter else "the base itself"),
         ("Created", manifest.created_at),
         ("MLflow run", _mlflow(manifest)),
@@ -109,9 +98,10 @@ def _evaluation(manifest: Manifest) -> str:
         why = f" ({metrics['message']})" if metrics.get("message") else ""
         return f"## Evaluation\n\nNo held-out evaluation: {_plain(reason + why)}."
     rows = []
-    for field, title in SCORES:
-        values = [metrics[name].get(field) for name, _ in policies]
+    for score in all_scores():
+        values = [metrics[name].get(score.name) for name, _ in policies]
         if any(value is not None for value in values):
+            title = f"{score.title}, {score.unit}" if score.unit else score.title
             rows.append((title, *(_number(value) for value in values)))
     table = _table(("", *(title for _, title in policies)), rows)
     prompts = metrics.get("held_out_prompts")
@@ -139,11 +129,11 @@ def _training(manifest: Manifest, curve: str | None) -> str:
 
 def _configuration(manifest: Manifest) -> Iterator[tuple[str, str]]:
     """What decides how it was trained; the learning rate in use where it was left to the mode."""
-    shown = ("training", "lora", *(("ppo",) if manifest.mode == "ppo" else ()))
-    for group in shown:
+    mode = MODES.get(manifest.mode)
+    for group in ("training", "lora", manifest.mode):
         values = dict(manifest.configuration.get(group) or {})
-        if "learningRate" in values and values["learningRate"] is None and manifest.mode in get_args(Mode):
-            values["learningRate"] = TrainingSpec().resolved_learning_rate(cast(Mode, manifest.mode))
+        if mode is not None and "learningRate" in values and values["learningRate"] is None:
+            values["learningRate"] = mode.default_learning_rate
         yield from _flat(values, f"{group}.")
 
 

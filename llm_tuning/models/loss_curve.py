@@ -1,79 +1,38 @@
 """Draw the loss curve of a run from its metrics.jsonl, as the picture that lies beside the adapter.
 
-sft: the loss, in training and on held-out rows. ppo: policy loss, value loss, and how far it went from the start
-policy. matplotlib is imported here only, and used by its objects: pyplot would keep figures and a backend for the
-whole process.
+The panels are the mode's. matplotlib is imported here only, and used by its objects: pyplot would keep figures and a
+backend for the whole process.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llm_tuning.modes import MODES
+from llm_tuning.modes.mode import HELD_OUT_COLOR, LOSS_PANEL, OTHER_COLOR, TRAINING_COLOR, Line, Panel
 from llm_tuning.tracking.metrics_file import read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-TRAINING_COLOR, HELD_OUT_COLOR, OTHER_COLOR = "#3465a4", "#d9480f", "#5c940d"
 MOST_POINTS = 2000
 """Points drawn of one series; more cannot be seen and only make the file larger."""
 SMOOTHED_FROM = 50
 """Steps from which a noisy series is drawn pale with its running mean over it."""
 
 
-@dataclass(frozen=True)
-class Line:
-    """One series of a panel: the metric's name, its label and colour; `marked` draws the points."""
-
-    name: str
-    label: str
-    color: str
-    marked: bool = False
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One pair of axes."""
-
-    title: str
-    unit: str
-    lines: tuple[Line, ...]
-
-
-LOSS = Panel(
-    "Loss",
-    "nats per learned token",
-    (Line("train/loss", "training", TRAINING_COLOR), Line("eval/loss", "held out", HELD_OUT_COLOR, marked=True)),
-)
-PANELS = {
-    "sft": (LOSS,),
-    "ppo": (
-        Panel("Policy loss", "", (Line("train/policy_loss", "training", TRAINING_COLOR),)),
-        Panel("Value loss", "", (Line("train/value_loss", "training", OTHER_COLOR),)),
-        Panel(
-            "Distance to the start policy",
-            "nats per token",
-            (
-                Line("train/kl_penalty", "penalty, recorded tokens", TRAINING_COLOR),
-                Line("eval/kl", "exact KL, held out", HELD_OUT_COLOR, marked=True),
-            ),
-        ),
-    ),
-}
-
-
 def draw_loss_curve(metrics: Path, picture: Path, *, mode: str) -> bool:
     """Draw what `metrics` (a metrics.jsonl) has for `mode` into `picture` (PNG); False, and no file, without steps."""
-    names = {line.name for panel in (*PANELS.get(mode, ()), LOSS) for line in panel.lines}
+    wanted = MODES[mode].panels if mode in MODES else (LOSS_PANEL,)
+    names = {line.name for panel in (*wanted, LOSS_PANEL) for line in panel.lines}
     series = _series(metrics, names)
-    panels = [panel for panel in PANELS.get(mode, (LOSS,)) if any(series[line.name] for line in panel.lines)]
-    if not panels and any(series[line.name] for line in LOSS.lines):
-        panels = [LOSS]
+    panels = [panel for panel in wanted if any(series[line.name] for line in panel.lines)]
+    if not panels and any(series[line.name] for line in LOSS_PANEL.lines):
+        panels = [LOSS_PANEL]
     if not panels:
         return False
     _draw(panels, series, picture)

@@ -18,6 +18,7 @@ from llm_tuning.api import TuningConfig
 from llm_tuning.core.files import file_hash, read_file, write_json
 from llm_tuning.errors import InputError, Problem
 from llm_tuning.models.layout import ADAPTER_WEIGHTS, MANIFEST
+from llm_tuning.modes import MODES
 
 
 class Record(BaseModel):
@@ -159,16 +160,16 @@ def deciding_settings(config: TuningConfig, devices: int) -> dict[str, Any]:
     Left out, and why:
     - training.max_tokens_per_pass, training.gradient_checkpointing: memory and speed; the same sums come out.
     - training.save_steps: a resumed run equals an uninterrupted one.
-    - training.eval_steps in sft: an evaluation only looks. In ppo it can stop the run (`target_kl`) and counts.
-    - lora.dropout in ppo, which trains without.
-    - ppo.* in other modes.
+    - training.eval_steps where an evaluation only looks; it counts in a mode that an evaluation can stop.
+    - lora.dropout in a mode that trains without.
+    - The settings of other modes.
     - model.path, dataset.path: their contents count, by hash. dataset.skip_invalid_rows: the rows that are left are in
       the data hash, and without it a file with invalid rows never trains.
     - tracking.*.
 
     `training.precision` counts as written: what `auto` turns into is known only on the device.
     """
-    training, lora = config.training, config.lora
+    training, lora, mode = config.training, config.lora, MODES[config.mode]
     decides: dict[str, Any] = {
         "mode": config.mode,
         "quantization": config.model.quantization,
@@ -192,11 +193,12 @@ def deciding_settings(config: TuningConfig, devices: int) -> dict[str, Any]:
             "target_modules": sorted(set(lora.target_modules.split(","))),
         },
     }
-    if config.mode == "ppo":
+    if mode.evaluation_decides:
         decides["training"]["eval_steps"] = training.eval_steps
-        decides["ppo"] = config.ppo.model_dump()
-    else:
+    if mode.uses_dropout:
         decides["lora"]["dropout"] = lora.dropout
+    if mode.settings is not None:
+        decides[mode.name] = mode.settings_of(config).model_dump()
     return decides
 
 

@@ -6,8 +6,8 @@ vocabulary, r rank, P parameters of the adapter, b bytes of a number in the pass
 - Base: its parameters in b bytes, frozen, so without gradients or optimizer states. In 4 bits: NF4 with double
   quantisation, 4.127 bits a number (QLoRA, arXiv 2305.14314, section 3); embeddings, output layer and norms stay whole.
 - Adapter: weights, gradients and AdamW's two moments in fp32, 16 P (as in ZeRO, arXiv 1910.02054, section 3.1, without
-  its fp16 copies). Autocast keeps a bf16 copy of the weights while a pass goes on. Several GPUs and ppo lay the
-  gradients end to end once more, and their sum.
+  its fp16 copies). Autocast keeps a bf16 copy of the weights while a pass goes on. Several GPUs and some modes lay
+  the gradients end to end once more, and their sum.
 - Activations: what autograd keeps for the backward pass of a decoder whose matrices are frozen. A frozen matrix keeps
   nothing of its input. Kept are: the fp32 input of each norm; query, key, value and output of the attention (flash
   attention, arXiv 2205.14135: no T x T scores); gate, up and activated gate of the MLP; the input of each adapter (with
@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llm_tuning.api.tuning import Mode
+from llm_tuning.modes import Memory
 from llm_tuning.planning.shape import Linear, ModelShape, distinct_inputs
 
 GIB = 2**30
@@ -37,15 +37,14 @@ FRAGMENTATION = 0.1
 FOUR_BITS = 4.127 / 8
 LOGITS_AT_A_TIME = 2**22
 """Elements, as token_loss.CHUNK_ELEMENTS."""
-POSITIONS_AT_A_TIME = 256
-"""As chunked_head.CHUNK_TOKENS."""
 
 
 @dataclass(frozen=True)
 class Setting:
     """How a run goes through the model."""
 
-    mode: Mode
+    memory: Memory
+    """What the mode holds."""
     rank: int
     dropout: bool
     tokens: int
@@ -105,9 +104,10 @@ def head_bytes(shape: ModelShape, setting: Setting) -> int:
     """From the last hidden states to the loss."""
     b, vocabulary = setting.number_bytes, shape.vocabulary
     states = setting.learned * shape.hidden * 2 * b
-    if setting.mode == "ppo":
-        states += setting.learned * shape.hidden * 4  # the value head reads them in fp32
-        return states + POSITIONS_AT_A_TIME * vocabulary * (b + 8)
+    if setting.memory.value_head:
+        states += setting.learned * shape.hidden * 4
+    if setting.memory.head_positions is not None:
+        return states + setting.memory.head_positions * vocabulary * (b + 8)
     if not shape.head_is_plain:
         return setting.tokens * vocabulary * (2 * b + 8)
     return states + min(LOGITS_AT_A_TIME, setting.learned * vocabulary) * (b + 8)
@@ -119,7 +119,7 @@ def device_parts(shape: ModelShape, targets: tuple[Linear, ...], setting: Settin
     width = max(shape.intermediate, shape.query + 2 * shape.key, shape.hidden)
     activations = activation_bytes(shape, targets, setting)
     dtype = "4 bits" if setting.four_bits else {2: "bf16", 4: "fp32"}[b]
-    gathered = setting.processes > 1 or setting.mode == "ppo"
+    gathered = setting.processes > 1 or setting.memory.gathers_gradients
     how = "checkpointed" if setting.checkpointing else "all layers"
     parts = [
         Part("base", base_bytes(shape, setting), f"{shape.parameters:,} parameters in {dtype}"),

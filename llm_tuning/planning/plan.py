@@ -9,6 +9,7 @@ from pathlib import Path
 from llm_tuning.api.tuning_job import TuningJobSpec
 from llm_tuning.data.check import check_dataset
 from llm_tuning.data.report import Report
+from llm_tuning.modes import MODES
 from llm_tuning.planning.memory import (
     CUDA_CONTEXT_BYTES,
     GIB,
@@ -106,7 +107,7 @@ def make_plan(spec: TuningJobSpec, *, base: Path, dataset: Path | None) -> Plan:
     if dataset is not None:
         report = check_dataset(
             dataset,
-            mode=spec.mode,
+            form=MODES[spec.mode].rows,
             tokenizer_dir=base,
             max_length=spec.training.max_length,
             skip_invalid_rows=spec.dataset.skip_invalid_rows,
@@ -139,7 +140,7 @@ def make_plan(spec: TuningJobSpec, *, base: Path, dataset: Path | None) -> Plan:
 
 
 def _setting(spec: TuningJobSpec, rows: Rows | None) -> Setting:
-    training, cuda = spec.training, spec.resources.gpus > 0
+    training, mode, cuda = spec.training, MODES[spec.mode], spec.resources.gpus > 0
     budget = tokens_per_pass(training, "cuda:0" if cuda else "cpu")
     longest = rows.longest if rows is not None else training.max_length  # a row alone may be longer than a pass
     in_a_step = longest * training.batch_size * training.gradient_accumulation_steps
@@ -147,9 +148,9 @@ def _setting(spec: TuningJobSpec, rows: Rows | None) -> Setting:
     learned = rows.learned / rows.tokens if rows is not None else 1.0
     bf16 = training.precision == "bf16" or (training.precision == "auto" and cuda)
     return Setting(
-        mode=spec.mode,
+        memory=mode.memory,
         rank=spec.lora.rank,
-        dropout=spec.mode == "sft" and spec.lora.dropout > 0,
+        dropout=mode.uses_dropout and spec.lora.dropout > 0,
         tokens=tokens,
         learned=min(tokens, int(tokens * min(1.0, 1.5 * learned))),  # a pass may have more of them than the mean
         number_bytes=2 if bf16 else 4,
@@ -202,7 +203,7 @@ def _notes(shape: ModelShape, setting: Setting) -> list[str]:
         notes.append("time is not estimated on a CPU: it depends on the cores far more than on the model")
     if shape.experts:
         notes.append("a mixture of experts: their layers and routing are modelled roughly")
-    if not shape.head_is_plain and setting.mode == "sft":
+    if not shape.head_is_plain and setting.memory.head_positions is None:
         notes.append("this model scales or caps its logits, so that all of them are held in memory")
     largest = activation_bytes(shape, shape.linears, setting)
     if setting.cuda and largest > base_bytes(shape, setting) + CUDA_CONTEXT_BYTES and not setting.checkpointing:

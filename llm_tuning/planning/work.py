@@ -7,7 +7,7 @@ the row's length times Q in each layer forward (causal), three times that with b
 learned token: logits, and the derivative taken at once.
 
 Evaluation is forward only: base, start adapter and tuned model on the held-out rows, and about ten times a run
-on the way. ppo adds a pass of the start policy over all rows, and one of the policy at each further epoch.
+on the way. A mode may score all training rows besides (`Memory.scoring_passes`).
 """
 
 from __future__ import annotations
@@ -103,6 +103,5 @@ def run_operations(
 
     looked_at = min(steps.total, EVALUATIONS if training.eval_steps is None else steps.total // training.eval_steps)
     scored = steps.held_out * rows.mean * (looked_at + 2 + setting.start_adapter)
-    if setting.mode == "ppo":
-        scored += steps.training_rows * rows.mean * math.ceil(steps.epochs)
+    scored += steps.training_rows * rows.mean * setting.memory.scoring_passes(steps.epochs)
     return trained * (token + head) + scored * (forward + head / 2)

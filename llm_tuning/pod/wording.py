@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from llm_tuning.api.tuning_job import TuningJobSpec
 from llm_tuning.errors import InputError, Problem
 from llm_tuning.pod.contract import PodReason
 from llm_tuning.pod.job import OutsideVolume, PodJob
@@ -20,7 +21,7 @@ from llm_tuning.run.tune import ADAPTER, BASE, DATASET, OUTPUT, TRACKING
 _CLAIM = "volume.claimName"
 _FULL_BYTES = 1 << 20
 _FLAGS = {
-    "--tuning_mode sft": "mode: sft",
+    "--tuning_mode ": "mode: ",
     "`tune-llm registry list`": "models/registry.json on the claim",
     "`registry list`": "models/registry.json on the claim",
     "max_length": "training.maxLength",
@@ -92,7 +93,7 @@ def _in_spec_word(problem: Problem, job: PodJob | None) -> Problem:
 
 
 def _is_field(where: str) -> bool:
-    return where.partition(".")[0] in ("mode", "model", "dataset", "training", "lora", "ppo", "tracking", "resources")
+    return where.partition(".")[0] in TuningJobSpec.model_fields
 
 
 def _volume_reason(root: Path) -> PodReason:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from llm_tuning.core.files import write_json
 from llm_tuning.core.stopping import raise_if_stopped, stop_on_signals, stop_requested
 from llm_tuning.errors import EXIT_INPUT, EXIT_TRY_AGAIN, InputError, Problem, TryAgain
+from llm_tuning.modes import MODES
 from llm_tuning.run.devices import DEFAULT_DEVICES, gpu_required
 from llm_tuning.run.spec import TRACKING_URI_VARIABLE, RunSpec, read_run_spec
 
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from llm_tuning.run.context import Reporter
 
 log = logging.getLogger(__name__)
-
-RECIPES = {"sft": "llm_tuning.trainers.sft", "ppo": "llm_tuning.trainers.ppo"}
 
 
 def run_rank(spec: RunSpec, *, rank: int) -> None:
@@ -63,7 +62,7 @@ def _train(spec: RunSpec, rank: int, reporter: Reporter) -> str:
         data_hash=spec.data_hash,
         reporter=reporter,
     )
-    recipe = importlib.import_module(RECIPES[spec.config.mode])
+    recipe = importlib.import_module(MODES[spec.config.mode].recipe)
     with process_group(spec.work / "rendezvous", rank=rank, world=run.world, device=device):
         recipe.train(run)
     return device

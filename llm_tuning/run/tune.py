@@ -40,6 +40,7 @@ from llm_tuning.models.layout import (
 from llm_tuning.models.manifest import Manifest, config_hash, deciding_settings, read_manifest
 from llm_tuning.models.registry import Registry
 from llm_tuning.models.trainable import check_trainable
+from llm_tuning.modes import MODES
 from llm_tuning.run.checkpoints import newest_whole
 from llm_tuning.run.spec import RunSpec, read_run_spec
 from llm_tuning.run.work import fresh_work_removed, nothing_left_of_a_refusal
@@ -388,7 +389,9 @@ def _check_data(spec: RunSpec, *, show_sample: bool) -> None:
     log.info("%s", report.summary())
     if show_sample or sys.stderr.isatty():
         color = sys.stderr.isatty()
-        sample = render_sample(config.dataset.path, mode=config.mode, tokenizer_dir=base, encoder=encoder, color=color)
+        sample = render_sample(
+            config.dataset.path, form=MODES[config.mode].rows, tokenizer_dir=base, encoder=encoder, color=color
+        )
         sys.stderr.write(sample)  # not a log line: logs never hold dataset text
     write_json(done, report.model_dump(mode="json"))
 
@@ -400,7 +403,7 @@ def _read_data(
 
     return check_dataset(
         config.dataset.path,
-        mode=config.mode,
+        form=MODES[config.mode].rows,
         tokenizer_dir=Path(config.model.path) if with_tokens else None,
         max_length=config.training.max_length,
         skip_invalid_rows=config.dataset.skip_invalid_rows,

@@ -134,27 +134,28 @@ def full_batches(lengths: npt.NDArray[np.integer] | Sequence[int], max_tokens: i
 
 
 def pad(rows: Sequence[TokenRow], pad_id: int) -> dict[str, torch.Tensor]:
-    """Rows as `input_ids` (B, T) and `labels` (B, T), int64, padded on the right; labels are -100 where not learned.
+    """Sequences of rows as `input_ids` (B, T) and `labels` (B, T), int64, padded on the right; not learned is -100.
 
     No attention mask: with causal attention a real position never sees the padding on its right, and what padding
     positions compute is not learned.
     """
     import torch
 
-    width = max(len(row.input_ids) for row in rows)
-    input_ids = np.full((len(rows), width), pad_id, dtype=np.int64)
-    labels = np.full((len(rows), width), IGNORED, dtype=np.int64)
-    for i, row in enumerate(rows):
-        length = len(row.input_ids)
-        input_ids[i, :length] = row.input_ids
-        labels[i, :length] = np.where(row.learned, row.input_ids, IGNORED)
+    sequences = [sequence for row in rows for sequence in row.sequences]
+    width = max(len(sequence.input_ids) for sequence in sequences)
+    input_ids = np.full((len(sequences), width), pad_id, dtype=np.int64)
+    labels = np.full((len(sequences), width), IGNORED, dtype=np.int64)
+    for i, sequence in enumerate(sequences):
+        length = len(sequence.input_ids)
+        input_ids[i, :length] = sequence.input_ids
+        labels[i, :length] = np.where(sequence.learned, sequence.input_ids, IGNORED)
     return {"input_ids": torch.from_numpy(input_ids), "labels": torch.from_numpy(labels)}
 
 
 def flatten(rows: Sequence[TokenRow]) -> dict[str, Any]:
-    """Rows end to end as `input_ids` and `labels`, (1, tokens) int64 as in `pad`, and their `row_lengths`.
+    """Sequences of rows end to end as `input_ids` and `labels`, (1, tokens) int64 as in `pad`, and their `row_lengths`.
 
-    The label of a row's first token is always -100, so shifting labels by one never crosses rows.
+    The label of a sequence's first token is always -100, so shifting labels by one never crosses sequences.
     """
     import torch
 
@@ -163,5 +164,5 @@ def flatten(rows: Sequence[TokenRow]) -> dict[str, Any]:
     return {
         "input_ids": torch.from_numpy(input_ids)[None],
         "labels": torch.from_numpy(np.where(learned, input_ids, IGNORED))[None],
-        "row_lengths": [len(row.input_ids) for row in rows],
+        "row_lengths": [len(sequence.input_ids) for row in rows for sequence in row.sequences],
     }

@@ -72,7 +72,7 @@ def evaluate_policy(
         token_accuracy=float(correct.sum() / count),
         tokens=count,
         rows=len(indices),
-        reward_weighted_loglik=_reward_weighted(loglik / tokens, torch.from_numpy(rows.rewards[indices].copy())),
+        reward_weighted_loglik=_reward_weighted(loglik / tokens, torch.from_numpy(rows.numbers[indices].copy())),
     )
 
 

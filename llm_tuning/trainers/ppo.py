@@ -31,6 +31,7 @@ from llm_tuning.data.chat import load_chat_template
 from llm_tuning.data.token_rows import TokenRows
 from llm_tuning.errors import InputError, Problem, TryAgain
 from llm_tuning.models.layout import TRAINING
+from llm_tuning.modes.ppo import PPO
 from llm_tuning.run.context import TrainRun
 from llm_tuning.run.devices import tokens_per_pass
 from llm_tuning.trainers import ppo_math
@@ -64,7 +65,7 @@ def train(run: TrainRun) -> None:
     rows = TokenRows.open(run.rows)
     training_rows, held_out = rows.hold_out(training.eval_fraction, training.seed)
     rewards = torch.full((len(rows),), math.nan, dtype=torch.float64)
-    rewards[training_rows] = ppo_math.standardise_rewards(torch.from_numpy(rows.rewards[training_rows]))
+    rewards[training_rows] = ppo_math.standardise_rewards(torch.from_numpy(rows.numbers[training_rows]))
 
     with out_of_memory_explained(training, run.device):
         base = load_base_model(run.base, device=run.device, dtype=dtype, quantization=config.model.quantization)
@@ -111,7 +112,7 @@ def learn(
 
     `rewards` (rows of the data set,) are the standardised ones.
     """
-    training, ppo = run.config.training, run.config.ppo
+    training, ppo = run.config.training, PPO.settings_of(run.config)
     rows = passes.rows
     batches = StepBatches(
         training_rows,
@@ -127,7 +128,7 @@ def learn(
 
     adapter = policy.trained()
     parameters = [*adapter, *policy.value_head.parameters()]
-    learning_rate = training.resolved_learning_rate("ppo")
+    learning_rate = training.resolved_learning_rate(PPO.name)
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=training.weight_decay)
     scheduler = get_scheduler(
         training.lr_scheduler_type,

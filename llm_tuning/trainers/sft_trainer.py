@@ -167,7 +167,7 @@ class StepTrainer(SFTTrainer):
         return norm
 
     def _diverged(self, what: str, value: float) -> InputError:
-        rate = self.run.config.training.resolved_learning_rate("sft")
+        rate = self.run.config.training.resolved_learning_rate(self.run.config.mode)
         return InputError(
             Problem(
                 "training.learningRate",
@@ -238,7 +238,7 @@ def _arguments(run: TrainRun, *, total: int) -> SFTConfig:
         max_steps=total,
         per_device_train_batch_size=1,
         gradient_accumulation_steps=1,
-        learning_rate=spec.resolved_learning_rate("sft"),
+        learning_rate=spec.resolved_learning_rate(run.config.mode),
         lr_scheduler_type=spec.lr_scheduler_type,
         warmup_steps=int(spec.warmup_ratio * total),  # down: a short run spends no step on a rate of zero
         weight_decay=spec.weight_decay,

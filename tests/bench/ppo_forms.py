@@ -68,7 +68,7 @@ def _train(
     if form == "plain":
         return plain_ppo(model, rows, training_rows, run.config, rows_per_pass=8), float("inf")
     rewards = torch.zeros(len(rows))
-    rewards[training_rows] = ppo_math.standardise_rewards(torch.from_numpy(rows.rewards[training_rows])).float()
+    rewards[training_rows] = ppo_math.standardise_rewards(torch.from_numpy(rows.numbers[training_rows])).float()
     policy = ActorCritic.of(model, device="cpu", dtype=torch.float32, gradient_checkpointing=False)
     passes = RowPasses(rows, tokens_per_pass(run.config.training, "cpu"), "cpu", 0, 1)
     ppo.learn(run, policy, passes, rewards, training_rows=training_rows, held_out=held_out)

@@ -5,14 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 import pytest
 
-from llm_tuning.api.tuning import Mode
 from llm_tuning.codes.tune_llm import main
-from llm_tuning.data.rows import MODE_SHAPES
 from llm_tuning.errors import EXIT_INPUT, EXIT_OK
+from llm_tuning.modes import MODES
 from tests.support.pages import ROOT
 
 PAGE = (ROOT / "docs" / "datasets.md").read_text(encoding="utf-8")
@@ -60,5 +58,5 @@ def test_every_shape_of_every_mode_has_an_example(capsys: pytest.CaptureFixture[
         Path(example.name).write_text(example.rows)
         main(["validate", "--dataset_path", example.name, "--tuning_mode", example.mode])
         shown |= {(example.mode, shape) for shape in re.findall(r"rows are ([\w/]+)", capsys.readouterr().out)}
-    assert {mode for mode, _ in shown} == set(get_args(Mode))
-    assert {shape for mode, shape in shown if mode == "sft"} == set(MODE_SHAPES["sft"])
+    assert {mode for mode, _ in shown} == set(MODES)
+    assert {shape for mode, shape in shown if mode == "sft"} == {shape.name for shape in MODES["sft"].rows.shapes}

@@ -33,7 +33,7 @@ def plain_ppo(
 ) -> list[float]:
     """Train the adapter of `model` (start policy: the bare base) and return the loss of every step."""
     training, ppo = config.training, config.ppo
-    rewards = rows.rewards[training_rows]
+    rewards = rows.numbers[training_rows]
     mean, std = rewards.mean(), rewards.std()
     value_head = nn.Linear(model.get_output_embeddings().weight.shape[1], 1)
     nn.init.zeros_(value_head.weight)
@@ -59,7 +59,7 @@ def plain_ppo(
             row = rows[int(index)]
             ids[b, : len(row.input_ids)], attention[b, : len(row.input_ids)] = row.input_ids, 1
             output[b, : len(row.input_ids)] = row.learned
-        reward = (rows.rewards[indices] - mean) / std
+        reward = (rows.numbers[indices] - mean) / std
         return Batch(
             torch.from_numpy(ids), torch.from_numpy(attention), torch.from_numpy(output[:, 1:]), torch.tensor(reward)
         )

@@ -61,7 +61,7 @@ def write_ppo_rows(path: Path, base: Path, chosen: Sequence[Example], rewards: S
                 {"role": "user", "content": example.prompt},
                 {"role": "assistant", "content": example.output},
             ]
-            writer.append(row.input_ids, row.learned, row_number=number, reward=float(reward), messages=messages)
+            writer.append(row.input_ids, row.learned, row_number=number, number=float(reward), messages=messages)
     return TokenRows.open(path)
 
 

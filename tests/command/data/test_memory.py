@@ -15,8 +15,9 @@ CODE = """
 import json, re, sys, time
 from pathlib import Path
 from llm_tuning.data.check import check_dataset
+from llm_tuning.modes.sft import SFT
 start = time.monotonic()
-report = check_dataset(sys.argv[1], mode="sft", tokenizer_dir=None, max_length=1024)
+report = check_dataset(sys.argv[1], form=SFT.rows, tokenizer_dir=None, max_length=1024)
 seconds = time.monotonic() - start
 status = Path("/proc/self/status").read_text()  # ru_maxrss would count the parent's memory before the exec
 peak = int(re.search(r"VmHWM:\\s+(\\d+) kB", status)[1]) >> 10

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from llm_tuning.api.tuning import LoraSpec
+from llm_tuning.modes.sft import SFT
 from llm_tuning.planning.memory import Setting, activation_bytes, adapter_parameters, device_parts, head_bytes
 from llm_tuning.planning.shape import read_shape
 from llm_tuning.trainers.policy import attach_lora, load_base_model
@@ -18,7 +19,7 @@ from llm_tuning.trainers.token_loss import TokenLoss
 LENGTHS = [300, 212]
 RANK = 4
 SETTING = Setting(
-    mode="sft",
+    memory=SFT.memory,
     rank=RANK,
     dropout=False,
     tokens=sum(LENGTHS),

@@ -20,6 +20,7 @@ from llm_tuning.api.tuning_job import TuningJobSpec
 from llm_tuning.data.check import DatasetRefused
 from llm_tuning.data.splitting import split
 from llm_tuning.errors import InputError
+from llm_tuning.modes.sft import SFT
 from llm_tuning.planning import make_plan
 from llm_tuning.planning.memory import Setting
 from llm_tuning.planning.plan import GPUS
@@ -131,7 +132,7 @@ def test_operations_are_those_that_torch_counts(tiny_base: Path, checkpointing: 
     with FlopCounterMode(display=False) as counted, sdpa_kernel(SDPBackend.MATH):
         loss.sum({"input_ids": ids, "labels": labels, "row_lengths": [length, length]}).backward()
     setting = Setting(
-        mode="sft",
+        memory=SFT.memory,
         rank=4,
         dropout=False,
         tokens=2 * length,

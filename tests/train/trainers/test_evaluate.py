@@ -24,7 +24,7 @@ def rows(tmp_path: Path) -> TokenRows:
         for number, length in enumerate((5, 17, 9, 30)):
             ids = random.integers(4, 500, length).astype(np.int32)
             learned = np.arange(length) >= length // 2
-            writer.append(ids, learned, row_number=number, reward=float(number), text="")
+            writer.append(ids, learned, row_number=number, number=float(number), text="")
     return TokenRows.open(tmp_path / "rows")
 
 

@@ -20,7 +20,7 @@ def _rows(path: Path, rows: list[tuple[list[int], int]]) -> TokenRows:
     with TokenRowsWriter(path) as writer:
         for number, (ids, context) in enumerate(rows):
             learned = np.arange(len(ids)) >= context
-            writer.append(np.array(ids, dtype=np.int32), learned, row_number=number, reward=float(number), text="")
+            writer.append(np.array(ids, dtype=np.int32), learned, row_number=number, number=float(number), text="")
     return TokenRows.open(path)
 
 

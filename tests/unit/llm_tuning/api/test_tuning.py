@@ -39,7 +39,7 @@ def problems_of(values: dict[str, Any]) -> list[str]:
             "lora.target_module: is not a known field; did you mean targetModules?",
         ),
         ({"lora": {"banana": 1}}, "lora.banana: is not a known field; check the spelling or remove it"),
-        ({"ppo": {"klCoef": 0.1}}, "ppo.klCoef: is set but mode is sft; set mode: ppo or remove it"),
+        ({"ppo": {"klCoef": 0.1}}, "ppo.klCoef: is set but mode is not ppo; set mode: ppo or remove it"),
         ({"model": {}}, "model.path: is required; add it"),
     ],
 )

@@ -13,20 +13,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from llm_tuning.api.tuning import Mode
 from llm_tuning.data.check import DatasetRefused, check_dataset
 from llm_tuning.data.reading import data_hash
 from llm_tuning.data.report import Report
 from llm_tuning.data.token_rows import TokenRows
 from llm_tuning.errors import InputError
+from llm_tuning.modes import MODES
 
 WriteLines = Callable[[Sequence[Any]], Path]
 GOOD = [{"prompt": f"question {i}", "output": f"answer {i}", "reward": i / 10} for i in range(8)]
 U, A = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 
 
-def check(path: Path, tokenizer_dir: Path | None, mode: Mode = "sft", max_length: int = 200, **more: Any) -> Report:
-    return check_dataset(path, mode=mode, tokenizer_dir=tokenizer_dir, max_length=max_length, **more)
+def check(path: Path, tokenizer_dir: Path | None, mode: str = "sft", max_length: int = 200, **more: Any) -> Report:
+    return check_dataset(path, form=MODES[mode].rows, tokenizer_dir=tokenizer_dir, max_length=max_length, **more)
 
 
 def lines(*rows: Any) -> bytes:
@@ -39,7 +39,7 @@ def with_bad(**change: Any) -> list[dict[str, Any]]:
     return [*GOOD[:2], bad, *GOOD[3:]]
 
 
-BAD_INPUT: dict[str, tuple[Mode, bytes, list[str]]] = {
+BAD_INPUT: dict[str, tuple[str, bytes, list[str]]] = {
     # issue's case: (mode, file, parts of the message: place, rule, fix)
     "empty file": ("sft", b"", ["rows.json", "is empty", "at least 2 rows"]),
     "not JSON": ("sft", b"prompt,output\nq,a\n", ["line 1, column 1", "is not JSON", "save it as"]),
@@ -162,7 +162,7 @@ def test_skipping_cannot_leave_a_run_without_rows(tokenizer_dir: Path, write_lin
 @pytest.mark.parametrize("mode", ["sft", "ppo"])
 @pytest.mark.parametrize("kind", ["json", "jsonl", "parquet"])
 def test_rows_and_report_are_the_same_from_every_format(
-    tokenizer_dir: Path, tmp_path: Path, kind: str, mode: Mode
+    tokenizer_dir: Path, tmp_path: Path, kind: str, mode: str
 ) -> None:
     path = tmp_path / f"rows.{kind}"
     if kind == "parquet":
@@ -181,7 +181,7 @@ def test_rows_and_report_are_the_same_from_every_format(
     assert report.tokens.rows_learning_end == 8
     assert report.warnings == []
     assert rows.messages(3) == [{"role": "user", "content": "question 3"}, {"role": "assistant", "content": "answer 3"}]
-    assert (rows.rewards.tolist() == [row["reward"] for row in GOOD]) == (mode == "ppo")
+    assert (rows.numbers.tolist() == [row["reward"] for row in GOOD]) == (mode == "ppo")
     assert report.ignored_fields == ([] if mode == "ppo" else ["reward"])
     assert (report.rewards is not None) == (mode == "ppo")
 

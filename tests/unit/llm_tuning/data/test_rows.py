@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from llm_tuning.api.tuning import Mode
 from llm_tuning.data.faults import Reason, RowFault
 from llm_tuning.data.rows import Example, RowParser
+from llm_tuning.modes import MODES
 
 SECRET = "sECRET-row-content"
 USER = {"role": "user", "content": "q"}
@@ -18,8 +18,8 @@ ASSISTANT = {"role": "assistant", "content": "a"}
 SYSTEM = {"role": "system", "content": "s"}
 
 
-def parse(row: Any, mode: Mode = "sft") -> Example:
-    return RowParser(mode).parse(1, row)
+def parse(row: Any, mode: str = "sft") -> Example:
+    return RowParser(MODES[mode].rows).parse(1, row)
 
 
 @pytest.mark.parametrize(
@@ -58,25 +58,25 @@ def parse(row: Any, mode: Mode = "sft") -> Example:
 )
 def test_conversations_of_every_shape(row: dict[str, Any], messages: list[dict[str, str]]) -> None:
     example = parse(row)
-    assert (example.messages, example.text) == (messages, None)
-    assert math.isnan(example.reward)
+    assert (example.sequences[0].messages, example.sequences[0].text) == (messages, None)
+    assert math.isnan(example.number)
 
 
 def test_text_rows_stay_text() -> None:
     example = parse({"text": " once upon "})
-    assert (example.text, example.messages) == (" once upon ", None)
+    assert (example.sequences[0].text, example.sequences[0].messages) == (" once upon ", None)
 
 
 def test_a_prompt_of_messages_is_context_only() -> None:
     prompt = [USER, ASSISTANT, USER]
     example = parse({"prompt": prompt, "completion": [ASSISTANT, USER, ASSISTANT]})
-    assert example.learn_from == 3
-    assert example.messages == [*prompt, ASSISTANT, USER, ASSISTANT]
+    assert example.sequences[0].learn_from == 3
+    assert example.sequences[0].messages == [*prompt, ASSISTANT, USER, ASSISTANT]
 
 
 def test_messages_after_the_last_answer_are_left_out_and_counted() -> None:
-    parser = RowParser("sft")
-    assert parser.parse(1, {"messages": [USER, ASSISTANT, USER]}).messages == [USER, ASSISTANT]
+    parser = RowParser(MODES["sft"].rows)
+    assert parser.parse(1, {"messages": [USER, ASSISTANT, USER]}).sequences[0].messages == [USER, ASSISTANT]
     assert parser.rows_trimmed == 1
 
 
@@ -91,8 +91,8 @@ def test_messages_after_the_last_answer_are_left_out_and_counted() -> None:
     ],
 )
 def test_rewards_of_ppo_rows(row: dict[str, Any], reward: float) -> None:
-    assert parse({"prompt": "q", "output": "a"} | row, "ppo").reward == reward
-    assert parse({"prompt": "q", "completion": "a"} | row, "ppo").reward == reward
+    assert parse({"prompt": "q", "output": "a"} | row, "ppo").number == reward
+    assert parse({"prompt": "q", "completion": "a"} | row, "ppo").number == reward
 
 
 @pytest.mark.parametrize(
@@ -190,17 +190,18 @@ def test_the_place_inside_a_row_is_named() -> None:
 
 
 def test_the_first_row_with_a_shape_decides_and_other_shapes_are_refused() -> None:
-    parser = RowParser("sft")
+    parser = RowParser(MODES["sft"].rows)
     with pytest.raises(RowFault, match="`output` is missing"):
         parser.parse(1, {"prompt": "q"})
     parser.parse(2, {"prompt": "q", "completion": "a"})
-    assert parser.shape == "prompt/completion"
+    assert parser.shape is not None
+    assert parser.shape.name == "prompt/completion"
     with pytest.raises(RowFault, match="has the shape text, but the first rows have prompt/completion") as fault:
         parser.parse(3, {"text": "t"})
     assert fault.value.reason is Reason.MIXED_SHAPES
     with pytest.raises(RowFault, match="`completion` is null"):
         parser.parse(4, {"prompt": "q", "completion": None})
-    assert parser.parse(5, {"prompt": "q", "completion": "a", "text": "t"}).messages == [USER, ASSISTANT]
+    assert parser.parse(5, {"prompt": "q", "completion": "a", "text": "t"}).sequences[0].messages == [USER, ASSISTANT]
 
 
 def test_conversations_are_no_ppo_rows() -> None:
@@ -209,12 +210,12 @@ def test_conversations_are_no_ppo_rows() -> None:
 
 
 def test_fields_that_nothing_uses_are_named_once_and_few_are_kept() -> None:
-    parser = RowParser("ppo")
+    parser = RowParser(MODES["ppo"].rows)
     parser.parse(1, {"prompt": "q", "output": "a", "reward": 1, "rating": 2, "id": 7, "note": None})
     assert parser.ignored_fields == {"id"}
     for number in range(100):
         parser.parse(number, {"prompt": "q", "output": "a", "reward": 1, f"field{number}": 1})
     assert len(parser.ignored_fields) == 20
-    parser = RowParser("sft")
+    parser = RowParser(MODES["sft"].rows)
     parser.parse(1, {"messages": [USER | {"name": "x", "weight": None}, ASSISTANT], "reward": 1})
     assert parser.ignored_fields == {"messages[].name", "reward"}

@@ -7,42 +7,43 @@ from pathlib import Path
 from typing import Any
 
 from llm_tuning.data.sample import MAX_CHARACTERS, render_sample
+from llm_tuning.modes.sft import SFT
 
 WriteLines = Callable[[Sequence[Any]], Path]
 ROW = {"prompt": "q", "output": "the answer 🙂"}
 
 
 def test_the_learned_part_is_marked(tokenizer_dir: Path, write_lines: WriteLines) -> None:
-    text = render_sample(write_lines([{"prompt": ""}, ROW]), mode="sft", tokenizer_dir=tokenizer_dir)
+    text = render_sample(write_lines([{"prompt": ""}, ROW]), form=SFT.rows, tokenizer_dir=tokenizer_dir)
     assert text.startswith("Row 2; the marked part is learned:")
     assert "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n>>>the answer 🙂<|im_end|><<<\n" in text
 
 
 def test_on_a_terminal_it_is_green(tokenizer_dir: Path, write_lines: WriteLines) -> None:
-    text = render_sample(write_lines([ROW]), mode="sft", tokenizer_dir=tokenizer_dir, color=True)
+    text = render_sample(write_lines([ROW]), form=SFT.rows, tokenizer_dir=tokenizer_dir, color=True)
     assert "\x1b[32mthe answer 🙂<|im_end|>\x1b[0m" in text
 
 
 def test_without_a_base_the_plain_template_is_shown(write_lines: WriteLines) -> None:
-    text = render_sample(write_lines([ROW]), mode="sft", tokenizer_dir=None)
+    text = render_sample(write_lines([ROW]), form=SFT.rows, tokenizer_dir=None)
     assert "### User:\nq\n\n### Assistant:\n>>>the answer 🙂" in text
 
 
 def test_text_rows_are_learned_whole(tokenizer_dir: Path, write_lines: WriteLines) -> None:
-    text = render_sample(write_lines([{"text": "all of it"}]), mode="sft", tokenizer_dir=tokenizer_dir)
+    text = render_sample(write_lines([{"text": "all of it"}]), form=SFT.rows, tokenizer_dir=tokenizer_dir)
     assert ">>>all of it<<<" in text
 
 
 def test_escape_sequences_are_shown_not_sent(tokenizer_dir: Path, write_lines: WriteLines) -> None:
     row = {"prompt": "q\x1b[2J\r", "output": "a\x07\u202e"}
-    text = render_sample(write_lines([row]), mode="sft", tokenizer_dir=tokenizer_dir)
+    text = render_sample(write_lines([row]), form=SFT.rows, tokenizer_dir=tokenizer_dir)
     assert r"q\x1b[2J\x0d" in text
     assert not {"\x1b", "\x07", "\r", "\u202e"} & set(text)
 
 
 def test_long_rows_are_cut_and_no_row_is_nothing(tokenizer_dir: Path, write_lines: WriteLines) -> None:
     row = {"prompt": "q", "output": "x" * (2 * MAX_CHARACTERS)}
-    text = render_sample(write_lines([row]), mode="sft", tokenizer_dir=tokenizer_dir)
+    text = render_sample(write_lines([row]), form=SFT.rows, tokenizer_dir=tokenizer_dir)
     assert "characters more" in text
     assert len(text) < MAX_CHARACTERS + 200
-    assert render_sample(write_lines([{"prompt": ""}] * 2), mode="sft", tokenizer_dir=tokenizer_dir) == ""
+    assert render_sample(write_lines([{"prompt": ""}] * 2), form=SFT.rows, tokenizer_dir=tokenizer_dir) == ""

@@ -11,7 +11,7 @@ import pytest
 
 from llm_tuning.data.faults import Reason, RowFault
 from llm_tuning.data.report import Report
-from llm_tuning.data.rows import Example
+from llm_tuning.data.rows import Conversation, Example
 from llm_tuning.data.tally import MAX_DISTINCT_FAULTS, DuplicateCounter, Tally, lengths_of
 
 
@@ -31,7 +31,7 @@ def test_no_lengths_have_no_percentiles() -> None:
 
 
 def example(number: int, text: str, reward: float = 0.0) -> Example:
-    return Example(number, messages=[{"role": "user", "content": text}], reward=reward)
+    return Example(number, (Conversation([{"role": "user", "content": text}]),), reward)
 
 
 def test_duplicates_are_counted_exactly_and_listed() -> None:
@@ -39,15 +39,16 @@ def test_duplicates_are_counted_exactly_and_listed() -> None:
     for number, text in enumerate(["a", "b", "a", "a", "c", "b"], 1):
         counter.add(example(number, text))
     counter.add(example(7, "a", reward=1.0))  # another reward: not the same row
-    counter.add(Example(8, text="a"))
+    counter.add(Example(8, (Conversation(text="a"),)))
     found = counter.result()
     assert (found.count, found.rows, found.exact) == (3, [3, 4, 6], True)
 
 
 def test_a_text_split_otherwise_over_messages_is_no_duplicate() -> None:
     counter = DuplicateCounter()
-    counter.add(Example(1, messages=[{"role": "user", "content": "ab"}, {"role": "assistant", "content": "c"}]))
-    counter.add(Example(2, messages=[{"role": "user", "content": "a"}, {"role": "assistant", "content": "bc"}]))
+    for number, (prompt, answer) in enumerate((("ab", "c"), ("a", "bc")), 1):
+        messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+        counter.add(Example(number, (Conversation(messages),)))
     assert counter.result().count == 0
 
 

@@ -27,9 +27,9 @@ def flags(*values: int) -> np.ndarray:
 
 def write(path: Path) -> None:
     with TokenRowsWriter(path) as writer:
-        writer.append(ids(5, 6, 7), flags(0, 0, 1), row_number=1, reward=0.5, messages=MESSAGES)
+        writer.append(ids(5, 6, 7), flags(0, 0, 1), row_number=1, number=0.5, messages=MESSAGES)
         writer.append(ids(8, 9), flags(0, 1), row_number=4, text="t \u2028 x")
-        writer.append(ids(1), flags(0), row_number=2**40, reward=-1e300, messages=MESSAGES[:1])
+        writer.append(ids(1), flags(0), row_number=2**40, number=-1e300, messages=MESSAGES[:1])
 
 
 def test_rows_come_back_as_written(tmp_path: Path) -> None:
@@ -37,14 +37,14 @@ def test_rows_come_back_as_written(tmp_path: Path) -> None:
     rows = TokenRows.open(tmp_path / "rows")
     assert len(rows) == 3
     assert rows.lengths.tolist() == [3, 2, 1]
-    assert (rows.lengths.dtype, rows.learned_counts.dtype, rows.rewards.dtype) == (np.int32, np.int32, np.float64)
+    assert (rows.lengths.dtype, rows.learned_counts.dtype, rows.numbers.dtype) == (np.int32, np.int32, np.float64)
     assert rows.learned_counts.tolist() == [1, 1, 0]
     assert rows.row_numbers.tolist() == [1, 4, 2**40]
     assert [row.input_ids.tolist() for row in rows] == [[5, 6, 7], [8, 9], [1]]
     assert (rows[0].input_ids.dtype, rows[0].learned.dtype) == (np.int32, np.bool_)
     assert rows[0].learned.tolist() == [False, False, True]
-    assert (rows[0].reward, rows[2].reward, rows[-1].row_number) == (0.5, -1e300, 2**40)
-    assert math.isnan(rows[1].reward)
+    assert (rows[0].number, rows[2].number, rows[-1].row_number) == (0.5, -1e300, 2**40)
+    assert math.isnan(rows[1].number)
     assert (rows.messages(0), rows.text(0)) == (MESSAGES, None)
     assert (rows.messages(1), rows.text(1)) == (None, "t \u2028 x")
     assert rows.messages(2) == MESSAGES[:1]

@@ -16,9 +16,9 @@ from tokenizers import AddedToken, Tokenizer
 from llm_tuning.data.chat import ChatTemplate, load_chat_template, plain_template
 from llm_tuning.data.check import check_dataset
 from llm_tuning.data.faults import Reason, RowFault
-from llm_tuning.data.rows import Example
-from llm_tuning.data.spans import render_example
-from llm_tuning.data.tokens import RowTokenizer, TokenisedRow
+from llm_tuning.data.rows import Conversation, Example
+from llm_tuning.data.spans import render_conversation
+from llm_tuning.data.tokens import RowTokenizer, TokenisedRow, TokenisedSequence
 from llm_tuning.errors import InputError
 from tests.support.tiny_base import CHAT_TEMPLATE
 from tests.support.tokenizers import byte_level, metaspace
@@ -60,13 +60,19 @@ def random_conversation(seed: int) -> list[dict[str, str]]:
     return system + [message for turn in turns for message in turn]
 
 
-def tokenised(tokenizer: RowTokenizer, example: Example, max_length: int = 100_000) -> TokenisedRow:
+def of(number: int, **conversation: Any) -> Example:
+    """A row of one sequence."""
+    return Example(number, (Conversation(**conversation),))
+
+
+def tokenised(tokenizer: RowTokenizer, example: Example, max_length: int = 100_000) -> TokenisedSequence:
     (row,) = tokenizer.tokenise([example], max_length=max_length)
     assert isinstance(row, TokenisedRow), row
-    return row
+    (sequence,) = row.sequences
+    return sequence
 
 
-def learned_runs(row: TokenisedRow, encoder: Tokenizer) -> list[str]:
+def learned_runs(row: TokenisedSequence, encoder: Tokenizer) -> list[str]:
     """The text of each unbroken run of learned tokens."""
     pairs = zip(row.input_ids.tolist(), row.learned.tolist(), strict=True)
     runs = groupby(pairs, key=lambda pair: pair[1])
@@ -78,7 +84,7 @@ def test_learned_tokens_decode_to_the_answers_and_their_end_token(seed: int) -> 
     encoder = byte_level()
     tokenizer = RowTokenizer(encoder, ChatTemplate(TURNS, "turns", TOKENS), stop_ids=[])
     messages = random_conversation(seed)
-    row = tokenised(tokenizer, Example(1, messages=messages))
+    row = tokenised(tokenizer, of(1, messages=messages))
     answers = [f"{m['content']}</s>" for m in messages if m["role"] == "assistant"]
     assert learned_runs(row, encoder) == answers
     assert row.learns_end
@@ -95,8 +101,8 @@ def test_only_a_token_shared_with_the_prompt_is_missing_and_then_it_is_said(
     encoder: Tokenizer = kind()
     chat = ChatTemplate(template, "a template", TOKENS)
     tokenizer = RowTokenizer(encoder, chat, stop_ids=[])
-    example = Example(1, messages=random_conversation(seed))
-    rendered = render_example(chat, example)
+    example = of(1, messages=random_conversation(seed))
+    rendered = render_conversation(chat, example.sequences[0])
     row = tokenised(tokenizer, example)
 
     alone = [encoder.encode(rendered.text[:start], add_special_tokens=False).ids for start, _ in rendered.spans]
@@ -110,7 +116,7 @@ def test_only_a_token_shared_with_the_prompt_is_missing_and_then_it_is_said(
         assert starts == first
     learned = {i for start, end in tokenizer.learned_characters(rendered) for i in range(start, end)}
     text = "".join(rendered.text[i] for i in sorted(learned))
-    answers = [m["content"] for m in example.messages or [] if m["role"] == "assistant"]
+    answers = [m["content"] for m in example.sequences[0].messages or [] if m["role"] == "assistant"]
     ends = "<|im_end|>\n" if template == CHAT_TEMPLATE else "</s>"
     if not merges:
         assert text == "".join(f"{answer}{ends}" for answer in answers)
@@ -125,31 +131,35 @@ def test_ids_are_those_of_apply_chat_template(tokenizer_dir: Path) -> None:
     for seed in range(20):
         messages = random_conversation(seed)
         want = theirs.apply_chat_template(messages, tokenize=True)["input_ids"]
-        assert tokenised(tokenizer, Example(1, messages=messages)).input_ids.tolist() == want
+        assert tokenised(tokenizer, of(1, messages=messages)).input_ids.tolist() == want
 
 
 def test_a_batch_gives_the_same_rows_as_one_by_one(tokenizer_dir: Path) -> None:
     tokenizer = RowTokenizer.load(tokenizer_dir)
     assert tokenizer is not None
-    examples = [Example(i, messages=random_conversation(i)) for i in range(10)]
+    examples = [of(i, messages=random_conversation(i)) for i in range(10)]
     for example, row in zip(examples, tokenizer.tokenise(examples, max_length=1000), strict=True):
         alone = tokenised(tokenizer, example, 1000)
         assert isinstance(row, TokenisedRow)
-        assert (row.input_ids.tolist(), row.learned.tolist()) == (alone.input_ids.tolist(), alone.learned.tolist())
+        (found,) = row.sequences
+        assert (found.input_ids.tolist(), found.learned.tolist()) == (alone.input_ids.tolist(), alone.learned.tolist())
 
 
 def test_a_prompt_with_answers_in_it_is_context_only() -> None:
     encoder = byte_level()
     tokenizer = RowTokenizer(encoder, ChatTemplate(TURNS, "turns", TOKENS), stop_ids=[])
     messages = [user("q"), assistant("shown"), user("r"), assistant("learned")]
-    row = tokenised(tokenizer, Example(1, messages=messages, learn_from=3))
+    row = tokenised(tokenizer, of(1, messages=messages, learn_from=3))
     assert learned_runs(row, encoder) == ["learned</s>"]
 
 
 def test_a_template_that_rewrites_history_teaches_the_last_turn_only() -> None:
     encoder = byte_level()
     tokenizer = RowTokenizer(encoder, ChatTemplate(DROPS_OLD_ANSWERS, "drops", TOKENS), stop_ids=[])
-    row = tokenised(tokenizer, Example(1, messages=[user("q"), assistant("why|yes"), user("r"), assistant("how|no")]))
+    row = tokenised(
+        tokenizer,
+        of(1, messages=[user("q"), assistant("why|yes"), user("r"), assistant("how|no")]),
+    )
     assert row.rewritten
     assert learned_runs(row, encoder) == ["how|no</s>"]
 
@@ -159,7 +169,7 @@ def test_a_generation_prompt_unlike_the_turn_is_said() -> None:
     text = TURNS.replace("{% if add_generation_prompt %}<|assistant|>", "{% if add_generation_prompt %}<|assistant|>>>")
     row = tokenised(
         RowTokenizer(encoder, ChatTemplate(text, "t", TOKENS), stop_ids=[]),
-        Example(1, messages=[user("q"), assistant("a")]),
+        of(1, messages=[user("q"), assistant("a")]),
     )
     assert row.prompt_differs
     assert learned_runs(row, encoder) == ["a</s>"]
@@ -174,7 +184,7 @@ def test_of_two_end_tokens_the_first_ends_the_turn() -> None:
     stop = encoder.token_to_id("<|end|>")
     row = tokenised(
         RowTokenizer(encoder, ChatTemplate(text, "t", TOKENS), stop_ids=[stop]),
-        Example(1, messages=[user("q"), assistant("a")]),
+        of(1, messages=[user("q"), assistant("a")]),
     )
     assert learned_runs(row, encoder) == ["a<|end|>"]
     assert row.learns_end
@@ -184,7 +194,7 @@ def test_an_end_token_inside_an_answer_does_not_end_it() -> None:
     encoder = byte_level()
     row = tokenised(
         RowTokenizer(encoder, ChatTemplate(TURNS, "turns", TOKENS), stop_ids=[]),
-        Example(1, messages=[user("q"), assistant("a</s>b")]),
+        of(1, messages=[user("q"), assistant("a</s>b")]),
     )
     assert learned_runs(row, encoder) == ["a</s>b</s>"]
 
@@ -192,7 +202,7 @@ def test_an_end_token_inside_an_answer_does_not_end_it() -> None:
 def test_without_an_end_token_the_whole_turn_is_learned_and_said() -> None:
     encoder = byte_level()
     template = plain_template({})
-    row = tokenised(RowTokenizer(encoder, template, stop_ids=[]), Example(1, messages=[user("q"), assistant("a")]))
+    row = tokenised(RowTokenizer(encoder, template, stop_ids=[]), of(1, messages=[user("q"), assistant("a")]))
     assert learned_runs(row, encoder) == ["a\n\n"]
     assert not row.learns_end
 
@@ -200,7 +210,7 @@ def test_without_an_end_token_the_whole_turn_is_learned_and_said() -> None:
 def test_text_is_learned_whole_between_bos_and_eos() -> None:
     encoder = metaspace()
     tokenizer = RowTokenizer(encoder, plain_template(TOKENS), stop_ids=[])
-    row = tokenised(tokenizer, Example(1, text="some text"))
+    row = tokenised(tokenizer, of(1, text="some text"))
     assert row.input_ids.tolist() == [0, *encoder.encode("some text", add_special_tokens=False).ids, 1]
     assert row.learned.tolist() == [False] + [True] * (len(row.input_ids) - 1)
     assert row.learns_end
@@ -209,7 +219,7 @@ def test_text_is_learned_whole_between_bos_and_eos() -> None:
 def test_rows_are_cut_at_the_end_and_what_is_lost_is_known() -> None:
     encoder = byte_level()
     tokenizer = RowTokenizer(encoder, ChatTemplate(TURNS, "turns", TOKENS), stop_ids=[])
-    example = Example(1, messages=[user("question"), assistant("a rather long answer")])
+    example = of(1, messages=[user("question"), assistant("a rather long answer")])
     whole = tokenised(tokenizer, example)
     assert whole.full_length == len(whole.input_ids)
     cut = tokenised(tokenizer, example, max_length=whole.full_length - 2)
@@ -227,9 +237,9 @@ def test_rows_are_cut_at_the_end_and_what_is_lost_is_known() -> None:
 
 def test_a_text_row_that_fills_max_length_exactly_keeps_its_end() -> None:
     tokenizer = RowTokenizer(metaspace(), plain_template(TOKENS), stop_ids=[])
-    length = tokenised(tokenizer, Example(1, text="some text")).full_length
-    assert tokenised(tokenizer, Example(1, text="some text"), max_length=length).learns_end
-    assert not tokenised(tokenizer, Example(1, text="some text"), max_length=length - 1).learns_end
+    length = tokenised(tokenizer, of(1, text="some text")).full_length
+    assert tokenised(tokenizer, of(1, text="some text"), max_length=length).learns_end
+    assert not tokenised(tokenizer, of(1, text="some text"), max_length=length - 1).learns_end
 
 
 def test_what_a_template_refuses_is_a_fault_with_the_templates_own_sentence_only() -> None:
@@ -238,9 +248,9 @@ def test_what_a_template_refuses_is_a_fault_with_the_templates_own_sentence_only
         "{% elif m.role == 'system' %}{{ raise_exception('No: ' + m.content) }}{% endif %}{{ m.content }}{% endfor %}"
     )
     tokenizer = RowTokenizer(byte_level(), ChatTemplate(text, "t", TOKENS), stop_ids=[])
-    tool = Example(1, messages=[user("q"), {"role": "tool", "content": "r"}, assistant("a")])
-    system = Example(2, messages=[{"role": "system", "content": "sECRET"}, user("q"), assistant("a")])
-    good = Example(3, messages=[user("q"), assistant("a")])
+    tool = of(1, messages=[user("q"), {"role": "tool", "content": "r"}, assistant("a")])
+    system = of(2, messages=[{"role": "system", "content": "sECRET"}, user("q"), assistant("a")])
+    good = of(3, messages=[user("q"), assistant("a")])
     first, second, third = tokenizer.tokenise([tool, system, good], max_length=100)
     assert isinstance(first, RowFault)
     assert first.reason is Reason.TEMPLATE_REFUSES
@@ -253,7 +263,7 @@ def test_what_a_template_refuses_is_a_fault_with_the_templates_own_sentence_only
 def test_a_template_that_leaves_the_answer_out_is_refused() -> None:
     text = "{% for m in messages %}<|user|>{{ m.content.text }}{% endfor %}"
     tokenizer = RowTokenizer(byte_level(), ChatTemplate(text, "t", TOKENS), stop_ids=[])
-    (fault,) = tokenizer.tokenise([Example(1, messages=[user("q"), assistant("a")])], max_length=100)
+    (fault,) = tokenizer.tokenise([of(1, messages=[user("q"), assistant("a")])], max_length=100)
     assert isinstance(fault, RowFault)
     assert "leaves the answer out" in fault.rule
 
@@ -265,7 +275,7 @@ def test_truncation_and_padding_saved_in_a_tokenizer_do_not_apply(tokenizer_dir:
     tokenizer = RowTokenizer(encoder, load_chat_template(tokenizer_dir), stop_ids=[])
     fresh = RowTokenizer.load(tokenizer_dir)
     assert fresh is not None
-    example = Example(1, messages=[user("a question"), assistant("an answer")])
+    example = of(1, messages=[user("a question"), assistant("an answer")])
     assert tokenised(tokenizer, example).input_ids.tolist() == tokenised(fresh, example).input_ids.tolist()
 
 

@@ -1,0 +1,83 @@
+"""Write each rule over several fields once: as a CEL rule for the API server and a validator for everyone else.
+
+A rule has one message. Where the two languages have to say it apart, the CEL expression and the Python predicate stand
+side by side in one `Rule`, and the corpus of specs holds their verdicts to each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+from pydantic import GetJsonSchemaHandler, model_validator
+from pydantic.alias_generators import to_camel, to_snake
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+
+from llm_tuning.api.structural import RULES, rule
+from llm_tuning.core.model import ApiModel, FieldError
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One rule about a group; `field` is the field, below the group, that a refusal names (none: the group)."""
+
+    cel: str
+    holds: Callable[[Any], bool]
+    message: str
+    field: str = ""
+
+    def check(self, group: ApiModel) -> None:
+        """Raise FieldError or ValueError if `group` breaks the rule."""
+        if not self.holds(group):
+            raise FieldError(self.field, self.message) if self.field else ValueError(self.message)
+
+    def written(self) -> Any:
+        """The rule as the CRD has it."""
+        return rule(self.cel, self.message, field=f".{self.field}" if self.field else None)
+
+
+def exactly_one_of(one: str, other: str) -> Rule:
+    """One of two fields, by their names on the wire, is given and the other is not."""
+    names = to_snake(one), to_snake(other)
+    return Rule(
+        f"has(self.{one}) != has(self.{other})",
+        lambda group: sum(getattr(group, name) is not None for name in names) == 1,
+        f"must have exactly one of {one} and {other}",
+    )
+
+
+class RuledModel(ApiModel):
+    """A group with rules of its own in RULES, besides those of its fields."""
+
+    RULES: ClassVar[tuple[Rule, ...]] = ()
+
+    @model_validator(mode="after")
+    def _rules_hold(self) -> Self:
+        for each in type(self).RULES:
+            each.check(self)
+        return self
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        schema = handler(core_schema)
+        if cls.RULES:
+            handler.resolve_ref_schema(schema)[RULES] = [each.written() for each in cls.RULES]
+        return schema
+
+
+def cel_literal(value: object, *, number: bool = False) -> str:
+    """A default as CEL writes it; `number` for fields that take fractions, which CEL compares with doubles only."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return repr(value)
+    if isinstance(value, int | float):
+        return repr(float(value)) if number else repr(value)
+    raise ValueError(f"{value!r} has no form in CEL here: give the field a plain default")
+
+
+def wire_name(field: str) -> str:
+    """A field as it is written in YAML."""
+    return to_camel(field)

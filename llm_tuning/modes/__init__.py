@@ -1,0 +1,77 @@
+"""The training modes: `MODES` is the one list that flags, CRD, check, plan, manifest, card and report ask.
+
+A mode from outside the package is an object like SFT and PPO in these files. Two ways add it:
+
+- a module named in the environment variable LLM_TUNING_MODES (several with commas between), which calls `register`
+  when it is imported. Every process finds it so: the command line, its workers, the pods of an image that has it;
+- a call of `register` before `llm_tuning.api` is imported, for a program of one's own.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, TypedDict
+
+from llm_tuning.modes.mode import SCORES, Line, Memory, Mode, Panel, Score
+from llm_tuning.modes.ppo import PPO, PpoSpec
+from llm_tuning.modes.sft import SFT
+
+__all__ = [
+    "DEFAULT_MODE",
+    "MODES",
+    "Line",
+    "Memory",
+    "Mode",
+    "ModeSettings",
+    "Panel",
+    "Score",
+    "all_scores",
+    "close",
+    "register",
+]
+
+MODULES_VARIABLE = "LLM_TUNING_MODES"
+DEFAULT_MODE = SFT.name
+
+_modes: dict[str, Mode[Any]] = {SFT.name: SFT, PPO.name: PPO}
+MODES: Mapping[str, Mode[Any]] = MappingProxyType(_modes)
+"""Every mode by its name, in the order in which help texts list them."""
+_closed: list[bool] = []
+
+
+class ModeSettings(TypedDict, total=False):
+    """The settings groups of the package's own modes, for editors and type checkers."""
+
+    ppo: Mapping[str, Any] | PpoSpec
+
+
+def register(mode: Mode[Any]) -> None:
+    """Add `mode`; the models of `llm_tuning.api` are built from the list, so it comes before their import."""
+    if _closed:
+        raise RuntimeError(
+            f"mode {mode.name} comes too late: register it before llm_tuning.api is imported, "
+            f"or name its module in {MODULES_VARIABLE}"
+        )
+    if mode.name in _modes:
+        raise ValueError(f"there is a mode {mode.name} already")
+    _modes[mode.name] = mode
+
+
+def close() -> tuple[Mode[Any], ...]:
+    """All modes; none can be added from here on, for models are built from them."""
+    _closed.append(True)
+    return tuple(_modes.values())
+
+
+def all_scores() -> list[Score]:
+    """What any mode is measured by: the common scores, then those of each mode, each once."""
+    return list(
+        {score.name: score for score in (*SCORES, *(s for mode in MODES.values() for s in mode.scores))}.values()
+    )
+
+
+for _module in filter(None, os.environ.get(MODULES_VARIABLE, "").split(",")):
+    importlib.import_module(_module.strip())

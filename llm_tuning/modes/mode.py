@@ -1,0 +1,124 @@
+"""What a training mode is: one object that says all that the rest of the library needs to know of it.
+
+A mode is data and small functions, free of torch: the command line, the CRD, the data check, the plan, the manifest,
+the card and the report ask it. The recipe that it names by its import path does the training.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar, cast
+
+from llm_tuning.core.model import ApiModel
+from llm_tuning.data.rows import RowForm
+
+NAME_PATTERN = r"[a-z][a-z0-9]{1,15}"
+"""A name is a field of the spec, the beginning of flags and of model_ids, and a word in CEL."""
+
+S = TypeVar("S", bound=ApiModel)
+
+
+@dataclass(frozen=True)
+class Score:
+    """One figure of the held-out evaluation, by its name in `evaluation.json`."""
+
+    name: str
+    title: str
+    """What tables call it."""
+    unit: str = ""
+
+
+SCORES = (
+    Score("loss", "Loss", "nats a token"),
+    Score("perplexity", "Perplexity"),
+    Score("token_accuracy", "Token accuracy"),
+)
+"""What every mode is measured by."""
+
+TRAINING_COLOR, HELD_OUT_COLOR, OTHER_COLOR = "#3465a4", "#d9480f", "#5c940d"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One series of a panel: the metric's name, its label and colour; `marked` draws the points."""
+
+    name: str
+    label: str
+    color: str
+    marked: bool = False
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes of the loss curve."""
+
+    title: str
+    unit: str
+    lines: tuple[Line, ...]
+
+
+LOSS_PANEL = Panel(
+    "Loss",
+    "nats per learned token",
+    (Line("train/loss", "training", TRAINING_COLOR), Line("eval/loss", "held out", HELD_OUT_COLOR, marked=True)),
+)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a recipe holds and computes besides the passes of every mode, for the plan of a run."""
+
+    head_positions: int | None = None
+    """Learned tokens whose logits are held at a time; None: as many as make 4 Mi elements, and all tokens where the
+    model scales or caps its logits."""
+    value_head: bool = False
+    """A value head reads the hidden states of learned tokens in fp32."""
+    gathers_gradients: bool = False
+    """Gradients are laid end to end also on one device."""
+    scoring_passes: Callable[[float], int] = lambda epochs: 0
+    """Forward passes over all training rows, besides the steps, in a run of so many epochs."""
+
+
+@dataclass(frozen=True)
+class Mode(Generic[S]):
+    """A training mode. `register` in `llm_tuning.modes` adds one from outside the package."""
+
+    name: str
+    help: str
+    """How it learns, as `--tuning_mode` and the CRD explain it: "learn the outputs"."""
+    title: str
+    """Its name in a model card."""
+    recipe: str
+    """Module whose `train(run)` trains."""
+    default_learning_rate: float
+    rows: RowForm
+    """The row shapes it takes, how they become examples, and which data sets are senseless for it."""
+    settings: type[S] | None = None
+    """The group of its settings, a field of the spec by the mode's name; all of them decide the weights."""
+    settings_help: str = ""
+    uses_dropout: bool = True
+    """`lora.dropout` is on while it trains, and so decides the weights."""
+    evaluation_decides: bool = False
+    """An evaluation may end the run, so that `training.evalSteps` decides the weights."""
+    scores: Sequence[Score] = ()
+    """Beside SCORES; the status of a TuningJob has them for base, start adapter and tuned model."""
+    panels: Sequence[Panel] = (LOSS_PANEL,)
+    memory: Memory = field(default_factory=Memory)
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(NAME_PATTERN, self.name):
+            raise ValueError(f"the mode's name must match {NAME_PATTERN}, got {self.name!r}")
+
+    def settings_of(self, config: Any) -> S:
+        """The settings of this mode in a TuningConfig or a TuningJob's spec."""
+        return cast(S, getattr(config, self.name))
+
+    def changed_settings(self, config: Any) -> list[str]:
+        """Names of the settings of this mode that `config` has set to something else than their default."""
+        if self.settings is None:
+            return []
+        group, defaults = self.settings_of(config), self.settings()
+        names = sorted(self.settings.model_fields)
+        return [name for name in names if getattr(group, name) != getattr(defaults, name)]
