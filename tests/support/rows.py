@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,3 +23,15 @@ def write_rows(
             learned = np.arange(length) >= max(1, round(length * (1 - learned_share)))
             writer.append(ids.astype(np.int32), learned, row_number=number, text=f"row {number}")
     return TokenRows.open(path)
+
+
+def as_version_1(folder: Path) -> dict[str, Any]:
+    """Make `folder` what the version before wrote for the same rows, of one sequence each; returns its marker."""
+    marker: dict[str, Any] = json.loads((folder / "rows.json").read_text())
+    for name in ("prompts.bin", "row_starts.bin"):
+        (folder / name).unlink()
+        del marker["sizes"][name]
+    (folder / "numbers.bin").rename(folder / "rewards.bin")
+    marker["sizes"]["rewards.bin"] = marker["sizes"].pop("numbers.bin")
+    (folder / "rows.json").write_text(json.dumps(marker | {"version": 1}))
+    return marker

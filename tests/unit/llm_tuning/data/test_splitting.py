@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from llm_tuning.data.splitting import prompt_key, split, split_rows
 from llm_tuning.data.token_rows import TokenRows, TokenRowsWriter
+from tests.support.rows import as_version_1
 
 
 def prompts(*numbers: int) -> NDArray[np.uint64]:
@@ -127,10 +128,7 @@ def test_rows_on_disk_keep_their_prompts(tmp_path: Path) -> None:
 def test_a_run_that_the_version_before_began_keeps_its_split(tmp_path: Path) -> None:
     """Its rows have no prompts. Its checkpoints have seen its training rows: another split would hold those out."""
     write(tmp_path / "rows", 40)
-    (tmp_path / "rows/prompts.bin").unlink()
-    marker = json.loads((tmp_path / "rows/rows.json").read_text())
-    del marker["sizes"]["prompts.bin"]
-    (tmp_path / "rows/rows.json").write_text(json.dumps(marker | {"version": 1}))
+    marker = as_version_1(tmp_path / "rows")
     rows = TokenRows.open(tmp_path / "rows")
     assert rows.prompts is None
     assert rows.count_prompts() is None

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from llm_tuning.data.token_rows import TokenRows, TokenRowsWriter
+from tests.support.rows import as_version_1
 
 MESSAGES = [{"role": "user", "content": "q é\n"}, {"role": "assistant", "content": "a 🙂"}]
 
@@ -123,3 +124,41 @@ def test_an_error_while_writing_leaves_no_folder(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
         fail_after_a_row()
     assert not (tmp_path / "rows").exists()
+
+
+def test_rows_of_several_sequences_come_back_in_their_parts(tmp_path: Path) -> None:
+    with TokenRowsWriter(tmp_path / "rows") as writer:
+        writer.append(ids(5, 6, 7), flags(0, 0, 1), row_number=1, messages=MESSAGES)
+        writer.append_sequence(ids(5, 8), flags(0, 1), text="other")
+        writer.append(ids(9, 9), flags(0, 1), row_number=2, number=2.0, text="one")
+        writer.append(ids(1, 2), flags(0, 1), row_number=3, text="two")
+        writer.append_sequence(ids(1, 3), flags(0, 1), text="three")
+        writer.append_sequence(ids(1, 4, 5), flags(0, 1, 1), text="four")
+    rows = TokenRows.open(tmp_path / "rows")
+    assert len(rows) == 3
+    assert rows.lengths.tolist() == [5, 2, 7]
+    assert rows.learned_counts.tolist() == [2, 1, 4]
+    parts = [[sequence.input_ids.tolist() for sequence in row.sequences] for row in rows]
+    assert parts == [[[5, 6, 7], [5, 8]], [[9, 9]], [[1, 2], [1, 3], [1, 4, 5]]]
+    assert [sequence.learned.tolist() for sequence in rows[0].sequences] == [[False, False, True], [False, True]]
+    assert rows[-1].input_ids.tolist() == [1, 2, 1, 3, 1, 4, 5]
+    assert (rows.messages(0), rows.text(0, 1), rows.text(2, 2)) == (MESSAGES, "other", "four")
+    assert rows.row_numbers.tolist() == [1, 2, 3]
+    assert rows.count_prompts() == 3
+    with pytest.raises(IndexError):
+        rows.text(1, 1)
+
+
+def test_rows_of_a_run_that_the_version_before_began_are_read(tmp_path: Path) -> None:
+    write(tmp_path / "rows")
+    now = TokenRows.open(tmp_path / "rows")
+    want = [(row.input_ids.tolist(), row.learned.tolist(), row.row_number) for row in now], now.numbers.tolist()
+    as_version_1(tmp_path / "rows")
+    then = TokenRows.open(tmp_path / "rows")
+    rows, numbers = [(row.input_ids.tolist(), row.learned.tolist(), row.row_number) for row in then], then.numbers
+    assert (rows, str(numbers.tolist())) == (want[0], str(want[1]))
+    assert (then.lengths.tolist(), then.learned_counts.tolist()) == ([3, 2, 1], [1, 1, 0])
+    assert (then.messages(0), then.text(1), len(then[1].sequences)) == (MESSAGES, "t \u2028 x", 1)
+    with (tmp_path / "rows/rewards.bin").open("ab") as file:
+        file.write(b"x")
+    assert not TokenRows.is_whole(tmp_path / "rows")

@@ -20,6 +20,7 @@ from llm_tuning.data.rows import Conversation, Example
 from llm_tuning.data.spans import render_conversation
 from llm_tuning.data.tokens import RowTokenizer, TokenisedRow, TokenisedSequence
 from llm_tuning.errors import InputError
+from llm_tuning.modes import MODES
 from tests.support.tiny_base import CHAT_TEMPLATE
 from tests.support.tokenizers import byte_level, metaspace
 
@@ -335,7 +336,7 @@ def test_a_token_without_an_embedding_is_refused_with_its_row(
     nested: Any = {"vocab_size": None, "text_config": {"vocab_size": 512}} if mode == "ppo" else {}
     base = _base_with(tmp_path / "base", tokenizer_dir, added="<|new_tool|>", **nested)
     with pytest.raises(InputError, match=rf"row 2: {NO_EMBEDDING}; resize_token_embeddings\(\)"):
-        check_dataset(write_lines(rows), mode=mode, tokenizer_dir=base, max_length=128)
+        check_dataset(write_lines(rows), form=MODES[mode].rows, tokenizer_dir=base, max_length=128)
 
 
 def test_a_template_whose_token_has_no_embedding_refuses_every_row(
@@ -345,7 +346,7 @@ def test_a_template_whose_token_has_no_embedding_refuses_every_row(
     template = base / "chat_template.jinja"
     template.write_text("<|new_tool|>" + template.read_text())
     with pytest.raises(InputError, match=rf"rows 1, 2 and 3: {NO_EMBEDDING}"):
-        check_dataset(write_lines([PLAIN] * 3), mode="sft", tokenizer_dir=base, max_length=128)
+        check_dataset(write_lines([PLAIN] * 3), form=MODES["sft"].rows, tokenizer_dir=base, max_length=128)
 
 
 def test_a_vocabulary_larger_than_the_embeddings_is_refused_without_a_word_of_the_row(
@@ -353,7 +354,7 @@ def test_a_vocabulary_larger_than_the_embeddings_is_refused_without_a_word_of_th
 ) -> None:
     base = _base_with(tmp_path / "base", tokenizer_dir, vocab_size=300)
     with pytest.raises(InputError, match=r"rows 1, 2 and 3: has token \d+, and the base has 300 embeddings: 0 to 299"):
-        check_dataset(write_lines([PLAIN] * 3), mode="sft", tokenizer_dir=base, max_length=128)
+        check_dataset(write_lines([PLAIN] * 3), form=MODES["sft"].rows, tokenizer_dir=base, max_length=128)
 
 
 @pytest.mark.parametrize("config", [{}, {"vocab_size": 600}, {"vocab_size": None}])
@@ -361,10 +362,10 @@ def test_tokens_that_no_row_has_are_no_fault(
     tokenizer_dir: Path, tmp_path: Path, write_lines: WriteLines, config: dict[str, object]
 ) -> None:
     base = _base_with(tmp_path / "base", tokenizer_dir, added="<|new_tool|>", **config)
-    assert check_dataset(write_lines([PLAIN] * 3), mode="sft", tokenizer_dir=base, max_length=128).ok
+    assert check_dataset(write_lines([PLAIN] * 3), form=MODES["sft"].rows, tokenizer_dir=base, max_length=128).ok
 
 
 def test_a_token_behind_the_cut_is_no_fault(tokenizer_dir: Path, tmp_path: Path, write_lines: WriteLines) -> None:
     base = _base_with(tmp_path / "base", tokenizer_dir, added="<|new_tool|>")
     rows = [{"text": "a word and " * 40 + "<|new_tool|>"}] * 2
-    assert check_dataset(write_lines(rows), mode="sft", tokenizer_dir=base, max_length=64).ok
+    assert check_dataset(write_lines(rows), form=MODES["sft"].rows, tokenizer_dir=base, max_length=64).ok
