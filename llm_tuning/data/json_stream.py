@@ -104,7 +104,7 @@ def _lines(stream: BinaryIO, on_bytes: Callable[[bytes], object]) -> Iterator[Ro
             line = line[len(BOM) :]
             start += len(BOM)
         if too_large:
-            yield number, _too_large()
+            yield number, row_too_large()
         elif not line.isspace() and line:
             yield number, _parse_line(decoder, line, number, start)
 
@@ -146,7 +146,8 @@ def not_an_object(value: object) -> RowFault:
     )
 
 
-def _too_large() -> RowFault:
+def row_too_large() -> RowFault:
+    """The fault of a row above MAX_ROW_BYTES."""
     return RowFault(Reason.ROW_TOO_LARGE, f"is larger than {MAX_ROW_BYTES >> 20} MiB", "split it into several rows")
 
 
@@ -279,7 +280,7 @@ class _Text:
                 continue
             size = end - self._position
             self._position = end
-            return value if size <= MAX_ROW_BYTES else _too_large()
+            return value if size <= MAX_ROW_BYTES else row_too_large()
 
     def _broken(self, index: int, fault: str, position: int) -> InputError:
         """The error for a value that stays broken however far one reads."""

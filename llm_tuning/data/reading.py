@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 from llm_tuning.data.json_stream import BOM, Row, read_json_array, read_json_lines
+from llm_tuning.data.parquet import read_parquet
 from llm_tuning.errors import InputError, Problem
 
 Format = Literal["json", "jsonl", "parquet"]
 FORMAT_NAMES: dict[Format, str] = {"json": "JSON array", "jsonl": "JSON Lines", "parquet": "Parquet"}
 
 _PARQUET_MAGIC = b"PAR1"
-_PARQUET_BATCH_ROWS = 256
 _USE_UTF8 = "save it as a JSON array, JSON Lines (both UTF-8) or Parquet"
 _OTHER_CONTENT = (
     (b"\xff\xfe", "is UTF-16", "save it as UTF-8"),
@@ -57,7 +57,7 @@ class DatasetFile:
                 case "jsonl":
                     yield from read_json_lines(self.path, stream, self._digest.update)
                 case "parquet":
-                    yield from _read_parquet(self.path)
+                    yield from read_parquet(self.path)
                     while chunk := stream.read(1 << 20):
                         self._digest.update(chunk)
 
@@ -116,22 +116,3 @@ def _content_start(stream: BinaryIO) -> tuple[bytes, int, int]:
             return content, line, column
         head = stream.read(1 << 16)
     return b"", line, column
-
-
-def _read_parquet(path: Path) -> Iterator[Row]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    number = 0
-    try:
-        with pq.ParquetFile(path, memory_map=True) as file:
-            for batch in file.iter_batches(batch_size=_PARQUET_BATCH_ROWS):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, row
-    except (pa.ArrowException, UnicodeDecodeError) as error:
-        where = f"{path}, after row {number}" if number else str(path)
-        rule = (
-            "holds text that is not UTF-8" if isinstance(error, UnicodeDecodeError) else "is not a whole Parquet file"
-        )
-        raise InputError(Problem(where, rule, "copy or write the file again")) from None

@@ -1,0 +1,74 @@
+"""Small Parquet files that unfold to gigabytes are refused in bounded memory and time."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+MIB = 1 << 20
+READ = """
+import resource, sys, time
+from pathlib import Path
+from llm_tuning.data.parquet import read_parquet
+import pyarrow.parquet
+before, began, rows = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time(), 0
+try:
+    for _ in read_parquet(Path(sys.argv[1])): rows += 1
+except ValueError as error: print(error)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, time.process_time() - began, rows)
+"""
+
+
+def write(path: Path, table: pa.Table) -> Path:
+    """Compressed well, with values shared however long they are, and read as plain text."""
+    pq.write_table(table, path, compression="zstd", dictionary_pagesize_limit=1 << 30, store_schema=False)
+    return path
+
+
+def same(text: str, count: int) -> pa.DictionaryArray:
+    """`count` times one text, in the memory of one."""
+    return pa.DictionaryArray.from_arrays(pa.array([0] * count, pa.int32()), pa.array([text]))
+
+
+def long_list() -> pa.Table:
+    content = same("q" * MIB, 1400)
+    message = pa.StructArray.from_arrays([same("user", 1400), content], ["role", "content"])
+    return pa.table({"messages": pa.ListArray.from_arrays([0, 700, 1400], message)})
+
+
+BOMBS: dict[str, tuple[Callable[[], pa.Table], str, int]] = {
+    "a later cell": (lambda: pa.table({"text": ["a"] * 300 + ["x" * (600 * MIB)]}), r"row \d+: unfolds to more", 0),
+    "many rows": (
+        lambda: pa.table({"text": same("y" * 1000, 2_000_000)}),
+        r"after row [\d,]+: unfolds to more",
+        60_000,
+    ),
+    "large rows": (
+        lambda: pa.table({"text": same("t" * (15 * MIB), 300)}),
+        "after row 4: unfolds to more than 64 MiB",
+        4,
+    ),
+    "a long list": (long_list, "row 1: unfolds to more than 512 MiB", 0),
+    "rows of nothing": (lambda: pa.table({"text": pa.nulls(20_000_000, pa.string())}), "after row .*: unfolds", 1000),
+}
+
+
+@pytest.mark.parametrize("kind", BOMBS)
+def test_a_small_file_that_unfolds_without_end_is_refused(tmp_path: Path, kind: str) -> None:
+    make, want, least = BOMBS[kind]
+    path = write(tmp_path / "rows.parquet", make())
+    assert path.stat().st_size < MIB
+    done = subprocess.run([sys.executable, "-c", READ, str(path)], capture_output=True, text=True, check=True)
+    said, figures = done.stdout.splitlines()
+    kibibytes, seconds, rows = map(float, figures.split())
+    assert re.search(want, said), said
+    assert kibibytes < 700 * 1024
+    assert seconds < 20
+    assert rows >= least
