@@ -31,6 +31,7 @@ from llm_tuning.agent.contract import (
     ServeInput,
     parse_desired,
 )
+from llm_tuning.agent.engine_life import Loads
 from llm_tuning.agent.keeper import Keeper
 from llm_tuning.agent.limits import MAX_CHOICES
 from llm_tuning.agent.metrics import Metrics
@@ -39,7 +40,7 @@ from llm_tuning.agent.reporter import Reporter
 from llm_tuning.agent.server import AgentServer
 from llm_tuning.agent.starting import DRAINED_FILE, RUN_DIR
 from llm_tuning.engines.vllm.engine import VllmEngine
-from llm_tuning.errors import EXIT_INPUT, EXIT_OK, InputError
+from llm_tuning.errors import EXIT_INPUT, EXIT_OK, EXIT_TRY_AGAIN, InputError, TryAgain
 from llm_tuning.pod.contract import MODELS, ROOT, TERMINATION_LOG, CheckResult, PodReason, encode_result
 
 log = logging.getLogger("llm_tuning.agent")
@@ -76,6 +77,9 @@ def plan() -> int:
         result = CheckResult(ok=False, reason=PodReason.BASE_MODEL_INVALID, message=message)
         TERMINATION_LOG.write_text(encode_result(result))
         return EXIT_INPUT
+    except TryAgain as error:
+        log.error("%s", error)
+        return EXIT_TRY_AGAIN
     (RUN_DIR / PLAN_FILE).write_text(made.encode())
     log.info("vLLM: %s", " ".join(made.command))
     return EXIT_OK
@@ -91,7 +95,7 @@ async def serve() -> int:
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector, trust_env=False, auto_decompress=False) as session:
         engine = VllmEngine(f"http://127.0.0.1:{ENGINE_PORT}", session)
-        keeper = Keeper(engine, made, ROOT / MODELS, loads_file=RUN_DIR / LOADS_FILE)
+        keeper = Keeper(engine, made, ROOT / MODELS, loads=Loads(RUN_DIR / LOADS_FILE))
         if (desired := _mounted()) is not None:
             keeper.want(desired)
         server = AgentServer(

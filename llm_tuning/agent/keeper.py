@@ -1,22 +1,26 @@
 """Keeps the wanted adapters loaded in this pod's engine, and proves each; for ever.
 
 An adapter may answer only between a verdict that allows it and the next sign that the engine has lost it. Two loops:
-one looks at the engine each second, the other brings adapters one at a time, so that a slow proof hides no fault.
+one looks at the engine each second, the other takes adapters step by step (see `adapter`), so that a slow proof hides
+no fault. What reads files or waits for the engine's numbers works aside: a volume that hangs holds up no other adapter.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
-from llm_tuning.agent.contract import AdapterReport, Desired, Effective, Report
+from llm_tuning.agent.adapter import Adapter
+from llm_tuning.agent.aside import Aside, StillRunning
+from llm_tuning.agent.contract import Desired, Report
+from llm_tuning.agent.engine_life import DEADLY_TIMES, Blame, Loads
 from llm_tuning.agent.fit import Misfit, find_misfit
 from llm_tuning.agent.plan import EnginePlan
 from llm_tuning.api.conditions import AdapterReason
@@ -38,68 +42,14 @@ LOOK_SECONDS = 1.0
 """Between two looks at an engine that is up."""
 SILENT_LOOKS = 3
 """An engine that is busy may miss an answer; one that refuses the connection is down at once."""
-FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 1.0, 60.0
-FIRST_LOOK_AGAIN_SECONDS, LAST_LOOK_AGAIN_SECONDS = 10.0, 600.0
-SETTLED_ATTEMPTS = 3
-"""After so many failures an adapter counts as failed, and the pod no longer waits for it. It is tried on, seldom."""
-DEADLY_SECONDS = 10.0
-"""An engine that ends so soon after an adapter was loaded or proven has probably ended of it."""
-DEADLY_TIMES = 2
-"""After so many ends an adapter is not tried again on this pod: it would take the others down for ever."""
 UNLOAD_SECONDS = 60.0
 """How long requests of an adapter that is no longer wanted may go on."""
-
-VERDICTS: dict[Verdict, tuple[Effective, AdapterReason]] = {
-    Verdict.EFFECTIVE: ("True", AdapterReason.EFFECTIVE),
-    Verdict.NO_EFFECT: ("False", AdapterReason.NO_EFFECT),
-    Verdict.DIFFERENT: ("False", AdapterReason.DIFFERENT),
-    Verdict.TOO_SMALL_TO_TELL: ("Unknown", AdapterReason.TOO_SMALL_TO_TELL),
-    Verdict.CANNOT_BE_PROVEN: ("Unknown", AdapterReason.CANNOT_BE_PROVEN),
-}
-MAY_ANSWER = (AdapterReason.EFFECTIVE, AdapterReason.TOO_SMALL_TO_TELL, AdapterReason.CANNOT_BE_PROVEN)
+READ_SECONDS = 5.0
+"""For an adapter's files, before the next adapter has its turn."""
+PROOF_SECONDS = 45.0
+"""For the numbers of a busy engine, before the next adapter has its turn."""
 
 Prove = Callable[[Path, str], Proof]
-
-
-@dataclass
-class Adapter:
-    """One adapter on this engine."""
-
-    model_id: str
-    loaded: bool = False
-    effective: Effective = "Unknown"
-    reason: AdapterReason = AdapterReason.LOADING
-    message: str = "it is about to be loaded"
-    settled: bool = False
-    proven: bool = False
-    """A verdict was reached on the engine as it runs now."""
-    attempts: int = 0
-    due: float = 0.0
-
-    @property
-    def may_answer(self) -> bool:
-        return self.loaded and self.proven and self.reason in MAY_ANSWER
-
-    def lost(self, reason: AdapterReason, message: str) -> None:
-        """The engine does not have it any more; what was proven is void."""
-        self.loaded = self.proven = self.settled = False
-        self.effective, self.reason, self.message = "Unknown", reason, message
-        self.attempts, self.due = 0, 0.0
-
-    def failed(self, reason: AdapterReason, message: str, now: float) -> None:
-        self.attempts += 1
-        self.settled = self.settled or self.attempts >= SETTLED_ATTEMPTS
-        self.effective = "Unknown"
-        self.reason, self.message = reason, message
-        self.due = now + _pause(self.attempts, FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS)
-
-    def refused(self, misfit: Misfit, now: float) -> None:
-        """Not to be loaded as it is; looked at again, for its files may be put right."""
-        self.loaded = self.proven = False
-        self.settled, self.effective = True, "False"
-        self.reason, self.message = misfit.reason, misfit.message
-        self.attempts += 1
-        self.due = now + _pause(self.attempts, FIRST_LOOK_AGAIN_SECONDS, LAST_LOOK_AGAIN_SECONDS)
 
 
 @dataclass
@@ -113,8 +63,7 @@ class Keeper:
     prove: Prove | None = None
     """Stands in for the real proof in tests."""
     clock: Callable[[], float] = time.monotonic
-    loads_file: Path | None = None
-    """Remembers `_loads`, for an agent that is started anew beside a running engine."""
+    loads: Loads = field(default_factory=Loads)
     desired: Desired | None = None
     engine_up: bool = False
     engine_message: str = "it is starting"
@@ -125,14 +74,10 @@ class Keeper:
     _unwanted: dict[str, float] = field(default_factory=dict)
     """Loaded, not wanted any more, and since when."""
     _engine_has: set[str] = field(default_factory=set)
-    _loads: int = 0
-    """Since the engine started."""
     _was_ready: bool = False
-    _tried: tuple[str, float] | None = None
-    """The adapter that is being loaded or proven, or failed to be, and until when an end of the engine is its doing."""
-    _ends: Counter[str] = field(default_factory=Counter)
-    """How often the engine has ended of an adapter."""
+    _blame: Blame = field(default_factory=Blame)
     _silent: int = 0
+    _aside: Aside = field(default_factory=Aside)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
 
     # --- what others ask -------------------------------------------------------------------------------------------
@@ -144,8 +89,10 @@ class Keeper:
         self.desired = desired
         wanted = set(desired.model_ids)
         for name in [name for name in self._adapters if name not in wanted]:
-            if self._adapters.pop(name).loaded:
+            if self._adapters.pop(name).is_loaded:
                 self._unwanted[name] = self.clock()
+            self._aside.forget(name)
+            self._aside.forget(_proof_of(name))
         for name in desired.model_ids:
             if name not in self._adapters:
                 self._adapters[name] = Adapter(name)
@@ -171,27 +118,17 @@ class Keeper:
             revision=self.desired.revision if self.desired is not None else "",
             engine_up=self.engine_up,
             ready=self.ready,
-            adapters=tuple(
-                AdapterReport(
-                    model_id=adapter.model_id,
-                    loaded=adapter.loaded,
-                    effective=adapter.effective,
-                    settled=adapter.settled,
-                    reason=adapter.reason,
-                    message=adapter.message,
-                )
-                for adapter in self._adapters.values()
-            ),
+            adapters=tuple(adapter.report() for adapter in self._adapters.values()),
         )
 
     def lost(self, model_id: str) -> None:
         """The engine said that it does not know an adapter it should have."""
         self._engine_has.discard(model_id)
         if adapter := self._adapters.get(model_id):
-            adapter.lost(AdapterReason.LOADING, "the engine has lost it; it is loaded again")
+            self._lose(adapter, AdapterReason.LOADING, "the engine has lost it; it is loaded again")
             self._tell()
 
-    # --- the loops -------------------------------------------------------------------------------------------------
+    # --- the engine --------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Both loops."""
@@ -206,7 +143,7 @@ class Keeper:
 
     async def look(self) -> None:
         """One look at the engine: is it up, and does it have what it should?"""
-        before = [adapter for adapter in self._adapters.values() if adapter.loaded]
+        before = [adapter for adapter in self._adapters.values() if adapter.is_loaded]
         try:
             has = await self.engine.adapters()
         except EngineDown as error:
@@ -217,35 +154,39 @@ class Keeper:
         self._silent = 0
         if not self.engine_up:
             log.info("the engine is up")
-            self._count_loads(max(len(has), self._noted_loads()) if has else 0)
+            self.loads.found(len(has))
             self.engine_up, self.engine_message = True, ""
             self._tell()
         self._engine_has = has
         # Only what was loaded before the look: the engine may have answered it before a load that has ended since.
-        gone = [adapter for adapter in before if adapter.loaded and adapter.model_id not in has]
+        gone = [adapter for adapter in before if adapter.is_loaded and adapter.model_id not in has]
         if not gone:
             return
         for adapter in gone:
-            adapter.lost(AdapterReason.LOADING, "the engine has restarted; it is loaded again")
+            self._lose(adapter, AdapterReason.LOADING, "the engine has restarted; it is loaded again")
         if len(gone) == len(before):
             self._was_ready = False
-            self._count_loads(0)
+            self.loads.set(0)
         self._tell()
 
     def _down(self, why: str) -> None:
         if self.engine_up:
             log.warning("the engine is down: %s", why)
-            if self._tried is not None and self.clock() < self._tried[1]:
-                self._ends[self._tried[0]] += 1
-            self._tried = None
+            self._blame.engine_ended(self.clock())
         elif self.engine_message == why:
             return
         self.engine_up, self.engine_message, self._was_ready = False, why, False
         self._engine_has.clear()
         self._unwanted.clear()
         for adapter in self._adapters.values():
-            adapter.lost(AdapterReason.ENGINE_DOWN, why)
+            self._lose(adapter, AdapterReason.ENGINE_DOWN, why)
         self._tell()
+
+    def _lose(self, adapter: Adapter, reason: AdapterReason, message: str) -> None:
+        self._aside.forget(_proof_of(adapter.model_id))  # its numbers are of an engine that is gone
+        adapter.lost(reason, message)
+
+    # --- the adapters ------------------------------------------------------------------------------------------------
 
     async def _keep(self) -> None:
         while True:
@@ -258,23 +199,23 @@ class Keeper:
             self._wake.clear()
 
     async def step(self) -> float:
-        """Bring what is due, unload what is not wanted; returns for how long there is nothing to do."""
+        """Unload what is not wanted, take a step with each adapter that is due; returns for how long nothing is."""
         if not self.engine_up:
             return LOOK_SECONDS
         try:
             await self._unload()
             for adapter in list(self._adapters.values()):
                 wanted = self._adapters.get(adapter.model_id) is adapter  # the list may have changed on the way
-                if wanted and not adapter.proven and adapter.due <= self.clock():
+                if wanted and not adapter.is_judged and adapter.due <= self.clock():
                     await self._bring(adapter)
         except EngineDown as error:
             log.info("the engine went away: %s", error)
             return LOOK_SECONDS
-        waiting = [adapter.due for adapter in self._adapters.values() if not adapter.proven]
+        waiting = [adapter.due for adapter in self._adapters.values() if not adapter.is_judged]
         return min([LOOK_SECONDS, *(max(due - self.clock(), 0.05) for due in waiting)])
 
     async def _unload(self) -> None:
-        # What an earlier agent of this pod has loaded is loaded anew, for nobody knows from which files.
+        # What an earlier agent of this pod has loaded is loaded again, for its files are not known.
         stray = self._engine_has - set(self._adapters) - set(self._unwanted)
         for name in stray:
             self._unwanted[name] = self.clock() - UNLOAD_SECONDS
@@ -296,107 +237,120 @@ class Keeper:
 
     async def _bring(self, adapter: Adapter) -> None:
         """Load one adapter and prove it; whatever comes of it is in the adapter."""
-        if self._ends[adapter.model_id] >= DEADLY_TIMES:
+        name = adapter.model_id
+        if self._blame.is_deadly(name):
             text = f"the engine ended {DEADLY_TIMES} times while it was loaded or proven; this pod tries no more"
             self._note(adapter, lambda: adapter.refused(Misfit(AdapterReason.LOAD_FAILED, text), self.clock()))
             return
-        path = self.models / adapter.model_id
-        if not adapter.loaded:
-            misfit = await self._misfit(path)
-            if misfit is not None:
-                if adapter.model_id in self._engine_has:
-                    await self._drop(adapter.model_id)
-                self._note(adapter, lambda: adapter.refused(misfit, self.clock()))
-                return
-        self._tried = (adapter.model_id, math.inf)
+        if not adapter.is_loaded and not await self._fits(adapter):
+            return
+        self._blame.trying(name)
         try:
-            if adapter.loaded or await self._load(adapter, path):
-                await self._prove_it(adapter, path)
+            if adapter.is_loaded or await self._load(adapter):
+                await self._prove_it(adapter)
         finally:
-            if self._tried is not None:  # else the engine has ended of it already
-                self._tried = None if adapter.proven else (adapter.model_id, self.clock() + DEADLY_SECONDS)
+            self._blame.tried(name, judged=adapter.is_judged, now=self.clock())
 
-    async def _prove_it(self, adapter: Adapter, path: Path) -> None:
+    async def _fits(self, adapter: Adapter) -> bool:
+        """Whether it may be loaded; if not, the adapter says why."""
+        name = adapter.model_id
+        try:
+            misfit = self._no_room(name) or await self._aside.run(
+                name, partial(find_misfit, self.models / name, self.plan), seconds=READ_SECONDS
+            )
+        except StillRunning as running:
+            self._wait(adapter, AdapterReason.LOADING, f"models/{name} is being read", running.seconds)
+            return False
+        except Exception as error:  # whatever its files hold, it harms no other adapter
+            log.warning("models/%s cannot be read", name, exc_info=True)
+            text = f"models/{name} cannot be read ({type(error).__name__}: {error}); copy it again"
+            misfit = Misfit(AdapterReason.ADAPTER_INVALID, text)
+        if misfit is None:
+            return True
+        if name in self._engine_has:
+            await self._drop(name)
+        self._note(adapter, lambda: adapter.refused(misfit, self.clock()))
+        return False
+
+    def _no_room(self, name: str) -> Misfit | None:
+        if len(self._engine_has - {name}) >= self.plan.max_adapters:
+            most = self.plan.max_adapters
+            text = f"this engine has room for {most} adapters; set spec.vllm.maxLoras, or use another InferenceService"
+            return Misfit(AdapterReason.TOO_MANY_ADAPTERS, text)
+        if self.plan.max_loads is not None and self.loads.count >= self.plan.max_loads:
+            text = (
+                f"this engine has loaded {self.loads.count} adapters since it started, and on the CPU those that it "
+                "unloads keep their places; restart the pods, or set spec.vllm.maxLoras higher"
+            )
+            return Misfit(AdapterReason.TOO_MANY_ADAPTERS, text)
+        return None
+
+    async def _load(self, adapter: Adapter) -> bool:
+        name = adapter.model_id
+        try:
+            if name in self._engine_has:
+                await self._drop(name)
+            self.loads.set(self.loads.count + 1)  # before, for it may be done although no answer comes
+            await self.engine.load(name, str(self.models / name))
+        except EngineDown as error:
+            await self.look()
+            if self.engine_up:  # it is this load that hangs: the others have their turn
+                self._fail(adapter, AdapterReason.LOAD_FAILED, f"the engine does not load it: {error}")
+            raise
+        except EngineRefused as error:
+            self.loads.set(self.loads.count - 1)
+            self._fail(adapter, AdapterReason.LOAD_FAILED, f"the engine does not load it: {error}")
+            return False
+        self._engine_has.add(name)
+        adapter.loaded()
+        self._tell()
+        return True
+
+    async def _prove_it(self, adapter: Adapter) -> None:
+        name = adapter.model_id
         proof: Proof | Exception
         try:
-            proof = await asyncio.to_thread(self.prove or self._prove, path, adapter.model_id)
+            call = partial(self.prove or self._prove, self.models / name, name)
+            proof = await self._aside.run(_proof_of(name), call, seconds=PROOF_SECONDS)
+        except StillRunning as running:
+            self._wait(adapter, AdapterReason.PROVING, "it is being proven", running.seconds)
+            return
         except Exception as error:  # whatever its probes hold, it harms no other adapter
             proof = error
         # The engine may have restarted since the last look, and then the numbers are of two engines.
         await self.look()
-        if not adapter.loaded or not self.engine_up:
+        if not adapter.is_loaded or not self.engine_up:
             return
         if isinstance(proof, Proof):
-            self._note(adapter, lambda: _judged(adapter, proof))
-            return
-        text = f"it could not be proven yet: {proof}"
-        self._note(adapter, lambda: adapter.failed(AdapterReason.PROVING, text, self.clock()))
-
-    async def _misfit(self, path: Path) -> Misfit | None:
-        if len(self._engine_has - {path.name}) >= self.plan.max_adapters:
-            most = self.plan.max_adapters
-            text = f"this engine has room for {most} adapters; set spec.vllm.maxLoras, or use another InferenceService"
-            return Misfit(AdapterReason.TOO_MANY_ADAPTERS, text)
-        if self.plan.max_loads is not None and self._loads >= self.plan.max_loads:
-            text = (
-                f"this engine has loaded {self._loads} adapters since it started, and on the CPU those that it unloads "
-                "keep their places; restart the pods, or set spec.vllm.maxLoras higher"
-            )
-            return Misfit(AdapterReason.TOO_MANY_ADAPTERS, text)
-        try:
-            return await asyncio.to_thread(find_misfit, path, self.plan)
-        except Exception as error:  # whatever its files hold, it harms no other adapter
-            log.warning("models/%s cannot be looked at", path.name, exc_info=True)
-            text = f"models/{path.name} cannot be read ({type(error).__name__}: {error}); copy it again"
-            return Misfit(AdapterReason.ADAPTER_INVALID, text)
-
-    async def _load(self, adapter: Adapter, path: Path) -> bool:
-        try:
-            if adapter.model_id in self._engine_has:
-                await self._drop(adapter.model_id)
-            self._count_loads(self._loads + 1)  # before, for it may be done although no answer comes
-            await self.engine.load(adapter.model_id, str(path))
-        except EngineDown as error:
-            await self.look()
-            if self.engine_up:  # it is this load that hangs: the others have their turn
-                text = f"the engine does not load it: {error}"
-                self._note(adapter, lambda: adapter.failed(AdapterReason.LOAD_FAILED, text, self.clock()))
-            raise
-        except EngineRefused as error:
-            self._count_loads(max(self._loads - 1, 0))
-            text = f"the engine does not load it: {error}"
-            self._note(adapter, lambda: adapter.failed(AdapterReason.LOAD_FAILED, text, self.clock()))
-            return False
-        self._engine_has.add(adapter.model_id)
-        adapter.loaded, adapter.reason, adapter.message = True, AdapterReason.PROVING, "loaded, and being proven"
-        self._tell()
-        return True
-
-    def _count_loads(self, loads: int) -> None:
-        self._loads = loads
-        if self.loads_file is not None:
-            self.loads_file.write_text(str(loads))
-
-    def _noted_loads(self) -> int:
-        try:
-            return int(self.loads_file.read_text()) if self.loads_file is not None else 0
-        except (OSError, ValueError):
-            return 0
+            verdict = proof
+            self._note(adapter, lambda: adapter.judged(verdict))
+        else:
+            self._fail(adapter, AdapterReason.PROVING, f"it could not be proven yet: {proof}")
 
     def _prove(self, path: Path, name: str) -> Proof:
         base_name = self.plan.base_name
-        with closing(self.engine.probe()) as server:
-            has_numbers = _has_numbers(server, base_name)  # asked first: an adapter's NaN can spoil the engine for all
-            proof = prove(server, path, name=name, base_name=base_name)
-            if proof.verdict is Verdict.CANNOT_BE_PROVEN and has_numbers and not _has_numbers(server, name):
+        with closing(self.engine.probe()) as probe:
+            has_numbers = _has_numbers(probe, base_name)  # asked first: an adapter's NaN can spoil the engine for all
+            proof = prove(probe, path, name=name, base_name=base_name)
+            if proof.verdict is Verdict.CANNOT_BE_PROVEN and has_numbers and not _has_numbers(probe, name):
                 text = f"the engine computes no numbers with it (NaN or infinite), as it does without: {proof.message}"
                 return replace(proof, verdict=Verdict.DIFFERENT, message=text)
             return proof
 
+    # --- what is said of them ----------------------------------------------------------------------------------------
+
+    def _fail(self, adapter: Adapter, reason: AdapterReason, message: str) -> None:
+        self._note(adapter, lambda: adapter.failed(reason, message, self.clock()))
+
+    def _wait(self, adapter: Adapter, reason: AdapterReason, message: str, seconds: float) -> None:
+        self._note(adapter, lambda: adapter.waits(reason, message, self.clock(), seconds=seconds))
+
     def _note(self, adapter: Adapter, change: Callable[[], None]) -> None:
+        before = adapter.report()
         change()
-        log.info("adapter %s: %s: %s", adapter.model_id, adapter.reason, adapter.message)
-        self._tell()
+        if adapter.report() != before:
+            log.info("adapter %s: %s: %s", adapter.model_id, adapter.reason, adapter.message)
+            self._tell()
 
     def _tell(self) -> None:
         if self.engine_up and self.desired is not None:
@@ -405,21 +359,15 @@ class Keeper:
         self._wake.set()
 
 
-def _has_numbers(server: Probe, name: str) -> bool:
+def _proof_of(name: str) -> str:
+    """The key of the work that proves it; its own name is that of the work that reads it."""
+    return f"proof of {name}"
+
+
+def _has_numbers(probe: Probe, name: str) -> bool:
     """Whether log-probabilities under this name are numbers; an engine refuses to write others."""
     try:
-        server.logprobs(name, [range(8)])
+        probe.logprobs(name, [range(8)])
     except (Unprovable, TokensRefused):
         return False
     return True
-
-
-def _pause(attempts: int, first: float, last: float) -> float:
-    """Doubled with each attempt."""
-    return min(first * 2.0 ** min(attempts - 1, 32), last)
-
-
-def _judged(adapter: Adapter, proof: Proof) -> None:
-    adapter.effective, adapter.reason = VERDICTS[proof.verdict]
-    adapter.message = proof.message
-    adapter.proven = adapter.settled = True

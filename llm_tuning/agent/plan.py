@@ -13,14 +13,17 @@ The command line itself and the dtype are those of `engines.vllm.command`.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Self
 
+from llm_tuning.agent.aside import BRIEFLY_SECONDS, StillRunning, within
 from llm_tuning.agent.contract import ENGINE_PORT, Desired, ServeInput
 from llm_tuning.core.files import read_file
 from llm_tuning.engines.vllm.adapter import ServedAdapter, allowed_rank, inspect_adapter
@@ -34,11 +37,17 @@ from llm_tuning.engines.vllm.command import (
     cpu_dtype,
 )
 from llm_tuning.engines.vllm.environment import MANAGED, OFFLINE
-from llm_tuning.errors import InputError, Problem
+from llm_tuning.errors import InputError, Problem, TryAgain
 from llm_tuning.models.adapter import OUTPUT_HEAD, trained_base
 from llm_tuning.models.base import BaseModel, inspect_base, tensor_shapes, weight_hash
 from llm_tuning.models.layout import BASE_HASHES, CACHE_FOLDER, CHAT_TEMPLATE
 
+log = logging.getLogger(__name__)
+
+VOLUME_SECONDS = 60.0
+"""For the headers and small files of the base."""
+ADAPTER_SECONDS = 20.0
+"""For an adapter's files; one that takes longer is left out of the plan, as one that is not there."""
 LEAST_RANK = 16
 MOST_LORAS_BY_DEFAULT = 8
 CPU_LORAS = 256
@@ -77,11 +86,16 @@ class EnginePlan:
 def make_plan(
     given: ServeInput, desired: Desired, root: Path, *, scratch: Path, engine_port: int = ENGINE_PORT
 ) -> EnginePlan:
-    """Decide; `root` is the mounted claim, `scratch` a folder to write to. Raises InputError for an unfit base.
+    """Decide; `root` is the mounted claim, `scratch` a folder to write to.
+
+    Raises InputError for an unfit base, TryAgain where its volume does not answer.
 
     An adapter that is not there or is not fit is no fault here: it is refused by itself later on.
     """
-    base = inspect_base(_inside(root, given.model_path))
+    try:
+        base = within(VOLUME_SECONDS, lambda: inspect_base(_inside(root, given.model_path)))
+    except StillRunning as running:
+        raise TryAgain("VolumeSilent", f"model {given.model_path}: its volume does not answer: {running}") from None
     base_hash = weight_hash(base, _own_hashes(root, scratch))
     adapters = _fit_adapters(desired, root, base_hash)
     modules = sorted({*linear_modules(base), *(module for adapter in adapters for module in adapter.modules)})
@@ -138,12 +152,21 @@ def linear_modules(base: BaseModel) -> set[str]:
 
 def _fit_adapters(desired: Desired, root: Path, base_hash: str) -> list[ServedAdapter]:
     found = []
+    patience = ADAPTER_SECONDS
     for name in desired.model_ids:
-        path = root / "models" / name
-        with suppress(Exception):  # whatever its files hold, the engine starts for the others
-            if trained_base(path).weight_hash in ("", base_hash):
-                found.append(inspect_adapter(path, None))
+        try:
+            adapter = within(patience, partial(_fit_adapter, root / "models" / name, base_hash))
+        except StillRunning:
+            patience = BRIEFLY_SECONDS
+        except Exception:  # whatever its files hold, the engine starts for the others
+            log.debug("%s is left out of the plan", name, exc_info=True)
+        else:
+            found += [adapter] if adapter is not None else []
     return found
+
+
+def _fit_adapter(path: Path, base_hash: str) -> ServedAdapter | None:
+    return inspect_adapter(path, None) if trained_base(path).weight_hash in ("", base_hash) else None
 
 
 def _slots(given: ServeInput, wanted: int) -> tuple[int, int]:

@@ -22,7 +22,7 @@ _EXPONENTS: dict[str, tuple[str, int]] = {
     "BF16": ("<u2", 0x7F80),
 }
 """By dtype: how its bits are read, and the exponent that infinities and NaN have. numpy has no bfloat16."""
-_AT_ONCE = 2**21
+_AT_ONCE = 2**20
 
 
 def find_weight_fault(adapter: Path) -> str | None:

@@ -15,8 +15,8 @@ from llm_tuning.engines.vllm.stream import error_text
 
 LOOK_SECONDS = 5.0
 """For a question about its state: it is answered beside the requests, so a busy engine answers as well."""
-LOAD_SECONDS = 300.0
-"""For loading an adapter from a slow volume."""
+LOAD_SECONDS = 50.0
+"""For loading an adapter, whose files were read a moment ago; a load that hangs has its reason within a minute."""
 
 
 @dataclass

@@ -13,8 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from llm_tuning.agent import adapter as adapter_module
 from llm_tuning.agent import keeper as keeper_module
-from llm_tuning.agent.keeper import DEADLY_TIMES, SETTLED_ATTEMPTS, UNLOAD_SECONDS
+from llm_tuning.agent.adapter import SETTLED_ATTEMPTS
+from llm_tuning.agent.engine_life import DEADLY_TIMES
+from llm_tuning.agent.keeper import UNLOAD_SECONDS
 from llm_tuning.engines.vllm import engine as engine_module
 from tests.unit.llm_tuning.agent.conftest import PLAN, Pod, desire, eventually, must_not_answer, write_adapter
 
@@ -214,16 +217,16 @@ async def test_loads_of_an_earlier_agent_count(make_pod: Callable[..., Pod], tmp
     pod = make_pod(plan)
     pod.engine.loras |= {"ft_a": "/elsewhere", "ft_b": "/elsewhere"}
     pod.want({"one": "ft_a"})
-    pod.keeper.loads_file = tmp_path / "loads"
+    pod.keeper.loads.file = tmp_path / "loads"
     await pod.turn()
     again = make_pod(plan)
-    again.keeper.loads_file = tmp_path / "loads"
+    again.keeper.loads.file = tmp_path / "loads"
     again.want({"one": "ft_a", "two": "ft_c"})
     await again.turn()
     assert [again.reason(name) for name in ("ft_a", "ft_c")] == ["Effective", "TooManyAdapters"]
     await pod.engine.restart()
     later = make_pod(plan)
-    later.keeper.loads_file = tmp_path / "loads"
+    later.keeper.loads.file = tmp_path / "loads"
     later.want({"one": "ft_a", "two": "ft_c"})
     await later.turn()
     assert [later.reason(name) for name in ("ft_a", "ft_c")] == ["Effective", "Effective"], "a fresh engine"
@@ -404,7 +407,7 @@ async def test_the_same_wish_again_is_no_news(pod: Pod) -> None:
 
 async def test_the_loops_bring_all_back_by_themselves(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keeper_module, "LOOK_SECONDS", 0.02)
-    monkeypatch.setattr(keeper_module, "FIRST_RETRY_SECONDS", 0.02)
+    monkeypatch.setattr(adapter_module, "FIRST_RETRY_SECONDS", 0.02)
     pod.keeper.clock = time.monotonic
     pod.engine.refuse["ft_bad"] = (400, "no")
     running = asyncio.create_task(pod.keeper.run())

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from llm_tuning.agent import keeper as keeper_module
-from llm_tuning.agent.keeper import DEADLY_TIMES, VERDICTS
+from llm_tuning.agent.adapter import VERDICTS
+from llm_tuning.agent.engine_life import DEADLY_TIMES
 from llm_tuning.errors import InputError, TryAgain
 from llm_tuning.proof.judge import Verdict
 from tests.unit.llm_tuning.agent.conftest import Pod, eventually, must_not_answer
