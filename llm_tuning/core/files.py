@@ -128,3 +128,20 @@ def odd_files(folder: Path) -> Iterator[OddFile]:
             yield odd
         except OSError:  # a folder, or a link that leads nowhere
             continue
+
+
+def flush(path: Path) -> None:
+    """Have the system write `path`, a file or a folder's own entries, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def flush_tree(folder: Path) -> None:
+    """Have the system write every file and folder under `folder` to the disk."""
+    for parent, _, files in os.walk(folder):
+        for name in files:
+            flush(Path(parent, name))
+        flush(Path(parent))

@@ -7,14 +7,13 @@ backend for the whole process.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_tuning.modes import MODES
 from llm_tuning.modes.mode import HELD_OUT_COLOR, LOSS_PANEL, OTHER_COLOR, TRAINING_COLOR, Line, Panel
-from llm_tuning.tracking.metrics_file import read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,8 +24,8 @@ SMOOTHED_FROM = 50
 """Steps from which a noisy series is drawn pale with its running mean over it."""
 
 
-def draw_loss_curve(metrics: Path, picture: Path, *, mode: str) -> bool:
-    """Draw what `metrics` (a metrics.jsonl) has for `mode` into `picture` (PNG); False, and no file, without steps."""
+def draw_loss_curve(metrics: Iterable[Mapping[str, Any]], picture: Path, *, mode: str) -> bool:
+    """Draw the lines of a metrics.jsonl into `picture` (PNG), in the panels of `mode`; False without a step to draw."""
     wanted = MODES[mode].panels if mode in MODES else (LOSS_PANEL,)
     names = {line.name for panel in (*wanted, LOSS_PANEL) for line in panel.lines}
     series = _series(metrics, names)
@@ -102,10 +101,10 @@ def _draw_line(axis: Axes, line: Line, points: list[tuple[int, float]]) -> None:
         axis.plot(*zip(*_thinned(_running_mean(points)), strict=True), **style)
 
 
-def _series(metrics: Path, names: set[str]) -> dict[str, list[tuple[int, float]]]:
+def _series(metrics: Iterable[Mapping[str, Any]], names: set[str]) -> dict[str, list[tuple[int, float]]]:
     """Step and value of every name; values that are not finite are gaps in a picture and left out."""
     series: dict[str, list[tuple[int, float]]] = {name: [] for name in names}
-    for line in read_metrics(metrics):
+    for line in metrics:
         for name in names & line.keys():
             if math.isfinite(line[name]):
                 series[name].append((line["step"], line[name]))

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from llm_tuning.core.files import flush, flush_tree
 from llm_tuning.errors import InputError, Problem
 from llm_tuning.models.layout import MANIFEST
 from llm_tuning.models.manifest import Manifest, file_hashes, read_manifest, write_manifest
-from llm_tuning.run.checkpoints import flush, flush_tree
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 import zipfile
@@ -20,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from llm_tuning.core.files import read_json, write_json
+from llm_tuning.core.files import flush, flush_tree, read_json, write_json
 from llm_tuning.errors import InputError, Problem
 
 log = logging.getLogger(__name__)
@@ -147,23 +146,6 @@ def _read_form(path: Path) -> None:
 def _measured(path: Path) -> dict[str, Any]:
     with path.open("rb") as stream:
         return {"size": path.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
-
-
-def flush(path: Path) -> None:
-    """Have the system write `path`, a file or a folder's own entries, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def flush_tree(folder: Path) -> None:
-    """Have the system write every file and folder under `folder` to the disk."""
-    for parent, _, files in os.walk(folder):
-        for name in files:
-            flush(Path(parent, name))
-        flush(Path(parent))
 
 
 def _checkpoints(root: Path) -> list[tuple[int, Path]]:

@@ -37,6 +37,7 @@ from llm_tuning.progress import Progress
 from llm_tuning.run.reporter import RunReporter
 from llm_tuning.run.spec import RunSpec, shown_config
 from llm_tuning.tracking import Tracker, summarise
+from llm_tuning.tracking.metrics_file import read_metrics
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ class Finisher:
         self.reporter.stage("publishing")
         stage = spec.work / STAGE
         shutil.copyfile(spec.work / METRICS, stage / METRICS)
-        curve = draw_loss_curve(spec.work / METRICS, stage / LOSS_CURVE, mode=spec.config.mode)
+        curve = draw_loss_curve(read_metrics(spec.work / METRICS), stage / LOSS_CURVE, mode=spec.config.mode)
         manifest = build_manifest(spec, devices=devices, mlflow=mlflow_record(self._tracker))
         write_model_card(stage, manifest, LOSS_CURVE if curve else None)
         raise_if_stopped("before publishing")

@@ -21,11 +21,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from llm_tuning.core.files import file_hash, temporary_beside
+from llm_tuning.core.files import file_hash, flush, temporary_beside
 from llm_tuning.data.token_rows import TokenRows
 from llm_tuning.errors import InputError, Problem
 from llm_tuning.models.layout import ADAPTER_WEIGHTS
-from llm_tuning.run.checkpoints import flush
 from llm_tuning.run.context import TrainRun
 from llm_tuning.trainers.actor_critic import ActorCritic
 from llm_tuning.trainers.batching import Indices

@@ -14,6 +14,7 @@ from PIL import Image
 from llm_tuning.models import loss_curve
 from llm_tuning.models.loss_curve import HELD_OUT_COLOR, TRAINING_COLOR, draw_loss_curve
 from llm_tuning.tracking import MetricsFile
+from llm_tuning.tracking.metrics_file import read_metrics
 
 LARGEST_BYTES = 60_000
 
@@ -50,7 +51,7 @@ def has_colour(picture: Path, colour: str) -> bool:
 @pytest.mark.parametrize(("mode", "height"), [("sft", 320), ("ppo", 840)])
 def test_a_run_of_any_length_gives_a_small_picture(tmp_path: Path, mode: str, height: int, steps: int) -> None:
     picture = tmp_path / "loss_curve.png"
-    assert draw_loss_curve(write_run(tmp_path / "metrics.jsonl", steps), picture, mode=mode)
+    assert draw_loss_curve(read_metrics(write_run(tmp_path / "metrics.jsonl", steps)), picture, mode=mode)
     assert picture.stat().st_size < LARGEST_BYTES
     assert Image.open(picture).size == (640, height)
     assert has_colour(picture, TRAINING_COLOR)
@@ -61,7 +62,7 @@ def test_no_held_out_line_without_held_out_rows(tmp_path: Path) -> None:
     metrics, picture = MetricsFile(tmp_path / "metrics.jsonl"), tmp_path / "loss_curve.png"
     for step in (1, 2, 3):
         metrics.log(step, {"train/loss": 1 / step})
-    assert draw_loss_curve(metrics.path, picture, mode="sft")
+    assert draw_loss_curve(read_metrics(metrics.path), picture, mode="sft")
     assert has_colour(picture, TRAINING_COLOR)
     assert not has_colour(picture, HELD_OUT_COLOR)
 
@@ -70,7 +71,7 @@ def test_values_that_are_not_finite_are_gaps(tmp_path: Path) -> None:
     metrics, picture = MetricsFile(tmp_path / "metrics.jsonl"), tmp_path / "loss_curve.png"
     for step, loss in enumerate([3.0, math.nan, math.inf, 2.0], start=1):
         metrics.log(step, {"train/loss": loss})
-    assert draw_loss_curve(metrics.path, picture, mode="sft")
+    assert draw_loss_curve(read_metrics(metrics.path), picture, mode="sft")
 
 
 def test_smoothing_neither_lags_nor_leads() -> None:
@@ -84,7 +85,7 @@ def test_smoothing_neither_lags_nor_leads() -> None:
 def test_without_a_step_there_is_no_picture(tmp_path: Path) -> None:
     MetricsFile(tmp_path / "metrics.jsonl").log(0, {"train/reference_forwards": 3})
     for name in ("metrics.jsonl", "missing.jsonl"):
-        assert not draw_loss_curve(tmp_path / name, tmp_path / "loss_curve.png", mode="ppo")
+        assert not draw_loss_curve(read_metrics(tmp_path / name), tmp_path / "loss_curve.png", mode="ppo")
     assert not (tmp_path / "loss_curve.png").exists()
 
 
@@ -92,8 +93,10 @@ def test_a_caller_s_own_matplotlib_is_left_alone(tmp_path: Path) -> None:
     write_run(tmp_path / "metrics.jsonl", 3)
     code = (
         "import sys; from pathlib import Path; from llm_tuning.models.loss_curve import draw_loss_curve\n"
+        "from llm_tuning.tracking.metrics_file import read_metrics\n"
         "assert 'matplotlib' not in sys.modules\n"
-        f"draw_loss_curve(Path({str(tmp_path / 'metrics.jsonl')!r}), Path({str(tmp_path / 'a.png')!r}), mode='sft')\n"
+        f"metrics = read_metrics(Path({str(tmp_path / 'metrics.jsonl')!r}))\n"
+        f"draw_loss_curve(metrics, Path({str(tmp_path / 'a.png')!r}), mode='sft')\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -74,7 +74,8 @@ def test_everything_is_flushed_before_it_gets_its_name(tmp_path: Path, monkeypat
     def keep(path: Path) -> None:
         flushed.append((path.name, (tmp_path / "checkpoint-1").exists()))
 
-    monkeypatch.setattr("llm_tuning.run.checkpoints.flush", keep)
+    for room in ("core.files", "run.checkpoints"):
+        monkeypatch.setattr(f"llm_tuning.{room}.flush", keep)
     save_checkpoint(tmp_path, 1, write_state)
     before = {name for name, named in flushed if not named}
     assert before == {"weights", "optimizer", FILES, ".saving-1"}
