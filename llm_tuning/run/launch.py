@@ -1,7 +1,7 @@
-"""Starts one process a device, watches them, and turns what they say into this process's result.
+"""Runs one process a device under torchrun's agent, and turns how they ended into this process's result.
 
-Processes of their own (`python -m llm_tuning.run.rank`), never multiprocessing: that would import the caller's
-main module again. Each worker watches its standard input, so that none outlives a killed parent.
+The agent ends with 1 whatever happened, so the exit codes 64 and 75 come from the ranks' error files. The processes are
+`python -m llm_tuning.run.rank`, never multiprocessing's: that would import the caller's main module again.
 """
 
 from __future__ import annotations
@@ -9,99 +9,88 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import subprocess
-import sys
-import time
+from pathlib import Path
 
 from llm_tuning.core.console import DEBUG_VARIABLE
-from llm_tuning.core.files import read_json
 from llm_tuning.core.stopping import stop_requested
-from llm_tuning.errors import EXIT_INPUT, EXIT_OK, EXIT_TRY_AGAIN, InputError, Problem, TryAgain
+from llm_tuning.errors import EXIT_INPUT, EXIT_TRY_AGAIN, InputError, Problem, TryAgain
 from llm_tuning.run.devices import threads_per_process
+from llm_tuning.run.rank import PARENT_VARIABLE, RankFailure
 from llm_tuning.run.spec import TRACKING_URI_VARIABLE, RunSpec
 
-POLL_SECONDS = 0.1
-GRACE_SECONDS = 10
-"""How long the other ranks may take to notice that one has gone, before they are ended."""
+STOPPED = "Stopped"
+AGENT_KILLS_AFTER_SECONDS = 30
+"""After the first failure, when the agent sends SIGKILL to ranks that have not ended (torch's own number)."""
 
 
 def launch(spec: RunSpec) -> None:
-    """Run all ranks of `spec`; raises InputError, TryAgain or RuntimeError as the failing rank did."""
-    (spec.work / "rendezvous").unlink(missing_ok=True)
-    for error_file in spec.work.glob("error-rank*.json"):
-        error_file.unlink()
-    workers = [_start(spec, rank) for rank in range(len(spec.devices))]
-    try:
-        _watch(workers)
-        exit_codes = [worker.poll() for worker in workers]  # None: hung without the one that failed, and ended by us
-    finally:
-        _end(workers)
-    _raise_worst(spec, exit_codes)
+    """Run all ranks of `spec`; raises InputError, TryAgain or RuntimeError as the rank did that failed first."""
+    from llm_tuning.trainers.parallel import run_ranks
 
-
-def _start(spec: RunSpec, rank: int) -> subprocess.Popen[bytes]:
-    world = len(spec.devices)
-    environment = os.environ | {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(world),
-        "LOCAL_WORLD_SIZE": str(world),
-    }
-    environment.setdefault("OMP_NUM_THREADS", str(threads_per_process(world)))
-    if logging.getLogger("llm_tuning").isEnabledFor(logging.DEBUG):
-        environment[DEBUG_VARIABLE] = "1"
-    if spec.config.tracking.uri is not None:
-        environment[TRACKING_URI_VARIABLE] = spec.config.tracking.uri
-    environment.setdefault("GLOO_SOCKET_IFNAME", "lo")  # one machine: gradients never leave it
-    return subprocess.Popen(
-        [sys.executable, "-m", "llm_tuning.run.rank", str(spec.work), str(rank)],
-        stdin=subprocess.PIPE,
-        env=environment,
+    ranks = len(spec.devices)
+    for left in (spec.work / "rendezvous", *(_error_file(spec, rank) for rank in range(ranks))):
+        left.unlink(missing_ok=True)
+    failures = run_ranks(
+        ["-m", "llm_tuning.run.rank", str(spec.work)],
+        ranks=ranks,
+        environment=_environment(spec),
+        error_file=lambda rank: _error_file(spec, rank),
+        stop=stop_requested,
     )
+    raise_cause(failures, ranks=ranks, stopped=stop_requested())
 
 
-def _watch(workers: list[subprocess.Popen[bytes]]) -> None:
-    """Wait until all have ended, or one has failed and the others had their grace; pass a stop request on once."""
-    told = False
-    failed_at: float | None = None
-    while any(worker.poll() is None for worker in workers):
-        if stop_requested() and not told:
-            told = True
-            for worker in workers:
-                worker.send_signal(signal.SIGTERM)
-        if failed_at is None and any(worker.poll() not in (None, EXIT_OK) for worker in workers):
-            failed_at = time.monotonic()
-        if failed_at is not None and time.monotonic() - failed_at > GRACE_SECONDS:
-            return
-        time.sleep(POLL_SECONDS)
+def _error_file(spec: RunSpec, rank: int) -> Path:
+    return spec.work / f"error-rank{rank}.json"
 
 
-def _end(workers: list[subprocess.Popen[bytes]]) -> None:
-    for worker in workers:
-        if worker.poll() is None:
-            worker.kill()
-        worker.wait()
-        if worker.stdin:
-            worker.stdin.close()
+def _environment(spec: RunSpec) -> dict[str, str]:
+    """What the ranks find in their environment beside this process's own and torchrun's variables."""
+    wanted = {PARENT_VARIABLE: str(os.getpid())}
+    if logging.getLogger("llm_tuning").isEnabledFor(logging.DEBUG):
+        wanted[DEBUG_VARIABLE] = "1"
+    if spec.config.tracking.uri is not None:
+        wanted[TRACKING_URI_VARIABLE] = spec.config.tracking.uri
+    defaults = {
+        "OMP_NUM_THREADS": str(threads_per_process(len(spec.devices))),
+        "GLOO_SOCKET_IFNAME": "lo",  # one machine: gradients never leave it, and gloo listens on loopback alone
+    }
+    return wanted | {name: value for name, value in defaults.items() if name not in os.environ}
 
 
-def _raise_worst(spec: RunSpec, exit_codes: list[int | None]) -> None:
-    """Bad input outranks everything, and a stop a crash: a rank that lost its peer knows it as a broken connection.
+def raise_cause(failures: dict[int, RankFailure], *, ranks: int, stopped: bool) -> None:
+    """Raise what the failing rank did, if any failed; `stopped`: this process was asked to stop and passed it on.
 
-    For the same reason a rank that a signal ended is named before those that failed after it.
+    One failure makes others: a rank that lost its peer knows it as a broken connection, and the agent ends by a signal
+    those that are left. So bad input outranks everything and a stop a crash; a rank that a signal ended is named before
+    those that failed with it, and of several failures the first.
     """
-    errors = {rank: read_json(spec.work / f"error-rank{rank}.json") or {} for rank in range(len(exit_codes))}
-    for rank, code in enumerate(exit_codes):
-        if code == EXIT_INPUT:
-            raise InputError([Problem(**problem) for problem in errors[rank]["problems"]])
-    if EXIT_TRY_AGAIN in exit_codes:
-        said = errors[exit_codes.index(EXIT_TRY_AGAIN)]
-        raise TryAgain(said.get("reason", "Stopped"), said.get("message", "stopped on request"))
-    for rank, code in enumerate(exit_codes):
-        if code is not None and code < 0:
-            hint = "; the system does so when memory runs out" if -code == signal.SIGKILL else ""
-            raise RuntimeError(f"worker {rank} of {len(exit_codes)} was ended by signal {-code}{hint}")
-    for rank, code in enumerate(exit_codes):
-        if code:
-            said = errors[rank].get("message", "it left no word")
-            raise RuntimeError(f"worker {rank} of {len(exit_codes)} failed with exit code {code}: {said}")
+    order = sorted(failures.items(), key=lambda item: item[1].seconds)
+    causes = [(rank, failure) for rank, failure in order if not _is_the_agents_work(failure, order[0][1])]
+    for _, failure in causes:
+        if failure.exit_code == EXIT_INPUT:
+            raise InputError([Problem(**problem) for problem in failure.error["problems"]])
+    stops = [failure.error for _, failure in causes if failure.exit_code == EXIT_TRY_AGAIN]
+    for error in sorted(stops, key=lambda error: "reason" not in error):  # a rank whose peer left first gives none
+        if stopped or error.get("reason", STOPPED) != STOPPED:
+            raise TryAgain(error.get("reason", STOPPED), error.get("message", "stopped on request"))
+    crashes = [(rank, failure) for rank, failure in causes if failure.exit_code != EXIT_TRY_AGAIN]
+    for rank, failure in sorted(crashes, key=lambda crash: crash[1].exit_code > 0):
+        raise RuntimeError(f"rank {rank} of {ranks} {_end(failure)}")
+    if order:  # only ranks that were asked to stop, be it before they could say so
+        raise TryAgain(STOPPED, "stopped on request")
+
+
+def _is_the_agents_work(failure: RankFailure, first: RankFailure) -> bool:
+    """Whether the agent ended this rank because of another; it passes SIGTERM on to all, SIGKILL to those that hang."""
+    late = failure.seconds - first.seconds >= AGENT_KILLS_AFTER_SECONDS - 1  # some times are whole seconds
+    return failure.exit_code == -signal.SIGTERM or (failure.exit_code == -signal.SIGKILL and late)
+
+
+def _end(failure: RankFailure) -> str:
+    if failure.exit_code > 0:
+        return f"failed with exit code {failure.exit_code}: {failure.error.get('message', 'it left no message')}"
+    number = -failure.exit_code
+    name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+    hint = "; the kernel does so when memory runs out" if number == signal.SIGKILL else ""
+    return f"was ended by {name}{hint}"

@@ -1,17 +1,21 @@
 """One rank of a run: find the device, join the others, run the recipe, and on rank 0 report and publish.
 
-`python -m llm_tuning.run.rank WORK_DIR RANK` is how `llm_tuning.run.launch` starts it with several devices.
+`python -m llm_tuning.run.rank WORK_DIR` is how `llm_tuning.run.launch` has it started with several devices; which rank
+it is stands in the environment, as torchrun sets it.
 """
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import logging
 import os
+import signal
 import sys
-import threading
+import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llm_tuning.core.files import write_json
 from llm_tuning.core.stopping import raise_if_stopped, stop_on_signals, stop_requested
@@ -25,24 +29,49 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+PARENT_VARIABLE = "LLM_TUNING_PARENT"
+"""Process id of the one that a rank must not outlive: run.json, checkpoints and the lock are that one's."""
 
-def run_rank(spec: RunSpec, *, rank: int) -> None:
-    """Train as rank `rank` of the run; rank 0 also tracks, evaluates, publishes and registers it."""
+PR_SET_PDEATHSIG = 1
+
+
+class Place(NamedTuple):
+    """Which of `world` processes this one is: `rank` in the whole run, `local_rank` on this machine."""
+
+    rank: int = 0
+    local_rank: int = 0
+    world: int = 1
+
+
+@dataclass(frozen=True)
+class RankFailure:
+    """How a rank ended that did not end well."""
+
+    exit_code: int
+    """Negative: the number of the signal that ended it."""
+    seconds: float
+    """Unix time of the failure, as the rank wrote it, or else of the moment at which its end was seen."""
+    error: dict[str, Any]
+    """What it left in its error file."""
+
+
+def run_rank(spec: RunSpec, place: Place) -> None:
+    """Train as one rank of the run; rank 0 also tracks, evaluates, publishes and registers it."""
     from llm_tuning.run.finish import Finisher
 
-    if rank != 0:
+    if place.rank != 0:
         from llm_tuning.run.reporter import SilentReporter
 
-        _train(spec, rank, SilentReporter())
+        _train(spec, place, SilentReporter())
         return
     with Finisher(spec) as finisher:
-        device = _train(spec, rank, finisher.reporter)
+        device = _train(spec, place, finisher.reporter)
         finisher.publish([device] if len(spec.devices) == 1 else spec.devices)
 
 
-def _train(spec: RunSpec, rank: int, reporter: Reporter) -> str:
+def _train(spec: RunSpec, place: Place, reporter: Reporter) -> str:
     """Run the recipe as this rank and return the device it ran on."""
-    device = usable_device(spec.devices, rank)
+    device = usable_device(spec.devices, place.local_rank)
     raise_if_stopped("before the first step")
     from llm_tuning.run.context import TrainRun
     from llm_tuning.trainers.parallel import process_group
@@ -55,25 +84,25 @@ def _train(spec: RunSpec, rank: int, reporter: Reporter) -> str:
         work=spec.work,
         cache=spec.cache,
         device=device,
-        rank=rank,
-        world=len(spec.devices),
+        rank=place.rank,
+        world=place.world,
         base_weight_hash=spec.base_weight_hash,
         template_hash=spec.template_hash,
         data_hash=spec.data_hash,
         reporter=reporter,
     )
     recipe = importlib.import_module(MODES[spec.config.mode].recipe)
-    with process_group(spec.work / "rendezvous", rank=rank, world=run.world, device=device):
+    with process_group(spec.work / "rendezvous", rank=run.rank, world=run.world, device=device):
         recipe.train(run)
     return device
 
 
-def usable_device(devices: list[str], rank: int) -> str:
+def usable_device(devices: list[str], local_rank: int) -> str:
     """The device of this rank, seen to be there; the default falls back to the CPU, with one warning.
 
     Raises InputError for a GPU number that this machine does not have, TryAgain where it has no CUDA at all.
     """
-    device = devices[rank]
+    device = devices[local_rank]
     if device == "cpu":
         return device
     import torch
@@ -92,44 +121,52 @@ def usable_device(devices: list[str], rank: int) -> str:
     )
 
 
-def main(work: Path, rank: int) -> int:
-    """Run one rank as a process and return its exit code; what went wrong is left in `error-rank<N>.json`."""
+def main(work: Path) -> int:
+    """Run one rank as a process and return its exit code; what went wrong is left in its error file."""
     from llm_tuning.core.console import DEBUG_VARIABLE, quiet_libraries, set_up_logging
 
     debug = os.environ.get(DEBUG_VARIABLE) == "1"
     set_up_logging(debug=debug)
     if not debug:
         quiet_libraries()
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    place = Place(*(int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")))
     with stop_on_signals():
+        end_with_parent(int(os.environ[PARENT_VARIABLE]))
         try:
             spec = read_run_spec(work)
             assert spec is not None, f"{work} holds no run.json"
-            run_rank(spec.with_tracking_uri(os.environ.get(TRACKING_URI_VARIABLE)), rank=rank)
+            run_rank(spec.with_tracking_uri(os.environ.get(TRACKING_URI_VARIABLE)), place)
         except InputError as error:
             problems = [{"where": p.where, "rule": p.rule, "fix": p.fix} for p in error.problems]
-            write_json(work / f"error-rank{rank}.json", {"problems": problems})
+            _leave_error(str(error), problems=problems)
             return EXIT_INPUT
         except TryAgain as error:
-            write_json(work / f"error-rank{rank}.json", {"reason": error.reason, "message": str(error)})
+            _leave_error(str(error), reason=error.reason)
             return EXIT_TRY_AGAIN
         except Exception as error:
             if stop_requested():  # a peer left first and the collective broke: this is the stop, seen from here
                 return EXIT_TRY_AGAIN
-            write_json(work / f"error-rank{rank}.json", {"message": f"{type(error).__name__}: {error}"})
-            log.debug("rank %d failed", rank, exc_info=True)  # launch says it in one sentence
+            _leave_error(f"{type(error).__name__}: {error}")
+            log.debug("rank %d failed", place.rank, exc_info=True)  # launch says it in one sentence
             return 1
     return 0
 
 
-def _leave_with_parent() -> None:
-    """Standard input ends when the parent does, however it ended."""
-    sys.stdin.buffer.read()
-    os._exit(EXIT_TRY_AGAIN)
+def _leave_error(message: str, **fields: Any) -> None:
+    """Write the error file of this rank; torchrun reads `message` and `timestamp`, `launch` all of it."""
+    path = Path(os.environ["TORCHELASTIC_ERROR_FILE"])
+    write_json(path, {"message": message, "timestamp": time.time(), **fields})
+
+
+def end_with_parent(parent: int) -> None:
+    """Have the kernel end this process as soon as its parent has gone, however that came about."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # gone before that
+        os._exit(EXIT_TRY_AGAIN)
 
 
 if __name__ == "__main__":
-    code = main(Path(sys.argv[1]), int(sys.argv[2]))
+    code = main(Path(sys.argv[1]))
     logging.shutdown()
     sys.stdout.flush()
     os._exit(code)  # not sys.exit: a thread blocked on a dead tracking server must not hold the exit code back

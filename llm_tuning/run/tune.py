@@ -1,7 +1,7 @@
 """One tuning run from configuration to registered adapter: check everything, then train, then publish.
 
 What can be wrong is found here, torch-free and all together, before a model is loaded. What runs afterwards is in
-`trainers/worker.py`: in this process with one device, in processes of their own with several.
+`run/rank.py`: in this process with one device, in processes of their own with several.
 """
 
 from __future__ import annotations
@@ -423,9 +423,9 @@ def _slow_tokenizer(base: Path) -> Tokenizer:
 
 def _train(spec: RunSpec) -> None:
     if len(spec.devices) == 1:
-        from llm_tuning.run.rank import run_rank
+        from llm_tuning.run.rank import Place, run_rank
 
-        run_rank(spec, rank=0)
+        run_rank(spec, Place())
     else:
         from llm_tuning.run.launch import launch
 

@@ -1,23 +1,163 @@
 """Everything this project asks of torch.distributed, which nobody else imports.
 
-The collective operations that a recipe needs; with one process each of them is the identity.
+Two halves: the start of a run's ranks under torchrun's agent, by the process that was asked for the run, and the
+collective operations that a recipe needs; with one process each of them is the identity.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
+from torch.distributed.elastic.agent.server.api import RunResult, WorkerSpec
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.multiprocessing import LogsDest, LogsSpecs
+from torch.distributed.elastic.rendezvous import RendezvousHandler
+from torch.distributed.elastic.rendezvous.api import RendezvousInfo, RendezvousStoreInfo
+
+from llm_tuning.run.rank import RankFailure
 
 T = TypeVar("T")
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 """A rank that waits longer than this for the others fails instead of hanging: no step takes ten minutes."""
+
+POLL_SECONDS = 0.1
+
+
+def run_ranks(
+    arguments: list[str],
+    *,
+    ranks: int,
+    environment: dict[str, str],
+    error_file: Callable[[int], Path],
+    stop: Callable[[], bool],
+) -> dict[int, RankFailure]:
+    """Run `python ARGUMENTS` once a rank, to its end; returns the ranks that failed, those seen to fail first in front.
+
+    Each rank finds its place in RANK, LOCAL_RANK and WORLD_SIZE, and leaves what went wrong in its `error_file`, whose
+    path is in TORCHELASTIC_ERROR_FILE. When one fails, the agent sends SIGTERM to the others, and SIGKILL to those
+    that have not ended 30 s later. `stop` is asked all the time: once it is true, every rank gets a SIGTERM.
+
+    The agent has a thread of its own, where it leaves this process's signal handlers as they are.
+    """
+    spec = WorkerSpec(
+        role="trainer",
+        local_world_size=ranks,
+        rdzv_handler=_OneNode(),
+        entrypoint=sys.executable,
+        args=tuple(argument.replace("$", "$$") for argument in arguments),  # the agent fills in ${local_rank}
+        max_restarts=0,  # a run goes on from its checkpoint, by the next start: never two generations of ranks
+        monitor_interval=POLL_SECONDS,
+    )
+    agent = LocalElasticAgent(spec, _RankFiles(environment, error_file))
+    with _quiet_agent(), ThreadPoolExecutor(1, "torchrun") as thread:
+        ended = thread.submit(agent.run)
+        try:
+            _pass_the_stop_on(agent, ended, stop)
+        except BaseException:  # a second Ctrl-C
+            while not ended.done():
+                _signal_ranks(agent, signal.SIGKILL, set())
+                time.sleep(POLL_SECONDS)
+            raise
+    failures = ended.result().failures
+    return {
+        rank: RankFailure(
+            failure.exitcode, failure.error_file_data.get("timestamp", failure.timestamp), failure.error_file_data
+        )
+        for rank, failure in failures.items()
+    }
+
+
+def _pass_the_stop_on(agent: LocalElasticAgent, ended: Future[RunResult], stop: Callable[[], bool]) -> None:
+    signalled: set[int] = set()
+    while not ended.done():
+        if stop():
+            _signal_ranks(agent, signal.SIGTERM, signalled)
+        with suppress(TimeoutError):
+            ended.exception(POLL_SECONDS)
+
+
+def _signal_ranks(agent: LocalElasticAgent, number: signal.Signals, signalled: set[int]) -> None:
+    """Send `number` to every rank that has been started and is not in `signalled`, which then has it."""
+    for worker in agent.get_worker_group().workers:
+        if worker.id is not None and worker.id not in signalled:
+            signalled.add(worker.id)
+            with suppress(ProcessLookupError):
+                os.kill(worker.id, number)
+
+
+class _OneNode(RendezvousHandler):
+    """The rendezvous of an agent that is alone: the ranks meet by a file, and nothing listens for other agents.
+
+    torch's own handlers open a TCPStore, which listens on every address of the machine whatever it is given.
+    """
+
+    def get_backend(self) -> str:
+        return "one node"
+
+    def next_rendezvous(self) -> RendezvousInfo:
+        store = dist.HashStore()  # type: ignore[attr-defined]
+        return RendezvousInfo(store, 0, 1, RendezvousStoreInfo("127.0.0.1", 0))
+
+    def is_closed(self) -> bool:
+        return False
+
+    def set_closed(self) -> None:
+        pass
+
+    def num_nodes_waiting(self) -> int:
+        return 0
+
+    def get_run_id(self) -> str:
+        return "one-node"
+
+    def shutdown(self) -> bool:
+        return True
+
+
+class _RankFiles(LogsSpecs):
+    """Ranks write where this process does; `environment` is for them alone, so it never enters this process's own."""
+
+    def __init__(self, environment: dict[str, str], error_file: Callable[[int], Path]) -> None:
+        super().__init__()
+        self._environment, self._error_file = environment, error_file
+
+    @property
+    def root_log_dir(self) -> str:
+        return os.devnull
+
+    def reify(self, envs: dict[int, dict[str, str]]) -> LogsDest:
+        errors = {local: str(self._error_file(int(env["RANK"]))) for local, env in envs.items()}
+        for local, env in envs.items():
+            env.update(self._environment | {"TORCHELASTIC_ERROR_FILE": errors[local]})
+        ours = dict.fromkeys(envs, "")
+        return LogsDest(stdouts=ours, stderrs=ours, error_files=errors)
+
+
+@contextmanager
+def _quiet_agent() -> Iterator[None]:
+    """Keep the agent's own account of its ranks off the terminal, unless everything is wanted."""
+    logger = logging.getLogger("torch.distributed.elastic")
+    propagate, silence = logger.propagate, logging.NullHandler()
+    logger.addHandler(silence)
+    logger.propagate = logging.getLogger("llm_tuning").isEnabledFor(logging.DEBUG)
+    try:
+        yield
+    finally:
+        logger.propagate = propagate
+        logger.removeHandler(silence)
 
 
 @contextmanager
