@@ -7,7 +7,8 @@ both sides, and the figures would show what the adapter remembers instead of wha
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,19 +28,71 @@ def prompt_key(messages: Sequence[Message] | None, text: str | None = None, *, l
     The prompt is the conversation up to `learn_from` where the row names one, else up to its last turn, which is the
     answer; an empty system message is none. A row of plain `text` is its own prompt.
     """
-    digest = hashlib.blake2b(digest_size=8)
     if messages is None:
-        digest.update(b"\x1d" + " ".join((text or "").split()).encode())
-    else:
-        for message in messages[: learn_from or -1]:
-            content = " ".join(message["content"].split())
-            if content or message["role"] != "system":
-                digest.update(f"\x1e{message['role']}\x1f{content}".encode())
+        return _key(hashlib.blake2b(b"\x1d" + " ".join((text or "").split()).encode(), digest_size=8))
+    *_, last = _prefix_keys(messages[: learn_from or -1])
+    return last
+
+
+def _prefix_keys(messages: Sequence[Message]) -> Iterator[int]:
+    """The hash of no message, of the first one, of the first two, and so on."""
+    digest = hashlib.blake2b(digest_size=8)
+    yield _key(digest)
+    for message in messages:
+        content = " ".join(message["content"].split())
+        if content or message["role"] != "system":
+            digest.update(f"\x1e{message['role']}\x1f{content}".encode())
+        yield _key(digest)
+
+
+def _key(digest: hashlib.blake2b) -> int:
     return int.from_bytes(digest.digest(), "little")
 
 
+class PromptGroups:
+    """Collects the prompts of a data set row by row, in 8 bytes a row and 16 for each further answer of a conversation.
+
+    A log that is exported after every turn has a conversation as several rows, each the beginning of the next. What the
+    shorter one asks is answered within the longer one, so these rows stay together as those of one prompt do.
+    """
+
+    def __init__(self) -> None:
+        self._prompts = array("Q")
+        self._longer, self._asks = array("Q"), array("Q")
+
+    def add(self, messages: Sequence[Message] | None, text: str | None = None, *, learn_from: int = 0) -> None:
+        """Take in the next row; the arguments are those of `prompt_key`."""
+        key = prompt_key(messages, text, learn_from=learn_from)
+        self._prompts.append(key)
+        for at, earlier in enumerate(_prefix_keys(messages or ())):
+            if earlier != key and messages and learn_from <= at < len(messages) and messages[at]["role"] == "assistant":
+                self._longer.append(key)
+                self._asks.append(earlier)
+
+    def keys(self) -> PromptKeys:
+        """A key a row, of shape (rows,): equal for rows that must be on one side of a split."""
+        prompts, longer, asks = (
+            np.array(values, dtype=np.uint64) for values in (self._prompts, self._longer, self._asks)
+        )
+        known = np.unique(prompts)
+        links = np.unique(np.stack([longer, asks])[:, np.isin(asks, known)], axis=1)
+        leader: dict[int, int] = {}
+
+        def find(key: int) -> int:
+            while key in leader:
+                key = leader[key]
+            return key
+
+        for one, other in links.T.tolist():
+            low, high = sorted((find(one), find(other)))
+            if low != high:
+                leader[high] = low
+        led = np.array([find(key) for key in known.tolist()], dtype=np.uint64) if leader else known
+        return led[np.searchsorted(known, prompts)]
+
+
 def split(prompts: PromptKeys, fraction: float, seed: int) -> tuple[Indices, Indices]:
-    """Indices (training, held out) of rows with these prompts, each in rising order; see `prompt_key`.
+    """Indices (training, held out) of rows with these keys, each in rising order; see `PromptGroups`.
 
     `fraction` of the rows, at least one, as whole prompts in an order that follows from `seed` and the prompts alone.
     Where every prompt has more rows than that, the one with the fewest is held out. Nothing is held out of less than

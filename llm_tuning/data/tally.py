@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from array import array
 from collections import Counter
 from collections.abc import Iterable
 from itertools import accumulate
@@ -14,7 +13,7 @@ import numpy as np
 from llm_tuning.data.faults import RowFault
 from llm_tuning.data.report import Duplicates, Refused, Report, RewardSpread, RowList, TokenLengths, TokenReport
 from llm_tuning.data.rows import Example
-from llm_tuning.data.splitting import prompt_key
+from llm_tuning.data.splitting import PromptGroups
 from llm_tuning.data.tokens import TokenisedRow
 
 MAX_DISTINCT_FAULTS = 100
@@ -76,7 +75,7 @@ class Tally:
         self.kept = 0
         self._refused: dict[tuple[str, str], Refused] = {}
         self._duplicates = DuplicateCounter()
-        self._prompts = array("Q")
+        self._prompts = PromptGroups()
         self._rewards = _Spread()
         self._lengths: Counter[int] = Counter()
         self._tokens = TokenReport(max_length=max_length)
@@ -92,7 +91,7 @@ class Tally:
         self.kept += 1
         self._duplicates.add(example)
         first = example.sequences[0]
-        self._prompts.append(prompt_key(first.messages, first.text, learn_from=first.learn_from))
+        self._prompts.add(first.messages, first.text, learn_from=first.learn_from)
         if not math.isnan(example.number):
             self._rewards.add(example.number)
         if row is not None:
@@ -122,7 +121,7 @@ class Tally:
         report.refusals = sorted(self._refused.values(), key=lambda refused: -refused.count)
         report.refused = sum(refused.count for refused in report.refusals)
         report.duplicates = self._duplicates.result()
-        report.prompts = len(np.unique(np.frombuffer(self._prompts, dtype=np.uint64)))
+        report.prompts = len(np.unique(self._prompts.keys()))
         report.rewards = self._rewards.result()
         if self._with_tokens:
             self._tokens.lengths = lengths_of(self._lengths)

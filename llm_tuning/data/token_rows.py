@@ -5,7 +5,7 @@ order, and `rows.json`, which is written last and names the size of every other 
 
     per row        row_starts.bin  int64 (rows + 1,) into the sequences
                    numbers.bin  float64 (rows,)              row_numbers.bin  int64 (rows,)
-                   prompts.bin  uint64 (rows,): `splitting.prompt_key`
+                   prompts.bin  uint64 (rows,): `splitting.PromptGroups`
     per sequence   starts.bin  int64 (sequences + 1,) into the tokens
                    learned_counts.bin  int32 (sequences,)    source_starts.bin  int64 (sequences + 1,) bytes
                    source.jsonl  one line a sequence, {"messages": ...} or {"text": ...}
@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from llm_tuning.core.files import read_json, write_json
 from llm_tuning.data.messages import Message
-from llm_tuning.data.splitting import prompt_key, split, split_rows
+from llm_tuning.data.splitting import PromptGroups, split, split_rows
 
 MARKER = "rows.json"
 FORMAT_VERSION = 2
@@ -98,6 +98,7 @@ class TokenRowsWriter:
         self._path = path
         self._files: dict[str, BinaryIO] = {name: (path / name).open("wb") for name in _FILES}
         self._rows = self._sequences = self._tokens = self._source_bytes = 0
+        self._prompts = PromptGroups()
         self._write("starts", 0)
         self._write("source_starts", 0)
 
@@ -122,7 +123,7 @@ class TokenRowsWriter:
         self._write("row_starts", first)
         self._write("numbers", number)
         self._write("row_numbers", row_number)
-        self._write("prompts", prompt_key(messages, text, learn_from=learn_from))
+        self._prompts.add(messages, text, learn_from=learn_from)
 
     def append_sequence(
         self,
@@ -150,6 +151,7 @@ class TokenRowsWriter:
     def close(self) -> None:
         """Flush all to disk, then write the marker that makes the folder whole."""
         self._write("row_starts", self._sequences)
+        self._write("prompts", self._prompts.keys())
         for file in self._files.values():
             file.flush()
             os.fsync(file.fileno())
@@ -208,7 +210,7 @@ class TokenRows:
         self.numbers: NDArray[np.float64] = self._columns["numbers"]
         self.row_numbers: NDArray[np.int64] = self._columns["row_numbers"]
         self.prompts: NDArray[np.uint64] | None = self._columns.get("prompts")
-        """Equal where rows have one prompt; None in rows that were written before prompts were kept."""
+        """Equal where rows must be on one side of a split; None in rows that were written before prompts were kept."""
 
     @classmethod
     def open(cls, path: Path) -> TokenRows:

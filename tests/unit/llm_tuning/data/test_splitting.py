@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from llm_tuning.data.splitting import prompt_key, split, split_rows
+from llm_tuning.data.splitting import PromptGroups, prompt_key, split, split_rows
 from llm_tuning.data.token_rows import TokenRows, TokenRowsWriter
 from tests.support.rows import as_version_1
 
@@ -105,6 +106,42 @@ def test_another_prompt(one: list[dict[str, str]], other: list[dict[str, str]], 
 
 def test_texts_are_their_own_prompts() -> None:
     assert prompt_key(None, "a b") == prompt_key(None, " a  b") != prompt_key(None, "a c")
+
+
+def grouped(*rows: list[dict[str, str]], learn_from: int = 0) -> list[int]:
+    """Numbers of the groups that these rows fall into, in order of first appearance."""
+    groups = PromptGroups()
+    for row in rows:
+        groups.add(row, learn_from=learn_from)
+    seen: dict[int, int] = {}
+    return [seen.setdefault(key, len(seen)) for key in groups.keys().tolist()]
+
+
+EXPORTED_AFTER_EVERY_TURN = [
+    messages("Hi", "one"),
+    messages("Hi", "one", "More", "two"),
+    messages("Hi", "one", "More", "two", "And", "three"),
+]
+
+
+@pytest.mark.parametrize("order", list(permutations(range(3))))
+def test_the_beginning_of_a_conversation_stays_with_the_whole(order: tuple[int, ...]) -> None:
+    rows = [EXPORTED_AFTER_EVERY_TURN[at] for at in order]
+    assert grouped(*rows, messages("Ho", "one")) == [0, 0, 0, 1]
+
+
+def test_two_ends_of_one_beginning_stay_together_only_where_the_beginning_is_a_row() -> None:
+    ends = [messages("Hi", "one", "More", "two"), messages("Hi", "one", "Less", "three")]
+    assert grouped(*ends) == [0, 1]
+    assert grouped(*ends, messages("Hi", "another answer")) == [0, 0, 0]
+
+
+def test_an_answer_that_is_not_learned_ties_nothing() -> None:
+    assert grouped(messages("Hi", "one", "More", "two"), learn_from=3) == [0]
+    groups = PromptGroups()
+    groups.add(messages("Hi", "one"))
+    groups.add(messages("Hi", "one", "More", "two"), learn_from=3)
+    assert len(set(groups.keys().tolist())) == 2
 
 
 def test_the_key_is_the_same_on_every_machine() -> None:
