@@ -16,7 +16,7 @@ from llm_tuning.errors import InputError, Problem
 
 
 class FieldError(ValueError):
-    """What a validator of a whole group raises when one field of it (`ppo.klCoef`) is to blame."""
+    """What a validator of a whole group raises when one field of it (`lora.rank`) is to blame."""
 
     def __init__(self, field: str, message: str) -> None:
         self.field = field

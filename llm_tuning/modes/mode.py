@@ -114,11 +114,3 @@ class Mode(Generic[S]):
     def settings_of(self, config: Any) -> S:
         """The settings of this mode in a TuningConfig or a TuningJob's spec."""
         return cast(S, getattr(config, self.name))
-
-    def changed_settings(self, config: Any) -> list[str]:
-        """Names of the settings of this mode that `config` has set to something else than their default."""
-        if self.settings is None:
-            return []
-        group, defaults = self.settings_of(config), self.settings()
-        names = sorted(self.settings.model_fields)
-        return [name for name in names if getattr(group, name) != getattr(defaults, name)]

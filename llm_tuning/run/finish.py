@@ -159,7 +159,7 @@ def report_counts(spec: RunSpec) -> dict[str, int]:
 
 
 def training_record(spec: RunSpec) -> TrainingRecord:
-    """How the training went, over all starts of the run; a recipe leaves how it ended (`stopped_early`, in ppo also the
+    """How the training went, over all starts of the run; a recipe leaves how it ended (`stopped_early`, perhaps a
     KL of what is saved) in `training.json`."""
     ended = read_json(spec.work / TRAINING) or {}
     return TrainingRecord.model_validate(asdict(summarise(spec.work / METRICS)) | ended)
