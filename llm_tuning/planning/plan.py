@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from llm_tuning.api.quantity import parse_quantity
 from llm_tuning.api.tuning_job import TuningJobSpec
 from llm_tuning.data.check import check_dataset
 from llm_tuning.data.report import Report
@@ -127,7 +128,7 @@ def make_plan(spec: TuningJobSpec, *, base: Path, dataset: Path | None) -> Plan:
         setting=setting,
         parts=parts,
         host_gib=(host_bytes(shape, setting) if setting.cuda else needed) / GIB,
-        pod_gib=_gib(spec.resources.memory),
+        pod_gib=float(parse_quantity(spec.resources.memory)) / GIB,
         report=report,
         rows=rows,
         steps=steps,
@@ -209,10 +210,3 @@ def _notes(shape: ModelShape, setting: Setting) -> list[str]:
     if setting.cuda and largest > base_bytes(shape, setting) + CUDA_CONTEXT_BYTES and not setting.checkpointing:
         notes.append("most are activations: training.gradientCheckpointing makes them small, and a run a third slower")
     return notes
-
-
-def _gib(quantity: str) -> float:
-    """`8Gi` or `8G` in GiB."""
-    units = {"M": 1e6, "G": 1e9, "T": 1e12, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
-    number = quantity.rstrip("MGTi")
-    return float(number) * units[quantity[len(number) :]] / GIB

@@ -24,6 +24,7 @@ from llm_tuning.agent.contract import (
 )
 from llm_tuning.agent.starting import DRAINED_FILE, RUN_DIR
 from llm_tuning.api.inference_service import KIND, InferenceServiceSpec
+from llm_tuning.api.quantity import parse_quantity
 from llm_tuning.engines.vllm.environment import CACHE_ROOT, cpu_environment
 from llm_tuning.pod.contract import ROOT, TERMINATION_LOG
 from tuning_operator.core.cache import BUDGETS, CONFIG_MAPS, DEPLOYMENTS, NETWORK_POLICIES, SERVICES
@@ -37,7 +38,6 @@ from tuning_operator.core.constants import (
 )
 from tuning_operator.core.settings import Settings
 from tuning_operator.inference_service.observed import AGENT, ENGINE, PLAN, ObservedService
-from tuning_operator.pods.quantity import parse_quantity
 from tuning_operator.pods.template import RESTRICTED, owner_reference, placement, pod_security, threads
 from tuning_operator.reports.audience import audience_of
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from llm_tuning.api.quantity import parse_quantity
 from tuning_operator.core.constants import HASH_ANNOTATION
-from tuning_operator.pods.quantity import parse_quantity
 
 QUANTITIES = ("cpu", "memory")
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llm_tuning.api.kube import API_VERSION, PlacementSpec
+from llm_tuning.api.quantity import parse_quantity
 from llm_tuning.api.tuning_job import KIND, TuningJobSpec
 from llm_tuning.errors import EXIT_INPUT
 from llm_tuning.pod.contract import (
@@ -206,7 +207,7 @@ def placement(asked: PlacementSpec, settings: Settings) -> dict[str, Any]:
 
 def threads(cpu: str) -> int:
     """Whole threads for a CPU quantity: `500m` -> 1, `2` -> 2, `2.5` -> 3."""
-    return max(1, math.ceil(int(cpu[:-1]) / 1000 if cpu.endswith("m") else float(cpu)))
+    return max(1, math.ceil(parse_quantity(cpu)))
 
 
 def small_resources(cpu: str, memory: str) -> dict[str, Any]:
