@@ -16,6 +16,8 @@ from llm_tuning.core.model import ApiModel
 from llm_tuning.modes import DEFAULT_MODE, MODES
 
 MODEL_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
+BASE_NAME_CHARACTERS = 64
+"""Of the base's name in a model_id, which has 128 at most."""
 ALL_LINEAR = "all-linear"
 
 PathText = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^[^\x00]+$")]
@@ -29,6 +31,12 @@ def check_model_id(value: str) -> str:
             f"got {value[:40]!r}{'...' if len(value) > 40 else ''}"
         )
     return value
+
+
+def form_model_id(mode: str, base_name: str, *, created: int, digest: str) -> str:
+    """Name a run that was not given a model_id; `created` is Unix time, `digest` six hex digits that no other run has."""
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", base_name)[:BASE_NAME_CHARACTERS] or "base"
+    return f"ft_{mode}_{name}_{created}_{digest}"
 
 
 ModelId = Annotated[

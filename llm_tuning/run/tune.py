@@ -10,7 +10,6 @@ import errno
 import fcntl
 import logging
 import os
-import re
 import secrets
 import shutil
 import sys
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from llm_tuning.api import LoraSpec, RunOptions, TuningConfig
-from llm_tuning.api.tuning import device_names
+from llm_tuning.api.tuning import device_names, form_model_id
 from llm_tuning.core.files import file_hash, read_json, write_json
 from llm_tuning.core.stopping import raise_if_stopped, stop_on_signals
 from llm_tuning.errors import InputError, Problem, TryAgain, TuningError
@@ -146,7 +145,7 @@ def _prepare(config: TuningConfig, options: RunOptions) -> RunSpec:
     start_hash = start.manifest.weight_hash if start else None
     now = int(time.time())
     return RunSpec(
-        model_id=options.model_id or _new_model_id(config.mode, base.name, now),
+        model_id=options.model_id or form_model_id(config.mode, base.name, created=now, digest=secrets.token_hex(3)),
         config=config,
         config_hash=config_hash(
             config,
@@ -277,11 +276,6 @@ def _lora_of(start: _StartAdapter, asked: LoraSpec) -> LoraSpec:
     if problems:
         raise InputError(problems)
     return LoraSpec(**has, dropout=asked.dropout)
-
-
-def _new_model_id(mode: str, base_name: str, now: int) -> str:
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", base_name)[:80].strip("-") or "base"
-    return f"ft_{mode}_{name}_{now}_{secrets.token_hex(3)}"
 
 
 def _finished(spec: RunSpec) -> Manifest | None:

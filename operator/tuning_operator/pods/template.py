@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 from dataclasses import dataclass, field
 from typing import Any
 
 from llm_tuning.api.kube import API_VERSION, PlacementSpec
 from llm_tuning.api.quantity import parse_quantity
+from llm_tuning.api.tuning import form_model_id
 from llm_tuning.api.tuning_job import KIND, TuningJobSpec
 from llm_tuning.errors import EXIT_INPUT
 from llm_tuning.pod.contract import (
@@ -41,8 +41,6 @@ RESTRICTED: dict[str, Any] = {
     "capabilities": {"drop": ["ALL"]},
 }
 """A container's part of the restricted profile."""
-BASE_CHARACTERS = 64
-"""Of the base's name in a model_id, which has 128 at most."""
 
 
 @dataclass
@@ -79,9 +77,9 @@ def model_id(observed: Observed, spec: TuningJobSpec) -> str:
     """The name of the result: the same on every pass, so that a retry resumes; another for a namesake."""
     if observed.status.model_id is not None:
         return observed.status.model_id
-    base = re.sub(r"[^A-Za-z0-9._-]", "-", spec.model.path.rsplit("/", 1)[-1])[:BASE_CHARACTERS]
+    base = spec.model.path.rsplit("/", 1)[-1]
     digest = hashlib.sha256(observed.uid.encode()).hexdigest()[:6]
-    return f"ft_{spec.mode}_{base}_{int(observed.created.timestamp())}_{digest}"
+    return form_model_id(spec.mode, base, created=int(observed.created.timestamp()), digest=digest)
 
 
 def build_job(

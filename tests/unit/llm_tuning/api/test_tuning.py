@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from llm_tuning.api import RunOptions, TrainingSpec, TuningConfig
+from llm_tuning.api.tuning import BASE_NAME_CHARACTERS, check_model_id, form_model_id
 from llm_tuning.errors import InputError
 
 MINIMAL = {"model": {"path": "base"}, "dataset": {"path": "rows.json"}}
@@ -80,3 +81,10 @@ def test_derived_numbers() -> None:
     assert training.effective_batch_size(devices=2) == 24
     assert (training.resolved_learning_rate("sft"), training.resolved_learning_rate("ppo")) == (2e-4, 5e-5)
     assert TrainingSpec(learning_rate=1e-3).resolved_learning_rate("ppo") == 1e-3
+
+
+@pytest.mark.parametrize("base", ["Qwen 3+x", "ä", "b" * 500, ".hidden", "", "two\nlines"])
+def test_a_name_is_formed_for_any_base_and_is_a_model_id(base: str) -> None:
+    made = form_model_id("sft", base, created=1767323045, digest="666ff6")
+    assert check_model_id(made) == made
+    assert len(made) <= len("ft_sft__1767323045_666ff6") + BASE_NAME_CHARACTERS
