@@ -12,7 +12,6 @@ from typing import Any
 from llm_tuning.cli.tables import print_columns, print_table
 from llm_tuning.errors import EXIT_OK, InputError
 
-HELP = "list, show, verify or rebuild the registered models"
 EXIT_PROBLEMS = 1
 """`verify` found something: not bad input of this command, so not 64."""
 

@@ -12,8 +12,6 @@ from llm_tuning.cli.tables import print_columns, score_titles
 from llm_tuning.errors import EXIT_OK, EXIT_TRY_AGAIN, TryAgain
 from llm_tuning.models.manifest import Manifest
 
-HELP = "print the result of a finished run"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of this command."""

@@ -11,8 +11,6 @@ from llm_tuning.api import TrainingSpec, TuningConfig
 from llm_tuning.errors import EXIT_INPUT, EXIT_OK, InputError
 from llm_tuning.modes import MODES
 
-HELP = "check a dataset: rows, token lengths, what is learned"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of this command."""
