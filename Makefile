@@ -7,10 +7,13 @@ LOCK = $(UV) pip compile --quiet --python-version 3.11 --generate-hashes --custo
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: setup vllm-env cluster-env demo demo-local test docs check bench lock images release-check clean
+.PHONY: help setup vllm-env cluster-env demo demo-local test docs check bench lock images release-check clean
 
 setup: .venv/.ready  ## .venv: training and development
 vllm-env: .venv-vllm/.ready  ## .venv-vllm: the CPU build of vLLM
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' Makefile
 
 # uv in a folder of its own: a system Python may refuse packages, and ours should not be in anybody's way.
 .tools/bin/uv:
@@ -46,7 +49,7 @@ check: setup docs  ## format, lint, types, layers, generated files, documentatio
 	$(VENV)/python -m docs.tools.reference --check
 
 # Root compiles and builds what the end-to-end tests and the demo run on; found again the next time.
-cluster-env: setup
+cluster-env: setup  ## programs and images of the devcluster (root), found again the next time
 	@if [ "$$(id -u)" = 0 ]; then $(VENV)/python -m devcluster build --kueue && $(VENV)/python -m devcluster image build all; \
 	else echo "not root: no devcluster; set KUBECONFIG_E2E to test on a cluster of yours"; fi
 

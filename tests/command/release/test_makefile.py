@@ -33,3 +33,9 @@ def test_a_target_runs_its_program(arguments: list[str], commands: list[str]) ->
     lines = [line.strip() for line in run("make", "--dry-run", *arguments, cwd=ROOT).splitlines()]
     for command in commands:
         assert [line for line in lines if command in line]
+
+
+def test_help_lists_every_target() -> None:
+    (targets,) = re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    listed = [line.split(maxsplit=1) for line in run("make", "help", cwd=ROOT).splitlines()]
+    assert sorted(name for name, _ in listed) == sorted(targets.split())
