@@ -6,19 +6,17 @@ A stream that is cut goes on after the last line that was seen, by the kubelet's
 from __future__ import annotations
 
 import asyncio
-import json
-import math
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
 
 from llm_tuning.api.kube import LABEL_ROLE, LABEL_UID
 from llm_tuning.client.api import PAUSES, Api, Query, Raw
 from llm_tuning.client.errors import NotFound, Unavailable
 from llm_tuning.client.objects import TuningJobView
 from llm_tuning.pod.contract import CHECK, CONTAINERS, TRAIN
+from llm_tuning.progress.lines import read_line
 
 STAGES = (CHECK, TRAIN)
 LOOK_SECONDS = 2.0
@@ -90,14 +88,9 @@ async def read_losses(api: Api, uid: str) -> list[LossPoint]:
 def losses_in(lines: Sequence[str]) -> list[LossPoint]:
     """The points among a trainer's lines; a resumed run goes back to its checkpoint and its later word counts."""
     found: dict[int, float] = {}
-    for line in lines:
-        try:
-            value: Any = json.loads(line) if line.startswith("{") else None
-            point = LossPoint(int(value["step"]), float(value["loss"])) if value else None
-        except (ValueError, KeyError, TypeError):
-            continue
-        if point is not None and math.isfinite(point.loss):
-            found = {step: loss for step, loss in found.items() if step < point.step} | {point.step: point.loss}
+    for line in map(read_line, lines):
+        if line is not None and line.loss is not None:
+            found = {step: loss for step, loss in found.items() if step < line.step} | {line.step: line.loss}
     return [LossPoint(step, loss) for step, loss in sorted(found.items())]
 
 

@@ -85,17 +85,7 @@ class TuningJobView(_Object, TuningJob):
         stage = f"{self.name} {self.phase}" + (f" ({self.trouble.split(':')[0]})" if self.trouble else "")
         if progress is None:
             return Snapshot(stage, done=self.is_finished)
-        return Snapshot(
-            stage,
-            step=progress.step,
-            total_steps=progress.total_steps or 0,
-            epoch=progress.epoch or 0.0,
-            tokens_per_second=progress.tokens_per_second,
-            remaining_seconds=progress.remaining_seconds,
-            metrics={} if progress.loss is None else {"train/loss": progress.loss},
-            stepping=progress.step > 0,
-            done=self.has_succeeded,
-        )
+        return Snapshot.of(progress, stage, done=self.has_succeeded)
 
     @property
     def milestone(self) -> tuple[str, str, int]:

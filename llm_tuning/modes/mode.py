@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar, cast
 
+from llm_tuning.core.figures import HELD_OUT_LOSS, LOSS
 from llm_tuning.core.model import ApiModel
 from llm_tuning.data.rows import RowForm
 
@@ -62,7 +63,7 @@ class Panel:
 LOSS_PANEL = Panel(
     "Loss",
     "nats per learned token",
-    (Line("train/loss", "training", TRAINING_COLOR), Line("eval/loss", "held out", HELD_OUT_COLOR, marked=True)),
+    (Line(LOSS, "training", TRAINING_COLOR), Line(HELD_OUT_LOSS, "held out", HELD_OUT_COLOR, marked=True)),
 )
 
 

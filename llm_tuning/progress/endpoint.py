@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from llm_tuning.core.ca import trusting
+from llm_tuning.core.figures import ON_THE_WIRE, wire_name
 from llm_tuning.progress.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
@@ -101,22 +102,14 @@ class StatusEndpoint:
 
 def status_message(now: Snapshot) -> dict[str, Any]:
     """The body of a POST."""
-    metrics: dict[str, float] = {"current_step": now.step, "current_epoch": round(now.epoch, 3)}
-    if now.total_steps:
-        metrics["total_steps"] = now.total_steps
-    metrics |= {_callback_name(name): value for name, value in now.metrics.items()}
-    if now.tokens_per_second is not None:
-        metrics["tokens_per_second"] = round(now.tokens_per_second, 1)
+    progress = now.progress()
+    metrics = {name: value for field, name in ON_THE_WIRE.items() if (value := getattr(progress, field)) is not None}
+    metrics |= {wire_name(name): value for name, value in now.metrics.items()}  # unrounded, and perhaps not finite
     status: dict[str, Any] = {
         "lastUpdatedTime": datetime.now(UTC).isoformat(),
-        "progressPercentage": now.percent,
+        "progressPercentage": progress.percent,
         "metrics": [{"name": name, "value": str(value)} for name, value in metrics.items()],
     }
-    if now.remaining_seconds is not None:
-        status["estimatedRemainingSeconds"] = max(0, round(now.remaining_seconds))
+    if progress.remaining_seconds is not None:
+        status["estimatedRemainingSeconds"] = progress.remaining_seconds
     return {"trainerStatus": status}
-
-
-def _callback_name(name: str) -> str:
-    """`train/loss` -> `loss`, `eval/loss` -> `eval_loss`."""
-    return name.removeprefix("train/").replace("/", "_")

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import math
-from datetime import UTC, datetime
-from typing import Any, TextIO
+from typing import TextIO
 
+from pydantic import Field, ValidationError
+
+from llm_tuning.api.tuning_job import Progress
+from llm_tuning.core.figures import HELD_OUT_LOSS
 from llm_tuning.progress.snapshot import Snapshot
 
 LINE_SECONDS = 10.0
+
+
+class ProgressLine(Progress):
+    """A TuningJob's `status.progress`, and what only a log has."""
+
+    stage: str = Field("", description="What the run does.")
+
+    eval_loss: float | None = Field(None, description="Loss on the held-out rows, as last measured.")
 
 
 class JsonLines:
@@ -31,30 +41,24 @@ class JsonLines:
 
     def _write(self, now: Snapshot) -> None:
         try:
-            self._stream.write(json.dumps(as_status(now), separators=(",", ":"), allow_nan=False) + "\n")
+            self._stream.write(_line(now).model_dump_json(by_alias=True, exclude_none=True) + "\n")
             self._stream.flush()
         except (OSError, ValueError):  # nobody reads any more: no reason to end a run
             self.interval_seconds = math.inf
 
 
-def as_status(now: Snapshot) -> dict[str, Any]:
-    """A snapshot as JSON values; what is unknown or not finite is left out."""
-    values: dict[str, Any] = {
-        "lastUpdateTime": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "stage": now.stage,
-        "percent": now.percent,
-        "step": now.step,
-        "totalSteps": now.total_steps,
-        "epoch": round(now.epoch, 3),
-        "loss": _rounded(now.loss, 5),
-        "evalLoss": _rounded(now.metrics.get("eval/loss"), 5),
-        "tokensPerSecond": _rounded(now.tokens_per_second, 1),
-        "remainingSeconds": _rounded(now.remaining_seconds, 0),
-    }
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def _rounded(value: float | None, digits: int) -> float | int | None:
-    if value is None or not math.isfinite(value):
+def read_line(text: str) -> ProgressLine | None:
+    """The line that a trainer wrote, perhaps of another version; None for any other text of its log."""
+    if not text.startswith("{"):
         return None
-    return round(value, digits) if digits else round(value)
+    try:
+        return ProgressLine.model_validate_json(text, extra="ignore", by_alias=True)
+    except ValidationError:
+        return None
+
+
+def _line(now: Snapshot) -> ProgressLine:
+    held_out = now.metrics.get(HELD_OUT_LOSS)
+    known = held_out is not None and math.isfinite(held_out)
+    rounded = round(held_out, 5) if known and held_out is not None else None
+    return ProgressLine(**dict(now.progress()), stage=now.stage, eval_loss=rounded)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Protocol
+
+from llm_tuning.api.tuning_job import Progress
+from llm_tuning.core.figures import LOSS
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,39 @@ class Snapshot:
 
     @property
     def loss(self) -> float | None:
-        return self.metrics.get("train/loss")
+        return self.metrics.get(LOSS)
+
+    @classmethod
+    def of(cls, progress: Progress, stage: str, *, done: bool) -> Snapshot:
+        """Where a TuningJob is, by its status."""
+        return cls(
+            stage,
+            step=progress.step,
+            total_steps=progress.total_steps or 0,
+            epoch=progress.epoch or 0.0,
+            tokens_per_second=progress.tokens_per_second,
+            remaining_seconds=progress.remaining_seconds,
+            metrics={} if progress.loss is None else {LOSS: progress.loss},
+            stepping=progress.step > 0,
+            done=done,
+        )
+
+    def progress(self) -> Progress:
+        """This moment as a TuningJob's status has it; what is unknown or not finite is left out."""
+        return Progress(
+            percent=self.percent,
+            step=self.step,
+            total_steps=self.total_steps or None,
+            epoch=round(self.epoch, 3),
+            loss=_finite(self.loss, 5),
+            tokens_per_second=_finite(self.tokens_per_second, 1),
+            remaining_seconds=None if self.remaining_seconds is None else max(0, round(self.remaining_seconds)),
+            last_update_time=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        )
+
+
+def _finite(value: float | None, digits: int) -> float | None:
+    return round(value, digits) if value is not None and math.isfinite(value) else None
 
 
 class Display(Protocol):

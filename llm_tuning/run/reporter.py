@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Protocol
 
+from llm_tuning.core.figures import TOKENS_PER_SECOND
 from llm_tuning.progress import Progress, Snapshot
 from llm_tuning.tracking.metrics_file import EPOCH, STEP_SECONDS, STEP_TOKENS
 
-TOKENS_PER_SECOND = "train/tokens_per_second"
 WINDOW_STEPS = 20
 """Steps over which tokens a second are averaged."""
 TRAINING = "training"

@@ -18,6 +18,8 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
+from llm_tuning.core.figures import LOSS
+
 log = logging.getLogger(__name__)
 
 STEP_TOKENS = "train/tokens"
@@ -25,7 +27,6 @@ STEP_TOKENS = "train/tokens"
 STEP_SECONDS = "train/step_seconds"
 """Wall seconds since the step before, evaluations and checkpoints between them included."""
 EPOCH = "train/epoch"
-LOSS = "train/loss"
 FILE_ONLY = frozenset({STEP_TOKENS, STEP_SECONDS, EPOCH})
 """For `summarise`; MLflow has the tokens a second, and every value of a step costs its sender 0.1 ms."""
 

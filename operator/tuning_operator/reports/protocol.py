@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, NoReturn
 
 from llm_tuning.api.tuning_job import Progress
+from llm_tuning.core.figures import ON_THE_WIRE
 from llm_tuning.errors import InputError, Problem
 
 MAX_METRICS = 200
@@ -23,14 +24,21 @@ MAX_METRICS = 200
 MAX_INTEGER = 2**31 - 1
 """Steps and seconds beyond it are mistakes."""
 RANGES: Mapping[str, tuple[float, float]] = {
-    "current_step": (0, MAX_INTEGER),
+    "step": (0, MAX_INTEGER),
     "total_steps": (0, MAX_INTEGER),
-    "current_epoch": (0, 1e9),
+    "epoch": (0, 1e9),
     "loss": (-1e15, 1e15),
     "tokens_per_second": (0, 1e12),
 }
-"""The metrics that are kept, while they are between these; a loss beyond has diverged as much as one that is NaN."""
+"""Fields of Progress that come as metrics, kept while they are between these; a loss beyond has diverged as one that is
+NaN."""
+_FIELDS = {name: field for field, name in ON_THE_WIRE.items()}
 
+_READ: Mapping[str, Callable[[str], float]] = {
+    "step": lambda text: int(float(text)),
+    "total_steps": lambda text: int(float(text)),
+    "loss": lambda text: round(float(text), 4),  # as a table shows it, and more than a batch's loss means
+}
 _NUMBER = re.compile(
     r"[+-]?((\d{1,40}(\.\d{0,40})?|\.\d{1,40})(e[+-]?\d{1,4})?|nan|inf|infinity)", re.IGNORECASE | re.ASCII
 )
@@ -48,14 +56,9 @@ def parse_status(body: bytes, now: datetime) -> Progress:
         problems.append(Problem("trainerStatus.progressPercentage", "is required"))
     if problems:
         raise InputError(problems)
-    total_steps = metrics.get("total_steps")
     return Progress(
+        **metrics,
         percent=percent or 0,
-        step=int(metrics.get("current_step", 0)),
-        total_steps=None if total_steps is None else int(total_steps),
-        epoch=metrics.get("current_epoch"),
-        loss=_rounded(metrics.get("loss")),
-        tokens_per_second=metrics.get("tokens_per_second"),
         remaining_seconds=remaining,
         last_update_time=time.strftime("%Y-%m-%dT%H:%M:%SZ"),
     )
@@ -104,28 +107,23 @@ def _time(status: Mapping[str, Any], field: str, problems: list[Problem], now: d
         return now
 
 
-def _metrics(entries: object, problems: list[Problem]) -> dict[str, float]:
-    """The known ones within their range."""
+def _metrics(entries: object, problems: list[Problem]) -> dict[str, Any]:
+    """The known ones within their range, by their fields of Progress."""
     where = "trainerStatus.metrics"
     if entries is None:
         return {}
     if not isinstance(entries, list) or len(entries) > MAX_METRICS:
         problems.append(Problem(where, f"must be a list of at most {MAX_METRICS}"))
         return {}
-    found: dict[str, float] = {}
+    found: dict[str, Any] = {}
     for index, entry in enumerate(entries):
         name, value = (entry.get("name"), entry.get("value")) if isinstance(entry, dict) else (None, None)
         if not isinstance(name, str) or not isinstance(value, str):
             problems.append(Problem(f"{where}[{index}]", 'must be {"name": text, "value": text}'))
-        elif name in RANGES:
-            low, high = RANGES[name]
+        elif (field := _FIELDS.get(name)) is not None:
+            low, high = RANGES[field]
             if not _NUMBER.fullmatch(value):
                 problems.append(Problem(f"{where}[{index}].value", f"must be a number: it is the {name}"))
             elif low <= float(value) <= high:  # false for NaN
-                found[name] = float(value)
+                found[field] = _READ.get(field, float)(value)
     return found
-
-
-def _rounded(loss: float | None) -> float | None:
-    """As a table shows it; four digits are more than a batch's loss means."""
-    return None if loss is None else round(loss, 4)

@@ -22,7 +22,7 @@ def cells(html: str) -> dict[str, str]:
 
 async def test_a_finished_job_and_its_curve(server: FakeApiServer) -> None:
     await server.put("tuningjobs", "faq", spec=SPEC, status=SUCCEEDED)
-    lines = [f'{{"step": {step}, "loss": {3 - step / 50}}}' for step in range(1, 101)]
+    lines = [f'{{"percent": 1, "step": {step}, "loss": {3 - step / 50}}}' for step in range(1, 101)]
     server.add_pod("faq", "train", "faq-train-1", lines=lines)
     with TuningClient(connection=server.connection) as client:
         job = await asyncio.to_thread(client.get, "faq")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import json
+import io
 
 import pytest
 from aiohttp import web
 
 from llm_tuning.client import AsyncTuningClient, Forbidden, LossPoint, NotFound, logs
 from llm_tuning.client.logs import losses_in
+from llm_tuning.core.figures import LOSS
+from llm_tuning.progress.lines import JsonLines
+from llm_tuning.progress.snapshot import Snapshot
 from tests.support.fake_api_server import FakeApiServer, cut, status_object
 from tests.unit.llm_tuning.client.conftest import FAILED, SPEC, SUCCEEDED, training
 
@@ -143,7 +146,10 @@ async def test_what_cannot_be_read_is_said(server: FakeApiServer, client: AsyncT
 
 def test_losses_are_found_among_other_lines_and_a_resumed_run_overwrites() -> None:
     def line(step: int, loss: float | None) -> str:
-        return json.dumps({"step": step, "totalSteps": 9} | ({} if loss is None else {"loss": loss}))
+        written = io.StringIO()
+        metrics = {} if loss is None else {LOSS: loss}
+        JsonLines(written).show(Snapshot("training", step, 9, metrics=metrics, stepping=True))
+        return written.getvalue().rstrip()
 
     lines = [
         "Loading",
@@ -157,7 +163,7 @@ def test_losses_are_found_among_other_lines_and_a_resumed_run_overwrites() -> No
         line(2, 2.4),
     ]
     assert losses_in(lines) == [LossPoint(1, 3.0), LossPoint(2, 2.4)]
-    assert losses_in([*lines, '{"step": 5, "loss": NaN}', line(5, 1.0)])[-1] == LossPoint(5, 1.0)
+    assert losses_in([*lines, '{"percent": 1, "step": 5, "loss": NaN}', line(5, 1.0)])[-1] == LossPoint(5, 1.0)
 
 
 async def test_the_curve_is_of_the_log_or_of_what_was_seen(server: FakeApiServer, client: AsyncTuningClient) -> None:
@@ -169,5 +175,10 @@ async def test_the_curve_is_of_the_log_or_of_what_was_seen(server: FakeApiServer
     await server.put("tuningjobs", "faq", status=SUCCEEDED)
     await waiting
     assert await client.losses("faq") == [LossPoint(10, 2.0), LossPoint(20, 1.0), LossPoint(100, 0.1)]
-    server.add_pod("faq", "train", "faq-train-1", lines=['{"step": 1, "loss": 3.5}', '{"step": 2, "loss": 3.0}'])
+    server.add_pod(
+        "faq",
+        "train",
+        "faq-train-1",
+        lines=['{"percent": 1, "step": 1, "loss": 3.5}', '{"percent": 1, "step": 2, "loss": 3.0}'],
+    )
     assert await client.losses("faq") == [LossPoint(1, 3.5), LossPoint(2, 3.0)]

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
+from llm_tuning.api.tuning_job import Progress
+from llm_tuning.core.figures import LOSS, ON_THE_WIRE, wire_name
 from llm_tuning.errors import InputError
 from llm_tuning.progress.endpoint import status_message
 from llm_tuning.progress.snapshot import Snapshot
-from tuning_operator.reports.protocol import parse_status
+from tuning_operator.reports.protocol import RANGES, parse_status
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
@@ -125,3 +127,9 @@ def test_every_problem_is_said_and_no_value_is_quoted() -> None:
     assert len(error.value.problems) == 3
     assert "canary" not in str(error.value)
     assert "password" not in str(error.value)
+
+
+def test_what_travels_as_a_metric_is_a_field_of_the_status_with_a_range() -> None:
+    assert set(ON_THE_WIRE) == set(RANGES)
+    assert set(ON_THE_WIRE) <= set(Progress.model_fields)
+    assert wire_name(LOSS) == ON_THE_WIRE["loss"]

@@ -1,0 +1,30 @@
+"""The names of a run's figures, each under three roofs and in this one table.
+
+    in the run (MLflow, metrics.jsonl)    on the wire (Kubeflow's status protocol)    in status.progress, in a JSON line
+    train/loss                            loss                                        loss
+    eval/loss                             eval_loss                                   - , evalLoss
+    train/tokens_per_second               tokens_per_second                           tokensPerSecond
+    -                                     current_step, total_steps, current_epoch    step, totalSteps, epoch
+
+MLflow groups by what stands before the slash; the wire has the names of transformers' KubeflowCallback; `Progress` in
+`llm_tuning.api` has Kubernetes' form. A metric that the table lacks keeps its name, with `wire_name` on the wire.
+"""
+
+from __future__ import annotations
+
+LOSS, HELD_OUT_LOSS = "train/loss", "eval/loss"
+TOKENS_PER_SECOND = "train/tokens_per_second"
+
+ON_THE_WIRE = {
+    "step": "current_step",
+    "total_steps": "total_steps",
+    "epoch": "current_epoch",
+    "loss": "loss",
+    "tokens_per_second": "tokens_per_second",
+}
+"""Fields of `Progress` that travel as a metric, by their names on the wire."""
+
+
+def wire_name(metric: str) -> str:
+    """A metric of the run as the wire names it: `train/loss` is `loss`, `eval/loss` is `eval_loss`."""
+    return metric.removeprefix("train/").replace("/", "_")
