@@ -119,9 +119,9 @@ def _evaluation(metrics: dict[str, Any]) -> list[list[str]]:
 def progress_of(models: Path, model_id: str) -> dict[str, Any] | None:
     """How far the unfinished run `model_id` is, or None where none was started."""
     from llm_tuning.models.layout import CHECKPOINTS, METRICS, RUN_SPEC, WORK_FOLDER
+    from llm_tuning.models.metrics_file import summarise
     from llm_tuning.run.checkpoints import latest_checkpoint
     from llm_tuning.run.spec import read_run_spec
-    from llm_tuning.tracking.metrics_file import summarise
 
     work = models / WORK_FOLDER / model_id
     spec = read_run_spec(work)

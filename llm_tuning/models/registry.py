@@ -1,7 +1,7 @@
 """The registry of models: `models/registry.json`, an index over the manifests that every command heals.
 
 The truth is one manifest per model. `heal` reads those that the index lacks, replaces the file and looks again until
-nothing is missing. Why nothing published is lost, without a lock:
+nothing is missing. Why nothing published is lost, without a lock, which on a network volume could outlive its owner:
 
 - A model is published (renamed to its place) before its process heals, and manifests never change. So whoever lists
   the directory after that sees it, whatever the index says.
@@ -19,26 +19,64 @@ drops those that came from a manifest.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-import gc
+import hashlib
 import logging
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+import stat
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import from_json, to_json
+
 from llm_tuning.api.tuning import check_model_id
+from llm_tuning.core.files import open_regular, read_file, temporary_beside
 from llm_tuning.errors import InputError, Problem
+from llm_tuning.models.layout import REGISTRY
 from llm_tuning.models.manifest import Manifest, read_model
 from llm_tuning.models.publish import storage_errors
 from llm_tuning.models.registry_entries import FINE_TUNED, Bases, build_entry, is_derived, is_entry, keep_by_hand
-from llm_tuning.models.registry_file import Index, RegistryFile
 
 log = logging.getLogger(__name__)
 
+MOST_BYTES = 2**28
+"""Of the file: half a million entries."""
+ABANDONED_SECONDS = 3600
+"""A temporary file that is older is of a killed writer: writing takes well under a second."""
+
 _Look = Manifest | str | None
+
+
+@dataclass(frozen=True)
+class Index:
+    """The file as read at one moment."""
+
+    raw: bytes | None
+    """Its bytes, None where there is no file."""
+    document: dict[str, Any]
+    """The whole JSON object; `models` is a list. Empty where the file is missing or corrupt."""
+    corrupt: str = ""
+    """Why the file is no registry, in words; empty if it is one."""
+
+    @property
+    def models(self) -> list[Any]:
+        """The entries. A hand-made one may be anything that JSON has."""
+        models: list[Any] = self.document["models"]
+        return models
+
+    @cached_property
+    def entries(self) -> list[dict[str, Any]]:
+        """Those of `models` that name a model."""
+        return [model for model in self.models if is_entry(model)]
+
+    @cached_property
+    def ids(self) -> set[str]:
+        """The model_ids in it."""
+        return {entry["model_id"] for entry in self.entries}
 
 
 @dataclass(frozen=True)
@@ -61,12 +99,14 @@ class HealResult:
 
 
 class Registry:
-    """The models in one directory. Every method looks at the files anew: other processes publish, too."""
+    """The models in one directory. Every method reads the files again: other processes publish, too."""
 
     def __init__(self, models_dir: str | Path) -> None:
         self.models_dir = Path(models_dir)
-        self._file = RegistryFile(self.models_dir)
+        self.path = self.models_dir / REGISTRY
         self._name = os.path.basename(os.path.abspath(self.models_dir))
+
+    # --- commands ----------------------------------------------------------------------------------------------------
 
     def heal(self, *, published: str | None = None) -> HealResult:
         """Add to the index every whole model it lacks, and log what a user must know.
@@ -74,42 +114,71 @@ class Registry:
         `published` is the model_id that the caller has just published: where it is the only one, a missing file is no
         news. Where the file cannot be written (a read-only volume, a full disk) the result is complete all the same.
         """
-        with _no_garbage_collection():
-            return self._heal(published)
-
-    def _heal(self, published: str | None) -> HealResult:
-        if not self.models_dir.is_dir():
-            return HealResult(self._file.read())
         looks: dict[str, _Look] = {}
         added: list[str] = []
         messages: list[str] = []
-        seen = self._file.read()
-        while True:
-            unknown = {name for name in os.listdir(self.models_dir) if name not in seen.ids}
-            document, new = self._healed(seen, unknown, looks)
+        seen = self._read()
+        while self.models_dir.is_dir():
+            document, new = self._healed(seen, looks)
             if document is seen.document and not seen.corrupt:
                 break
             try:
-                written = self._file.replace(seen, document)
+                written = self._replace(seen, document)
             except OSError as error:
                 state = f"corrupt ({seen.corrupt})" if seen.corrupt else "out of date"
-                messages.append(f"{self._file.path} is {state} and cannot be written ({error.strerror})")
+                messages.append(f"{self.path} is {state} and cannot be written ({error.strerror})")
                 seen = Index(seen.raw, document)
                 break
-            if written is None:  # somebody else was quicker
-                seen = self._file.read(seen)
-                continue
-            self._file.remove_abandoned(unknown)
-            added += new
-            messages += self._rebuilt(seen, written, published)
-            before, seen = seen, self._file.read(written)
-            names = os.listdir(self.models_dir)
-            if seen is written and all(name in before.ids or name in looks for name in names):
+            if written is not None:  # else somebody else was quicker
+                added += new
+                messages += self._news(seen, written, published)
+            seen = self._read(written or seen)
+        return HealResult(seen, tuple(dict.fromkeys(added)), messages=_warn([*messages, *_faults(looks)]))
+
+    def rebuild(self) -> HealResult:
+        """Write the index again from the manifests.
+
+        Hand-made entries, unknown fields and the fields that people edit stay; an entry that came from a manifest goes
+        when the manifest is gone. Raises InputError where the file cannot be written.
+        """
+        looks: dict[str, _Look] = {}
+        messages: list[str] = []
+        seen = self._read()
+        while self.models_dir.is_dir():
+            looks.clear()
+            document = self._rebuilt(seen, looks)
+            if document == seen.document and not seen.corrupt:
                 break
-        messages += [look for look in looks.values() if isinstance(look, str)]
-        for message in messages:
-            log.warning("%s", message)
-        return HealResult(seen, added=tuple(dict.fromkeys(added)), messages=tuple(messages))
+            with storage_errors(self.path):
+                written = self._replace(seen, document)
+            if written is not None:
+                messages = self._news(seen, written, None)
+                break
+            seen = self._read(seen)
+        unusable = _faults(looks)
+        healed = self.heal()
+        after = [entry["model_id"] for entry in healed.entries]
+        return HealResult(
+            healed.index,
+            added=tuple(model_id for model_id in dict.fromkeys(after) if model_id not in seen.ids),
+            removed=tuple(sorted(seen.ids - set(after))),
+            unusable=unusable,
+            messages=tuple(dict.fromkeys((*_warn([*messages, *unusable]), *healed.messages))),
+        )
+
+    def verify(self, model_id: str | None = None) -> list[Problem]:
+        """What is wrong with the models, or with one: see `registry_verify`. Reads every file of them.
+
+        Raises InputError for a model_id that is not here.
+        """
+        from llm_tuning.models.registry_verify import verify_models
+
+        index = self.heal().index
+        if model_id is not None and model_id not in index.ids and self.find(model_id) is None:
+            raise self.unknown(model_id)
+        return verify_models(self.models_dir, index, model_id)
+
+    # --- questions ---------------------------------------------------------------------------------------------------
 
     def entries(self) -> list[dict[str, Any]]:
         """All entries that name a model, after healing."""
@@ -135,64 +204,20 @@ class Registry:
         return manifest
 
     def unknown(self, model_id: str) -> InputError:
-        """The error for a model_id that is not here: the folder looked at, and similar model_ids."""
+        """The error for a model_id that is not here, with the folder and similar model_ids."""
         known = [entry["model_id"] for entry in self.entries()]
         similar = difflib.get_close_matches(model_id, known, n=3, cutoff=0.5)
         fix = f"did you mean {' or '.join(similar)}?" if similar else "`registry list` shows what is there"
         return InputError(Problem("model_id", f"{model_id!r} is not in {self.models_dir.resolve()}", fix))
 
-    def rebuild(self) -> HealResult:
-        """Write the index anew from the manifests.
+    # --- what an index should hold -----------------------------------------------------------------------------------
 
-        Hand-made entries, unknown fields and the fields that people edit stay; an entry that came from a manifest goes
-        when the manifest is gone. Raises InputError where the file cannot be written.
-        """
-        if not self.models_dir.is_dir():
-            return HealResult(self._file.read())
-        messages: list[str] = []
-        unusable: list[str] = []
-        while True:
-            seen = self._file.read()
-            document, unusable = self._rebuilt_document(seen)
-            if document == seen.document and not seen.corrupt:
-                break
-            with storage_errors(self._file.path):
-                written = self._file.replace(seen, document)
-            if written is not None:
-                messages = self._rebuilt(seen, written, None)
-                break
-        messages += unusable
-        for message in messages:
-            log.warning("%s", message)
-        before, healed = seen.ids, self.heal()
-        after = {entry["model_id"]: None for entry in healed.entries}
-        return HealResult(
-            healed.index,
-            added=tuple(model_id for model_id in after if model_id not in before),
-            removed=tuple(sorted(before - after.keys())),
-            unusable=tuple(unusable),
-            messages=tuple(dict.fromkeys((*messages, *healed.messages))),
-        )
-
-    def verify(self, model_id: str | None = None) -> list[Problem]:
-        """What is wrong with the models, or with one: see `registry_verify`. Reads every file of them.
-
-        Raises InputError for a model_id that is not here.
-        """
-        from llm_tuning.models.registry_verify import verify_models
-
-        index = self.heal().index
-        if model_id is not None and model_id not in index.ids and self.find(model_id) is None:
-            raise self.unknown(model_id)
-        return verify_models(self.models_dir, index, model_id)
-
-    def _healed(self, seen: Index, unknown: set[str], looks: dict[str, _Look]) -> tuple[dict[str, Any], list[str]]:
+    def _healed(self, seen: Index, looks: dict[str, _Look]) -> tuple[dict[str, Any], list[str]]:
         """The document with all that it lacks (itself if nothing), and the model_ids added.
 
-        `unknown` are the names in the directory that it does not have; `looks` remembers those already looked at:
-        manifests never change.
+        `looks` remembers the directories already looked at: manifests never change.
         """
-        new = self._manifests(unknown, looks)
+        new = self._manifests([name for name in os.listdir(self.models_dir) if name not in seen.ids], looks)
         orphans = _orphans(seen)
         if not new and not orphans:
             return seen.document, []
@@ -200,8 +225,8 @@ class Registry:
         models = [
             self._with_base(m, bases, looks) if is_entry(m) and m["model_id"] in orphans else m for m in seen.models
         ]
-        added = [build_entry(m, models_name=self._name, base_model_id=bases.of(m)) for m in new]
-        added = [*bases.new, *added]
+        adapters = [build_entry(m, models_name=self._name, base_model_id=bases.of(m)) for m in new]
+        added = [*bases.new, *adapters]
         models += added
         document = seen.document if models == seen.models else {**seen.document, "models": models}
         return document, [entry["model_id"] for entry in added]
@@ -211,9 +236,8 @@ class Registry:
         manifests = self._manifests([entry["model_id"]], looks)
         return {**entry, "base_model_id": bases.of(manifests[0])} if manifests else entry
 
-    def _rebuilt_document(self, seen: Index) -> tuple[dict[str, Any], list[str]]:
-        """What is in no manifest, then bases and adapters, oldest first; and what is wrong with manifests, in words."""
-        looks: dict[str, _Look] = {}
+    def _rebuilt(self, seen: Index, looks: dict[str, _Look]) -> dict[str, Any]:
+        """The document of what is in no manifest, then bases and adapters, oldest first."""
         manifests = self._manifests(os.listdir(self.models_dir), looks)
         made = {manifest.model_id for manifest in manifests}
         unreadable = {name for name, look in looks.items() if isinstance(look, str)}
@@ -224,7 +248,7 @@ class Registry:
         adapters = [build_entry(m, models_name=self._name, base_model_id=bases.of(m)) for m in manifests]
         earlier = {entry["model_id"]: entry for entry in seen.entries}
         models += [keep_by_hand(earlier.get(entry["model_id"], {}), entry) for entry in (*bases.new, *adapters)]
-        return {**seen.document, "models": models}, [look for look in looks.values() if isinstance(look, str)]
+        return {**seen.document, "models": models}
 
     def _manifests(self, names: Iterable[str], looks: dict[str, _Look]) -> list[Manifest]:
         """The manifests of the whole models among `names`, oldest first."""
@@ -246,32 +270,100 @@ class Registry:
         except InputError as error:
             return str(error)
 
-    def _rebuilt(self, seen: Index, written: Index, published: str | None) -> list[str]:
-        """The message when a missing or corrupt file was made anew."""
+    def _news(self, seen: Index, written: Index, published: str | None) -> list[str]:
+        """The message when a missing or corrupt file was made again."""
         made = [entry["model_id"] for entry in written.entries if entry.get("model_type") == FINE_TUNED]
         source = f"rebuilt from {len(made)} manifest{'' if len(made) == 1 else 's'}"
         if seen.corrupt:
-            kept = f"the old file is kept as {self._file.corrupt_name(seen)}"
-            return [f"{self._file.path} was corrupt ({seen.corrupt}); {source}, {kept}"]
+            kept = f"the old file is kept as {self._corrupt_name(seen)}"
+            return [f"{self.path} was corrupt ({seen.corrupt}); {source}, {kept}"]
         if seen.raw is None and made and made != [published]:
-            return [f"{self._file.path} was missing; {source}"]
+            return [f"{self.path} was missing; {source}"]
         return []
 
+    # --- the file ----------------------------------------------------------------------------------------------------
 
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Reading a large index makes only what is kept; the collector would walk it over and over, for as long again."""
-    was_enabled = gc.isenabled()
-    gc.disable()
+    def _read(self, known: Index | None = None) -> Index:
+        """The file as it is now; `known` is returned, and nothing parsed, when it still holds."""
+        try:
+            raw = read_file(self.path, most=MOST_BYTES)
+        except FileNotFoundError:
+            raw = None
+        except OSError as error:
+            fix = "move it away: it is made again"
+            raise InputError(Problem(str(self.path), f"cannot be read ({error.strerror})", fix)) from None
+        return known if known is not None and known.raw == raw else _parse(raw)
+
+    def _replace(self, seen: Index, document: dict[str, Any]) -> Index | None:
+        """Put `document` in the place of `seen`; None, with nothing changed, if the file is no longer `seen`.
+
+        Flushed to the disk, for hand-made entries are nowhere else. Raises OSError.
+        """
+        data = to_json(document)
+        temporary = temporary_beside(self.path)
+        try:
+            with temporary.open("xb") as stream:
+                with contextlib.suppress(OSError):  # somebody may have opened the file to a group
+                    os.fchmod(stream.fileno(), stat.S_IMODE(self.path.stat().st_mode))
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            if not self._is_still(seen):
+                return None
+            if seen.corrupt and seen.raw is not None:
+                self.path.with_name(self._corrupt_name(seen)).write_bytes(seen.raw)
+            os.replace(temporary, self.path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        self._remove_abandoned()
+        return Index(data, document)
+
+    def _is_still(self, seen: Index) -> bool:
+        """Whether the file has the bytes of `seen`: times are too coarse, and inode numbers are used again."""
+        try:
+            with open_regular(self.path) as stream:
+                return stream.read() == seen.raw
+        except FileNotFoundError:
+            return seen.raw is None
+
+    def _corrupt_name(self, seen: Index) -> str:
+        """Where the corrupt file `seen` is kept, by its content: two writers who see it keep one copy."""
+        return f"{REGISTRY}.corrupt-{hashlib.sha256(seen.raw or b'').hexdigest()[:12]}"
+
+    def _remove_abandoned(self) -> None:
+        """Remove temporary files that a killed writer left behind; both times are of the volume's clock."""
+        for path in self.models_dir.glob(f".{REGISTRY}.*.tmp"):
+            with contextlib.suppress(OSError):
+                if self.path.stat().st_mtime - path.stat().st_mtime > ABANDONED_SECONDS:
+                    path.unlink()
+
+
+def _parse(raw: bytes | None) -> Index:
+    empty: dict[str, Any] = {"models": []}
+    if raw is None:
+        return Index(None, empty)
     try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
+        document = from_json(raw.removeprefix(b"\xef\xbb\xbf"), cache_strings="keys")
+    except ValueError as error:
+        return Index(raw, empty, f"not JSON: {error}")
+    if not isinstance(document, dict):
+        return Index(raw, empty, "not a JSON object")
+    if not isinstance(document.get("models"), list):
+        return Index(raw, empty, "it has no list `models`")
+    return Index(raw, document)
 
 
 def _orphans(index: Index) -> set[str]:
     """model_ids of entries that came from a manifest and whose base has lost its entry, by a person's hand."""
-    ids = index.ids
-    lost = [e for e in index.entries if isinstance(base := e.get("base_model_id"), str) and base not in ids]
+    lost = [e for e in index.entries if isinstance(base := e.get("base_model_id"), str) and base not in index.ids]
     return {entry["model_id"] for entry in lost if entry.get("model_type") == FINE_TUNED and is_derived(entry)}
+
+
+def _faults(looks: dict[str, _Look]) -> tuple[str, ...]:
+    return tuple(look for look in looks.values() if isinstance(look, str))
+
+
+def _warn(messages: Iterable[str]) -> tuple[str, ...]:
+    for message in messages:
+        log.warning("%s", message)
+    return tuple(messages)

@@ -14,8 +14,8 @@ from llm_tuning.errors import InputError, Problem
 from llm_tuning.models.base import BaseModel, inspect_base, weight_hash
 from llm_tuning.models.layout import BASE_HASHES, CACHE_FOLDER, MANIFEST, REGISTRY
 from llm_tuning.models.manifest import Manifest, read_model
+from llm_tuning.models.registry import Index
 from llm_tuning.models.registry_entries import FINE_TUNED, PEOPLES_FIELDS, Bases, build_entry, is_derived
-from llm_tuning.models.registry_file import Index
 
 _NOT_COMPARED = {*PEOPLES_FIELDS, "path", "config_file"}
 """People edit the first; the others hold the name of the models directory, which may have been moved."""

@@ -31,13 +31,13 @@ from llm_tuning.models.manifest import (
     read_manifest,
     utc_now,
 )
+from llm_tuning.models.metrics_file import read_metrics
 from llm_tuning.models.publish import publish
 from llm_tuning.models.registry import Registry
 from llm_tuning.progress import Progress
 from llm_tuning.run.reporter import RunReporter
 from llm_tuning.run.spec import RunSpec, shown_config
 from llm_tuning.tracking import Tracker, summarise
-from llm_tuning.tracking.metrics_file import read_metrics
 
 log = logging.getLogger(__name__)
 

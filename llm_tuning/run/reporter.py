@@ -12,8 +12,8 @@ from dataclasses import replace
 from typing import Protocol
 
 from llm_tuning.core.figures import TOKENS_PER_SECOND
+from llm_tuning.models.metrics_file import EPOCH, STEP_SECONDS, STEP_TOKENS
 from llm_tuning.progress import Progress, Snapshot
-from llm_tuning.tracking.metrics_file import EPOCH, STEP_SECONDS, STEP_TOKENS
 
 WINDOW_STEPS = 20
 """Steps over which tokens a second are averaged."""

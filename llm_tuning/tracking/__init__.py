@@ -9,7 +9,7 @@ server then holds the exit), takes seconds of the interpreter lock to import, an
 file between the two makes it simple: nothing a server does can reach a training step, and what was not sent is there.
 """
 
-from llm_tuning.tracking.metrics_file import MetricsFile, TrainingSummary, read_metrics, summarise
+from llm_tuning.models.metrics_file import MetricsFile, TrainingSummary, read_metrics, summarise
 from llm_tuning.tracking.stores import check_tracking_uri, redact, shown_uri
 from llm_tuning.tracking.tracker import SERVER_BUDGET_SECONDS, Tracker, TrackingResult
 

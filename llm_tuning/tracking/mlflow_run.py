@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_tuning.models.layout import ADAPTER_CONFIG, CARD, CHAT_TEMPLATE, EVALUATION, LOSS_CURVE, MANIFEST, METRICS
-from llm_tuning.tracking.metrics_file import metric_names
+from llm_tuning.models.metrics_file import metric_names
 from llm_tuning.tracking.state import SenderState
 from llm_tuning.tracking.store_lock import store_lock
 from llm_tuning.tracking.stores import Store

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_tuning.core.files import temporary_beside
-from llm_tuning.tracking.metrics_file import last_steps, sent_names
+from llm_tuning.models.metrics_file import last_steps, sent_names
 
 STATE_FILE = "mlflow.json"
 JOB_FILE = "tracking.json"

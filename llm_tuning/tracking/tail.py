@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from llm_tuning.tracking.metrics_file import decode, metric_names, sent_names
+from llm_tuning.models.metrics_file import decode, metric_names, sent_names
 from llm_tuning.tracking.state import SenderState
 
 METRICS_IN_BATCH = 1000

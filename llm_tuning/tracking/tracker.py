@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from llm_tuning.errors import InputError
 from llm_tuning.models.layout import METRICS
-from llm_tuning.tracking.metrics_file import MetricsFile, read_metrics
+from llm_tuning.models.metrics_file import MetricsFile, read_metrics
 from llm_tuning.tracking.state import JOB_FILE, SenderState, read_state, write_state
 from llm_tuning.tracking.stores import Store, check_tracking_uri, redact, resolve_store
 

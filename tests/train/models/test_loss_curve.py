@@ -13,8 +13,8 @@ from PIL import Image
 
 from llm_tuning.models import loss_curve
 from llm_tuning.models.loss_curve import HELD_OUT_COLOR, TRAINING_COLOR, draw_loss_curve
+from llm_tuning.models.metrics_file import read_metrics
 from llm_tuning.tracking import MetricsFile
-from llm_tuning.tracking.metrics_file import read_metrics
 
 LARGEST_BYTES = 60_000
 
@@ -93,7 +93,7 @@ def test_a_caller_s_own_matplotlib_is_left_alone(tmp_path: Path) -> None:
     write_run(tmp_path / "metrics.jsonl", 3)
     code = (
         "import sys; from pathlib import Path; from llm_tuning.models.loss_curve import draw_loss_curve\n"
-        "from llm_tuning.tracking.metrics_file import read_metrics\n"
+        "from llm_tuning.models.metrics_file import read_metrics\n"
         "assert 'matplotlib' not in sys.modules\n"
         f"metrics = read_metrics(Path({str(tmp_path / 'metrics.jsonl')!r}))\n"
         f"draw_loss_curve(metrics, Path({str(tmp_path / 'a.png')!r}), mode='sft')\n"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from llm_tuning.models.metrics_file import read_metrics
 from llm_tuning.models.registry import Registry
-from llm_tuning.tracking.metrics_file import read_metrics
 from tests.support.pod_process import Claim
 
 SHORT = {"maxSteps": 2, "batchSize": 4}
