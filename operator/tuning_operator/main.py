@@ -152,7 +152,7 @@ class Operator:
         return server
 
     def _trust(self, ca_pem: str) -> None:
-        self.worker.settings = self.service_worker.settings = self.settings.trusting(ca_pem)
+        self.worker.settings = self.service_worker.settings = self.settings.with_ca(ca_pem)
 
     async def _renew_tls(self, folder: TlsFolder, server: ProgressServer) -> None:
         """Connections that are made from now on get the new certificate; what runs on goes on."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import subprocess
 from pathlib import Path
@@ -137,7 +136,7 @@ def test_every_setting_of_the_operator_has_its_value(chart: Chart) -> None:
     [deployment] = chart.objects("Deployment", tls={"certManager": {"enabled": True}})
     fixed_by_the_ports_of_the_chart = {"http_host", "http_port", "progress_port"}
     filled_in_by_the_operator = {"ca_pem"}
-    fields = {field.name for field in dataclasses.fields(Settings)}
+    fields = set(Settings.model_fields)
     given = {name.removeprefix("TUNING_OPERATOR_").lower() for name in environment(deployment)}
     assert given == fields - fixed_by_the_ports_of_the_chart - filled_in_by_the_operator
 
@@ -165,8 +164,8 @@ def test_ports_are_those_that_the_operator_listens_at(chart: Chart) -> None:
     [deployment] = chart.objects("Deployment")
     [container] = deployment["spec"]["template"]["spec"]["containers"]
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
-    fields = {field.name: field.default for field in dataclasses.fields(Settings)}
-    assert ports == {"http": fields["http_port"], "progress": fields["progress_port"]}
+    fields = Settings.model_fields
+    assert ports == {"http": fields["http_port"].default, "progress": fields["progress_port"].default}
 
 
 def test_both_pods_of_the_chart_get_labels_annotations_and_placement(chart: Chart) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -29,7 +28,7 @@ DEFAULTS = Defaults.parse(
         "gpu": {"nodeSelector": SELECTOR, "tolerations": [TOLERATION]},
     }
 )
-GIVING = replace(SETTINGS, defaults=DEFAULTS, gpu_resource="nvidia.com/gpu.shared")
+GIVING = SETTINGS.model_copy(update={"defaults": DEFAULTS, "gpu_resource": "nvidia.com/gpu.shared"})
 OTHER = {"key": "mine", "operator": "Equal", "value": "yes"}
 
 
@@ -110,7 +109,7 @@ def test_they_reach_the_jobs() -> None:
 def test_the_same_job_is_built_at_every_pass() -> None:
     assert trainer() == trainer()
     assert trainer(SETTINGS, resources={"gpus": 0}) == trainer(
-        replace(GIVING, defaults=Defaults()), resources={"gpus": 0}
+        GIVING.model_copy(update={"defaults": Defaults()}), resources={"gpus": 0}
     )
 
 

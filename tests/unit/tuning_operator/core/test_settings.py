@@ -3,10 +3,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from llm_tuning.errors import InputError
+from tuning_operator.core.defaults import Defaults
 from tuning_operator.core.settings import Settings
 
+VALUES = Path(__file__).parents[4] / "charts/llm-tuning/values.yaml"
 REQUIRED = {
     "TUNING_OPERATOR_NAMESPACE": "llm-tuning",
     "TUNING_OPERATOR_OPERATOR_IMAGE": "operator:1",
@@ -98,5 +101,54 @@ def test_switches(text: str, value: bool) -> None:
     assert settings.allow_cpu_fallback is value
 
 
-def test_the_authority_is_filled_in_later() -> None:
-    assert Settings.from_environment(REQUIRED).trusting("PEM").ca_pem == "PEM"
+def test_the_ca_is_filled_in_later() -> None:
+    assert Settings.from_environment(REQUIRED).with_ca("PEM").ca_pem == "PEM"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("WORKERS", "1001", "must be at most 1000, got '1001'"),
+        ("WORKERS", " 8", "must be a whole number, got ' 8'"),
+        ("ALLOW_CPU_FALLBACK", "yes", "must be true or false, got 'yes'"),
+        ("CHECK_CPU", "one", "must be a CPU quantity such as 500m or 2, got 'one'"),
+        ("IMAGE_PULL_POLICY", "Sometimes", "must be 'Always', 'IfNotPresent' or 'Never', got 'Sometimes'"),
+        ("WATCH_NAMESPACES", "a,*", "must be * alone or names, got 'a,*'"),
+        ("DEFAULTS", "{", "must be JSON, got '{'"),
+    ],
+)
+def test_an_error_names_the_variable_the_rule_and_the_value(name: str, text: str, said: str) -> None:
+    with pytest.raises(InputError) as raised:
+        Settings.from_environment(REQUIRED | {f"TUNING_OPERATOR_{name}": text})
+    (problem,) = raised.value.problems
+    assert problem.where == f"TUNING_OPERATOR_{name}"
+    assert said in str(problem)
+
+
+IN_VALUES = {
+    "vllm_image": ("images", "vllm"),
+    "image_pull_policy": ("images", "pullPolicy"),
+    "image_pull_secrets": ("images", "pullSecrets"),
+    "watch_namespaces": ("watchNamespaces",),
+    "allow_cpu_fallback": ("allowCPUFallback",),
+    "cluster_assigns_user": ("clusterAssignsUser",),
+    "gpu_resource": ("gpuResource",),
+    "check_cpu": ("dataCheck", "cpu"),
+    "check_memory": ("dataCheck", "memory"),
+    "workers": ("workers",),
+}
+OF_THE_CHART = {"progress_url", "tls_folder", "pod_name", "http_host", "http_port", "progress_port", "ca_pem"}
+"""What the chart's templates give, or nobody; `defaults` is empty on both sides, in forms of their own."""
+
+
+def test_a_default_is_that_of_values_yaml() -> None:
+    values = yaml.safe_load(VALUES.read_text())
+    optional = {name for name, field in Settings.model_fields.items() if not field.is_required()}
+    assert optional == set(IN_VALUES) | OF_THE_CHART | {"defaults"}
+    for name, path in IN_VALUES.items():
+        value = values
+        for key in path:
+            value = value[key]
+        value = tuple(value) if isinstance(value, list) else value
+        assert Settings.model_fields[name].default == value, name
+    assert Settings.from_environment(REQUIRED).defaults == Defaults()

@@ -6,7 +6,6 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,9 @@ from tuning_operator.core.settings import Settings
 from tuning_operator.inference_service.children import WAIT_FOR_DRAIN_SECONDS, build_parts
 from tuning_operator.inference_service.observed import build_observed_service
 
-REPORTING = replace(SETTINGS, progress_url="https://op.llm-tuning.svc:8443", ca_pem="CERTIFICATE", vllm_image="vllm:1")
+REPORTING = SETTINGS.model_copy(
+    update={"progress_url": "https://op.llm-tuning.svc:8443", "ca_pem": "CERTIFICATE", "vllm_image": "vllm:1"}
+)
 
 
 def parts(settings: Settings = REPORTING, **spec: Any) -> dict[str, dict[str, Any]]:
@@ -69,7 +70,7 @@ def test_pods_fit_the_restricted_profile_and_reach_no_api_server() -> None:
 
 
 def test_a_cluster_that_assigns_users_finds_none_in_the_pod() -> None:
-    assigned = pod(replace(REPORTING, cluster_assigns_user=True))["securityContext"]
+    assigned = pod(REPORTING.model_copy(update={"cluster_assigns_user": True}))["securityContext"]
     assert pod()["securityContext"] == assigned | {"runAsUser": 65532, "runAsGroup": 65532, "fsGroup": 65532}
     assert not {"runAsUser", "runAsGroup", "fsGroup"} & assigned.keys()
 

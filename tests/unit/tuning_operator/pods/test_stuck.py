@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from llm_tuning.api.conditions import Reason
@@ -258,7 +256,7 @@ def test_no_events_for_what_is_queued_or_over() -> None:
 def test_the_remedy_is_of_what_that_pod_asks_for(role: str, named: tuple[str, str], unnamed: str) -> None:
     spec = make_observed(make_tuning_job(**SPEC)).spec
     assert spec is not None
-    asked = asked_by_job(spec, role, replace(SETTINGS, check_cpu="700m", check_memory="3Gi"))
+    asked = asked_by_job(spec, role, SETTINGS.model_copy(update={"check_cpu": "700m", "check_memory": "3Gi"}))
     pending = make_pod(role, phase="Pending", scheduled="0/1 nodes are available: 1 Insufficient cpu.")
     quota = [make_warning(make_job(role), "FailedCreate", QUOTA)]
     for child in (child_of(role=role, pod=pending), child_of(role=role, warnings=quota)):

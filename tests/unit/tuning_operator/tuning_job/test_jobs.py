@@ -7,7 +7,6 @@ REWRITE_EXPECTED=1 in the environment and read the difference.
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +94,7 @@ def test_every_pod_fits_the_restricted_profile_and_has_no_token_for_the_api(role
 @pytest.mark.parametrize("role", ROLES)
 def test_a_cluster_that_assigns_users_finds_none_in_the_pod(role: str) -> None:
     ours = pod_of(build(role, make_tuning_job()))
-    assigned = pod_of(build(role, make_tuning_job(), replace(SETTINGS, cluster_assigns_user=True)))
+    assigned = pod_of(build(role, make_tuning_job(), SETTINGS.model_copy(update={"cluster_assigns_user": True})))
     user = {"runAsUser": 65532, "runAsGroup": 65532, "fsGroup": 65532}
     assert ours["securityContext"] == assigned["securityContext"] | user
     assert assigned["securityContext"]["runAsNonRoot"] is True
