@@ -71,13 +71,8 @@ LOSS_PANEL = Panel(
 class Memory:
     """What a recipe holds and computes besides the passes of every mode, for the plan of a run."""
 
-    head_positions: int | None = None
-    """Learned tokens whose logits are held at a time; None: as many as make 4 Mi elements, and all tokens where the
-    model scales or caps its logits."""
     value_head: bool = False
     """A value head reads the hidden states of learned tokens in fp32."""
-    gathers_gradients: bool = False
-    """Gradients are laid end to end also on one device."""
     scoring_passes: Callable[[float], int] = lambda epochs: 0
     """Forward passes over all training rows, besides the steps, in a run of so many epochs."""
 

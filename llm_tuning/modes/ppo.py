@@ -93,9 +93,7 @@ PPO = Mode(
         ),
     ),
     memory=Memory(
-        head_positions=256,
         value_head=True,
-        gathers_gradients=True,
         # The start policy scores every row once, and the policy of the moment at each further epoch.
         scoring_passes=math.ceil,
     ),

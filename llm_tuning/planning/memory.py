@@ -6,15 +6,15 @@ vocabulary, r rank, P parameters of the adapter, b bytes of a number in the pass
 - Base: its parameters in b bytes, frozen, so without gradients or optimizer states. In 4 bits: NF4 with double
   quantisation, 4.127 bits a number (QLoRA, arXiv 2305.14314, section 3); embeddings, output layer and norms stay whole.
 - Adapter: weights, gradients and AdamW's two moments in fp32, 16 P (as in ZeRO, arXiv 1910.02054, section 3.1, without
-  its fp16 copies). Autocast keeps a bf16 copy of the weights while a pass goes on. Several GPUs and some modes lay
-  the gradients end to end once more, and their sum.
+  its fp16 copies). Autocast keeps a bf16 copy of the weights while a pass goes on. Several GPUs lay the
+  gradients end to end once more, and their sum.
 - Activations: what autograd keeps for the backward pass of a decoder whose matrices are frozen. A frozen matrix keeps
   nothing of its input. Kept are: the fp32 input of each norm; query, key, value and output of the attention (flash
   attention, arXiv 2205.14135: no T x T scores); gate, up and activated gate of the MLP; the input of each adapter (with
   dropout one of its own and the mask, 1 byte on CUDA); and r numbers between A and B. Checkpointing keeps each layer's
   input instead (arXiv 1604.06174), and all of one layer at a time.
-- Output layer: `token_loss` and `chunked_head` keep h numbers a learned token and see a chunk of logits at a time; a
-  head with a scale or soft cap makes all T x V logits.
+- Output layer: `trainers.head` keeps h numbers a learned token and sees a chunk of logits at a time, with copies where
+  they are scaled or capped.
 - Passing: gradients on their way through a layer, taken as four tensors of its widest size.
 
 Not modelled: convolutions and recurrent states, attention that is not flash (soft caps, sinks), the fused experts of a
@@ -28,6 +28,7 @@ from dataclasses import dataclass
 
 from llm_tuning.modes import Memory
 from llm_tuning.planning.shape import Linear, ModelShape, distinct_inputs
+from llm_tuning.run.devices import positions_at_a_time
 
 GIB = 2**30
 CUDA_CONTEXT_BYTES = int(0.8 * GIB)
@@ -35,8 +36,6 @@ PROCESS_BYTES = GIB
 """A Python process with torch, transformers, PEFT, TRL and MLflow; for training on a CPU, and beside a GPU."""
 FRAGMENTATION = 0.1
 FOUR_BITS = 4.127 / 8
-LOGITS_AT_A_TIME = 2**22
-"""Elements, as token_loss.CHUNK_ELEMENTS."""
 
 
 @dataclass(frozen=True)
@@ -106,11 +105,9 @@ def head_bytes(shape: ModelShape, setting: Setting) -> int:
     states = setting.learned * shape.hidden * 2 * b
     if setting.memory.value_head:
         states += setting.learned * shape.hidden * 4
-    if setting.memory.head_positions is not None:
-        return states + setting.memory.head_positions * vocabulary * (b + 8)
-    if not shape.head_is_plain:
-        return setting.tokens * vocabulary * (2 * b + 8)
-    return states + min(LOGITS_AT_A_TIME, setting.learned * vocabulary) * (b + 8)
+    logits = min(positions_at_a_time(vocabulary), setting.learned) * vocabulary
+    more = 0 if shape.head_is_plain else 2 * b + 4  # scaled, capped, and the slope of the cap
+    return states + logits * (b + 8 + more)
 
 
 def device_parts(shape: ModelShape, targets: tuple[Linear, ...], setting: Setting) -> list[Part]:
@@ -119,12 +116,11 @@ def device_parts(shape: ModelShape, targets: tuple[Linear, ...], setting: Settin
     width = max(shape.intermediate, shape.query + 2 * shape.key, shape.hidden)
     activations = activation_bytes(shape, targets, setting)
     dtype = "4 bits" if setting.four_bits else {2: "bf16", 4: "fp32"}[b]
-    gathered = setting.processes > 1 or setting.memory.gathers_gradients
     how = "checkpointed" if setting.checkpointing else "all layers"
     parts = [
         Part("base", base_bytes(shape, setting), f"{shape.parameters:,} parameters in {dtype}"),
         Part("adapter", count * (4 + (b if b != 4 else 0)), f"{count:,} parameters in fp32"),
-        Part("gradients", count * (4 + (8 if gathered else 0)), "of the adapter, fp32"),
+        Part("gradients", count * (4 + (8 if setting.processes > 1 else 0)), "of the adapter, fp32"),
         Part("optimizer", count * 8, "AdamW's two moments, fp32"),
         Part("start adapter", count * 4 if setting.start_adapter else 0, "a frozen copy"),
         Part("activations", activations, f"{setting.tokens:,} tokens a pass, {how}"),

@@ -204,8 +204,6 @@ def _notes(shape: ModelShape, setting: Setting) -> list[str]:
         notes.append("time is not estimated on a CPU: it depends on the cores far more than on the model")
     if shape.experts:
         notes.append("a mixture of experts: their layers and routing are modelled roughly")
-    if not shape.head_is_plain and setting.memory.head_positions is None:
-        notes.append("this model scales or caps its logits, so that all of them are held in memory")
     largest = activation_bytes(shape, shape.linears, setting)
     if setting.cuda and largest > base_bytes(shape, setting) + CUDA_CONTEXT_BYTES and not setting.checkpointing:
         notes.append("most are activations: training.gradientCheckpointing makes them small, and a run a third slower")

@@ -19,6 +19,18 @@ CUDA_TOKENS = 4096
 checkpointing. A fixed number and not one by free memory: where dropout is on, passes decide which numbers it draws."""
 
 
+LOGITS_AT_A_TIME = 2**22
+"""Elements: 16 MiB in fp32, small beside any model."""
+POSITIONS_AT_A_TIME = 128
+"""At least as many positions go through the output layer at a time. Each chunk reads the whole layer: 27 of them, as
+many as the logits above allow for a vocabulary of 152k, take twice the time on a CPU."""
+
+
+def positions_at_a_time(vocabulary: int) -> int:
+    """Positions whose logits are made at a time."""
+    return max(POSITIONS_AT_A_TIME, LOGITS_AT_A_TIME // vocabulary)
+
+
 def gpu_required() -> bool:
     """Whether this process was given GPUs and must not fall back to the CPU (set by the operator in trainer pods)."""
     return os.environ.get("LLM_TUNING_REQUIRE_GPU", "") == "1"

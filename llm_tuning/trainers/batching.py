@@ -1,31 +1,27 @@
-"""Which rows an optimizer step sees, and how they are put into forward passes without wasted padding.
+"""Which rows an optimizer step sees, and how many of them go through the model together; torch-free.
 
 The two questions are kept apart on purpose. `StepBatches` decides the rows of a step from seed, epoch and the total
-batch size alone, so that gradients do not depend on how memory is used; `token_budget_batches` then cuts a rank's
-rows into forward passes of similar lengths.
+batch size alone, so that gradients do not depend on how memory is used; `full_batches` and `token_budget_batches` then
+cut rows into forward passes under a token budget, without padding and with it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-if TYPE_CHECKING:
-    import torch
-
-    from llm_tuning.data.token_rows import TokenRow
-
 Indices = npt.NDArray[np.int64]
-
-IGNORED = -100
-"""Label of a position that is not learned, as in torch's cross_entropy."""
 
 PASS_COST = 64
 """What a forward and backward pass costs besides its tokens, in tokens: 30 to 80 with a 13 M Llama on a CPU."""
+
+
+FIRST_FIT_ROWS = 1024
+"""Rows among which `full_batches` looks for a fit: an evaluation cuts a hundred thousand at once, and first fit takes
+the square of their number."""
 
 
 class StepBatches:
@@ -119,9 +115,15 @@ def full_batches(lengths: npt.NDArray[np.integer] | Sequence[int], max_tokens: i
 
     First fit, longest rows first; returns positions in `lengths`. A row that alone is longer gets a pass of its own.
     """
+    longest_first = np.argsort(-np.asarray(lengths), kind="stable")
+    groups = math.ceil(len(longest_first) / FIRST_FIT_ROWS)
+    return [at for group in range(groups) for at in _first_fit(longest_first[group::groups], lengths, max_tokens)]
+
+
+def _first_fit(order: Indices, lengths: npt.NDArray[np.integer] | Sequence[int], max_tokens: int) -> Iterator[Indices]:
     batches: list[list[int]] = []
     free: list[int] = []
-    for i in np.argsort(-np.asarray(lengths), kind="stable").tolist():
+    for i in order.tolist():
         length = int(lengths[i])
         at = next((b for b, space in enumerate(free) if space >= length), None)
         if at is None:
@@ -130,39 +132,4 @@ def full_batches(lengths: npt.NDArray[np.integer] | Sequence[int], max_tokens: i
             free.append(max_tokens)
         batches[at].append(i)
         free[at] -= length
-    return [np.array(batch, dtype=np.int64) for batch in batches]
-
-
-def pad(rows: Sequence[TokenRow], pad_id: int) -> dict[str, torch.Tensor]:
-    """Sequences of rows as `input_ids` (B, T) and `labels` (B, T), int64, padded on the right; not learned is -100.
-
-    No attention mask: with causal attention a real position never sees the padding on its right, and what padding
-    positions compute is not learned.
-    """
-    import torch
-
-    sequences = [sequence for row in rows for sequence in row.sequences]
-    width = max(len(sequence.input_ids) for sequence in sequences)
-    input_ids = np.full((len(sequences), width), pad_id, dtype=np.int64)
-    labels = np.full((len(sequences), width), IGNORED, dtype=np.int64)
-    for i, sequence in enumerate(sequences):
-        length = len(sequence.input_ids)
-        input_ids[i, :length] = sequence.input_ids
-        labels[i, :length] = np.where(sequence.learned, sequence.input_ids, IGNORED)
-    return {"input_ids": torch.from_numpy(input_ids), "labels": torch.from_numpy(labels)}
-
-
-def flatten(rows: Sequence[TokenRow]) -> dict[str, Any]:
-    """Sequences of rows end to end as `input_ids` and `labels`, (1, tokens) int64 as in `pad`, and their `row_lengths`.
-
-    The label of a sequence's first token is always -100, so shifting labels by one never crosses sequences.
-    """
-    import torch
-
-    input_ids = np.concatenate([row.input_ids for row in rows]).astype(np.int64)
-    learned = np.concatenate([row.learned for row in rows])
-    return {
-        "input_ids": torch.from_numpy(input_ids)[None],
-        "labels": torch.from_numpy(np.where(learned, input_ids, IGNORED))[None],
-        "row_lengths": [len(sequence.input_ids) for row in rows for sequence in row.sequences],
-    }
+    return (np.array(batch, dtype=np.int64) for batch in batches)

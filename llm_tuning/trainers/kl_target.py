@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from llm_tuning.data.token_rows import TokenRows
 from llm_tuning.trainers.batching import Indices
-from llm_tuning.trainers.ppo_state import PpoState, copy_of, set_parameters
 
 log = logging.getLogger(__name__)
 
@@ -31,34 +32,60 @@ def rows_to_measure(rows: TokenRows, candidates: Indices, seed: int) -> Indices:
     return np.sort(shuffled[: max(1, fitting)])
 
 
-def hold_to_target(
-    adapter: list[nn.Parameter], state: PpoState, measure_kl: Callable[[], float], *, target_kl: float
-) -> None:
-    """Measure the exact KL. Within the target these weights are remembered; above it the run ends with weights within.
+@dataclass
+class KlTarget:
+    """Holds a run to `target`: above it the run goes back to weights within it, and ends."""
 
-    They lie on the line from the last weights within the target to the present ones, at the first of 1/2, 1/4, ...
-    whose KL is within: the backtracking line search of TRPO (Schulman et al. 2015, arXiv 1502.05477, appendix C).
-    """
-    state.kl = measure_kl()
-    if state.kl <= target_kl:
-        state.within_target = copy_of(adapter)
-        return
-    over, state.stopped_early = state.kl, TARGET_KL
-    beyond = copy_of(adapter)
-    for halvings in range(1, BACKTRACKS + 1):
-        pairs = zip(state.within_target, beyond, strict=True)
-        set_parameters(adapter, [good + (bad - good) * 0.5**halvings for good, bad in pairs])
-        state.kl = measure_kl()
-        if state.kl <= target_kl:
-            break
-    else:
-        set_parameters(adapter, state.within_target)
-        state.kl = measure_kl()
-    log.warning(
-        "stopped at step %d: the KL to the start policy was %.3g nats a token, above ppo.targetKl %g; the adapter went "
-        "back to %.3g. A lower learning rate or a higher ppo.klCoef goes further within the target.",
-        state.step,
-        over,
-        target_kl,
-        state.kl,
-    )
+    adapter: list[nn.Parameter]
+    measure: Callable[[], float]
+    target: float
+    within: list[Tensor] = field(default_factory=list)
+    """The adapter at the last measurement whose KL was within the target; the start policy before the first one."""
+    kl: float = 0.0
+    """The last KL measured, of the weights that were kept."""
+    stopped_early: str | None = None
+    """Never set in a checkpoint, which is of the moment before a measurement: a resume measures again."""
+
+    def __post_init__(self) -> None:
+        self.within = self.within or copy_of(self.adapter)
+
+    def hold(self, step: int) -> None:
+        """Measure the exact KL. Within the target these weights are remembered; above it the run ends with some within.
+
+        They lie on the line from the last weights within the target to the present ones, at the first of 1/2, 1/4, ...
+        whose KL is within: the backtracking line search of TRPO (Schulman et al. 2015, arXiv 1502.05477, appendix C).
+        """
+        self.kl = self.measure()
+        if self.kl <= self.target:
+            self.within = copy_of(self.adapter)
+            return
+        over, self.stopped_early = self.kl, TARGET_KL
+        beyond = copy_of(self.adapter)
+        for halvings in range(1, BACKTRACKS + 1):
+            pairs = zip(self.within, beyond, strict=True)
+            set_parameters(self.adapter, [good + (bad - good) * 0.5**halvings for good, bad in pairs])
+            self.kl = self.measure()
+            if self.kl <= self.target:
+                break
+        else:
+            set_parameters(self.adapter, self.within)
+            self.kl = self.measure()
+        log.warning(
+            "stopped at step %d: the KL to the start policy was %.3g nats a token, above ppo.targetKl %g; the adapter "
+            "went back to %.3g. A lower learning rate or a higher ppo.klCoef goes further within the target.",
+            step,
+            over,
+            self.target,
+            self.kl,
+        )
+
+
+def copy_of(parameters: list[nn.Parameter]) -> list[Tensor]:
+    """Their values now, on the CPU."""
+    return [parameter.detach().cpu().clone() for parameter in parameters]
+
+
+@torch.no_grad()
+def set_parameters(parameters: list[nn.Parameter], values: list[Tensor]) -> None:
+    for parameter, value in zip(parameters, values, strict=True):
+        parameter.copy_(value)

@@ -20,12 +20,15 @@ from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerSpec
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import LogsDest, LogsSpecs
 from torch.distributed.elastic.rendezvous import RendezvousHandler
 from torch.distributed.elastic.rendezvous.api import RendezvousInfo, RendezvousStoreInfo
 
+from llm_tuning.core.stopping import stop_requested
+from llm_tuning.errors import TryAgain
 from llm_tuning.run.rank import RankFailure
 
 T = TypeVar("T")
@@ -210,3 +213,24 @@ def gather_objects(value: T) -> list[T]:
     values: list[T | None] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return cast("list[T]", values)
+
+
+def stop_together(doing: str, device: str) -> None:
+    """Raise TryAgain on every rank if any was asked to stop; `doing` says what is being left."""
+    if any_rank(stop_requested(), device):
+        raise TryAgain("Stopped", f"stopped {doing} on request; the same command with the same model_id goes on")
+
+
+def sum_over_ranks(values: torch.Tensor, device: str) -> torch.Tensor:
+    """Return the sum of a CPU tensor over the ranks; each has filled in its share and left the rest zero."""
+    return all_reduce_sum(values.to(device)).cpu() if world_size() > 1 else values
+
+
+def sum_gradients(parameters: list[nn.Parameter]) -> None:
+    """Sum the gradients of all ranks by one message; a rank whose share of a step was empty adds zero."""
+    if world_size() == 1:
+        return
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    flat = all_reduce_sum(torch.cat([grad.reshape(-1) for grad in grads]))
+    for parameter, grad in zip(parameters, flat.split([grad.numel() for grad in grads]), strict=True):
+        parameter.grad = grad.view_as(parameter)

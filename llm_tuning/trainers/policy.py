@@ -1,281 +1,137 @@
-"""The model under training: a frozen base with a LoRA adapter, the ways to look past the adapter, and saving it.
+"""The model under training as the loop and the recipes call it: micro-batches in, log-probabilities out.
 
-The trainable adapter is named "default". A run that begins at an existing adapter also holds a frozen copy of
-it, "start": it is the policy that results are measured against, and ppo's reference.
+Shapes: B rows, T tokens, N learned tokens of a micro-batch (row by row), H hidden size.
 """
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from llm_tuning.errors import InputError, Problem
-from llm_tuning.models.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CHAT_TEMPLATE, TOKENIZER_CONFIG
-
-if TYPE_CHECKING:
-    from peft import PeftModel
-    from transformers import PreTrainedModel
-
-TRAINED = "default"
-START = "start"
-
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    TOKENIZER_CONFIG,
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "vocab.txt",
-    "tokenizer.model",
-    "spiece.model",
-)
-"""What a tokenizer of transformers may consist of; those present in the base are copied as they are."""
+from llm_tuning.trainers.flat_rows import flat_arguments, take_flat_rows
+from llm_tuning.trainers.head import Head, find_head
+from llm_tuning.trainers.micro_batches import IGNORED, MicroBatch
+from llm_tuning.trainers.model import autocast, causal_lm
 
 
-def resolve_dtype(precision: str, device: str) -> torch.dtype:
-    """The dtype of base weights and activations: `auto` is bf16 on a GPU that computes in it and fp32 elsewhere."""
-    cuda = device.startswith("cuda")
-    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False) if cuda else True
-    if precision == "bf16" and not has_bf16:
-        raise InputError(
-            Problem("training.precision", f"is bf16, which {torch.cuda.get_device_name(device)} lacks", "set fp32")
-        )
-    if precision == "bf16" or (precision == "auto" and cuda and has_bf16):
-        return torch.bfloat16
-    return torch.float32
+class Policy(nn.Module):
+    """A causal language model of transformers, plain or with an adapter, on `device` and in `dtype`.
 
-
-def load_base_model(
-    base: Path,
-    *,
-    device: str,
-    dtype: torch.dtype,
-    quantization: str = "none",
-    attn_implementation: str | None = None,
-) -> PreTrainedModel:
-    """Load the base from local safetensors, frozen, onto `device`; never code from its folder.
-
-    `quantization` "4bit" (bitsandbytes NF4 with double quantisation, as in the QLoRA paper, arXiv 2305.14314) needs
-    CUDA. Without `attn_implementation` transformers chooses: sdpa where the architecture has it.
+    The decoder runs once a micro-batch; `head` (see `trainers.head`) reads its states at the positions that predict a
+    learned token. Where a model's way from states to logits is not known, `head` is None and its own forward is used.
     """
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
 
-    options: dict[str, Any] = {}
-    if quantization == "4bit":
-        options["quantization_config"] = _four_bit(device)
-        options["device_map"] = {"": device}
-    if attn_implementation is not None:
-        options["attn_implementation"] = attn_implementation
-    try:
-        with _no_progress_bar():
-            model, found = AutoModelForCausalLM.from_pretrained(
-                base,
-                dtype=dtype,
-                local_files_only=True,
-                use_safetensors=True,
-                trust_remote_code=False,
-                ignore_mismatched_sizes=True,  # told of below, in one sentence
-                output_loading_info=True,
-                **options,
-            )
-    except (ValueError, OSError, SafetensorError) as error:
-        first_sentence = str(error).strip().split("\n")[0][:300]
-        raise InputError(Problem("model.path", f"{base} cannot be loaded: {first_sentence}")) from None
-    # transformers would go on with random numbers in their place
-    unusable = sorted(found["missing_keys"]) + sorted(key for key, *_ in found["mismatched_keys"])
-    if unusable:
-        raise InputError(
-            Problem("model.path", f"the weights in {base} lack {unusable[0]}, or have it in another shape")
-        )
-    model.requires_grad_(False)
-    model.config.use_cache = False
-    return model if quantization == "4bit" else model.to(device)
+    def __init__(self, model: Any, *, device: str, dtype: torch.dtype, with_values: bool = False) -> None:
+        """`with_values` puts a value head beside the model; raises InputError where the model's own head is unknown."""
+        super().__init__()
+        self.model, self.device, self.dtype = model, device, dtype
+        lm = causal_lm(model)
+        with autocast(device, dtype):
+            self.head: Head | None = find_head(lm)
+            self.flat_rows = take_flat_rows(lm)
+        self.value_head: ValueHead | None = None
+        if with_values:
+            if self.head is None:
+                rule = f"is a {type(lm).__name__}, whose way from hidden states to logits is not known"
+                raise InputError(Problem("model.path", rule, "use mode sft"))
+            self.value_head = ValueHead(self.head.weight.shape[1]).to(device)
+
+    def adapter(self) -> list[nn.Parameter]:
+        """What trains inside the model, without the value head."""
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    def gradient_groups(self) -> list[list[nn.Parameter]]:
+        """Parameters whose gradients are clipped together.
+
+        Hidden states are long vectors: in one group the value head's gradient would shrink the adapter's.
+        """
+        groups = [self.adapter()]
+        return [*groups, list(self.value_head.parameters())] if self.value_head else groups
+
+    def logprobs(self, batch: MicroBatch) -> Tensor:
+        """log p of the learned tokens, (N,) in fp32, differentiable by what trains (also where N is 0)."""
+        with autocast(self.device, self.dtype):
+            if self.head is not None:
+                hidden_NH, targets_N = self._states(batch)
+                return self.head.logprobs(hidden_NH, targets_N)
+            logits_NV, targets_N = self._own_logits(batch)
+            return logits_NV.log_softmax(-1).gather(1, targets_N[:, None])[:, 0]
+
+    def logprobs_and_values(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        """(log p, value) of the learned tokens, (N,) each in fp32 and differentiable, from one forward pass."""
+        assert self.head is not None
+        assert self.value_head is not None
+        with autocast(self.device, self.dtype):
+            hidden_NH, targets_N = self._states(batch)
+            logprobs_N = self.head.logprobs(hidden_NH, targets_N)
+        return logprobs_N, self.value_head(hidden_NH)
+
+    @torch.no_grad()
+    def score(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        """(log p of the learned tokens in fp32, whether each is the likeliest one), (N,) each."""
+        with autocast(self.device, self.dtype):
+            if self.head is not None:
+                return self.head.score(*self._states(batch))
+            logits_NV, targets_N = self._own_logits(batch)
+            logprobs_N = logits_NV.log_softmax(-1).gather(1, targets_N[:, None])[:, 0]
+            return logprobs_N, logits_NV.argmax(-1) == targets_N
+
+    @torch.no_grad()
+    def hidden(self, batch: MicroBatch) -> Tensor:
+        """hidden_NH: the states that the learned tokens are predicted from."""
+        with autocast(self.device, self.dtype):
+            return self._states(batch)[0]
+
+    @torch.no_grad()
+    def kl(self, batch: MicroBatch, start_hidden_NH: Tensor) -> Tensor:
+        """Exact KL(pi || pi_start), (N,), at the learned tokens, given the start policy's states there."""
+        assert self.head is not None
+        with autocast(self.device, self.dtype):
+            return self.head.kl(self._states(batch)[0], start_hidden_NH.to(self.device))
+
+    def _states(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        ids_BT, arguments = self._inputs(batch)
+        states_BTH = causal_lm(self.model).base_model(input_ids=ids_BT, **arguments).last_hidden_state
+        return self._learned(batch, states_BTH)
+
+    def _own_logits(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        ids_BT, arguments = self._inputs(batch)
+        logits_BTV = causal_lm(self.model)(input_ids=ids_BT, **arguments).logits
+        logits_NV, targets_N = self._learned(batch, logits_BTV)
+        return logits_NV.float(), targets_N
+
+    def _inputs(self, batch: MicroBatch) -> tuple[Tensor, dict[str, Any]]:
+        ids_BT = batch.input_ids.to(self.device, non_blocking=True)
+        if batch.row_lengths is None:
+            return ids_BT, {"use_cache": False}
+        return ids_BT, flat_arguments(ids_BT.device, batch.row_lengths)
+
+    def _learned(self, batch: MicroBatch, outputs_BTX: Tensor) -> tuple[Tensor, Tensor]:
+        """(outputs (N, X), targets_N): token t is predicted from the output at t - 1, which has seen those before t."""
+        targets_BT = batch.labels[:, 1:]
+        rows_N, columns_N = (targets_BT != IGNORED).nonzero(as_tuple=True)
+        positions_N = (rows_N * batch.labels.shape[1] + columns_N).to(self.device, non_blocking=True)
+        targets_N = targets_BT[rows_N, columns_N].to(self.device, non_blocking=True)
+        return outputs_BTX.flatten(0, 1).index_select(0, positions_N), targets_N
 
 
-@contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """Loading draws no bar of its own; afterwards bars are as the caller had them."""
-    from transformers.utils import logging
+class ValueHead(nn.Module):
+    """V(s_t), what reward to expect: one linear layer, zero at first, on the state that the next token comes from.
 
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
-def _four_bit(device: str) -> object:
-    if not device.startswith("cuda"):
-        raise InputError(Problem("model.quantization", "4bit needs a CUDA GPU", "set none, or choose a GPU in devices"))
-    try:
-        import bitsandbytes  # noqa: F401 - asked for here, so that its absence is one sentence
-    except ImportError:
-        raise InputError(
-            Problem(
-                "model.quantization", "4bit needs bitsandbytes, which is not installed", "install llm-tuning[qlora]"
-            )
-        ) from None
-    from transformers import BitsAndBytesConfig
-
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
-    )
-
-
-def attach_lora(
-    model: PreTrainedModel,
-    *,
-    rank: int,
-    alpha: int,
-    dropout: float,
-    target_modules: str | Sequence[str],
-    start_adapter: Path | None = None,
-    seed: int,
-) -> PeftModel:
-    """Put a trainable LoRA adapter in fp32 on `model`; it starts at `start_adapter`'s weights, or at no change at all.
-
-    A fresh adapter's weights depend on `seed` only. With `start_adapter`, whose rank and alpha must be the ones
-    asked for, its modules are taken and a frozen copy of it is there as "start".
+    So the first advantages are the standardised rewards themselves. Kept in fp32 and in checkpoints; the published
+    adapter does not have it, since a server has no use for values.
     """
-    from peft import LoraConfig, get_peft_model, load_peft_weights, set_peft_model_state_dict
 
-    targets = target_modules if isinstance(target_modules, str) else list(target_modules)
-    if start_adapter is not None:
-        targets = _modules_of(start_adapter, rank=rank, alpha=alpha)
-    config = LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, bias="none", task_type="CAUSAL_LM"
-    )
-    torch.manual_seed(seed)
-    try:
-        peft_model = get_peft_model(model, config)
-    except ValueError as error:
-        if "arget modules" not in str(error):
-            raise
-        wanted = targets if isinstance(targets, str) else ",".join(targets)
-        raise InputError(
-            Problem("lora.targetModules", f"{wanted} names no linear module of this model", "use all-linear")
-        ) from None
-    _refuse_embeddings(peft_model)
-    if start_adapter is not None:
-        peft_model.load_adapter(str(start_adapter), adapter_name=START, is_trainable=False)
-        weights = load_peft_weights(str(start_adapter), device="cpu")
-        result = set_peft_model_state_dict(peft_model, weights, adapter_name=TRAINED)
-        if result.unexpected_keys:
-            raise InputError(
-                Problem(str(start_adapter), f"has weights this base has no place for: {result.unexpected_keys[0]}")
-            )
-        peft_model.set_adapter(TRAINED)
-    for parameter in peft_model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-    peft_model.train()  # PEFT leaves a wrapper that trains around a base that does not: without dropout
-    return peft_model
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(hidden_size, 1)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
 
-
-def _refuse_embeddings(model: PeftModel) -> None:
-    """LoRA on embeddings is not what every vLLM serves, and the losses take the output layer for frozen."""
-    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
-        if hasattr(layer, "lora_A"):
-            name = next(name for name, module in model.get_base_model().named_modules() if module is layer)
-            raise InputError(
-                Problem("lora.targetModules", f"names {name}, which stays frozen", "leave it out, or use all-linear")
-            )
-
-
-def _modules_of(start_adapter: Path, *, rank: int, alpha: int) -> list[str] | str:
-    """The target modules of `start_adapter`; raises InputError where its rank or alpha are not the ones asked for."""
-    found = json.loads((start_adapter / ADAPTER_CONFIG).read_text())
-    asked = {"rank": (found["r"], rank), "alpha": (found["lora_alpha"], alpha)}
-    problems = [
-        Problem(f"lora.{name}", f"is {wanted} but the start adapter has {has}", f"set lora.{name} to {has}")
-        for name, (has, wanted) in asked.items()
-        if has != wanted
-    ]
-    if problems:
-        raise InputError(problems)
-    modules: list[str] | str = found["target_modules"]
-    return modules
-
-
-@contextmanager
-def bare_base(model: PeftModel) -> Iterator[None]:
-    """The base without any adapter while the block runs."""
-    with model.disable_adapter():
-        yield
-
-
-@contextmanager
-def start_policy(model: PeftModel) -> Iterator[None]:
-    """What training began at while the block runs: the frozen start adapter, or the bare base if there was none."""
-    if START not in model.peft_config:
-        with bare_base(model):
-            yield
-        return
-    model.set_adapter(START, inference_mode=True)
-    try:
-        yield
-    finally:
-        model.set_adapter(TRAINED)
-
-
-def adapter_weights(model: PeftModel) -> dict[str, torch.Tensor]:
-    """The trained adapter under PEFT's own file names, fp32 on the CPU, names in order."""
-    from peft import get_peft_model_state_dict
-
-    weights = get_peft_model_state_dict(model, adapter_name=TRAINED, save_embedding_layers=False)
-    return {name: weights[name].detach().float().cpu().contiguous() for name in sorted(weights)}
-
-
-def save_adapter(
-    model: PeftModel, tokenizer: Path, stage: Path, *, base_name: str, chat_template: str | None = None
-) -> None:
-    """Write adapter weights, its configuration, the tokenizer and the chat template to `stage`; same model, same bytes.
-
-    `tokenizer` is the base's folder: its tokenizer files are copied as they are, since a tokenizer saved again by
-    another version of transformers need not give the same token ids. `chat_template` is the one used in training.
-    """
-    from safetensors.torch import save_file
-
-    stage.mkdir(parents=True, exist_ok=True)
-    save_file(adapter_weights(model), stage / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-    config = model.peft_config[TRAINED].to_dict()
-    config |= {"base_model_name_or_path": base_name, "inference_mode": True, "target_modules": _short_names(model)}
-    (stage / ADAPTER_CONFIG).write_text(json.dumps(_ordered(config), indent=2, sort_keys=True) + "\n")
-    for name in TOKENIZER_FILES:
-        if (tokenizer / name).is_file():
-            shutil.copyfile(tokenizer / name, stage / name)
-    if chat_template is not None:
-        (stage / CHAT_TEMPLATE).write_text(chat_template)
-
-
-def _short_names(model: PeftModel) -> list[str]:
-    """Target modules by the last part of their names (q_proj), as people write them, where that means the same ones."""
-    targeted = set(model.base_model.targeted_module_names)
-    short = {name.rpartition(".")[2] for name in targeted}
-    named = {name for name, _ in model.get_base_model().named_modules() if name.rpartition(".")[2] in short}
-    layers = {name for name in named if ".lora_" not in name}
-    return sorted(short if layers == targeted else targeted)
-
-
-def _ordered(value: object) -> object:
-    """`value` for JSON, sets as sorted lists: the order of a set (PEFT's target_modules) changes with every run."""
-    if isinstance(value, dict):
-        return {str(key): _ordered(item) for key, item in value.items()}
-    if isinstance(value, set | frozenset):
-        return sorted(value)
-    if isinstance(value, list | tuple):
-        return [_ordered(item) for item in value]
-    return value
+    def forward(self, hidden_NH: Tensor) -> Tensor:
+        """Values (N,) of hidden states (N, H); call it outside autocast."""
+        values_N1: Tensor = self.linear(hidden_NH.float())
+        return values_N1[:, 0]

@@ -7,18 +7,19 @@ that numerical noise between trainer and engine cancels out of the verdict.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from llm_tuning.core.files import write_json
-from llm_tuning.data.token_rows import TokenRows
+from llm_tuning.data.token_rows import TokenRow, TokenRows
 from llm_tuning.models.layout import PARITY
 from llm_tuning.run.context import TrainRun
-from llm_tuning.trainers.policy import bare_base
+from llm_tuning.trainers.micro_batches import pad
+from llm_tuning.trainers.model import bare_base
+from llm_tuning.trainers.policy import Policy
 
 MAX_PROBES = 32
 MAX_PROBE_TOKENS = 256
@@ -26,23 +27,17 @@ MAX_PROBE_TOKENS = 256
 
 
 def write_parity(
-    run: TrainRun,
-    model: nn.Module,
-    rows: TokenRows,
-    *,
-    held_out: NDArray[np.int64],
-    training: NDArray[np.int64],
-    dtype: torch.dtype,
+    run: TrainRun, policy: Policy, rows: TokenRows, *, held_out: NDArray[np.int64], training: NDArray[np.int64]
 ) -> None:
     """Write `parity.json` into the stage. Probes are held-out rows, or training rows (marked so) without a split."""
     source, pool = ("held_out", held_out) if len(held_out) else ("training", training)
     chosen = choose_probes(rows.lengths, pool)
-    was_training = model.training
-    model.eval()
-    with bare_base(model):
-        base = [_logprobs(model, rows[i].input_ids, device=run.device, dtype=dtype) for i in chosen]
-    tuned = [_logprobs(model, rows[i].input_ids, device=run.device, dtype=dtype) for i in chosen]
-    model.train(was_training)
+    was_training = policy.training
+    policy.eval()
+    with bare_base(policy.model):
+        base = [_logprobs(policy, rows[i]) for i in chosen]
+    tuned = [_logprobs(policy, rows[i]) for i in chosen]
+    policy.train(was_training)
     probes = [_probe(rows, i, base[k], tuned[k]) for k, i in enumerate(chosen)]
     write_json(
         run.stage / PARITY,
@@ -51,7 +46,7 @@ def write_parity(
             "model_id": run.model_id,
             "base_weight_hash": run.base_weight_hash,
             "template_hash": run.template_hash,
-            "dtype": str(dtype).removeprefix("torch."),
+            "dtype": str(policy.dtype).removeprefix("torch."),
             "source": source,
             "probes": probes,
         },
@@ -65,14 +60,12 @@ def choose_probes(lengths: NDArray[np.int32], pool: NDArray[np.int64]) -> list[i
     return (whole + cut)[:MAX_PROBES]
 
 
-@torch.no_grad()
-def _logprobs(model: nn.Module, input_ids: NDArray[np.int32], *, device: str, dtype: torch.dtype) -> list[float]:
-    """log p(id_t | ids before t) for t >= 1 of one probe, cut to its first 256 tokens."""
-    ids_T = torch.from_numpy(input_ids[:MAX_PROBE_TOKENS].astype(np.int64)).to(device)
-    with torch.autocast(device.split(":", maxsplit=1)[0], dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-        logits_TV = model(input_ids=ids_T[None], use_cache=False).logits[0, :-1]
-    logprobs_T = logits_TV.float().log_softmax(-1).gather(1, ids_T[1:, None])[:, 0]
-    return [round(value, 7) for value in logprobs_T.tolist()]
+def _logprobs(policy: Policy, row: TokenRow) -> list[float]:
+    """log p(id_t | ids before t) for t >= 1 of one probe, learned or not, cut to its first 256 tokens."""
+    input_ids = row.input_ids[:MAX_PROBE_TOKENS]
+    probe = replace(row, input_ids=input_ids, learned=np.arange(len(input_ids)) > 0)
+    logprobs_N, _ = policy.score(pad([probe]))
+    return [round(value, 7) for value in logprobs_N.tolist()]
 
 
 def _probe(rows: TokenRows, i: int, base: list[float], tuned: list[float]) -> dict[str, Any]:

@@ -26,11 +26,12 @@ from llm_tuning.data.token_rows import TokenRows
 from llm_tuning.errors import InputError, Problem
 from llm_tuning.models.layout import ADAPTER_WEIGHTS
 from llm_tuning.run.context import TrainRun
-from llm_tuning.trainers.actor_critic import ActorCritic
 from llm_tuning.trainers.batching import Indices
+from llm_tuning.trainers.micro_batches import MicroBatches
+from llm_tuning.trainers.model import start_policy
+from llm_tuning.trainers.output_tokens import TokenLayout, score_rows, start_states
 from llm_tuning.trainers.parallel import any_rank
-from llm_tuning.trainers.policy import start_policy
-from llm_tuning.trainers.row_passes import RowPasses, TokenLayout, score_rows, start_states
+from llm_tuning.trainers.policy import Policy
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class Reference:
 
 
 def reference_of_start(
-    run: TrainRun, policy: ActorCritic, passes: RowPasses, layout: TokenLayout, kl_layout: TokenLayout
+    run: TrainRun, policy: Policy, batches: MicroBatches, layout: TokenLayout, kl_layout: TokenLayout
 ) -> Reference:
     """What the start policy says of the rows, from the cache or else computed and cached; the same on every rank."""
     start = run.start_adapter
@@ -58,7 +59,7 @@ def reference_of_start(
         quantization=run.config.model.quantization,
         dtype=policy.dtype,
         device=run.device,
-        rows=passes.rows,
+        rows=batches.rows,
         scored=layout.indices,
         measured=kl_layout.indices,
     )
@@ -72,15 +73,15 @@ def reference_of_start(
     doing = "while scoring the start policy"
     run.reporter.stage("scoring the start policy")
     with start_policy(policy.model):
-        logprobs, _ = score_rows(policy, passes, layout, layout.indices, doing)
-        kl_states = start_states(policy, passes, kl_layout, doing)
+        logprobs, _ = score_rows(policy, batches, layout, layout.indices, doing)
+        kl_states = start_states(policy, batches, kl_layout, doing)
     if not logprobs.isfinite().all():
         rule = f"gives log-probabilities that are not finite in {str(policy.dtype).removeprefix('torch.')}"
         raise InputError(Problem("model.path", rule, "set training.precision to fp32, or repair the model"))
     found = Reference(logprobs, kl_states)
     if run.is_main:
         write_reference(path, found)
-    forwards = len(passes.batches(layout.indices)) + len(passes.batches(kl_layout.indices))
+    forwards = len(batches.cut(layout.indices)) + len(batches.cut(kl_layout.indices))
     run.reporter.metrics(0, {"train/reference_forwards": forwards})
     return found
 
@@ -99,7 +100,7 @@ def reference_key(
 ) -> str:
     """sha256 (hex) of all that decides a `Reference` of the rows `scored` (log-probs) and `measured` (states)."""
     arithmetic = {
-        "version": 1,
+        "version": 2,
         "base": base_weight_hash,
         "start_adapter": [start_adapter_hash, start_adapter_scale],
         "quantization": quantization,

@@ -18,11 +18,11 @@ from peft import PeftModel
 from llm_tuning.data.splitting import split
 from llm_tuning.data.token_rows import TokenRows
 from llm_tuning.run.context import TrainRun
-from llm_tuning.run.devices import tokens_per_pass
-from llm_tuning.trainers import ppo, ppo_math
-from llm_tuning.trainers.actor_critic import ActorCritic
-from llm_tuning.trainers.policy import attach_lora, load_base_model
-from llm_tuning.trainers.row_passes import RowPasses
+from llm_tuning.trainers.loop import fit
+from llm_tuning.trainers.model import attach_lora, load_base_model
+from llm_tuning.trainers.policy import Policy
+from llm_tuning.trainers.ppo import Ppo
+from llm_tuning.trainers.recipe import Task
 from tests.support.plain_ppo import plain_ppo
 from tests.support.train_run import KeepingReporter, make_run
 
@@ -67,11 +67,9 @@ def _train(
 ) -> tuple[list[float], float]:
     if form == "plain":
         return plain_ppo(model, rows, training_rows, run.config, rows_per_pass=8), float("inf")
-    rewards = torch.zeros(len(rows))
-    rewards[training_rows] = ppo_math.standardise_rewards(torch.from_numpy(rows.numbers[training_rows])).float()
-    policy = ActorCritic.of(model, device="cpu", dtype=torch.float32, gradient_checkpointing=False)
-    passes = RowPasses(rows, tokens_per_pass(run.config.training, "cpu"), "cpu", 0, 1)
-    ppo.learn(run, policy, passes, rewards, training_rows=training_rows, held_out=held_out)
+    policy = Policy(model, device="cpu", dtype=torch.float32, with_values=True)
+    task = Task.of(run, policy, rows, training_rows, held_out)
+    fit(task, Ppo(task))
     reporter = run.reporter
     assert isinstance(reporter, KeepingReporter)
     return reporter.losses, reporter.evaluations[0]["train/reference_forwards"]

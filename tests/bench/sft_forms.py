@@ -27,10 +27,13 @@ def recipe(folder: Path, dtype: str) -> dict[str, float]:
 
     quiet_libraries()
     import torch
+    from peft.helpers import disable_input_dtype_casting
 
     from llm_tuning.data.token_rows import TokenRows
-    from llm_tuning.trainers.policy import attach_lora, load_base_model, resolve_dtype
-    from llm_tuning.trainers.sft import fit
+    from llm_tuning.trainers.fine_tune import load_policy
+    from llm_tuning.trainers.loop import fit
+    from llm_tuning.trainers.recipe import Task
+    from llm_tuning.trainers.sft import Sft
     from tests.support.train_run import KeepingReporter, make_run
 
     class Clock(KeepingReporter):
@@ -48,13 +51,10 @@ def recipe(folder: Path, dtype: str) -> dict[str, float]:
     with tempfile.TemporaryDirectory(dir=folder) as work:
         training = {"precision": dtype, "batch_size": ROWS_PER_STEP, "save_steps": 10**6}
         run = make_run(Path(work), folder / "base", training=training, lora=LORA, reporter=clock)
-        torch_dtype = resolve_dtype(dtype, "cpu")
-        base = load_base_model(run.base, device="cpu", dtype=torch_dtype)
-        policy = attach_lora(base, target_modules="all-linear", seed=0, **LORA)
-        from llm_tuning.run.devices import tokens_per_pass
-
-        max_tokens = tokens_per_pass(run.config.training, "cpu")
-        fit(run, policy, rows, everything, everything[:0], dtype=torch_dtype, max_tokens=max_tokens)
+        policy = load_policy(run, Sft)
+        task = Task.of(run, policy, rows, everything, everything[:0])
+        with disable_input_dtype_casting(policy.model):
+            fit(task, Sft(task))
     return _speed(clock.ends, _step_tokens(folder))
 
 

@@ -72,7 +72,7 @@ def train_base(base: Path, target: Path, *, steps: int = 150, seed: int = 0) -> 
     import torch
     from transformers import AutoModelForCausalLM
 
-    from llm_tuning.trainers.batching import pad
+    from llm_tuning.trainers.micro_batches import pad
 
     shutil.copytree(base, target)
     torch.manual_seed(seed)
@@ -82,9 +82,9 @@ def train_base(base: Path, target: Path, *, steps: int = 150, seed: int = 0) -> 
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     random = np.random.default_rng(seed)
     for _ in range(steps):
-        batch = pad([rows[i] for i in random.choice(len(rows), 16, replace=False)], pad_id=0)
+        batch = pad([rows[i] for i in random.choice(len(rows), 16, replace=False)])
         optimizer.zero_grad()
-        model(**batch, use_cache=False).loss.backward()
+        model(input_ids=batch.input_ids, labels=batch.labels, use_cache=False).loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
     model.save_pretrained(target)

@@ -13,8 +13,9 @@ from llm_tuning.api.tuning import LoraSpec
 from llm_tuning.modes.sft import SFT
 from llm_tuning.planning.memory import Setting, activation_bytes, adapter_parameters, device_parts, head_bytes
 from llm_tuning.planning.shape import read_shape
-from llm_tuning.trainers.policy import attach_lora, load_base_model
-from llm_tuning.trainers.token_loss import TokenLoss
+from llm_tuning.trainers.micro_batches import MicroBatch
+from llm_tuning.trainers.model import attach_lora, load_base_model
+from llm_tuning.trainers.policy import Policy
 
 LENGTHS = [300, 212]
 RANK = 4
@@ -45,7 +46,7 @@ def kept_by_autograd(base: Path, *, dtype: torch.dtype, dropout: float, targets:
         target_modules=LoraSpec(target_modules=targets).module_names(),
         seed=0,
     )
-    loss = TokenLoss(model, device="cpu", dtype=dtype)
+    loss = Policy(model, device="cpu", dtype=dtype)
     assert loss.flat_rows
     ids = torch.arange(sum(LENGTHS))[None] % 500
     labels = ids.clone()
@@ -60,7 +61,7 @@ def kept_by_autograd(base: Path, *, dtype: torch.dtype, dropout: float, targets:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), disable_input_dtype_casting(model):
-        total = loss.sum({"input_ids": ids, "labels": labels, "row_lengths": LENGTHS})
+        total = -loss.logprobs(MicroBatch(ids, labels, LENGTHS)).sum()
     total.backward()
     return sum(saved.values()), model
 

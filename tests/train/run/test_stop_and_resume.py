@@ -26,21 +26,21 @@ SAVE_STEPS = 4
 STEPS = 20
 """48 rows of which 2 are held out, 5 a step, 2 epochs; the last step of an epoch is a small one."""
 
-SFT, STEP = "llm_tuning.trainers.sft", "llm_tuning.trainers.sft_trainer:StepTrainer"
-PPO = "llm_tuning.trainers.ppo"
+SFT, PPO = "llm_tuning.trainers.sft", "llm_tuning.trainers.ppo"
+RUN, LOOP = "llm_tuning.trainers.fine_tune", "llm_tuning.trainers.loop:Loop"
 
 SFT_MOMENTS = {
     "data check": Moment("llm_tuning.run.tune:_check_data"),
-    "loading the base": Moment(f"{SFT}:load_base_model"),
-    "before the first step": Moment(f"{SFT}:fit"),
-    "in the first step": Moment(f"{STEP}.training_step", 1),
-    "in a later step": Moment(f"{STEP}.training_step", 7),
+    "loading the base": Moment(f"{RUN}:load_base_model"),
+    "before the first step": Moment(f"{RUN}:fit"),
+    "in the first step": Moment(f"{LOOP}.training_step", 1),
+    "in a later step": Moment(f"{LOOP}.training_step", 7),
     "in an evaluation between steps": Moment(f"{SFT}:evaluate_policy", 2),
-    "while a checkpoint is written": Moment(f"{STEP}._write", 2, after=True),
-    "in the last step": Moment(f"{STEP}.training_step", STEPS),
-    "in the final evaluation": Moment(f"{SFT}:evaluate_run"),
-    "while the adapter is saved": Moment(f"{SFT}:save_adapter"),
-    "while the probes are written": Moment(f"{SFT}:write_parity", after=True),
+    "while a checkpoint is written": Moment(f"{LOOP}._write", 2, after=True),
+    "in the last step": Moment(f"{LOOP}.training_step", STEPS),
+    "in the final evaluation": Moment(f"{RUN}:evaluate_run"),
+    "while the adapter is saved": Moment(f"{RUN}:save_adapter"),
+    "while the probes are written": Moment(f"{RUN}:write_parity", after=True),
     "while the model card is written": Moment("llm_tuning.run.finish:write_model_card"),
     "just before the rename": Moment("llm_tuning.models.publish:flush_tree", after=True),
     "just after the rename": Moment("llm_tuning.run.finish:_after_rename"),
@@ -51,10 +51,10 @@ PUBLISHED = {"just before the rename", "just after the rename", "after the regis
 
 PPO_MOMENTS = {
     "reference": Moment(f"{PPO}:reference_of_start"),
-    "in the first epoch": Moment(f"{PPO}:optimizer_step", 5),
-    "in the second epoch": Moment(f"{PPO}:optimizer_step", 14),
+    "in the first epoch": Moment(f"{LOOP}.training_step", 5),
+    "in the second epoch": Moment(f"{LOOP}.training_step", 14),
     "while a checkpoint is written": Moment("llm_tuning.run.checkpoints:flush_tree", 2, after=True),
-    "in the final evaluation": Moment(f"{PPO}:evaluate_run"),
+    "in the final evaluation": Moment(f"{RUN}:evaluate_run"),
 }
 
 
@@ -182,7 +182,7 @@ def test_a_run_stopped_again_and_again_finishes_the_same(
     argv = arguments(tiny_base, rows, "sft")
     ends: list[Ended] = []
     while not ends or ends[-1].code == 75:
-        ends.append(forked_run(argv, at=Moment(f"{STEP}.training_step", 3)))
+        ends.append(forked_run(argv, at=Moment(f"{LOOP}.training_step", 3)))
         assert len(ends) < STEPS, "a run that is stopped at its third step must still get on"
     assert ends[-1].code == 0, ends[-1].output
     assert len(ends) > 3
@@ -289,7 +289,7 @@ def test_a_late_loss_that_is_no_number_leaves_the_checkpoints_of_a_first_run(tin
     ("mode", "moment", "name"),
     [
         ("sft", SFT_MOMENTS["in the last step"], "adapter_model.safetensors"),
-        ("ppo", PPO_MOMENTS["in the second epoch"], "ppo_state.pt"),
+        ("ppo", PPO_MOMENTS["in the second epoch"], "recipe.pt"),
     ],
 )
 def test_a_damaged_newest_checkpoint_gives_way_and_the_run_finishes_the_same(  # noqa: PLR0917 - a table

@@ -14,6 +14,8 @@ from llm_tuning.data.token_rows import TokenRows, TokenRowsWriter
 from llm_tuning.errors import TryAgain
 from llm_tuning.run.rank import usable_device
 from llm_tuning.trainers.evaluate import evaluate_policy
+from llm_tuning.trainers.micro_batches import MicroBatches
+from llm_tuning.trainers.policy import Policy
 from llm_tuning.trainers.probes import MAX_PROBE_TOKENS, MAX_PROBES, choose_probes
 
 
@@ -43,11 +45,13 @@ def row_scores(model: torch.nn.Module, rows: TokenRows, i: int) -> tuple[float, 
 
 
 @pytest.mark.parametrize("max_tokens", [8, 64, 4096])
+@pytest.mark.parametrize("flat", [True, False], ids=["flat", "padded"])
 @torch.no_grad()
-def test_scores_are_those_of_the_rows_one_by_one(tiny_base: Path, rows: TokenRows, max_tokens: int) -> None:
-    model = AutoModelForCausalLM.from_pretrained(tiny_base)
+def test_scores_are_those_of_the_rows_one_by_one(tiny_base: Path, rows: TokenRows, max_tokens: int, flat: bool) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_base).requires_grad_(False)
     at = np.array([1, 3, 0])
-    scores = evaluate_policy(model, rows, at, max_tokens=max_tokens, device="cpu", dtype=torch.float32)
+    policy = Policy(model, device="cpu", dtype=torch.float32)
+    scores = evaluate_policy(policy, MicroBatches(rows, max_tokens, flat, "cpu"), at)
     each = [row_scores(model, rows, int(i)) for i in at]
     tokens = sum(count for _, count, _ in each)
     loss = -sum(loglik for loglik, _, _ in each) / tokens
@@ -59,6 +63,15 @@ def test_scores_are_those_of_the_rows_one_by_one(tiny_base: Path, rows: TokenRow
     z = (rewards - rewards.mean()) / rewards.std()
     means = np.array([loglik / count for loglik, count, _ in each])
     assert scores.reward_weighted_loglik == pytest.approx(float((z * means).mean()), abs=1e-5)
+
+
+@torch.no_grad()
+def test_no_evaluation_makes_logits_of_every_position(tiny_base: Path, rows: TokenRows) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_base).requires_grad_(False)
+    policy = Policy(model, device="cpu", dtype=torch.float32)
+    model.forward = None  # what makes them
+    learned = int(rows.learned_counts.sum())
+    assert evaluate_policy(policy, MicroBatches(rows, 4096, True, "cpu"), np.arange(4)).tokens == learned
 
 
 def test_whole_rows_are_probed_before_cut_ones_and_at_most_32() -> None:

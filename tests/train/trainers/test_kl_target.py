@@ -9,23 +9,22 @@ import pytest
 import torch
 
 from llm_tuning.data.token_rows import TokenRows
-from llm_tuning.trainers.kl_target import BACKTRACKS, KL_TOKENS, hold_to_target, rows_to_measure
-from llm_tuning.trainers.ppo_state import PpoState, copy_of
+from llm_tuning.trainers.kl_target import BACKTRACKS, KL_TOKENS, KlTarget, rows_to_measure
 from tests.support.rows import write_rows
 
 
-def _held(good: float, now: float, target_kl: float) -> tuple[float, PpoState]:
-    weight = [torch.nn.Parameter(torch.tensor([good]))]
-    state = PpoState(step=7, within_target=copy_of(weight))
-    weight[0].data.fill_(now)
-    hold_to_target(weight, state, lambda: float(weight[0].detach().square()), target_kl=target_kl)
-    return float(weight[0].detach()), state
+def _held(good: float, now: float, target_kl: float) -> tuple[float, KlTarget]:
+    weight = torch.nn.Parameter(torch.tensor([good]))
+    kl_target = KlTarget([weight], lambda: float(weight.detach().square()), target_kl)
+    weight.data.fill_(now)
+    kl_target.hold(step=7)
+    return float(weight.detach()), kl_target
 
 
 def test_within_the_target_the_weights_stay_and_are_remembered():
     weight, state = _held(0.1, 0.4, 0.25)
     assert weight == pytest.approx(0.4)
-    assert state.within_target[0].item() == pytest.approx(0.4)
+    assert state.within[0].item() == pytest.approx(0.4)
     assert state.kl == pytest.approx(0.16)
     assert state.stopped_early is None
 

@@ -23,10 +23,10 @@ from llm_tuning.core.stopping import stop_on_signals
 from llm_tuning.data.token_rows import TokenRows
 from llm_tuning.errors import InputError, TryAgain
 from llm_tuning.run.context import TrainRun
-from llm_tuning.trainers import ppo, row_passes
-from llm_tuning.trainers.actor_critic import silence_dropout
+from llm_tuning.trainers import fine_tune, kl_target, loop, ppo
+from llm_tuning.trainers.model import attach_lora, checkpoint_gradients, load_base_model, silence_dropout
+from llm_tuning.trainers.output_tokens import TokenLayout
 from llm_tuning.trainers.parallel import process_group
-from llm_tuning.trainers.policy import attach_lora, load_base_model
 from tests.support.plain_ppo import plain_ppo
 from tests.support.ppo_rows import examples, write_ppo_rows
 from tests.support.train_run import KeepingReporter, make_run
@@ -195,7 +195,8 @@ def test_no_dropout_is_left_also_where_gradients_are_checkpointed():
     ):
         model = AutoModelForCausalLM.from_config(config)
         ids = torch.arange(1, 21)[None]
-        silence_dropout(model, gradient_checkpointing=True)
+        checkpoint_gradients(model.train())
+        silence_dropout(model)
         assert torch.equal(model(input_ids=ids).logits, model(input_ids=ids).logits)
         assert model.training, "transformers checkpoints in training mode only"
 
@@ -311,15 +312,15 @@ def test_a_stopped_run_goes_on_to_the_same_bits(start: Start, whole: TrainRun, a
 
 
 @pytest.mark.parametrize(
-    ("function", "call"),
-    [("score_rows", 1), ("mean_kl", 2), ("hold_to_target", 3)],
+    ("where", "call"),
+    [((ppo, "score_rows"), 1), ((ppo, "mean_kl"), 2), ((kl_target.KlTarget, "hold"), 3)],
     ids=["between two epochs", "while measuring the KL", "before the last measurement"],
 )
 def test_a_stop_between_two_steps_loses_none(
-    start: Start, whole: TrainRun, monkeypatch: pytest.MonkeyPatch, function: str, call: int
+    start: Start, whole: TrainRun, monkeypatch: pytest.MonkeyPatch, where: tuple[Any, str], call: int
 ):
     stopped = start("stopped")
-    original, calls = getattr(ppo, function), 0
+    original, calls = getattr(*where), 0
 
     def signalled(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls
@@ -329,7 +330,7 @@ def test_a_stop_between_two_steps_loses_none(
         return original(*args, **kwargs)
 
     with monkeypatch.context() as patch, stop_on_signals():
-        patch.setattr(ppo, function, signalled)
+        patch.setattr(*where, signalled)
         with pytest.raises(TryAgain):
             ppo.train(stopped)
     assert calls == call
@@ -347,7 +348,7 @@ def test_a_kill_after_the_last_step_repeats_no_step(start: Start, whole: TrainRu
 
     run = start("run")
     with monkeypatch.context() as patch:
-        patch.setattr(ppo, "evaluate_run", killed)
+        patch.setattr(fine_tune, "evaluate_run", killed)
         with pytest.raises(Killed):
             ppo.train(run)
     resumed = start("run")
@@ -473,23 +474,24 @@ def test_a_base_that_gives_no_numbers_is_refused(start: Start, tiny_base: Path, 
 
 def test_a_run_that_diverges_says_so_and_names_the_learning_rate(start: Start, monkeypatch: pytest.MonkeyPatch):
     """At which rate it does depends on how a processor rounds, so the third step's gradients are made infinite."""
-    real, calls = ppo._mean_gradients, []
+    real, calls = loop.sum_gradients, 0
 
-    def mean_gradients(parameters: list[torch.nn.Parameter], output_tokens: float) -> None:
-        real(parameters, output_tokens)
-        calls.append(output_tokens)
-        if len(calls) == 3:
+    def sum_gradients(parameters: list[torch.nn.Parameter]) -> None:
+        nonlocal calls
+        real(parameters)
+        calls += 1
+        if calls == 3:
             parameters[0].grad = torch.full_like(parameters[0], math.inf)
 
-    monkeypatch.setattr(ppo, "_mean_gradients", mean_gradients)
-    with pytest.raises(InputError, match=r"training\.learningRate: is .* at this step"):
+    monkeypatch.setattr(loop, "sum_gradients", sum_gradients)
+    with pytest.raises(InputError, match=r"learningRate: is 0\.003, with which the gradient norm became .* at step 3"):
         ppo.train(start("run"))
-    assert len(calls) == 3
+    assert calls == 3
 
 
 def test_every_token_belongs_to_its_row(tiny_base: Path, rows_folder: Path):
     rows = TokenRows.open(rows_folder)
-    layout = row_passes.TokenLayout(rows, np.array([7, 3, 11]))
+    layout = TokenLayout(rows, np.array([7, 3, 11]))
     assert layout.size == rows.learned_counts[[7, 3, 11]].sum()
     counts = rows.learned_counts.astype(int)
     want = [*range(counts[7], counts[7] + counts[3]), *range(counts[7])]

@@ -17,7 +17,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from llm_tuning.trainers import ppo
-from llm_tuning.trainers.batching import pad
+from llm_tuning.trainers.micro_batches import pad
 from tests.support.ppo_rows import Encoder, examples, train_base, write_ppo_rows
 from tests.support.train_run import make_run
 
@@ -42,9 +42,9 @@ def answers_loglik(base: Path, adapter: Path | None) -> tuple[float, float]:
     if adapter is not None:
         model = PeftModel.from_pretrained(model, adapter)
     chosen, encode = examples(held_out=True), Encoder(base)
-    batch = pad([encode(example) for example in chosen], pad_id=0)
-    logprobs = model(input_ids=batch["input_ids"]).logits[:, :-1].log_softmax(-1)
-    targets = batch["labels"][:, 1:]
+    batch = pad([encode(example) for example in chosen])
+    logprobs = model(input_ids=batch.input_ids).logits[:, :-1].log_softmax(-1)
+    targets = batch.labels[:, 1:]
     logliks = (logprobs.gather(2, targets.clamp(min=0)[..., None])[..., 0] * (targets != -100)).sum(1).numpy()
     good = np.array([example.good for example in chosen])
     return float(logliks[good].mean()), float(logliks[~good].mean())

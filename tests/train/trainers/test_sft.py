@@ -28,7 +28,7 @@ from llm_tuning.run.devices import CPU_TOKENS, tokens_per_pass
 from llm_tuning.trainers import sft
 from llm_tuning.trainers.batching import StepBatches
 from llm_tuning.trainers.memory import out_of_memory_explained
-from llm_tuning.trainers.policy import load_base_model
+from llm_tuning.trainers.model import load_base_model
 from tests.support.rows import write_rows
 from tests.support.train_run import KeepingReporter, make_run
 
@@ -134,8 +134,8 @@ def test_what_only_changes_memory_does_not_change_the_curve(
 
 
 def test_dropout_is_on_in_every_step(tiny_base: Path, tmp_path: Path) -> None:
-    without = tune(tmp_path / "without", tiny_base, max_steps=2)
-    with_it = tune(tmp_path / "with", tiny_base, lora=DROPOUT, max_steps=2)
+    without = tune(tmp_path / "without", tiny_base, max_steps=2, warmup_ratio=0.0)
+    with_it = tune(tmp_path / "with", tiny_base, lora=DROPOUT, max_steps=2, warmup_ratio=0.0)
     assert with_it.losses[0] == without.losses[0], "a fresh LoRA adds nothing, dropped out or not"
     assert with_it.steps[1]["train/grad_norm"] != without.steps[1]["train/grad_norm"]
     assert with_it.losses[1] != without.losses[1]
@@ -166,7 +166,7 @@ def test_training_goes_on_from_a_start_adapter(tiny_base: Path, tmp_path: Path) 
 def test_it_trains_what_trl_alone_trains(tiny_base: Path, tmp_path: Path) -> None:
     """The same steps given to TRL's SFTTrainer row by row, padded and masked its own way: the same weights."""
     rows = write_rows(tmp_path / "rows", LENGTHS)
-    tune(tmp_path, tiny_base, epochs=1, warmup_ratio=0.0, weight_decay=0.1, max_grad_norm=0.5)
+    tune(tmp_path, tiny_base, epochs=1, warmup_ratio=0.3, weight_decay=0.1, max_grad_norm=0.5)
     ours = load_file(tmp_path / "stage/adapter_model.safetensors")
     theirs = _train_with_trl(tiny_base, rows, tmp_path / "trl")
     assert ours.keys() == theirs.keys()
@@ -193,6 +193,7 @@ def _train_with_trl(base: Path, rows: TokenRows, output: Path) -> dict[str, torc
             per_device_train_batch_size=4,
             learning_rate=0.01,
             lr_scheduler_type="cosine",
+            warmup_steps=0.3,
             weight_decay=0.1,
             max_grad_norm=0.5,
             seed=5,

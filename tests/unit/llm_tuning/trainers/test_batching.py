@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
-from llm_tuning.data.token_rows import TokenRow
-from llm_tuning.trainers.batching import (
-    PASS_COST,
-    StepBatches,
-    flatten,
-    full_batches,
-    pad,
-    token_budget_batches,
-)
+from llm_tuning.trainers.batching import PASS_COST, StepBatches, full_batches, token_budget_batches
 
 LENGTHS = np.clip(np.random.default_rng(0).lognormal(5, 0.8, 103), 30, 800).astype(np.int32)
-
-
-def make_row(length: int, *, learned_from: int = 1) -> TokenRow:
-    ids = np.arange(10, 10 + length, dtype=np.int32)
-    return TokenRow(ids, np.arange(length) >= learned_from, float("nan"), 0)
 
 
 def step_sets(batches: list[StepBatches], epoch: int) -> list[set[int]]:
@@ -143,25 +131,12 @@ def test_no_rows_make_no_passes() -> None:
     assert full_batches(nothing, 100) == []
 
 
-def test_padding_is_on_the_right_and_never_learned() -> None:
-    batch = pad([make_row(3), make_row(5, learned_from=3)], pad_id=1)
-    assert batch["input_ids"].tolist() == [[10, 11, 12, 1, 1], [10, 11, 12, 13, 14]]
-    assert batch["labels"].tolist() == [[-100, 11, 12, -100, -100], [-100, -100, -100, 13, 14]]
-
-
-def test_rows_laid_end_to_end_never_learn_the_first_token_of_a_row() -> None:
-    batch = flatten([make_row(2), make_row(3)])
-    assert batch["input_ids"].tolist() == [[10, 11, 10, 11, 12]]
-    assert batch["labels"].tolist() == [[-100, 11, -100, 11, 12]]
-    assert batch["row_lengths"] == [2, 3]
-
-
-def test_rows_of_two_sequences_are_two_of_a_batch() -> None:
-    ids = np.arange(10, 17, dtype=np.int32)
-    learned = np.array([0, 0, 1, 0, 1, 1, 1], dtype=np.bool_)
-    rows = [TokenRow(ids, learned, float("nan"), 0, (3, 4)), make_row(2)]
-    padded, flat = pad(rows, pad_id=0), flatten(rows)
-    assert padded["input_ids"].tolist() == [[10, 11, 12, 0], [13, 14, 15, 16], [10, 11, 0, 0]]
-    assert padded["labels"].tolist() == [[-100, -100, 12, -100], [-100, 14, 15, 16], [-100, 11, -100, -100]]
-    assert flat["row_lengths"] == [3, 4, 2]
-    assert flat["input_ids"].tolist() == [[10, 11, 12, 13, 14, 15, 16, 10, 11]]
+def test_rows_of_a_whole_data_set_are_cut_quickly_and_into_full_passes() -> None:
+    """An evaluation cuts all held-out rows at once, and first fit over thousands of open passes takes minutes."""
+    lengths = np.clip(np.random.default_rng(1).lognormal(5, 0.8, 50_000), 30, 800).astype(np.int32)
+    began = time.process_time()
+    passes = full_batches(lengths, 2048)
+    assert time.process_time() - began < 5
+    assert sorted(np.concatenate(passes).tolist()) == list(range(50_000))
+    assert max(int(lengths[at].sum()) for at in passes) <= 2048
+    assert len(passes) <= 1.02 * lengths.sum() / 2048

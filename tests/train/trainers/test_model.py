@@ -15,7 +15,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from llm_tuning.errors import InputError
-from llm_tuning.trainers.policy import (
+from llm_tuning.trainers.model import (
     attach_lora,
     bare_base,
     load_base_model,
@@ -226,7 +226,7 @@ SAVES = """
 import sys
 from pathlib import Path
 import torch
-from llm_tuning.trainers.policy import attach_lora, load_base_model, save_adapter
+from llm_tuning.trainers.model import attach_lora, load_base_model, save_adapter
 base = Path(sys.argv[1])
 model = load_base_model(base, device="cpu", dtype=torch.float32)
 lora = attach_lora(model, rank=4, alpha=8, dropout=0.1, target_modules="all-linear", seed=3)

@@ -17,10 +17,11 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, set_seed
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from llm_tuning.data.token_rows import TokenRow
-from llm_tuning.trainers.batching import flatten, full_batches, pad, token_budget_batches
+from llm_tuning.trainers.batching import full_batches, token_budget_batches
 from llm_tuning.trainers.flat_rows import WITHIN_ROWS, flat_arguments, within_rows_attention
-from llm_tuning.trainers.policy import attach_lora
-from llm_tuning.trainers.token_loss import TokenLoss
+from llm_tuning.trainers.micro_batches import flatten, pad
+from llm_tuning.trainers.model import attach_lora
+from llm_tuning.trainers.policy import Policy
 
 VOCABULARY = 96
 SMALL: dict[str, Any] = {
@@ -42,16 +43,16 @@ GPT2 = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256} | dict.from
     ("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0
 )
 
-# name: (model type, what differs from SMALL, rows may be flat, the output layer is plain). None: on some processors
+# name: (model type, what differs from SMALL, rows may be flat, the output layer is known). None: on some processors
 # the products of experts round with the number of rows, which are padded then.
 MODELS: dict[str, tuple[str, dict[str, Any], bool | None, bool]] = {
     "llama": ("llama", {}, True, True),
     "tied-qwen3": ("qwen3", {"tie_word_embeddings": True}, True, True),
     "sliding-mistral": ("mistral", {"sliding_window": 16}, True, True),
     "sliding-gemma3": ("gemma3_text", FULL_AND_SLIDING, True, True),
-    "capped-gemma2": ("gemma2", FULL_AND_SLIDING, False, False),
-    "scaled-cohere": ("cohere", {"logit_scale": 0.25}, True, False),
-    "scaled-granite": ("granite", {"logits_scaling": 4.0, "embedding_multiplier": 3.0}, True, False),
+    "capped-gemma2": ("gemma2", FULL_AND_SLIDING, False, True),
+    "scaled-cohere": ("cohere", {"logit_scale": 0.25}, True, True),
+    "scaled-granite": ("granite", {"logits_scaling": 4.0, "embedding_multiplier": 3.0}, True, True),
     "biased-phi": ("phi", {}, True, True),
     "learned-positions-gpt2": ("gpt2", GPT2, True, True),
     "convolution-lfm2": ("lfm2", {"layer_types": ["conv", "full_attention"]}, False, True),
@@ -109,12 +110,12 @@ def row_by_row(policy: PeftModel, rows: list[TokenRow], *, dtype: torch.dtype = 
     return total, gradients(policy)
 
 
-def in_passes(policy: PeftModel, rows: list[TokenRow], token_loss: TokenLoss, *, flat: bool) -> tuple[float, Tensor]:
+def in_micro_batches(policy: PeftModel, rows: list[TokenRow], trained: Policy, *, flat: bool) -> tuple[float, Tensor]:
     cut = (full_batches if flat else token_budget_batches)([len(row.input_ids) for row in rows], 100)
     total = 0.0
     for at in cut:
         chosen = [rows[i] for i in at]
-        loss = token_loss.sum(flatten(chosen) if flat else pad(chosen, pad_id=0))
+        loss = -trained.logprobs(flatten(chosen) if flat else pad(chosen)).sum()
         loss.backward()
         total += loss.item()
     return total, gradients(policy)
@@ -129,12 +130,12 @@ def test_gradients_in_every_kind_of_model_are_those_of_its_rows_alone(name: str)
     policy = make_policy(name)
     rows = make_rows([3, 40, 17, 60, 29])
     want_loss, want = row_by_row(policy, rows)
-    token_loss = TokenLoss(policy, device="cpu", dtype=torch.float32)
-    may_be_flat, head_is_plain = MODELS[name][2:]
-    assert token_loss.flat_rows in ((True, False) if may_be_flat is None else (may_be_flat,))
-    assert token_loss.head_is_plain == head_is_plain
-    for flat in {False, token_loss.flat_rows}:
-        loss, got = in_passes(policy, rows, token_loss, flat=flat)
+    trained = Policy(policy, device="cpu", dtype=torch.float32)
+    may_be_flat, head_is_known = MODELS[name][2:]
+    assert trained.flat_rows in ((True, False) if may_be_flat is None else (may_be_flat,))
+    assert (trained.head is not None) == head_is_known
+    for flat in {False, trained.flat_rows}:
+        loss, got = in_micro_batches(policy, rows, trained, flat=flat)
         assert loss == pytest.approx(want_loss, rel=1e-5)
         assert relative(got, want) < 1e-5, f"flat={flat}"
 
@@ -157,7 +158,7 @@ def test_gradients_over_lengths_seeds_and_dtypes(
     policy = make_policy("llama")
     rows = make_rows(lengths, seed=seed, learned=[0.1, 0.5, 1.0][seed])
     _, want = row_by_row(policy, rows, dtype=dtype)
-    _, got = in_passes(policy, rows, TokenLoss(policy, device="cpu", dtype=dtype), flat=flat)
+    _, got = in_micro_batches(policy, rows, Policy(policy, device="cpu", dtype=dtype), flat=flat)
     assert relative(got, want) < within
 
 
@@ -167,8 +168,8 @@ def test_the_comparison_sees_rows_that_attend_to_each_other() -> None:
     rows = make_rows([40, 30, 30])
     _, want = row_by_row(policy, rows)
     batch = flatten(rows)
-    logits = policy(input_ids=batch["input_ids"], use_cache=False).logits[0, :-1]
-    loss = torch.nn.functional.cross_entropy(logits, batch["labels"][0, 1:], reduction="sum")
+    logits = policy(input_ids=batch.input_ids, use_cache=False).logits[0, :-1]
+    loss = torch.nn.functional.cross_entropy(logits, batch.labels[0, 1:], reduction="sum")
     loss.backward()
     assert relative(gradients(policy), want) > 0.1
 
@@ -178,16 +179,16 @@ def test_gradient_checkpointing_does_not_change_flat_gradients() -> None:
     rows = make_rows([40, 30, 20])
     _, want = row_by_row(policy, rows)
     policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    token_loss = TokenLoss(policy, device="cpu", dtype=torch.float32)
-    assert token_loss.flat_rows
-    _, got = in_passes(policy, rows, token_loss, flat=True)
+    trained = Policy(policy, device="cpu", dtype=torch.float32)
+    assert trained.flat_rows
+    _, got = in_micro_batches(policy, rows, trained, flat=True)
     assert relative(got, want) < 1e-5
 
 
 def test_a_pass_without_anything_learned_costs_zero_and_still_has_gradients() -> None:
     policy = make_policy("llama")
     row = TokenRow(np.arange(5, 15, dtype=np.int32), np.zeros(10, dtype=bool), 0.0, 0)
-    loss = TokenLoss(policy, device="cpu", dtype=torch.float32).sum(flatten([row]))
+    loss = -Policy(policy, device="cpu", dtype=torch.float32).logprobs(flatten([row])).sum()
     loss.backward()
     assert float(loss) == 0.0
     assert float(gradients(policy).abs().max()) == 0.0
@@ -197,8 +198,8 @@ def test_many_learned_tokens_go_through_the_output_layer_in_chunks(monkeypatch: 
     policy = make_policy("llama")
     rows = make_rows([60, 40, 33], learned=1.0)
     want_loss, want = row_by_row(policy, rows)
-    monkeypatch.setattr("llm_tuning.trainers.token_loss.CHUNK_ELEMENTS", VOCABULARY * 7)
-    loss, got = in_passes(policy, rows, TokenLoss(policy, device="cpu", dtype=torch.float32), flat=True)
+    monkeypatch.setattr("llm_tuning.trainers.head.positions_at_a_time", lambda _vocabulary: 7)
+    loss, got = in_micro_batches(policy, rows, Policy(policy, device="cpu", dtype=torch.float32), flat=True)
     assert loss == pytest.approx(want_loss, rel=1e-5)
     assert relative(got, want) < 1e-5
 
@@ -211,7 +212,7 @@ def test_a_model_that_ignores_where_rows_end_is_not_given_flat_rows(monkeypatch:
     monkeypatch.setattr(
         "llm_tuning.trainers.flat_rows.AttentionInterface._global_mapping", {WITHIN_ROWS: forgets, "sdpa": forgets}
     )
-    assert not TokenLoss(policy, device="cpu", dtype=torch.float32).flat_rows
+    assert not Policy(policy, device="cpu", dtype=torch.float32).flat_rows
 
 
 def test_with_attention_within_rows_padded_evaluation_gives_the_same_logits() -> None:
@@ -219,7 +220,7 @@ def test_with_attention_within_rows_padded_evaluation_gives_the_same_logits() ->
     ids = torch.from_numpy(np.random.default_rng(0).integers(3, VOCABULARY, (2, 40)))
     with torch.no_grad():
         before = model(input_ids=ids, use_cache=False).logits
-        assert TokenLoss(model, device="cpu", dtype=torch.float32).flat_rows
+        assert Policy(model, device="cpu", dtype=torch.float32).flat_rows
         assert model.config._attn_implementation == WITHIN_ROWS
         torch.testing.assert_close(model(input_ids=ids, use_cache=False).logits, before, rtol=0, atol=0)
         flat = model.model(input_ids=ids.reshape(1, 80), **flat_arguments(model.device, [40, 40])).last_hidden_state

@@ -1,0 +1,83 @@
+"""A run from its base to a complete stage, the same for every mode but for the recipe."""
+
+from __future__ import annotations
+
+import warnings
+
+from peft.helpers import disable_input_dtype_casting
+
+from llm_tuning.core.files import write_json
+from llm_tuning.core.stopping import raise_if_stopped
+from llm_tuning.data.chat import load_chat_template
+from llm_tuning.data.token_rows import TokenRows
+from llm_tuning.models.layout import TRAINING
+from llm_tuning.run.context import TrainRun
+from llm_tuning.trainers.evaluate import evaluate_run
+from llm_tuning.trainers.loop import fit
+from llm_tuning.trainers.memory import out_of_memory_explained
+from llm_tuning.trainers.model import (
+    attach_lora,
+    checkpoint_gradients,
+    load_base_model,
+    resolve_dtype,
+    save_adapter,
+    silence_dropout,
+)
+from llm_tuning.trainers.parallel import stop_together
+from llm_tuning.trainers.policy import Policy
+from llm_tuning.trainers.probes import write_parity
+from llm_tuning.trainers.recipe import Recipe, Task
+
+
+def fine_tune(run: TrainRun, mode: type[Recipe]) -> None:
+    """Train `run` from its newest checkpoint (or its beginning) to a complete `run.stage`.
+
+    Raises TryAgain when asked to stop, with a checkpoint saved unless no step was done, and InputError where the
+    configuration does not fit the model, the rows or the device.
+    """
+    training = run.config.training
+    raise_if_stopped("before the first step")
+    quiet = warnings.catch_warnings(action="ignore", category=FutureWarning)  # what peft and trl still call
+    with quiet, out_of_memory_explained(training, run.device):
+        policy = load_policy(run, mode)
+        rows = TokenRows.open(run.rows)
+        training_rows, held_out = rows.hold_out(training.eval_fraction, training.seed)
+        task = Task.of(run, policy, rows, training_rows, held_out)
+
+        with disable_input_dtype_casting(policy.model):  # autocast casts; PEFT would, to fp32 and back
+            recipe = mode(task)
+            fit(task, recipe)
+
+            run.reporter.stage("evaluating")
+            evaluate_run(run, policy, task.batches, held_out)
+            stop_together("after the evaluation", run.device)
+            if run.is_main:
+                run.reporter.stage("saving")
+                template = load_chat_template(run.base).text
+                save_adapter(policy.model, run.base, run.stage, base_name=str(run.base), chat_template=template)
+                write_parity(run, policy, rows, held_out=held_out, training=training_rows)
+                summary = recipe.summary()
+                if summary is not None:
+                    write_json(run.work / TRAINING, summary)
+
+
+def load_policy(run: TrainRun, mode: type[Recipe]) -> Policy:
+    """The base with the run's adapter on it, ready for the passes that `mode` makes."""
+    config = run.config
+    dtype = resolve_dtype(config.training.precision, run.device)
+    base = load_base_model(run.base, device=run.device, dtype=dtype, quantization=config.model.quantization)
+    model = attach_lora(
+        base,
+        rank=config.lora.rank,
+        alpha=config.lora.alpha,
+        dropout=config.lora.dropout if mode.dropout else 0.0,
+        target_modules=config.lora.module_names(),
+        start_adapter=run.start_adapter,
+        seed=config.training.seed,
+    )
+    policy = Policy(model, device=run.device, dtype=dtype, with_values=mode.with_values)
+    if config.training.gradient_checkpointing:
+        checkpoint_gradients(model)
+    if not mode.dropout:
+        silence_dropout(model)
+    return policy.train(mode.dropout or config.training.gradient_checkpointing)

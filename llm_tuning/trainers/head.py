@@ -1,0 +1,127 @@
+"""The way from the decoder's last hidden states to log-probabilities, for a loss, a score or a probe.
+
+A model's own forward makes logits for every position, (tokens, vocabulary) in fp32: most of the memory and, in small
+models, much of the time. Here only the states that predict a learned token go through the output layer, a chunk at a
+time. The layer is frozen, as a LoRA leaves it, so the derivative of a log-probability by its state does not depend on
+the loss: it is taken while the chunk's logits are there, and the backward pass only scales it.
+
+Shapes: N positions, H hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from llm_tuning.run.devices import positions_at_a_time
+from llm_tuning.trainers.ppo_math import exact_kl
+
+
+@dataclass(frozen=True)
+class Head:
+    """A frozen output layer with what some families do to its outputs: logits = cap tanh(scale (W h + b) / cap)."""
+
+    weight: Tensor
+    """(V, H)."""
+    bias: Tensor | None = None
+    scale: float = 1.0
+    """Cohere's `logit_scale`, or one over Granite's `logits_scaling`."""
+    cap: float | None = None
+    """Gemma's `final_logit_softcapping`."""
+
+    def __call__(self, hidden_NH: Tensor) -> Tensor:
+        """logits_NV in fp32, of states in the layer's own precision."""
+        logits_NV = functional.linear(hidden_NH, self.weight, self.bias)
+        if self.scale != 1.0:
+            logits_NV = logits_NV * self.scale
+        if self.cap is not None:
+            logits_NV = torch.tanh(logits_NV / self.cap) * self.cap
+        return logits_NV.float()
+
+    def chunks(self, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """The tensors cut along their first dimension, so that the logits of a chunk have a bounded size."""
+        at_a_time = positions_at_a_time(self.weight.shape[0])
+        return zip(*(tensor.split(at_a_time) for tensor in tensors), strict=True)
+
+    def logprobs(self, hidden_NH: Tensor, targets_N: Tensor) -> Tensor:
+        """log p(target) at each position, (N,) in fp32, differentiable by `hidden_NH`."""
+        if torch.is_grad_enabled():
+            logprobs_N: Tensor = _FrozenHeadLogprobs.apply(hidden_NH, self, targets_N)
+            return logprobs_N
+        return self.score(hidden_NH, targets_N)[0]
+
+    @torch.no_grad()
+    def score(self, hidden_NH: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+        """(log p(target) in fp32, whether the target is the likeliest token), each (N,)."""
+        logprobs_N = hidden_NH.new_empty(len(targets_N), dtype=torch.float32)
+        right_N = torch.empty_like(targets_N, dtype=torch.bool)
+        parts = (logprobs_N, right_N)
+        for states, targets, logprobs, right in self.chunks(hidden_NH, targets_N, *parts):
+            logits = self(states)
+            picked = logits.gather(1, targets[:, None])
+            logprobs.copy_((picked - logits.logsumexp(-1, keepdim=True))[:, 0])
+            right.copy_(logits.argmax(-1) == targets)
+        return parts
+
+    @torch.no_grad()
+    def kl(self, hidden_NH: Tensor, start_hidden_NH: Tensor) -> Tensor:
+        """Exact KL(pi || pi_start) over the vocabulary at each position, (N,) in fp32; both go through this head."""
+        parts = [exact_kl(self(states), self(start)) for states, start in self.chunks(hidden_NH, start_hidden_NH)]
+        return torch.cat(parts)
+
+
+class _FrozenHeadLogprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden_NH: Tensor, head: Head, targets_N: Tensor) -> Tensor:
+        logprobs_N = hidden_NH.new_empty(len(targets_N), dtype=torch.float32)
+        slope_NH = torch.empty_like(hidden_NH)  # of -log p
+        for states, targets, logprobs, slope in head.chunks(hidden_NH, targets_N, logprobs_N, slope_NH):
+            logits = head(states)
+            bent = None if head.cap is None else 1 - (logits / head.cap).square()
+            normaliser = logits.logsumexp(-1, keepdim=True)
+            logprobs.copy_((logits.gather(1, targets[:, None]) - normaliser)[:, 0])
+            # d (-log p) / d logits = softmax - one-hot of the target
+            d_logits = logits.sub_(normaliser).exp_()
+            d_logits.scatter_add_(1, targets[:, None], d_logits.new_full((len(targets), 1), -1.0))
+            if bent is not None:
+                d_logits.mul_(bent)
+            if head.scale != 1.0:
+                d_logits.mul_(head.scale)
+            slope.copy_(torch.mm(d_logits.to(head.weight.dtype), head.weight))
+        ctx.save_for_backward(slope_NH)
+        return logprobs_N
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor, None, None]:
+        (slope_NH,) = ctx.saved_tensors
+        return (slope_NH * -grad_outputs[0][:, None]).to(slope_NH.dtype), None, None
+
+
+@torch.no_grad()
+def find_head(causal_lm: Any) -> Head | None:
+    """The head of a transformers model, or None where a trial on a few tokens shows that its logits come otherwise.
+
+    None too where the output layer trains or is not an ordinary linear one. Call it under the autocast of the passes.
+    """
+    layer = causal_lm.get_output_embeddings()
+    if type(layer) is not nn.Linear or any(parameter.requires_grad for parameter in layer.parameters()):
+        return None
+    config = causal_lm.config.get_text_config()
+    scale = getattr(config, "logit_scale", None) or 1.0
+    scale /= getattr(config, "logits_scaling", None) or 1.0
+    head = Head(layer.weight, layer.bias, scale, getattr(config, "final_logit_softcapping", None))
+    ids_BT = torch.arange(1, 9, device=layer.weight.device)[None]
+    was_training = causal_lm.training
+    causal_lm.eval()
+    want = causal_lm(input_ids=ids_BT, use_cache=False).logits[0].float()
+    got = head(causal_lm.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state[0])
+    causal_lm.train(was_training)
+    # Weights that give no numbers are found when rows are scored or trained on, and named as what they are.
+    tolerance = 1e-2 * float(want.nan_to_num().abs().max())
+    same = got.shape == want.shape and torch.allclose(got, want, rtol=1e-2, atol=tolerance, equal_nan=True)
+    return head if same else None

@@ -1,0 +1,315 @@
+"""The training loop of all modes, on transformers' and TRL's Trainer.
+
+Theirs are the optimizer, the learning-rate schedule, the order of a step, the trainer state and its resume. The base
+class is that of TRL's trainers and not SFTTrainer, which prepares a data set and a tokenizer, changes the dtype of
+weights and computes entropy and accuracy of every position: all of it would be undone here. What is ours, and why:
+
+- One item of the data loader is one optimizer step of this rank: micro-batches under a token budget, rows end to end or
+  padded to similar lengths. Padding to the longest row of a batch wastes half of a step on skewed lengths.
+- The loss is the sum over the step's micro-batches and ranks, divided by the weight of the whole step (learned tokens),
+  so that a token counts the same however rows are cut into micro-batches, batches and ranks.
+- Gradients of the ranks are summed by one all-reduce a step. A LoRA's are small, and this way a rank whose share of the
+  last step is empty needs no special case. Accelerate sees a single process.
+- After a step come, in this order: the report, the checkpoint, the stop, the evaluation. An evaluation may be long and
+  leaves at once when asked to stop: what came before it is saved, and a resume makes it again.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from transformers import TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+from trl.trainer.base_trainer import _BaseTrainer
+
+from llm_tuning.core.stopping import stop_requested
+from llm_tuning.errors import InputError, Problem, TryAgain
+from llm_tuning.models.layout import ADAPTER_WEIGHTS
+from llm_tuning.run.checkpoints import latest_checkpoint, save_checkpoint
+from llm_tuning.run.context import TrainRun
+from llm_tuning.trainers.micro_batches import MicroBatch
+from llm_tuning.trainers.model import TRAINED, adapter_weights
+from llm_tuning.trainers.parallel import all_reduce_sum, any_rank, gather_objects, sum_gradients
+from llm_tuning.trainers.recipe import Recipe, Task
+
+RNG_STATE = "rng_state.pth"
+"""One entry a rank, unlike Trainer's file of this name."""
+RECIPE_STATE = "recipe.pt"
+"""Rows of a step and the recipe's own state. Checkpoints that sft wrote in 0.1 lack it, and are complete without."""
+OLD_PPO_STATE = "ppo_state.pt"
+"""What checkpoints of ppo consisted of in 0.1."""
+
+LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+"""What makes accelerate take over the process group."""
+
+
+def fit(task: Task, recipe: Recipe) -> None:
+    """Do the optimizer steps that no checkpoint has yet; then the policy is trained, and a last checkpoint is there.
+
+    Raises TryAgain when asked to stop, with a checkpoint saved unless no step was done.
+    """
+    run, total = task.run, task.total_steps
+    # As rank 0 finds it, which may still be writing when another rank looks.
+    done, checkpoint = gather_objects(latest_checkpoint(run.checkpoints))[0] or (0, None)
+    if checkpoint is not None:
+        load_checkpoint(checkpoint, task, recipe)
+    run.reporter.start(total, done)
+    if done < total and any_rank(stop_requested(), run.device):
+        raise TryAgain("Stopped", f"stopped before step {done + 1} on request; the same command goes on")
+    if done > 0 and recipe.is_due(done):  # a checkpoint is of the moment before its evaluation
+        recipe.evaluate(done)
+    if done < total and not recipe.stopped_early:
+        Loop(task, recipe).train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step as this rank sees it."""
+
+    micro_batches: list[MicroBatch]
+    weight: int
+    """What the summed loss is divided by, of all ranks."""
+    tokens: int
+    """Real ones, of all ranks."""
+
+
+class Steps(Dataset[dict[str, Step]]):
+    """All optimizer steps of a run, epoch after epoch; step s is made when it is asked for.
+
+    An item is a dict with one entry, since Trainer looks for keys in what its loader gives.
+    """
+
+    def __init__(self, task: Task, recipe: Recipe) -> None:
+        self.task, self.recipe, self._epoch = task, recipe, -1
+
+    def __len__(self) -> int:
+        return self.task.total_steps
+
+    def __getitem__(self, step: int) -> dict[str, Step]:
+        task = self.task
+        epoch, at = divmod(step, len(task.steps))
+        if epoch != self._epoch:
+            self._epoch, self._whole, self._share = epoch, task.steps.whole(epoch), task.steps.epoch(epoch)
+        share, whole = self._share[at], self._whole[at]
+        micro_batches = [task.batches.lay(rows) for rows in task.batches.cut(share)]
+        return {"step": Step(micro_batches, self.recipe.weight(whole), int(task.rows.lengths[whole].sum()))}
+
+
+class Loop(_BaseTrainer):
+    """Trains the policy of `task` by `recipe`; `train()` returns after the last step, or raises TryAgain."""
+
+    def __init__(self, task: Task, recipe: Recipe) -> None:
+        self.task, self.recipe, self.run = task, recipe, task.run
+        self.groups = task.policy.gradient_groups()
+        self._step: Step | None = None
+        self._metrics: dict[str, float] = {}
+        with _one_process():
+            super().__init__(
+                model=task.policy,
+                args=_arguments(task.run, total=task.total_steps),
+                data_collator=_the_step,
+                train_dataset=Steps(task, recipe),
+            )
+        assert self.accelerator.num_processes == 1, "gradients would be summed twice"
+        self.accelerator.device_placement = False  # the model is on its device; "cuda" might be another one
+        self.remove_callback(PrinterCallback)
+        torch.manual_seed(self.run.config.training.seed + self.run.rank)  # dropout differs between the ranks
+
+    def _send_telemetry(self) -> None:
+        """Nothing about a run leaves the machine."""
+
+    def get_train_dataloader(self) -> DataLoader[dict[str, Step]]:
+        """The steps in order: to Trainer a run is one epoch, a batch a step, so that a resume skips indices only.
+
+        Its own loader would shuffle them, and accelerate's make the next step while this one runs.
+        """
+        return DataLoader(self.train_dataset, batch_size=1, collate_fn=_the_step)
+
+    def training_step(self, model: Any, inputs: dict[str, Step], num_items_in_batch: object = None) -> Tensor:
+        """Forward and backward of one optimizer step; returns its loss, one for all ranks."""
+        recipe, step, done = self.recipe, inputs["step"], self.state.global_step
+        epoch, at = divmod(done, len(self.task.steps))
+        if at == 0:
+            recipe.begin_epoch(epoch, done)
+        sums = torch.zeros(len(recipe.terms), dtype=torch.float64, device=self.run.device)
+        for batch in step.micro_batches:
+            loss, terms = recipe.loss(batch)
+            (loss / step.weight).backward()
+            sums += terms
+        all_reduce_sum(sums)
+        sum_gradients([parameter for group in self.groups for parameter in group])
+        means = (sums / step.weight).tolist()
+        self._step = step
+        self._metrics = {f"train/{term}": mean for term, mean in zip(recipe.terms, means, strict=True)}
+        if not math.isfinite(means[0]):
+            raise self._diverged("the loss", means[0])
+        return torch.tensor(means[0], device=self.run.device)
+
+    def _clip_grad_norm(self, model: Any) -> Tensor:
+        """Clip each group by itself (see `Policy.gradient_groups`); returns the norm of the adapter's."""
+        limit = self.args.max_grad_norm
+        norms: list[Tensor] = [self.accelerator.clip_grad_norm_(group, limit) for group in self.groups]
+        for norm in norms:
+            if not math.isfinite(norm):
+                raise self._diverged("the gradient norm", float(norm))
+        return norms[0]
+
+    def _diverged(self, what: str, value: float) -> InputError:
+        rate = self.run.config.training.resolved_learning_rate(self.run.config.mode)
+        return InputError(
+            Problem(
+                "training.learningRate",
+                f"is {rate:g}, with which {what} became {value} at step {self.state.global_step + 1}",
+                self.recipe.if_diverged,
+            )
+        )
+
+    def _maybe_log_save_evaluate(self, tr_loss: Tensor, grad_norm: Tensor, *args: Any, **kwargs: Any) -> None:
+        """What follows an optimizer step (Trainer calls it once more at the end of its one epoch)."""
+        tr_loss.zero_()
+        if self._step is None:
+            return
+        taken, self._step = self._step, None
+        step, steps = self.state.global_step, self.task.steps
+        metrics = {
+            **self._metrics,
+            "train/grad_norm": float(grad_norm),
+            "train/learning_rate": kwargs["learning_rate"],
+        }
+        self.run.reporter.step(step, step / len(steps), metrics, taken.tokens)
+        stop, last = any_rank(stop_requested(), self.run.device), step == self.task.total_steps
+        evaluate = self.recipe.is_due(step)
+        epoch_ends = self.recipe.passes_between_epochs and step % len(steps) == 0
+        if stop or last or evaluate or epoch_ends or step % self.run.config.training.save_steps == 0:
+            self.save()
+        if stop:
+            raise TryAgain(
+                "Stopped",
+                f"stopped after step {step} of {self.task.total_steps} on request; it is saved, and the same command "
+                "goes on",
+            )
+        if evaluate:
+            self.recipe.evaluate(step)
+            self.control.should_training_stop |= self.recipe.stopped_early is not None
+
+    # Checkpoints: all that decides the rest of the run, under the names that Trainer's own resume reads.
+
+    def save(self) -> None:
+        """Save a checkpoint of this moment; all ranks call it, rank 0 writes."""
+        states = gather_objects(_random_state(self.run.device))
+        if self.run.is_main:
+            save_checkpoint(self.run.checkpoints, self.state.global_step, lambda folder: self._write(folder, states))
+
+    def _write(self, folder: Path, random_states: list[Any]) -> None:
+        save_file(adapter_weights(self.task.policy.model), folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
+        torch.save(self.lr_scheduler.state_dict(), folder / "scheduler.pt")
+        torch.save(random_states, folder / RNG_STATE)
+        own = {"rows_per_step": self.task.steps.rows_per_step, "state": self.recipe.state()}
+        torch.save(own, folder / RECIPE_STATE)
+        self.state.save_to_json(str(folder / "trainer_state.json"))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Weights are loaded by `fit`: an evaluation may have come in between, and may have changed them."""
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            states = torch.load(Path(checkpoint) / RNG_STATE, weights_only=True)
+            _set_random_state(states[self.run.rank], self.run.device)
+
+
+def load_checkpoint(checkpoint: Path, task: Task, recipe: Recipe) -> None:
+    """Put adapter and recipe back where `checkpoint` has them.
+
+    Raises InputError for one that this version cannot go on from, and where a step took another number of rows then:
+    the place in the epoch would be another.
+    """
+    if (checkpoint / OLD_PPO_STATE).exists():
+        rule = (
+            f"has checkpoints of an earlier version of ppo ({checkpoint / OLD_PPO_STATE}), which this one cannot read"
+        )
+        raise InputError(Problem("model_id", rule, "finish it with that version, or start under another model_id"))
+    path = checkpoint / RECIPE_STATE
+    if path.exists():
+        own = torch.load(path, map_location="cpu", weights_only=True)
+        if own["rows_per_step"] != task.steps.rows_per_step:
+            rule = f"give {task.steps.rows_per_step} rows a step, but this run was started with {own['rows_per_step']}"
+            raise InputError(Problem("devices", rule, "start it on as many as before, or under another model_id"))
+        recipe.load_state(own["state"])
+    set_peft_model_state_dict(task.policy.model, load_file(checkpoint / ADAPTER_WEIGHTS), adapter_name=TRAINED)
+
+
+def _arguments(run: TrainRun, *, total: int) -> TrainingArguments:
+    spec = run.config.training
+    arguments = TrainingArguments(
+        output_dir=str(run.checkpoints),
+        max_steps=total,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=1,
+        learning_rate=spec.resolved_learning_rate(run.config.mode),
+        lr_scheduler_type=spec.lr_scheduler_type,
+        warmup_steps=spec.warmup_ratio,  # below 1 it is a share of the steps, rounded up
+        weight_decay=spec.weight_decay,
+        max_grad_norm=spec.max_grad_norm,
+        seed=spec.seed,
+        bf16=False,  # autocast is Policy's; accelerate's would copy every output to fp32
+        use_cpu=run.device == "cpu",
+        save_strategy="no",
+        eval_strategy="no",
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        log_level="error",
+        log_level_replica="error",
+    )
+    if run.device != "cpu":
+        # TrainingArguments would take the first GPU, and all visible ones for nn.DataParallel.
+        torch.cuda.set_device(run.device)
+        arguments.__dict__["_setup_devices"] = torch.device(run.device)
+        arguments._n_gpu = 1
+    return arguments
+
+
+@contextmanager
+def _one_process() -> Iterator[None]:
+    """Hide the launcher from accelerate, which would wrap the model and shard our steps once more."""
+    hidden = {name: os.environ.pop(name) for name in LAUNCHER_VARIABLES if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
+def _the_step(items: list[dict[str, Step]]) -> dict[str, Step]:
+    (step,) = items
+    return step
+
+
+def _random_state(device: str) -> dict[str, Any]:
+    name, keys, *rest = np.random.get_state(legacy=True)
+    plain = (name, np.asarray(keys).tolist(), *rest)  # so that nothing has to be unpickled when it is loaded
+    state: dict[str, Any] = {"python": random.getstate(), "numpy": plain, "torch": torch.get_rng_state()}
+    if device.startswith("cuda"):
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def _set_random_state(state: dict[str, Any], device: str) -> None:
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)

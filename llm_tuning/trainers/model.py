@@ -1,0 +1,309 @@
+"""A frozen base with a LoRA adapter: loading, attaching, looking past the adapter, its arithmetic, and saving it.
+
+The trainable adapter is named "default". A run that begins at an existing adapter also holds a frozen copy of
+it, "start": it is the policy that results are measured against, and ppo's reference.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from llm_tuning.errors import InputError, Problem
+from llm_tuning.models.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CHAT_TEMPLATE, TOKENIZER_CONFIG
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+TRAINED = "default"
+START = "start"
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    TOKENIZER_CONFIG,
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "tokenizer.model",
+    "spiece.model",
+)
+"""What a tokenizer of transformers may consist of; those present in the base are copied as they are."""
+
+
+def resolve_dtype(precision: str, device: str) -> torch.dtype:
+    """The dtype of base weights and activations: `auto` is bf16 on a GPU that computes in it and fp32 elsewhere."""
+    cuda = device.startswith("cuda")
+    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False) if cuda else True
+    if precision == "bf16" and not has_bf16:
+        raise InputError(
+            Problem("training.precision", f"is bf16, which {torch.cuda.get_device_name(device)} lacks", "set fp32")
+        )
+    if precision == "bf16" or (precision == "auto" and cuda and has_bf16):
+        return torch.bfloat16
+    return torch.float32
+
+
+def load_base_model(
+    base: Path,
+    *,
+    device: str,
+    dtype: torch.dtype,
+    quantization: str = "none",
+    attn_implementation: str | None = None,
+) -> PreTrainedModel:
+    """Load the base from local safetensors, frozen, onto `device`; never code from its folder.
+
+    `quantization` "4bit" (bitsandbytes NF4 with double quantisation, as in the QLoRA paper, arXiv 2305.14314) needs
+    CUDA. Without `attn_implementation` transformers chooses: sdpa where the architecture has it.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    options: dict[str, Any] = {}
+    if quantization == "4bit":
+        options["quantization_config"] = _four_bit(device)
+        options["device_map"] = {"": device}
+    if attn_implementation is not None:
+        options["attn_implementation"] = attn_implementation
+    try:
+        with _no_progress_bar():
+            model, found = AutoModelForCausalLM.from_pretrained(
+                base,
+                dtype=dtype,
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+                ignore_mismatched_sizes=True,  # told of below, in one sentence
+                output_loading_info=True,
+                **options,
+            )
+    except (ValueError, OSError, SafetensorError) as error:
+        first_sentence = str(error).strip().split("\n")[0][:300]
+        raise InputError(Problem("model.path", f"{base} cannot be loaded: {first_sentence}")) from None
+    # transformers would go on with random numbers in their place
+    unusable = sorted(found["missing_keys"]) + sorted(key for key, *_ in found["mismatched_keys"])
+    if unusable:
+        raise InputError(
+            Problem("model.path", f"the weights in {base} lack {unusable[0]}, or have it in another shape")
+        )
+    model.requires_grad_(False)
+    model.config.use_cache = False
+    return model if quantization == "4bit" else model.to(device)
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Loading draws no bar of its own; afterwards bars are as the caller had them."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _four_bit(device: str) -> object:
+    if not device.startswith("cuda"):
+        raise InputError(Problem("model.quantization", "4bit needs a CUDA GPU", "set none, or choose a GPU in devices"))
+    try:
+        import bitsandbytes  # noqa: F401 - asked for here, so that its absence is one sentence
+    except ImportError:
+        raise InputError(
+            Problem(
+                "model.quantization", "4bit needs bitsandbytes, which is not installed", "install llm-tuning[qlora]"
+            )
+        ) from None
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+
+
+def attach_lora(
+    model: PreTrainedModel,
+    *,
+    rank: int,
+    alpha: int,
+    dropout: float,
+    target_modules: str | Sequence[str],
+    start_adapter: Path | None = None,
+    seed: int,
+) -> PeftModel:
+    """Put a trainable LoRA adapter in fp32 on `model`; it starts at `start_adapter`'s weights, or at no change at all.
+
+    A fresh adapter's weights depend on `seed` only. With `start_adapter`, whose rank and alpha must be the ones
+    asked for, its modules are taken and a frozen copy of it is there as "start".
+    """
+    from peft import LoraConfig, get_peft_model, load_peft_weights, set_peft_model_state_dict
+
+    targets = target_modules if isinstance(target_modules, str) else list(target_modules)
+    if start_adapter is not None:
+        targets = _modules_of(start_adapter, rank=rank, alpha=alpha)
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, bias="none", task_type="CAUSAL_LM"
+    )
+    torch.manual_seed(seed)
+    try:
+        peft_model = get_peft_model(model, config)
+    except ValueError as error:
+        if "arget modules" not in str(error):
+            raise
+        wanted = targets if isinstance(targets, str) else ",".join(targets)
+        raise InputError(
+            Problem("lora.targetModules", f"{wanted} names no linear module of this model", "use all-linear")
+        ) from None
+    _refuse_embeddings(peft_model)
+    if start_adapter is not None:
+        peft_model.load_adapter(str(start_adapter), adapter_name=START, is_trainable=False)
+        weights = load_peft_weights(str(start_adapter), device="cpu")
+        result = set_peft_model_state_dict(peft_model, weights, adapter_name=TRAINED)
+        if result.unexpected_keys:
+            raise InputError(
+                Problem(str(start_adapter), f"has weights this base has no place for: {result.unexpected_keys[0]}")
+            )
+        peft_model.set_adapter(TRAINED)
+    for parameter in peft_model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    peft_model.train()  # PEFT leaves a wrapper that trains around a base that does not: without dropout
+    return peft_model
+
+
+def _refuse_embeddings(model: PeftModel) -> None:
+    """LoRA on embeddings is not what every vLLM serves, and the losses take the output layer for frozen."""
+    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+        if hasattr(layer, "lora_A"):
+            name = next(name for name, module in model.get_base_model().named_modules() if module is layer)
+            raise InputError(
+                Problem("lora.targetModules", f"names {name}, which stays frozen", "leave it out, or use all-linear")
+            )
+
+
+def _modules_of(start_adapter: Path, *, rank: int, alpha: int) -> list[str] | str:
+    """The target modules of `start_adapter`; raises InputError where its rank or alpha are not the ones asked for."""
+    found = json.loads((start_adapter / ADAPTER_CONFIG).read_text())
+    asked = {"rank": (found["r"], rank), "alpha": (found["lora_alpha"], alpha)}
+    problems = [
+        Problem(f"lora.{name}", f"is {wanted} but the start adapter has {has}", f"set lora.{name} to {has}")
+        for name, (has, wanted) in asked.items()
+        if has != wanted
+    ]
+    if problems:
+        raise InputError(problems)
+    modules: list[str] | str = found["target_modules"]
+    return modules
+
+
+def causal_lm(model: Any) -> Any:
+    """The transformers model inside a PEFT model; LoRA layers sit in it and keep working."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def autocast(device: str, dtype: torch.dtype) -> torch.autocast:
+    """bf16 where `dtype` says so; with fp32 it does nothing."""
+    return torch.autocast(device.split(":", maxsplit=1)[0], dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
+
+
+def checkpoint_gradients(model: Any) -> None:
+    """Recompute activations in the backward pass; transformers does so in training mode only."""
+    causal_lm(model).activation_checkpointing_enable({"use_reentrant": False})
+
+
+def silence_dropout(model: torch.nn.Module) -> None:
+    """Set every dropout rate in the model to zero, in the base too.
+
+    A ratio of two probabilities must not measure two dropout masks, and evaluation mode would end checkpointing.
+    """
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
+@contextmanager
+def bare_base(model: PeftModel) -> Iterator[None]:
+    """The base without any adapter while the block runs."""
+    with model.disable_adapter():
+        yield
+
+
+@contextmanager
+def start_policy(model: PeftModel) -> Iterator[None]:
+    """What training began at while the block runs: the frozen start adapter, or the bare base if there was none."""
+    if START not in model.peft_config:
+        with bare_base(model):
+            yield
+        return
+    model.set_adapter(START, inference_mode=True)
+    try:
+        yield
+    finally:
+        model.set_adapter(TRAINED)
+
+
+def adapter_weights(model: PeftModel) -> dict[str, torch.Tensor]:
+    """The trained adapter under PEFT's own file names, fp32 on the CPU, names in order."""
+    from peft import get_peft_model_state_dict
+
+    weights = get_peft_model_state_dict(model, adapter_name=TRAINED, save_embedding_layers=False)
+    return {name: weights[name].detach().float().cpu().contiguous() for name in sorted(weights)}
+
+
+def save_adapter(
+    model: PeftModel, tokenizer: Path, stage: Path, *, base_name: str, chat_template: str | None = None
+) -> None:
+    """Write adapter weights, its configuration, the tokenizer and the chat template to `stage`; same model, same bytes.
+
+    `tokenizer` is the base's folder: its tokenizer files are copied as they are, since a tokenizer saved again by
+    another version of transformers need not give the same token ids. `chat_template` is the one used in training.
+    """
+    from safetensors.torch import save_file
+
+    stage.mkdir(parents=True, exist_ok=True)
+    save_file(adapter_weights(model), stage / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    config = model.peft_config[TRAINED].to_dict()
+    config |= {"base_model_name_or_path": base_name, "inference_mode": True, "target_modules": _short_names(model)}
+    (stage / ADAPTER_CONFIG).write_text(json.dumps(_ordered(config), indent=2, sort_keys=True) + "\n")
+    for name in TOKENIZER_FILES:
+        if (tokenizer / name).is_file():
+            shutil.copyfile(tokenizer / name, stage / name)
+    if chat_template is not None:
+        (stage / CHAT_TEMPLATE).write_text(chat_template)
+
+
+def _short_names(model: PeftModel) -> list[str]:
+    """Target modules by the last part of their names (q_proj), as people write them, where that means the same ones."""
+    targeted = set(model.base_model.targeted_module_names)
+    short = {name.rpartition(".")[2] for name in targeted}
+    named = {name for name, _ in model.get_base_model().named_modules() if name.rpartition(".")[2] in short}
+    layers = {name for name in named if ".lora_" not in name}
+    return sorted(short if layers == targeted else targeted)
+
+
+def _ordered(value: object) -> object:
+    """`value` for JSON, sets as sorted lists: the order of a set (PEFT's target_modules) changes with every run."""
+    if isinstance(value, dict):
+        return {str(key): _ordered(item) for key, item in value.items()}
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    if isinstance(value, list | tuple):
+        return [_ordered(item) for item in value]
+    return value

@@ -1,0 +1,63 @@
+"""Numbers that belong to output tokens: flat arrays over the rows of a data set, and passes that fill them."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llm_tuning.data.token_rows import TokenRows
+from llm_tuning.trainers.batching import Indices
+from llm_tuning.trainers.micro_batches import MicroBatches
+from llm_tuning.trainers.parallel import sum_over_ranks
+from llm_tuning.trainers.policy import Policy
+
+
+class TokenLayout:
+    """Where the output tokens of chosen rows lie in a flat array: row after row, in the order of `indices`."""
+
+    def __init__(self, rows: TokenRows, indices: Indices) -> None:
+        self.indices = indices
+        self._counts = rows.learned_counts
+        counts = rows.learned_counts[indices].astype(np.int64)
+        self._starts = np.full(len(rows), -1, dtype=np.int64)
+        self._starts[indices] = np.cumsum(counts) - counts
+        self.size = int(counts.sum())
+
+    def positions(self, at: Indices) -> Tensor:
+        """Positions of the output tokens of the rows `at` (which must be among the chosen), row after row."""
+        starts = self._starts[at]
+        assert (starts >= 0).all(), "a row that is not in the layout"
+        return torch.from_numpy(
+            np.concatenate([np.arange(s, s + n) for s, n in zip(starts, self._counts[at], strict=True)])
+        )
+
+
+@torch.no_grad()
+def score_rows(
+    policy: Policy, batches: MicroBatches, layout: TokenLayout, indices: Indices, doing: str
+) -> tuple[Tensor, Tensor]:
+    """(logprobs, values) of the output tokens of the rows `indices`, laid out flat with zeros for the layout's other
+    rows; fp32 on the CPU, the same on every rank."""
+    flat = torch.zeros(2, layout.size)
+    for batch in batches.mine(indices, doing):
+        flat[:, layout.positions(batch.rows)] = torch.stack(policy.logprobs_and_values(batch)).cpu()
+    logprobs, values = sum_over_ranks(flat, batches.device)
+    return logprobs, values
+
+
+def start_states(policy: Policy, batches: MicroBatches, layout: TokenLayout, doing: str) -> Tensor:
+    """hidden_MH of the layout's M output tokens, on the CPU, the same on every rank."""
+    assert policy.head is not None
+    states = torch.zeros(layout.size, policy.head.weight.shape[1], dtype=policy.dtype)
+    for batch in batches.mine(layout.indices, doing):
+        states[layout.positions(batch.rows)] = policy.hidden(batch).cpu().to(policy.dtype)
+    return sum_over_ranks(states, batches.device)
+
+
+def mean_kl(policy: Policy, batches: MicroBatches, layout: TokenLayout, start_states_MH: Tensor) -> float:
+    """Mean of the exact KL(pi || pi_start) over the layout's output tokens, in nats a token, the same on every rank."""
+    total = torch.zeros(1, dtype=torch.float64)
+    for batch in batches.mine(layout.indices, "while measuring the KL"):
+        total += policy.kl(batch, start_states_MH[layout.positions(batch.rows)]).double().sum().cpu()
+    return float(sum_over_ranks(total, batches.device)) / layout.size

@@ -1,0 +1,110 @@
+"""What a mode gives to the training loop, and what the loop gives to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from llm_tuning.data.token_rows import TokenRows
+from llm_tuning.run.context import TrainRun
+from llm_tuning.run.devices import tokens_per_pass
+from llm_tuning.trainers.batching import Indices, StepBatches
+from llm_tuning.trainers.micro_batches import MicroBatches
+from llm_tuning.trainers.policy import Policy
+
+
+@dataclass(frozen=True)
+class Task:
+    """A run with its model loaded and its rows divided: which rows train in which step, and which are held out."""
+
+    run: TrainRun
+    policy: Policy
+    batches: MicroBatches
+    steps: StepBatches
+    held_out: Indices
+
+    @classmethod
+    def of(cls, run: TrainRun, policy: Policy, rows: TokenRows, training_rows: Indices, held_out: Indices) -> Task:
+        training = run.config.training
+        steps = StepBatches(
+            training_rows,
+            batch_size=training.batch_size,
+            grad_accum=training.gradient_accumulation_steps,
+            seed=training.seed,
+            rank=run.rank,
+            world=run.world,
+            lengths=rows.lengths,
+        )
+        max_tokens = tokens_per_pass(training, run.device)
+        batches = MicroBatches(rows, max_tokens, policy.flat_rows, run.device, run.rank, run.world)
+        return cls(run, policy, batches, steps, held_out)
+
+    @property
+    def rows(self) -> TokenRows:
+        return self.batches.rows
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        training = self.run.config.training
+        return self.steps.total_steps(training.epochs, training.max_steps)
+
+    @property
+    def eval_steps(self) -> int:
+        """Steps between evaluations: as configured, or ten times a run."""
+        return self.run.config.training.eval_steps or max(1, self.total_steps // 10)
+
+
+class Recipe:
+    """One mode's part in training: the loss of a micro-batch, and what happens around the steps.
+
+    A subclass must have `loss`; all else has a meaning that fits a loss over learned tokens.
+    """
+
+    terms: ClassVar[tuple[str, ...]] = ("loss",)
+    """What `loss` sums up besides its gradient, reported as `train/<term>`; the first is the loss itself."""
+    dropout: ClassVar[bool] = True
+    """Whether training passes draw dropout. A mode that compares two passes of one row wants none."""
+    with_values: ClassVar[bool] = False
+    """Whether the policy gets a value head."""
+    passes_between_epochs: ClassVar[bool] = False
+    """Whether `begin_epoch` goes through many rows: a checkpoint is saved before it then."""
+    if_diverged: ClassVar[str] = "set a lower one"
+    """What to do about a learning rate with which the loss is no number any more."""
+
+    stopped_early: str | None = None
+    """Why training ended before its last step; set by `evaluate`."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+
+    def loss(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """(loss summed over the micro-batch, differentiable; sums of `terms` without gradient)."""
+        raise NotImplementedError
+
+    def weight(self, rows: Indices) -> int:
+        """What the summed loss of the step with these rows, of all ranks, is divided by: their learned tokens."""
+        return max(1, int(self.task.rows.learned_counts[rows].sum()))
+
+    def begin_epoch(self, epoch: int, step: int) -> None:
+        """Called before the first step of each epoch; `step` steps are done."""
+
+    def is_due(self, step: int) -> bool:
+        """Whether to evaluate once `step` steps are done. After the last one the final evaluation follows anyway."""
+        return len(self.task.held_out) > 0 and step % self.task.eval_steps == 0 and step < self.task.total_steps
+
+    def evaluate(self, step: int) -> None:
+        """Evaluate and report; a checkpoint of this moment is there."""
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold besides adapter, optimizer and random numbers: tensors and plain values."""
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` returned."""
+
+    def summary(self) -> dict[str, Any] | None:
+        """What the manifest says of how training ended (`training.json`), None for nothing."""
+        return None
