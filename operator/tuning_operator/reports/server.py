@@ -7,7 +7,6 @@ bounded, a token is verified without the API server, and nothing of a request is
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 import ssl
@@ -22,6 +21,7 @@ from llm_tuning.api.tuning_job import Progress
 from llm_tuning.errors import InputError
 from tuning_operator.core.cache import INFERENCE_SERVICES
 from tuning_operator.core.errors import ClusterError
+from tuning_operator.reports.connections import Connections
 from tuning_operator.reports.protocol import parse_status
 from tuning_operator.reports.rate_limit import RateLimit
 from tuning_operator.reports.tokens import TokenRefused, TokenVerifier
@@ -38,7 +38,6 @@ REQUEST_SECONDS = 5.0
 """For one request; a trainer gives up after two."""
 CONNECTION_SECONDS = 10.0
 """Between two looks at the connections: those that were open at the last one are closed. A trainer makes one a post."""
-HANDSHAKE_SECONDS = 5.0
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Sink = Callable[[tuple[str, str], Progress], None]
@@ -65,8 +64,8 @@ class ProgressServer:
     log_limit: RateLimit = field(default_factory=lambda: RateLimit(per_second=0.2))
     """Refusals are logged, a flood of them is not."""
     _runner: web.AppRunner | None = None
-    _listener: asyncio.Server | None = None
-    _sweeper: asyncio.Task[None] | None = None
+    _connections: Connections | None = None
+    _tasks: list[asyncio.Task[None]] = field(default_factory=list)
     _held: set[object] = field(default_factory=set)
     """Connections whose answer is held back on purpose."""
 
@@ -85,30 +84,26 @@ class ProgressServer:
         )
         await self._runner.setup()
         assert self._runner.server is not None
-        self._listener = await asyncio.get_running_loop().create_server(
-            self._runner.server,
-            self.host,
-            self.port,
-            ssl=self.ssl_context,
-            ssl_handshake_timeout=HANDSHAKE_SECONDS,
-            ssl_shutdown_timeout=1.0,
-        )
-        self.port = self._listener.sockets[0].getsockname()[1]
-        self._sweeper = asyncio.create_task(self._close_lingering(self._runner.server))
+        self._connections = Connections(self._runner.server, self.ssl_context)
+        self.port = self._connections.listen(self.host, self.port)
+        self._tasks = [
+            asyncio.create_task(self._connections.accept()),
+            asyncio.create_task(self._close_lingering(self._runner.server)),
+        ]
 
     async def close(self) -> None:
-        if self._sweeper:
-            self._sweeper.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._sweeper
-        if self._listener:
-            self._listener.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._connections:
+            self._connections.close()
         if self._runner:
             await self._runner.cleanup()
 
     async def _report(self, request: web.Request) -> web.Response:
         key = (request.match_info["namespace"], request.match_info["name"])
         pod = await self.verifier.verify(_bearer_token(request), *key)
+        self._is_known(request)
         if not self.limit.allows(pod.uid):
             return _Refusal(429, f"more than {self.limit.per_second:.0f} reports a second")
         body = await request.read()
@@ -124,6 +119,7 @@ class ProgressServer:
         key = (request.match_info["namespace"], request.match_info["name"])
         async with asyncio.timeout(REQUEST_SECONDS):
             pod = await self.verifier.verify(_bearer_token(request), *key, kind=INFERENCE_SERVICES)
+            self._is_known(request)
             if not self.limit.allows(pod.uid):
                 return _Refusal(429, f"more than {self.limit.per_second:.0f} reports a second")
             report = parse_report(await request.read())
@@ -135,6 +131,10 @@ class ProgressServer:
         if desired is None:
             return web.Response(status=204)
         return web.Response(text=desired.encode(), content_type="application/json")
+
+    def _is_known(self, request: web.Request) -> None:
+        if self._connections is not None:
+            self._connections.known(request.protocol)
 
     @web.middleware
     async def _answered(self, request: web.Request, handler: Handler) -> web.StreamResponse:

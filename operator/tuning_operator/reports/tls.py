@@ -92,6 +92,7 @@ def build_context(certificate_pem: bytes, key_pem: bytes) -> ssl.SSLContext:
     """The same of a pair as it lies in files; raises ssl.SSLError where they are no pair."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.num_tickets = 0  # nobody resumes: each would be signed and kept for a client that comes once
     load_pair(context, certificate_pem, key_pem)
     return context
 
