@@ -7,7 +7,7 @@ LOCK = $(UV) pip compile --quiet --python-version 3.11 --generate-hashes --custo
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help setup vllm-env cluster-env demo demo-local test docs check bench lock images release-check clean
+.PHONY: help setup vllm-env cluster-env demo demo-local test test-all docs check bench lock images release-check clean
 
 setup: .venv/.ready  ## .venv: training and development
 vllm-env: .venv-vllm/.ready  ## .venv-vllm: the CPU build of vLLM
@@ -53,12 +53,20 @@ cluster-env: setup  ## programs and images of the devcluster (root), found again
 	@if [ "$$(id -u)" = 0 ]; then $(VENV)/python -m devcluster build --kueue && $(VENV)/python -m devcluster image build all; \
 	else echo "not root: no devcluster; set KUBECONFIG_E2E to test on a cluster of yours"; fi
 
-test: setup vllm-env check cluster-env  ## everything, on real parts
-	$(VENV)/pytest -n 2 --dist loadfile -m "not bench and not gpu and not alone"
-	$(VENV)/pytest -m "alone and not bench and not gpu"
+# The files in the order of the folders: the long ones first, so that no core idles at the end.
+TESTS = $(VENV)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+QUICK_TESTS = $(VENV)/pytest -n 2 --dist worksteal
+
+test: setup vllm-env check cluster-env  ## what has to hold before a change goes in, on real parts: at most 25 minutes
+	$(QUICK_TESTS)
+	$(TESTS) tests/engine tests/cluster tests/train tests/command tests/docs
+
+test-all: setup vllm-env check cluster-env  ## all there is but benchmarks, before an issue is called resolved
+	$(QUICK_TESTS)
+	$(TESTS) tests/full tests/engine tests/cluster tests/train tests/command tests/docs
 
 bench: setup  ## the benchmarks of docs/performance.md, on demand
-	$(VENV)/pytest -m bench -s tests/bench
+	$(VENV)/pytest -s tests/bench
 
 demo: setup  ## a cluster, from kubectl apply to evaluated adapters
 	PATH="$(CURDIR)/$(VENV):$$PATH" $(VENV)/python examples/demo/cluster_demo.py

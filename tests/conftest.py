@@ -1,16 +1,29 @@
-"""Fixtures every test may use: a tiny base model made once a session, and a clean environment."""
+"""Fixtures every test may use, and what follows from the folder of a test: its mark and its time limit."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from devcluster.cluster import Clients
-from tests.support import devcluster
-from tests.support.tiny_base import make_base
+from tests.support import cores, devcluster
+from tests.support.tiny_base import make_base, make_tokenizer
+
+TIMEOUTS = {
+    "unit": 60,
+    "docs": 60,
+    "command": 120,
+    "train": 600,
+    "engine": 900,
+    "cluster": 900,
+    "full": 900,
+    "bench": 1200,
+}
+"""Seconds of a test by its tier, fixtures included; a hang is found sooner where tests are quick."""
 
 # One thread: the fixed thread count under which the CPU results are bit for bit the same, and no fight over two cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -18,10 +31,34 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test with its tier, and limit its time."""
+    for item in items:
+        tier = item.path.relative_to(Path(__file__).parent).parts[0]
+        item.add_marker(tier)
+        if item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(TIMEOUTS[tier]))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Run a test that is `alone` beside no test of another worker; its time does not begin before."""
+    with cores.hold_cores(os.environ[devcluster.SESSION], alone=item.get_closest_marker("alone") is not None):
+        return (yield)
+
+
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a random two-layer Llama (vocabulary 512, hidden 64) with a chat template."""
     return make_base(tmp_path_factory.mktemp("base") / "tiny-llama")
+
+
+@pytest.fixture(scope="session")
+def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base's folder without weights: a byte-level tokenizer of 512 tokens and a ChatML template."""
+    path = tmp_path_factory.mktemp("tokenizer")
+    make_tokenizer(path)
+    return path
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +81,7 @@ def pytest_configure(config: Any) -> None:
 
 
 def pytest_sessionfinish(session: Any) -> None:
-    """Stop the shared cluster, in pytest's own process and not in a worker of it."""
+    """Stop the shared cluster and forget the lock, in pytest's own process and not in a worker of it."""
     if not hasattr(session.config, "workerinput"):
         devcluster.stop_shared_cluster()
+        cores.forget(os.environ[devcluster.SESSION])

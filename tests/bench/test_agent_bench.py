@@ -27,7 +27,7 @@ from tests.support.serving import BASE, make_files
 from tests.support.serving_pod import desired, engine_process, plan_for
 from tests.support.vllm_server import free_port
 
-pytestmark = [pytest.mark.bench, pytest.mark.vllm, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.timeout(900)]
 
 CLIENTS = 32
 TOKENS = 64

@@ -27,7 +27,7 @@ from tests.support.devcluster import own_cluster
 from tests.support.operator_process import OperatorProcess
 from tests.support.tuning_namespace import tuning_job
 
-pytestmark = [pytest.mark.bench, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.timeout(1200)]
 
 CHECKED = json.dumps({"ok": True, "reason": "DatasetValid", "message": "1000 rows: all kept"})
 TRAINED = {

@@ -21,8 +21,6 @@ import pytest
 
 from llm_tuning.data.token_rows import TokenRowsWriter
 
-pytestmark = pytest.mark.bench
-
 ROOT = Path(__file__).parents[2]
 ROUNDS = 3
 LEAST_SPEEDUP = 3.5

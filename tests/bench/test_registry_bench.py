@@ -16,7 +16,6 @@ from llm_tuning.models.registry import Registry
 from tests.support import registry_writers
 from tests.support.models import make_manifest, publish_model
 
-pytestmark = pytest.mark.bench
 REPEATS = 15
 
 

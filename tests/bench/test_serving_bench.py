@@ -8,14 +8,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.devcluster import own_cluster
 from tests.support.serving import VLLM_IMAGE, inference_service, make_files, put, status_of, wait_for
 from tests.support.tuning_namespace import STAND_IN_IMAGE, TuningNamespace, pod, tuning_namespace
-
-pytestmark = pytest.mark.bench
 
 ADAPTERS, REPLICAS, QUIET_SECONDS = 50, 2, 60
 REPORT_SECONDS = 15

@@ -22,8 +22,6 @@ from llm_tuning.data.token_rows import TokenRowsWriter
 from tests.bench.sft_forms import ROWS_PER_STEP, WARM_UP_STEPS
 from tests.support.tiny_base import make_base, make_tokenizer
 
-pytestmark = pytest.mark.bench
-
 ROOT = Path(__file__).parents[2]
 ROUNDS = 3
 STEPS = 8

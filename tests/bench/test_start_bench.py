@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.tuning_namespace import TuningNamespace, tuning_job, tuning_namespace
 
-pytestmark = [pytest.mark.bench, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.timeout(900)]
 
 ROUNDS = 5
 

@@ -29,8 +29,6 @@ from llm_tuning.tracking import SERVER_BUDGET_SECONDS, MetricsFile, Tracker
 from llm_tuning.tracking.state import read_state
 from tests.support.status_server import closed_port, silent_server
 
-pytestmark = pytest.mark.bench
-
 STEPS = 100
 ROUNDS = 3
 METRICS = {"train/loss": 1.0, "train/learning_rate": 1e-4, "train/grad_norm": 0.5}

@@ -18,8 +18,6 @@ from tests.support.tuning_namespace import (
     wait_until,
 )
 
-pytestmark = pytest.mark.e2e
-
 TERMINAL = ("DatasetValid", "Trained", "Registered", "Evaluated", "Succeeded", "Finished")
 
 

@@ -33,8 +33,6 @@ from tests.support.tuning_namespace import (
     wait_until,
 )
 
-pytestmark = pytest.mark.e2e
-
 ROOT = Path(__file__).resolve().parents[2]
 ACCOUNT = "ml-engineer"
 ANSWER = """

@@ -27,7 +27,7 @@ from tests.support.devcluster import load, own_cluster
 from tests.support.operator_process import OperatorProcess
 from tests.support.tuning_namespace import TuningNamespace, tuning_job, tuning_namespace, wait_until
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.timeout(900)]
 
 AT_ONCE = 5
 """Cases at the same time: two cores run their pods and operators."""

@@ -22,8 +22,6 @@ from llm_tuning.core.model import ApiModel
 from tests.support.api_proxy import client_context, server_of
 from tests.support.spec_corpus import CORPORA, INFERENCE_SERVICE, TUNING_JOB, Case, Change, Corpus
 
-pytestmark = pytest.mark.e2e
-
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 AT_ONCE = 8
 KINDS = pytest.mark.parametrize("corpus", CORPORA, ids=lambda corpus: corpus.kind.name)

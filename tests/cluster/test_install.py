@@ -12,8 +12,6 @@ from devcluster.cluster import KubectlError
 from tests.support.operator_rights import CHAIN, DENIED, OPERATOR, OWN, TLS, may
 from tests.support.tuning_namespace import CHART, TuningNamespace, tuning_namespace, wait_until
 
-pytestmark = pytest.mark.e2e
-
 
 @pytest.fixture(scope="module")
 def space(cluster: Any) -> Iterator[TuningNamespace]:

@@ -23,8 +23,6 @@ from tests.support.tuning_namespace import (
 )
 from tuning_operator.reports.audience import audience_of
 
-pytestmark = pytest.mark.e2e
-
 CLIENT = "client"
 POST = """
 import json, ssl, sys, urllib.error, urllib.request

@@ -12,8 +12,6 @@ import pytest
 from devcluster.cluster import KubectlError
 from tests.support.tuning_namespace import STAND_IN_IMAGE, TuningNamespace, tuning_job, tuning_namespace
 
-pytestmark = pytest.mark.e2e
-
 CANARY = "canary-4f1d7c1e-never-to-be-seen"
 
 

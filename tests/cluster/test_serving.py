@@ -41,7 +41,7 @@ from tests.support.tuning_namespace import (
     wait_until,
 )
 
-pytestmark = [pytest.mark.e2e, pytest.mark.alone]
+pytestmark = [pytest.mark.alone]
 
 ADAPTERS: dict[str, dict[str, Any]] = {
     "ft_a": {"b_scale": 0.05, "seed": 1},

@@ -11,8 +11,6 @@ import pytest
 
 from tests.support.tuning_namespace import TuningNamespace, claim, tuning_job, tuning_namespace, wait_until
 
-pytestmark = pytest.mark.e2e
-
 WITHIN_SECONDS = 60.0
 
 QUOTA = {

@@ -18,7 +18,7 @@ from aiohttp import web
 import llm_tuning.client as package
 from llm_tuning.client import logs
 from llm_tuning.kubectl.main import COMMANDS, build_parser
-from tests.support.fake_api_server import FakeApiServer
+from tests.support.fake_api_server import FakeApiServer, write_kubeconfig
 from tests.support.page_runs import texts
 from tests.unit.llm_tuning.client.conftest import SUCCEEDED, condition
 
@@ -59,16 +59,8 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeApi
     thread.start()
     asyncio.run_coroutine_threadsafe(server.start(), loop).result(5)
     operating = asyncio.run_coroutine_threadsafe(operate(server), loop)
-    config: dict[str, Any] = {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "clusters": [{"name": "c", "cluster": {"server": server.connection.server}}],
-        "users": [{"name": "u", "user": {}}],
-        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u", "namespace": "team"}}],
-        "current-context": "x",
-    }
-    (tmp_path / "kubeconfig").write_text(yaml.safe_dump(config))
-    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+    kubeconfig = write_kubeconfig(tmp_path / "kubeconfig", server.connection.server)
+    monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
     yield server
     operating.cancel()
     with contextlib.suppress(TimeoutError):

@@ -28,7 +28,7 @@ from tests.support.serving import ANSWER_TOKENS, BASE, PROMPT, ServedFiles, make
 from tests.support.serving_pod import ServingPod, serving_pod
 from tests.support.tiny_base import CHAT_TEMPLATE, make_base
 
-pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
 
 GOOD = {"ft_a": {"b_scale": 0.05, "seed": 1}, "ft_b": {"b_scale": 0.05, "seed": 2}}
 ROUTES: dict[str, str | dict[str, int]] = {"a": "ft_a", "b": "ft_b"}

@@ -18,8 +18,6 @@ from tests.support.lora_adapters import copy_adapter, make_adapter
 from tests.support.tiny_base import CHAT_TEMPLATE, make_base
 from tests.support.vllm_server import vllm_server, without_prompt_logprobs
 
-pytestmark = pytest.mark.vllm
-
 SHORT_TEMPLATE = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
 
 

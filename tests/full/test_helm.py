@@ -37,7 +37,7 @@ from tests.support.tuning_namespace import (
 from tuning_operator.reports.certificates import make_ca, make_serving_cert
 from tuning_operator.reports.tls import serving_names
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.timeout(900)]
 
 RELEASE = "llm-tuning"
 TUNING_CRD = "tuningjobs.tuning.llmtuning.dev"

@@ -18,8 +18,6 @@ from tests.support.devcluster import own_cluster
 from tests.support.operator_process import OperatorProcess
 from tests.support.tuning_namespace import TuningNamespace, wait_until
 
-pytestmark = pytest.mark.e2e
-
 KSERVE = "serving.kserve.io"
 NAME = "faq"
 THEIRS, OURS = f"inferenceservice.{KSERVE}/{NAME}", f"inferenceservice.{GROUP}/{NAME}"

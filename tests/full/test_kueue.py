@@ -12,7 +12,7 @@ from devcluster.kueue_install import install_kueue
 from tests.support.devcluster import own_cluster
 from tests.support.tuning_namespace import TuningNamespace, tuning_job, tuning_namespace, wait_until
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.timeout(900)]
 
 API = "kueue.x-k8s.io/v1beta2"
 

@@ -20,7 +20,7 @@ from tests.support.devcluster import NO_ROOT, cluster_name, remove
 from tests.support.page_runs import ON_A_CLUSTER, Reader, Walk
 from tests.support.pages import ROOT, yaml_documents
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.timeout(900)]
 
 ON_CPU: dict[str, Any] = {"gpus": 0, "cpu": "500m", "memory": "4Gi"}
 SMALL: dict[str, Any] = {"gpus": 0, "cpu": "100m", "memory": "256Mi"}

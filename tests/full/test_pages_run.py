@@ -78,10 +78,7 @@ PREPARE: dict[str, Callable[[Reader], None]] = {
 }
 
 
-@pytest.mark.parametrize(
-    "walk",
-    [pytest.param(walk, marks=[pytest.mark.vllm] * (walk.name in WITH_VLLM), id=walk.name) for walk in ON_THIS_MACHINE],
-)
+@pytest.mark.parametrize("walk", ON_THIS_MACHINE, ids=lambda walk: walk.name)
 def test_what_a_page_says_works_on_this_machine(walk: Walk, reader: Reader) -> None:
     if walk.name in WITH_VLLM:
         require_vllm()

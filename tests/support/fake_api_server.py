@@ -11,8 +11,10 @@ import copy
 import json
 from collections import deque
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
+import yaml
 from aiohttp import web
 
 from llm_tuning.api.kube import API_VERSION, LABEL_JOB, LABEL_ROLE, LABEL_UID
@@ -263,3 +265,17 @@ def cut(request: web.Request) -> None:
     """End the connection as a dying network does."""
     assert request.transport is not None
     request.transport.abort()
+
+
+def write_kubeconfig(path: Path, server: str, user: Raw | None = None) -> Path:
+    """Write a kubeconfig whose only context is that server's namespace `team`."""
+    config = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": "c", "cluster": {"server": server}}],
+        "users": [{"name": "u", "user": user or {}}],
+        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u", "namespace": "team"}}],
+        "current-context": "x",
+    }
+    path.write_text(yaml.safe_dump(config))
+    return path

@@ -126,7 +126,6 @@ def test_a_docker_without_its_daemon_is_passed_over(tmp_path: Path, monkeypatch:
         find_engine("docker")
 
 
-@pytest.mark.e2e
 def test_buildah_builds_both_and_lists_what_debian_and_python_brought(tmp_path: Path) -> None:
     table = build_images(ROOT, tmp_path, find_engine("buildah"), prefix="unused", base=None, source=None)
     assert "localhost/llm-tuning/operator:dev" in table

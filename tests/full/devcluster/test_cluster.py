@@ -26,7 +26,6 @@ from tests.support.devcluster import NO_ROOT, cluster_name, own_cluster, remove
 from tests.support.tuning_namespace import CLAIM, TuningNamespace, claim, pod, wait_until
 
 pytestmark = [
-    pytest.mark.e2e,
     pytest.mark.skipif(NO_ROOT, reason="a node needs root"),
 ]
 

@@ -70,7 +70,6 @@ def image(request: pytest.FixtureRequest) -> str:
     return build(request.param)
 
 
-@pytest.mark.e2e
 def test_no_file_of_an_image_tells_of_the_machine_that_built_it(image: str) -> None:
     values = machine_values()
     patterns = [argument for value in values for argument in ("-e", value)]
@@ -84,7 +83,6 @@ def test_no_file_of_an_image_tells_of_the_machine_that_built_it(image: str) -> N
             assert not path.exists() or not [file for file in path.rglob("*") if file.is_file()], name
 
 
-@pytest.mark.e2e
 def test_an_image_trusts_the_certificates_of_its_distribution_only(image: str) -> None:
     bundle = host.certificates()
     assert bundle is not None
@@ -102,7 +100,6 @@ def test_an_image_trusts_the_certificates_of_its_distribution_only(image: str) -
             ), path
 
 
-@pytest.mark.e2e
 def test_no_label_variable_or_history_tells_of_the_machine_that_built_it(image: str) -> None:
     described = inspect(image)
     config = described["OCIv1"]
@@ -121,14 +118,12 @@ def test_no_label_variable_or_history_tells_of_the_machine_that_built_it(image: 
     assert not re.search(rf"\b{re.escape(socket.gethostname())}\b", json.dumps(config["config"]))
 
 
-@pytest.mark.e2e
 def test_it_runs_as_a_user_with_a_name_and_no_rights(image: str) -> None:
     assert inspect(image)["OCIv1"]["config"]["User"] == "65532:65532"
     code = "import os, getpass; print(os.getuid(), os.getgid(), getpass.getuser(), os.access('/opt', os.W_OK))"
     assert run_in(image, "python", "-c", code).split() == ["65532", "65532", "tuning", "False"]
 
 
-@pytest.mark.e2e
 def test_all_code_is_compiled_so_that_a_read_only_root_starts_as_fast(image: str) -> None:
     with mounted(image) as root:
         for source in (root / CODE).rglob("*.py"):
@@ -136,7 +131,6 @@ def test_all_code_is_compiled_so_that_a_read_only_root_starts_as_fast(image: str
         assert (root / PACKAGES / "pydantic" / "__pycache__" / "main.cpython-311.pyc").exists()
 
 
-@pytest.mark.e2e
 def test_the_operator_image_has_no_training_library_and_no_installer() -> None:
     with mounted(build("operator")) as root:
         installed = {path.name for path in (root / PACKAGES).iterdir()}
@@ -146,13 +140,11 @@ def test_the_operator_image_has_no_training_library_and_no_installer() -> None:
         assert {path.name for path in (root / CODE).iterdir()} == {"llm_tuning", "tuning_operator"}
 
 
-@pytest.mark.e2e
 def test_the_operator_image_starts_both_of_its_programs() -> None:
     code = "import tuning_operator.main, llm_tuning.pod.__main__, sys; print('torch' in sys.modules)"
     assert run_in(build("operator"), "python", "-c", code).strip() == "False"
 
 
-@pytest.mark.e2e
 def test_an_image_is_not_built_again_when_nothing_has_changed(image: str) -> None:
     start = time.monotonic()
     before = image_id(image)
@@ -161,7 +153,6 @@ def test_an_image_is_not_built_again_when_nothing_has_changed(image: str) -> Non
     assert time.monotonic() - start < 5
 
 
-@pytest.mark.e2e
 def test_a_change_of_our_code_builds_only_the_layers_with_our_code(tmp_path: Path, image: str) -> None:
     name = image.rsplit("/", maxsplit=1)[-1].split(":", maxsplit=1)[0]
     for part in ("Dockerfile", ".dockerignore", "trainer_image", "llm_tuning", "operator", "requirements"):
@@ -208,7 +199,6 @@ def snapshots(socket: Path) -> set[str]:
     return {line.split()[0] for line in ctr(socket, "snapshots", "ls").splitlines()[1:]}
 
 
-@pytest.mark.e2e
 def test_an_image_is_handed_over_once_and_shares_its_files(containerd: Path) -> None:
     operator, stand_in = build("operator"), build("stand-in")
     assert load_into(containerd, operator)
@@ -228,7 +218,6 @@ def test_an_image_is_handed_over_once_and_shares_its_files(containerd: Path) -> 
         assert (root / path).exists()
 
 
-@pytest.mark.e2e
 def test_other_buildahs_do_not_disturb_the_handing_over(containerd: Path) -> None:
     operator = build("operator")
     with subprocess.Popen(
@@ -243,7 +232,6 @@ def test_other_buildahs_do_not_disturb_the_handing_over(containerd: Path) -> Non
             others.terminate()
 
 
-@pytest.mark.e2e
 def test_an_image_that_was_not_built_is_named(containerd: Path) -> None:
     with pytest.raises(ImageError, match="no image localhost/llm-tuning/nothing:dev"):
         load_into(containerd, "localhost/llm-tuning/nothing:dev")

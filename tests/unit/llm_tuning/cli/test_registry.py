@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -162,15 +160,3 @@ def test_a_registry_that_is_a_folder_is_bad_input(models: Path, capsys: pytest.C
 def test_an_unknown_action_is_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["registry", "delete"]) == 64
     assert "must be one of list, show, verify, rebuild, got 'delete'" in capsys.readouterr().err
-
-
-def test_no_action_imports_what_only_training_needs(models: Path) -> None:
-    code = (
-        "import sys; from llm_tuning.codes.tune_llm import main\n"
-        "[main(['registry', *a.split()]) for a in ('list', 'show first', 'verify', 'rebuild')]\n"
-        "main(['report', 'first'])\n"
-        "heavy = {'torch', 'transformers', 'peft', 'trl', 'mlflow', 'datasets', 'numpy', 'pyarrow', 'rich'}\n"
-        "print('heavy:', sorted(heavy & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "heavy: []"

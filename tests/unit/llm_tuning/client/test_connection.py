@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import ssl
-import stat
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +10,8 @@ import pytest
 import yaml
 from kubernetes.config import incluster_config
 
-from llm_tuning.client import AsyncTuningClient, Connection, TuningClient, connection
+from llm_tuning.client import Connection, TuningClient, connection
 from llm_tuning.errors import InputError
-from tests.support.fake_api_server import FakeApiServer
 
 
 def kubeconfig(path: Path, *, cluster: dict[str, Any] | None = None, user: dict[str, Any] | None = None) -> Path:
@@ -77,38 +72,6 @@ def test_what_cannot_be_used_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "broken").write_text("a: [")
     with pytest.raises(InputError, match="broken: cannot be used"):
         Connection.load(kubeconfig=tmp_path / "broken")
-
-
-def test_without_the_package_the_extra_is_named() -> None:
-    code = (
-        "import sys; sys.modules['kubernetes'] = None\n"
-        "from llm_tuning.client import TuningClient\n"
-        "try: TuningClient()\n"
-        "except Exception as error: print(type(error).__name__, error)"
-    )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert (
-        said.strip() == "InputError the client needs the package kubernetes; install llm-tuning with its extra `client`"
-    )
-
-
-async def test_an_exec_plugin_logs_in(tmp_path: Path, server: FakeApiServer) -> None:
-    plugin = tmp_path / "login"
-    credential = {"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential", "status": {"token": "t0"}}
-    plugin.write_text(f"#!/bin/sh\necho '{json.dumps(credential)}'\n")
-    plugin.chmod(plugin.stat().st_mode | stat.S_IXUSR)
-    exec_user = {
-        "exec": {
-            "apiVersion": "client.authentication.k8s.io/v1",
-            "command": str(plugin),
-            "args": [],
-            "interactiveMode": "Never",
-        }
-    }
-    file = kubeconfig(tmp_path / "k", cluster={"server": server.connection.server}, user=exec_user)
-    async with AsyncTuningClient(kubeconfig=file) as client:
-        assert await client.list() == []
-    assert server.requests[0][2]["Authorization"] == "Bearer t0"
 
 
 def test_tls_is_checked_unless_the_file_says_not_to(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A real tokenizer, and datasets written to files."""
+"""Datasets written to files."""
 
 from __future__ import annotations
 
@@ -8,16 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from tests.support.tiny_base import make_tokenizer
-
-
-@pytest.fixture(scope="session")
-def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base's folder without weights: a byte-level tokenizer of 512 tokens and a ChatML template."""
-    path = tmp_path_factory.mktemp("tokenizer")
-    make_tokenizer(path)
-    return path
 
 
 @pytest.fixture

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -71,38 +68,6 @@ def test_no_rows_are_whole_too(tmp_path: Path) -> None:
 def test_rows_that_cannot_be_are_refused(tmp_path: Path, row: np.ndarray, learned: np.ndarray) -> None:
     with pytest.raises(ValueError, match="as many learned flags"), TokenRowsWriter(tmp_path / "rows") as writer:
         writer.append(row, learned, row_number=1, text="")
-
-
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-import numpy as np
-from llm_tuning.data import token_rows
-path, moment = Path(sys.argv[1]), sys.argv[2]
-die = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
-if moment == "before the marker":
-    token_rows.write_json = die
-writer = token_rows.TokenRowsWriter(path)
-for number in range(10_000):
-    writer.append(np.arange(1, 9, dtype=np.int32), np.arange(8) > 3, row_number=number, text="x")
-    if moment == "in the middle" and number == 5_000:
-        die()
-writer.close()
-"""
-
-
-@pytest.mark.parametrize("moment", ["in the middle", "before the marker"])
-def test_a_killed_write_over_whole_rows_is_not_whole(tmp_path: Path, moment: str) -> None:
-    command = [sys.executable, "-c", KILLED, tmp_path / "rows"]
-    subprocess.run([*command, "never"], check=True)
-    assert TokenRows.is_whole(tmp_path / "rows")
-    done = subprocess.run([*command, moment], check=False)  # the same rows: every file ends with its old size
-    assert done.returncode == -signal.SIGKILL
-    assert not TokenRows.is_whole(tmp_path / "rows")
-    with pytest.raises(FileNotFoundError, match="no whole set"):
-        TokenRows.open(tmp_path / "rows")
-    write(tmp_path / "rows")
-    assert len(TokenRows.open(tmp_path / "rows")) == 3
 
 
 def test_rows_that_lost_bytes_or_their_marker_are_not_whole(tmp_path: Path) -> None:

@@ -123,18 +123,6 @@ def test_only_a_token_shared_with_the_prompt_is_missing_and_then_it_is_said(
         assert text == "".join(f"{answer}{ends}" for answer in answers)
 
 
-def test_ids_are_those_of_apply_chat_template(tokenizer_dir: Path) -> None:
-    from transformers import AutoTokenizer
-
-    theirs = AutoTokenizer.from_pretrained(tokenizer_dir)
-    tokenizer = RowTokenizer.load(tokenizer_dir)
-    assert tokenizer is not None
-    for seed in range(20):
-        messages = random_conversation(seed)
-        want = theirs.apply_chat_template(messages, tokenize=True)["input_ids"]
-        assert tokenised(tokenizer, of(1, messages=messages)).input_ids.tolist() == want
-
-
 def test_a_batch_gives_the_same_rows_as_one_by_one(tokenizer_dir: Path) -> None:
     tokenizer = RowTokenizer.load(tokenizer_dir)
     assert tokenizer is not None

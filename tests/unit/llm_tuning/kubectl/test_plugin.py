@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
-import signal
-import sys
-from asyncio.subprocess import PIPE
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +17,6 @@ from tests.unit.llm_tuning.client.conftest import FAILED, SPEC, SUCCEEDED, condi
 
 ROOT = Path(__file__).resolve().parents[4]
 Call = Callable[..., Awaitable[tuple[int, str, str]]]
-
-
-@pytest.fixture
-async def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FakeApiServer]:
-    """Listening, and in $KUBECONFIG."""
-    made = FakeApiServer()
-    await made.start()
-    config = {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "clusters": [{"name": "c", "cluster": {"server": made.connection.server}}],
-        "users": [{"name": "u", "user": {}}],
-        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u", "namespace": "team"}}],
-        "current-context": "x",
-    }
-    (tmp_path / "kubeconfig").write_text(yaml.safe_dump(config))
-    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
-    yield made
-    await made.stop()
 
 
 @pytest.fixture
@@ -93,7 +71,8 @@ async def test_submit_reads_standard_input_and_watches(
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO(yaml.safe_dump(manifest("faq"))))
     calling = asyncio.create_task(call("submit", "-f", "-", "--watch"))
-    await asyncio.sleep(0.5)
+    while not any("watch=true" in path for _, path, *_ in server.requests):
+        await asyncio.sleep(0.01)
     await server.put("tuningjobs", "faq", status=training(50, loss=2.0))
     await server.put("tuningjobs", "faq", status=SUCCEEDED)
     code, out, err = await calling
@@ -274,16 +253,3 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
         main([command, "--help"])
     assert ended.value.code == 0
     assert COMMANDS[command] in " ".join(capsys.readouterr().out.split())
-
-
-async def test_ctrl_c_ends_the_watching_at_once_and_not_the_job(server: FakeApiServer) -> None:
-    await server.put("tuningjobs", "faq", spec=SPEC, status=training(1))
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "llm_tuning.kubectl.main", "watch", "faq", stdout=PIPE, stderr=PIPE, cwd=ROOT
-    )
-    assert process.stderr is not None
-    assert b"faq: Training" in await asyncio.wait_for(process.stderr.readline(), 20)
-    process.send_signal(signal.SIGINT)
-    out, err = await asyncio.wait_for(process.communicate(), 10)
-    assert (process.returncode, out, err) == (130, b"", b"")
-    assert server.paths("DELETE") == server.paths("PATCH") == []

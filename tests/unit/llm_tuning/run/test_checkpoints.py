@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import signal
-import subprocess
-import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -86,29 +83,6 @@ def test_saving_a_step_again_keeps_the_whole_one_that_is_there(tmp_path: Path) -
     save_checkpoint(tmp_path, 3, write_state)
     save_checkpoint(tmp_path, 3, lambda folder: (folder / "other").touch() or None)
     assert names(tmp_path / "checkpoint-3") == [FILES, "optimizer", "weights"]
-
-
-KILLED_IN_SAVE = """
-import os, signal, sys
-from pathlib import Path
-from llm_tuning.run.checkpoints import save_checkpoint
-
-def write(folder):
-    (folder / "weights").write_bytes(b"w" * 1000)
-    os.kill(os.getpid(), signal.SIGKILL)
-
-save_checkpoint(Path(sys.argv[1]), 2, write)
-"""
-
-
-def test_a_save_killed_half_way_is_never_taken_for_whole_and_goes_with_the_next(tmp_path: Path) -> None:
-    first = save_checkpoint(tmp_path, 1, write_state)
-    killed = subprocess.run([sys.executable, "-c", KILLED_IN_SAVE, str(tmp_path)], check=False, cwd=os.environ["PWD"])
-    assert killed.returncode == -signal.SIGKILL
-    assert names(tmp_path) == [".saving-2", "checkpoint-1"], "the kill came too early or too late for this test"
-    assert latest_checkpoint(tmp_path) == (1, first)
-    save_checkpoint(tmp_path, 2, write_state)
-    assert names(tmp_path) == ["checkpoint-1", "checkpoint-2"]
 
 
 def test_a_removal_killed_half_way_is_never_taken_for_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

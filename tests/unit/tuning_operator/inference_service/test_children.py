@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import socket
-import subprocess
-import sys
-import time
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +13,6 @@ from llm_tuning.agent.contract import (
     Desired,
     ServeInput,
 )
-from llm_tuning.agent.starting import DRAINED_FILE, RUN_DIR
 from tests.support.operator_objects import SETTINGS
 from tests.support.service_objects import make_service
 from tuning_operator.core.cache import BUDGETS, CONFIG_MAPS, DEPLOYMENTS, NETWORK_POLICIES, SERVICES
@@ -91,25 +85,6 @@ def test_vllm_is_told_to_end_after_its_agent_has_drained() -> None:
     (command,) = [container(made, "vllm")["lifecycle"]["preStop"]["exec"]["command"]]
     assert "drained" in command[-1]
     assert made["terminationGracePeriodSeconds"] > WAIT_FOR_DRAIN_SECONDS
-
-
-@pytest.mark.parametrize("agent", ["never started", "answers", "has drained"])
-def test_vllm_does_not_wait_for_an_agent_that_answers_nobody(tmp_path: Path, agent: str) -> None:
-    """The container's own script, with a port and a folder of the test's."""
-    script = container(pod(), "vllm")["lifecycle"]["preStop"]["exec"]["command"][-1]
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        if agent == "answers":
-            listener.listen()
-        if agent == "has drained":
-            (tmp_path / DRAINED_FILE).touch()
-        port = str(listener.getsockname()[1])
-        script = script.replace(str(AGENT_PORT), port).replace(f'"{RUN_DIR}/', f'"{tmp_path}/')
-        script = script.replace(f"+ {WAIT_FOR_DRAIN_SECONDS}", "+ 1.5").replace("sleep(0.5)", "sleep(0.05)")
-        began = time.monotonic()
-        subprocess.run([sys.executable, "-c", script], check=True, timeout=30)
-        waited = time.monotonic() - began
-    assert waited > 1.5 if agent == "answers" else waited < 1.5
 
 
 def test_the_key_of_clients_comes_from_the_secret_and_to_the_agent_alone() -> None:

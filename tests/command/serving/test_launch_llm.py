@@ -1,0 +1,119 @@
+"""`launch_llm.sh` as a process: what it refuses."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+import llm_tuning
+from llm_tuning.errors import InputError
+from llm_tuning.serving.server_process import ServerProcess
+from tests.support.vllm_server import free_port
+
+PACKAGE = Path(llm_tuning.__file__).parent
+
+
+def launch(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the script from the documented folder."""
+    return launch_line(shlex.join(["bash", "config/llm/launch_llm.sh", *map(str, arguments)]), **environment)
+
+
+def launch_line(line: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = ["bash", "-c", line]
+    env = dict(os.environ) | {"LAUNCH_LOG_DIR": str(Path.cwd() / "logs")} | environment
+    return subprocess.run(command, cwd=PACKAGE, env=env, capture_output=True, text=True, check=False)
+
+
+def test_wrong_usage_names_the_documented_line() -> None:
+    run = launch()
+    assert run.returncode == 64
+    assert "launch_llm.sh <port> <gpu_id> <model_path> [lora_path]" in run.stderr
+    assert launch(8000, "cpu", "m", "a", "more").returncode == 64
+
+
+def test_all_problems_are_said_together(tmp_path: Path) -> None:
+    run = launch("80x", "first", tmp_path / "no-model", tmp_path / "no-adapter")
+    assert run.returncode == 64
+    for words in ("port", "gpu_id", "no-model does not exist", "no-adapter: is not a folder"):
+        assert words in run.stderr.replace(": does", " does")
+    assert "Traceback" not in run.stderr
+    assert not (tmp_path / "logs").exists()
+
+
+def test_a_busy_port_is_refused(tiny_base: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        run = launch(port, "cpu", tiny_base, VLLM_PYTHON=sys.executable)
+    assert run.returncode == 64
+    assert f"port {port} of 127.0.0.1: cannot be listened on (Address already in use)" in run.stderr
+
+
+def test_a_port_that_another_launch_is_starting_on_is_refused_and_its_files_stay(tmp_path: Path) -> None:
+    """vLLM listens only after seconds: until then the port looks free."""
+    first = ServerProcess(tmp_path, port=8000)
+    first.start([sys.executable, "-c", "import signal; signal.pause()"], os.environ)
+    try:
+        with pytest.raises(InputError, match="port 8000: is taken: another launch"):
+            ServerProcess(tmp_path, port=8000)
+        assert first.pid_file.exists()
+        first.release()
+        with pytest.raises(InputError, match="port 8000: is taken: another launch"):
+            ServerProcess(tmp_path, port=8000)
+    finally:
+        first.stop()
+    ServerProcess(tmp_path, port=8000).release()
+
+
+def test_a_pid_file_whose_number_is_another_process_s_now_is_no_server(tmp_path: Path) -> None:
+    """As after a machine was switched off: the files are there, and the pid leads a group that is not ours."""
+    other = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"], start_new_session=True)
+    try:
+        (tmp_path / "launch_llm_8000.pid").write_text(f"{other.pid}\n")
+        (tmp_path / "launch_llm_8000.lock").touch()
+        again = ServerProcess(tmp_path, port=8000)
+        assert again.left_behind
+        assert not again.pid_file.exists(), "nobody may be told to kill that number"
+        again.release()
+        assert not ServerProcess(tmp_path, port=8000).left_behind
+        assert other.poll() is None
+    finally:
+        other.kill()
+        other.wait()
+
+
+def test_a_named_python_without_vllm_is_refused_not_replaced(tiny_base: Path) -> None:
+    run = launch(free_port(), "cpu", tiny_base, VLLM_PYTHON=sys.executable)
+    assert run.returncode == 64
+    assert f"VLLM_PYTHON: {sys.executable} does not import vllm" in run.stderr
+
+
+def test_without_vllm_it_says_how_to_install_it(tmp_path: Path, tiny_base: Path) -> None:
+    """A checkout without .venv-vllm, and a PATH whose python has no vLLM."""
+    checkout = tmp_path / "checkout"
+    shutil.copytree(PACKAGE, checkout / "llm_tuning", ignore=shutil.ignore_patterns("__pycache__"))
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    (programs / "python3").symlink_to(sys.executable)
+    for name in ("bash", "dirname"):
+        (programs / name).symlink_to(str(shutil.which(name)))
+    # A link to a virtual environment's python loses its packages: httpx comes by path.
+    site = str(Path(httpx.__file__).parents[1])
+    run = subprocess.run(
+        [str(programs / "bash"), "config/llm/launch_llm.sh", str(free_port()), "0", str(tiny_base)],
+        cwd=checkout / "llm_tuning",
+        env={"PATH": str(programs), "PYTHONPATH": site},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 64, run.stderr
+    assert "make vllm-env" in run.stderr
+    assert "VLLM_PYTHON" in run.stderr
