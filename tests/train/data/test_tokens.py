@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
-from llm_tuning.data.rows import Example
+from llm_tuning.data.rows import Conversation, Example
 from llm_tuning.data.tokens import RowTokenizer, TokenisedRow, TokenisedSequence
 
 PIECES = ["Hello", " ", "  ", "\n", "\n\n", "é", "🙂", "def f(x):", "\t", ".", "word", "1234", "中文", "a", "</b>"]
@@ -48,3 +49,8 @@ def test_ids_are_those_of_apply_chat_template(tokenizer_dir: Path) -> None:
         messages = random_conversation(seed)
         want = theirs.apply_chat_template(messages, tokenize=True)["input_ids"]
         assert tokenised(tokenizer, of(1, messages=messages)).input_ids.tolist() == want
+
+
+def of(number: int, **conversation: Any) -> Example:
+    """A row of one sequence."""
+    return Example(number, (Conversation(**conversation),))
