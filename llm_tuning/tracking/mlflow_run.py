@@ -13,9 +13,8 @@ from typing import Any
 
 from llm_tuning.models.layout import ADAPTER_CONFIG, CARD, CHAT_TEMPLATE, EVALUATION, LOSS_CURVE, MANIFEST, METRICS
 from llm_tuning.models.metrics_file import metric_names
-from llm_tuning.tracking.state import SenderState
-from llm_tuning.tracking.store_lock import store_lock
-from llm_tuning.tracking.stores import Store
+from llm_tuning.tracking.outbox import SenderState
+from llm_tuning.tracking.stores import Store, store_lock
 
 RUN_TOKEN_TAG = "llm_tuning.run_token"
 """Found again by this tag, a run whose creation timed out is not made twice."""

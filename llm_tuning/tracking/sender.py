@@ -23,11 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from llm_tuning.models.layout import METRICS
-from llm_tuning.tracking.fault import describe_fault
 from llm_tuning.tracking.mlflow_run import Job, MlflowRun
-from llm_tuning.tracking.state import JOB_FILE, SenderState, read_state, write_state
-from llm_tuning.tracking.stores import redact, resolve_store
-from llm_tuning.tracking.tail import Tail
+from llm_tuning.tracking.outbox import JOB_FILE, SenderState, Tail, read_state, write_state
+from llm_tuning.tracking.stores import describe_fault, redact, resolve_store
 
 POLL_SECONDS = 5.0
 """Between two looks at metrics.jsonl: a batch costs 8 ms and 0.1 ms a value, so one should carry many steps."""

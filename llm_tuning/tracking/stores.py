@@ -1,4 +1,4 @@
-"""From a tracking URI to the store that MLflow is given.
+"""From a tracking URI to the store that MLflow is given, and why a store could not be reached.
 
 A plain folder (the documented `./mlruns`) means a sqlite store inside it: MLflow has refused file stores since 3.13.
 A folder that already holds a file store is still written as one, so that old and new runs stay together.
@@ -6,7 +6,10 @@ A folder that already holds a file store is still written as one, so that old an
 
 from __future__ import annotations
 
+import fcntl
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -98,3 +101,49 @@ def _plain_folder(uri: str) -> Path | None:
     if "://" in uri or uri in ("databricks", "uc"):
         return None
     return Path(uri).expanduser().absolute()
+
+
+@contextmanager
+def store_lock(store: Store) -> Iterator[None]:
+    """Make the plain folder of `store` and hold its lock; other stores look after themselves.
+
+    One at a time where a sqlite store is made: two runs that create the tables at once would both fail.
+    """
+    if store.folder is None or store.is_file_store:
+        yield
+        return
+    store.folder.mkdir(parents=True, exist_ok=True)
+    with (store.folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def describe_fault(error: BaseException) -> str:
+    """The innermost cause instead of three libraries' wrapping of it; may still hold credentials.
+
+    `connection refused`, `no answer in time`, or the error's own first words.
+    """
+    if isinstance(error, ModuleNotFoundError) and error.name == "mlflow":
+        return "mlflow is not installed"
+    chain = list(_causes(error))
+    for cause in reversed(chain):
+        if isinstance(cause, TimeoutError) or type(cause).__name__.endswith(("Timeout", "TimeoutError")):
+            return "no answer in time"
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror.lower()
+    innermost = next((cause for cause in reversed(chain) if str(cause)), error)
+    return str(innermost) or type(innermost).__name__
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, what it was raised from, and the errors that urllib3 and requests carry as arguments or `reason`."""
+    seen: set[int] = set()
+    pending: list[BaseException] = [error]
+    while pending:
+        current = pending.pop(0)
+        if id(current) in seen:
+            continue
+        seen.add(id(current))
+        yield current
+        inner = (current.__cause__, current.__context__, getattr(current, "reason", None), *current.args)
+        pending += [cause for cause in inner if isinstance(cause, BaseException)]

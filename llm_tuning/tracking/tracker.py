@@ -17,7 +17,7 @@ from typing import Any, Literal
 from llm_tuning.errors import InputError
 from llm_tuning.models.layout import METRICS
 from llm_tuning.models.metrics_file import MetricsFile, read_metrics
-from llm_tuning.tracking.state import JOB_FILE, SenderState, read_state, write_state
+from llm_tuning.tracking.outbox import JOB_FILE, SenderState, read_state, write_state
 from llm_tuning.tracking.stores import Store, check_tracking_uri, redact, resolve_store
 
 log = logging.getLogger(__name__)

@@ -26,7 +26,7 @@ from llm_tuning.progress.lines import JsonLines
 from llm_tuning.run.context import Reporter
 from llm_tuning.run.reporter import RunReporter, SilentReporter
 from llm_tuning.tracking import SERVER_BUDGET_SECONDS, MetricsFile, Tracker
-from llm_tuning.tracking.state import read_state
+from llm_tuning.tracking.outbox import read_state
 from tests.support.status_server import closed_port, silent_server
 
 STEPS = 100

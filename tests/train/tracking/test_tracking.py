@@ -19,7 +19,7 @@ import pytest
 
 from llm_tuning.tracking import SERVER_BUDGET_SECONDS, Tracker, TrackingResult, tracker
 from llm_tuning.tracking.mlflow_run import ADAPTER_PATH_TAG
-from llm_tuning.tracking.state import SenderState, read_state
+from llm_tuning.tracking.outbox import SenderState, read_state
 from tests.support.mlflow_server import MlflowServer
 from tests.support.status_server import closed_port, silent_server
 

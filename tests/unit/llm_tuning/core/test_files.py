@@ -10,7 +10,7 @@ import pytest
 
 from llm_tuning.core.files import read_json, write_json
 from llm_tuning.models.base import check_writable
-from llm_tuning.tracking.state import SenderState, read_state, write_state
+from llm_tuning.tracking.outbox import SenderState, read_state, write_state
 
 WRITERS, TIMES = 8, 100
 

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from llm_tuning.tracking import MetricsFile, read_metrics, summarise
-from llm_tuning.tracking.state import SenderState
-from llm_tuning.tracking.tail import Tail
+from llm_tuning.tracking.outbox import SenderState, Tail
 
 
 @pytest.fixture

@@ -8,8 +8,7 @@ import pytest
 
 from llm_tuning.errors import InputError
 from llm_tuning.tracking import Tracker, check_tracking_uri, redact
-from llm_tuning.tracking.fault import describe_fault
-from llm_tuning.tracking.stores import resolve_store
+from llm_tuning.tracking.stores import describe_fault, resolve_store
 
 
 @pytest.mark.parametrize("uri", ["./mlruns", "mlruns", "file:mlruns", "file://{cwd}/mlruns", "{cwd}/mlruns"])
