@@ -30,7 +30,7 @@ from llm_tuning.api.kube import API_VERSION, GROUP
 from llm_tuning.api.structural import RULES
 from llm_tuning.codes import tune_llm
 from llm_tuning.pod.contract import PodReason
-from tuning_operator.core.cache import Store
+from tuning_operator.core.cache import Cache
 from tuning_operator.core.metrics import Metrics as OperatorMetrics
 from tuning_operator.core.queue import WorkQueue
 
@@ -177,9 +177,9 @@ def _arguments(parser: argparse.ArgumentParser) -> Lines:
 
 
 class _One:
-    """Stands for a store and for a keeper that have one of each, so that every metric shows its labels."""
+    """Stands for a cache and for a keeper that have one of each, so that every metric shows its labels."""
 
-    def tuning_jobs(self) -> list[dict[str, Any]]:
+    def all(self, kind: str) -> list[dict[str, Any]]:
         return [{}]
 
     def report(self) -> Report:
@@ -190,7 +190,7 @@ def metrics_page() -> Lines:
     """What Prometheus can read of the operator, and of an InferenceService."""
     yield from ("# Metrics", "", "## The operator", "", "At `/metrics` on port 8080 of its pod.", "")
     operator = OperatorMetrics()
-    operator.watch(cast(Store, _One()), WorkQueue())
+    operator.watch(cast(Cache, _One()), {"any": WorkQueue()})
     yield from _registry(operator.registry, vars(operator).values())
     yield from ("## An InferenceService", "")
     yield from ("At `/metrics` of each pod's one port: the agent's, and after them vLLM's own (`vllm:...`).", "")

@@ -15,10 +15,10 @@ from llm_tuning.api.kube import LABEL_ROLE, LABEL_UID
 from llm_tuning.client.api import PAUSES, Api, Query, Raw
 from llm_tuning.client.errors import NotFound, Unavailable
 from llm_tuning.client.objects import TuningJobView
-from llm_tuning.pod.contract import CHECK, CONTAINERS, TRAIN
+from llm_tuning.pod.roles import ROLES, TRAIN
 from llm_tuning.progress.lines import read_line
 
-STAGES = (CHECK, TRAIN)
+FOLLOWED = tuple(role.name for role in ROLES.values() if role.is_followed)
 LOOK_SECONDS = 2.0
 """Between two looks for the next pod."""
 SILENT_SECONDS = 60.0
@@ -39,7 +39,7 @@ async def follow_logs(api: Api, jobs: str, name: str, *, follow: bool) -> AsyncG
     It begins at the stage that runs now. Raises NotFound if there is no such TuningJob at the start.
     """
     job = TuningJobView.of(await api.call("GET", f"{jobs}/{name}"))
-    stages: tuple[str, ...] = STAGES
+    stages: tuple[str, ...] = FOLLOWED
     uid, seen = job.uid, set[str]()
     while True:
         pods = await pods_of(api, uid)
@@ -71,7 +71,7 @@ async def follow_logs(api: Api, jobs: str, name: str, *, follow: bool) -> AsyncG
 async def pods_of(api: Api, uid: str) -> list[Raw]:
     """The pods that checked and trained, in the order in which they were made."""
     path = f"/api/v1/namespaces/{api.connection.namespace}/pods"
-    selector = f"{LABEL_UID}={uid},{LABEL_ROLE} in ({','.join(STAGES)})"
+    selector = f"{LABEL_UID}={uid},{LABEL_ROLE} in ({','.join(FOLLOWED)})"
     pods: list[Raw] = (await api.call("GET", path, query={"labelSelector": selector}))["items"]
     return sorted(pods, key=lambda pod: (pod["metadata"]["creationTimestamp"], pod["metadata"]["name"]))
 
@@ -96,7 +96,7 @@ def losses_in(lines: Sequence[str]) -> list[LossPoint]:
 
 def _state_of(pod: Raw) -> Raw:
     """The state of the container that does the pod's work; others, such as a mesh's proxy, may stand beside it."""
-    name = CONTAINERS[pod["metadata"]["labels"][LABEL_ROLE]]
+    name = ROLES[pod["metadata"]["labels"][LABEL_ROLE]].container
     statuses = pod.get("status", {}).get("containerStatuses") or ()
     return next((status.get("state") or {} for status in statuses if status["name"] == name), {})
 
@@ -107,7 +107,7 @@ def _has_started(pod: Raw) -> bool:
 
 
 async def _pod_lines(api: Api, pod: Raw, *, follow: bool) -> AsyncGenerator[str, None]:
-    container = CONTAINERS[pod["metadata"]["labels"][LABEL_ROLE]]
+    container = ROLES[pod["metadata"]["labels"][LABEL_ROLE]].container
     path = f"/api/v1/namespaces/{api.connection.namespace}/pods/{pod['metadata']['name']}"
     last, lines_at_last, attempt = "", 0, 0
     while True:

@@ -36,11 +36,6 @@ TERMINATION_LOG_VARIABLE = "TERMINATION_LOG"
 REQUIRE_GPU_VARIABLE = "LLM_TUNING_REQUIRE_GPU"
 """Set to 1 by the operator in pods with GPUs, unless it allows the fall-back to the CPU."""
 
-CHECK, TRAIN, REPORT = "check", "train", "report"
-"""The subcommands, which are also the roles of the operator's Jobs."""
-CONTAINERS = {CHECK: "check", TRAIN: "trainer", REPORT: "report"}
-"""The name of the one container in a pod of each role."""
-
 RESULT_BYTES = 2048
 REASON_CHARACTERS = 128
 _CUT = "..."

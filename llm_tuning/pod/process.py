@@ -12,8 +12,6 @@ from typing import Protocol, cast
 from llm_tuning.core.console import set_up_logging
 from llm_tuning.errors import EXIT_INPUT, EXIT_OK, EXIT_TRY_AGAIN, InputError, Problem, TryAgain
 from llm_tuning.pod.contract import (
-    CHECK,
-    CONTAINERS,
     TERMINATION_LOG,
     TERMINATION_LOG_VARIABLE,
     CheckResult,
@@ -22,6 +20,7 @@ from llm_tuning.pod.contract import (
     encode_result,
 )
 from llm_tuning.pod.job import PodJob
+from llm_tuning.pod.roles import ROLES
 from llm_tuning.pod.secrets import ScrubbingFormatter, scrub
 from llm_tuning.pod.wording import in_claim_words, message_of, reason_of
 
@@ -39,8 +38,8 @@ def run_role(role: str) -> int:
     _set_up_logging()
     job: PodJob | None = None
     try:
-        if role not in CONTAINERS:
-            raise InputError(Problem("", "the subcommand must be one of " + ", ".join(CONTAINERS)))
+        if role not in ROLES:
+            raise InputError(Problem("", "the subcommand must be one of " + ", ".join(ROLES)))
         job = PodJob.from_environment()
         result, code = cast(_Role, importlib.import_module(f"llm_tuning.pod.{role}")).run(job), EXIT_OK
     except InputError as error:
@@ -57,7 +56,7 @@ def run_role(role: str) -> int:
 
 def _failed(role: str, job: PodJob | None, reason: str, message: str) -> CheckResult | TrainResult:
     message = scrub(in_claim_words(message, job))
-    if role == CHECK:
+    if role in ROLES and ROLES[role].result is CheckResult:
         return CheckResult(ok=False, reason=reason, message=message)
     model_id = job.input.model_id if job is not None else ""
     return TrainResult(ok=False, reason=reason, message=message, model_id=model_id)

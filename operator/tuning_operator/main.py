@@ -15,8 +15,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from llm_tuning.errors import EXIT_INPUT, InputError, TuningError
-from tuning_operator.core.cache import INFERENCE_SERVICES, KINDS, TUNING_JOBS, Store
-from tuning_operator.core.cluster import Cluster
+from tuning_operator.core.cache import INFERENCE_SERVICES, KINDS, TUNING_JOBS, Cache
+from tuning_operator.core.cluster import KIND_NAMES, Cluster
 from tuning_operator.core.constants import LEASE_NAME, RESYNC_SECONDS
 from tuning_operator.core.errors import ClusterError, Forbidden, NotFound
 from tuning_operator.core.health import Health, HealthServer
@@ -27,12 +27,12 @@ from tuning_operator.core.queue import WorkQueue
 from tuning_operator.core.settings import Settings
 from tuning_operator.core.watch import watch
 from tuning_operator.inference_service.agents import Agents
-from tuning_operator.inference_service.reconciler import ServiceWorker
+from tuning_operator.inference_service.reconciler import InferenceServiceReconciler
 from tuning_operator.reports.server import ProgressServer
 from tuning_operator.reports.tls import ensure_tls, serving_names
 from tuning_operator.reports.tls_folder import TlsFilesUnusable, TlsFolder
 from tuning_operator.reports.tokens import ClusterKeys, TokenVerifier
-from tuning_operator.tuning_job.reconciler import Worker
+from tuning_operator.tuning_job.reconciler import TuningJobReconciler
 
 log = logging.getLogger(__name__)
 
@@ -50,21 +50,23 @@ class Operator:
     def __init__(self, settings: Settings, cluster: Cluster, metrics: Metrics) -> None:
         self.settings, self.cluster = settings, cluster
         self.metrics = metrics
-        self.queue, self.service_queue = WorkQueue(), WorkQueue()
-        self.store = Store(self.queue.add, self.service_queue.add)
+        self.queues = {kind: WorkQueue(metrics=metrics.queue(name.lower())) for kind, name in KIND_NAMES.items()}
+        self.cache = Cache({kind: queue.add for kind, queue in self.queues.items()})
         instance = settings.pod_name or f"{socket.gethostname()}_{secrets.token_hex(4)}"
-        self.worker = Worker(cluster, self.store, self.queue, settings, self.metrics, instance)
-        self.agents = Agents(self.service_queue.add)
-        self.service_worker = ServiceWorker(
-            cluster, self.store, self.service_queue, settings, self.metrics, instance, agents=self.agents
+        shared = (settings, metrics, instance)
+        self.agents = Agents(self.queues[INFERENCE_SERVICES].add)
+        self.tuning_jobs = TuningJobReconciler(cluster, self.cache, self.queues[TUNING_JOBS], *shared)
+        self.services = InferenceServiceReconciler(
+            cluster, self.cache, self.queues[INFERENCE_SERVICES], *shared, agents=self.agents
         )
+        self.reconcilers = (self.tuning_jobs, self.services)
         self.lease = Lease(cluster, settings.namespace, LEASE_NAME, instance)
-        self.health = Health(lambda: self.worker.busy_since | self.service_worker.busy_since)
+        self.health = Health(lambda: {**self.tuning_jobs.busy_since, **self.services.busy_since})
         self.stop = asyncio.Event()
         self._closed: frozenset[str] = frozenset()
         """Watched namespaces that the last list was not let into: deleted, or without the Role."""
         self._closed_changed = asyncio.Event()
-        metrics.watch(self.store, self.queue)
+        metrics.watch(self.cache, {KIND_NAMES[kind].lower(): queue for kind, queue in self.queues.items()})
         cluster.guard = self.lease.check
 
     async def run(self) -> None:
@@ -93,13 +95,13 @@ class Operator:
             await self._until_stopped(hold, self._seed())
             if self.stop.is_set():
                 return
-            self.service_worker.started = time.monotonic()
-            for worker in (self.worker, self.service_worker):
-                tasks += [asyncio.create_task(worker.run()) for _ in range(self.settings.workers)]
+            self.services.started = time.monotonic()
+            for reconciler in self.reconcilers:
+                tasks += [asyncio.create_task(reconciler.run()) for _ in range(self.settings.workers)]
             tasks.append(asyncio.create_task(self._watch()))
             tasks.append(asyncio.create_task(self._resync()))
             self.health.ready = True
-            log.info("ready", extra={"keys": self.store.sizes()})
+            log.info("ready", extra={"keys": self.cache.sizes()})
             await self._until_stopped(*tasks)
         finally:
             for task in tasks:
@@ -141,8 +143,8 @@ class Operator:
             tls = await ensure_tls(self.cluster, namespace, serving_names(namespace), datetime.now(UTC))
         self._trust(tls.ca_pem)
         server = ProgressServer(
-            TokenVerifier(ClusterKeys(self.cluster.read_jwks), self.store),
-            self.worker.report,
+            TokenVerifier(ClusterKeys(self.cluster.read_jwks), self.cache),
+            self.tuning_jobs.report,
             tls.context,
             self.agents.exchange,
             port=self.settings.progress_port,
@@ -152,7 +154,8 @@ class Operator:
         return server
 
     def _trust(self, ca_pem: str) -> None:
-        self.worker.settings = self.service_worker.settings = self.settings.with_ca(ca_pem)
+        for reconciler in self.reconcilers:
+            reconciler.settings = self.settings.with_ca(ca_pem)
 
     async def _renew_tls(self, folder: TlsFolder, server: ProgressServer) -> None:
         """Connections that are made from now on get the new certificate; what runs on goes on."""
@@ -179,7 +182,7 @@ class Operator:
                 return
 
     async def _list(self) -> dict[str, list[str]]:
-        """List every kind into the store; returns what no watch had told of, by kind.
+        """List every kind into the cache; returns what no watch had told of, by kind.
 
         A namespace that is closed to the operator is passed over, so that one team's end is not everybody's. Raises
         ClusterError, also where all of them are closed.
@@ -191,7 +194,7 @@ class Operator:
                 # The custom resources last: one is only known with all of its children.
                 for kind in reversed(KINDS):
                     items, version = await self.cluster.list_all(kind, namespace)
-                    missed[kind] += self.store.apply_list(kind, items, version, namespace)
+                    missed[kind] += self.cache.apply_list(kind, items, version, namespace)
             except (Forbidden, NotFound) as error:
                 if namespace is None:
                     raise
@@ -217,7 +220,7 @@ class Operator:
             self._closed_changed.clear()
             closed, stop, started = self._closed, asyncio.Event(), asyncio.Event()
             namespaces = [name for name in self.settings.watch_namespaces if name not in closed]
-            running = asyncio.create_task(watch(self.store, namespaces, stop, started))
+            running = asyncio.create_task(watch(self.cache, namespaces, stop, started))
             others = [asyncio.create_task(part) for part in (self._closed_changed.wait(), self._signals_after(started))]
             try:
                 await asyncio.wait({running, others[0]}, return_when=asyncio.FIRST_COMPLETED)
@@ -247,7 +250,7 @@ class Operator:
             now = time.monotonic()
             for kind, names in missed.items():
                 self.metrics.resynced.inc(len(names))
-                silent = now - self.store.delivered.get(kind, 0.0) > DEAF_SECONDS
+                silent = now - self.cache.delivered.get(kind, 0.0) > DEAF_SECONDS
                 if not names or not silent:
                     suspected.pop(kind, None)
                     continue
@@ -256,8 +259,8 @@ class Operator:
                 if kind in suspected:
                     self.health.deaf = f"the watch of {kind} has told nothing for {now - suspected[kind]:.0f} s"
                 suspected.setdefault(kind, now)
-            for kind, queue in ((TUNING_JOBS, self.queue), (INFERENCE_SERVICES, self.service_queue)):
-                for raw in list(self.store.all(kind)):
+            for kind, queue in self.queues.items():
+                for raw in list(self.cache.all(kind)):
                     queue.add((raw["metadata"]["namespace"], raw["metadata"]["name"]))
 
 

@@ -21,7 +21,7 @@ from tests.support.tuning_namespace import (
     tuning_namespace,
     wait_until,
 )
-from tuning_operator.reports.audience import audience_of
+from tuning_operator.core.audience import audience_of
 
 CLIENT = "client"
 POST = """

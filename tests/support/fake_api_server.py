@@ -19,7 +19,7 @@ from aiohttp import web
 
 from llm_tuning.api.kube import API_VERSION, LABEL_JOB, LABEL_ROLE, LABEL_UID
 from llm_tuning.client import Connection
-from llm_tuning.pod.contract import CONTAINERS
+from llm_tuning.pod.roles import ROLES
 
 Raw = dict[str, Any]
 NAMESPACE = "team"
@@ -109,8 +109,8 @@ class FakeApiServer:
                 "labels": labels,
                 "creationTimestamp": f"2026-11-29T08:00:{number:02}Z",
             },
-            "spec": {"containers": [{"name": CONTAINERS[role]}]},
-            "status": {"containerStatuses": [{"name": CONTAINERS[role], "state": {state: {}}}]},
+            "spec": {"containers": [{"name": ROLES[role].container}]},
+            "status": {"containerStatuses": [{"name": ROLES[role].container, "state": {state: {}}}]},
         }
         self.pods.append(pod)
         self.logs[name] = [(f"2026-11-29T08:01:00.{n + 1:03}Z", line) for n, line in enumerate(lines or [])]

@@ -104,27 +104,7 @@ class MemoryCluster:
         items, _ = await self.list_all(PODS, namespace)
         return [pod for pod in items if pod["metadata"]["labels"].get(LABEL_UID) == uid]
 
-    async def read_tuning_job(self, namespace: str, name: str) -> Raw | None:
-        return self.get(TUNING_JOBS, name, namespace)
-
-    async def read_job(self, namespace: str, name: str) -> Raw | None:
-        return self.get(JOBS, name, namespace)
-
-    async def create_job(self, body: Raw) -> Raw:
-        return self._write(f"create {body['metadata']['name']}", lambda: self.add(JOBS, body))
-
-    async def delete_job(self, namespace: str, name: str, uid: str) -> None:
-        self._write(f"delete {name}", lambda: self._delete_job((namespace, name), uid))
-
-    async def delete_tuning_job(self, namespace: str, name: str, uid: str) -> None:
-        def delete() -> None:
-            found = self.objects[TUNING_JOBS].get((namespace, name))
-            if found is not None and found["metadata"]["uid"] == uid:
-                self.remove(TUNING_JOBS, namespace, name)
-
-        self._write(f"delete tuningjob {name}", delete)
-
-    async def apply_status(self, raw: Mapping[str, Any], status: Raw, kind: str = TUNING_JOBS) -> Raw:
+    async def apply_status(self, kind: str, raw: Mapping[str, Any], status: Raw) -> Raw:
         metadata = raw["metadata"]
         return self._write(f"status of {metadata['name']}", lambda: self._apply_status(kind, metadata, status))
 
@@ -147,10 +127,12 @@ class MemoryCluster:
     async def delete(self, kind: str, namespace: str, name: str, uid: str) -> None:
         def remove() -> None:
             found = self.objects[kind].get((namespace, name))
-            if found is not None and found["metadata"]["uid"] == uid:
+            if kind == JOBS:
+                self._delete_job((namespace, name), uid)
+            elif found is not None and found["metadata"]["uid"] == uid:
                 self.remove(kind, namespace, name)
 
-        self._write(f"delete {name}", remove)
+        self._write(f"delete {'tuningjob ' * (kind == TUNING_JOBS)}{name}", remove)
 
     async def list_warnings(self, namespace: str) -> list[Raw]:
         self.reads.append("events")

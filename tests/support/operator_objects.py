@@ -9,9 +9,11 @@ from typing import Any
 
 from llm_tuning.api.kube import API_VERSION
 from llm_tuning.api.tuning_job import KIND, Progress
-from llm_tuning.pod.contract import CHECK, CONTAINERS, TRAIN
+from llm_tuning.pod.roles import CHECK, ROLES, TRAIN
+from tuning_operator.core.cache import JOBS
 from tuning_operator.core.conditions import timestamp
 from tuning_operator.core.constants import LABEL_JOB, LABEL_ROLE, LABEL_UID, MANAGED_BY, MANAGED_BY_LABEL
+from tuning_operator.core.desired import Desired
 from tuning_operator.core.settings import Settings
 from tuning_operator.tuning_job.observed import Observed, build_observed
 
@@ -169,14 +171,19 @@ def make_pod(
             "ownerReferences": [{"kind": "Job", "name": f"faq-{role}", "uid": job_uid or f"job-{role}"}],
         },
         "spec": {
-            "containers": [{"name": CONTAINERS[role], "image": "operator:1" if role == CHECK else "trainer:1"}],
+            "containers": [{"name": ROLES[role].container, "image": "operator:1" if role == CHECK else "trainer:1"}],
         },
         "status": {
             "phase": phase,
             "conditions": conditions,
-            "containerStatuses": [{"name": CONTAINERS[role], "state": state}] if state else [],
+            "containerStatuses": [{"name": ROLES[role].container, "state": state}] if state else [],
         },
     }
+
+
+def jobs_in(desired: Desired) -> list[Raw]:
+    """The Jobs that are to be made."""
+    return [body for kind, body in desired.create if kind == JOBS]
 
 
 def with_sidecar(pod: Raw, name: str, state: str | int = "running", *, kind: str = "containers", **waiting: str) -> Raw:

@@ -9,8 +9,8 @@ from datetime import timedelta
 from typing import Any
 
 from llm_tuning.api.tuning_job import Progress
-from llm_tuning.pod.contract import CHECK, REPORT, TRAIN
-from tests.support.operator_objects import CHECKED, SETTINGS, START, TRAINED, Raw, make_pod
+from llm_tuning.pod.roles import CHECK, REPORT, TRAIN
+from tests.support.operator_objects import CHECKED, SETTINGS, START, TRAINED, Raw, jobs_in, make_pod
 from tuning_operator.core.conditions import timestamp
 from tuning_operator.core.desired import Event
 from tuning_operator.tuning_job.desire import desire
@@ -61,10 +61,10 @@ class World:
         desired = desire(build_observed(self.job, **known), SETTINGS, self.now)
         if desired.needs_events:
             desired = desire(build_observed(self.job, warnings=self.warnings, **known), SETTINGS, self.now)
-        for job in desired.create_jobs:
+        for job in jobs_in(desired):
             self._write(f"create {job['metadata']['name']}")
             self._create(copy.deepcopy(job))
-        for ref in desired.delete_jobs:
+        for ref in desired.delete:
             self._write(f"delete {ref.name}")
             if ref.name in self.jobs and self.jobs[ref.name]["metadata"]["uid"] == ref.uid:
                 self.jobs[ref.name]["metadata"]["deletionTimestamp"] = timestamp(self.now)

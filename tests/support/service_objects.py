@@ -13,6 +13,7 @@ from tuning_operator.core.conditions import timestamp
 from tuning_operator.core.constants import LABEL_SERVICE, LABEL_SERVICE_UID, MANAGED_BY, MANAGED_BY_LABEL
 from tuning_operator.inference_service.children import build_parts
 from tuning_operator.inference_service.observed import ObservedService, build_observed_service
+from tuning_operator.inference_service.routes import routes_of
 
 SERVICE_UID = "99999999-2222-3333-4444-555555555555"
 ROUTES = [{"name": "support", "targets": [{"modelId": "ft_a"}]}]
@@ -82,9 +83,7 @@ def observe(
     pods = [make_serving_pod()] if pods is None else pods
     bare = build_observed_service(raw, spec=None, parts={}, jobs=further.get("jobs"))
     assert bare.spec is not None, bare.problems
-    from tuning_operator.inference_service.desire import desire_service
-
-    desired = desire_service(bare, SETTINGS, START).agents
+    desired = routes_of(bare)
     assert desired is not None
     parts = dict(build_parts(bare, bare.spec, SETTINGS, desired)) if applied else {}
     if applied:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
+from typing import Any, cast
 
-from llm_tuning.api.inference_service import InferenceServiceSpec
 from llm_tuning.api.kube import GROUP, VERSION
-from llm_tuning.api.tuning_job import TuningJobSpec
-from llm_tuning.errors import InputError
+from llm_tuning.core.model import ApiModel
 from tuning_operator.core.constants import (
     LABEL_JOB,
     LABEL_SERVICE,
@@ -23,6 +22,7 @@ from tuning_operator.core.constants import (
     MANAGED_BY,
     MANAGED_BY_LABEL,
 )
+from tuning_operator.core.resource import Spec, parse_spec
 
 Raw = dict[str, Any]
 Key = tuple[str, str]
@@ -65,22 +65,21 @@ TOMBSTONES = 20_000
 """Deleted uids to remember: events come late by seconds, not by thousands of objects."""
 
 
-class Store:
-    """`changed(key)` is called for every TuningJob that a change concerns, `service_changed` for InferenceServices."""
+Enqueue = Callable[[Key], None]
 
-    def __init__(
-        self,
-        changed: Callable[[Key], None] = lambda key: None,
-        service_changed: Callable[[Key], None] = lambda key: None,
-    ) -> None:
-        self._changed, self._service_changed = changed, service_changed
+
+class Cache:
+    """Objects by kind; `enqueue` has what is called, by kind, with each custom resource that a change concerns."""
+
+    def __init__(self, enqueue: Mapping[str, Enqueue] = MappingProxyType({})) -> None:
+        self._enqueue = {kind: enqueue.get(kind, _ignore) for kind in RESOURCES}
         self._objects: dict[str, dict[Key, Raw]] = {kind: {} for kind in KINDS}
         self._by_uid: dict[str, dict[str, set[Key]]] = {JOBS: {}, PODS: {}}
         self._waiting_for: dict[Key, set[Key]] = {}
         """TuningJobs by the one whose adapter they start from."""
         self._served_by: dict[Key, set[Key]] = {}
         """InferenceServices by the TuningJobs that their routes name."""
-        self._specs: dict[str, tuple[int, TuningJobSpec | InferenceServiceSpec | None]] = {}
+        self._specs: dict[str, tuple[int, ApiModel | None]] = {}
         self._deleted: OrderedDict[str, None] = OrderedDict()
         self.delivered: dict[str, float] = {}
         """When a watch last delivered anything, by kind; on the clock of time.monotonic()."""
@@ -107,7 +106,7 @@ class Store:
         raw = trimmed(kind, raw)
         self._objects[kind][key] = raw
         self._index(kind, key, raw)
-        self._tell(kind, key, raw)
+        self._changed(kind, key, raw)
 
     def forget(self, kind: str, raw: Raw) -> None:
         """An object that the API server no longer has."""
@@ -135,13 +134,7 @@ class Store:
                     self._drop(kind, key, raw)
         return missed
 
-    # --- what is asked ---------------------------------------------------------------------------------------------
-
-    def tuning_job(self, namespace: str, name: str) -> Raw | None:
-        return self._objects[TUNING_JOBS].get((namespace, name))
-
-    def tuning_jobs(self) -> Iterable[Raw]:
-        return self._objects[TUNING_JOBS].values()
+    # --- what is read ----------------------------------------------------------------------------------------------
 
     def get(self, kind: str, namespace: str, name: str) -> Raw | None:
         return self._objects[kind].get((namespace, name))
@@ -149,35 +142,17 @@ class Store:
     def all(self, kind: str) -> Iterable[Raw]:
         return self._objects[kind].values()
 
-    def job(self, namespace: str, name: str) -> Raw | None:
-        return self._objects[JOBS].get((namespace, name))
-
     def pods_of(self, uid: str) -> list[Raw]:
         """Pods labelled with the uid of a TuningJob or an InferenceService."""
         return [self._objects[PODS][key] for key in self._by_uid[PODS].get(uid, ())]
 
-    def spec_of(self, raw: Raw) -> TuningJobSpec | None:
-        """The spec of a TuningJob, parsed once for each generation; None where it does not parse."""
-        spec = self._parsed(raw, TuningJobSpec)
-        return spec if isinstance(spec, TuningJobSpec) else None
-
-    def service_spec_of(self, raw: Raw) -> InferenceServiceSpec | None:
-        """The same of an InferenceService."""
-        spec = self._parsed(raw, InferenceServiceSpec)
-        return spec if isinstance(spec, InferenceServiceSpec) else None
-
-    def _parsed(
-        self, raw: Raw, model: type[TuningJobSpec | InferenceServiceSpec]
-    ) -> TuningJobSpec | InferenceServiceSpec | None:
+    def spec_of(self, raw: Raw, model: type[Spec]) -> Spec | None:
+        """Parse the spec of a custom resource, once for each generation; None where it does not fit."""
         uid, generation = raw["metadata"]["uid"], int(raw["metadata"].get("generation", 1))
         known = self._specs.get(uid)
         if known is None or known[0] != generation:
-            try:
-                spec: TuningJobSpec | InferenceServiceSpec | None = model.parse(raw.get("spec") or {}, where="spec")
-            except InputError:
-                spec = None
-            known = self._specs[uid] = (generation, spec)
-        return known[1]
+            known = self._specs[uid] = (generation, parse_spec(model, raw)[0])
+        return cast(Spec | None, known[1])
 
     def chain_from(self, namespace: str, name: str) -> tuple[str, ...]:
         """The TuningJob `name`, the one whose adapter it waits for, and so on; each once."""
@@ -185,7 +160,7 @@ class Store:
         following: str | None = name
         while following is not None and following not in chain:
             chain.append(following)
-            raw = self.tuning_job(namespace, following) or {}
+            raw = self.get(TUNING_JOBS, namespace, following) or {}
             knows = (raw.get("status") or {}).get("startAdapterModelId")
             following = None if knows is not None else _start_job(raw)
         return tuple(chain)
@@ -208,10 +183,10 @@ class Store:
     def _drop(self, kind: str, key: Key, old: Raw) -> None:
         del self._objects[kind][key]
         self._unindex(kind, key, old)
-        self._tell(kind, key, old)
+        self._changed(kind, key, old)
 
     def _is_late(self, kind: str, raw: Raw) -> bool:
-        """Told of by a watch after its end. What no watch tells of was read: it is there, whatever was said before."""
+        """Whether a watch delivers it after its end. What no watch delivers was read: it is there all the same."""
         return raw["metadata"]["uid"] in self._deleted and _is_watched(kind, raw)
 
     def _index(self, kind: str, key: Key, raw: Raw) -> None:
@@ -236,22 +211,20 @@ class Store:
         elif kind in self._by_uid and (uid := _owner_label(raw)) is not None:
             _discard(self._by_uid[kind], uid, key)
 
-    def _tell(self, kind: str, key: Key, raw: Raw) -> None:
-        if kind == TUNING_JOBS:
-            self._changed(key)
-            for waiting in self._waiting_for.get(key, ()):
-                self._changed(waiting)
-            for service in self._served_by.get(key, ()):
-                self._service_changed(service)
-            return
-        if kind == INFERENCE_SERVICES:
-            self._service_changed(key)
+    def _changed(self, kind: str, key: Key, raw: Raw) -> None:
+        if kind in RESOURCES:
+            self._enqueue[kind](key)
+            if kind == TUNING_JOBS:
+                for waiting in self._waiting_for.get(key, ()):
+                    self._enqueue[TUNING_JOBS](waiting)
+                for service in self._served_by.get(key, ()):
+                    self._enqueue[INFERENCE_SERVICES](service)
             return
         labels = raw["metadata"].get("labels", {})
-        if LABEL_JOB in labels:
-            self._changed((key[0], labels[LABEL_JOB]))
-        elif LABEL_SERVICE in labels:
-            self._service_changed((key[0], labels[LABEL_SERVICE]))
+        for label, owner in ((LABEL_JOB, TUNING_JOBS), (LABEL_SERVICE, INFERENCE_SERVICES)):
+            if label in labels:
+                self._enqueue[owner]((key[0], labels[label]))
+                return
 
 
 def trimmed(kind: str, raw: Raw) -> Raw:
@@ -273,6 +246,10 @@ def trimmed(kind: str, raw: Raw) -> Raw:
         kept["spec"] = {"containers": [_named_image(container) for container in spec.get("containers", ())]}
         kept["status"] = {name: kept["status"][name] for name in POD_STATUS if name in kept["status"]}
     return kept
+
+
+def _ignore(key: Key) -> None:
+    """Where nothing reconciles that kind."""
 
 
 def _named_image(container: Raw) -> Raw:

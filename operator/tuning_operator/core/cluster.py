@@ -1,6 +1,6 @@
 """The only module that knows the Kubernetes client: each call the operator makes, and what its faults mean.
 
-Objects are plain dicts. A write is never repeated here: the worker decides again from what is there then.
+Objects are plain dicts. A write is never repeated here: the reconciler decides again from what is there then.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Cluster:
     # --- the chain -------------------------------------------------------------------------------------------------
 
     async def list_all(self, resource: str, namespace: str | None) -> tuple[list[Raw], str]:
-        """All objects of `resource` (one of the store's KINDS) and the resourceVersion of the list."""
+        """All objects of `resource` (one of the cache's KINDS) and the resourceVersion of the list."""
         query = {"limit": str(PAGE)} | ({} if resource in RESOURCES else {"labelSelector": SELECTED})
         path = _path(resource, namespace)
         items: list[Raw] = []
@@ -79,25 +79,7 @@ class Cluster:
             if not query["continue"]:
                 return items, answer["metadata"]["resourceVersion"]
 
-    async def read_tuning_job(self, namespace: str, name: str) -> Raw | None:
-        return await self.read(TUNING_JOBS, namespace, name)
-
-    async def read_job(self, namespace: str, name: str) -> Raw | None:
-        return await self.read(JOBS, namespace, name)
-
-    async def create_job(self, body: Raw) -> Raw:
-        """Create a Job. Raises AlreadyExists where the name is taken: by the same Job, or by somebody's."""
-        return await self.create(JOBS, body)
-
-    async def delete_job(self, namespace: str, name: str, uid: str) -> None:
-        """Delete exactly this Job; it stays until its pods have ended."""
-        await self.delete(JOBS, namespace, name, uid, "Foreground")
-
-    async def delete_tuning_job(self, namespace: str, name: str, uid: str) -> None:
-        """Delete exactly this TuningJob; its Jobs and pods follow."""
-        await self.delete(TUNING_JOBS, namespace, name, uid)
-
-    async def apply_status(self, raw: Mapping[str, Any], status: Raw, kind: str = TUNING_JOBS) -> Raw:
+    async def apply_status(self, kind: str, raw: Mapping[str, Any], status: Raw) -> Raw:
         """Make `status` that of the custom resource as it was read; raises Conflict if it was changed since."""
         self.guard()
         metadata = raw["metadata"]
@@ -136,9 +118,10 @@ class Cluster:
         except AlreadyExists:
             await self._call("patch", "events", "PATCH", f"{path}/{name}", body=again(first), content=_MERGE)
 
-    # --- any kind of the store -------------------------------------------------------------------------------------
+    # --- any kind of the cache -------------------------------------------------------------------------------------
 
     async def read(self, kind: str, namespace: str, name: str) -> Raw | None:
+        """Read an object; None where there is none."""
         return await self._read(kind, f"{_path(kind, namespace)}/{name}")
 
     async def create(self, kind: str, body: Raw) -> Raw:
@@ -154,9 +137,15 @@ class Cluster:
         metadata = body["metadata"]
         return await self._apply(kind, f"{_path(kind, metadata['namespace'])}/{metadata['name']}", body)
 
-    async def delete(self, kind: str, namespace: str, name: str, uid: str, propagation: str = "Background") -> None:
-        """Delete exactly this object."""
-        await self._delete(kind, f"{_path(kind, namespace)}/{name}", uid, propagation)
+    async def delete(self, kind: str, namespace: str, name: str, uid: str) -> None:
+        """Delete exactly this object, and what it owns; a Job stays until its pods have ended."""
+        self.guard()
+        propagation = "Foreground" if kind == JOBS else "Background"
+        options = {"preconditions": {"uid": uid}, "propagationPolicy": propagation}
+        try:
+            await self._call("delete", kind, "DELETE", f"{_path(kind, namespace)}/{name}", body=options)
+        except (NotFound, Conflict):  # gone, or another object of the name: either is what was wanted
+            return
 
     # --- the operator's own ----------------------------------------------------------------------------------------
 
@@ -190,14 +179,6 @@ class Cluster:
             return await self._call("get", resource, "GET", path)
         except NotFound:
             return None
-
-    async def _delete(self, resource: str, path: str, uid: str, propagation: str) -> None:
-        self.guard()
-        options = {"preconditions": {"uid": uid}, "propagationPolicy": propagation}
-        try:
-            await self._call("delete", resource, "DELETE", path, body=options)
-        except (NotFound, Conflict):  # gone, or another object of the name: either is what was wanted
-            return
 
     async def _apply(self, resource: str, path: str, body: Raw) -> Raw:
         query = {"fieldManager": FIELD_MANAGER, "force": "true"}

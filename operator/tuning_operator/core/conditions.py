@@ -12,6 +12,7 @@ from llm_tuning.api.kube import Condition
 from tuning_operator.core.constants import MESSAGE_CHARACTERS
 
 UNKNOWN, TRUE, FALSE = "Unknown", "True", "False"
+SPEC_UNKNOWN = "this version of the operator does not know such a spec"
 
 
 class Conditions:

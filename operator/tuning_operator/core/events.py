@@ -1,6 +1,6 @@
-"""Kubernetes Events on a custom resource: one object for each thing that is told, however often it happens.
+"""Record Kubernetes Events on a custom resource: one object for each content, however often it happens.
 
-The name follows from what is told, so that a repeat, or an operator that died in between, counts one up.
+The name follows from the content, so that a repeat, or an operator that died in between, counts one up.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from datetime import datetime
 from typing import Any
 
 from llm_tuning.api.kube import API_VERSION
-from tuning_operator.core.cache import TUNING_JOBS
 from tuning_operator.core.cluster import KIND_NAMES, Cluster
 from tuning_operator.core.conditions import timestamp
 from tuning_operator.core.constants import MANAGED_BY
@@ -23,15 +22,13 @@ log = logging.getLogger(__name__)
 
 
 def event_name(raw: Mapping[str, Any], event: Event) -> str:
-    """`NAME.HASH`, the hash over the object's uid and what is told."""
-    told = f"{raw['metadata']['uid']}\n{event.type}\n{event.reason}\n{event.message}"
-    return f"{raw['metadata']['name']}.{hashlib.sha256(told.encode()).hexdigest()[:16]}"
+    """Give `NAME.HASH`, the hash over the object's uid and the content."""
+    content = f"{raw['metadata']['uid']}\n{event.type}\n{event.reason}\n{event.message}"
+    return f"{raw['metadata']['name']}.{hashlib.sha256(content.encode()).hexdigest()[:16]}"
 
 
-def build_event(
-    raw: Mapping[str, Any], event: Event, now: datetime, instance: str, kind: str = TUNING_JOBS
-) -> dict[str, Any]:
-    """The Event as it is created."""
+def build_event(kind: str, raw: Mapping[str, Any], event: Event, now: datetime, instance: str) -> dict[str, Any]:
+    """Build the Event as it is created."""
     metadata = raw["metadata"]
     involved = {
         "apiVersion": API_VERSION,
@@ -58,24 +55,18 @@ def build_event(
     }
 
 
-async def tell(
-    cluster: Cluster,
-    raw: Mapping[str, Any],
-    events: list[Event],
-    now: datetime,
-    *,
-    instance: str,
-    kind: str = TUNING_JOBS,
+async def record_events(
+    cluster: Cluster, kind: str, raw: Mapping[str, Any], events: list[Event], *, now: datetime, instance: str
 ) -> None:
     """Write `events`. A failure is logged, and never fails the pass: the status is what counts."""
     for event in events:
-        body = build_event(raw, event, now, instance, kind)
+        body = build_event(kind, raw, event, now, instance)
         try:
-            await cluster.write_event(body["metadata"]["namespace"], body["metadata"]["name"], body, _again)
+            await cluster.write_event(body["metadata"]["namespace"], body["metadata"]["name"], body, _repeated)
         except ClusterError as error:
             log.warning("an event was not written: %s", error)
 
 
-def _again(first: Mapping[str, Any]) -> dict[str, Any]:
-    """That it happened again. The count is not known without a right to read Events by name; two says `again`."""
+def _repeated(first: Mapping[str, Any]) -> dict[str, Any]:
+    """Say that it happened again. The count is not known without a right to read Events by name; two says so."""
     return {"count": 2, "lastTimestamp": first["lastTimestamp"]}

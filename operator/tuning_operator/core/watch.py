@@ -1,4 +1,4 @@
-"""kopf's part: it watches, and every event goes into the store. Nothing is decided here, and kopf writes nothing."""
+"""kopf's part: it watches, and every event goes into the cache. Nothing is decided here, and kopf writes nothing."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 
 import kopf
 
-from tuning_operator.core.cache import GROUPS, RESOURCES, Store
+from tuning_operator.core.cache import GROUPS, RESOURCES, Cache
 from tuning_operator.core.constants import MANAGED_BY, MANAGED_BY_LABEL
 
 
-async def watch(store: Store, namespaces: Sequence[str], stop: asyncio.Event, started: asyncio.Event) -> None:
-    """Feed `store` until `stop` is set, without namespaces from the whole cluster; `started` is set once kopf runs."""
+async def watch(cache: Cache, namespaces: Sequence[str], stop: asyncio.Event, started: asyncio.Event) -> None:
+    """Feed `cache` until `stop` is set, without namespaces from the whole cluster; `started` is set once kopf runs."""
     registry = kopf.OperatorRegistry()
     kopf.on.login(registry=registry)(_login)
     for kind, (group, version) in GROUPS.items():
         labels = None if kind in RESOURCES else {MANAGED_BY_LABEL: MANAGED_BY}
-        kopf.on.event(group, version, kind, id=kind, labels=labels, registry=registry)(_feeder(store, kind))
+        kopf.on.event(group, version, kind, id=kind, labels=labels, registry=registry)(_feeder(cache, kind))
     await kopf.operator(
         registry=registry,
         settings=_settings(),
@@ -31,9 +31,9 @@ async def watch(store: Store, namespaces: Sequence[str], stop: asyncio.Event, st
     )
 
 
-def _feeder(store: Store, kind: str) -> Any:
+def _feeder(cache: Cache, kind: str) -> Any:
     async def feed(type: str | None, body: kopf.Body, **_: Any) -> None:
-        store.apply_event(kind, type, dict(body))
+        cache.apply_event(kind, type, dict(body))
 
     return feed
 

@@ -27,6 +27,7 @@ from llm_tuning.api.inference_service import KIND, InferenceServiceSpec
 from llm_tuning.api.quantity import parse_quantity
 from llm_tuning.engines.vllm.environment import CACHE_ROOT, cpu_environment
 from llm_tuning.pod.contract import ROOT, TERMINATION_LOG
+from tuning_operator.core.audience import audience_of
 from tuning_operator.core.cache import BUDGETS, CONFIG_MAPS, DEPLOYMENTS, NETWORK_POLICIES, SERVICES
 from tuning_operator.core.constants import (
     HASH_ANNOTATION,
@@ -39,7 +40,6 @@ from tuning_operator.core.constants import (
 from tuning_operator.core.settings import Settings
 from tuning_operator.inference_service.observed import AGENT, ENGINE, PLAN, ObservedService
 from tuning_operator.pods.template import RESTRICTED, owner_reference, placement, pod_security, threads
-from tuning_operator.reports.audience import audience_of
 
 SERVICE_PORT = 80
 AGENT_MEMORY = "1Gi"
@@ -87,9 +87,9 @@ def build_parts(
     return {kind: _with_metadata(observed, part) for kind, part in parts.items()}
 
 
-def part_name(observed: ObservedService, kind: str) -> str:
-    """The name of a part: that of the InferenceService, but for the ConfigMap, whose kind is everybody's."""
-    return f"{observed.name}-serving" if kind == CONFIG_MAPS else observed.name
+def part_name(service: str, kind: str) -> str:
+    """Name a part: as the InferenceService, but for the ConfigMap, whose kind is everybody's."""
+    return f"{service}-serving" if kind == CONFIG_MAPS else service
 
 
 def selector_of(observed: ObservedService) -> dict[str, str]:
@@ -100,7 +100,7 @@ def selector_of(observed: ObservedService) -> dict[str, str]:
 def _with_metadata(observed: ObservedService, part: dict[str, Any]) -> dict[str, Any]:
     kind = str(part.pop("kind"))
     digest = hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest()[:16]
-    name = part_name(observed, CONFIG_MAPS if kind == "ConfigMap" else "")
+    name = part_name(observed.name, CONFIG_MAPS if kind == "ConfigMap" else "")
     return {
         "apiVersion": part.pop("apiVersion"),
         "kind": kind,
@@ -184,7 +184,7 @@ def _pod(observed: ObservedService, spec: InferenceServiceSpec, settings: Settin
     ).encode()
     volumes: list[dict[str, Any]] = [
         {"name": "workspace", "persistentVolumeClaim": {"claimName": spec.volume.claim_name, "readOnly": True}},
-        {"name": "config", "configMap": {"name": part_name(observed, CONFIG_MAPS)}},
+        {"name": "config", "configMap": {"name": part_name(observed.name, CONFIG_MAPS)}},
         {"name": "run", "emptyDir": {}},
         {"name": "tmp", "emptyDir": {}},
         {"name": "agent-tmp", "emptyDir": {}},

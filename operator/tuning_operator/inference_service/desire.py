@@ -7,95 +7,88 @@ what each pod's agent tells; what no agent has told is not said.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
-from llm_tuning.agent.contract import AdapterReport, Desired, DesiredRoute, DesiredTarget
+from llm_tuning.agent.contract import AdapterReport, DesiredTarget
+from llm_tuning.agent.contract import Desired as AgentDesired
 from llm_tuning.api.conditions import AdapterReason, Reason, ServiceConditionType, ServiceReason
-from llm_tuning.api.inference_service import AdapterStatus, InferenceServiceSpec, InferenceServiceStatus, RouteTarget
-from llm_tuning.api.kube import Condition
+from llm_tuning.api.inference_service import AdapterStatus, InferenceServiceSpec, InferenceServiceStatus
 from tuning_operator.core.cache import BUDGETS, DEPLOYMENTS, SERVING
-from tuning_operator.core.conditions import FALSE, TRUE, UNKNOWN, Conditions
+from tuning_operator.core.conditions import FALSE, SPEC_UNKNOWN, TRUE, UNKNOWN, Conditions
 from tuning_operator.core.constants import LABEL_SERVICE, LONGEST_LOOK_SECONDS
 from tuning_operator.core.defaults import with_service_defaults
-from tuning_operator.core.desired import Event
+from tuning_operator.core.desired import NORMAL, WARNING, Desired, EventRule, ObjectRef, events_of
+from tuning_operator.core.resource import dump_status, shown
 from tuning_operator.core.settings import Settings
 from tuning_operator.inference_service.children import build_parts
 from tuning_operator.inference_service.drift import has_drifted
 from tuning_operator.inference_service.observed import ObservedService, ServingPod
+from tuning_operator.inference_service.routes import routes_of
 from tuning_operator.inference_service.stuck import find_stuck_service, service_events_due
 from tuning_operator.pods.stuck import find_refusal
 
 C = ServiceConditionType
 R = ServiceReason
-TOLD = {
-    (C.READY, TRUE): "Normal",
-    (C.READY, FALSE): "Warning",
-    (C.STALLED, TRUE): "Warning",
-    (C.ADAPTERS_EFFECTIVE, TRUE): "Normal",
-    (C.ADAPTERS_EFFECTIVE, FALSE): "Warning",
-}
 QUIET = (R.PENDING, R.STARTING, R.ROLLING)
 """Of Ready=False: the normal course of things, worth no Event."""
+EVENTS = (
+    EventRule(C.READY, TRUE, NORMAL),
+    EventRule(C.READY, FALSE, WARNING, but=QUIET),
+    EventRule(C.STALLED, TRUE, WARNING),
+    EventRule(C.ADAPTERS_EFFECTIVE, TRUE, NORMAL),
+    EventRule(C.ADAPTERS_EFFECTIVE, FALSE, WARNING),
+)
 
 
-@dataclass
-class DesiredService:
-    """`status` None: nothing is to be written."""
-
-    agents: Desired | None = None
-    create: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
-    apply: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
-    delete: list[tuple[str, str, str]] = field(default_factory=list)
-    """Kind, name and uid."""
-    status: dict[str, Any] | None = None
-    events: list[Event] = field(default_factory=list)
-    requeue_after: float | None = None
-    needs_events: bool = False
-    """Something waits without saying why in its own status: the Warning Events are to be read, then decided again."""
-
-    def look_again(self, seconds: float) -> None:
-        """Ask for another pass in at most `seconds`."""
-        self.requeue_after = seconds if self.requeue_after is None else min(self.requeue_after, seconds)
-
-
-def desire_service(observed: ObservedService, settings: Settings, now: datetime) -> DesiredService:
-    """Everything that is wanted of this InferenceService now."""
+def desire_service(observed: ObservedService, settings: Settings, now: datetime) -> Desired:
+    """Decide everything that is wanted of this InferenceService now."""
+    routes = routes_of(observed)
     if observed.is_deleting:
-        return DesiredService()  # owner references clean up
-    if observed.spec is None:
+        return Desired()  # owner references clean up
+    if observed.spec is None or routes is None:
         return _refuse_spec(observed, now)
-    return _Pass(observed, with_service_defaults(observed.spec, settings.defaults), settings, now).run()
+    return _Pass(observed, with_service_defaults(observed.spec, settings.defaults), routes, settings, now).run()
 
 
-def _refuse_spec(observed: ObservedService, now: datetime) -> DesiredService:
+def _refuse_spec(observed: ObservedService, now: datetime) -> Desired:
+    """Say that the stored object does not fit this version's models: nothing is made of it."""
     conditions = Conditions(C, observed.status.conditions, observed.generation, now)
-    problems = "; ".join(str(problem) for problem in observed.problems)
-    conditions.set(C.READY, UNKNOWN, Reason.SPEC_INVALID, "this version of the operator does not know such a spec")
-    conditions.set(C.STALLED, TRUE, Reason.SPEC_INVALID, problems)
-    status = observed.status.model_copy(
-        update={"observed_generation": observed.generation, "conditions": conditions.as_list()}
-    )
-    return DesiredService(status=dump(status), events=_events(observed.status.conditions, conditions.as_list()))
+    conditions.set(C.READY, UNKNOWN, Reason.SPEC_INVALID, SPEC_UNKNOWN)
+    conditions.set(C.STALLED, TRUE, Reason.SPEC_INVALID, shown(observed.problems))
+    update = {"observed_generation": observed.generation, "conditions": conditions.as_list()}
+    desired = Desired()
+    _record(desired, observed, observed.status.model_copy(update=update))
+    return desired
+
+
+def _record(desired: Desired, observed: ObservedService, status: InferenceServiceStatus) -> None:
+    """Put the status into `desired`, with Events for what it changes."""
+    desired.status = dump_status(status)
+    desired.events = events_of(EVENTS, observed.status.conditions, status.conditions)
 
 
 class _Pass:
-    def __init__(self, observed: ObservedService, spec: InferenceServiceSpec, settings: Settings, now: datetime):
-        self.o, self.spec, self.settings, self.now = observed, spec, settings, now
-        self.desired = DesiredService()
+    def __init__(
+        self,
+        observed: ObservedService,
+        spec: InferenceServiceSpec,
+        routes: AgentDesired,
+        settings: Settings,
+        now: datetime,
+    ) -> None:
+        self.o, self.spec, self.routes, self.settings, self.now = observed, spec, routes, settings, now
+        self.desired = Desired()
         self.conditions = Conditions(C, observed.status.conditions, observed.generation, now)
 
-    def run(self) -> DesiredService:
-        agents = self._wanted()
-        self.desired.agents = agents
-        self._parts(agents)
+    def run(self) -> Desired:
+        self._parts()
         silent = [pod for pod in self.o.pods if pod.is_ready and pod.report is None]
         if silent and self.o.reports_due:  # said to be not ready now, it would be written twice at each start
-            self.desired.look_again(2.0)
+            self.desired.requeue(2.0)
             return self.desired
-        adapters = self._adapters(agents)
-        self._judge(agents, adapters, silent)
+        adapters = self._adapters()
+        self._judge(adapters, silent)
         deployment = self.o.parts.get(DEPLOYMENTS, {}).get("status") or {}
         status = InferenceServiceStatus(
             observed_generation=self.o.generation,
@@ -106,51 +99,22 @@ class _Pass:
             adapters=adapters,
             conditions=self.conditions.as_list(),
         )
-        self.desired.status = dump(status)
-        self.desired.events = _events(self.o.status.conditions, status.conditions)
+        _record(self.desired, self.o, status)
         return self.desired
 
     # --- what is wanted --------------------------------------------------------------------------------------------
 
-    def _wanted(self) -> Desired:
-        routes = tuple(
-            DesiredRoute(name=route.name, targets=tuple(self._target(target) for target in route.targets))
-            for route in self.spec.routes
-        )
-        ranks = [job.rank for job in self.o.jobs.values()]
-        return Desired(routes=routes, rank=max(ranks, default=0))
-
-    def _target(self, target: RouteTarget) -> DesiredTarget:
-        name = target.tuning_job
-        if name is None:
-            return DesiredTarget(model_id=target.model_id, weight=target.weight)
-        job = self.o.jobs.get(name)
-        if job is not None and job.succeeded and job.model_id:
-            return DesiredTarget(model_id=job.model_id, tuning_job=name, weight=target.weight)
-        for known in self.o.status.adapters:  # resolved before: it outlives the TuningJob, and a namesake's training
-            if known.tuning_job == name and known.model_id is not None:
-                return DesiredTarget(model_id=known.model_id, tuning_job=name, weight=target.weight)
-        reason = AdapterReason.WAITING_FOR_TUNING_JOB
-        message = f"TuningJob {name} has not succeeded yet; its adapter is attached when it does"
-        if job is None or not job.exists:
-            reason = AdapterReason.TUNING_JOB_NOT_FOUND
-            message = f"there is no TuningJob {name} in this namespace; apply it, or name its adapter by modelId"
-        elif job.finished:
-            reason = AdapterReason.TUNING_JOB_FAILED
-            message = f"TuningJob {name} has failed, there is no adapter; take it out of the route, or name another"
-        return DesiredTarget(tuning_job=name, weight=target.weight, reason=reason, message=message)
-
-    def _parts(self, agents: Desired) -> None:
-        wanted = build_parts(self.o, self.spec, self.settings, agents)
+    def _parts(self) -> None:
+        wanted = build_parts(self.o, self.spec, self.settings, self.routes)
         for kind in SERVING:
             there = self.o.parts.get(kind)
             if kind not in wanted:
                 if there is not None and kind == BUDGETS:
                     metadata = there["metadata"]
-                    self.desired.delete.append((kind, metadata["name"], metadata["uid"]))
+                    self.desired.delete.append(ObjectRef(kind, metadata["name"], metadata["uid"]))
             elif there is not None:
                 if "deletionTimestamp" in there["metadata"]:
-                    self.desired.look_again(2.0)
+                    self.desired.requeue(2.0)
                 elif has_drifted(wanted[kind], there):
                     self.desired.apply.append((kind, wanted[kind]))
             elif kind not in self.o.taken:
@@ -158,10 +122,10 @@ class _Pass:
 
     # --- what is told ----------------------------------------------------------------------------------------------
 
-    def _adapters(self, agents: Desired) -> list[AdapterStatus]:
+    def _adapters(self) -> list[AdapterStatus]:
         """Each adapter once, in the order of the routes."""
         found: dict[tuple[str | None, str | None], AdapterStatus] = {}
-        for target in (target for route in agents.routes for target in route.targets):
+        for target in (target for route in self.routes.routes for target in route.targets):
             key = (target.model_id, target.tuning_job)
             if key not in found:
                 found[key] = self._adapter(target)
@@ -186,7 +150,7 @@ class _Pass:
             **known, loaded_replicas=loaded, effective=effective, reason=report.reason, message=message[:1024]
         )
 
-    def _judge(self, agents: Desired, adapters: list[AdapterStatus], silent: Sequence[ServingPod]) -> None:
+    def _judge(self, adapters: list[AdapterStatus], silent: Sequence[ServingPod]) -> None:
         ready = [pod for pod in self.o.pods if pod.is_ready]
         self._say_loaded(adapters, len(ready))
         self._say_effective(adapters)
@@ -195,7 +159,7 @@ class _Pass:
             self.conditions.set(C.STALLED, FALSE, R.NOT_STALLED)
         else:
             self.conditions.set_steadily(C.STALLED, TRUE, *stalled)
-        problem = self._locked(ready) or self._not_ready(agents, adapters, ready, silent)
+        problem = self._locked(ready) or self._not_ready(adapters, ready, silent)
         if problem is None:
             routes = len(self.spec.routes)
             message = f"{len(ready)} replica{'s' * (len(ready) != 1)} answer{'s' * (len(ready) == 1)} on {routes} route"
@@ -240,7 +204,7 @@ class _Pass:
             self.conditions.set(C.ADAPTERS_EFFECTIVE, TRUE, R.EFFECTIVE, message)
 
     def _not_ready(
-        self, agents: Desired, adapters: list[AdapterStatus], ready: list[ServingPod], silent: Sequence[ServingPod]
+        self, adapters: list[AdapterStatus], ready: list[ServingPod], silent: Sequence[ServingPod]
     ) -> tuple[str, str] | None:
         """Why the promise does not hold, most telling first."""
         replicas = self.spec.replicas
@@ -264,7 +228,7 @@ class _Pass:
             return (R.REPLICAS_NOT_READY if ready else R.STARTING), starting
         if silent:
             return R.NO_REPORT, f"the agent of pod {silent[0].name} has told nothing for a while; see its log"
-        if any(pod.report is not None and pod.report.revision != agents.revision for pod in ready):
+        if any(pod.report is not None and pod.report.revision != self.routes.revision for pod in ready):
             return AdapterReason.LOADING, "the replicas are being told of the routes as they are now"
         for adapter in adapters:
             if adapter.loaded_replicas < len(ready) or adapter.reason in _UNSETTLED:
@@ -284,19 +248,19 @@ class _Pass:
     def _stalled(self) -> tuple[str, str] | None:
         if self.o.taken:
             kind = self.o.taken[0]
-            self.desired.look_again(LONGEST_LOOK_SECONDS)
+            self.desired.requeue(LONGEST_LOOK_SECONDS)
             return Reason.NAME_TAKEN, (
                 f"one of {kind} has the name of ours and belongs to somebody else; delete it, or use another name"
             )
-        if self.o.refused is not None:
-            stuck = find_refusal(self.o.refused, "object")
+        for refused in self.o.refusals.values():
+            stuck = find_refusal(refused, "object")
             return stuck.reason, stuck.message
         if (locked := self._locked(self.o.pods)) is not None:
             return locked
         due = service_events_due(self.o, self.now)
         if due is not None:
             self.desired.needs_events = due <= 0
-            self.desired.look_again(due if due > 0 else LONGEST_LOOK_SECONDS / 3)
+            self.desired.requeue(due if due > 0 else LONGEST_LOOK_SECONDS / 3)
         found = find_stuck_service(self.o, self.spec, self.settings.gpu_resource)
         return None if found is None else (found.reason, found.message)
 
@@ -329,21 +293,3 @@ def _named(adapter: AdapterStatus) -> str:
 def _counted(message: str, adapters: Sequence[AdapterStatus]) -> str:
     others = len(adapters) - 1
     return f"{message} (and {others} more)" if others else message
-
-
-def dump(status: InferenceServiceStatus) -> dict[str, Any]:
-    """As it stands in the object: camelCase, without what is not known."""
-    return status.model_dump(mode="json", by_alias=True, exclude_none=True)
-
-
-def _events(old: Sequence[Condition], new: Sequence[Condition]) -> list[Event]:
-    before = {condition.type: (condition.status, condition.reason) for condition in old}
-    events = []
-    for condition in new:
-        kind = TOLD.get((ServiceConditionType(condition.type), condition.status))
-        if kind is None or before.get(condition.type) == (condition.status, condition.reason):
-            continue
-        if condition.type == C.READY and condition.status == FALSE and condition.reason in QUIET:
-            continue
-        events.append(Event(kind, condition.reason, condition.message))
-    return events

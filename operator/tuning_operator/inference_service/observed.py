@@ -9,8 +9,9 @@ from functools import cached_property
 from llm_tuning.agent.contract import Report
 from llm_tuning.api.inference_service import InferenceServiceSpec, InferenceServiceStatus, read_status
 from llm_tuning.engines import vllm
-from llm_tuning.errors import InputError, Problem
-from tuning_operator.pods.observed import AdapterJob, CustomResource, Pod, Raw, adapter_job, is_owned
+from llm_tuning.errors import Problem
+from tuning_operator.core.resource import CustomResource, parse_spec
+from tuning_operator.pods.observed import AdapterJob, Pod, Raw, adapter_job, is_owned
 
 AGENT, ENGINE, PLAN = "agent", vllm.NAME, "plan"
 """Names of the containers of a pod."""
@@ -22,7 +23,7 @@ class ServingPod(Pod):
 
     own: tuple[str, ...] = (ENGINE, AGENT, PLAN)
     report: Report | None = None
-    """What its agent has told in the last seconds."""
+    """The newest report of its agent, of the last seconds."""
 
     @property
     def is_deleting(self) -> bool:
@@ -38,7 +39,6 @@ class ObservedService(CustomResource):
     """One InferenceService and all that belongs to it."""
 
     spec: InferenceServiceSpec | None
-    problems: tuple[Problem, ...] = ()
     parts: Mapping[str, Raw] = field(default_factory=dict)
     """What it is made of and owns, by kind."""
     taken: tuple[str, ...] = ()
@@ -48,8 +48,6 @@ class ObservedService(CustomResource):
     jobs: Mapping[str, AdapterJob] = field(default_factory=dict)
     """The TuningJobs that the routes name."""
     warnings: tuple[Raw, ...] = ()
-    refused: str | None = None
-    """What the API server said when it refused a part."""
     reports_due: bool = False
     """The operator has just started: agents that have not reported yet may well do so in some seconds."""
 
@@ -72,10 +70,7 @@ def build_observed_service(
     """Put it together; `parts` are the objects of our names, whoever owns them."""
     problems: tuple[Problem, ...] = ()
     if spec is None:
-        try:
-            spec = InferenceServiceSpec.parse(raw.get("spec") or {}, where="spec")
-        except InputError as error:
-            problems = error.problems
+        spec, problems = parse_spec(InferenceServiceSpec, raw)
     uid = raw["metadata"]["uid"]
     own = {kind: part for kind, part in parts.items() if is_owned(part, uid)}
     serving = [ServingPod(pod, report=(reports or {}).get(pod["metadata"]["uid"])) for pod in pods]

@@ -26,33 +26,6 @@ IMAGE_TROUBLES = (
 
 
 @dataclass(frozen=True)
-class CustomResource:
-    """An object of one of our kinds, and who it is."""
-
-    raw: Raw
-
-    @property
-    def name(self) -> str:
-        return str(self.raw["metadata"]["name"])
-
-    @property
-    def namespace(self) -> str:
-        return str(self.raw["metadata"]["namespace"])
-
-    @property
-    def uid(self) -> str:
-        return str(self.raw["metadata"]["uid"])
-
-    @property
-    def generation(self) -> int:
-        return int(self.raw["metadata"].get("generation", 1))
-
-    @property
-    def is_deleting(self) -> bool:
-        return "deletionTimestamp" in self.raw["metadata"]
-
-
-@dataclass(frozen=True)
 class Pod:
     """A pod with the containers that the operator put into it, and whatever was added on its way into the cluster.
 

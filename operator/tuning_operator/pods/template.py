@@ -1,38 +1,14 @@
-"""What the Jobs of a TuningJob share: names, labels, owner, and a pod under the restricted profile."""
+"""What all pods of the operator share: owner, placement, and the restricted profile."""
 
 from __future__ import annotations
 
-import hashlib
 import math
-from dataclasses import dataclass, field
 from typing import Any
 
 from llm_tuning.api.kube import API_VERSION, PlacementSpec
 from llm_tuning.api.quantity import parse_quantity
-from llm_tuning.api.tuning import form_model_id
-from llm_tuning.api.tuning_job import KIND, TuningJobSpec
-from llm_tuning.errors import EXIT_INPUT
-from llm_tuning.pod.contract import (
-    CONTAINERS,
-    DATASET_DIR,
-    INPUT_VARIABLE,
-    REPORT,
-    ROOT,
-    TERMINATION_LOG,
-    PodInput,
-)
-from tuning_operator.core.constants import (
-    GRACE_PERIOD_SECONDS,
-    LABEL_JOB,
-    LABEL_ROLE,
-    LABEL_UID,
-    MANAGED_BY,
-    MANAGED_BY_LABEL,
-    QUEUE_LABEL,
-)
+from tuning_operator.core.resource import CustomResource
 from tuning_operator.core.settings import Settings
-from tuning_operator.pods.observed import CustomResource
-from tuning_operator.tuning_job.observed import Observed
 
 USER = 65532
 RESTRICTED: dict[str, Any] = {
@@ -41,19 +17,6 @@ RESTRICTED: dict[str, Any] = {
     "capabilities": {"drop": ["ALL"]},
 }
 """A container's part of the restricted profile."""
-
-
-@dataclass
-class PodParts:
-    """What one role adds to the common pod."""
-
-    image: str
-    resources: dict[str, Any]
-    environment: list[dict[str, Any]] = field(default_factory=list)
-    environment_from: list[dict[str, Any]] = field(default_factory=list)
-    volumes: list[dict[str, Any]] = field(default_factory=list)
-    mounts: list[dict[str, Any]] = field(default_factory=list)
-    annotations: dict[str, str] = field(default_factory=dict)
 
 
 def owner_reference(observed: CustomResource, kind: str) -> dict[str, Any]:
@@ -66,116 +29,6 @@ def owner_reference(observed: CustomResource, kind: str) -> dict[str, Any]:
         "controller": True,
         "blockOwnerDeletion": False,
     }
-
-
-def child_name(job_name: str, role: str) -> str:
-    """The name of the TuningJob's one Job of a role: the API server itself refuses a second one."""
-    return f"{job_name}-{role}"
-
-
-def model_id(observed: Observed, spec: TuningJobSpec) -> str:
-    """The name of the result: the same on every pass, so that a retry resumes; another for a namesake."""
-    if observed.status.model_id is not None:
-        return observed.status.model_id
-    base = spec.model.path.rsplit("/", 1)[-1]
-    digest = hashlib.sha256(observed.uid.encode()).hexdigest()[:6]
-    return form_model_id(spec.mode, base, created=int(observed.created.timestamp()), digest=digest)
-
-
-def build_job(
-    observed: Observed,
-    spec: TuningJobSpec,
-    settings: Settings,
-    *,
-    role: str,
-    parts: PodParts,
-    start_model_id: str | None,
-) -> dict[str, Any]:
-    """A `batch/v1` Job. `suspend` is left to Kueue; bad input fails at once, disruptions cost no retry."""
-    labels = {
-        MANAGED_BY_LABEL: MANAGED_BY,
-        LABEL_JOB: observed.name,
-        LABEL_UID: observed.uid,
-        LABEL_ROLE: role,
-    }
-    queue = {QUEUE_LABEL: spec.queue_name} if spec.queue_name else {}
-    given = PodInput(
-        model_id=model_id(observed, spec), spec=spec, start_model_id=start_model_id, gpus=spec.resources.gpus
-    )
-    template: dict[str, Any] = {"metadata": {"labels": labels}, "spec": _pod(spec, settings, role, parts, given)}
-    if parts.annotations:
-        template["metadata"]["annotations"] = parts.annotations
-    exit_rule = {"containerName": CONTAINERS[role], "operator": "In", "values": [EXIT_INPUT]}
-    job: dict[str, Any] = {
-        "apiVersion": "batch/v1",
-        "kind": "Job",
-        "metadata": {
-            "name": child_name(observed.name, role),
-            "namespace": observed.namespace,
-            "labels": labels | queue,
-            "ownerReferences": [owner_reference(observed, KIND)],
-        },
-        "spec": {
-            "backoffLimit": spec.retries,
-            "completions": 1,
-            "parallelism": 1,
-            "podReplacementPolicy": "Failed",
-            "podFailurePolicy": {
-                "rules": [
-                    {"action": "FailJob", "onExitCodes": exit_rule},
-                    {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
-                ]
-            },
-            "template": template,
-        },
-    }
-    if spec.active_deadline_seconds is not None and role != REPORT:  # the training has ended well by then
-        job["spec"]["activeDeadlineSeconds"] = spec.active_deadline_seconds
-    return job
-
-
-def _pod(spec: TuningJobSpec, settings: Settings, role: str, parts: PodParts, given: PodInput) -> dict[str, Any]:
-    volumes = [
-        {"name": "workspace", "persistentVolumeClaim": {"claimName": spec.volume.claim_name}},
-        {"name": "tmp", "emptyDir": {}},
-        *parts.volumes,
-    ]
-    mounts = [{"name": "workspace", "mountPath": str(ROOT)}, {"name": "tmp", "mountPath": "/tmp"}, *parts.mounts]
-    if spec.dataset.config_map is not None and role != REPORT:
-        source = spec.dataset.config_map
-        item = {"key": source.key, "path": source.key}
-        volumes.append({"name": "dataset", "configMap": {"name": source.name, "items": [item]}})
-        mounts.append({"name": "dataset", "mountPath": str(DATASET_DIR), "readOnly": True})
-    container: dict[str, Any] = {
-        "name": CONTAINERS[role],
-        "image": parts.image,
-        "imagePullPolicy": settings.image_pull_policy,
-        "command": ["python", "-m", "llm_tuning.pod", role],
-        "env": [
-            {"name": INPUT_VARIABLE, "value": given.encode()},
-            {"name": "HOME", "value": "/tmp"},
-            {"name": "HF_HUB_OFFLINE", "value": "1"},
-            *parts.environment,
-        ],
-        "resources": parts.resources,
-        "securityContext": RESTRICTED,
-        "terminationMessagePath": str(TERMINATION_LOG),
-        # A container that could not even start its program leaves the end of its log.
-        "terminationMessagePolicy": "FallbackToLogsOnError",
-        "volumeMounts": mounts,
-    }
-    if parts.environment_from:
-        container["envFrom"] = parts.environment_from
-    pod: dict[str, Any] = {
-        "restartPolicy": "Never",
-        "automountServiceAccountToken": False,
-        "enableServiceLinks": False,
-        "terminationGracePeriodSeconds": GRACE_PERIOD_SECONDS,
-        "securityContext": pod_security(settings),
-        "containers": [container],
-        "volumes": volumes,
-    }
-    return pod | placement(spec.resources, settings)
 
 
 def pod_security(settings: Settings) -> dict[str, Any]:

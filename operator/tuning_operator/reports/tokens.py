@@ -18,9 +18,9 @@ import jwt
 
 from llm_tuning.api import inference_service, tuning_job
 from llm_tuning.errors import TuningError
+from tuning_operator.core.audience import audience_of
 from tuning_operator.core.cache import DEPLOYMENTS, INFERENCE_SERVICES, JOBS, TUNING_JOBS
 from tuning_operator.core.errors import ClusterError
-from tuning_operator.reports.audience import audience_of
 
 log = logging.getLogger(__name__)
 
@@ -123,14 +123,14 @@ class TokenVerifier:
     """Says which pod a token belongs to, if that pod may report for the object."""
 
     keys: ClusterKeys
-    store: WatchedPods
+    cache: WatchedPods
     issuer: Callable[[], str | None] = own_issuer
     """Read anew each time: a cluster may change its issuer."""
 
     async def verify(self, token: str, namespace: str, name: str, kind: str = TUNING_JOBS) -> Sender:
         """The pod; TokenRefused with 401 for no valid token of this cluster, 403 for one that is not for this job."""
         claims = await self._signed_claims(token)
-        owner = self.store.get(kind, namespace, name)
+        owner = self.cache.get(kind, namespace, name)
         uid = "" if owner is None else str(owner["metadata"]["uid"])
         shown = f"{SINGULAR[kind]} {namespace}/{name}"
         # The same answer whether or not it exists: a token of another one does not learn it.
@@ -146,7 +146,7 @@ class TokenVerifier:
         sender = Sender(str(pod.get("name")), str(pod.get("uid")))
         known = {
             Sender(pod["metadata"]["name"], pod["metadata"]["uid"])
-            for pod in self.store.pods_of(uid)
+            for pod in self.cache.pods_of(uid)
             if self._is_descendant(pod, kind, namespace, name, uid)
         }
         if sender not in known:
@@ -160,10 +160,10 @@ class TokenVerifier:
         """
         controller = _controller_of(pod)
         if kind == INFERENCE_SERVICES:
-            deployment = self.store.get(DEPLOYMENTS, namespace, name)
+            deployment = self.cache.get(DEPLOYMENTS, namespace, name)
             is_ours = deployment is not None and _controller_of(deployment).get("uid") == uid
             return is_ours and _is_replica_set_of(controller, name)
-        job = self.store.get(JOBS, namespace, str(controller.get("name")))
+        job = self.cache.get(JOBS, namespace, str(controller.get("name")))
         if controller.get("kind") != "Job" or job is None or job["metadata"].get("uid") != controller.get("uid"):
             return False
         return _controller_of(job).get("uid") == uid

@@ -1,21 +1,21 @@
-"""What is there: one TuningJob with its Jobs, pods and Warning Events, as questions that `reconcile` asks."""
+"""What is there: one TuningJob with its Jobs, pods and Warning Events, as questions that decisions ask."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from enum import StrEnum
 from functools import cached_property
 
-from llm_tuning.api.conditions import ConditionType
 from llm_tuning.api.tuning_job import KIND, Progress, TuningJobSpec, TuningJobStatus, read_status
-from llm_tuning.errors import InputError, Problem
-from llm_tuning.pod.contract import CHECK, CONTAINERS, REPORT, TRAIN
+from llm_tuning.errors import Problem
+from llm_tuning.pod.roles import ROLES, PodRole
 from tuning_operator.core.constants import LABEL_ROLE
+from tuning_operator.core.resource import CustomResource, parse_spec
 from tuning_operator.pods.observed import (
     AdapterJob,
     Child,
-    CustomResource,
     Pod,
     Raw,
     adapter_job,
@@ -24,27 +24,19 @@ from tuning_operator.pods.observed import (
     read_time,
 )
 
-ROLES = (CHECK, TRAIN, REPORT)
-
 
 @dataclass(frozen=True)
 class Observed(CustomResource):
     """One TuningJob and all that belongs to it."""
 
     spec: TuningJobSpec | None
-    problems: tuple[Problem, ...] = ()
-    """Why `spec` is None: the stored object does not fit this version's models."""
     children: Mapping[str, Child] = field(default_factory=dict)
     taken: tuple[str, ...] = ()
     """Names of our Jobs that Jobs of somebody else have."""
     left_over: tuple[str, ...] = ()
     """Of those, the ones that go by themselves: being deleted, or of a namesake that was deleted."""
-    refused: str | None = None
-    """What the API server said when it refused the Job that this pass wanted."""
     service: Raw | None = None
     """The InferenceService of spec.serve's name, whoever made it."""
-    service_refused: str | None = None
-    """What the API server said when it refused that."""
     live_pods: tuple[str, ...] = ()
     """Roles of pods that have not ended, with or without their Job."""
     adapter: AdapterJob | None = None
@@ -59,7 +51,7 @@ class Observed(CustomResource):
     def status(self) -> TuningJobStatus:
         return read_status(self.raw.get("status"))
 
-    def holds(self, kind: ConditionType) -> bool:
+    def holds(self, kind: StrEnum) -> bool:
         """Whether the status records the condition as True."""
         return any(c.type == kind and c.status == "True" for c in self.status.conditions)
 
@@ -75,6 +67,7 @@ def build_observed(
     spec: TuningJobSpec | None = None,
     chain: tuple[str, ...] = (),
     service: Raw | None = None,
+    roles: Mapping[str, PodRole] = ROLES,
 ) -> Observed:
     """Put together what belongs to the TuningJob `raw`; `spec` where it was parsed before.
 
@@ -83,10 +76,7 @@ def build_observed(
     """
     problems: tuple[Problem, ...] = ()
     if spec is None:
-        try:
-            spec = TuningJobSpec.parse(raw.get("spec") or {}, where="spec")
-        except InputError as error:
-            problems = error.problems
+        spec, problems = parse_spec(TuningJobSpec, raw)
     name, uid = raw["metadata"]["name"], raw["metadata"]["uid"]
     own_pods = [Pod(pod) for pod in pods]
     children, taken, left_over = {}, [], []
@@ -97,7 +87,7 @@ def build_observed(
         job_name, job_uid = str(job["metadata"]["name"]), job["metadata"]["uid"]
         if is_owned(job, uid):
             role = job_name.removeprefix(f"{name}-")
-            of_job = (Pod(pod.raw, (CONTAINERS[role],)) for pod in own_pods if is_owned(pod.raw, job_uid))
+            of_job = (Pod(pod.raw, (roles[role].container,)) for pod in own_pods if is_owned(pod.raw, job_uid))
             children[role] = Child(job, tuple(sorted(of_job, key=_age)), said)
             continue
         taken.append(job_name)

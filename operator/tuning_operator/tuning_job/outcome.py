@@ -3,33 +3,28 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from llm_tuning.api.conditions import Reason
 from llm_tuning.api.tuning_job import TuningJobSpec
 from llm_tuning.errors import EXIT_INPUT
-from llm_tuning.pod.contract import CHECK, REPORT, TRAIN, CheckResult, TrainResult, parse_result
+from llm_tuning.pod.contract import Result, TrainResult, parse_result
 from tuning_operator.core.constants import LOST_RESULT_SECONDS, SETTLED_SECONDS
 from tuning_operator.pods.observed import Child, Pod
 from tuning_operator.pods.sidecars import find_failing_sidecar, is_outlived
 from tuning_operator.pods.trouble import Trouble
-from tuning_operator.tuning_job.report_job import REPORT_MEMORY
+
+if TYPE_CHECKING:
+    from tuning_operator.tuning_job.stage import JobStage
 
 EXIT_KILLED = 137
-WORK = {CHECK: "the data check", TRAIN: "the training", REPORT: "reading the result"}
-REFUSED = {CHECK: Reason.DATASET_INVALID, TRAIN: Reason.INVALID_INPUT, REPORT: Reason.INVALID_INPUT}
-FAILING = {CHECK: Reason.CHECK_FAILING, TRAIN: Reason.TRAINER_FAILING, REPORT: Reason.RESULT_LOST}
 TELLING = (Reason.OUT_OF_MEMORY, Reason.GPU_UNAVAILABLE)
 """Reasons that say more than that all retries are used up."""
 
 
-def check_result(child: Child) -> CheckResult | None:
-    """The result of a complete check; None where its pod has gone."""
-    return parse_result(_message(child.done_pod), CheckResult)
-
-
-def train_result(child: Child) -> TrainResult | None:
-    """The result of a complete training or report; None where it cannot be read."""
-    return parse_result(_message(child.done_pod), TrainResult)
+def result_of(child: Child, kind: type[Result]) -> Result | None:
+    """The result of work that has ended well; None where its pod has gone, or has left none."""
+    return parse_result(_message(child.done_pod), kind)
 
 
 def is_done(child: Child, now: datetime) -> bool:
@@ -48,12 +43,12 @@ def is_left_open(child: Child) -> bool:
     return not (child.has_ended or child.is_deleting) and any(pod.terminated for pod in child.pods)
 
 
-def refusal(child: Child, role: str, spec: TuningJobSpec, now: datetime) -> Trouble | None:
+def refusal(child: Child, stage: JobStage, spec: TuningJobSpec, now: datetime) -> Trouble | None:
     """Why the input is refused, where a sidecar keeps the Job from failing for it."""
     pod = child.newest_pod
     if pod is None or child.is_deleting or pod.exit_code != EXIT_INPUT or not is_outlived(pod, now):
         return None
-    return pod_failure(pod, role, spec)
+    return pod_failure(pod, stage, spec)
 
 
 def seconds_undecided(child: Child, now: datetime) -> float | None:
@@ -95,10 +90,10 @@ def _pod_says_the_end(child: Child) -> datetime | None:
     return pod.ended_at if is_last else None
 
 
-def failure_of(child: Child, role: str, spec: TuningJobSpec) -> Trouble:
+def failure_of(child: Child, stage: JobStage, spec: TuningJobSpec) -> Trouble:
     """Why the Job has failed for good."""
     assert child.failure is not None
-    what, why = WORK[role], str(child.failure.get("reason", ""))
+    what, why = stage.work, str(child.failure.get("reason", ""))
     if _is_late(child):
         return Trouble(
             Reason.DEADLINE_EXCEEDED,
@@ -106,9 +101,9 @@ def failure_of(child: Child, role: str, spec: TuningJobSpec) -> Trouble:
             "TuningJob with a longer one",
         )
     if not child.failed_pods:
-        gone = REFUSED[role] if why == "PodFailurePolicy" else Reason.RETRIES_EXHAUSTED
+        gone = stage.refused if why == "PodFailurePolicy" else Reason.RETRIES_EXHAUSTED
         return Trouble(gone, f"{what} failed: {child.failure.get('message') or why}; its pods are gone")
-    cause = pod_failure(child.failed_pods[-1], role, spec)
+    cause = pod_failure(child.failed_pods[-1], stage, spec)
     if why != "BackoffLimitExceeded":
         return cause
     reason = cause.reason if cause.reason in TELLING else Reason.RETRIES_EXHAUSTED
@@ -116,7 +111,7 @@ def failure_of(child: Child, role: str, spec: TuningJobSpec) -> Trouble:
     return Trouble(reason, f"{what} failed{times}: {cause.message}")
 
 
-def failing(child: Child, role: str, spec: TuningJobSpec, now: datetime) -> tuple[Trouble, float | None] | None:
+def failing(child: Child, stage: JobStage, spec: TuningJobSpec, now: datetime) -> tuple[Trouble, float | None] | None:
     """Why pods fail while the Job goes on, and in how many seconds a running pod is trusted again.
 
     None where nothing failed, or where the newest pod has run for a while since.
@@ -129,42 +124,27 @@ def failing(child: Child, role: str, spec: TuningJobSpec, now: datetime) -> tupl
         left = SETTLED_SECONDS - (now - newest.running_since).total_seconds()
         if left <= 0:
             return None
-    cause = pod_failure(failed[-1], role, spec)
+    cause = pod_failure(failed[-1], stage, spec)
     return Trouble(cause.reason, f"attempt {child.failures} of {child.backoff_limit + 1} failed: {cause.message}"), left
 
 
-def pod_failure(pod: Pod, role: str, spec: TuningJobSpec) -> Trouble:
+def pod_failure(pod: Pod, stage: JobStage, spec: TuningJobSpec) -> Trouble:
     """Why one pod failed: by its own result, or by what the kubelet says of it."""
     result = parse_result(_message(pod), TrainResult)
     if result is not None and not result.ok:
         return Trouble(result.reason, result.message)
     if pod.terminated.get("reason") == "OOMKilled":
-        return _out_of_memory(role, spec)
+        return Trouble(Reason.OUT_OF_MEMORY, stage.memory_remedy(spec))
     status, code = pod.raw.get("status", {}), pod.exit_code
     if not code and (sidecar := find_failing_sidecar(pod)):
         return sidecar
     if code is None:
         said = _last_line(str(status.get("message") or status.get("reason") or "it has no status"))
-        return Trouble(FAILING[role], f"pod {pod.name} failed: {said}")
+        return Trouble(stage.failing, f"pod {pod.name} failed: {said}")
     said = _last_line(_message(pod) or "")
     killed = " (killed)" if code == EXIT_KILLED else ""
-    reason = REFUSED[role] if code == EXIT_INPUT else FAILING[role]
+    reason = stage.refused if code == EXIT_INPUT else stage.failing
     return Trouble(reason, f"exit code {code}{killed}{f': {said}' if said else ''}; see `{pod.logs_command}`")
-
-
-def _out_of_memory(role: str, spec: TuningJobSpec) -> Trouble:
-    if role == REPORT:
-        return Trouble(Reason.OUT_OF_MEMORY, f"{WORK[role]} ran out of memory ({REPORT_MEMORY}); the adapter is there")
-    if role == CHECK:
-        return Trouble(
-            Reason.OUT_OF_MEMORY,
-            f"{WORK[role]} ran out of memory; raise the operator's Helm value dataCheck.memory",
-        )
-    return Trouble(
-        Reason.OUT_OF_MEMORY,
-        f"the trainer used more memory than spec.resources.memory ({spec.resources.memory}) and was ended; apply a "
-        "TuningJob with more memory, or with less batchSize, maxLength or maxTokensPerPass",
-    )
 
 
 def _is_late(child: Child) -> bool:

@@ -1,40 +1,57 @@
-"""The status of one pass while it is being written: what is said while it goes on, and how it ends."""
+"""The status of one pass while it is being drafted: what is said while it goes on, how it ends, and its Events."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
 
 from llm_tuning.api.conditions import ConditionType, Phase, Reason
 from llm_tuning.api.tuning_job import Evaluation, Progress, TuningJobStatus
 from llm_tuning.pod.contract import TrainResult
 from tuning_operator.core.conditions import FALSE, TRUE, UNKNOWN, Conditions, timestamp
+from tuning_operator.core.desired import NORMAL, WARNING, Desired, EventRule, events_of
+from tuning_operator.core.resource import dump_status
 from tuning_operator.pods.trouble import Trouble
 from tuning_operator.tuning_job.observed import Observed
+
+if TYPE_CHECKING:
+    from tuning_operator.tuning_job.stage import Stage
 
 C = ConditionType
 LINE_CHARACTERS = 1024
 """Of a text in the status, by the CRD."""
-STAGES = (C.DATASET_VALID, C.TRAINED, C.REGISTERED, C.EVALUATED)
+FOLLOWED = (Reason.WAITING_FOR_ADAPTER, Reason.ADAPTER_JOB_NOT_FOUND, Reason.QUEUED, Reason.TRAINING)
+"""Of Reconciling: what a job waits for, and that it trains."""
+ENDS = (
+    EventRule(C.SERVED, FALSE, WARNING),
+    EventRule(C.SUSPENDED, TRUE, NORMAL),
+    EventRule(C.SUCCEEDED, TRUE, NORMAL),
+    EventRule(C.SUCCEEDED, FALSE, WARNING),
+    EventRule(C.STALLED, TRUE, WARNING, each_message=True),
+    EventRule(C.RECONCILING, TRUE, NORMAL, reasons=FOLLOWED),
+)
+QUIET = (C.REGISTERED,)
+"""Says the same at the same moment as another condition."""
 
 
-def conditions_of(observed: Observed, now: datetime) -> Conditions:
-    """Those that a TuningJob has; Served only where that is asked for."""
-    kinds = [kind for kind in ConditionType if kind != C.SERVED or _serves(observed)]
+def conditions_of(observed: Observed, now: datetime, stages: Sequence[Stage]) -> Conditions:
+    """Those that a TuningJob has: of the stages that apply to it, then what holds of all."""
+    decided = [kind for stage in stages for kind in stage.conditions]
+    without = {kind for stage in stages if not stage.applies(observed) for kind in stage.conditions}
+    kinds = [kind for kind in dict.fromkeys([*decided, *ConditionType]) if kind not in without]
     return Conditions(kinds, observed.status.conditions, observed.generation, now)
 
 
-def _serves(observed: Observed) -> bool:
-    return observed.spec is not None and observed.spec.serve is not None
-
-
 class Draft:
-    """Begins with what the object has; `status` is complete each time."""
+    """The status of one pass. Begins with what the object has; `status` is complete each time."""
 
-    def __init__(self, observed: Observed, now: datetime) -> None:
+    def __init__(self, observed: Observed, now: datetime, stages: Sequence[Stage]) -> None:
         self._observed, self._now = observed, timestamp(now)
-        self.conditions = conditions_of(observed, now)
-        self._serves = _serves(observed)
+        self.conditions = conditions_of(observed, now, stages)
+        applying = (stage for stage in stages if stage.applies(observed))
+        self._decided = tuple(dict.fromkeys(kind for stage in applying for kind in stage.conditions))
         self.phase = Phase.PENDING
         self.fields: dict[str, Any] = {}
         self._result: TrainResult | None = None
@@ -47,8 +64,8 @@ class Draft:
 
     # --- going on --------------------------------------------------------------------------------------------------
 
-    def say(self, phase: Phase, reason: str, message: str, *, stage: ConditionType | None = None) -> None:
-        """What it is at; `stage` is the condition that this decides."""
+    def say(self, phase: Phase, reason: str, message: str, *, stage: StrEnum | None = None) -> None:
+        """Set the phase and Reconciling; `stage` is the condition that this decides."""
         self.phase = phase
         self.conditions.set(C.RECONCILING, TRUE, reason, message)
         self.conditions.set(C.FINISHED, FALSE, Reason.RUNNING)
@@ -57,7 +74,7 @@ class Draft:
             self.conditions.set(stage, UNKNOWN, reason, message)
 
     def stall(self, reason: str, message: str, *, steady: bool = False) -> None:
-        """It does not get on; `steady` where numbers in the message say nothing new."""
+        """Set Stalled: it makes no progress. `steady` where numbers in the message say nothing new."""
         if steady:
             self.conditions.set_steadily(C.STALLED, TRUE, reason, message)
         else:
@@ -72,7 +89,7 @@ class Draft:
         self.say(Phase.SUSPENDED, reason, message)
         self.conditions.set(C.SUSPENDED, TRUE if pods_gone else FALSE, reason, message)
         self.conditions.set(C.STALLED, FALSE, Reason.NOT_STALLED)
-        for kind in STAGES:
+        for kind in self._decided:
             if self.conditions.get(kind).status == UNKNOWN and self.conditions.get(kind).reason != Reason.PENDING:
                 self.conditions.set(kind, UNKNOWN, reason, message)
 
@@ -104,11 +121,11 @@ class Draft:
             self.conditions.set(C.EVALUATED, UNKNOWN, Reason.NO_HELD_OUT_ROWS, message)
         self._end(Phase.SUCCEEDED, TRUE, Reason.SUCCEEDED, f"adapter in {path}")
 
-    def fail(self, failure: Trouble, *, stage: ConditionType | None = None) -> None:
+    def fail(self, failure: Trouble, *, stage: StrEnum | None = None) -> None:
         """There will be no adapter; `stage` is the condition that failed."""
         if stage is not None:
             self.conditions.set(stage, FALSE, failure.reason, failure.message)
-        for kind in (*STAGES, *([C.SERVED] if self._serves else [])):
+        for kind in self._decided:
             if self.conditions.get(kind).status == UNKNOWN:
                 self.conditions.set(kind, FALSE, Reason.NOT_REACHED)
         self._end(Phase.FAILED, FALSE, failure.reason, failure.message)
@@ -122,6 +139,13 @@ class Draft:
         self.fields["completion_time"] = self._now
 
     # --- the result ------------------------------------------------------------------------------------------------
+
+    def record_in(self, desired: Desired) -> None:
+        """Put the status into `desired`, with Events for what it changes."""
+        status = self.status()
+        rules = [EventRule(kind, TRUE, NORMAL) for kind in self._decided if kind not in QUIET]
+        desired.status = dump_status(status)
+        desired.events = events_of([*rules, *ENDS], self._observed.status.conditions, status.conditions)
 
     def status(self) -> TuningJobStatus:
         """The complete status."""
@@ -160,11 +184,6 @@ def _ended(last: Progress, result: TrainResult) -> Progress:
             "loss": result.loss if result.loss is not None else last.loss if is_last else None,
         }
     )
-
-
-def dump(status: TuningJobStatus) -> dict[str, Any]:
-    """As it stands in the object: camelCase, without what is not known."""
-    return status.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
 def _scores(evaluation: Evaluation, rows: int) -> str:

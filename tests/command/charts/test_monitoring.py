@@ -17,7 +17,8 @@ from llm_tuning.agent.metrics import Metrics as AgentMetrics
 from tests.support.chart import CHART, NAMESPACE, Chart
 from tests.support.operator_objects import SETTINGS, START, make_tuning_job
 from tests.support.service_objects import make_service
-from tuning_operator.core.cache import DEPLOYMENTS, TUNING_JOBS, Store
+from tuning_operator.core.cache import DEPLOYMENTS, TUNING_JOBS, Cache
+from tuning_operator.core.cluster import KIND_NAMES
 from tuning_operator.core.metrics import Metrics as OperatorMetrics
 from tuning_operator.core.queue import WorkQueue
 from tuning_operator.inference_service.desire import desire_service
@@ -28,7 +29,8 @@ DASHBOARD = json.loads((CHART / "files" / "dashboard.json").read_text())
 ON = {"monitors": {"enabled": True}, "alerts": {"enabled": True}, "dashboard": {"enabled": True}}
 OF_THE_SCRAPE = {"namespace", "pod"}
 """Labels that Prometheus adds."""
-METRIC = re.compile(r"\b(?:tuning|llm_tuning)_[a-z_]+")
+PREFIX = r"\b(?:tuning|llm_tuning|workqueue|controller_runtime)_"
+METRIC = re.compile(PREFIX + "[a-z_]+")
 
 
 class Told:
@@ -40,15 +42,26 @@ class Told:
         return Report(revision="1", engine_up=True, ready=True, adapters=(adapter,))
 
 
+def exercise(operator: OperatorMetrics) -> None:
+    """A pass, and a key through a queue."""
+    controller, queue = operator.controller("tuningjob"), operator.queue("tuningjob")
+    with controller.reconcile():
+        controller.count("error", panic=True)
+    queue.added()
+    queue.retried()
+    queue.got(0.1)
+    queue.done(0.1)
+
+
 @pytest.fixture(scope="module")
 def exported() -> dict[str, set[str]]:
     """Labels by the name of each series that operator and agent export once everything has happened."""
-    operator, store = OperatorMetrics(), Store()
+    operator, store = OperatorMetrics(), Cache()
     store.put(TUNING_JOBS, make_tuning_job(status={"phase": "Failed"}))
-    operator.watch(store, WorkQueue())
+    operator.watch(store, {"tuningjob": WorkQueue()})
+    exercise(operator)
     operator.count_request("create", "jobs", 403)
     operator.count_report(200)
-    operator.passes.labels("done").inc()
     agent = AgentMetrics(cast(Keeper, Told()))
     agent.requests.labels("faq", "ft_a", "200").inc()
     for metric in (agent.errors, agent.prompt_tokens, agent.completion_tokens):
@@ -84,7 +97,7 @@ def test_every_metric_that_is_asked_for_is_exported(expression: str, exported: d
 @pytest.mark.parametrize("expression", expressions())
 def test_every_label_that_is_asked_for_is_there(expression: str, exported: dict[str, set[str]]) -> None:
     known = set.union(*(exported[name] for name in names_in(expression))) | OF_THE_SCRAPE
-    for name, matchers in re.findall(r"\b((?:tuning|llm_tuning)_[a-z_]+)\{([^}]*)\}", expression):
+    for name, matchers in re.findall("(" + PREFIX + r"[a-z_]+)\{([^}]*)\}", expression):
         assert set(re.findall(r"(\w+)\s*[=!]~?", matchers)) <= exported[name] | OF_THE_SCRAPE
     for listed in re.findall(r"\b(?:by|on) \(([^)]*)\)", expression):
         assert set(re.split(r",\s*", listed)) <= known
@@ -122,7 +135,7 @@ def test_the_operator_of_another_release_does_not_stand_in_for_an_absent_one(cha
     [rule] = chart.objects("PrometheusRule", metrics=ON)
     alerts = {each["alert"]: each for group in rule["spec"]["groups"] for each in group["rules"]}
     absent = alerts["LLMTuningOperatorAbsent"]
-    assert absent["expr"] == f'absent(tuning_operator_queue_length{{namespace="{NAMESPACE}"}})'
+    assert absent["expr"] == f'absent(workqueue_depth{{name="tuningjob", namespace="{NAMESPACE}"}})'
     assert "$labels.namespace" in absent["annotations"]["summary"], "absent() keeps the labels that it was asked for"
 
 
@@ -171,3 +184,15 @@ def test_the_pod_monitor_finds_the_agents(chart: Chart, namespaces: list[str], w
     }
     [endpoint] = monitor["spec"]["podMetricsEndpoints"]
     assert ports[endpoint["port"]] == AGENT_PORT
+
+
+def test_the_alert_on_a_stuck_queue_sees_both_kinds_and_no_other_operator() -> None:
+    """controller-runtime's names are those of every operator in the cluster."""
+    rules = {rule["alert"]: rule["expr"] for group in ALERTS["groups"] for rule in group["rules"]}
+    queues = {name.lower() for name in KIND_NAMES.values()}
+    stuck = re.search(r'name=~"([^"]*)"', rules["LLMTuningQueueStuck"])
+    assert stuck is not None
+    assert set(stuck[1].split("|")) == queues
+    for expression in rules.values():
+        for _, matchers in re.findall(r"\b((?:workqueue|controller_runtime)_[a-z_]+)\{([^}]*)\}", expression):
+            assert 'namespace="RELEASE_NAMESPACE"' in matchers

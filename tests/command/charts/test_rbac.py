@@ -13,7 +13,7 @@ from aiohttp.test_utils import TestServer
 from kubernetes.aio import client
 
 from tests.support.chart import NAMESPACE, Chart
-from tuning_operator.core.cache import BUDGETS, GROUPS, INFERENCE_SERVICES, KINDS, SERVING, TUNING_JOBS
+from tuning_operator.core.cache import BUDGETS, GROUPS, INFERENCE_SERVICES, JOBS, KINDS, RESOURCES, SERVING, TUNING_JOBS
 from tuning_operator.core.cluster import Cluster
 from tuning_operator.core.constants import LEASE_NAME
 from tuning_operator.reports.tls import SECRET_NAME
@@ -29,16 +29,11 @@ RAW = {"metadata": {"namespace": NAMESPACE, "name": "faq", "uid": "u", "resource
 
 CHAIN: dict[str, Callable[[Cluster], Awaitable[Any]]] = {
     "list_all": lambda c: _all(c.list_all(kind, NAMESPACE) for kind in KINDS),
-    "read_tuning_job": lambda c: c.read_tuning_job(NAMESPACE, "faq"),
-    "read_job": lambda c: c.read_job(NAMESPACE, "faq-train"),
-    "create_job": lambda c: c.create_job(RAW),
-    "delete_job": lambda c: c.delete_job(NAMESPACE, "faq-train", "u"),
-    "delete_tuning_job": lambda c: c.delete_tuning_job(NAMESPACE, "faq", "u"),
-    "apply_status": lambda c: _all(c.apply_status(RAW, {}, kind) for kind in (TUNING_JOBS, INFERENCE_SERVICES)),
-    "read": lambda c: _all(c.read(kind, NAMESPACE, "faq") for kind in (*SERVING, INFERENCE_SERVICES)),
-    "create": lambda c: _all(c.create(kind, RAW) for kind in (*SERVING, INFERENCE_SERVICES)),
+    "apply_status": lambda c: _all(c.apply_status(kind, RAW, {}) for kind in (TUNING_JOBS, INFERENCE_SERVICES)),
+    "read": lambda c: _all(c.read(kind, NAMESPACE, "faq") for kind in (*RESOURCES, JOBS, *SERVING)),
+    "create": lambda c: _all(c.create(kind, RAW) for kind in (JOBS, *SERVING, INFERENCE_SERVICES)),
     "apply": lambda c: _all(c.apply(kind, RAW) for kind in SERVING),
-    "delete": lambda c: c.delete(BUDGETS, NAMESPACE, "faq", "u"),
+    "delete": lambda c: _all(c.delete(kind, NAMESPACE, "faq", "u") for kind in (TUNING_JOBS, JOBS, BUDGETS)),
     "list_pods_of": lambda c: c.list_pods_of(NAMESPACE, "u"),
     "list_warnings": lambda c: c.list_warnings(NAMESPACE),
     "write_event": lambda c: c.write_event(NAMESPACE, "e", {}, lambda event: event),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llm_tuning.api.inference_service import InferenceServiceSpec
-from llm_tuning.pod.contract import CHECK, TRAIN
+from llm_tuning.pod.roles import CHECK, TRAIN
 from tests.support.operator_objects import CHECKED, MODEL_ID, TRAINED, UID
 from tests.support.service_objects import make_service
 from tests.unit.tuning_operator.tuning_job.test_reconciler import Bench

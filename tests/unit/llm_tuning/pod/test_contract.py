@@ -6,14 +6,7 @@ import random
 import pytest
 
 from llm_tuning.api.tuning_job import Evaluation
-from llm_tuning.pod.contract import (
-    RESULT_BYTES,
-    CheckResult,
-    PodInput,
-    TrainResult,
-    encode_result,
-    parse_result,
-)
+from llm_tuning.pod.contract import RESULT_BYTES, CheckResult, PodInput, TrainResult, encode_result, parse_result
 
 ALPHABET = ["a", " ", "\n", "\x00", '"', "\\", "ä", "語", "🧪", "\ud800", "\x7f", "e\u0301", "/"]
 

@@ -4,6 +4,7 @@ from llm_tuning.api.conditions import ConditionType, Reason
 from tests.support.operator_objects import after, make_observed, make_status, make_tuning_job
 from tuning_operator.core.conditions import FALSE, TRUE, UNKNOWN, Conditions, timestamp
 from tuning_operator.core.constants import MESSAGE_CHARACTERS
+from tuning_operator.tuning_job.stages import STAGES
 from tuning_operator.tuning_job.status import conditions_of
 
 C = ConditionType
@@ -11,11 +12,11 @@ C = ConditionType
 
 def made(*, generation: int = 1, seconds: float = 60, **old: str) -> Conditions:
     job = make_tuning_job(status=make_status(**old), generation=generation)
-    return conditions_of(make_observed(job), after(seconds))
+    return conditions_of(make_observed(job), after(seconds), STAGES)
 
 
 def test_all_are_set_on_the_first_visit() -> None:
-    listed = conditions_of(make_observed(), after(0)).as_list()
+    listed = conditions_of(make_observed(), after(0), STAGES).as_list()
     assert [c.type for c in listed] == [kind for kind in ConditionType if kind != C.SERVED]
     assert {(c.status, c.reason, c.last_transition_time) for c in listed} == {
         ("Unknown", "Pending", timestamp(after(0)))
@@ -52,7 +53,7 @@ def test_a_long_message_is_cut() -> None:
 def test_numbers_in_the_words_of_kubernetes_are_no_news() -> None:
     old = make_status(Stalled="True/Unschedulable")
     old["conditions"][0]["message"] = "0/9 nodes are available: 4 Insufficient cpu"
-    conditions = conditions_of(make_observed(make_tuning_job(status=old)), after(60))
+    conditions = conditions_of(make_observed(make_tuning_job(status=old)), after(60), STAGES)
     conditions.set_steadily(C.STALLED, TRUE, Reason.UNSCHEDULABLE, "0/12 nodes are available: 7 Insufficient cpu")
     assert conditions.get(C.STALLED).message == "0/9 nodes are available: 4 Insufficient cpu"
     conditions.set_steadily(C.STALLED, TRUE, Reason.UNSCHEDULABLE, "0/12 nodes are available: 7 Insufficient memory")

@@ -9,8 +9,9 @@ import pytest
 from llm_tuning.api.inference_service import InferenceServiceSpec
 from llm_tuning.api.tuning_job import TuningJobSpec
 from llm_tuning.errors import InputError
-from llm_tuning.pod.contract import CHECK, INPUT_VARIABLE, PodInput
-from tests.support.operator_objects import SETTINGS, START, make_job, make_observed, make_tuning_job
+from llm_tuning.pod.contract import INPUT_VARIABLE, PodInput
+from llm_tuning.pod.roles import CHECK
+from tests.support.operator_objects import SETTINGS, START, jobs_in, make_job, make_observed, make_tuning_job
 from tests.support.service_objects import make_service
 from tuning_operator.core.cache import DEPLOYMENTS
 from tuning_operator.core.defaults import Defaults, with_defaults, with_service_defaults
@@ -91,7 +92,7 @@ def test_without_defaults_the_very_same_spec_comes_back() -> None:
 
 def trainer(settings: Settings = GIVING, **spec: Any) -> dict[str, Any]:
     """The check's Job, which is made first and placed like the trainer."""
-    [job] = desire(make_observed(make_tuning_job(**spec)), settings, START).create_jobs
+    [job] = jobs_in(desire(make_observed(make_tuning_job(**spec)), settings, START))
     return job
 
 

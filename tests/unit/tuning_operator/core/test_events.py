@@ -8,9 +8,10 @@ import pytest
 
 from tests.support.memory_cluster import MemoryCluster
 from tests.support.operator_objects import UID, Raw, after, make_tuning_job
+from tuning_operator.core.cache import TUNING_JOBS
 from tuning_operator.core.desired import Event
 from tuning_operator.core.errors import Forbidden, LeaseLost
-from tuning_operator.core.events import build_event, event_name, tell
+from tuning_operator.core.events import build_event, event_name, record_events
 
 JOB: Raw = make_tuning_job()
 TOLD = Event("Warning", "ClaimNotFound", "there is no claim")
@@ -31,7 +32,7 @@ def test_the_name_follows_from_what_is_told() -> None:
 
 
 def test_kubectl_describe_finds_it() -> None:
-    body = build_event(JOB, TOLD, after(5), "operator-1")
+    body = build_event(TUNING_JOBS, JOB, TOLD, after(5), "operator-1")
     assert body["involvedObject"] | {"resourceVersion": ""} == {
         "apiVersion": "tuning.llmtuning.dev/v1alpha1",
         "kind": "TuningJob",
@@ -45,13 +46,13 @@ def test_kubectl_describe_finds_it() -> None:
 
 
 def test_a_message_that_is_too_long_for_an_event_is_cut() -> None:
-    assert len(build_event(JOB, Event("Normal", "X", "m" * 5000), after(0), "")["message"]) == 1024
+    assert len(build_event(TUNING_JOBS, JOB, Event("Normal", "X", "m" * 5000), after(0), "")["message"]) == 1024
 
 
 async def test_what_happens_again_is_the_same_object() -> None:
     cluster = MemoryCluster()
-    await tell(cluster, JOB, [TOLD], after(0), instance="a")  # type: ignore[arg-type]
-    await tell(cluster, JOB, [TOLD], after(60), instance="b")  # type: ignore[arg-type]
+    await record_events(cluster, TUNING_JOBS, JOB, [TOLD], now=after(0), instance="a")  # type: ignore[arg-type]
+    await record_events(cluster, TUNING_JOBS, JOB, [TOLD], now=after(60), instance="b")  # type: ignore[arg-type]
     (event,) = cluster.events
     assert event["count"] == 2
     assert event["firstTimestamp"] != event["lastTimestamp"]
@@ -68,7 +69,9 @@ async def test_one_that_cannot_be_written_is_logged_and_the_others_are_written(
 
     cluster.hook = refuse
     with caplog.at_level(logging.WARNING, logger="tuning_operator"):
-        await tell(cluster, JOB, [TOLD, Event("Normal", "Training", "it trains")], after(0), instance="")  # type: ignore[arg-type]
+        await record_events(
+            cluster, TUNING_JOBS, JOB, [TOLD, Event("Normal", "Training", "it trains")], now=after(0), instance=""
+        )  # type: ignore[arg-type]
     assert "events are not yours" in caplog.text
     assert [event["reason"] for event in cluster.events] == ["Training"]
 
@@ -81,4 +84,4 @@ async def test_without_the_lease_no_event_is_written_and_that_is_an_error() -> N
 
     cluster.guard = lost
     with pytest.raises(LeaseLost):
-        await tell(cluster, JOB, [TOLD], after(0), instance="")  # type: ignore[arg-type]
+        await record_events(cluster, TUNING_JOBS, JOB, [TOLD], now=after(0), instance="")  # type: ignore[arg-type]

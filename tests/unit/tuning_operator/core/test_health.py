@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 
 from tests.support.operator_objects import make_tuning_job
-from tuning_operator.core.cache import TUNING_JOBS, Key, Store
+from tuning_operator.core.cache import TUNING_JOBS, Cache, Key
 from tuning_operator.core.health import HANG_SECONDS, Health, HealthServer
 from tuning_operator.core.metrics import Metrics
 from tuning_operator.core.queue import WorkQueue
@@ -67,21 +67,23 @@ def test_a_pass_that_hangs_calls_for_a_restart_and_a_slow_one_does_not(health: H
 
 
 async def test_metrics(metrics: Metrics, url: str) -> None:
-    store, queue = Store(), WorkQueue()
-    metrics.watch(store, queue)
+    cache, queue = Cache(), WorkQueue(metrics=metrics.queue("tuningjob"))
+    metrics.watch(cache, {"tuningjob": queue, "inferenceservice": WorkQueue()})
     metrics.count_request("create", "jobs", 201)
     metrics.count_request("create", "jobs", 0)
     metrics.count_report(401)
     queue.add(("team", "faq"))
-    store.put(TUNING_JOBS, make_tuning_job(status={"phase": "Training"}))
-    store.put(TUNING_JOBS, make_tuning_job("new", uid="new"))
+    cache.put(TUNING_JOBS, make_tuning_job(status={"phase": "Training"}))
+    cache.put(TUNING_JOBS, make_tuning_job("new", uid="new"))
     status, text = await get(f"{url}/metrics")
     assert status == 200
     for line in (
         'tuning_operator_api_requests_total{code="201",resource="jobs",verb="create"} 1.0',
         'tuning_operator_api_requests_total{code="0",resource="jobs",verb="create"} 1.0',
         'tuning_operator_progress_reports_total{code="401"} 1.0',
-        "tuning_operator_queue_length 1.0",
+        'workqueue_depth{name="tuningjob"} 1.0',
+        'workqueue_depth{name="inferenceservice"} 0.0',
+        'workqueue_adds_total{name="tuningjob"} 1.0',
         'tuning_jobs{phase="Training"} 1.0',
         'tuning_jobs{phase="Pending"} 1.0',
     ):

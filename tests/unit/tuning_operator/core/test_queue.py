@@ -153,3 +153,37 @@ async def test_times_that_were_overtaken_do_not_pile_up(queue: WorkQueue, clock:
         queue.add_after(A, 30)
         queue.done(A)
     assert len(queue._later) < 100
+
+
+class Measured:
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, float]] = []
+
+    def added(self) -> None:
+        self.seen.append(("added", 0))
+
+    def retried(self) -> None:
+        self.seen.append(("retried", 0))
+
+    def got(self, seconds: float) -> None:
+        self.seen.append(("got", seconds))
+
+    def done(self, seconds: float) -> None:
+        self.seen.append(("done", seconds))
+
+
+async def test_what_a_queue_measures() -> None:
+    """As client-go's workqueue: an add that is merged into one before is none; time in the queue, then at work."""
+    now, measured = [100.0], Measured()
+    queue = WorkQueue(lambda: now[0], measured)
+    queue.add(("team", "a"))
+    queue.add(("team", "a"))
+    now[0] += 3
+    key = await queue.get()
+    assert queue.busy_since == {key: 103.0}
+    queue.add(key)
+    now[0] += 2
+    queue.retry(key)
+    queue.done(key)
+    assert measured.seen == [("added", 0), ("got", 3.0), ("retried", 0), ("done", 2.0), ("added", 0)]
+    assert queue.busy_since == {}

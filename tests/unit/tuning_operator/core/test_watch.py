@@ -15,7 +15,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from kopf._cogs.clients import api as kopfs_api
 
-from tuning_operator.core.cache import GROUPS, TUNING_JOBS, Store
+from tuning_operator.core.cache import GROUPS, TUNING_JOBS, Cache
 from tuning_operator.core.watch import _is_not_of_kopfs_callback, _settings, watch
 
 SERVED = GROUPS | {"namespaces": ("", "v1"), "customresourcedefinitions": ("apiextensions.k8s.io", "v1")}
@@ -86,7 +86,7 @@ async def test_only_what_the_roles_of_the_chart_allow_is_asked(
     api = ApiServer()
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", api.answer)
-    store, stop = Store(), asyncio.Event()
+    store, stop = Cache(), asyncio.Event()
     wanted = {
         f"{f'/apis/{group}' if group else '/api'}/{version}{where}/{kind}"
         for kind, (group, version) in GROUPS.items()
@@ -98,7 +98,7 @@ async def test_only_what_the_roles_of_the_chart_allow_is_asked(
         running = asyncio.create_task(watch(store, namespaces, stop, asyncio.Event()))
         try:
             async with asyncio.timeout(20):
-                while not wanted <= api.watched or store.tuning_job("team", "faq") is None:
+                while not wanted <= api.watched or store.get(TUNING_JOBS, "team", "faq") is None:
                     await asyncio.sleep(0.05)
             await asyncio.sleep(0.3)  # what else it would ask for
         finally:

@@ -12,23 +12,25 @@ from llm_tuning.agent.contract import AdapterReport
 from tests.support.operator_objects import SETTINGS, Raw, after, make_status, make_tuning_job
 from tests.support.service_objects import FINISHED_JOB, make_service, make_serving_pod, observe, told
 from tuning_operator.core.cache import BUDGETS, CONFIG_MAPS, DEPLOYMENTS, NETWORK_POLICIES, SERVICES
-from tuning_operator.inference_service.desire import DesiredService, desire_service
+from tuning_operator.core.desired import Desired, ObjectRef
+from tuning_operator.inference_service.desire import desire_service
 from tuning_operator.inference_service.observed import ObservedService
+from tuning_operator.inference_service.routes import routes_of
 
 TWO = make_service(replicas=2)
 PODS = [make_serving_pod("faq-1"), make_serving_pod("faq-2")]
 
 
-def desire(observed: ObservedService, seconds: float = 60) -> DesiredService:
+def desire(observed: ObservedService, seconds: float = 60) -> Desired:
     return desire_service(observed, SETTINGS, after(seconds))
 
 
-def condition(desired: DesiredService, kind: str = "Ready") -> tuple[str, str]:
+def condition(desired: Desired, kind: str = "Ready") -> tuple[str, str]:
     assert desired.status is not None
     return next((c["status"], c["reason"]) for c in desired.status["conditions"] if c["type"] == kind)
 
 
-def message(desired: DesiredService, kind: str = "Ready") -> str:
+def message(desired: Desired, kind: str = "Ready") -> str:
     assert desired.status is not None
     return str(next(c["message"] for c in desired.status["conditions"] if c["type"] == kind))
 
@@ -99,10 +101,11 @@ def test_a_ready_pod_that_has_told_nothing_is_not_trusted() -> None:
 
 
 def test_after_a_start_of_the_operator_nothing_is_written_until_agents_could_report() -> None:
-    desired = desire(observe(adapters={}, reports_due=True))
+    observed = observe(adapters={}, reports_due=True)
+    desired = desire(observed)
     assert desired.status is None
     assert desired.requeue_after is not None
-    assert desired.agents is not None, "but they are told what is wanted"
+    assert routes_of(observed) is not None, "but the agents get their routes"
 
 
 def test_replicas_that_do_not_know_the_newest_routes_are_not_ready() -> None:
@@ -152,26 +155,27 @@ BY_JOB = [{"name": "support", "targets": [{"tuningJob": "faq"}]}]
     ],
 )
 def test_a_target_without_an_adapter_says_why(job: Raw | None, reason: str) -> None:
-    desired = desire(observe(make_service(routes=BY_JOB), jobs={"faq": job}))
-    assert condition(desired) == ("False", reason)
-    assert desired.agents is not None
-    (target,) = desired.agents.routes[0].targets
+    observed = observe(make_service(routes=BY_JOB), jobs={"faq": job})
+    assert condition(desire(observed)) == ("False", reason)
+    routes = routes_of(observed)
+    assert routes is not None
+    (target,) = routes.routes[0].targets
     assert (target.model_id, target.reason) == (None, reason), "and the agents say it to clients"
 
 
 def test_the_adapter_of_a_job_that_succeeded_is_attached() -> None:
     raw = make_service(routes=BY_JOB)
-    desired = desire(observe(raw, jobs={"faq": FINISHED_JOB}, adapters={"faq-1": [told("ft_of_job")]}))
-    assert desired.agents is not None
-    assert desired.agents.model_ids == ["ft_of_job"]
+    observed = observe(raw, jobs={"faq": FINISHED_JOB}, adapters={"faq-1": [told("ft_of_job")]})
+    desired, routes = desire(observed), routes_of(observed)
+    assert routes is not None
+    assert routes.model_ids == ["ft_of_job"]
     assert condition(desired) == ("True", "Ready")
     assert desired.apply == [], "attaching touches no part but the cold-start copy, which is there already"
     # The TuningJob goes: what it was resolved to is in the status.
-    kept = desire(observe({**raw, "status": desired.status}, jobs={"faq": None}))
-    assert kept.agents == desired.agents
+    assert routes_of(observe({**raw, "status": desired.status}, jobs={"faq": None})) == routes
     # It is made again, and trains: the old adapter serves until there is a new one.
     training = make_tuning_job(status={**make_status(Trained="Unknown/Training"), "modelId": "ft_new"})
-    assert desire(observe({**raw, "status": desired.status}, jobs={"faq": training})).agents == desired.agents
+    assert routes_of(observe({**raw, "status": desired.status}, jobs={"faq": training})) == routes
 
 
 # --- parts ---------------------------------------------------------------------------------------------------------
@@ -228,7 +232,7 @@ def test_one_replica_needs_no_disruption_budget() -> None:
     parts = {kind: {**part, "metadata": {**part["metadata"], "uid": f"uid-{kind}"}} for kind, part in two.parts.items()}
     one = make_service()
     changed = ObservedService(raw=one, spec=observe(one).spec, parts=parts, pods=two.pods)
-    assert desire(changed).delete == [(BUDGETS, "faq", f"uid-{BUDGETS}")]
+    assert desire(changed).delete == [ObjectRef(BUDGETS, "faq", f"uid-{BUDGETS}")]
 
 
 def test_a_name_of_somebody_elses_is_left_alone() -> None:

@@ -20,13 +20,13 @@ from tuning_operator.core.cache import (
     PODS,
     SERVICES,
     SERVING,
-    Store,
+    Cache,
 )
 from tuning_operator.core.errors import AlreadyExists, Conflict, Forbidden
 from tuning_operator.core.metrics import Metrics
 from tuning_operator.core.queue import WorkQueue
 from tuning_operator.inference_service.agents import Agents
-from tuning_operator.inference_service.reconciler import FIRST_REPORTS_SECONDS, ServiceWorker
+from tuning_operator.inference_service.reconciler import FIRST_REPORTS_SECONDS, InferenceServiceReconciler
 
 KEY = ("team", "faq")
 
@@ -35,9 +35,9 @@ class Bench:
     def __init__(self) -> None:
         self.cluster = MemoryCluster()
         self.queue = WorkQueue()
-        self.store = Store(service_changed=self.queue.add)
+        self.store = Cache({INFERENCE_SERVICES: self.queue.add})
         self.agents = Agents(self.queue.add, hold_seconds=0)
-        self.worker = ServiceWorker(
+        self.worker = InferenceServiceReconciler(
             self.cluster,  # type: ignore[arg-type]
             self.store,
             self.queue,

@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 
 from llm_tuning.api.conditions import Reason
-from llm_tuning.pod.contract import CHECK, REPORT, TRAIN
+from llm_tuning.pod.roles import CHECK, REPORT, TRAIN
 from tests.support.operator_objects import (
     CHECKED,
     SETTINGS,
     TRAINED,
     Raw,
     after,
+    jobs_in,
     make_job,
     make_observed,
     make_pod,
@@ -110,7 +111,7 @@ def test_a_status_of_ours_that_is_not_written_yet_says_nothing(name: str) -> Non
         for state in (pod, with_sidecar(pod, "other", 0)):
             desired = wanted(make_tuning_job(status=VALID), seconds=3, jobs=[make_job()], pods=[state])
             assert condition(desired, "Finished")[0] == condition(desired, "Stalled")[0] == "False"
-            assert (desired.create_jobs, desired.delete_jobs) == ([], [])
+            assert (jobs_in(desired), desired.delete) == ([], [])
 
 
 # --- it fails --------------------------------------------------------------------------------------------------------
@@ -124,7 +125,7 @@ def test_a_training_that_ended_well_is_one_though_a_sidecar_failed(name: str) ->
     check = with_sidecar(make_pod(CHECK, phase="Failed", result=CHECKED), name, 143)
     desired = wanted(jobs=[make_job(CHECK, failures=1)], pods=[check])
     assert condition(desired, "DatasetValid")[0] == "True"
-    assert [job["metadata"]["name"] for job in desired.create_jobs] == ["faq-train"]
+    assert [job["metadata"]["name"] for job in jobs_in(desired)] == ["faq-train"]
 
 
 @pytest.mark.parametrize("kind", ["containers", "initContainers"])
@@ -202,24 +203,24 @@ def test_the_result_of_a_training_is_taken_though_a_sidecar_runs_on(name: str) -
     assert before.requeue_after == 1
     desired = wanted(make_tuning_job(status=VALID), seconds=119, jobs=[job], pods=[pod])
     trained(desired)
-    assert desired.delete_jobs == [], "what is known is written down first"
+    assert desired.delete == [], "what is known is written down first"
     again = wanted(make_tuning_job(status=desired.status), seconds=120, jobs=[job], pods=[pod])
-    assert [ref.name for ref in again.delete_jobs] == ["faq-train"]
+    assert [ref.name for ref in again.delete] == ["faq-train"]
     going = make_job(deleting=True)
-    assert wanted(make_tuning_job(status=desired.status), seconds=121, jobs=[going], pods=[pod]).delete_jobs == []
+    assert wanted(make_tuning_job(status=desired.status), seconds=121, jobs=[going], pods=[pod]).delete == []
 
 
 def test_the_result_of_a_check_is_taken_and_its_job_deleted_once_that_is_recorded() -> None:
     job, pod = make_job(CHECK), outlived(CHECK, result=CHECKED)
     desired = wanted(seconds=120, jobs=[job], pods=[pod])
     assert condition(desired, "DatasetValid") == ("True", "DatasetValid", CHECKED["message"])
-    assert [made["metadata"]["name"] for made in desired.create_jobs] == ["faq-train"]
-    assert desired.delete_jobs == []
+    assert [made["metadata"]["name"] for made in jobs_in(desired)] == ["faq-train"]
+    assert desired.delete == []
     recorded = make_tuning_job(status=VALID)
     world: Raw = {"jobs": [job, make_job(uid="t")], "pods": [pod, make_pod(job_uid="t")]}
-    assert [ref.name for ref in wanted(recorded, seconds=121, **world).delete_jobs] == ["faq-check"]
+    assert [ref.name for ref in wanted(recorded, seconds=121, **world).delete] == ["faq-check"]
     suspended = wanted(make_tuning_job(status=VALID, suspend=True), seconds=121, **world)
-    assert [ref.name for ref in suspended.delete_jobs] == ["faq-check", "faq-train"], "each once"
+    assert [ref.name for ref in suspended.delete] == ["faq-check", "faq-train"], "each once"
 
 
 def test_a_refusal_is_taken_too() -> None:
@@ -227,7 +228,7 @@ def test_a_refusal_is_taken_too() -> None:
     desired = wanted(seconds=120, jobs=[job], pods=[pod])
     assert condition(desired, "Succeeded") == ("False", "DatasetInvalid", "row 7: prompt is empty")
     again = wanted(make_tuning_job(status=desired.status), seconds=121, jobs=[job], pods=[pod])
-    assert [ref.name for ref in again.delete_jobs] == ["faq-check"]
+    assert [ref.name for ref in again.delete] == ["faq-check"]
 
 
 def test_a_report_whose_sidecar_runs_on_is_read() -> None:
@@ -240,10 +241,10 @@ def test_a_report_whose_sidecar_runs_on_is_read() -> None:
 def test_never_a_second_trainer_beside_a_pod_that_is_still_open(code: int) -> None:
     pod = outlived(exit_code=code)
     desired = wanted(make_tuning_job(status=VALID), seconds=7200, jobs=[make_job()], pods=[pod])
-    assert (desired.create_jobs, desired.delete_jobs) == ([], [])
+    assert (jobs_in(desired), desired.delete) == ([], [])
     assert condition(desired, "Stalled")[:2] == ("True", Reason.SIDECAR_RUNNING)
     without_job = wanted(make_tuning_job(status=VALID), seconds=7200, pods=[pod])
-    assert without_job.create_jobs == []
+    assert jobs_in(without_job) == []
 
 
 @pytest.mark.parametrize("kind", ["initContainers", "ephemeralContainers"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llm_tuning.api.conditions import Reason
-from llm_tuning.pod.contract import CHECK, REPORT, TRAIN
+from llm_tuning.pod.roles import CHECK, REPORT, TRAIN
 from tests.support.operator_objects import (
     SETTINGS,
     Raw,
@@ -19,7 +19,8 @@ from tests.support.operator_objects import (
 from tuning_operator.pods.observed import Child
 from tuning_operator.pods.stuck import events_due, find_stuck
 from tuning_operator.pods.trouble import Trouble
-from tuning_operator.tuning_job.asked import asked_by_job
+from tuning_operator.tuning_job.stage import JobStage
+from tuning_operator.tuning_job.stages import STAGES
 
 SPEC: Raw = {
     "dataset": {"configMap": {"name": "rows", "key": "faq.json"}},
@@ -34,6 +35,7 @@ PRIVILEGED = (
     'Error creating: pods "faq-train-abcde" is forbidden: violates PodSecurity "restricted:latest": host namespaces '
     "(hostNetwork=true)"
 )
+STAGE = {stage.role.name: stage for stage in STAGES if isinstance(stage, JobStage)}
 MOUNT = "MountVolume.SetUp failed for volume"
 
 
@@ -46,7 +48,7 @@ def child_of(*, pod: Raw | None = None, warnings: list[Raw] | None = None, role:
 def stuck_of(child: Child, role: str = TRAIN) -> Trouble | None:
     spec = make_observed(make_tuning_job(**SPEC)).spec
     assert spec is not None
-    return find_stuck(child, asked_by_job(spec, role, SETTINGS))
+    return find_stuck(child, STAGE[role].asked(spec, SETTINGS))
 
 
 @pytest.mark.parametrize(
@@ -256,7 +258,7 @@ def test_no_events_for_what_is_queued_or_over() -> None:
 def test_the_remedy_is_of_what_that_pod_asks_for(role: str, named: tuple[str, str], unnamed: str) -> None:
     spec = make_observed(make_tuning_job(**SPEC)).spec
     assert spec is not None
-    asked = asked_by_job(spec, role, SETTINGS.model_copy(update={"check_cpu": "700m", "check_memory": "3Gi"}))
+    asked = STAGE[role].asked(spec, SETTINGS.model_copy(update={"check_cpu": "700m", "check_memory": "3Gi"}))
     pending = make_pod(role, phase="Pending", scheduled="0/1 nodes are available: 1 Insufficient cpu.")
     quota = [make_warning(make_job(role), "FailedCreate", QUOTA)]
     for child in (child_of(role=role, pod=pending), child_of(role=role, warnings=quota)):

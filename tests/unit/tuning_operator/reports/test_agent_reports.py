@@ -16,9 +16,9 @@ import pytest
 
 from llm_tuning.agent.contract import Desired, DesiredRoute, DesiredTarget, Report, parse_desired
 from tests.support.cluster_tokens import ISSUER, Signer, published
+from tuning_operator.core.audience import audience_of
 from tuning_operator.inference_service.agents import Agents
 from tuning_operator.reports import server as module
-from tuning_operator.reports.audience import audience_of
 from tuning_operator.reports.certificates import make_ca, make_serving_cert
 from tuning_operator.reports.server import ProgressServer
 from tuning_operator.reports.tls import serving_context

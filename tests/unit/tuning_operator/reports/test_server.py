@@ -21,9 +21,9 @@ from llm_tuning.progress.endpoint import StatusEndpoint
 from llm_tuning.progress.snapshot import Snapshot
 from tests.support.authorities import intermediate_authority
 from tests.support.cluster_tokens import ISSUER, Signer, published
+from tuning_operator.core.audience import audience_of
 from tuning_operator.core.errors import ClusterError
 from tuning_operator.reports import server as module
-from tuning_operator.reports.audience import audience_of
 from tuning_operator.reports.certificates import make_serving_cert
 from tuning_operator.reports.server import ProgressServer
 from tuning_operator.reports.tls import serving_context

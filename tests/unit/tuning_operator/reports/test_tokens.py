@@ -14,8 +14,8 @@ import jwt
 import pytest
 
 from tests.support.cluster_tokens import ISSUER, Signer, published
+from tuning_operator.core.audience import audience_of
 from tuning_operator.core.errors import ClusterError
-from tuning_operator.reports.audience import audience_of
 from tuning_operator.reports.tokens import ClusterKeys, Sender, TokenRefused, TokenVerifier, own_issuer
 
 SIGNER = Signer()

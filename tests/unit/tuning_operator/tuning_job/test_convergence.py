@@ -20,16 +20,16 @@ from typing import Any
 
 import pytest
 
-from llm_tuning.pod.contract import CONTAINERS
+from llm_tuning.pod.roles import ROLES
 from tests.support.memory_cluster import MemoryCluster
 from tests.support.operator_objects import CHECKED, SETTINGS, TRAINED, Raw, after, make_tuning_job
-from tuning_operator.core.cache import JOBS, KINDS, PODS, TUNING_JOBS, Store
+from tuning_operator.core.cache import JOBS, KINDS, PODS, TUNING_JOBS, Cache
 from tuning_operator.core.conditions import timestamp
 from tuning_operator.core.constants import LABEL_ROLE, QUEUE_LABEL, RESYNC_SECONDS
 from tuning_operator.core.metrics import Metrics
 from tuning_operator.core.queue import WorkQueue
 from tuning_operator.tuning_job import reconciler as worker_module
-from tuning_operator.tuning_job.reconciler import Worker
+from tuning_operator.tuning_job.reconciler import TuningJobReconciler
 
 NAME = "faq"
 OK, LOST = "ok", "message lost"
@@ -161,7 +161,9 @@ class World:
                     "labels": dict(job["spec"]["template"]["metadata"]["labels"]),
                     "ownerReferences": [{"kind": "Job", "name": metadata["name"], "uid": metadata["uid"]}],
                 },
-                "spec": {"containers": [{"name": CONTAINERS[job["metadata"]["labels"][LABEL_ROLE]], "image": "pod:1"}]},
+                "spec": {
+                    "containers": [{"name": ROLES[job["metadata"]["labels"][LABEL_ROLE]].container, "image": "pod:1"}]
+                },
                 "status": {"phase": "Pending"},
             },
         )
@@ -185,7 +187,7 @@ class World:
         elif status["phase"] == "Pending":
             status["phase"] = "Running"
             running = {"running": {"startedAt": timestamp(self.now())}}
-            status["containerStatuses"] = [{"name": CONTAINERS[role], "state": running}]
+            status["containerStatuses"] = [{"name": ROLES[role].container, "state": running}]
             self.cluster.change(PODS, pod)
         else:
             number = self.ended.get(role, 0)
@@ -210,7 +212,7 @@ class World:
             terminated["message"] = json.dumps({"ok": False, "reason": "DatasetInvalid", "message": "row 3: no prompt"})
         pod["status"]["phase"] = "Succeeded" if good else "Failed"
         terminated["finishedAt"] = timestamp(self.now())
-        pod["status"]["containerStatuses"] = [{"name": CONTAINERS[role], "state": {"terminated": terminated}}]
+        pod["status"]["containerStatuses"] = [{"name": ROLES[role].container, "state": {"terminated": terminated}}]
         if self.sidecar and "deletionTimestamp" not in pod["metadata"]:
             pod["status"]["phase"] = "Running"
             pod["status"]["containerStatuses"].insert(0, {"name": SIDECAR, "state": {"running": {}}})
@@ -318,8 +320,8 @@ class Operator:
     async def start(self) -> None:
         world = self.world
         self.queue = WorkQueue(world.clock)
-        self.store = Store(self.queue.add)
-        self.worker = Worker(world.cluster, self.store, self.queue, SETTINGS, Metrics(), "test", world.now)  # type: ignore[arg-type]
+        self.store = Cache({TUNING_JOBS: self.queue.add})
+        self.worker = TuningJobReconciler(world.cluster, self.store, self.queue, SETTINGS, Metrics(), "test", world.now)  # type: ignore[arg-type]
         await self.list()
         self.task = asyncio.create_task(self.worker.run())
 
@@ -333,7 +335,7 @@ class Operator:
         for kind in KINDS:
             items, version = await self.world.cluster.list_all(kind, None)
             self.store.apply_list(kind, items, version, None)
-        for raw in self.store.tuning_jobs():
+        for raw in self.store.all(TUNING_JOBS):
             self.queue.add((raw["metadata"]["namespace"], raw["metadata"]["name"]))
 
     def on_write(self, moment: str, write: str) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from llm_tuning.api.tuning_job import Progress, TuningJobStatus
-from llm_tuning.pod.contract import CHECK, REPORT, TRAIN, PodInput
+from llm_tuning.pod.contract import PodInput
+from llm_tuning.pod.roles import CHECK, REPORT, TRAIN
 from tests.support.operator_objects import (
     CHECKED,
     MODEL_ID,
@@ -16,6 +17,7 @@ from tests.support.operator_objects import (
     TRAINED,
     Raw,
     after,
+    jobs_in,
     make_job,
     make_observed,
     make_pod,
@@ -23,7 +25,7 @@ from tests.support.operator_objects import (
     make_tuning_job,
     make_warning,
 )
-from tuning_operator.core.desired import Desired, JobRef
+from tuning_operator.core.desired import Desired, ObjectRef
 from tuning_operator.tuning_job.desire import desire
 
 CHECKED_POD = make_pod(CHECK, phase="Succeeded", result=CHECKED)
@@ -36,7 +38,7 @@ def wanted(job: Raw | None = None, *, seconds: float = 70, **observed: Any) -> D
 
 
 def created(desired: Desired) -> list[str]:
-    return [job["metadata"]["name"] for job in desired.create_jobs]
+    return [job["metadata"]["name"] for job in jobs_in(desired)]
 
 
 def condition(desired: Desired, kind: str) -> tuple[str, str]:
@@ -56,7 +58,7 @@ def phase(desired: Desired) -> str:
 
 
 def start_of(desired: Desired) -> str | None:
-    container = desired.create_jobs[0]["spec"]["template"]["spec"]["containers"][0]
+    container = jobs_in(desired)[0]["spec"]["template"]["spec"]["containers"][0]
     text = next(v["value"] for v in container["env"] if v["name"] == "LLM_TUNING_POD")
     return PodInput.model_validate_json(text).start_model_id
 
@@ -142,7 +144,7 @@ def test_a_job_that_is_being_deleted_is_waited_out() -> None:
     failed = make_job(deleting=True, failed="BackoffLimitExceeded")
     for job in (make_job(deleting=True), failed):
         desired = wanted(make_tuning_job(status=VALID), jobs=[job])
-        assert (created(desired), desired.delete_jobs) == ([], [])
+        assert (created(desired), desired.delete) == ([], [])
         assert condition(desired, "Finished") == ("False", "Running")
 
 
@@ -305,10 +307,10 @@ def test_a_result_that_cannot_be_read_is_said_to_be_lost(report: Raw, pods: list
 def test_a_report_whose_pod_is_gone_as_well_is_made_again() -> None:
     job = make_tuning_job(status=VALID)
     desired = wanted(job, jobs=[make_job(complete=60), make_job(REPORT, complete=60)])
-    assert [ref.name for ref in desired.delete_jobs] == ["faq-report"]
+    assert [ref.name for ref in desired.delete] == ["faq-report"]
     assert condition(desired, "Trained") == ("Unknown", "ReadingResult")
     leaving = wanted(job, jobs=[make_job(complete=60), make_job(REPORT, complete=60, deleting=True)])
-    assert (leaving.delete_jobs, created(leaving)) == ([], [])
+    assert (leaving.delete, created(leaving)) == ([], [])
 
 
 # --- progress --------------------------------------------------------------------------------------------------------
@@ -377,11 +379,11 @@ def test_a_failed_training_keeps_how_far_it_came() -> None:
 def test_suspend_ends_what_runs_and_says_so_once_it_is_gone() -> None:
     job = make_tuning_job(suspend=True, status=VALID)
     desired = wanted(job, jobs=[make_job()], pods=[make_pod()])
-    assert desired.delete_jobs == [JobRef("faq-train", "job-train")]
+    assert desired.delete == [ObjectRef("jobs", "faq-train", "job-train")]
     assert phase(desired) == "Suspended"
     assert condition(desired, "Suspended") == ("False", "Suspending")
     ending = wanted(job, jobs=[make_job(deleting=True)], pods=[make_pod()])
-    assert ending.delete_jobs == []
+    assert ending.delete == []
     assert condition(ending, "Suspended") == ("False", "Suspending")
     orphan = wanted(job, pods=[make_pod(job_uid="gone")])
     assert condition(orphan, "Suspended") == ("False", "Suspending")
@@ -402,7 +404,7 @@ def test_suspended_from_the_start() -> None:
 
 def test_a_finished_check_is_kept_over_a_suspension() -> None:
     desired = wanted(make_tuning_job(suspend=True), jobs=[make_job(CHECK, complete=60)], pods=[CHECKED_POD])
-    assert (desired.delete_jobs, created(desired)) == ([], [])
+    assert (desired.delete, created(desired)) == ([], [])
     assert condition(desired, "DatasetValid") == ("True", "DatasetValid")
     assert condition(desired, "Suspended") == ("True", "Suspended")
 
@@ -466,14 +468,14 @@ def test_attempts_are_told_while_the_job_goes_on() -> None:
 
 def test_a_name_that_somebody_else_has() -> None:
     desired = wanted(jobs=[make_job(CHECK, owner="somebody", owner_name="other")])
-    assert (created(desired), desired.delete_jobs) == ([], [])
+    assert (created(desired), desired.delete) == ([], [])
     assert condition(desired, "Stalled") == ("True", "NameTaken")
     assert desired.requeue_after == 30
 
 
 def test_what_a_namesake_left_over_is_waited_for_without_alarm() -> None:
     desired = wanted(jobs=[make_job(CHECK, owner="earlier")])
-    assert (created(desired), desired.delete_jobs) == ([], [])
+    assert (created(desired), desired.delete) == ([], [])
     assert condition(desired, "Stalled") == ("False", "NotStalled")
 
 

@@ -2,9 +2,18 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.operator_objects import SETTINGS, Raw, after, make_job, make_observed, make_status, make_tuning_job
+from tests.support.operator_objects import (
+    SETTINGS,
+    UID,
+    Raw,
+    after,
+    make_job,
+    make_observed,
+    make_status,
+    make_tuning_job,
+)
 from tuning_operator.core.conditions import timestamp
-from tuning_operator.core.desired import Desired
+from tuning_operator.core.desired import Desired, ObjectRef
 from tuning_operator.tuning_job.desire import desire
 
 NOTHING = Desired()
@@ -23,7 +32,7 @@ def test_nothing_runs_again_whatever_became_of_its_jobs(jobs: list[Raw]) -> None
 def test_suspend_means_nothing_any_more_but_is_taken_note_of() -> None:
     job = finished(suspend=True, generation=2)
     desired = desire(make_observed(job, jobs=[make_job()]), SETTINGS, after(200))
-    assert desired.delete_jobs == desired.create_jobs == desired.events == []
+    assert desired.delete == desired.create == desired.events == []
     assert desired.status is not None
     assert desired.status["observedGeneration"] == 2
     assert {c["observedGeneration"] for c in desired.status["conditions"]} == {2}
@@ -35,9 +44,9 @@ def test_suspend_means_nothing_any_more_but_is_taken_note_of() -> None:
     ("ttl", "seconds", "wanted"),
     [
         (60, 130, Desired(requeue_after=30)),
-        (60, 160, Desired(delete_self=True)),
-        (60, 9999, Desired(delete_self=True)),
-        (0, 100, Desired(delete_self=True)),
+        (60, 160, Desired(delete=[ObjectRef("tuningjobs", "faq", UID)])),
+        (60, 9999, Desired(delete=[ObjectRef("tuningjobs", "faq", UID)])),
+        (0, 100, Desired(delete=[ObjectRef("tuningjobs", "faq", UID)])),
     ],
 )
 def test_its_time_to_go(ttl: int, seconds: float, wanted: Desired) -> None:

@@ -13,11 +13,14 @@ from typing import Any
 import pytest
 import yaml
 
-from llm_tuning.pod.contract import CHECK, CONTAINERS, REPORT, ROOT, TRAIN, PodInput
+from llm_tuning.pod.contract import ROOT, PodInput
+from llm_tuning.pod.roles import CHECK, REPORT, ROLES, TRAIN
 from tests.support.operator_objects import SETTINGS, Raw, make_observed, make_status, make_tuning_job
 from tuning_operator.core.settings import Settings
-from tuning_operator.pods.template import model_id, threads
-from tuning_operator.tuning_job.desire import BUILDERS
+from tuning_operator.pods.template import threads
+from tuning_operator.tuning_job.job import build_job, model_id
+from tuning_operator.tuning_job.stage import JobStage
+from tuning_operator.tuning_job.stages import STAGES
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 REWRITE = "REWRITE_EXPECTED"
@@ -33,13 +36,14 @@ FULL = Settings(
     check_cpu="250m",
     check_memory="512Mi",
 )
-ROLES = (CHECK, TRAIN, REPORT)
 
 
 def build(role: str, raw: Raw | None = None, settings: Settings = SETTINGS, start: str | None = None) -> Raw:
     observed = make_observed(raw)
     assert observed.spec is not None, observed.problems
-    return BUILDERS[role](observed, observed.spec, settings, start)
+    (stage,) = (stage for stage in STAGES if isinstance(stage, JobStage) and stage.role.name == role)
+    parts = stage.parts(observed, observed.spec, settings)
+    return build_job(observed, observed.spec, settings, role=stage.role, parts=parts, start_model_id=start)
 
 
 def pod_of(job: Raw) -> dict[str, Any]:
@@ -119,7 +123,7 @@ def test_bad_input_is_never_retried_and_disruptions_cost_nothing(role: str) -> N
     assert spec["podReplacementPolicy"] == "Failed"
     refuse, ignore = spec["podFailurePolicy"]["rules"]
     assert refuse["action"] == "FailJob"
-    assert refuse["onExitCodes"] == {"containerName": CONTAINERS[role], "operator": "In", "values": [64]}
+    assert refuse["onExitCodes"] == {"containerName": ROLES[role].container, "operator": "In", "values": [64]}
     assert ignore == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
     assert spec["template"]["spec"]["restartPolicy"] == "Never"
 

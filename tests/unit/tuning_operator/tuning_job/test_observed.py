@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from llm_tuning.api.conditions import ConditionType
-from llm_tuning.pod.contract import CHECK, TRAIN
+from llm_tuning.pod.roles import CHECK, TRAIN
 from tests.support.operator_objects import (
     UID,
     after,

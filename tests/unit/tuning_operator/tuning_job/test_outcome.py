@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from llm_tuning.api.conditions import Reason
-from llm_tuning.pod.contract import CHECK, TRAIN
+from llm_tuning.pod.contract import CheckResult, TrainResult
+from llm_tuning.pod.roles import CHECK, TRAIN
 from tests.support.operator_objects import (
     CHECKED,
     TRAINED,
@@ -19,13 +20,15 @@ from tests.support.operator_objects import (
 from tuning_operator.pods.observed import Child
 from tuning_operator.pods.trouble import Trouble
 from tuning_operator.tuning_job.outcome import (
-    check_result,
     failing,
     failure_of,
+    result_of,
     seconds_undecided,
-    train_result,
 )
+from tuning_operator.tuning_job.stage import JobStage
+from tuning_operator.tuning_job.stages import STAGES
 
+STAGE = {stage.role.name: stage for stage in STAGES if isinstance(stage, JobStage)}
 SPEC = make_observed(make_tuning_job(activeDeadlineSeconds=90)).spec
 REFUSED = {"ok": False, "reason": "DatasetInvalid", "message": "row 3: prompt is empty"}
 NO_GPU = {"ok": False, "reason": "GPUUnavailable", "message": "no CUDA device"}
@@ -42,7 +45,7 @@ def failed_pod(number: int = 1, code: int = 1, *, role: str = TRAIN, **arguments
 
 def why(child: Child, role: str = TRAIN) -> Trouble:
     assert SPEC is not None
-    return failure_of(child, role, SPEC)
+    return failure_of(child, STAGE[role], SPEC)
 
 
 # --- results ---------------------------------------------------------------------------------------------------------
@@ -50,18 +53,18 @@ def why(child: Child, role: str = TRAIN) -> Trouble:
 
 def test_results_are_read_from_the_pod_that_succeeded() -> None:
     pods = [failed_pod(result=NO_GPU), make_pod(number=2, created=5, phase="Succeeded", result=TRAINED)]
-    result = train_result(child_of(make_job(complete=60), *pods))
+    result = result_of(child_of(make_job(complete=60), *pods), TrainResult)
     assert result is not None
     assert result.model_id == TRAINED["modelId"]
     check = make_pod(CHECK, phase="Succeeded", result=CHECKED)
-    assert check_result(child_of(make_job(CHECK, complete=60), check, role=CHECK)) is not None
+    assert result_of(child_of(make_job(CHECK, complete=60), check, role=CHECK), CheckResult) is not None
 
 
 @pytest.mark.parametrize("message", ["", "the end of some log", '{"ok": tru'])
 def test_a_lost_or_broken_result_is_none(message: str) -> None:
     pod = make_pod(phase="Succeeded", result=message)
-    assert train_result(child_of(make_job(complete=60), pod)) is None
-    assert train_result(child_of(make_job(complete=60))) is None
+    assert result_of(child_of(make_job(complete=60), pod), TrainResult) is None
+    assert result_of(child_of(make_job(complete=60)), TrainResult) is None
 
 
 # --- what is not fully seen -----------------------------------------------------------------------------------------
@@ -168,7 +171,7 @@ def test_a_pod_that_the_kubelet_failed_without_a_container() -> None:
 
 def tell(child: Child, at: float = 61) -> tuple[Trouble, float | None] | None:
     assert SPEC is not None
-    return failing(child, TRAIN, SPEC, after(at))
+    return failing(child, STAGE[TRAIN], SPEC, after(at))
 
 
 def test_a_failed_attempt_is_told_until_the_next_has_run_for_a_while() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from llm_tuning.api.tuning_job import Progress
-from llm_tuning.pod.contract import CHECK, TRAIN
+from llm_tuning.pod.roles import CHECK, TRAIN
 from tests.support.memory_cluster import MemoryCluster
 from tests.support.operator_objects import (
     CHECKED,
@@ -27,14 +27,14 @@ from tests.support.operator_objects import (
     make_tuning_job,
     make_warning,
 )
-from tuning_operator.core import reconciler as pass_loop
-from tuning_operator.core.cache import JOBS, PODS, TUNING_JOBS, Store
+from tuning_operator.core import warnings as pass_loop
+from tuning_operator.core.cache import JOBS, PODS, TUNING_JOBS, Cache
 from tuning_operator.core.conditions import timestamp
 from tuning_operator.core.errors import AlreadyExists, Conflict, Forbidden, LeaseLost, Unavailable
 from tuning_operator.core.metrics import Metrics
 from tuning_operator.core.queue import WorkQueue
 from tuning_operator.tuning_job import reconciler as worker
-from tuning_operator.tuning_job.reconciler import Worker
+from tuning_operator.tuning_job.reconciler import TuningJobReconciler
 
 KEY = ("team", "faq")
 
@@ -48,9 +48,9 @@ class Bench:
 
     def __post_init__(self) -> None:
         self.queue = WorkQueue(self.clock)
-        self.store = Store(self.queue.add)
+        self.store = Cache({TUNING_JOBS: self.queue.add})
         self.cluster.now = self.now
-        self.worker = Worker(self.cluster, self.store, self.queue, SETTINGS, Metrics(), "me", self.now)  # type: ignore[arg-type]
+        self.worker = TuningJobReconciler(self.cluster, self.store, self.queue, SETTINGS, Metrics(), "me", self.now)  # type: ignore[arg-type]
 
     def clock(self) -> float:
         return self.seconds
@@ -266,7 +266,7 @@ async def test_a_tuning_job_that_is_gone_is_forgotten(bench: Bench) -> None:
     await bench.one_pass()
     bench.cluster.remove(TUNING_JOBS, "team", "faq")
     await bench.worker.reconcile(KEY)
-    assert bench.store.tuning_job(*KEY) is None
+    assert bench.store.get(TUNING_JOBS, *KEY) is None
 
 
 @pytest.mark.parametrize(
@@ -280,18 +280,18 @@ async def test_a_tuning_job_that_is_gone_is_forgotten(bench: Bench) -> None:
 async def test_a_job_that_the_api_server_refuses_is_said(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, said: str, reason: str
 ) -> None:
-    async def refuse(body: Raw) -> Raw:
+    async def refuse(kind: str, body: Raw) -> Raw:
         raise Forbidden(said)
 
-    create = bench.cluster.create_job
-    monkeypatch.setattr(bench.cluster, "create_job", refuse)
+    create = bench.cluster.create
+    monkeypatch.setattr(bench.cluster, "create", refuse)
     bench.start()
     for _ in range(3):
         with pytest.raises(Forbidden):
             await bench.look()
     assert bench.condition("Stalled") == ("True", reason)
     assert bench.cluster.writes == ["status of faq", f"event {reason}"]
-    monkeypatch.setattr(bench.cluster, "create_job", create)
+    monkeypatch.setattr(bench.cluster, "create", create)
     await bench.look()
     assert bench.condition("Stalled")[0] == "False"
 
@@ -428,10 +428,10 @@ async def one_pass(bench: Bench) -> None:
 async def test_a_pass_that_fails_is_tried_again_later_and_the_loop_goes_on(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def fail(body: Raw) -> Raw:
+    async def fail(kind: str, body: Raw) -> Raw:
         raise Unavailable("the API server is away")
 
-    monkeypatch.setattr(bench.cluster, "create_job", fail)
+    monkeypatch.setattr(bench.cluster, "create", fail)
     bench.start()
     with caplog.at_level(logging.INFO, logger="tuning_operator"):
         await one_pass(bench)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from llm_tuning.pod.contract import CHECK, REPORT, TRAIN
+from llm_tuning.pod.roles import CHECK, REPORT, TRAIN
 from tests.support.operator_objects import TRAINED, Raw, make_status, make_tuning_job
 from tests.support.operator_world import World
 

@@ -15,7 +15,7 @@ from aiohttp.test_utils import TestServer
 
 from llm_tuning.api.kube import API_VERSION
 from tests.support.authorities import intermediate_authority
-from tuning_operator.check_install import main
+from tuning_operator.core.check_install import main
 from tuning_operator.reports.certificates import make_ca, make_serving_cert
 from tuning_operator.reports.tls import serving_context
 

@@ -2,14 +2,27 @@ from __future__ import annotations
 
 import pytest
 
+from llm_tuning.api.conditions import ConditionType
 from llm_tuning.api.kube import Condition
-from tests.support.operator_objects import make_observed, make_status, make_tuning_job
-from tuning_operator.tuning_job.transitions import events_of
+from tests.support.operator_objects import START, make_observed, make_status, make_tuning_job
+from tuning_operator.core.desired import Desired, Event
+from tuning_operator.tuning_job.stages import STAGES
+from tuning_operator.tuning_job.status import Draft
 
 
 def conditions(message: str = "", **given: str) -> list[Condition]:
     listed = make_observed(make_tuning_job(status=make_status(**given))).status.conditions
     return [c.model_copy(update={"message": message}) for c in listed]
+
+
+def events_of(old: list[Condition], new: list[Condition]) -> list[Event]:
+    """What a pass records that changes `old` to `new`."""
+    raw = make_tuning_job(serve={"name": "faq"}, status={"conditions": [c.model_dump(by_alias=True) for c in old]})
+    draft, desired = Draft(make_observed(raw), START, STAGES), Desired()
+    for condition in new:
+        draft.conditions.set(ConditionType(condition.type), condition.status, condition.reason, condition.message)
+    draft.record_in(desired)
+    return desired.events
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,154 @@
+"""One pass over a TuningJob that has not finished: walk its stages until one is not over yet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from llm_tuning.api.conditions import Phase, Reason
+from llm_tuning.api.tuning_job import TuningJobSpec
+from llm_tuning.pod.contract import TrainResult
+from llm_tuning.pod.roles import TRAIN
+from tuning_operator.core.cache import JOBS
+from tuning_operator.core.conditions import timestamp
+from tuning_operator.core.constants import LONGEST_LOOK_SECONDS, STUCK_SECONDS
+from tuning_operator.core.desired import Desired, ObjectRef
+from tuning_operator.core.settings import Settings
+from tuning_operator.pods.observed import Child
+from tuning_operator.pods.sidecars import find_outliving_sidecar, sidecar_due
+from tuning_operator.pods.stuck import events_due, find_refusal, find_stuck
+from tuning_operator.tuning_job.job import build_job, child_name, model_id
+from tuning_operator.tuning_job.observed import Observed
+from tuning_operator.tuning_job.outcome import failing, lacks_pods, seconds_undecided
+from tuning_operator.tuning_job.status import Draft
+
+if TYPE_CHECKING:
+    from tuning_operator.tuning_job.stage import JobStage, Stage
+
+
+class Chain:
+    """What the stages of one pass share: what is observed, what they draft, and what they want."""
+
+    def __init__(
+        self, observed: Observed, spec: TuningJobSpec, settings: Settings, now: datetime, stages: Sequence[Stage]
+    ) -> None:
+        self.observed, self.spec, self.settings, self.now = observed, spec, settings, now
+        self._stages = [stage for stage in stages if stage.applies(observed)]
+        self.desired = Desired()
+        self.draft = Draft(observed, now, stages)
+        self.draft.fields["model_id"] = model_id(observed, spec)
+        if observed.children and observed.status.start_time is None:
+            self.draft.fields["start_time"] = timestamp(min(c.created for c in observed.children.values()))
+        reference = spec.model.adapter
+        self.start_model_id = (reference and reference.model_id) or observed.status.start_adapter_model_id
+        self.result: TrainResult | None = None
+        """What came of the training, once a stage knows it."""
+        self._is_undecided = False
+
+    def run(self) -> Desired:
+        """Walk the stages; returns what they want."""
+        if all(stage.run(self) for stage in self._stages) and self.result is not None:
+            self.draft.succeed(self.result)
+        if self._is_undecided:
+            return Desired(requeue_after=self.desired.requeue_after)
+        if self.spec.suspend and not self.draft.is_finished:
+            self._suspend()
+        self.draft.record_in(self.desired)
+        return self.desired
+
+    # --- what stages ask for ----------------------------------------------------------------------------------------
+
+    def note_start(self, model: str) -> None:
+        """Write down the adapter to start from: it outlives the TuningJob that made it."""
+        self.start_model_id = self.draft.fields["start_adapter_model_id"] = model
+
+    def is_undecided(self, child: Child) -> bool:
+        """Whether what ended is not fully seen yet: then nothing is written, and decided again."""
+        seconds = seconds_undecided(child, self.now)
+        if seconds is None:
+            self.desired.needs_pods |= lacks_pods(child)
+            return False
+        self.desired.requeue(seconds)
+        self._is_undecided = True
+        return True
+
+    def delete(self, child: Child) -> None:
+        """Have the Job deleted; its pods end first."""
+        ref = ObjectRef(JOBS, child.name, child.uid)
+        if ref not in self.desired.delete:
+            self.desired.delete.append(ref)
+
+    def work(self, stage: JobStage, child: Child | None) -> None:
+        """Have the Job of this stage made, or say what it waits for."""
+        name = child_name(self.observed.name, stage.role.name)
+        if child is not None:
+            if not child.is_deleting and not self.spec.suspend:
+                self._follow(stage, child)
+        elif name in self.observed.taken:
+            self._wait_for_name(name)
+        elif stage.role.name in self.observed.live_pods:
+            self.desired.requeue(STUCK_SECONDS)  # of a Job that was deleted: never two trainers at once
+        elif stage.role.name == TRAIN and "start_adapter_model_id" in self.draft.fields:
+            self.desired.requeue(0)  # written down first: whatever happens next, it starts from this adapter
+        elif not self.spec.suspend:
+            # The check looks at the start adapter too where it is there.
+            parts = stage.parts(self.observed, self.spec, self.settings)
+            job = build_job(
+                self.observed,
+                self.spec,
+                self.settings,
+                role=stage.role,
+                parts=parts,
+                start_model_id=self.start_model_id,
+            )
+            self.desired.create.append((JOBS, job))
+            if (refused := self.observed.refusals.get(JOBS)) is not None:
+                stuck = find_refusal(refused)
+                self.draft.stall(stuck.reason, stuck.message, steady=True)
+            if self.observed.status.start_time is None:
+                self.draft.fields.setdefault("start_time", timestamp(self.now))
+
+    # --- a child's life ---------------------------------------------------------------------------------------------
+
+    def _wait_for_name(self, name: str) -> None:
+        self.desired.requeue(LONGEST_LOOK_SECONDS)
+        if name not in self.observed.left_over:
+            self.draft.stall(
+                Reason.NAME_TAKEN,
+                f"Job {name} belongs to somebody else; delete it, or apply this TuningJob under another name",
+            )
+
+    def _follow(self, stage: JobStage, child: Child) -> None:
+        """A Job at work: queued, stuck, failing, or fine."""
+        if child.is_suspended:
+            queue = f"LocalQueue {self.spec.queue_name}" if self.spec.queue_name else "whoever suspended it"
+            message = f"Job {child.name} waits for {queue} to admit it"
+            self.draft.say(Phase.QUEUED, Reason.QUEUED, message, stage=stage.condition)
+            return
+        due = events_due(child, self.now)
+        if due is not None:
+            self.desired.needs_events = due <= 0
+            # The longer it takes, the seldomer it is reconciled: a thousand that wait must cost little.
+            self.desired.requeue(due if due > 0 else min(max(-due / 5, STUCK_SECONDS), LONGEST_LOOK_SECONDS))
+        pod = child.newest_pod
+        if pod is not None and (sidecar := sidecar_due(pod, self.now)) is not None:
+            self.desired.requeue(sidecar)
+        if stuck := find_stuck(child, stage.asked(self.spec, self.settings)):
+            self.draft.stall(stuck.reason, stuck.message, steady=True)
+        elif pod is not None and (outliving := find_outliving_sidecar(pod, self.now)):
+            self.draft.stall(outliving.reason, outliving.message)
+        elif found := failing(child, stage, self.spec, self.now):
+            trouble, left = found
+            self.draft.stall(trouble.reason, trouble.message)
+            if left is not None:
+                self.desired.requeue(left)
+
+    def _suspend(self) -> None:
+        """End the Jobs that are at work; their pods write a checkpoint and go."""
+        self.desired.create.clear()
+        active = [child for child in self.observed.children.values() if not child.has_ended or child.is_deleting]
+        for child in active:
+            if not child.is_deleting:
+                self.delete(child)
+        self.draft.suspend(pods_gone=not active and not self.observed.live_pods)

@@ -1,0 +1,146 @@
+"""A stage of the chain: what a pass walks, one after the other, until one is not over yet.
+
+A stage is one object in its own file, and stands in the list of `stages`. Nothing else knows how many there are.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, ClassVar
+
+from llm_tuning.api.conditions import Phase, Reason
+from llm_tuning.api.tuning_job import TuningJobSpec
+from llm_tuning.pod.roles import PodRole
+from tuning_operator.core.settings import Settings
+from tuning_operator.pods.observed import Child
+from tuning_operator.pods.stuck import Asked
+from tuning_operator.pods.trouble import Trouble
+from tuning_operator.tuning_job.job import PodParts
+from tuning_operator.tuning_job.observed import Observed
+from tuning_operator.tuning_job.outcome import failure_of, is_done, is_left_open, refusal
+
+if TYPE_CHECKING:
+    from tuning_operator.tuning_job.chain import Chain
+
+
+class Stage(ABC):
+    """One step of the chain. It keeps nothing: the same object serves every TuningJob."""
+
+    conditions: ClassVar[tuple[StrEnum, ...]] = ()
+    """Those that it decides; NotReached where the chain ends before."""
+
+    def applies(self, observed: Observed) -> bool:
+        """Whether the TuningJob has this stage at all."""
+        return True
+
+    @abstractmethod
+    def run(self, chain: Chain) -> bool:
+        """Take the stage as far as it goes now; True where the next one may begin, else the draft says why not."""
+
+
+@dataclass(frozen=True)
+class Words:
+    """What a stage says of itself while it goes on."""
+
+    phase: Phase
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Requests:
+    """What the pod of a stage asks the scheduler for."""
+
+    pod: str
+    """What people call the pod."""
+    resources: str
+    """As `shown_resources` writes them."""
+    lower: str = ""
+    """How that is lowered, by the field or Helm value that sets it; empty where nothing does."""
+
+
+class JobStage(Stage):
+    """A stage whose work a Job does: it is made once, followed to its end, and its result recorded."""
+
+    role: ClassVar[PodRole]
+    work: ClassVar[str]
+    """What it does, in a sentence: `the data check`."""
+    refused: ClassVar[Reason]
+    """Of bad input, where the pod left no reason of its own."""
+    failing: ClassVar[Reason]
+    """Of a failed attempt, where nothing better is known."""
+
+    @abstractmethod
+    def parts(self, observed: Observed, spec: TuningJobSpec, settings: Settings) -> PodParts:
+        """Build what this role adds to the common pod."""
+
+    @abstractmethod
+    def requests(self, spec: TuningJobSpec, settings: Settings) -> Requests:
+        """Name what the pod asks for, and where that is set."""
+
+    @abstractmethod
+    def memory_remedy(self, spec: TuningJobSpec) -> str:
+        """Say what to do about a pod that used more memory than it may."""
+
+    @abstractmethod
+    def words(self, child: Child | None) -> Words:
+        """Say what goes on."""
+
+    @abstractmethod
+    def end(self, chain: Chain, child: Child) -> bool:
+        """Record the result of work that has ended well; returns as `run` does."""
+
+    def fail(self, chain: Chain, trouble: Trouble) -> None:
+        """Record that the work has failed for good."""
+        chain.draft.fail(trouble, stage=self.condition)
+
+    @property
+    def condition(self) -> StrEnum:
+        """The condition that says how far the work is."""
+        return self.conditions[0]
+
+    def run(self, chain: Chain) -> bool:
+        child = chain.observed.children.get(self.role.name)
+        if chain.observed.holds(self.condition):
+            if child is not None and is_left_open(child):
+                chain.delete(child)
+            return True
+        if child is not None and chain.is_undecided(child):
+            return False
+        if child is not None and is_done(child, chain.now):
+            return self.end(chain, child)
+        if child is not None and (trouble := self._trouble(chain, child)):
+            self.fail(chain, trouble)
+            return False
+        self.go_on(chain, child)
+        return False
+
+    def go_on(self, chain: Chain, child: Child | None) -> None:
+        """Have the Job made, or follow it."""
+        words = self.words(child)
+        chain.draft.say(words.phase, words.reason, words.message, stage=self.condition)
+        chain.work(self, child)
+
+    def asked(self, spec: TuningJobSpec, settings: Settings) -> Asked:
+        """Name all that the pod may get stuck at."""
+        requests = self.requests(spec, settings)
+        source, secret = spec.dataset.config_map, spec.tracking.credentials_secret
+        return Asked(
+            claim=spec.volume.claim_name,
+            contents="base/ and datasets/",
+            pod=requests.pod,
+            resources=requests.resources,
+            lower=requests.lower,
+            secret_field="spec.tracking.credentialsSecret",
+            secret_key="MLFLOW_TRACKING_PASSWORD",
+            secret=secret.name if secret is not None else None,
+            config_map=(source.name, source.key) if source is not None else None,
+        )
+
+    def _trouble(self, chain: Chain, child: Child) -> Trouble | None:
+        """Why the Job has failed for good, or None while it may still end well."""
+        if child.has_failed:
+            return failure_of(child, self, chain.spec)
+        return refusal(child, self, chain.spec, chain.now)
