@@ -64,7 +64,7 @@ class Snapshot:
             epoch=round(self.epoch, 3),
             loss=_finite(self.loss, 5),
             tokens_per_second=_finite(self.tokens_per_second, 1),
-            remaining_seconds=None if self.remaining_seconds is None else max(0, round(self.remaining_seconds)),
+            remaining_seconds=None if self.remaining_seconds is None else max(1, round(self.remaining_seconds)),
             last_update_time=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         )
 

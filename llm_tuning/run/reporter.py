@@ -140,8 +140,6 @@ class Pace:
 
     @property
     def remaining_seconds(self) -> float | None:
-        """None until there is a step, or while the total is unknown."""
-        taken = self._step - self._first
-        if taken <= 0 or not self._total:
-            return None
-        return max(0.0, (self._total - self._step) * (self._last - self._began) / taken)
+        """None until there is a step, while the total is unknown, and after the last step: what follows has no pace."""
+        taken, left = self._step - self._first, self._total - self._step
+        return max(1.0, left * (self._last - self._began) / taken) if taken > 0 and left > 0 else None

@@ -59,7 +59,7 @@ def parse_status(body: bytes, now: datetime) -> Progress:
     return Progress(
         **metrics,
         percent=percent or 0,
-        remaining_seconds=remaining,
+        remaining_seconds=None if remaining == 0 and percent != 100 else remaining,  # not yet done: nobody knows
         last_update_time=time.strftime("%Y-%m-%dT%H:%M:%SZ"),
     )
 

@@ -19,6 +19,7 @@ from tuning_operator.tuning_job.job import child_name
 from tuning_operator.tuning_job.observed import Observed, build_observed
 from tuning_operator.tuning_job.stage import JobStage
 from tuning_operator.tuning_job.stages import STAGES
+from tuning_operator.tuning_job.status import with_last_loss
 
 
 @dataclass
@@ -38,7 +39,8 @@ class TuningJobReconciler(Reconciler[Observed]):
         raw = self.cache.get(TUNING_JOBS, *key)
         if raw is None:
             return
-        self._progress[key] = (raw["metadata"]["uid"], progress)
+        uid, (known_of, known) = raw["metadata"]["uid"], self._progress.get(key, (None, None))
+        self._progress[key] = (uid, with_last_loss(progress, known if known_of == uid else None))
         self.queue.add_after(key, max(0.0, self._progress_due(key)))
 
     def observe(self, raw: Raw, warnings: Sequence[Raw] = ()) -> Observed:

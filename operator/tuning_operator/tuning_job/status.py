@@ -161,10 +161,17 @@ class Draft:
 
     def _progress(self) -> Progress | None:
         """The newest report, or the last known; of a finished training what its result says."""
-        known = self._observed.progress or self._observed.status.progress
+        report, last = self._observed.progress, self._observed.status.progress
         if self._result is None:
-            return known
-        return _ended(known or Progress(percent=0, last_update_time=self._now), self._result)
+            return last if report is None else with_last_loss(report, last)
+        return _ended(report or last or Progress(percent=0, last_update_time=self._now), self._result)
+
+
+def with_last_loss(report: Progress, last: Progress | None) -> Progress:
+    """Return `report`, where it has no loss with that of `last`: a start and some trainers report without one."""
+    if report.loss is not None or last is None:
+        return report
+    return report.model_copy(update={"loss": last.loss})
 
 
 def _ended(last: Progress, result: TrainResult) -> Progress:

@@ -121,3 +121,12 @@ def test_time_left_counts_from_the_resumed_step() -> None:
     assert pace.remaining_seconds is None
     pace.step(92, 1, now=54.0)
     assert pace.remaining_seconds == pytest.approx(16.0)
+
+
+def test_nothing_is_said_of_the_time_left_after_the_last_step_while_an_evaluation_goes_on() -> None:
+    pace = Pace(3, 0, now=0.0)
+    pace.step(2, 1, now=2.0)
+    assert pace.remaining_seconds == pytest.approx(1.0)
+    pace.step(3, 1, now=3.0)
+    pace.interrupted(3.0)
+    assert pace.remaining_seconds is None

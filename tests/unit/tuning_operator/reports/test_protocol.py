@@ -48,6 +48,18 @@ def test_what_the_trainer_sends_is_understood() -> None:
     }
 
 
+@pytest.mark.parametrize(("percent", "left"), [(99, None), (100, 0)])
+def test_no_time_left_is_said_of_a_run_that_is_done_only(percent: int, left: int | None) -> None:
+    sent = body(progressPercentage=percent, estimatedRemainingSeconds=0)
+    assert parse_status(sent, NOW).remaining_seconds == left
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.2])
+def test_a_moment_before_the_end_is_a_second(seconds: float) -> None:
+    now = Snapshot(step=9, total_steps=10, remaining_seconds=seconds)
+    assert now.progress().remaining_seconds == 1
+
+
 def test_the_least_is_a_percentage() -> None:
     progress = parse_status(b'{"trainerStatus": {"progressPercentage": 0}}', NOW)
     assert (progress.percent, progress.step, progress.loss) == (0, 0, None)

@@ -327,6 +327,18 @@ def test_progress_is_the_newest_report_or_the_last_known() -> None:
     assert kept.status == desired.status
 
 
+def test_a_report_without_a_loss_keeps_the_last_one() -> None:
+    """A start says none before its first step, and transformers' callback sends one with some reports only."""
+    world: Raw = {"jobs": [make_job()], "pods": [make_pod()]}
+    first = wanted(make_tuning_job(status=VALID), progress=HALF, **world)
+    for silent in (HALF.model_copy(update={"step": 6, "loss": None}), Progress(percent=0, last_update_time="u")):
+        desired = wanted(make_tuning_job(status=first.status), progress=silent, **world)
+        assert desired.status is not None
+        assert desired.status["progress"] == silent.model_dump(mode="json", by_alias=True, exclude_none=True) | {
+            "loss": 1.5
+        }
+
+
 @pytest.mark.parametrize(
     "last", [None, HALF, Progress(percent=10, step=1, total_steps=10, epoch=0.1, loss=2.8, last_update_time="t")]
 )

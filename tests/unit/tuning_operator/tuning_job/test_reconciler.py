@@ -156,6 +156,16 @@ async def test_a_whole_life(bench: Bench) -> None:
     assert bench.status["progress"]["percent"] == 100
 
 
+async def test_a_loss_that_was_reported_between_two_writes_is_not_lost(bench: Bench) -> None:
+    bench.start()
+    await bench.look()
+    bench.worker.report(KEY, Progress(percent=7, step=1, loss=2.5, last_update_time="t"))
+    bench.worker.report(KEY, Progress(percent=8, step=2, last_update_time="u"))
+    bench.seconds += 20
+    await bench.look()
+    assert (bench.status["progress"]["step"], bench.status["progress"]["loss"]) == (2, 2.5)
+
+
 async def test_what_the_api_server_gives_back_is_not_written_again(bench: Bench) -> None:
     """It makes 3.0 a 3 and adds defaults; that is no difference."""
     bench.start()
