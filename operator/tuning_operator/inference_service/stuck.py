@@ -13,9 +13,9 @@ from llm_tuning.pod.contract import CheckResult, parse_result
 from tuning_operator.core.cache import DEPLOYMENTS
 from tuning_operator.inference_service.children import AGENT_MEMORY
 from tuning_operator.inference_service.observed import AGENT, ENGINE, PLAN, ObservedService, ServingPod
-from tuning_operator.pods.observed import Child, Raw
+from tuning_operator.pods.observed import Workload
 from tuning_operator.pods.sidecars import find_failing_sidecar
-from tuning_operator.pods.stuck import CREATION, asked_by_service, events_due, find_stuck, of_words
+from tuning_operator.pods.stuck import CREATION, PodRequests, events_due, find_stuck, of_words, shown_resources
 from tuning_operator.pods.trouble import Trouble
 
 LOG_CHARACTERS = 500
@@ -36,7 +36,7 @@ def service_events_due(observed: ObservedService, now: datetime) -> float | None
     pods = _waiting(observed)
     if not pods and observed.pods:
         return None
-    return events_due(_child(observed, deployment, pods), now)
+    return events_due(Workload(deployment, pods, observed.warnings), now)
 
 
 def find_stuck_service(observed: ObservedService, spec: InferenceServiceSpec, gpu_resource: str) -> Trouble | None:
@@ -44,25 +44,36 @@ def find_stuck_service(observed: ObservedService, spec: InferenceServiceSpec, gp
     deployment = observed.parts.get(DEPLOYMENTS)
     if deployment is None:
         return None
-    asked = asked_by_service(spec, gpu_resource)
+    asked = _requests(spec, gpu_resource)
     for condition in (deployment.get("status") or {}).get("conditions") or ():
         if condition["type"] == "ReplicaFailure" and condition["status"] == "True":
             return of_words(CREATION["FailedCreate"], str(condition.get("message", "")), asked)
     for pod in reversed(observed.pods):
         if pod.is_ready:
             continue
-        child = _child(observed, deployment, (pod,))
-        if stuck := _failing(pod) or find_stuck(child, asked) or find_failing_sidecar(pod):
+        workload = Workload(deployment, (pod,), observed.warnings)
+        if stuck := _failing(pod) or find_stuck(workload, asked) or find_failing_sidecar(pod):
             return stuck
     return None
 
 
+def _requests(spec: InferenceServiceSpec, gpu_resource: str) -> PodRequests:
+    """What a replica of an InferenceService asks for."""
+    secret = spec.api_key_secret
+    return PodRequests(
+        claim=spec.volume.claim_name,
+        contents="base/ and models/",
+        pod="a replica",
+        resources=shown_resources(spec.resources.cpu, spec.resources.memory, spec.resources.gpus, gpu_resource),
+        lower="lower spec.resources",
+        secret_field="spec.apiKeySecret",
+        secret_key=secret.key if secret is not None else "apiKey",
+        secret=secret.name if secret is not None else None,
+    )
+
+
 def _waiting(observed: ObservedService) -> tuple[ServingPod, ...]:
     return tuple(pod for pod in observed.pods if not pod.is_ready)
-
-
-def _child(observed: ObservedService, deployment: Raw, pods: tuple[ServingPod, ...]) -> Child:
-    return Child(deployment, pods, observed.warnings)
 
 
 def _failing(pod: ServingPod) -> Trouble | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -158,11 +158,11 @@ class Pod:
 
 
 @dataclass(frozen=True)
-class Child:
-    """A Job of the TuningJob with its pods, oldest first, and the Warning Events that may be about it, newest last."""
+class Workload:
+    """What makes pods, a Job or a Deployment: with its pods, oldest first, and Warning Events, newest last."""
 
     raw: Raw
-    pods: tuple[Pod, ...] = ()
+    pods: Sequence[Pod] = ()
     warnings: tuple[Raw, ...] = ()
 
     @property
@@ -180,6 +180,28 @@ class Child:
     @property
     def is_deleting(self) -> bool:
         return "deletionTimestamp" in self.raw["metadata"]
+
+    @property
+    def makes_pods(self) -> bool:
+        """Whether it is to have pods now."""
+        return not self.is_deleting
+
+    @property
+    def newest_pod(self) -> Pod | None:
+        return self.pods[-1] if self.pods else None
+
+    def warnings_about(self, *, uid: str | None = None, claim: str | None = None) -> list[Raw]:
+        """Warning Events about a workload or pod of that uid, or about the claim of that name; newest first."""
+        wanted = ("uid", uid) if uid is not None else ("name", claim)
+        return [w for w in reversed(self.warnings) if w.get("involvedObject", {}).get(wanted[0]) == wanted[1]]
+
+
+class Child(Workload):
+    """A Job of a TuningJob."""
+
+    @property
+    def makes_pods(self) -> bool:
+        return not (self.is_suspended or self.has_ended or self.is_deleting)
 
     @property
     def is_suspended(self) -> bool:
@@ -210,10 +232,6 @@ class Child:
         return read_time(condition["lastTransitionTime"]) if condition else None
 
     @property
-    def newest_pod(self) -> Pod | None:
-        return self.pods[-1] if self.pods else None
-
-    @property
     def failed_pods(self) -> list[Pod]:
         """Those that the Job counts as failures."""
         return [pod for pod in self.pods if pod.phase == "Failed" and not pod.is_disrupted]
@@ -236,11 +254,6 @@ class Child:
     @property
     def backoff_limit(self) -> int:
         return int(self.raw["spec"].get("backoffLimit", 6))
-
-    def warnings_about(self, *, uid: str | None = None, claim: str | None = None) -> list[Raw]:
-        """Warning Events about a Job or pod of that uid, or about the claim of that name; newest first."""
-        wanted = ("uid", uid) if uid is not None else ("name", claim)
-        return [w for w in reversed(self.warnings) if w.get("involvedObject", {}).get(wanted[0]) == wanted[1]]
 
     def _condition(self, kind: str) -> Raw | None:
         conditions = self.raw.get("status", {}).get("conditions") or ()

@@ -1,4 +1,4 @@
-"""Why a child Job does not get on, and what to do about it.
+"""Say why a workload makes no progress, and what to do about it.
 
 A Job says nothing of its pods' troubles, and Kubernetes tells most of them only in words: in this file, and nowhere
 else, messages are searched. What is said of a trouble stays the same while it lasts: every change is a write.
@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from llm_tuning.api.conditions import Reason
-from llm_tuning.api.inference_service import InferenceServiceSpec
 from tuning_operator.core.constants import STUCK_SECONDS, UNPLACED_SECONDS
-from tuning_operator.pods.observed import IMAGE_TROUBLES, STARTING, Child, Pod, Raw, event_time, read_time
+from tuning_operator.pods.observed import IMAGE_TROUBLES, STARTING, Pod, Raw, Workload, event_time, read_time
 from tuning_operator.pods.sidecars import find_waiting_sidecar
 from tuning_operator.pods.trouble import Trouble
 
@@ -23,7 +22,7 @@ SHOWN_CHARACTERS = 400
 
 
 @dataclass(frozen=True)
-class Asked:
+class PodRequests:
     """What a pod asks for, as far as pods get stuck at it, and where that is set."""
 
     claim: str
@@ -43,38 +42,23 @@ class Asked:
     """Name and key, of spec.dataset.configMap."""
 
 
-def asked_by_service(spec: InferenceServiceSpec, gpu_resource: str) -> Asked:
-    """What a replica of an InferenceService asks for."""
-    secret = spec.api_key_secret
-    return Asked(
-        claim=spec.volume.claim_name,
-        contents="base/ and models/",
-        pod="a replica",
-        resources=shown_resources(spec.resources.cpu, spec.resources.memory, spec.resources.gpus, gpu_resource),
-        lower="lower spec.resources",
-        secret_field="spec.apiKeySecret",
-        secret_key=secret.key if secret is not None else "apiKey",
-        secret=secret.name if secret is not None else None,
-    )
-
-
 def shown_resources(cpu: str, memory: str, gpus: int = 0, gpu_resource: str = "") -> str:
     """Name requests as a message does: `2 nvidia.com/gpu, 4 CPU and 16Gi`."""
     return f"{f'{gpus} {gpu_resource}, ' if gpus else ''}{cpu} CPU and {memory}"
 
 
-Maker = Callable[[re.Match[str], Asked], Trouble]
+Maker = Callable[[re.Match[str], PodRequests], Trouble]
 Table = tuple[tuple[str, Maker], ...]
 """A pattern of Kubernetes' words and what it means; the first that is found counts."""
 
 
-def events_due(child: Child, now: datetime) -> float | None:
+def events_due(workload: Workload, now: datetime) -> float | None:
     """In how many seconds Events are to be read, since nothing else will tell; 0 or less: now. None: no need."""
-    if child.is_suspended or child.has_ended or child.is_deleting:
+    if not workload.makes_pods:
         return None
-    pod = child.newest_pod
+    pod = workload.newest_pod
     if pod is None:
-        return _left(child.created, STUCK_SECONDS, now)
+        return _left(workload.created, STUCK_SECONDS, now)
     if pod.phase == "Failed":
         return _left(pod.ended_at or pod.created, STUCK_SECONDS, now)
     if pod.phase != "Pending" or pod.waiting.get("reason") not in STARTING or pod.is_set_up:
@@ -85,12 +69,12 @@ def events_due(child: Child, now: datetime) -> float | None:
     return None if placed else _left(pod.created, UNPLACED_SECONDS, now)
 
 
-def find_stuck(child: Child, asked: Asked) -> Trouble | None:
-    """What the child is stuck at, or None while it gets on as far as can be seen."""
-    pod = child.newest_pod
+def find_stuck(workload: Workload, asked: PodRequests) -> Trouble | None:
+    """Find what the workload is stuck at, or None while it makes progress as far as can be seen."""
+    pod = workload.newest_pod
     if pod is None or pod.phase == "Failed":
-        since = pod.created if pod is not None else child.created
-        newer = (w for w in child.warnings_about(uid=child.uid) if event_time(w) >= since)
+        since = pod.created if pod is not None else workload.created
+        newer = (w for w in workload.warnings_about(uid=workload.uid) if event_time(w) >= since)
         return _from_events(newer, CREATION, asked)
     if pod.phase != "Pending":
         return None
@@ -102,8 +86,8 @@ def find_stuck(child: Child, asked: Asked) -> Trouble | None:
     if pod.is_set_up:
         return None
     if not placed:
-        return _from_events(child.warnings_about(claim=asked.claim), BINDING, asked)
-    return _from_events(child.warnings_about(uid=pod.uid), MOUNTING, asked)
+        return _from_events(workload.warnings_about(claim=asked.claim), BINDING, asked)
+    return _from_events(workload.warnings_about(uid=pod.uid), MOUNTING, asked)
 
 
 def find_refusal(message: str, what: str = "Job") -> Trouble:
@@ -125,7 +109,7 @@ def _left(since: datetime, seconds: float, now: datetime) -> float:
     return seconds - (now - since).total_seconds()
 
 
-def _waiting(pod: Pod, asked: Asked) -> Trouble | None:
+def _waiting(pod: Pod, asked: PodRequests) -> Trouble | None:
     if pod.waiting_container not in pod.own:
         return find_waiting_sidecar(pod)
     reason, message = str(pod.waiting.get("reason")), str(pod.waiting.get("message", ""))
@@ -139,7 +123,7 @@ def _waiting(pod: Pod, asked: Asked) -> Trouble | None:
     return of_words(CONTAINERS.get(reason, ()), message, asked)
 
 
-def _from_events(warnings: Iterable[Raw], tables: dict[str, Table], asked: Asked) -> Trouble | None:
+def _from_events(warnings: Iterable[Raw], tables: dict[str, Table], asked: PodRequests) -> Trouble | None:
     """By the newest Warning whose reason a table is there for."""
     for warning in warnings:
         if stuck := of_words(tables.get(str(warning.get("reason")), ()), str(warning.get("message", "")), asked):
@@ -147,7 +131,7 @@ def _from_events(warnings: Iterable[Raw], tables: dict[str, Table], asked: Asked
     return None
 
 
-def of_words(table: Table, message: str, asked: Asked) -> Trouble | None:
+def of_words(table: Table, message: str, asked: PodRequests) -> Trouble | None:
     """What a message means by a table, or None."""
     for pattern, make in table:
         if found := re.search(pattern, message, re.IGNORECASE):
@@ -158,7 +142,7 @@ def of_words(table: Table, message: str, asked: Asked) -> Trouble | None:
 # --- what a pattern means --------------------------------------------------------------------------------------------
 
 
-def _claim_not_found(found: re.Match[str], asked: Asked) -> Trouble:
+def _claim_not_found(found: re.Match[str], asked: PodRequests) -> Trouble:
     return Trouble(
         Reason.CLAIM_NOT_FOUND,
         f"spec.volume.claimName: there is no PersistentVolumeClaim {asked.claim} in this namespace; create "
@@ -166,7 +150,7 @@ def _claim_not_found(found: re.Match[str], asked: Asked) -> Trouble:
     )
 
 
-def _claim_going(found: re.Match[str], asked: Asked) -> Trouble:
+def _claim_going(found: re.Match[str], asked: PodRequests) -> Trouble:
     return Trouble(
         Reason.CLAIM_NOT_FOUND,
         f"spec.volume.claimName: PersistentVolumeClaim {asked.claim} is being deleted; create it anew once "
@@ -174,7 +158,7 @@ def _claim_going(found: re.Match[str], asked: Asked) -> Trouble:
     )
 
 
-def _claim_pending(found: re.Match[str], asked: Asked) -> Trouble:
+def _claim_pending(found: re.Match[str], asked: PodRequests) -> Trouble:
     claim = asked.claim
     return Trouble(
         Reason.CLAIM_PENDING,
@@ -183,7 +167,7 @@ def _claim_pending(found: re.Match[str], asked: Asked) -> Trouble:
     )
 
 
-def _unschedulable(found: re.Match[str], asked: Asked) -> Trouble:
+def _unschedulable(found: re.Match[str], asked: PodRequests) -> Trouble:
     return Trouble(
         Reason.UNSCHEDULABLE,
         f"no node takes the pod: {_short(found.string)}; {asked.pod} asks for {asked.resources}: {_or_lower(asked)}"
@@ -191,11 +175,11 @@ def _unschedulable(found: re.Match[str], asked: Asked) -> Trouble:
     )
 
 
-def _or_lower(asked: Asked) -> str:
+def _or_lower(asked: PodRequests) -> str:
     return f"{asked.lower}, " if asked.lower else ""
 
 
-def _secret(found: re.Match[str], asked: Asked) -> Trouble:
+def _secret(found: re.Match[str], asked: PodRequests) -> Trouble:
     name = asked.secret or found["name"]
     return Trouble(
         Reason.SECRET_NOT_FOUND,
@@ -204,7 +188,7 @@ def _secret(found: re.Match[str], asked: Asked) -> Trouble:
     )
 
 
-def _secret_key(found: re.Match[str], asked: Asked) -> Trouble:
+def _secret_key(found: re.Match[str], asked: PodRequests) -> Trouble:
     name = asked.secret or found["name"]
     return Trouble(
         Reason.SECRET_NOT_FOUND,
@@ -213,7 +197,7 @@ def _secret_key(found: re.Match[str], asked: Asked) -> Trouble:
     )
 
 
-def _config_map(found: re.Match[str], asked: Asked) -> Trouble:
+def _config_map(found: re.Match[str], asked: PodRequests) -> Trouble:
     source = asked.config_map
     name, key = (source[0], f" with the key {source[1]}") if source else (found["name"], "")
     return Trouble(
@@ -223,7 +207,7 @@ def _config_map(found: re.Match[str], asked: Asked) -> Trouble:
     )
 
 
-def _config_map_key(found: re.Match[str], asked: Asked) -> Trouble:
+def _config_map_key(found: re.Match[str], asked: PodRequests) -> Trouble:
     source = asked.config_map
     what = f"ConfigMap {source[0]} has no key {source[1]}" if source else _short(found.string)
     return Trouble(
@@ -232,7 +216,7 @@ def _config_map_key(found: re.Match[str], asked: Asked) -> Trouble:
     )
 
 
-def _quota(found: re.Match[str], asked: Asked) -> Trouble:
+def _quota(found: re.Match[str], asked: PodRequests) -> Trouble:
     return Trouble(
         Reason.QUOTA_EXCEEDED,
         f"a quota of this namespace forbids the pod: {_short(found.string)}; {asked.pod} asks for {asked.resources}: "
@@ -240,7 +224,7 @@ def _quota(found: re.Match[str], asked: Asked) -> Trouble:
     )
 
 
-def _pod_security(found: re.Match[str], asked: Asked) -> Trouble:
+def _pod_security(found: re.Match[str], asked: PodRequests) -> Trouble:
     return Trouble(
         Reason.POD_SECURITY_DENIED,
         f"Pod Security forbids the pod: {_short(found.string)}; as it is made it fits the restricted profile, so look "
@@ -248,11 +232,11 @@ def _pod_security(found: re.Match[str], asked: Asked) -> Trouble:
     )
 
 
-def _not_created(found: re.Match[str], asked: Asked) -> Trouble:
+def _not_created(found: re.Match[str], asked: PodRequests) -> Trouble:
     return Trouble(Reason.POD_CREATION_FAILED, f"the pod cannot be created: {_short(found.string)}")
 
 
-def _not_mounted(found: re.Match[str], asked: Asked) -> Trouble:
+def _not_mounted(found: re.Match[str], asked: PodRequests) -> Trouble:
     return Trouble(
         Reason.VOLUME_MOUNT_FAILED,
         f"a volume cannot be mounted: {_short(found.string)}; see `kubectl describe pvc {asked.claim}` and "
@@ -260,14 +244,14 @@ def _not_mounted(found: re.Match[str], asked: Asked) -> Trouble:
     )
 
 
-def _no_sandbox(found: re.Match[str], asked: Asked) -> Trouble:
+def _no_sandbox(found: re.Match[str], asked: PodRequests) -> Trouble:
     return Trouble(
         Reason.POD_CREATION_FAILED,
         f"the node cannot set the pod up: {_short(found.string)}; the node's runtime or network needs a look",
     )
 
 
-def _not_started(found: re.Match[str], asked: Asked) -> Trouble:
+def _not_started(found: re.Match[str], asked: PodRequests) -> Trouble:
     return Trouble(Reason.CONTAINER_CONFIG_ERROR, f"the container cannot be started: {_short(found.string)}")
 
 

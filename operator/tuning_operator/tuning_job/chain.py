@@ -134,7 +134,7 @@ class Chain:
         pod = child.newest_pod
         if pod is not None and (sidecar := sidecar_due(pod, self.now)) is not None:
             self.desired.requeue(sidecar)
-        if stuck := find_stuck(child, stage.asked(self.spec, self.settings)):
+        if stuck := find_stuck(child, stage.pod_requests(self.spec, self.settings)):
             self.draft.stall(stuck.reason, stuck.message, steady=True)
         elif pod is not None and (outliving := find_outliving_sidecar(pod, self.now)):
             self.draft.stall(outliving.reason, outliving.message)

@@ -15,7 +15,7 @@ from tuning_operator.tuning_job.chain import Chain
 from tuning_operator.tuning_job.job import PodParts
 from tuning_operator.tuning_job.observed import Observed
 from tuning_operator.tuning_job.outcome import result_of
-from tuning_operator.tuning_job.stage import JobStage, Requests, Words
+from tuning_operator.tuning_job.stage import JobStage, ResourceRequests, Words
 
 
 class CheckStage(JobStage):
@@ -31,8 +31,8 @@ class CheckStage(JobStage):
         resources = small_resources(settings.check_cpu, settings.check_memory)
         return PodParts(image=settings.operator_image, resources=resources)
 
-    def requests(self, spec: TuningJobSpec, settings: Settings) -> Requests:
-        return Requests(
+    def requests(self, spec: TuningJobSpec, settings: Settings) -> ResourceRequests:
+        return ResourceRequests(
             pod="the data check",
             resources=shown_resources(settings.check_cpu, settings.check_memory),
             lower="have the operator's Helm values dataCheck.cpu and dataCheck.memory lowered",

@@ -16,7 +16,7 @@ from tuning_operator.tuning_job.chain import Chain
 from tuning_operator.tuning_job.job import PodParts
 from tuning_operator.tuning_job.observed import Observed
 from tuning_operator.tuning_job.outcome import result_of
-from tuning_operator.tuning_job.stage import JobStage, Requests, Words
+from tuning_operator.tuning_job.stage import JobStage, ResourceRequests, Words
 
 CPU, MEMORY = "100m", "256Mi"
 """It reads one manifest."""
@@ -39,8 +39,8 @@ class ReportStage(JobStage):
             has_deadline=False,
         )
 
-    def requests(self, spec: TuningJobSpec, settings: Settings) -> Requests:
-        return Requests(pod="reading the result", resources=shown_resources(CPU, MEMORY))
+    def requests(self, spec: TuningJobSpec, settings: Settings) -> ResourceRequests:
+        return ResourceRequests(pod="reading the result", resources=shown_resources(CPU, MEMORY))
 
     def memory_remedy(self, spec: TuningJobSpec) -> str:
         return f"{self.work} ran out of memory ({MEMORY}); the adapter is there"

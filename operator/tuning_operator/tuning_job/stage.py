@@ -15,7 +15,7 @@ from llm_tuning.api.tuning_job import TuningJobSpec
 from llm_tuning.pod.roles import PodRole
 from tuning_operator.core.settings import Settings
 from tuning_operator.pods.observed import Child
-from tuning_operator.pods.stuck import Asked
+from tuning_operator.pods.stuck import PodRequests
 from tuning_operator.pods.trouble import Trouble
 from tuning_operator.tuning_job.job import PodParts
 from tuning_operator.tuning_job.observed import Observed
@@ -50,7 +50,7 @@ class Words:
 
 
 @dataclass(frozen=True)
-class Requests:
+class ResourceRequests:
     """What the pod of a stage asks the scheduler for."""
 
     pod: str
@@ -77,7 +77,7 @@ class JobStage(Stage):
         """Build what this role adds to the common pod."""
 
     @abstractmethod
-    def requests(self, spec: TuningJobSpec, settings: Settings) -> Requests:
+    def requests(self, spec: TuningJobSpec, settings: Settings) -> ResourceRequests:
         """Name what the pod asks for, and where that is set."""
 
     @abstractmethod
@@ -123,11 +123,11 @@ class JobStage(Stage):
         chain.draft.say(words.phase, words.reason, words.message, stage=self.condition)
         chain.work(self, child)
 
-    def asked(self, spec: TuningJobSpec, settings: Settings) -> Asked:
+    def pod_requests(self, spec: TuningJobSpec, settings: Settings) -> PodRequests:
         """Name all that the pod may get stuck at."""
         requests = self.requests(spec, settings)
         source, secret = spec.dataset.config_map, spec.tracking.credentials_secret
-        return Asked(
+        return PodRequests(
             claim=spec.volume.claim_name,
             contents="base/ and datasets/",
             pod=requests.pod,

@@ -18,7 +18,7 @@ from tuning_operator.tuning_job.chain import Chain
 from tuning_operator.tuning_job.job import PodParts, child_name
 from tuning_operator.tuning_job.observed import Observed
 from tuning_operator.tuning_job.outcome import result_of
-from tuning_operator.tuning_job.stage import JobStage, Requests, Words
+from tuning_operator.tuning_job.stage import JobStage, ResourceRequests, Words
 
 REPORTING_FOLDER = "/var/run/llm-tuning"
 SHARED_MEMORY = "2Gi"
@@ -55,10 +55,10 @@ class TrainStage(JobStage):
             _add_reporting(parts, observed, settings.progress_url, settings.ca_pem)
         return parts
 
-    def requests(self, spec: TuningJobSpec, settings: Settings) -> Requests:
+    def requests(self, spec: TuningJobSpec, settings: Settings) -> ResourceRequests:
         asked = spec.resources
         shown = shown_resources(asked.cpu, asked.memory, asked.gpus, settings.gpu_resource)
-        return Requests(pod="a trainer", resources=shown, lower="lower spec.resources")
+        return ResourceRequests(pod="a trainer", resources=shown, lower="lower spec.resources")
 
     def memory_remedy(self, spec: TuningJobSpec) -> str:
         return (

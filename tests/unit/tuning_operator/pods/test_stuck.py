@@ -48,7 +48,7 @@ def child_of(*, pod: Raw | None = None, warnings: list[Raw] | None = None, role:
 def stuck_of(child: Child, role: str = TRAIN) -> Trouble | None:
     spec = make_observed(make_tuning_job(**SPEC)).spec
     assert spec is not None
-    return find_stuck(child, STAGE[role].asked(spec, SETTINGS))
+    return find_stuck(child, STAGE[role].pod_requests(spec, SETTINGS))
 
 
 @pytest.mark.parametrize(
@@ -258,7 +258,7 @@ def test_no_events_for_what_is_queued_or_over() -> None:
 def test_the_remedy_is_of_what_that_pod_asks_for(role: str, named: tuple[str, str], unnamed: str) -> None:
     spec = make_observed(make_tuning_job(**SPEC)).spec
     assert spec is not None
-    asked = STAGE[role].asked(spec, SETTINGS.model_copy(update={"check_cpu": "700m", "check_memory": "3Gi"}))
+    asked = STAGE[role].pod_requests(spec, SETTINGS.model_copy(update={"check_cpu": "700m", "check_memory": "3Gi"}))
     pending = make_pod(role, phase="Pending", scheduled="0/1 nodes are available: 1 Insufficient cpu.")
     quota = [make_warning(make_job(role), "FailedCreate", QUOTA)]
     for child in (child_of(role=role, pod=pending), child_of(role=role, warnings=quota)):

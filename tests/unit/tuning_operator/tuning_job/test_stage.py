@@ -31,7 +31,7 @@ from tuning_operator.tuning_job.desire import desire
 from tuning_operator.tuning_job.job import PodParts
 from tuning_operator.tuning_job.observed import Observed, build_observed
 from tuning_operator.tuning_job.outcome import result_of
-from tuning_operator.tuning_job.stage import JobStage, Requests, Words
+from tuning_operator.tuning_job.stage import JobStage, ResourceRequests, Words
 from tuning_operator.tuning_job.stages import STAGES
 
 # --- the stage: this, and its place in the list --------------------------------------------------------------------
@@ -53,8 +53,8 @@ class WeighStage(JobStage):
     def parts(self, observed: Observed, spec: TuningJobSpec, settings: Settings) -> PodParts:
         return PodParts(image="scales:1", resources=small_resources("1", "2Gi"), reads_dataset=False)
 
-    def requests(self, spec: TuningJobSpec, settings: Settings) -> Requests:
-        return Requests(pod="the weighing", resources="1 CPU and 2Gi", lower="buy lighter scales")
+    def requests(self, spec: TuningJobSpec, settings: Settings) -> ResourceRequests:
+        return ResourceRequests(pod="the weighing", resources="1 CPU and 2Gi", lower="buy lighter scales")
 
     def memory_remedy(self, spec: TuningJobSpec) -> str:
         return "the scales are too small"
