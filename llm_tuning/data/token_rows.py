@@ -204,7 +204,9 @@ class TokenRows:
         )
         self.lengths: NDArray[np.int32] = np.diff(self._starts[self._row_starts]).astype(np.int32)
         """Tokens of each row, over all its sequences."""
-        learned = np.concatenate([[0], np.cumsum(self._columns["learned_counts"], dtype=np.int64)])
+        self.sequence_learned_counts: NDArray[np.int32] = self._columns["learned_counts"]
+        """Learned tokens of each sequence."""
+        learned = np.concatenate([[0], np.cumsum(self.sequence_learned_counts, dtype=np.int64)])
         self.learned_counts: NDArray[np.int32] = np.diff(learned[self._row_starts]).astype(np.int32)
         """Learned tokens of each row, over all its sequences."""
         self.numbers: NDArray[np.float64] = self._columns["numbers"]
@@ -232,6 +234,13 @@ class TokenRows:
         if self.prompts is None:
             return split_rows(len(self), fraction, seed)
         return split(self.prompts, fraction, seed)
+
+    def sequences_of(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The numbers of the sequences of the rows at `indices`, row after row."""
+        first, after = self._row_starts[indices], self._row_starts[indices + 1]
+        if len(self) == len(self._starts) - 1:
+            return np.asarray(first, dtype=np.int64)
+        return np.concatenate([np.arange(*pair, dtype=np.int64) for pair in zip(first, after, strict=True)] or [first])
 
     def count_prompts(self, indices: NDArray[np.int64] | None = None) -> int | None:
         """How many prompts the rows (at `indices`) have; None where they are not known."""

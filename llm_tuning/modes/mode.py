@@ -95,7 +95,7 @@ class Mode(Generic[S]):
     """The group of its settings, a field of the spec by the mode's name; all of them decide the weights."""
     settings_help: str = ""
     uses_dropout: bool = True
-    """`lora.dropout` is on while it trains, and so decides the weights."""
+    """`lora.dropout` is on while it trains, and so decides the weights. One that compares two passes of a row wants none."""
     evaluation_decides: bool = False
     """An evaluation may end the run, so that `training.evalSteps` decides the weights."""
     scores: Sequence[Score] = ()

@@ -7,7 +7,8 @@ are added up, so that each rank holds the same scores.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import torch
@@ -29,56 +30,79 @@ NO_HELD_OUT_ROWS = "NoHeldOutRows"
 
 @dataclass(frozen=True)
 class Scores:
-    """Means over learned tokens. `loss` is in nats a token; `perplexity` = exp(loss).
-
-    `reward_weighted_loglik` (ppo): mean over rows of z_i times the row's mean log-probability a token, where z_i is the
-    row's reward standardised over the rows evaluated; it rises when good rows gain likelihood against bad ones.
-    """
+    """Means over learned tokens. `loss` is in nats a token; `perplexity` = exp(loss)."""
 
     loss: float
     perplexity: float
     token_accuracy: float
     tokens: int
     rows: int
-    reward_weighted_loglik: float | None = None
+    of_mode: Mapping[str, float] = field(default_factory=dict)
+    """Scores that only the mode has, by their names."""
+
+    def as_dict(self) -> dict[str, float]:
+        """As `evaluation.json` has them."""
+        common = {name: value for name, value in asdict(self).items() if name != "of_mode"}
+        return common | dict(self.of_mode)
 
 
-def evaluate_policy(policy: Policy, batches: MicroBatches, indices: Indices) -> Scores:
+@dataclass(frozen=True)
+class Measured:
+    """Rows under one policy, for a mode's own scores; the tensors are (sequences of the rows,), row after row."""
+
+    rows: TokenRows
+    indices: Indices
+    loglik: torch.Tensor
+    """Log-probability summed over the learned tokens, float64 on the CPU."""
+    tokens: torch.Tensor
+    """Learned tokens."""
+
+
+ScoresOfMode = Callable[[Measured], Mapping[str, float]]
+
+
+def no_more_scores(measured: Measured) -> Mapping[str, float]:
+    """The scores of a mode that has none but the common ones."""
+    return {}
+
+
+def evaluate_policy(
+    policy: Policy, batches: MicroBatches, indices: Indices, of_mode: ScoresOfMode = no_more_scores
+) -> Scores:
     """Score `policy` on the rows at `indices`; raises TryAgain on all ranks when one is asked to stop."""
     was_training = policy.training
     policy.eval()
-    # Of each row of the data set: log-probability, number, and number right of its learned tokens.
-    sums = torch.zeros(3, len(batches.rows), dtype=torch.float64)
+    rows = batches.rows
+    # Of each sequence of the data set: log-probability, number, and number right of its learned tokens.
+    sums = torch.zeros(3, len(rows.sequence_learned_counts), dtype=torch.float64)
     for batch in batches.mine(indices, "during evaluation"):
         logprobs_N, right_N = policy.score(batch)
-        row_N = torch.from_numpy(np.repeat(batch.rows, batches.rows.learned_counts[batch.rows]))
+        sequences = rows.sequences_of(batch.rows)
+        sequence_N = torch.from_numpy(np.repeat(sequences, rows.sequence_learned_counts[sequences]))
         values = torch.stack([logprobs_N, torch.ones_like(logprobs_N), right_N.float()]).double().cpu()
-        sums.index_add_(1, row_N, values)
+        sums.index_add_(1, sequence_N, values)
     policy.train(was_training)
-    loglik, tokens, correct = sum_over_ranks(sums, batches.device)[:, torch.from_numpy(indices)].unbind()
-    count = int(tokens.sum())
-    loss = float(-loglik.sum() / count)
+    at = torch.from_numpy(rows.sequences_of(indices))
+    loglik_S, tokens_S, correct_S = sum_over_ranks(sums, batches.device)[:, at].unbind()
+    count = int(tokens_S.sum())
+    loss = float(-loglik_S.sum() / count)
     return Scores(
         loss=loss,
         perplexity=math.exp(min(loss, 700.0)),
-        token_accuracy=float(correct.sum() / count),
+        token_accuracy=float(correct_S.sum() / count),
         tokens=count,
         rows=len(indices),
-        reward_weighted_loglik=_reward_weighted(
-            loglik / tokens, torch.from_numpy(batches.rows.numbers[indices].copy())
-        ),
+        of_mode=of_mode(Measured(rows, indices, loglik_S, tokens_S)),
     )
 
 
-def _reward_weighted(mean_loglik: torch.Tensor, rewards: torch.Tensor) -> float | None:
-    if rewards.isnan().any():
-        return None
-    spread = rewards.std(correction=0)
-    z = (rewards - rewards.mean()) / spread if spread > 0 else torch.zeros_like(rewards)
-    return float((z * mean_loglik).mean())
-
-
-def evaluate_run(run: TrainRun, policy: Policy, batches: MicroBatches, held_out: Indices) -> None:
+def evaluate_run(
+    run: TrainRun,
+    policy: Policy,
+    batches: MicroBatches,
+    held_out: Indices,
+    of_mode: ScoresOfMode = no_more_scores,
+) -> None:
     """Score base, start policy (where training began at an adapter) and tuned; write the run's `evaluation.json`.
 
     All ranks call it; rank 0 writes and reports.
@@ -92,14 +116,18 @@ def evaluate_run(run: TrainRun, policy: Policy, batches: MicroBatches, held_out:
         result |= {"source": "none", "reason": NO_HELD_OUT_ROWS, "message": why}
         result |= {"base": None, "start": None, "tuned": None}
     else:
-        tuned = evaluate_policy(policy, batches, held_out)
+        tuned = evaluate_policy(policy, batches, held_out, of_mode)
         with bare_base(policy.model):
-            base = evaluate_policy(policy, batches, held_out)
+            base = evaluate_policy(policy, batches, held_out, of_mode)
         start = None
         if run.start_adapter is not None:
             with start_policy(policy.model):
-                start = evaluate_policy(policy, batches, held_out)
-        result |= {"base": asdict(base), "start": asdict(start) if start else None, "tuned": asdict(tuned)}
+                start = evaluate_policy(policy, batches, held_out, of_mode)
+        result |= {
+            "base": base.as_dict(),
+            "start": start.as_dict() if start else None,
+            "tuned": tuned.as_dict(),
+        }
     if run.is_main:
         write_json(run.work / EVALUATION, result)
 

@@ -11,6 +11,7 @@ from llm_tuning.core.stopping import raise_if_stopped
 from llm_tuning.data.chat import load_chat_template
 from llm_tuning.data.token_rows import TokenRows
 from llm_tuning.models.layout import TRAINING
+from llm_tuning.modes import MODES
 from llm_tuning.run.context import TrainRun
 from llm_tuning.trainers.evaluate import evaluate_run
 from llm_tuning.trainers.loop import fit
@@ -49,7 +50,7 @@ def fine_tune(run: TrainRun, mode: type[Recipe]) -> None:
             fit(task, recipe)
 
             run.reporter.stage("evaluating")
-            evaluate_run(run, policy, task.batches, held_out)
+            evaluate_run(run, policy, task.batches, held_out, recipe.scores)
             stop_together("after the evaluation", run.device)
             if run.is_main:
                 run.reporter.stage("saving")
@@ -63,14 +64,14 @@ def fine_tune(run: TrainRun, mode: type[Recipe]) -> None:
 
 def load_policy(run: TrainRun, mode: type[Recipe]) -> Policy:
     """The base with the run's adapter on it, ready for the passes that `mode` makes."""
-    config = run.config
+    config, dropout = run.config, MODES[run.config.mode].uses_dropout
     dtype = resolve_dtype(config.training.precision, run.device)
     base = load_base_model(run.base, device=run.device, dtype=dtype, quantization=config.model.quantization)
     model = attach_lora(
         base,
         rank=config.lora.rank,
         alpha=config.lora.alpha,
-        dropout=config.lora.dropout if mode.dropout else 0.0,
+        dropout=config.lora.dropout if dropout else 0.0,
         target_modules=config.lora.module_names(),
         start_adapter=run.start_adapter,
         seed=config.training.seed,
@@ -78,6 +79,6 @@ def load_policy(run: TrainRun, mode: type[Recipe]) -> Policy:
     policy = Policy(model, device=run.device, dtype=dtype, with_values=mode.with_values)
     if config.training.gradient_checkpointing:
         checkpoint_gradients(model)
-    if not mode.dropout:
+    if not dropout:
         silence_dropout(model)
-    return policy.train(mode.dropout or config.training.gradient_checkpointing)
+    return policy.train(dropout or config.training.gradient_checkpointing)

@@ -48,9 +48,9 @@ from llm_tuning.trainers.recipe import Recipe, Task
 RNG_STATE = "rng_state.pth"
 """One entry a rank, unlike Trainer's file of this name."""
 RECIPE_STATE = "recipe.pt"
-"""Rows of a step and the recipe's own state. Checkpoints that sft wrote in 0.1 lack it, and are complete without."""
+"""Rows of a step and the recipe's own state. Checkpoints of 0.1 in Trainer's form lack it and are complete without."""
 OLD_PPO_STATE = "ppo_state.pt"
-"""What checkpoints of ppo consisted of in 0.1."""
+"""What checkpoints of PPO consisted of in 0.1."""
 
 LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 """What makes accelerate take over the process group."""
@@ -239,7 +239,7 @@ def load_checkpoint(checkpoint: Path, task: Task, recipe: Recipe) -> None:
     """
     if (checkpoint / OLD_PPO_STATE).exists():
         rule = (
-            f"has checkpoints of an earlier version of ppo ({checkpoint / OLD_PPO_STATE}), which this one cannot read"
+            f"has checkpoints of an earlier version of PPO ({checkpoint / OLD_PPO_STATE}), which this one cannot read"
         )
         raise InputError(Problem("model_id", rule, "finish it with that version, or start under another model_id"))
     path = checkpoint / RECIPE_STATE

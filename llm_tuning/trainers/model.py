@@ -1,7 +1,7 @@
 """A frozen base with a LoRA adapter: loading, attaching, looking past the adapter, its arithmetic, and saving it.
 
 The trainable adapter is named "default". A run that begins at an existing adapter also holds a frozen copy of
-it, "start": it is the policy that results are measured against, and ppo's reference.
+it, "start": it is the policy that results are measured against, and the reference of modes that have one.
 """
 
 from __future__ import annotations

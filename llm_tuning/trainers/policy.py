@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from llm_tuning.errors import InputError, Problem
+from llm_tuning.modes import DEFAULT_MODE
 from llm_tuning.trainers.flat_rows import flat_arguments, take_flat_rows
 from llm_tuning.trainers.head import Head, find_head
 from llm_tuning.trainers.micro_batches import IGNORED, MicroBatch
@@ -36,7 +37,7 @@ class Policy(nn.Module):
         if with_values:
             if self.head is None:
                 rule = f"is a {type(lm).__name__}, whose way from hidden states to logits is not known"
-                raise InputError(Problem("model.path", rule, "use mode sft"))
+                raise InputError(Problem("model.path", rule, f"use mode {DEFAULT_MODE}"))
             self.value_head = ValueHead(self.head.weight.shape[1]).to(device)
 
     def adapter(self) -> list[nn.Parameter]:

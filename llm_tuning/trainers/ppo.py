@@ -15,6 +15,7 @@ pass, one after another over its rows; flat arrays over all training rows' outpu
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from llm_tuning.modes.ppo import PPO
 from llm_tuning.run.context import TrainRun
 from llm_tuning.trainers import ppo_math
 from llm_tuning.trainers.batching import Indices, StepBatches
+from llm_tuning.trainers.evaluate import Measured
 from llm_tuning.trainers.fine_tune import fine_tune
 from llm_tuning.trainers.kl_target import KlTarget, rows_to_measure
 from llm_tuning.trainers.micro_batches import MicroBatch
@@ -45,7 +47,6 @@ class Ppo(Recipe):
     """
 
     terms = ("loss", "policy_loss", "value_loss", "kl_penalty", "clip_fraction", "ratio_mean")
-    dropout = False
     with_values = True
     passes_between_epochs = True
     if_diverged = "set a lower one, or a higher ppo.klCoef"
@@ -115,6 +116,11 @@ class Ppo(Recipe):
         self.stopped_early = self.kl_target.stopped_early
         self.task.run.reporter.metrics(step, {"eval/kl": self.kl_target.kl})
 
+    def scores(self, measured: Measured) -> Mapping[str, float]:
+        """See `reward_weighted`."""
+        rewards = torch.from_numpy(measured.rows.numbers[measured.indices].copy())
+        return {"reward_weighted_loglik": reward_weighted(measured.loglik / measured.tokens, rewards)}
+
     def state(self) -> dict[str, Any]:
         """The log-probs and values of the epoch's start cannot be computed again once the weights have moved."""
         assert self.task.policy.value_head is not None
@@ -137,6 +143,16 @@ class Ppo(Recipe):
         """Why it ended, how far it is from the start policy, and on which rows that was measured."""
         measured_on = "held_out" if len(self.task.held_out) else "training"
         return {"stopped_early": self.stopped_early, "kl": self.kl_target.kl, "kl_rows": measured_on}
+
+
+def reward_weighted(mean_loglik_R: Tensor, rewards_R: Tensor) -> float:
+    """Mean over rows of z_i times the row's mean log-probability a token, z_i being its reward standardised over them.
+
+    It rises when good rows gain likelihood against bad ones.
+    """
+    spread = rewards_R.std(correction=0)
+    z_R = (rewards_R - rewards_R.mean()) / spread if spread > 0 else torch.zeros_like(rewards_R)
+    return float((z_R * mean_loglik_R).mean())
 
 
 def ppo_loss(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,6 +12,7 @@ from llm_tuning.data.token_rows import TokenRows
 from llm_tuning.run.context import TrainRun
 from llm_tuning.run.devices import tokens_per_pass
 from llm_tuning.trainers.batching import Indices, StepBatches
+from llm_tuning.trainers.evaluate import Measured
 from llm_tuning.trainers.micro_batches import MicroBatches
 from llm_tuning.trainers.policy import Policy
 
@@ -65,8 +67,6 @@ class Recipe:
 
     terms: ClassVar[tuple[str, ...]] = ("loss",)
     """What `loss` sums up besides its gradient, reported as `train/<term>`; the first is the loss itself."""
-    dropout: ClassVar[bool] = True
-    """Whether training passes draw dropout. A mode that compares two passes of one row wants none."""
     with_values: ClassVar[bool] = False
     """Whether the policy gets a value head."""
     passes_between_epochs: ClassVar[bool] = False
@@ -97,6 +97,10 @@ class Recipe:
 
     def evaluate(self, step: int) -> None:
         """Evaluate and report; a checkpoint of this moment is there."""
+
+    def scores(self, measured: Measured) -> Mapping[str, float]:
+        """Scores of held-out rows that only this mode has, by the names that its Mode gives them."""
+        return {}
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold besides adapter, optimizer and random numbers: tensors and plain values."""

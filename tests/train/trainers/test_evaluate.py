@@ -13,9 +13,10 @@ from transformers import AutoModelForCausalLM
 from llm_tuning.data.token_rows import TokenRows, TokenRowsWriter
 from llm_tuning.errors import TryAgain
 from llm_tuning.run.rank import usable_device
-from llm_tuning.trainers.evaluate import evaluate_policy
+from llm_tuning.trainers.evaluate import Measured, evaluate_policy
 from llm_tuning.trainers.micro_batches import MicroBatches
 from llm_tuning.trainers.policy import Policy
+from llm_tuning.trainers.ppo import reward_weighted
 from llm_tuning.trainers.probes import MAX_PROBE_TOKENS, MAX_PROBES, choose_probes
 
 
@@ -51,7 +52,11 @@ def test_scores_are_those_of_the_rows_one_by_one(tiny_base: Path, rows: TokenRow
     model = AutoModelForCausalLM.from_pretrained(tiny_base).requires_grad_(False)
     at = np.array([1, 3, 0])
     policy = Policy(model, device="cpu", dtype=torch.float32)
-    scores = evaluate_policy(policy, MicroBatches(rows, max_tokens, flat, "cpu"), at)
+    measured: list[Measured] = []
+    scores = evaluate_policy(
+        policy, MicroBatches(rows, max_tokens, flat, "cpu"), at, lambda found: measured.append(found) or {"seen": 1.0}
+    )
+    assert scores.as_dict()["seen"] == 1.0
     each = [row_scores(model, rows, int(i)) for i in at]
     tokens = sum(count for _, count, _ in each)
     loss = -sum(loglik for loglik, _, _ in each) / tokens
@@ -62,7 +67,30 @@ def test_scores_are_those_of_the_rows_one_by_one(tiny_base: Path, rows: TokenRow
     rewards = np.array([1.0, 3.0, 0.0])
     z = (rewards - rewards.mean()) / rewards.std()
     means = np.array([loglik / count for loglik, count, _ in each])
-    assert scores.reward_weighted_loglik == pytest.approx(float((z * means).mean()), abs=1e-5)
+    mean_loglik_R = measured[0].loglik / measured[0].tokens
+    assert reward_weighted(mean_loglik_R, torch.from_numpy(rewards)) == pytest.approx(
+        float((z * means).mean()), abs=1e-5
+    )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("flat", [True, False], ids=["flat", "padded"])
+def test_each_sequence_of_a_row_is_measured_by_itself(tiny_base: Path, tmp_path: Path, flat: bool) -> None:
+    random, learned = np.random.default_rng(1), np.arange(8) >= 3
+    ids = random.integers(4, 500, (5, 8)).astype(np.int32)
+    with TokenRowsWriter(tmp_path / "pairs") as writer, TokenRowsWriter(tmp_path / "alone") as alone:
+        for number, (one, other) in enumerate(((0, 1), (2, 3))):
+            writer.append(ids[one], learned, row_number=number, text="")
+            writer.append_sequence(ids[other], learned, text="")
+        for number in range(4):
+            alone.append(ids[number], learned, row_number=number, text="")
+    pairs, rows = TokenRows.open(tmp_path / "pairs"), TokenRows.open(tmp_path / "alone")
+    policy = Policy(AutoModelForCausalLM.from_pretrained(tiny_base), device="cpu", dtype=torch.float32)
+    measured: list[Measured] = []
+    for of, at in ((pairs, np.array([1, 0])), (rows, np.array([2, 3, 0, 1]))):
+        evaluate_policy(policy, MicroBatches(of, 64, flat, "cpu"), at, lambda found: measured.append(found) or {})
+    assert measured[0].tokens.tolist() == measured[1].tokens.tolist() == [5.0] * 4
+    assert measured[0].loglik.tolist() == pytest.approx(measured[1].loglik.tolist(), abs=1e-4)
 
 
 @torch.no_grad()

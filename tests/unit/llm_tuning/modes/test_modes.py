@@ -18,7 +18,7 @@ from llm_tuning.modes import MODES, ModeSettings, all_scores, register
 from llm_tuning.modes.sft import SFT
 
 ROOT = Path(__file__).parents[4]
-RECIPES = ("trainers/*.py",)
+RECIPES = ("trainers/sft.py", "trainers/ppo*.py", "trainers/kl_target.py")
 """Of the package's own modes, with the parts that only one of them has."""
 WORD = re.compile(rf"(?<![\w.])({'|'.join(MODES)})(?![\w])")
 
