@@ -1,4 +1,4 @@
-"""The operator's process: connect, take the Lease, list what is there, then watch and work until told to stop."""
+"""The operator's process: connect, take the Lease, list what is there, then watch and reconcile until stopped."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ from tuning_operator.tuning_job.reconciler import TuningJobReconciler
 log = logging.getLogger(__name__)
 
 TLS_RENEWAL_SECONDS = 30.0
-"""Between two looks at certificates that somebody else renews, days before the old ones end."""
+"""Between two reads of certificates that another renews, days before the old ones end."""
 WATCH_END_SECONDS = 2.0
-"""For watches that are told to end."""
-DEAF_SECONDS = 30.0
-"""What a list shows, a watch has told of so long before, or it is deaf."""
+"""For watches to end after their stop flag is set."""
+STALE_WATCH_SECONDS = 30.0
+"""A watch is stale if a list shows a change that it has not delivered within this time."""
 
 
 class Operator:
-    """All parts, wired."""
+    """Wire all parts."""
 
     def __init__(self, settings: Settings, cluster: Cluster, metrics: Metrics) -> None:
         self.settings, self.cluster = settings, cluster
@@ -135,7 +135,7 @@ class Operator:
             ended.result()
 
     async def _serve_progress(self, folder: TlsFolder | None) -> ProgressServer:
-        """Certificates, then the endpoint; from then on pods are told of it."""
+        """Load certificates and start the endpoint; from then on pods are given its address."""
         namespace = self.settings.namespace
         if folder is not None:
             tls = folder.load()
@@ -182,7 +182,7 @@ class Operator:
                 return
 
     async def _list(self) -> dict[str, list[str]]:
-        """List every kind into the cache; returns what no watch had told of, by kind.
+        """List every kind into the cache; returns what no watch had delivered, by kind.
 
         A namespace that is closed to the operator is passed over, so that one team's end is not everybody's. Raises
         ClusterError, also where all of them are closed.
@@ -215,7 +215,7 @@ class Operator:
         return missed
 
     async def _watch(self) -> None:
-        """Watch the namespaces that are open, anew whenever they are others; raises what else ends a watch."""
+        """Watch the namespaces that are open, again whenever they are others; raises what else ends a watch."""
         while True:
             self._closed_changed.clear()
             closed, stop, started = self._closed, asyncio.Event(), asyncio.Event()
@@ -235,7 +235,7 @@ class Operator:
             if self._closed == closed:
                 running.result()
                 return
-            log.info("watching anew", extra={"keys": {"namespaces": len(self.settings.watch_namespaces)}})
+            log.info("watching again", extra={"keys": {"namespaces": len(self.settings.watch_namespaces)}})
 
     async def _resync(self) -> None:
         """Heal what a watch has lost; a watch that loses everything is deaf, and only a restart helps."""
@@ -250,14 +250,16 @@ class Operator:
             now = time.monotonic()
             for kind, names in missed.items():
                 self.metrics.resynced.inc(len(names))
-                silent = now - self.cache.delivered.get(kind, 0.0) > DEAF_SECONDS
+                silent = now - self.cache.delivered.get(kind, 0.0) > STALE_WATCH_SECONDS
                 if not names or not silent:
                     suspected.pop(kind, None)
                     continue
                 log.warning("a watch was behind", extra={"keys": {"kind": kind, "objects": len(names)}})
-                # Twice in a row without a word from the watch: one that is only being opened anew speaks in between.
+                # Twice in a row without an event: a watch that is only being opened again delivers in between.
                 if kind in suspected:
-                    self.health.deaf = f"the watch of {kind} has told nothing for {now - suspected[kind]:.0f} s"
+                    self.health.stale_watch = (
+                        f"the watch of {kind} has delivered nothing for {now - suspected[kind]:.0f} s"
+                    )
                 suspected.setdefault(kind, now)
             for kind, queue in self.queues.items():
                 for raw in list(self.cache.all(kind)):

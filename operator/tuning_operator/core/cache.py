@@ -115,7 +115,7 @@ class Cache:
     def apply_list(self, kind: str, items: Iterable[Raw], version: str, namespace: str | None) -> list[str]:
         """A complete list: put what is newer, remove what is older than the list and not in it.
 
-        Returns names of what no watch had told of, for the log.
+        Returns names of what no watch had delivered, for the log.
         """
         found, missed = set(), []
         for raw in items:
@@ -228,7 +228,7 @@ class Cache:
 
 
 def trimmed(kind: str, raw: Raw) -> Raw:
-    """What the passes read of an object: a thousand Jobs with their pod templates would take a hundred MB."""
+    """Keep what reconciles read of an object: a thousand Jobs with their pod templates would take a hundred MB."""
     metadata = {name: raw["metadata"][name] for name in METADATA if name in raw["metadata"]}
     kept: Raw = {"metadata": metadata, "status": raw.get("status") or {}}
     spec = raw.get("spec") or {}
@@ -265,7 +265,7 @@ def _discard(index: dict[Any, set[Key]], at: Any, key: Key) -> None:
 
 
 def _is_watched(kind: str, raw: Raw) -> bool:
-    """Whether the watches tell of it."""
+    """Whether the watches deliver it."""
     return kind in RESOURCES or raw["metadata"].get("labels", {}).get(MANAGED_BY_LABEL) == MANAGED_BY
 
 

@@ -1,4 +1,4 @@
-"""Collects the conditions of one pass; a transition time changes only with its status."""
+"""Collect the conditions of one reconcile; a transition time changes only with its status."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SPEC_UNKNOWN = "this version of the operator does not know such a spec"
 
 
 class Conditions:
-    """Begins with what the status has; what nobody set before is Unknown."""
+    """Begins with what the status has; what was never set is Unknown."""
 
     def __init__(self, kinds: Iterable[StrEnum], old: Sequence[Condition], generation: int, now: datetime) -> None:
         self._kinds = tuple(kinds)
@@ -46,7 +46,7 @@ class Conditions:
         )
 
     def set_steadily(self, kind: StrEnum, status: str, reason: str, message: str) -> None:
-        """The same, but what was said before stays where only numbers differ.
+        """Set a condition, but keep its message where only numbers differ.
 
         Kubernetes counts nodes and quotas in its words; on a busy cluster every waiting job would be written for each.
         """

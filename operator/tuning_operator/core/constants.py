@@ -47,7 +47,7 @@ UNPLACED_SECONDS = 20.0
 """The same for a pod that the scheduler has not spoken of: its claim may be in the making."""
 
 LONGEST_LOOK_SECONDS = 30.0
-"""At most so long between two looks at the Events of what is stuck: a remedy or another trouble is seen in a minute."""
+"""At most so long between two reads of the Events of what is stuck: a remedy or another trouble is seen in a minute."""
 
 SIDECAR_SECONDS = 60.0
 """How long a sidecar may outlive the pod's work: proxies flush and drain for some 30 s, then nothing ends them."""

@@ -1,6 +1,6 @@
-"""What a TuningJob or an InferenceService gets where it says nothing: the Helm values `defaults`.
+"""What a TuningJob or an InferenceService gets for what it leaves out: the Helm values `defaults`.
 
-Filled in at the start of a pass and nowhere else. The stored object stays as its author wrote it, so that whoever reads
+Filled in as a reconcile begins, and nowhere else. The stored object stays as its author wrote it, so that whoever reads
 it sees what was asked for, nothing immutable is touched, and the CRD knows no cluster.
 """
 

@@ -1,4 +1,4 @@
-"""What a pass wants: children, status, Events, and when the next pass is due. Only data; the reconciler applies it."""
+"""What a reconcile wants: children, status, Events, and when the next one is due. Data; the reconciler applies it."""
 
 from __future__ import annotations
 
@@ -85,5 +85,5 @@ class Desired:
     """A pod that should be there is not seen: pods are to be read, then decided again. A watch may have lost it."""
 
     def requeue(self, seconds: float) -> None:
-        """Ask for another pass in at most `seconds`."""
+        """Ask for another reconcile in at most `seconds`."""
         self.requeue_after = seconds if self.requeue_after is None else min(self.requeue_after, seconds)

@@ -58,7 +58,7 @@ def build_event(kind: str, raw: Mapping[str, Any], event: Event, now: datetime, 
 async def record_events(
     cluster: Cluster, kind: str, raw: Mapping[str, Any], events: list[Event], *, now: datetime, instance: str
 ) -> None:
-    """Write `events`. A failure is logged, and never fails the pass: the status is what counts."""
+    """Write `events`. A failure is logged, and never fails the reconcile: the status is what counts."""
     for event in events:
         body = build_event(kind, raw, event, now, instance)
         try:

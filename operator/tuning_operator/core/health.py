@@ -12,7 +12,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from tuning_operator.core.cache import Key
 
 HANG_SECONDS = 120.0
-"""A pass is a few requests of at most 20 s each."""
+"""A reconcile is a few requests of at most 20 s each."""
 
 
 class Health:
@@ -21,17 +21,17 @@ class Health:
     def __init__(self, busy_since: Callable[[], dict[Key, float]]) -> None:
         self._busy_since = busy_since
         self.ready = False
-        self.deaf: str | None = None
-        """Set when a list shows what a watch should have told of long ago."""
+        self.stale_watch: str | None = None
+        """Set when a list shows what a watch should have delivered long ago."""
 
     def problem(self) -> str | None:
         """Why the process should be restarted, or None."""
-        if self.deaf is not None:
-            return self.deaf
+        if self.stale_watch is not None:
+            return self.stale_watch
         now = time.monotonic()
         for key, since in self._busy_since().items():
             if now - since > HANG_SECONDS:
-                return f"the pass over {'/'.join(key)} hangs for {now - since:.0f} s"
+                return f"the reconcile of {'/'.join(key)} hangs for {now - since:.0f} s"
         return None
 
 

@@ -21,7 +21,7 @@ from tuning_operator.core.cache import TUNING_JOBS, Cache
 from tuning_operator.core.queue import QueueMetrics, WorkQueue
 
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-"""Seconds: a pass that writes nothing takes a millisecond, one that waits for the API server up to a minute."""
+"""Seconds: a reconcile that writes nothing takes a millisecond, one that waits for the API server up to a minute."""
 RESULTS = ("success", "error", "requeue_after")
 
 
@@ -111,12 +111,12 @@ class ControllerMetrics:
 
     @contextmanager
     def reconcile(self) -> Iterator[None]:
-        """Measure a pass."""
+        """Measure a reconcile."""
         with self.metrics.reconcile_seconds.labels(self.name).time():
             yield
 
     def count(self, result: str, *, panic: bool = False) -> None:
-        """Count a pass by its result."""
+        """Count a reconcile by its result."""
         self.metrics.reconciles.labels(self.name, result).inc()
         if result == "error":
             self.metrics.errors.labels(self.name).inc()

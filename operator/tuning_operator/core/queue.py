@@ -59,7 +59,9 @@ class WorkQueue:
         due = self._clock() + seconds
         if due < self._due.get(key, float("inf")):
             self._due[key] = due
-            if len(self._later) > 2 * len(self._due) + 32:  # most were overtaken: a week's ttl is set in every pass
+            if (
+                len(self._later) > 2 * len(self._due) + 32
+            ):  # most were overtaken: a week's ttl is set in every reconcile
                 self._later = [(time, later) for later, time in self._due.items()]
                 heapq.heapify(self._later)
             else:

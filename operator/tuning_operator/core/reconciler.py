@@ -73,7 +73,7 @@ class Reconciler(ABC, Generic[Observed]):
         """Hand on what others wait for, before anything is written."""
 
     async def may_create(self, observed: Observed, kind: str, body: Raw) -> bool:
-        """Whether a wanted child may be created now; if not, a later pass asks again."""
+        """Whether a wanted child may be created now; if not, a later reconcile asks again."""
         return True
 
     def status_due(self, observed: Observed, status: Raw) -> float:
@@ -87,7 +87,7 @@ class Reconciler(ABC, Generic[Observed]):
 
     @property
     def busy_since(self) -> dict[Key, float]:
-        """Keys that are being reconciled, and since when; a hanging pass is seen by it."""
+        """Keys that are being reconciled, and since when; a reconcile that hangs is seen by it."""
         return self.queue.busy_since
 
     async def run(self) -> None:
@@ -116,7 +116,7 @@ class Reconciler(ABC, Generic[Observed]):
                 self.queue.done(key)
 
     async def reconcile(self, key: Key) -> float | None:
-        """Do one pass; returns in how many seconds another is due. Raises ClusterError where it is to be retried."""
+        """Reconcile `key`; returns the seconds until it is due again. Raises ClusterError where it is to be retried."""
         raw = self.cache.get(self.kind, *key)
         if raw is None:
             self.forget(key)
@@ -172,7 +172,7 @@ class Reconciler(ABC, Generic[Observed]):
         try:
             made = await self.cluster.create(kind, body)
         except AlreadyExists:
-            # Made by an earlier pass whose answer was lost, or somebody else's: the next pass sees which.
+            # Made by an earlier reconcile whose answer was lost, or by another: the next one sees which.
             await self._refresh(kind, metadata["namespace"], metadata["name"])
             raise
         self.cache.put(kind, made)

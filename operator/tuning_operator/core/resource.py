@@ -1,4 +1,4 @@
-"""A custom resource as a pass sees it: what all kinds have in common."""
+"""A custom resource as a reconcile sees it: what all kinds have in common."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class CustomResource:
     problems: tuple[Problem, ...] = field(default=(), kw_only=True)
     """Why it has no spec: the stored object does not fit this version's models."""
     refusals: Mapping[str, str] = field(default_factory=dict, kw_only=True)
-    """Words of the API server by the kind of the object that it refused in this pass."""
+    """Words of the API server by the kind of the object that it refused in this reconcile."""
 
     @property
     def name(self) -> str:

@@ -16,7 +16,7 @@ WARNINGS_SECONDS = 3.0
 
 @dataclass
 class Warnings:
-    """Share lists between passes that run at once."""
+    """Share lists between reconciles that run at once."""
 
     cluster: Cluster
     _lists: dict[str, tuple[float, asyncio.Task[list[dict[str, Any]]]]] = field(default_factory=dict)

@@ -50,7 +50,7 @@ def _settings() -> kopf.OperatorSettings:
     settings.peering.standalone = True  # a Lease of our own: peering is no leader election
     settings.scanning.disabled = True  # neither namespaces nor CRDs may be watched; those of the chart come first
     settings.watching.initial_streaming = True  # one object at a time instead of one list with all of them
-    settings.watching.server_timeout = 300  # a watch is opened anew now and then, whatever happened to it
+    settings.watching.server_timeout = 300  # a watch is opened again now and then, whatever happened to it
     settings.watching.connect_timeout = 10
     settings.networking.request_timeout = 30
     settings.networking.error_backoffs = (0.2, 0.5, 1, 2, 5)  # an API server that restarts is back in seconds
@@ -76,7 +76,7 @@ def _is_not_of_kopfs_callback(record: logging.LogRecord) -> bool:
 
 
 class _NoDiffs(kopf.DiffBaseStorage):
-    """Nothing here is told what has changed, and finding out takes copies of every object: half of all time."""
+    """No handler asks what has changed, and finding out takes copies of every object: half of all time."""
 
     def build(self, **_: Any) -> Any:
         return {}

@@ -1,4 +1,4 @@
-"""What the adapter agents have told, and what they are to serve: both in memory, told anew after a restart.
+"""What the adapter agents have reported, and what they are to serve: both in memory, exchanged again after a restart.
 
 The worker publishes what each InferenceService wants; an agent's report is answered when that is not what it acts on,
 or after REPORT_SECONDS.
@@ -18,7 +18,7 @@ from tuning_operator.core.constants import STALE_REPORT_SECONDS
 
 @dataclass
 class Agents:
-    """`changed(key)` is called when what an agent tells is news."""
+    """`changed(key)` is called when a report is news."""
 
     changed: Callable[[Key], None] = lambda key: None
     clock: Callable[[], float] = time.monotonic

@@ -45,7 +45,7 @@ SERVICE_PORT = 80
 AGENT_MEMORY = "1Gi"
 """The limit of the agent and of the plan."""
 ROLLING_GRACE_SECONDS = 180
-"""The agent lets answers under way end for 150 s; then vLLM is told to."""
+"""The agent lets answers under way end for 150 s; then vLLM does."""
 WAIT_FOR_DRAIN_SECONDS = 165
 SILENT_LOOKS = 10
 """Half a second apart: an agent whose port is closed for so long never started or has ended, and answers nobody."""

@@ -1,7 +1,7 @@
-"""What an InferenceService wants next: its parts, what its agents are to serve, and what can be said of it. Pure.
+"""What an InferenceService wants next: its parts, what its agents are to serve, and what its status says. Pure.
 
 Ready is a promise: every replica answers on each route, and each adapter does what it did at training. It rests on
-what each pod's agent tells; what no agent has told is not said.
+what each pod's agent reports; only reported facts enter the status.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class _Pass:
     def run(self) -> Desired:
         self._parts()
         silent = [pod for pod in self.o.pods if pod.is_ready and pod.report is None]
-        if silent and self.o.reports_due:  # said to be not ready now, it would be written twice at each start
+        if silent and self.o.reports_due:  # if it were called not ready now, it would be written twice at each start
             self.desired.requeue(2.0)
             return self.desired
         adapters = self._adapters()
@@ -120,7 +120,7 @@ class _Pass:
             elif kind not in self.o.taken:
                 self.desired.create.append((kind, wanted[kind]))
 
-    # --- what is told ----------------------------------------------------------------------------------------------
+    # --- what is reported-------------------------------------------------------------------------------------------
 
     def _adapters(self) -> list[AdapterStatus]:
         """Each adapter once, in the order of the routes."""
@@ -136,14 +136,14 @@ class _Pass:
         if target.model_id is None:
             return AdapterStatus(**known, reason=target.reason, message=target.message)
         ready = [pod for pod in self.o.pods if pod.is_ready]
-        told = [(pod, _of(pod, target.model_id)) for pod in ready or self.o.pods]
-        loaded = sum(report is not None and report.loaded for pod, report in told if pod.is_ready)
-        decisive = _decisive(told)
+        reported = [(pod, _of(pod, target.model_id)) for pod in ready or self.o.pods]
+        loaded = sum(report is not None and report.loaded for pod, report in reported if pod.is_ready)
+        decisive = _decisive(reported)
         if decisive is None:
-            message = "no agent has told of it yet"
+            message = "no agent has reported it yet"
             return AdapterStatus(**known, loaded_replicas=loaded, reason=R.NO_REPORT, message=message)
         pod, report = decisive
-        differs = any(other is None or other.reason != report.reason for _, other in told)
+        differs = any(other is None or other.reason != report.reason for _, other in reported)
         message = f"{pod.name}: {report.message}" if differs else report.message
         effective: Literal["True", "False", "Unknown"] = report.effective
         return AdapterStatus(
@@ -227,9 +227,9 @@ class _Pass:
             starting = f"{len(ready)} of {replicas} replicas are ready"
             return (R.REPLICAS_NOT_READY if ready else R.STARTING), starting
         if silent:
-            return R.NO_REPORT, f"the agent of pod {silent[0].name} has told nothing for a while; see its log"
+            return R.NO_REPORT, f"the agent of pod {silent[0].name} has not reported for a while; see its log"
         if any(pod.report is not None and pod.report.revision != self.routes.revision for pod in ready):
-            return AdapterReason.LOADING, "the replicas are being told of the routes as they are now"
+            return AdapterReason.LOADING, "the replicas do not serve the newest routes yet"
         for adapter in adapters:
             if adapter.loaded_replicas < len(ready) or adapter.reason in _UNSETTLED:
                 return adapter.reason, f"{_named(adapter)}: {adapter.message}"
@@ -250,7 +250,7 @@ class _Pass:
             kind = self.o.taken[0]
             self.desired.requeue(LONGEST_LOOK_SECONDS)
             return Reason.NAME_TAKEN, (
-                f"one of {kind} has the name of ours and belongs to somebody else; delete it, or use another name"
+                f"one of {kind} has the name of ours and has another owner; delete it, or use another name"
             )
         for refused in self.o.refusals.values():
             stuck = find_refusal(refused, "object")
@@ -275,15 +275,15 @@ def _of(pod: ServingPod, model_id: str) -> AdapterReport | None:
 
 
 def _decisive(
-    told: Sequence[tuple[ServingPod, AdapterReport | None]],
+    reported: Sequence[tuple[ServingPod, AdapterReport | None]],
 ) -> tuple[ServingPod, AdapterReport] | None:
-    """What counts for all replicas: an adapter without effect on one is not effective; None where one has not told."""
-    known = [(pod, report) for pod, report in told if report is not None]
+    """What counts for all replicas: without effect on one is not effective; None where one has not reported."""
+    known = [(pod, report) for pod, report in reported if report is not None]
     for effective in ("False", "Unknown"):
         for pod, report in known:
             if report.effective == effective:
                 return pod, report
-    return known[0] if known and len(known) == len(told) else None
+    return known[0] if known and len(known) == len(reported) else None
 
 
 def _named(adapter: AdapterStatus) -> str:

@@ -1,4 +1,4 @@
-"""What is there: one InferenceService with what it is made of, its pods and what their agents tell."""
+"""What is there: one InferenceService with what it is made of, its pods and their agents' reports."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class ObservedService(CustomResource):
     parts: Mapping[str, Raw] = field(default_factory=dict)
     """What it is made of and owns, by kind."""
     taken: tuple[str, ...] = ()
-    """Kinds of which somebody else has an object of our name."""
+    """Kinds of which an object of our name has another owner."""
     pods: tuple[ServingPod, ...] = ()
     """Oldest first, without those that are going."""
     jobs: Mapping[str, AdapterJob] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Reconcile InferenceServices: what is observed of one, and what its agents are told to serve."""
+"""Reconcile InferenceServices: what is observed of one, and what its agents are to serve."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FIRST_REPORTS_SECONDS = 20.0
 
 @dataclass
 class InferenceServiceReconciler(Reconciler[ObservedService]):
-    """Passes over InferenceServices."""
+    """Reconcile InferenceServices."""
 
     kind: ClassVar[str] = INFERENCE_SERVICES
 

@@ -1,4 +1,4 @@
-"""Why the pods of an InferenceService do not get on, and what to do about it."""
+"""Say why the pods of an InferenceService make no progress, and what to do about it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def service_events_due(observed: ObservedService, now: datetime) -> float | None
 
 
 def find_stuck_service(observed: ObservedService, spec: InferenceServiceSpec, gpu_resource: str) -> Trouble | None:
-    """What it is stuck at, or None while it gets on as far as can be seen."""
+    """Find what it is stuck at, or None while it makes progress as far as can be seen."""
     deployment = observed.parts.get(DEPLOYMENTS)
     if deployment is None:
         return None

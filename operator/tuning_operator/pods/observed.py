@@ -129,7 +129,7 @@ class Pod:
 
     @property
     def failed_sidecar(self) -> Raw | None:
-        """The status of a container of somebody else that has failed, or None."""
+        """The status of an added container that has failed, or None."""
         for status in self._statuses:
             ended = (status.get("state") or {}).get("terminated") or {}
             if status.get("name") not in self.own and ended.get("exitCode"):

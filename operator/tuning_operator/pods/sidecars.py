@@ -49,7 +49,7 @@ def find_outliving_sidecar(pod: Pod, now: datetime) -> Trouble | None:
 
 
 def find_failing_sidecar(pod: Pod) -> Trouble | None:
-    """Say which container of somebody else has failed in the pod or cannot start, and how."""
+    """Say which added container has failed in the pod or cannot start, and how."""
     if pod.waiting_container not in ("", *pod.own) and pod.waiting.get("reason") not in STARTING:
         return find_waiting_sidecar(pod)
     status = pod.failed_sidecar
@@ -60,7 +60,7 @@ def find_failing_sidecar(pod: Pod) -> Trouble | None:
 
 
 def find_waiting_sidecar(pod: Pod) -> Trouble:
-    """Say why a container of somebody else keeps the pod from starting."""
+    """Say why an added container keeps the pod from starting."""
     reason, name = str(pod.waiting.get("reason")), pod.waiting_container
     if reason in IMAGE_TROUBLES:
         what = f"has image {pod.waiting_image}, which cannot be pulled"

@@ -53,7 +53,7 @@ Table = tuple[tuple[str, Maker], ...]
 
 
 def events_due(workload: Workload, now: datetime) -> float | None:
-    """In how many seconds Events are to be read, since nothing else will tell; 0 or less: now. None: no need."""
+    """In how many seconds Events are to be read, since nothing else has the reason; 0 or less: now. None: no need."""
     if not workload.makes_pods:
         return None
     pod = workload.newest_pod
@@ -153,7 +153,7 @@ def _claim_not_found(found: re.Match[str], asked: PodRequests) -> Trouble:
 def _claim_going(found: re.Match[str], asked: PodRequests) -> Trouble:
     return Trouble(
         Reason.CLAIM_NOT_FOUND,
-        f"spec.volume.claimName: PersistentVolumeClaim {asked.claim} is being deleted; create it anew once "
+        f"spec.volume.claimName: PersistentVolumeClaim {asked.claim} is being deleted; create it again once "
         f"it is gone, with {asked.contents} on it",
     )
 

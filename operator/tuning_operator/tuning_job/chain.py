@@ -1,4 +1,4 @@
-"""One pass over a TuningJob that has not finished: walk its stages until one is not over yet."""
+"""One reconcile of a TuningJob that has not finished: walk its stages until one is not over yet."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class Chain:
-    """What the stages of one pass share: what is observed, what they draft, and what they want."""
+    """What the stages of one reconcile share: what is observed, what they draft, and what they want."""
 
     def __init__(
         self, observed: Observed, spec: TuningJobSpec, settings: Settings, now: datetime, stages: Sequence[Stage]
@@ -92,7 +92,7 @@ class Chain:
         elif stage.role.name == TRAIN and "start_adapter_model_id" in self.draft.fields:
             self.desired.requeue(0)  # written down first: whatever happens next, it starts from this adapter
         elif not self.spec.suspend:
-            # The check looks at the start adapter too where it is there.
+            # The check reads the start adapter, too, where it is there.
             parts = stage.parts(self.observed, self.spec, self.settings)
             job = build_job(
                 self.observed,
@@ -116,11 +116,11 @@ class Chain:
         if name not in self.observed.left_over:
             self.draft.stall(
                 Reason.NAME_TAKEN,
-                f"Job {name} belongs to somebody else; delete it, or apply this TuningJob under another name",
+                f"Job {name} has another owner; delete it, or apply this TuningJob under another name",
             )
 
     def _follow(self, stage: JobStage, child: Child) -> None:
-        """A Job at work: queued, stuck, failing, or fine."""
+        """Follow a Job at work: queued, stuck, failing, or fine."""
         if child.is_suspended:
             queue = f"LocalQueue {self.spec.queue_name}" if self.spec.queue_name else "whoever suspended it"
             message = f"Job {child.name} waits for {queue} to admit it"

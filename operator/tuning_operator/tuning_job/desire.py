@@ -1,7 +1,7 @@
 """What a TuningJob wants next, the same for every cause; pure.
 
 `desire` reads one observation and nothing else. A stage that the conditions record as done is not repeated; whatever
-was lost between two passes (a write, an event, a child) is wanted again by the next one.
+was lost between two reconciles (a write, an event, a child) is wanted again by the next one.
 """
 
 from __future__ import annotations

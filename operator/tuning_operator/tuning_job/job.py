@@ -47,7 +47,7 @@ def child_name(job_name: str, role: str) -> str:
 
 
 def model_id(observed: Observed, spec: TuningJobSpec) -> str:
-    """The name of the result: the same on every pass, so that a retry resumes; another for a namesake."""
+    """Name the result: the same on every reconcile, so that a retry resumes; another for a namesake."""
     if observed.status.model_id is not None:
         return observed.status.model_id
     base = spec.model.path.rsplit("/", 1)[-1]

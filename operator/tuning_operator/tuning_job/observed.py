@@ -32,7 +32,7 @@ class Observed(CustomResource):
     spec: TuningJobSpec | None
     children: Mapping[str, Child] = field(default_factory=dict)
     taken: tuple[str, ...] = ()
-    """Names of our Jobs that Jobs of somebody else have."""
+    """Names of our Jobs that Jobs of another owner have."""
     left_over: tuple[str, ...] = ()
     """Of those, the ones that go by themselves: being deleted, or of a namesake that was deleted."""
     service: Raw | None = None

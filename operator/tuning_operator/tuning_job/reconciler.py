@@ -1,4 +1,4 @@
-"""Reconcile TuningJobs: what is observed of one, and what is kept in memory of it between two passes."""
+"""Reconcile TuningJobs: what is observed of one, and what is kept in memory of it between two reconciles."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tuning_operator.tuning_job.status import with_last_loss
 
 @dataclass
 class TuningJobReconciler(Reconciler[Observed]):
-    """Passes over TuningJobs."""
+    """Reconcile TuningJobs."""
 
     kind: ClassVar[str] = TUNING_JOBS
     optional: ClassVar[tuple[str, ...]] = (INFERENCE_SERVICES,)
@@ -35,7 +35,7 @@ class TuningJobReconciler(Reconciler[Observed]):
     """The uids of TuningJobs that this process has made a training Job for."""
 
     def report(self, key: Key, progress: Progress) -> None:
-        """Keep a trainer's report; it is written with the next pass, which is at most one in PROGRESS_SECONDS."""
+        """Keep a trainer's report; it is written with the next reconcile, which is at most one in PROGRESS_SECONDS."""
         raw = self.cache.get(TUNING_JOBS, *key)
         if raw is None:
             return

@@ -1,4 +1,4 @@
-"""A stage of the chain: what a pass walks, one after the other, until one is not over yet.
+"""A stage of the chain: what a reconcile walks, one after the other, until one is not over yet.
 
 A stage is one object in its own file, and stands in the list of `stages`. Nothing else knows how many there are.
 """
@@ -42,7 +42,7 @@ class Stage(ABC):
 
 @dataclass(frozen=True)
 class Words:
-    """What a stage says of itself while it goes on."""
+    """The phase and message of a stage while it goes on."""
 
     phase: Phase
     reason: str
@@ -86,7 +86,7 @@ class JobStage(Stage):
 
     @abstractmethod
     def words(self, child: Child | None) -> Words:
-        """Say what goes on."""
+        """Give the phase and message while the work goes on."""
 
     @abstractmethod
     def end(self, chain: Chain, child: Child) -> bool:
@@ -98,7 +98,7 @@ class JobStage(Stage):
 
     @property
     def condition(self) -> StrEnum:
-        """The condition that says how far the work is."""
+        """Name the condition that shows how far the work is."""
         return self.conditions[0]
 
     def run(self, chain: Chain) -> bool:

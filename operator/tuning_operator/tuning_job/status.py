@@ -1,4 +1,4 @@
-"""The status of one pass while it is being drafted: what is said while it goes on, how it ends, and its Events."""
+"""The status of one reconcile while it is being drafted: what is said while it goes on, how it ends, and its Events."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def conditions_of(observed: Observed, now: datetime, stages: Sequence[Stage]) ->
 
 
 class Draft:
-    """The status of one pass. Begins with what the object has; `status` is complete each time."""
+    """The status of one reconcile. Begins with what the object has; `status` is complete each time."""
 
     def __init__(self, observed: Observed, now: datetime, stages: Sequence[Stage]) -> None:
         self._observed, self._now = observed, timestamp(now)
@@ -81,7 +81,7 @@ class Draft:
             self.conditions.set(C.STALLED, TRUE, reason, message)
 
     def suspend(self, *, pods_gone: bool) -> None:
-        """Nothing is to run; said to be so once no pod is left."""
+        """Set Suspended: nothing is to run, and True once no pod is left."""
         reason, message = Reason.SUSPENDING, "the pods write a checkpoint and end"
         if pods_gone:
             reason = Reason.SUSPENDED
@@ -96,7 +96,7 @@ class Draft:
     # --- the end ---------------------------------------------------------------------------------------------------
 
     def succeed(self, result: TrainResult) -> None:
-        """There is an adapter: what the trainer said of it."""
+        """Record the adapter that the training has made."""
         self._result = result
         model_id = result.model_id or self.fields["model_id"]
         path = (result.adapter_path or f"models/{model_id}")[:LINE_CHARACTERS]
@@ -122,7 +122,7 @@ class Draft:
         self._end(Phase.SUCCEEDED, TRUE, Reason.SUCCEEDED, f"adapter in {path}")
 
     def fail(self, failure: Trouble, *, stage: StrEnum | None = None) -> None:
-        """There will be no adapter; `stage` is the condition that failed."""
+        """Record that there will be no adapter; `stage` is the condition that failed."""
         if stage is not None:
             self.conditions.set(stage, FALSE, failure.reason, failure.message)
         for kind in self._decided:

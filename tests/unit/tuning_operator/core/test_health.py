@@ -52,9 +52,9 @@ async def test_it_lives_and_is_ready_once_it_is(health: Health, url: str) -> Non
     assert await get(f"{url}/readyz") == (200, "ok")
 
 
-async def test_a_deaf_watch_calls_for_a_restart(health: Health, url: str) -> None:
-    health.deaf = "the watch of pods has told nothing for 90 s"
-    assert await get(f"{url}/healthz") == (500, "the watch of pods has told nothing for 90 s")
+async def test_a_stale_watch_calls_for_a_restart(health: Health, url: str) -> None:
+    health.stale_watch = "the watch of pods has delivered nothing for 90 s"
+    assert await get(f"{url}/healthz") == (500, "the watch of pods has delivered nothing for 90 s")
 
 
 def test_a_pass_that_hangs_calls_for_a_restart_and_a_slow_one_does_not(health: Health) -> None:
@@ -63,7 +63,7 @@ def test_a_pass_that_hangs_calls_for_a_restart_and_a_slow_one_does_not(health: H
     BUSY["team", "faq"] = time.monotonic() - HANG_SECONDS - 30
     problem = health.problem()
     assert problem is not None
-    assert problem.startswith("the pass over team/faq hangs for 15")
+    assert problem.startswith("the reconcile of team/faq hangs for 15")
 
 
 async def test_metrics(metrics: Metrics, url: str) -> None:
