@@ -110,7 +110,7 @@ class JobTrackingSpec(TrackingSpec):
 
     credentials_secret: SecretRef | None = Field(
         None,
-        description="Secret whose keys become environment variables of the trainer: MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD, AWS_ACCESS_KEY_ID, ...",
+        description="Secret whose keys become environment variables of the trainer: MLFLOW_*, AWS_*, AZURE_*, GOOGLE_*, DATABRICKS_*, *_PROXY, PGUSER, PGPASSWORD and the paths of CA bundles. Others are left out, and named in its log.",
     )
 
 

@@ -33,6 +33,8 @@ ROOT_VARIABLE = "LLM_TUNING_ROOT"
 """Stands in for ROOT where nothing can be mounted at /workspace: in tests."""
 DATASET_DIR_VARIABLE = "LLM_TUNING_DATASET_DIR"
 TERMINATION_LOG_VARIABLE = "TERMINATION_LOG"
+CREDENTIALS_VARIABLE = "LLM_TUNING_CREDENTIALS"
+"""The folder with the keys of the Secret that spec.tracking names, a file each."""
 REQUIRE_GPU_VARIABLE = "LLM_TUNING_REQUIRE_GPU"
 """Set to 1 by the operator in pods with GPUs, unless it allows the fall-back to the CPU."""
 

@@ -19,6 +19,7 @@ from llm_tuning.pod.contract import (
     TrainResult,
     encode_result,
 )
+from llm_tuning.pod.credentials import adopt_credentials
 from llm_tuning.pod.job import PodJob
 from llm_tuning.pod.roles import ROLES
 from llm_tuning.pod.secrets import ScrubbingFormatter, scrub
@@ -40,6 +41,7 @@ def run_role(role: str) -> int:
     try:
         if role not in ROLES:
             raise InputError(Problem("", "the subcommand must be one of " + ", ".join(ROLES)))
+        adopt_credentials()
         job = PodJob.from_environment()
         result, code = cast(_Role, importlib.import_module(f"llm_tuning.pod.{role}")).run(job), EXIT_OK
     except InputError as error:

@@ -1,7 +1,7 @@
 """Keeps credentials out of what a pod says: its log and its result are read by more people than its Secret.
 
-The credentials come as environment variables of the Secret that the spec names, under names that its owner chose, and
-libraries put them into messages of theirs (a database driver its whole URI). So the values themselves are looked for.
+The credentials come from the Secret that the spec names into the environment (`credentials`), and libraries put them
+into messages of theirs (a database driver its whole URI). So the values themselves are looked for.
 """
 
 from __future__ import annotations

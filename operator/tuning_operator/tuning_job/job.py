@@ -32,7 +32,6 @@ class PodParts:
     image: str
     resources: dict[str, Any]
     environment: list[dict[str, Any]] = field(default_factory=list)
-    environment_from: list[dict[str, Any]] = field(default_factory=list)
     volumes: list[dict[str, Any]] = field(default_factory=list)
     mounts: list[dict[str, Any]] = field(default_factory=list)
     annotations: dict[str, str] = field(default_factory=dict)
@@ -137,8 +136,6 @@ def _pod(spec: TuningJobSpec, settings: Settings, role: PodRole, parts: PodParts
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": mounts,
     }
-    if parts.environment_from:
-        container["envFrom"] = parts.environment_from
     pod: dict[str, Any] = {
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,

@@ -6,7 +6,7 @@ from typing import Any
 
 from llm_tuning.api.conditions import ConditionType, Phase, Reason
 from llm_tuning.api.tuning_job import TuningJobSpec
-from llm_tuning.pod.contract import REQUIRE_GPU_VARIABLE, TrainResult
+from llm_tuning.pod.contract import CREDENTIALS_VARIABLE, REQUIRE_GPU_VARIABLE, TrainResult
 from llm_tuning.pod.roles import ROLES, TRAIN
 from tuning_operator.core.audience import audience_of
 from tuning_operator.core.constants import PROGRESS_CA_ANNOTATION, TOKEN_SECONDS
@@ -21,6 +21,7 @@ from tuning_operator.tuning_job.outcome import result_of
 from tuning_operator.tuning_job.stage import JobStage, ResourceRequests, Words
 
 REPORTING_FOLDER = "/var/run/llm-tuning"
+CREDENTIALS_FOLDER = "/var/run/llm-tuning-credentials"
 SHARED_MEMORY = "2Gi"
 """NCCL's rings between the processes of several GPUs; the default of 64 MiB is too small for it."""
 
@@ -50,7 +51,7 @@ class TrainStage(JobStage):
             parts.volumes.append({"name": "shm", "emptyDir": memory})
             parts.mounts.append({"name": "shm", "mountPath": "/dev/shm"})
         if spec.tracking.credentials_secret is not None:
-            parts.environment_from.append({"secretRef": {"name": spec.tracking.credentials_secret.name}})
+            _add_credentials(parts, spec.tracking.credentials_secret.name)
         if settings.progress_url and settings.ca_pem:
             _add_reporting(parts, observed, settings.progress_url, settings.ca_pem)
         return parts
@@ -78,6 +79,13 @@ class TrainStage(JobStage):
     def end(self, chain: Chain, child: Child) -> bool:
         chain.result = result_of(child, TrainResult)
         return True
+
+
+def _add_credentials(parts: PodParts, secret: str) -> None:
+    """As files and never as `envFrom`: its keys would decide what the interpreter runs before any code of ours does."""
+    parts.volumes.append({"name": "credentials", "secret": {"secretName": secret}})
+    parts.mounts.append({"name": "credentials", "mountPath": CREDENTIALS_FOLDER, "readOnly": True})
+    parts.environment.append({"name": CREDENTIALS_VARIABLE, "value": CREDENTIALS_FOLDER})
 
 
 def _add_reporting(parts: PodParts, observed: Observed, url: str, ca_pem: str) -> None:

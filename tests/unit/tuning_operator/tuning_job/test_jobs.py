@@ -91,7 +91,7 @@ def test_every_pod_fits_the_restricted_profile_and_has_no_token_for_the_api(role
     assert pod["automountServiceAccountToken"] is False
     for field in ("hostNetwork", "hostPID", "hostIPC", "serviceAccountName"):
         assert field not in pod
-    allowed = {"persistentVolumeClaim", "emptyDir", "configMap", "projected"}
+    allowed = {"persistentVolumeClaim", "emptyDir", "configMap", "projected", "secret"}
     assert {kind for volume in pod["volumes"] for kind in volume if kind != "name"} <= allowed
 
 
@@ -148,12 +148,23 @@ def test_every_pod_knows_what_to_do_and_has_the_claim(role: str) -> None:
     assert pod_of(job)["volumes"][0]["persistentVolumeClaim"] == {"claimName": "tuning"}
 
 
+def test_a_secret_is_mounted_and_never_the_containers_environment() -> None:
+    """Its keys would decide what the interpreter runs."""
+    trainer = build(TRAIN, yaml.safe_load((DATA / "input" / "everything.yaml").read_text()), FULL)
+    assert "envFrom" not in container_of(trainer)
+    assert "secretKeyRef" not in str(pod_of(trainer))
+    assert {"name": "credentials", "secret": {"secretName": "llm-tuning-mlflow"}} in pod_of(trainer)["volumes"]
+    folder = environment_of(trainer)["LLM_TUNING_CREDENTIALS"]
+    (mount,) = [mount for mount in container_of(trainer)["volumeMounts"] if mount["name"] == "credentials"]
+    assert (mount["mountPath"], mount["readOnly"]) == (folder, True)
+
+
 def test_only_the_trainer_has_gpus_secrets_and_a_place_to_report_to() -> None:
     raw = yaml.safe_load((DATA / "input" / "everything.yaml").read_text())
     for role in (CHECK, REPORT):
         job = build(role, raw, FULL)
         assert "nvidia.com/gpu" not in str(container_of(job)["resources"])
-        assert "envFrom" not in container_of(job)
+        assert "secretName" not in str(pod_of(job)["volumes"])
         assert "serviceAccountToken" not in str(pod_of(job)["volumes"])
         assert "LLM_TUNING_REQUIRE_GPU" not in environment_of(job)
         assert "annotations" not in job["spec"]["template"]["metadata"]
