@@ -35,8 +35,7 @@ class DatasetFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with _file_errors(path):
-            self.format: Format = _detect_format(path)
+        self.format: Format = detect_format(path)
         self._digest = hashlib.sha256()
 
     @property
@@ -65,7 +64,7 @@ class DatasetFile:
 def data_hash(path: Path) -> str:
     """sha256 (hex) of the dataset file's bytes; raises InputError if it cannot be read."""
     with _file_errors(path):
-        _detect_format(path)
+        _format_of(path)
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -80,7 +79,13 @@ def _file_errors(path: Path) -> Iterator[None]:
         raise InputError(Problem(str(path), f"cannot be read: {error.strerror or error}")) from None
 
 
-def _detect_format(path: Path) -> Format:
+def detect_format(path: Path) -> Format:
+    """What the file holds, by its first bytes; raises InputError for what holds no rows, or cannot be read."""
+    with _file_errors(path):
+        return _format_of(path)
+
+
+def _format_of(path: Path) -> Format:
     mode = path.stat().st_mode
     if stat.S_ISDIR(mode):
         raise InputError(Problem(str(path), "is a folder", "give the dataset file in it"))

@@ -25,8 +25,8 @@ from llm_tuning.pod.contract import (
     ROOT_VARIABLE,
     PodInput,
 )
+from llm_tuning.run.checks import ADAPTER, BASE, DATASET, TRACKING
 from llm_tuning.run.devices import gpu_required
-from llm_tuning.run.tune import ADAPTER, BASE, DATASET, TRACKING
 from llm_tuning.tracking.stores import check_tracking_uri, redact, resolve_store
 
 STORES = ".mlflow"

@@ -16,7 +16,7 @@ from llm_tuning.errors import InputError, Problem
 from llm_tuning.pod.contract import PodReason
 from llm_tuning.pod.job import OutsideVolume, PodJob
 from llm_tuning.pod.report import ModelNotFound
-from llm_tuning.run.tune import ADAPTER, BASE, DATASET, OUTPUT, TRACKING
+from llm_tuning.run.checks import ADAPTER, BASE, DATASET, OUTPUT, TRACKING
 
 _CLAIM = "volume.claimName"
 _FULL_BYTES = 1 << 20

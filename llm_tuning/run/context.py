@@ -8,6 +8,7 @@ from typing import Protocol
 
 from llm_tuning.api import TuningConfig
 from llm_tuning.models.layout import CHECKPOINTS, ROWS, STAGE
+from llm_tuning.run.spec import RunSpec
 
 
 class Reporter(Protocol):
@@ -30,19 +31,29 @@ class Reporter(Protocol):
 class TrainRun:
     """One rank's view of a run. Only rank 0 (`is_main`) writes files, except for its own state in checkpoints."""
 
-    config: TuningConfig
-    model_id: str
-    base: Path
-    start_adapter: Path | None
-    work: Path
-    cache: Path
+    spec: RunSpec
     device: str
     rank: int
     world: int
-    base_weight_hash: str
-    template_hash: str
-    data_hash: str
     reporter: Reporter
+
+    @property
+    def config(self) -> TuningConfig:
+        return self.spec.config
+
+    @property
+    def base(self) -> Path:
+        """The folder of the base model."""
+        return Path(self.spec.config.model.path)
+
+    @property
+    def work(self) -> Path:
+        return self.spec.work
+
+    @property
+    def cache(self) -> Path:
+        """The folder of what runs on the same base need not compute again."""
+        return self.spec.cache
 
     @property
     def is_main(self) -> bool:

@@ -76,21 +76,7 @@ def _train(spec: RunSpec, place: Place, reporter: Reporter) -> str:
     from llm_tuning.run.context import TrainRun
     from llm_tuning.trainers.parallel import process_group
 
-    run = TrainRun(
-        config=spec.config,
-        model_id=spec.model_id,
-        base=Path(spec.config.model.path),
-        start_adapter=spec.start_adapter,
-        work=spec.work,
-        cache=spec.cache,
-        device=device,
-        rank=place.rank,
-        world=place.world,
-        base_weight_hash=spec.base_weight_hash,
-        template_hash=spec.template_hash,
-        data_hash=spec.data_hash,
-        reporter=reporter,
-    )
+    run = TrainRun(spec, device=device, rank=place.rank, world=place.world, reporter=reporter)
     recipe = importlib.import_module(MODES[spec.config.mode].recipe)
     with process_group(spec.work / "rendezvous", rank=run.rank, world=run.world, device=device):
         recipe.train(run)

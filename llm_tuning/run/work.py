@@ -1,15 +1,138 @@
-"""What a refusal may remove: folders that only the refused start has made, and nothing that can be gone on from."""
+"""The work folder of a run: held by one process, begun or resumed, and left or removed by what became of it."""
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import logging
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-from llm_tuning.errors import InputError
-from llm_tuning.models.layout import CACHE_FOLDER, CHECKPOINTS, WORK_FOLDER
+from llm_tuning.api import TuningConfig
+from llm_tuning.core.files import write_json
+from llm_tuning.errors import InputError, Problem, TryAgain, TuningError
+from llm_tuning.models.layout import CACHE_FOLDER, CHECKPOINTS, DATA_REPORT, ROWS, RUN_LOCK, WORK_FOLDER
+from llm_tuning.models.manifest import deciding_settings, read_manifest
 from llm_tuning.run.checkpoints import latest_checkpoint
+from llm_tuning.run.checks import DATASET, OUTPUT, of_field
+from llm_tuning.run.prepare import Prepared
+from llm_tuning.run.rows import hash_rows, tokenise_rows
+from llm_tuning.run.spec import RunSpec, read_run_spec
+
+log = logging.getLogger(__name__)
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+FULL_BYTES = 256 * 1024
+"""A disk with less room than this is full: a run writes little at a time that is smaller."""
+
+
+@contextmanager
+def held(run: Prepared) -> Iterator[None]:
+    """Hold the run's work folder, new or as it was left; raises TryAgain where another process holds it."""
+    fresh = not run.work.exists()
+    with _lock(run.work / RUN_LOCK, run.model_id), fresh_work_removed(run.work, fresh=fresh):
+        yield
+
+
+@contextmanager
+def _lock(path: Path, model_id: str) -> Iterator[None]:
+    """The kernel drops the lock with the process, so none goes stale."""
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise TryAgain("Busy", f"another process is running {model_id}; wait for it or end it") from None
+            if path.exists() and path.stat().st_ino == os.fstat(lock.fileno()).st_ino:
+                yield
+                return
+        # The run that held it finished and removed the folder in between: take the lock of the new one.
+
+
+def begin_or_resume(run: Prepared, *, show_sample: bool) -> RunSpec:
+    """Write the run's spec and tokenised rows into its work folder, or find them there; raises InputError.
+
+    The data set is read once: for its rows and their hash at the first start, for its hash alone at a later one. The
+    report is written last, so rows that have one are those of `run.json`.
+    """
+    earlier = read_run_spec(run.work)
+    report_file = run.work / DATA_REPORT
+    if earlier is not None:
+        _refuse_other(earlier, run.spec(earlier.data_hash))  # the settings, before the file is read
+        if report_file.exists():
+            spec = run.spec(of_field(DATASET, lambda: hash_rows(run.config)), created=earlier.created)
+            _refuse_other(earlier, spec)
+            log.info("data check: passed when this run was started")
+            spec.write()
+            return spec
+    report_file.unlink(missing_ok=True)
+    report = tokenise_rows(run.config, run.work / ROWS, show_sample=show_sample)
+    assert report.data_hash is not None
+    spec = run.spec(report.data_hash, created=earlier.created if earlier else None)
+    if earlier is not None:
+        _refuse_other(earlier, spec)
+    spec.write()
+    write_json(report_file, report.model_dump(mode="json"))
+    return spec
+
+
+def finished(run: Prepared) -> RunSpec | None:
+    """The spec of this very run if it is finished; raises InputError where the model_id is taken by another."""
+    manifest = read_manifest(run.target)
+    if manifest is None:
+        if run.target.exists():
+            raise InputError(
+                Problem("model_id", f"{run.target} exists and holds no whole model", "choose another or move it away")
+            )
+        return None
+    spec = run.spec(of_field(DATASET, lambda: hash_rows(run.config)))
+    if manifest.config_hash != spec.config_hash:
+        try:
+            earlier = TuningConfig.parse(manifest.configuration)
+            differences = _differences(earlier, len(manifest.devices), spec)
+        except InputError:
+            differences = "its manifest is of another version"
+        raise InputError(
+            Problem(
+                "model_id",
+                f"{spec.model_id} is finished with another configuration: {differences}",
+                "choose another model_id",
+            )
+        )
+    return spec
+
+
+def _refuse_other(earlier: RunSpec, spec: RunSpec) -> None:
+    if earlier.config_hash != spec.config_hash:
+        differences = _differences(earlier.config, len(earlier.devices), spec)
+        raise InputError(
+            Problem(
+                "model_id",
+                f"{spec.model_id} was started with another configuration: {differences}",
+                f"choose another model_id, or remove {spec.work} to give that run up",
+            )
+        )
+
+
+def _differences(earlier: TuningConfig, devices: int, spec: RunSpec) -> str:
+    """What decides the weights and was set otherwise in the `earlier` run, on so many devices."""
+    was = _flat(deciding_settings(earlier, devices))
+    now = _flat(deciding_settings(spec.config, len(spec.devices)))
+    changed = [f"{name} {was.get(name)}, now {value}" for name, value in now.items() if was.get(name) != value]
+    return "; ".join(changed) or "not the settings: the data, base, template or start adapter"
+
+
+def _flat(values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """Nested mappings as one: `training.seed`."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{where}{name}.") if isinstance(value, Mapping) else {f"{where}{name}": value}
+    return flat
 
 
 @contextmanager
@@ -44,3 +167,24 @@ def fresh_work_removed(work: Path, *, fresh: bool) -> Iterator[None]:
         if fresh and latest_checkpoint(work / CHECKPOINTS) is None:
             shutil.rmtree(work, ignore_errors=True)
         raise
+
+
+@contextmanager
+def disk_errors_as_input_errors(output_dir: Path) -> Iterator[None]:
+    """A full disk is one sentence. What the libraries make of it has many types, so the disk itself is asked."""
+    try:
+        yield
+    except TuningError:
+        raise
+    except Exception as error:
+        is_full = isinstance(error, OSError) and error.errno in NO_SPACE
+        if not is_full and not (output_dir.exists() and shutil.disk_usage(output_dir).free < FULL_BYTES):
+            raise
+        raise InputError(
+            Problem(
+                f"output_dir {output_dir}",
+                "no space is left on the disk",
+                "make room and start the same model_id again, or give another --output_dir",
+                field=OUTPUT,
+            )
+        ) from error

@@ -120,7 +120,7 @@ def evaluate_run(
         with bare_base(policy.model):
             base = evaluate_policy(policy, batches, held_out, of_mode)
         start = None
-        if run.start_adapter is not None:
+        if run.spec.start_adapter is not None:
             with start_policy(policy.model):
                 start = evaluate_policy(policy, batches, held_out, of_mode)
         result |= {

@@ -73,7 +73,7 @@ def load_policy(run: TrainRun, mode: type[Recipe]) -> Policy:
         alpha=config.lora.alpha,
         dropout=config.lora.dropout if dropout else 0.0,
         target_modules=config.lora.module_names(),
-        start_adapter=run.start_adapter,
+        start_adapter=run.spec.start_adapter,
         seed=config.training.seed,
     )
     policy = Policy(model, device=run.device, dtype=dtype, with_values=mode.with_values)

@@ -43,9 +43,9 @@ def write_parity(
         run.stage / PARITY,
         {
             "version": 1,
-            "model_id": run.model_id,
-            "base_weight_hash": run.base_weight_hash,
-            "template_hash": run.template_hash,
+            "model_id": run.spec.model_id,
+            "base_weight_hash": run.spec.base_weight_hash,
+            "template_hash": run.spec.template_hash,
             "dtype": str(policy.dtype).removeprefix("torch."),
             "source": source,
             "probes": probes,

@@ -51,9 +51,9 @@ def reference_of_start(
     run: TrainRun, policy: Policy, batches: MicroBatches, layout: TokenLayout, kl_layout: TokenLayout
 ) -> Reference:
     """What the start policy says of the rows, from the cache or else computed and cached; the same on every rank."""
-    start = run.start_adapter
+    start = run.spec.start_adapter
     key = reference_key(
-        base_weight_hash=run.base_weight_hash,
+        base_weight_hash=run.spec.base_weight_hash,
         start_adapter_hash=file_hash(start / ADAPTER_WEIGHTS) if start else "",
         start_adapter_scale=run.config.lora.alpha / run.config.lora.rank if start else 0.0,
         quantization=run.config.model.quantization,

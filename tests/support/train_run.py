@@ -7,6 +7,7 @@ from typing import Any
 
 from llm_tuning.api import TuningConfig
 from llm_tuning.run.context import TrainRun
+from llm_tuning.run.spec import RunSpec
 
 
 class KeepingReporter:
@@ -37,6 +38,21 @@ class KeepingReporter:
         return [self.steps[step]["train/loss"] for step in sorted(self.steps)]
 
 
+class SpecOfTest(RunSpec):
+    """A spec whose folders are where the test says."""
+
+    in_folder: Path
+    with_cache: Path
+
+    @property
+    def work(self) -> Path:
+        return self.in_folder
+
+    @property
+    def cache(self) -> Path:
+        return self.with_cache
+
+
 def make_run(
     work: Path,
     base: Path,
@@ -48,7 +64,7 @@ def make_run(
     reporter: Any = None,
     **options: Any,
 ) -> TrainRun:
-    """A run in `work` (whose `rows` folder must be there); `options` replace fields of TrainRun."""
+    """A run in `work` (whose `rows` folder must be there); `options` replace fields of TrainRun and of its spec."""
     config = TuningConfig.parse(
         {
             "mode": mode,
@@ -59,19 +75,23 @@ def make_run(
             **({"ppo": ppo} if ppo else {}),
         }
     )
-    fields: dict[str, Any] = {
-        "config": config,
+    place = {"device": "cpu", "rank": 0, "world": 1, "reporter": reporter or KeepingReporter()}
+    spec = {
         "model_id": "test-run",
-        "base": base,
-        "start_adapter": None,
-        "work": work,
-        "cache": work.parent / "cache",
-        "device": "cpu",
-        "rank": 0,
-        "world": 1,
+        "config": config,
+        "config_hash": "c" * 64,
+        "devices": ["cpu"],
+        "output_dir": work.parent,
+        "base_name": base.name,
         "base_weight_hash": "b" * 64,
         "template_hash": "t" * 64,
         "data_hash": "d" * 64,
-        "reporter": reporter if reporter is not None else KeepingReporter(),
+        "start_adapter": None,
+        "start_adapter_hash": None,
+        "created": 0,
+        "in_folder": work,
+        "with_cache": work.parent / "cache",
     }
-    return TrainRun(**(fields | options))
+    options = {{"work": "in_folder", "cache": "with_cache"}.get(name, name): value for name, value in options.items()}
+    place |= {name: options.pop(name) for name in place if name in options}
+    return TrainRun(SpecOfTest(**(spec | options)), **place)

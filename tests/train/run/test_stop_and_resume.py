@@ -30,7 +30,7 @@ SFT, PPO = "llm_tuning.trainers.sft", "llm_tuning.trainers.ppo"
 RUN, LOOP = "llm_tuning.trainers.fine_tune", "llm_tuning.trainers.loop:Loop"
 
 SFT_MOMENTS = {
-    "data check": Moment("llm_tuning.run.tune:_check_data"),
+    "data check": Moment("llm_tuning.run.work:tokenise_rows"),
     "loading the base": Moment(f"{RUN}:load_base_model"),
     "before the first step": Moment(f"{RUN}:fit"),
     "in the first step": Moment(f"{LOOP}.training_step", 1),

@@ -1,0 +1,69 @@
+"""The rows of a run: checked, and tokenised into its work folder, in one read of the file that also makes its hash."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llm_tuning.api import TuningConfig
+from llm_tuning.modes import MODES
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from llm_tuning.data.report import Report
+
+log = logging.getLogger(__name__)
+
+
+def check_rows(config: TuningConfig, *, with_tokens: bool = True) -> Report:
+    """Check the rows and write nothing; raises InputError. Without tokens no base is needed."""
+    return _read(config, out=None, encoder=None, with_tokens=with_tokens)
+
+
+def tokenise_rows(config: TuningConfig, out: Path, *, show_sample: bool) -> Report:
+    """Check the rows and write them tokenised to `out`; raises InputError, and leaves nothing in `out` then."""
+    from llm_tuning.data.sample import render_sample
+
+    base = Path(config.model.path)
+    encoder = None if (base / "tokenizer.json").exists() else _slow_tokenizer(base)
+    report = _read(config, out=out, encoder=encoder)
+    log.info("%s", report.summary())
+    color = sys.stderr.isatty()
+    if show_sample or color:
+        form = MODES[config.mode].rows
+        sample = render_sample(config.dataset.path, form=form, tokenizer_dir=base, encoder=encoder, color=color)
+        sys.stderr.write(sample)  # not a log line: logs never hold dataset text
+    return report
+
+
+def hash_rows(config: TuningConfig) -> str:
+    """sha256 (hex) of the data set, for a run whose rows are tokenised already; raises InputError."""
+    from llm_tuning.data.reading import data_hash
+
+    return data_hash(Path(config.dataset.path))
+
+
+def _read(config: TuningConfig, *, out: Path | None, encoder: Tokenizer | None, with_tokens: bool = True) -> Report:
+    from llm_tuning.data.check import check_dataset
+
+    return check_dataset(
+        config.dataset.path,
+        form=MODES[config.mode].rows,
+        tokenizer_dir=Path(config.model.path) if with_tokens else None,
+        max_length=config.training.max_length,
+        skip_invalid_rows=config.dataset.skip_invalid_rows,
+        out=out,
+        encoder=encoder,
+    )
+
+
+def _slow_tokenizer(base: Path) -> Tokenizer:
+    """The tokenizer of a base without tokenizer.json, made by transformers (which imports torch)."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True, trust_remote_code=False)
+    backend: Tokenizer = tokenizer.backend_tokenizer
+    return backend

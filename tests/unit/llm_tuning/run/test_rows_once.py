@@ -1,0 +1,160 @@
+"""A data set is read once by a start of a run, and one that has changed since the first start is refused."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm_tuning.api import RunOptions, TuningConfig
+from llm_tuning.data.reading import data_hash
+from llm_tuning.errors import InputError, TryAgain
+from llm_tuning.models.layout import CHECKPOINTS, DATA_REPORT, ROWS, RUN_SPEC
+from llm_tuning.run import tune as story
+from llm_tuning.run.spec import RunSpec, read_run_spec
+from tests.support.tiny_base import make_tokenizer
+
+ROWS_OF = [{"prompt": f"Question {i}?", "output": f"Answer {i}."} for i in range(200)]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("base") / "light"
+    make_tokenizer(path)
+    (path / "config.json").write_text('{"architectures": ["LlamaForCausalLM"], "vocab_size": 512}')
+    (path / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    return path
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    """2 MB, so that a look at its head is no read of the whole."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + " " * 10_000 + "\n" for row in ROWS_OF))
+    return path
+
+
+class TrainingBeginsError(Exception):
+    """The training was about to begin."""
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[RunSpec]:
+    """Runs end where the training would begin."""
+    specs: list[RunSpec] = []
+
+    def train(spec: RunSpec) -> None:
+        specs.append(spec)
+        raise TrainingBeginsError
+
+    monkeypatch.setattr(story, "_train", train)
+    return specs
+
+
+@pytest.fixture
+def bytes_read(rows: Path) -> Iterator[Any]:
+    """A function that runs another and says how many times the size of the data set this process has read."""
+
+    def of(run: Any) -> float:
+        before = _read_so_far()
+        run()
+        return (_read_so_far() - before) / rows.stat().st_size
+
+    return of
+
+
+def _read_so_far() -> int:
+    """Bytes that this process has asked the kernel for."""
+    counts = Counter(dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines()))
+    return int(counts["rchar"])
+
+
+def start(base: Path, rows: Path, **training: object) -> None:
+    config = TuningConfig.parse(
+        {"model": {"path": str(base)}, "dataset": {"path": str(rows)}, "training": {"epochs": 1} | training}
+    )
+    with pytest.raises(TrainingBeginsError):
+        story.tune(config, RunOptions(devices="cpu", model_id="m"))
+
+
+WORK = Path("models/.work/m")
+
+
+def test_each_start_reads_the_file_once(base: Path, rows: Path, trained: list[RunSpec], bytes_read: Any) -> None:
+    start(base, rows)  # what is read only once by a process, such as modules, is not counted
+    (WORK / DATA_REPORT).unlink()
+    assert 1 <= bytes_read(lambda: start(base, rows)) < 1.5, "the first start, or one that was killed in the check"
+    assert 1 <= bytes_read(lambda: start(base, rows)) < 1.5, "a later start"
+    assert {spec.data_hash for spec in trained} == {data_hash(rows)}
+    assert len({spec.config_hash for spec in trained}) == 1
+    assert json.loads((WORK / DATA_REPORT).read_text())["data_hash"] == data_hash(rows)
+
+
+def test_the_check_reads_the_file_once(base: Path, rows: Path, bytes_read: Any) -> None:
+    config = TuningConfig.parse({"model": {"path": str(base)}, "dataset": {"path": str(rows)}})
+    options = RunOptions(devices="cpu", model_id="m")
+    story.check_run(config, options)
+    assert 1 <= bytes_read(lambda: story.check_run(config, options)) < 1.5
+    assert not WORK.exists()
+
+
+@pytest.mark.parametrize("killed", ["after the check", "in the check"])
+def test_changed_data_is_refused(base: Path, rows: Path, trained: list[RunSpec], killed: str) -> None:
+    start(base, rows)
+    if killed == "in the check":
+        (WORK / DATA_REPORT).unlink()
+    rows.write_text(rows.read_text().replace("Answer 7", "Answer 8"))
+    config = TuningConfig.parse(
+        {"model": {"path": str(base)}, "dataset": {"path": str(rows)}, "training": {"epochs": 1}}
+    )
+    with pytest.raises(InputError, match="was started with another configuration: not the settings: the data,"):
+        story.tune(config, RunOptions(devices="cpu", model_id="m"))
+    assert (WORK / RUN_SPEC).exists()
+    assert len(trained) == 1
+
+
+def test_rows_without_a_report_are_made_again_for_the_settings_of_now(
+    base: Path, rows: Path, trained: list[RunSpec]
+) -> None:
+    """A start was killed between its rows and run.json: nobody knows with which settings they were made."""
+    start(base, rows, max_length=48)
+    (WORK / RUN_SPEC).unlink()
+    start(base, rows, max_length=64)
+    spec = read_run_spec(WORK)
+    assert spec is not None
+    assert spec.config.training.max_length == 64
+    report = json.loads((WORK / DATA_REPORT).read_text())
+    assert report["tokens"]["max_length"] == 64
+    assert (WORK / ROWS / "rows.json").exists()
+
+
+def test_other_settings_are_refused_before_the_file_is_read(
+    base: Path, rows: Path, trained: list[RunSpec], bytes_read: Any
+) -> None:
+    start(base, rows)
+
+    def again() -> None:
+        with pytest.raises(InputError, match=r"with another configuration: training.max_length 1024, now 64"):
+            start(base, rows, max_length=64)
+
+    assert bytes_read(again) < 0.5
+
+
+def test_the_first_start_keeps_its_time(base: Path, rows: Path, trained: list[RunSpec]) -> None:
+    start(base, rows)
+    spec = read_run_spec(WORK)
+    assert spec is not None
+    spec.model_copy(update={"created": 7}).write()
+    start(base, rows)
+    assert trained[-1].created == 7
+
+
+def test_damaged_checkpoints_end_the_start(base: Path, rows: Path, trained: list[RunSpec]) -> None:
+    start(base, rows)
+    (WORK / CHECKPOINTS / "checkpoint-5").mkdir(parents=True)
+    with pytest.raises((InputError, TryAgain), match="holds no whole checkpoint"):
+        start(base, rows)
