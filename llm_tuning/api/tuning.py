@@ -132,7 +132,8 @@ class TrainingSpec(ApiModel):
     )
 
     precision: Literal["auto", "bf16", "fp32"] = Field(
-        "auto", description="`auto` is bf16 on a GPU that has it and fp32 elsewhere."
+        "auto",
+        description="`auto` is bf16 where the GPU or CPU computes in it and fp32 elsewhere; a run keeps what it began with.",
     )
 
     eval_fraction: Annotated[float, Field(ge=0, le=0.5)] = Field(

@@ -20,12 +20,12 @@ from llm_tuning.trainers.model import (
     attach_lora,
     checkpoint_gradients,
     load_base_model,
-    resolve_dtype,
     save_adapter,
     silence_dropout,
 )
 from llm_tuning.trainers.parallel import stop_together
 from llm_tuning.trainers.policy import Policy
+from llm_tuning.trainers.precision import precision_of_run
 from llm_tuning.trainers.probes import write_parity
 from llm_tuning.trainers.recipe import Recipe, Task
 
@@ -65,7 +65,7 @@ def fine_tune(run: TrainRun, mode: type[Recipe]) -> None:
 def load_policy(run: TrainRun, mode: type[Recipe]) -> Policy:
     """The base with the run's adapter on it, ready for the passes that `mode` makes."""
     config, dropout = run.config, MODES[run.config.mode].uses_dropout
-    dtype = resolve_dtype(config.training.precision, run.device)
+    dtype = precision_of_run(run)
     base = load_base_model(run.base, device=run.device, dtype=dtype, quantization=config.model.quantization)
     model = attach_lora(
         base,

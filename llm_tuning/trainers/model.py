@@ -39,19 +39,6 @@ TOKENIZER_FILES = (
 """What a tokenizer of transformers may consist of; those present in the base are copied as they are."""
 
 
-def resolve_dtype(precision: str, device: str) -> torch.dtype:
-    """The dtype of base weights and activations: `auto` is bf16 on a GPU that computes in it and fp32 elsewhere."""
-    cuda = device.startswith("cuda")
-    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False) if cuda else True
-    if precision == "bf16" and not has_bf16:
-        raise InputError(
-            Problem("training.precision", f"is bf16, which {torch.cuda.get_device_name(device)} lacks", "set fp32")
-        )
-    if precision == "bf16" or (precision == "auto" and cuda and has_bf16):
-        return torch.bfloat16
-    return torch.float32
-
-
 def load_base_model(
     base: Path,
     *,

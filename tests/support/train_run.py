@@ -70,7 +70,7 @@ def make_run(
             "mode": mode,
             "model": {"path": str(base)},
             "dataset": {"path": "rows.jsonl"},
-            "training": training or {},
+            "training": {"precision": "fp32"} | (training or {}),  # not what this machine is fast in
             "lora": lora or {},
             **({"ppo": ppo} if ppo else {}),
         }

@@ -88,6 +88,7 @@ def arguments(base: Path, rows: Path, mode: str) -> list[object]:
         "save_steps": SAVE_STEPS,
         "eval_steps": 3,
         "learning_rate": 0.003,
+        "precision": "fp32",
         "lora_rank": 4,
     }
     return [part for name, value in flags.items() for part in (f"--{name}", value)]

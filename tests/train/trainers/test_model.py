@@ -19,7 +19,6 @@ from llm_tuning.trainers.model import (
     attach_lora,
     bare_base,
     load_base_model,
-    resolve_dtype,
     save_adapter,
     start_policy,
 )
@@ -64,13 +63,6 @@ def start_adapter(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("adapters") / "start"
     save_adapter(trained(attach(tiny_base)), tiny_base, folder, base_name=str(tiny_base))
     return folder
-
-
-@pytest.mark.parametrize(
-    ("precision", "want"), [("auto", torch.float32), ("fp32", torch.float32), ("bf16", torch.bfloat16)]
-)
-def test_on_a_cpu_auto_is_fp32(precision: str, want: torch.dtype) -> None:
-    assert resolve_dtype(precision, "cpu") is want
 
 
 def test_a_base_comes_frozen_in_the_dtype_asked_for(tiny_base: Path) -> None:

@@ -1,0 +1,78 @@
+"""The precision of a run: `training.precision` resolved on the device it begins on, and kept wherever it goes on.
+
+The configuration hash counts the precision as it is written, so a run with `auto` may be resumed on a machine that
+would resolve it otherwise. Half a run in each precision would be neither.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from llm_tuning.core.files import read_json, write_json
+from llm_tuning.errors import InputError, Problem
+from llm_tuning.models.layout import PRECISION
+from llm_tuning.run.checkpoints import latest_checkpoint
+from llm_tuning.run.context import TrainRun
+from llm_tuning.trainers.parallel import gather_objects
+
+log = logging.getLogger(__name__)
+
+NAMES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+NATIVE_BF16 = ("amx_bf16", "avx512_bf16")
+"""CPU features with which products of bf16 matrices are faster than in fp32; elsewhere torch emulates them, slower."""
+
+
+def computes_in_bf16(device: str) -> bool:
+    """Whether the device has instructions for bf16."""
+    if device.startswith("cuda"):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in NATIVE_BF16)
+
+
+def resolve_precision(precision: str, device: str) -> str:
+    """Return bf16 or fp32; `auto` is bf16 where the device computes in it. Raises InputError for a GPU without bf16."""
+    if precision == "auto":
+        return "bf16" if computes_in_bf16(device) else "fp32"
+    if precision == "bf16" and device.startswith("cuda") and not computes_in_bf16(device):
+        raise InputError(
+            Problem("training.precision", f"is bf16, which {torch.cuda.get_device_name(device)} lacks", "set fp32")
+        )
+    return precision
+
+
+def precision_of_run(run: TrainRun) -> torch.dtype:
+    """Return the dtype of base weights and activations; noted in the run's folder when it begins with `auto`.
+
+    Raises InputError where a run that began in bf16 goes on on a GPU that lacks it.
+    """
+    asked = run.config.training.precision
+    if asked != "auto":
+        return NAMES[resolve_precision(asked, run.device)]
+    here = resolve_precision(asked, run.device)
+    noted = gather_objects(_noted(run))[0]
+    if noted is None:
+        if run.is_main:
+            write_json(run.work / PRECISION, {"precision": here})
+        return NAMES[here]
+    if noted != here:
+        if run.device.startswith("cuda") and noted == "bf16":
+            rule = f"is auto, and this run began in bf16, which {torch.cuda.get_device_name(run.device)} lacks"
+            raise InputError(
+                Problem("training.precision", rule, "go on where bf16 is, or start under another model_id")
+            )
+        slowly = ", which this machine has no instructions for: slower than fp32" if noted == "bf16" else ""
+        log.warning("this run began in %s and goes on in it%s", noted, slowly)
+    return NAMES[noted]
+
+
+def _noted(run: TrainRun) -> str | None:
+    """What the run began in, None where it begins now. Version 0.1 noted nothing, and took fp32 on every CPU."""
+    found = read_json(run.work / PRECISION)
+    if found is not None:
+        return str(found["precision"])
+    if run.device == "cpu" and latest_checkpoint(run.checkpoints) is not None:
+        return "fp32"
+    return None
