@@ -35,10 +35,11 @@ from llm_tuning.agent.engine_life import Loads
 from llm_tuning.agent.keeper import Keeper
 from llm_tuning.agent.limits import MAX_CHOICES
 from llm_tuning.agent.metrics import Metrics
-from llm_tuning.agent.plan import EnginePlan, make_plan
+from llm_tuning.agent.plan import make_plan
 from llm_tuning.agent.reporter import Reporter
 from llm_tuning.agent.server import AgentServer
 from llm_tuning.agent.starting import DRAINED_FILE, RUN_DIR
+from llm_tuning.engines.plan import EnginePlan
 from llm_tuning.engines.vllm.engine import VllmEngine
 from llm_tuning.errors import EXIT_INPUT, EXIT_OK, EXIT_TRY_AGAIN, InputError, TryAgain
 from llm_tuning.pod.contract import MODELS, ROOT, TERMINATION_LOG, CheckResult, PodReason, encode_result

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from llm_tuning.agent.plan import EnginePlan
 from llm_tuning.agent.weights import find_weight_fault
 from llm_tuning.api.conditions import AdapterReason
 from llm_tuning.core.files import read_json
+from llm_tuning.engines.plan import EnginePlan
 from llm_tuning.engines.vllm.adapter import inspect_adapter
 from llm_tuning.errors import InputError
 from llm_tuning.models.adapter import SMALL_FILE_BYTES, trained_base

@@ -22,8 +22,8 @@ from llm_tuning.agent.aside import Aside, StillRunning
 from llm_tuning.agent.contract import Desired, Report
 from llm_tuning.agent.engine_life import DEADLY_TIMES, Blame, Loads
 from llm_tuning.agent.fit import Misfit, find_misfit
-from llm_tuning.agent.plan import EnginePlan
 from llm_tuning.api.conditions import AdapterReason
+from llm_tuning.engines.plan import EnginePlan
 from llm_tuning.engines.protocol import (
     Engine,
     EngineDown,

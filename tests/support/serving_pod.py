@@ -23,9 +23,10 @@ from aiohttp import web
 from llm_tuning.agent.contract import AdapterReport, Desired, DesiredRoute, DesiredTarget, ServeInput
 from llm_tuning.agent.keeper import Keeper
 from llm_tuning.agent.metrics import Metrics
-from llm_tuning.agent.plan import EnginePlan, make_plan
+from llm_tuning.agent.plan import make_plan
 from llm_tuning.agent.server import AgentServer
 from llm_tuning.api.inference_service import VllmSpec
+from llm_tuning.engines.plan import EnginePlan
 from llm_tuning.engines.vllm.engine import VllmEngine
 from llm_tuning.serving.server_process import ServerProcess
 from tests.support.vllm_server import READY_SECONDS, VLLM_PYTHON, free_port, require_vllm

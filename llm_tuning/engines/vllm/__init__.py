@@ -1,6 +1,7 @@
 """All that is vLLM's.
 
 command      its command line: one for a machine of one's own and for the pod of an InferenceService
+pod          how it is started in the pod of an InferenceService
 environment  its environment variables, and the size of its cache on a CPU
 adapter      which adapters it can load, and on which base
 engine       load, unload, list, metrics of one that runs

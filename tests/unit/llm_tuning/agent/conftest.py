@@ -20,8 +20,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from llm_tuning.agent.contract import AdapterReport, Desired, DesiredRoute, DesiredTarget
 from llm_tuning.agent.keeper import Keeper
 from llm_tuning.agent.metrics import Metrics
-from llm_tuning.agent.plan import EnginePlan
 from llm_tuning.agent.server import AgentServer
+from llm_tuning.engines.plan import EnginePlan
 from llm_tuning.engines.vllm.engine import VllmEngine
 from llm_tuning.proof.judge import Proof, Verdict
 from tests.support.fake_engine import FakeEngine

@@ -10,10 +10,12 @@ import pytest
 
 from llm_tuning.agent import commands as agent_main
 from llm_tuning.agent.contract import Desired, ServeInput
-from llm_tuning.agent.plan import CPU_LORAS, EnginePlan, linear_modules, make_plan
+from llm_tuning.agent.plan import make_plan
 from llm_tuning.api.inference_service import VllmSpec
 from llm_tuning.core.files import write_json
+from llm_tuning.engines.plan import EnginePlan
 from llm_tuning.engines.vllm.command import PLAIN_TEMPLATE, SPARE_SLOTS
+from llm_tuning.engines.vllm.pod import CPU_LORAS, linear_modules
 from llm_tuning.errors import InputError
 from llm_tuning.models.base import inspect_base, weight_hash
 from tests.unit.llm_tuning.agent.conftest import MODULES, desire, write_adapter, write_safetensors

@@ -1,0 +1,34 @@
+"""How an engine is started for adapters that come and go, and what that fixes for them until it ends."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Self
+
+
+@dataclass(frozen=True)
+class EnginePlan:
+    """The engine's command, and what it fixes for adapters."""
+
+    command: tuple[str, ...]
+    environment: dict[str, str]
+    """Added to the container's own."""
+    base_name: str
+    base_hash: str
+    max_lora_rank: int
+    max_adapters: int
+    target_modules: tuple[str, ...]
+    template: str
+    template_source: str
+    """Where it is from, for messages."""
+    max_loads: int | None = None
+    """How often an engine may load an adapter from its start to its end; None without a limit."""
+
+    def encode(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def decode(cls, text: str) -> Self:
+        value = json.loads(text)
+        return cls(**{**value, "command": tuple(value["command"]), "target_modules": tuple(value["target_modules"])})
