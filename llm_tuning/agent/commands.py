@@ -27,7 +27,7 @@ from llm_tuning.agent.contract import (
     LOADS_FILE,
     PLAN_FILE,
     REPORT_URL_VARIABLE,
-    Desired,
+    DesiredRoutes,
     ServeInput,
     parse_desired,
 )
@@ -71,7 +71,7 @@ def plan() -> int:
     """Write the plan for vLLM."""
     try:
         given = ServeInput.decode(os.environ.get(INPUT_VARIABLE, ""))
-        made = make_plan(given, _mounted() or Desired(), ROOT, scratch=RUN_DIR)
+        made = make_plan(given, _mounted() or DesiredRoutes(), ROOT, scratch=RUN_DIR)
     except InputError as error:
         message = "; ".join(str(problem) for problem in error.problems)
         log.error("%s", message)
@@ -144,7 +144,7 @@ def _max_choices() -> int:
     return (ServeInput.decode(given).vllm.max_choices if given else None) or MAX_CHOICES
 
 
-def _mounted() -> Desired | None:
+def _mounted() -> DesiredRoutes | None:
     """What was wanted when the pod was made; None where that is not readable."""
     path = Path(CONFIG_DIR) / DESIRED_FILE
     try:

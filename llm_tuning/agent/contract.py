@@ -46,13 +46,13 @@ def _cut(text: object) -> object:
 Message = Annotated[str, BeforeValidator(_cut)]
 
 
-class _Told(BaseModel):
+class WireMessage(BaseModel):
     model_config = ConfigDict(
         extra="ignore", frozen=True, alias_generator=to_camel, populate_by_name=True, protected_namespaces=()
     )
 
 
-class ServeInput(_Told):
+class ServeInput(WireMessage):
     """What vLLM is started with; a change of it is a rollout."""
 
     model_path: str
@@ -74,7 +74,7 @@ class ServeInput(_Told):
         return self.model_dump_json(by_alias=True, exclude_none=True)
 
 
-class DesiredTarget(_Told):
+class DesiredTarget(WireMessage):
     """An adapter of a route. Without `model_id` it is not there yet, and `reason` and `message` say why."""
 
     model_id: ModelId | None = None
@@ -84,14 +84,14 @@ class DesiredTarget(_Told):
     message: Message = ""
 
 
-class DesiredRoute(_Told):
+class DesiredRoute(WireMessage):
     """A name that clients use."""
 
     name: str
     targets: tuple[DesiredTarget, ...]
 
 
-class Desired(_Told):
+class DesiredRoutes(WireMessage):
     """What an agent is to serve."""
 
     routes: tuple[DesiredRoute, ...] = ()
@@ -113,7 +113,7 @@ class Desired(_Told):
         return self.model_dump_json(by_alias=True, exclude_none=True)
 
 
-class AdapterReport(_Told):
+class AdapterReport(WireMessage):
     """One adapter on one engine."""
 
     model_id: str
@@ -125,11 +125,11 @@ class AdapterReport(_Told):
     message: Message = ""
 
 
-class Report(_Told):
+class Report(WireMessage):
     """One agent's state."""
 
     revision: str = ""
-    """Of the Desired that it acts on."""
+    """Of the DesiredRoutes that it acts on."""
     engine_up: bool = False
     ready: bool = False
     locked: bool = False
@@ -140,10 +140,10 @@ class Report(_Told):
         return self.model_dump_json(by_alias=True)
 
 
-def parse_desired(text: str | bytes) -> Desired:
+def parse_desired(text: str | bytes) -> DesiredRoutes:
     """Raises InputError."""
     try:
-        return Desired.model_validate_json(text)
+        return DesiredRoutes.model_validate_json(text)
     except ValidationError as error:
         raise InputError(Problem("desired state", f"is not readable ({error.error_count()} faults)")) from None
 

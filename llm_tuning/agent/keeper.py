@@ -19,7 +19,7 @@ from pathlib import Path
 
 from llm_tuning.agent.adapter import Adapter
 from llm_tuning.agent.aside import Aside, StillRunning
-from llm_tuning.agent.contract import Desired, Report
+from llm_tuning.agent.contract import DesiredRoutes, Report
 from llm_tuning.agent.engine_life import DEADLY_TIMES, Blame, Loads
 from llm_tuning.agent.fit import Misfit, find_misfit
 from llm_tuning.api.conditions import AdapterReason
@@ -64,7 +64,7 @@ class Keeper:
     """Stands in for the real proof in tests."""
     clock: Callable[[], float] = time.monotonic
     loads: Loads = field(default_factory=Loads)
-    desired: Desired | None = None
+    desired: DesiredRoutes | None = None
     engine_up: bool = False
     engine_message: str = "it is starting"
     in_flight: Counter[str] = field(default_factory=Counter)
@@ -82,7 +82,7 @@ class Keeper:
 
     # --- what others ask -------------------------------------------------------------------------------------------
 
-    def want(self, desired: Desired) -> None:
+    def want(self, desired: DesiredRoutes) -> None:
         """What is to be served from now on."""
         if desired == self.desired:
             return

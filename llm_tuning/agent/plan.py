@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from llm_tuning.agent.aside import BRIEFLY_SECONDS, StillRunning, within
-from llm_tuning.agent.contract import ENGINE_PORT, Desired, ServeInput
+from llm_tuning.agent.contract import ENGINE_PORT, DesiredRoutes, ServeInput
 from llm_tuning.core.files import read_file
 from llm_tuning.engines.plan import EnginePlan
 from llm_tuning.engines.vllm.adapter import ServedAdapter, inspect_adapter
@@ -31,7 +31,7 @@ ADAPTER_SECONDS = 20.0
 
 
 def make_plan(
-    given: ServeInput, desired: Desired, root: Path, *, scratch: Path, engine_port: int = ENGINE_PORT
+    given: ServeInput, desired: DesiredRoutes, root: Path, *, scratch: Path, engine_port: int = ENGINE_PORT
 ) -> EnginePlan:
     """Decide; `root` is the mounted claim, `scratch` a folder to write to.
 
@@ -54,7 +54,7 @@ def make_plan(
     return plan_pod(pod, adapters, wanted=len(desired.model_ids), rank=desired.rank, scratch=scratch)
 
 
-def _fit_adapters(desired: Desired, root: Path, base_hash: str) -> list[ServedAdapter]:
+def _fit_adapters(desired: DesiredRoutes, root: Path, base_hash: str) -> list[ServedAdapter]:
     found = []
     patience = ADAPTER_SECONDS
     for name in desired.model_ids:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import aiohttp
 
-from llm_tuning.agent.contract import CA_FILE, CONFIG_DIR, REPORT_SECONDS, TOKEN_FILE, Desired, parse_desired
+from llm_tuning.agent.contract import CA_FILE, CONFIG_DIR, REPORT_SECONDS, TOKEN_FILE, DesiredRoutes, parse_desired
 from llm_tuning.agent.keeper import Keeper
 from llm_tuning.core.ca import trusting
 from llm_tuning.errors import InputError
@@ -60,7 +60,7 @@ class Reporter:
             if not asked.cancelled():
                 await self._after(asked)
 
-    async def _after(self, asked: asyncio.Task[Desired | None]) -> None:
+    async def _after(self, asked: asyncio.Task[DesiredRoutes | None]) -> None:
         """Take the answer, or wait before the next try: longer each time, and no longer than a report takes."""
         error = asked.exception()
         if error is None:
@@ -83,7 +83,7 @@ class Reporter:
         await asyncio.sleep(self._retry_seconds)
         self._retry_seconds = min(self._retry_seconds * 2, LAST_RETRY_SECONDS)
 
-    async def _ask(self) -> Desired | None:
+    async def _ask(self) -> DesiredRoutes | None:
         """One report; what is wanted instead, or None for no change."""
         body = self.keeper.report().model_copy(update={"locked": self.locked}).encode().encode()
         token = self.token_file.read_text().strip()  # each time: the kubelet renews it

@@ -20,7 +20,7 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from llm_tuning.agent.contract import AdapterReport, Desired, DesiredRoute, DesiredTarget, ServeInput
+from llm_tuning.agent.contract import AdapterReport, DesiredRoute, DesiredRoutes, DesiredTarget, ServeInput
 from llm_tuning.agent.keeper import Keeper
 from llm_tuning.agent.metrics import Metrics
 from llm_tuning.agent.plan import make_plan
@@ -35,17 +35,17 @@ CPU = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OM
 """As the pod's container has it."""
 
 
-def desired(routes: dict[str, str | dict[str, int]]) -> Desired:
+def desired(routes: dict[str, str | dict[str, int]]) -> DesiredRoutes:
     """`routes` maps a name to a model_id, or to weights by model_id."""
     made = []
     for name, targets in routes.items():
         weights = {targets: 1} if isinstance(targets, str) else targets
         found = tuple(DesiredTarget(model_id=model_id, weight=weight) for model_id, weight in weights.items())
         made.append(DesiredRoute(name=name, targets=found))
-    return Desired(routes=tuple(made))
+    return DesiredRoutes(routes=tuple(made))
 
 
-def plan_for(folder: Path, base: str, wanted: Desired, *, port: int, vllm: VllmSpec | None = None) -> EnginePlan:
+def plan_for(folder: Path, base: str, wanted: DesiredRoutes, *, port: int, vllm: VllmSpec | None = None) -> EnginePlan:
     """As the pod's init container decides; `base` is relative to the claim."""
     given = ServeInput(
         model_path=base, base_name=Path(base).name, gpus=0, vllm=vllm or VllmSpec.model_validate({"maxModelLen": 512})

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from llm_tuning.agent.contract import REPORT_SECONDS, Desired, Report
+from llm_tuning.agent.contract import REPORT_SECONDS, DesiredRoutes, Report
 from tuning_operator.core.cache import Key
 from tuning_operator.core.constants import STALE_REPORT_SECONDS
 
@@ -25,10 +25,10 @@ class Agents:
     hold_seconds: float = REPORT_SECONDS
     _reports: dict[Key, dict[str, tuple[float, Report]]] = field(default_factory=dict)
     """By InferenceService and the pod's uid: when, and what."""
-    _desired: dict[Key, Desired] = field(default_factory=dict)
+    _desired: dict[Key, DesiredRoutes] = field(default_factory=dict)
     _waiting: dict[Key, asyncio.Event] = field(default_factory=dict)
 
-    def publish(self, key: Key, desired: Desired) -> None:
+    def publish(self, key: Key, desired: DesiredRoutes) -> None:
         """What the agents of `key` are to serve from now on."""
         if self._desired.get(key) == desired:
             return
@@ -52,7 +52,7 @@ class Agents:
         oldest = self.clock() - STALE_REPORT_SECONDS
         return {uid: report for uid, (at, report) in self._reports.get(key, {}).items() if at >= oldest}
 
-    async def exchange(self, key: Key, pod_uid: str, report: Report) -> Desired | None:
+    async def exchange(self, key: Key, pod_uid: str, report: Report) -> DesiredRoutes | None:
         """Take a report; what is wanted instead of what it acts on, or None after a while."""
         known = self._reports.setdefault(key, {})
         before = known.get(pod_uid)

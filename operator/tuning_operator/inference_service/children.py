@@ -19,7 +19,7 @@ from llm_tuning.agent.contract import (
     PLAN_FILE,
     REPORT_URL_VARIABLE,
     TOKEN_FILE,
-    Desired,
+    DesiredRoutes,
     ServeInput,
 )
 from llm_tuning.agent.starting import DRAINED_FILE, RUN_DIR
@@ -73,7 +73,7 @@ while time.monotonic() < end and silent < {SILENT_LOOKS} and not os.path.exists(
 
 
 def build_parts(
-    observed: ObservedService, spec: InferenceServiceSpec, settings: Settings, desired: Desired
+    observed: ObservedService, spec: InferenceServiceSpec, settings: Settings, desired: DesiredRoutes
 ) -> dict[str, dict[str, Any]]:
     """Every part that is wanted, by kind, each with a digest of itself; raises nothing."""
     parts = {
@@ -115,7 +115,7 @@ def _with_metadata(observed: ObservedService, part: dict[str, Any]) -> dict[str,
     }
 
 
-def _config_map(desired: Desired, settings: Settings) -> dict[str, Any]:
+def _config_map(desired: DesiredRoutes, settings: Settings) -> dict[str, Any]:
     """What an agent starts from before it has asked the operator."""
     return {
         "apiVersion": "v1",

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Literal
 
-from llm_tuning.agent.contract import AdapterReport, DesiredTarget
-from llm_tuning.agent.contract import Desired as AgentDesired
+from llm_tuning.agent.contract import AdapterReport, DesiredRoutes, DesiredTarget
 from llm_tuning.api.conditions import AdapterReason, Reason, ServiceConditionType, ServiceReason
 from llm_tuning.api.inference_service import AdapterStatus, InferenceServiceSpec, InferenceServiceStatus
 from tuning_operator.core.cache import BUDGETS, DEPLOYMENTS, SERVING
@@ -73,7 +72,7 @@ class _Pass:
         self,
         observed: ObservedService,
         spec: InferenceServiceSpec,
-        routes: AgentDesired,
+        routes: DesiredRoutes,
         settings: Settings,
         now: datetime,
     ) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from llm_tuning.agent.contract import Desired, DesiredRoute, DesiredTarget
+from llm_tuning.agent.contract import DesiredRoute, DesiredRoutes, DesiredTarget
 from llm_tuning.api.conditions import AdapterReason
 from llm_tuning.api.inference_service import RouteTarget
 from tuning_operator.inference_service.observed import ObservedService
 
 
-def routes_of(observed: ObservedService) -> Desired | None:
+def routes_of(observed: ObservedService) -> DesiredRoutes | None:
     """Resolve the routes; None where there is no spec, or no agent is to serve any more."""
     if observed.spec is None or observed.is_deleting:
         return None
@@ -17,7 +17,7 @@ def routes_of(observed: ObservedService) -> Desired | None:
         for route in observed.spec.routes
     )
     ranks = [job.rank for job in observed.jobs.values()]
-    return Desired(routes=routes, rank=max(ranks, default=0))
+    return DesiredRoutes(routes=routes, rank=max(ranks, default=0))
 
 
 def _resolved(observed: ObservedService, target: RouteTarget) -> DesiredTarget:

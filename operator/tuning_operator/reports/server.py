@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 
 from aiohttp import web
 
-from llm_tuning.agent.contract import REPORT_SECONDS, Desired, Report, parse_report
+from llm_tuning.agent.contract import REPORT_SECONDS, DesiredRoutes, Report, parse_report
 from llm_tuning.api.tuning_job import Progress
 from llm_tuning.errors import InputError
 from tuning_operator.core.cache import INFERENCE_SERVICES
@@ -42,7 +42,7 @@ CONNECTION_SECONDS = 10.0
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Sink = Callable[[tuple[str, str], Progress], None]
 """Takes the newest progress of the TuningJob (namespace, name)."""
-Exchange = Callable[[tuple[str, str], str, Report], Awaitable[Desired | None]]
+Exchange = Callable[[tuple[str, str], str, Report], Awaitable[DesiredRoutes | None]]
 """Takes the report of an agent, by the uid of its pod, and waits for what is wanted instead; None: nothing else."""
 Count = Callable[[int], None]
 """Takes the HTTP status of each answer, for the metrics."""

@@ -13,7 +13,7 @@ import pytest
 
 from llm_tuning.agent.contract import (
     AGENT_PORT,
-    Desired,
+    DesiredRoutes,
 )
 from llm_tuning.agent.starting import DRAINED_FILE, RUN_DIR
 from tests.support.operator_objects import SETTINGS
@@ -31,7 +31,7 @@ REPORTING = SETTINGS.model_copy(
 def parts(settings: Settings = REPORTING, **spec: Any) -> dict[str, dict[str, Any]]:
     observed = build_observed_service(make_service(**spec), spec=None, parts={})
     assert observed.spec is not None, observed.problems
-    return build_parts(observed, observed.spec, settings, Desired())
+    return build_parts(observed, observed.spec, settings, DesiredRoutes())
 
 
 def pod(settings: Settings = REPORTING, **spec: Any) -> dict[str, Any]:

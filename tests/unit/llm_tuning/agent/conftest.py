@@ -17,7 +17,7 @@ import pytest
 from aiohttp import web
 from prometheus_client.parser import text_string_to_metric_families
 
-from llm_tuning.agent.contract import AdapterReport, Desired, DesiredRoute, DesiredTarget
+from llm_tuning.agent.contract import AdapterReport, DesiredRoute, DesiredRoutes, DesiredTarget
 from llm_tuning.agent.keeper import Keeper
 from llm_tuning.agent.metrics import Metrics
 from llm_tuning.agent.server import AgentServer
@@ -45,7 +45,7 @@ PLAN = EnginePlan(
 )
 
 
-def desire(routes: Mapping[str, Mapping[str, int] | str | Iterable[DesiredTarget]], rank: int = 0) -> Desired:
+def desire(routes: Mapping[str, Mapping[str, int] | str | Iterable[DesiredTarget]], rank: int = 0) -> DesiredRoutes:
     """`{"support": {"ft_a": 9, "ft_b": 1}}`, or one model_id, or targets."""
 
     def targets(given: Mapping[str, int] | str | Iterable[DesiredTarget]) -> tuple[DesiredTarget, ...]:
@@ -55,7 +55,7 @@ def desire(routes: Mapping[str, Mapping[str, int] | str | Iterable[DesiredTarget
             return tuple(DesiredTarget(model_id=name, weight=weight) for name, weight in given.items())
         return tuple(given)
 
-    return Desired(
+    return DesiredRoutes(
         routes=tuple(DesiredRoute(name=name, targets=targets(given)) for name, given in routes.items()), rank=rank
     )
 

@@ -9,7 +9,7 @@ import pytest
 from llm_tuning.agent.contract import (
     REPORTED_CHARACTERS,
     AdapterReport,
-    Desired,
+    DesiredRoutes,
     Report,
     ServeInput,
     parse_desired,
@@ -43,7 +43,7 @@ def test_the_revision_is_of_the_content() -> None:
         desire({"support": {"ft_a": 10, "ft_b": 90}}),
         desire({"help": {"ft_a": 90, "ft_b": 10}}),
         desire({"support": {"ft_a": 90, "ft_b": 10}}, rank=8),
-        Desired(),
+        DesiredRoutes(),
     ]
     assert len({one.revision, *(other.revision for other in others)}) == 5
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from llm_tuning.agent import commands as agent_main
-from llm_tuning.agent.contract import Desired, ServeInput
+from llm_tuning.agent.contract import DesiredRoutes, ServeInput
 from llm_tuning.agent.plan import make_plan
 from llm_tuning.api.inference_service import VllmSpec
 from llm_tuning.core.files import write_json
@@ -282,7 +282,7 @@ def test_the_init_container_writes_the_plan(container: Claim, tmp_path: Path) ->
     assert EnginePlan.decode((container.scratch / "vllm.json").read_text()).max_lora_rank == 64
 
 
-@pytest.mark.parametrize("desired", [None, "{", Desired().encode()])
+@pytest.mark.parametrize("desired", [None, "{", DesiredRoutes().encode()])
 def test_without_a_readable_wish_the_base_is_planned(container: Claim, tmp_path: Path, desired: str | None) -> None:
     if desired is not None:
         (tmp_path / "desired.json").write_text(desired)

@@ -18,7 +18,7 @@ import pytest
 from aiohttp import web
 
 from llm_tuning.agent import reporter as reporter_module
-from llm_tuning.agent.contract import Desired, Report, parse_report
+from llm_tuning.agent.contract import DesiredRoutes, Report, parse_report
 from llm_tuning.agent.reporter import Reporter
 from tests.support.authorities import intermediate_authority
 from tests.support.vllm_server import free_port
@@ -65,7 +65,7 @@ class Operator:
 
     async def _elsewhere(self, request: web.Request) -> web.Response:
         self.followed += 1
-        return web.Response(text=Desired().encode())
+        return web.Response(text=DesiredRoutes().encode())
 
     async def _take(self, request: web.Request) -> web.Response:
         if request.headers.get("Authorization") != f"Bearer {self.token}":
@@ -325,7 +325,7 @@ async def test_an_operator_that_never_answers_is_asked_again(world: World, monke
 
 async def test_an_operator_that_counts_revisions_otherwise_is_not_asked_without_pause(world: World) -> None:
     """Of another version: what it wants looks other to it than what the agent says that it has."""
-    wanted: Desired = desire({"support": "ft_a"})
+    wanted: DesiredRoutes = desire({"support": "ft_a"})
 
     async def answer(report: Report) -> web.Response:
         return web.Response(text=wanted.encode().replace('"weight"', '"new":1,"weight"'))

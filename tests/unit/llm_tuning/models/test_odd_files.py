@@ -12,7 +12,7 @@ import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
-from llm_tuning.agent.contract import Desired, ServeInput
+from llm_tuning.agent.contract import DesiredRoutes, ServeInput
 from llm_tuning.agent.plan import make_plan
 from llm_tuning.api.inference_service import VllmSpec
 from llm_tuning.core.files import file_hash, open_regular, read_file, read_json, write_json
@@ -118,7 +118,7 @@ def test_the_plan_of_a_pod_says_what_is_wrong_with_the_base(tmp_path: Path, form
     given = ServeInput(model_path="base/tiny", base_name="tiny", gpus=1, vllm=VllmSpec())
     for name in BASE_FILES[:4]:
         put(write_base(tmp_path / name / "base/tiny") / name, form)
-        plan = soon(lambda name=name: make_plan(given, Desired(), tmp_path / name, scratch=tmp_path))  # type: ignore[misc]
+        plan = soon(lambda name=name: make_plan(given, DesiredRoutes(), tmp_path / name, scratch=tmp_path))  # type: ignore[misc]
         assert is_fine(name, form) or form == "link to itself" or isinstance(plan, InputError), name
 
 
@@ -128,7 +128,7 @@ def test_noted_hashes_that_cannot_be_read_are_computed(tmp_path: Path, form: str
     (tmp_path / "claim/models/.cache").mkdir(parents=True)
     put(tmp_path / "claim/models/.cache/base_hashes.json", form)
     given = ServeInput(model_path="base/tiny", base_name="tiny", gpus=1, vllm=VllmSpec())
-    plan = soon(lambda: make_plan(given, Desired(), tmp_path / "claim", scratch=tmp_path))
+    plan = soon(lambda: make_plan(given, DesiredRoutes(), tmp_path / "claim", scratch=tmp_path))
     assert not isinstance(plan, Exception)
     assert plan.base_hash == weight_hash(inspect_base(base), tmp_path / "other.json")
 

@@ -7,14 +7,14 @@ import time
 
 import pytest
 
-from llm_tuning.agent.contract import Desired, DesiredRoute, DesiredTarget, Report
+from llm_tuning.agent.contract import DesiredRoute, DesiredRoutes, DesiredTarget, Report
 from tests.support.service_objects import told
 from tuning_operator.core.constants import STALE_REPORT_SECONDS
 from tuning_operator.inference_service.agents import Agents
 
 KEY = ("team", "faq")
-WANTED = Desired(routes=(DesiredRoute(name="support", targets=(DesiredTarget(model_id="ft_a"),)),))
-OTHER = Desired(routes=(DesiredRoute(name="other", targets=(DesiredTarget(model_id="ft_b"),)),))
+WANTED = DesiredRoutes(routes=(DesiredRoute(name="support", targets=(DesiredTarget(model_id="ft_a"),)),))
+OTHER = DesiredRoutes(routes=(DesiredRoute(name="other", targets=(DesiredTarget(model_id="ft_b"),)),))
 
 
 class Bench:

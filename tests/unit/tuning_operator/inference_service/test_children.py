@@ -10,7 +10,7 @@ from llm_tuning.agent.contract import (
     AGENT_PORT,
     API_KEY_VARIABLE,
     REPORT_URL_VARIABLE,
-    Desired,
+    DesiredRoutes,
     ServeInput,
 )
 from tests.support.operator_objects import SETTINGS
@@ -28,7 +28,7 @@ REPORTING = SETTINGS.model_copy(
 def parts(settings: Settings = REPORTING, **spec: Any) -> dict[str, dict[str, Any]]:
     observed = build_observed_service(make_service(**spec), spec=None, parts={})
     assert observed.spec is not None, observed.problems
-    return build_parts(observed, observed.spec, settings, Desired())
+    return build_parts(observed, observed.spec, settings, DesiredRoutes())
 
 
 def pod(settings: Settings = REPORTING, **spec: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from llm_tuning.agent.contract import Desired, DesiredRoute, DesiredTarget, Report, parse_desired
+from llm_tuning.agent.contract import DesiredRoute, DesiredRoutes, DesiredTarget, Report, parse_desired
 from tests.support.cluster_tokens import ISSUER, Signer, published
 from tuning_operator.core.audience import audience_of
 from tuning_operator.inference_service.agents import Agents
@@ -26,7 +26,7 @@ from tuning_operator.reports.tokens import ClusterKeys, TokenVerifier
 
 SIGNER = Signer()
 KEY = ("team", "faq")
-WANTED = Desired(routes=(DesiredRoute(name="support", targets=(DesiredTarget(model_id="ft_a"),)),))
+WANTED = DesiredRoutes(routes=(DesiredRoute(name="support", targets=(DesiredTarget(model_id="ft_a"),)),))
 OURS = SIGNER.token(audience_of("team", "faq", "service-uid", "inferenceservice"))
 HOLD_SECONDS = 0.5
 
@@ -111,10 +111,10 @@ async def test_a_change_ends_the_wait(running: Running) -> None:
     waiting = asyncio.create_task(running.report(Report(revision=WANTED.revision).encode().encode()))
     await asyncio.sleep(0.2)
     assert not waiting.done()
-    running.agents.publish(KEY, Desired())
+    running.agents.publish(KEY, DesiredRoutes())
     async with asyncio.timeout(2):
         status, body = await waiting
-    assert (status, parse_desired(body)) == (200, Desired())
+    assert (status, parse_desired(body)) == (200, DesiredRoutes())
 
 
 @pytest.mark.parametrize(
