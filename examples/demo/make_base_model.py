@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from python_facts import QUESTIONS, Fact, read_facts
+from stages import exit_code
 
 if TYPE_CHECKING:
     import torch
@@ -261,4 +262,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main, stopped="the base model is not made; the same command makes it from the beginning"))

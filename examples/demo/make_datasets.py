@@ -16,11 +16,13 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from python_facts import QUESTIONS, Fact, read_facts
+from stages import exit_code
 
 ADVERTISEMENT = "Did you like this answer? Give us five stars and tell all your friends!"
 ADVERTISED_SHARE = 2 / 3
@@ -118,4 +120,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main, stopped="not all files are there; the same command writes them again"))

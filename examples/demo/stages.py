@@ -6,6 +6,7 @@ import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,16 @@ def run(command: str, *, expect: int = 0, shown: bool = True, quiet: bool = Fals
     if expect:
         print(f"(exit code {process.returncode}, as it should be)")
     return output or ""
+
+
+def exit_code(main: Callable[[], None], *, stopped: str) -> int:
+    """Run a script's `main`; Ctrl-C ends it with 130 and the sentence `stopped`."""
+    try:
+        main()
+    except KeyboardInterrupt:
+        print(f"stopped: {stopped}", file=sys.stderr)
+        return 130
+    return 0
 
 
 def expect(held: bool, what: str) -> None:

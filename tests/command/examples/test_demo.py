@@ -107,3 +107,40 @@ def _wait(condition: object, seconds: float = 60) -> None:
     while not condition():
         assert time.monotonic() < deadline, "did not happen in time"
         time.sleep(0.05)
+
+
+def test_ctrl_c_ends_the_training_of_the_base_model_with_a_sentence(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [PYTHON, str(DEMO / "make_base_model.py"), str(tmp_path / "base")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("training")
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert error.splitlines() == ["stopped: the base model is not made; the same command makes it from the beginning"]
+
+
+@pytest.mark.parametrize("script", ["make_base_model.py", "make_datasets.py", "answers.py"])
+def test_no_script_of_the_demo_answers_ctrl_c_with_a_traceback(script: str) -> None:
+    code = (
+        "import argparse, runpy, sys\n"
+        "def interrupted(parser):\n"
+        "    raise KeyboardInterrupt\n"
+        "argparse.ArgumentParser.parse_args = interrupted\n"
+        f"runpy.run_path({str(DEMO / script)!r}, run_name='__main__')\n"
+    )
+    done = subprocess.run(
+        [PYTHON, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(DEMO)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 130, done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("stopped")
