@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -57,7 +58,7 @@ class ChatTemplate:
         return "strftime_now" in self.text
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
-        """The conversation as the model sees it; raises TemplateRefused."""
+        """The conversation as the model sees it; raises TemplateRefused, and InputError where the sandbox stops it."""
         try:
             return _compile(self.text).render(
                 messages=messages,
@@ -66,6 +67,11 @@ class ChatTemplate:
                 add_generation_prompt=add_generation_prompt,
                 **self.special_tokens,
             )
+        except (SecurityError, OverflowError) as error:
+            # Of the template and not of these messages: the rows are not at fault, and one problem says it for all.
+            rule = f"does what a template may not do: {error}"
+            fix = "take the template that the base was published with"
+            raise InputError(Problem(f"{self.source} of the base", rule, fix, field="model.path")) from None
         except Exception as error:  # a template is a program: any error in it means that it does not take the messages
             raise TemplateRefused(str(error)) from None
 
@@ -183,7 +189,7 @@ class _Namespace(jinja2.utils.Namespace):
 
 def _refuse_underscore(name: object) -> None:
     if isinstance(name, str) and name.startswith("_"):
-        raise jinja2.exceptions.SecurityError(f"a template cannot store {name!r}")
+        raise SecurityError(f"a template cannot store {name!r}")
 
 
 def _raise_exception(message: str) -> None:

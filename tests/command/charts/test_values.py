@@ -102,9 +102,41 @@ IMAGE_NAMES = [
     "operator",
     "localhost/llm-tuning/operator:dev",
     "registry.example:5000/team/operator",
+    "registry:5000/operator",
+    "Registry.Example/team/a__b/c-d.e:1",
     f"registry.example:5000/team/operator{DIGEST}",
     f"registry.example:5000/team/operator:1.2.3{DIGEST}",
 ]
+
+
+WRONG_IMAGES = [
+    "UPPER/x",
+    "x/UPPER",
+    "UPPER",
+    "a//b",
+    "a./b",
+    "-a",
+    "https://registry.example/x",
+    "x:",
+    "registry.example/",
+]
+WRONG_URIS = [
+    "mlflow:5000",
+    "mlflow",
+    "/srv/mlflow",
+    "file:///srv/mlflow",
+    "sqlite:////srv/m.db",
+    "http://",
+    "http:///x",
+    "a b",
+]
+
+
+@pytest.mark.parametrize(
+    "uri", ["", "http://mlflow:5000", "https://u@h/x?y", "postgresql+psycopg2://h/db", "databricks"]
+)
+def test_addresses_of_a_tracking_server(chart: Chart, uri: str) -> None:
+    assert chart.objects(images=IMAGES["images"], defaults={"tracking": {"uri": uri}})
 
 
 @pytest.mark.parametrize("image", IMAGE_NAMES)
@@ -156,6 +188,8 @@ def _with(path: str, value: Any) -> dict[str, Any]:
         (_with("affinity", {"nodeAfinity": {}}), "affinity"),
         (_with("images.pullPolicy", "Sometimes"), "pullPolicy"),
         (_with("images.operator", f"registry.example/operator{DIGEST[:-1]}"), "images/operator"),
+        *((_with("images.operator", image), "images/operator") for image in WRONG_IMAGES),
+        *((_with("defaults.tracking.uri", uri), "tracking/uri") for uri in WRONG_URIS),
         (_with("images.vllm", "Vllm OpenAI"), "images/vllm"),
         (_with("images.vllm", ""), "images/vllm"),
         (_with("images.digest", DIGEST), "digest"),

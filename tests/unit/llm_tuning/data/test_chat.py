@@ -13,6 +13,7 @@ import pytest
 from llm_tuning.data.chat import (
     PLAIN_TEMPLATE_PATH,
     ChatTemplate,
+    TemplateRefused,
     load_chat_template,
     template_hash,
 )
@@ -61,3 +62,28 @@ def test_unusable_templates_are_refused_with_their_file(tokenizer_dir: Path, tmp
     (folder / "tokenizer_config.json").write_text("{")
     with pytest.raises(InputError, match=r"tokenizer_config\.json: must hold a JSON object"):
         load_chat_template(folder)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{{ messages.__class__.__mro__ }}",
+        "{{ ''.__class__.__base__.__subclasses__() }}",
+        "{% for i in range(99999999) %}x{% endfor %}",
+        "{% set n = namespace(_x=1) %}",
+        "{{ messages.append(1) }}",
+        "{{ (messages | map(attribute='__class__') | list)[0].mro() }}",
+    ],
+)
+def test_what_the_sandbox_stops_is_a_fault_of_the_base_and_not_of_the_rows(text: str) -> None:
+    """Said once, not for each of the rows."""
+    with pytest.raises(InputError, match="does what a template may not do") as refused:
+        ChatTemplate(text, "chat_template.jinja").render([user("secret words")])
+    [problem] = refused.value.problems
+    assert (problem.field, problem.where) == ("model.path", "chat_template.jinja of the base")
+    assert "secret words" not in str(problem)
+
+
+def test_a_template_that_does_not_take_some_messages_refuses_those() -> None:
+    with pytest.raises(TemplateRefused):
+        ChatTemplate("{{ raise_exception('no system role') }}", "chat_template.jinja").render([user("q")])

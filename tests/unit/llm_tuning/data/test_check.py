@@ -299,3 +299,15 @@ def test_reports_and_errors_never_hold_dataset_text(tokenizer_dir: Path, write_l
     with pytest.raises(DatasetRefused) as error:
         check(write_lines(rows), tokenizer_dir)
     assert secret not in report.model_dump_json() + report.summary() + str(error.value)
+
+
+def test_a_template_that_the_sandbox_stops_is_one_problem_and_not_one_for_each_row(
+    tokenizer_dir: Path, write_lines: WriteLines, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tokenizer_dir, tmp_path / "base")
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m.__class__.__mro__ }}{% endfor %}")
+    rows = [{"messages": [U | {"content": f"question {number}"}, A]} for number in range(560)]
+    with pytest.raises(InputError, match="may not do") as refused:
+        check(write_lines(rows), folder)
+    assert len(refused.value.problems) == 1
+    assert not isinstance(refused.value, DatasetRefused)
