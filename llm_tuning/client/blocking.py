@@ -6,6 +6,7 @@ So it works in scripts and in notebooks, whose main thread has a loop that runs 
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Iterator, Sequence
 from pathlib import Path
@@ -21,6 +22,9 @@ T = TypeVar("T")
 
 DISPLAY_SECONDS = 5.0
 """How long showing an object waits for its loss curve."""
+INTERRUPT_SECONDS = 0.5
+"""How long a call may take to notice Ctrl-C: a signal cuts a wait short only if it comes after the wait has begun, and
+one that comes a moment earlier is seen when the wait ends."""
 
 
 class Loop:
@@ -39,6 +43,8 @@ class Loop:
 
         future = asyncio.run_coroutine_threadsafe(wait(), self._loop)
         try:
+            while not future.done():
+                concurrent.futures.wait([future], INTERRUPT_SECONDS)
             return future.result()
         except BaseException:
             future.cancel()
