@@ -52,6 +52,9 @@ LONGEST_LOOK_SECONDS = 30.0
 SIDECAR_SECONDS = 60.0
 """How long a sidecar may outlive the pod's work: proxies flush and drain for some 30 s, then nothing ends them."""
 
+UNREADY_SECONDS = 15.0
+"""How long an added container may take to be ready once ours are: a proxy that starts takes some seconds."""
+
 LOST_RESULT_SECONDS = 5.0
 """How long a finished Job's pod may be missing before its result counts as lost: two watches have no common order."""
 

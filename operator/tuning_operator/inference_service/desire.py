@@ -260,7 +260,7 @@ class _Pass:
         if due is not None:
             self.desired.needs_events = due <= 0
             self.desired.requeue(due if due > 0 else LONGEST_LOOK_SECONDS / 3)
-        found = find_stuck_service(self.o, self.spec, self.settings.gpu_resource)
+        found = find_stuck_service(self.o, self.spec, self.settings.gpu_resource, self.now)
         return None if found is None else (found.reason, found.message)
 
 

@@ -14,7 +14,7 @@ from tuning_operator.core.cache import DEPLOYMENTS
 from tuning_operator.inference_service.children import AGENT_MEMORY
 from tuning_operator.inference_service.observed import AGENT, ENGINE, PLAN, ObservedService, ServingPod
 from tuning_operator.pods.observed import Workload
-from tuning_operator.pods.sidecars import find_failing_sidecar
+from tuning_operator.pods.sidecars import find_failing_sidecar, find_unready_sidecar
 from tuning_operator.pods.stuck import CREATION, PodRequests, events_due, find_stuck, of_words, shown_resources
 from tuning_operator.pods.trouble import Trouble
 
@@ -39,7 +39,9 @@ def service_events_due(observed: ObservedService, now: datetime) -> float | None
     return events_due(Workload(deployment, pods, observed.warnings), now)
 
 
-def find_stuck_service(observed: ObservedService, spec: InferenceServiceSpec, gpu_resource: str) -> Trouble | None:
+def find_stuck_service(
+    observed: ObservedService, spec: InferenceServiceSpec, gpu_resource: str, now: datetime
+) -> Trouble | None:
     """Find what it is stuck at, or None while it makes progress as far as can be seen."""
     deployment = observed.parts.get(DEPLOYMENTS)
     if deployment is None:
@@ -52,7 +54,8 @@ def find_stuck_service(observed: ObservedService, spec: InferenceServiceSpec, gp
         if pod.is_ready:
             continue
         workload = Workload(deployment, (pod,), observed.warnings)
-        if stuck := _failing(pod) or find_stuck(workload, asked) or find_failing_sidecar(pod):
+        added = find_failing_sidecar(pod) or find_unready_sidecar(pod, now)
+        if stuck := _failing(pod) or find_stuck(workload, asked) or added:
             return stuck
     return None
 

@@ -128,11 +128,15 @@ class Pod:
         return [s["name"] for s in statuses if s["name"] not in self.own and "running" in (s.get("state") or {})]
 
     @property
+    def added(self) -> list[Raw]:
+        """Statuses of containers that are not the operator's."""
+        return [status for status in self._statuses if status.get("name") not in self.own]
+
+    @property
     def failed_sidecar(self) -> Raw | None:
         """The status of an added container that has failed, or None."""
-        for status in self._statuses:
-            ended = (status.get("state") or {}).get("terminated") or {}
-            if status.get("name") not in self.own and ended.get("exitCode"):
+        for status in self.added:
+            if ((status.get("state") or {}).get("terminated") or {}).get("exitCode"):
                 return status
         return None
 

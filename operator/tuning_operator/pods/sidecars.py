@@ -10,8 +10,8 @@ from datetime import datetime
 
 from llm_tuning.api.conditions import Reason
 from llm_tuning.errors import EXIT_INPUT
-from tuning_operator.core.constants import SIDECAR_SECONDS, STUCK_SECONDS
-from tuning_operator.pods.observed import IMAGE_TROUBLES, STARTING, Pod
+from tuning_operator.core.constants import SIDECAR_SECONDS, STUCK_SECONDS, UNREADY_SECONDS
+from tuning_operator.pods.observed import IMAGE_TROUBLES, STARTING, Pod, read_time
 from tuning_operator.pods.trouble import Trouble
 
 REMEDY = "disable or mend what adds it to pods of this namespace (a service mesh, an admission webhook or policy)"
@@ -57,6 +57,17 @@ def find_failing_sidecar(pod: Pod) -> Trouble | None:
         return None
     ended = status["state"]["terminated"]
     return Trouble(Reason.SIDECAR_FAILING, _added(pod, status["name"], f"has ended with exit code {ended['exitCode']}"))
+
+
+def find_unready_sidecar(pod: Pod, now: datetime) -> Trouble | None:
+    """Say which added container keeps the pod from being ready though all of the operator's are."""
+    if not all(pod.status_of(name).get("ready") for name in pod.own):
+        return None
+    for status in pod.added:
+        started = ((status.get("state") or {}).get("running") or {}).get("startedAt")
+        if started and not status.get("ready") and (now - read_time(started)).total_seconds() >= UNREADY_SECONDS:
+            return Trouble(Reason.SIDECAR_FAILING, _added(pod, status["name"], "is not ready, ours are"))
+    return None
 
 
 def find_waiting_sidecar(pod: Pod) -> Trouble:

@@ -258,8 +258,8 @@ def test_what_the_kubelet_ends_by_itself_keeps_nothing_open(kind: str) -> None:
 # --- serving ---------------------------------------------------------------------------------------------------------
 
 
-def service_condition(pod: Raw) -> tuple[str, str, str]:
-    desired = desire_service(observe(make_service(), pods=[pod], adapters={}), SETTINGS, after(60))
+def service_condition(pod: Raw, seconds: float = 60) -> tuple[str, str, str]:
+    desired = desire_service(observe(make_service(), pods=[pod], adapters={}), SETTINGS, after(seconds))
     assert desired.status is not None
     found = next(c for c in desired.status["conditions"] if c["type"] == "Stalled")
     return found["status"], found["reason"], found["message"]
@@ -287,3 +287,17 @@ def test_a_sidecar_that_keeps_a_replica_from_being_ready_is_named(name: str, kin
         status, reason, message = service_condition(pod)
         assert (status, reason) == ("True", Reason.SIDECAR_FAILING)
         assert f"container {name} of pod faq-1 is not the operator's" in message
+
+
+@every_name
+def test_a_sidecar_that_is_never_ready_is_named_once_ours_are(name: str) -> None:
+    statuses = [{"name": own, "ready": True, "state": {"running": {}}} for own in ("agent", "vllm")]
+    plan = [{"name": "plan", "ready": True, "state": {"terminated": {"exitCode": 0}}}]
+    pod = with_sidecar(make_serving_pod(ready=False, containerStatuses=statuses, initContainerStatuses=plan), name)
+    assert service_condition(pod, seconds=10)[0] == "False", "a proxy that starts takes a moment"
+    status, reason, message = service_condition(pod, seconds=20)
+    assert (status, reason) == ("True", Reason.SIDECAR_FAILING)
+    assert f"container {name} of pod faq-1 is not the operator's and is not ready" in message
+    loading = [statuses[0], {**statuses[1], "ready": False}]
+    starting = with_sidecar(make_serving_pod(ready=False, containerStatuses=loading, initContainerStatuses=plan), name)
+    assert service_condition(starting, seconds=600)[0] == "False", "a large base takes its time"
