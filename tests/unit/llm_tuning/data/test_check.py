@@ -310,4 +310,4 @@ def test_a_template_that_the_sandbox_stops_is_one_problem_and_not_one_for_each_r
     with pytest.raises(InputError, match="may not do") as refused:
         check(write_lines(rows), folder)
     assert len(refused.value.problems) == 1
-    assert not isinstance(refused.value, DatasetRefused)
+    assert refused.value.problems[0].field == "model.path"
