@@ -33,6 +33,10 @@ class TemplateRefused(ValueError):  # noqa: N818 - the template says no; nothing
     """The template does not render these messages. Its message may quote them: never log it."""
 
 
+class TemplateForbidden(InputError):  # noqa: N818 - the base is at fault
+    """The template does what the sandbox stops: no rows are at fault."""
+
+
 @dataclass(frozen=True)
 class ChatTemplate:
     """A template's text, where it is from, and the special tokens it may use."""
@@ -58,7 +62,7 @@ class ChatTemplate:
         return "strftime_now" in self.text
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
-        """The conversation as the model sees it; raises TemplateRefused, and InputError where the sandbox stops it."""
+        """The conversation as the model sees it; raises TemplateRefused or TemplateForbidden."""
         try:
             return _compile(self.text).render(
                 messages=messages,
@@ -71,7 +75,7 @@ class ChatTemplate:
             # Of the template and not of these messages: the rows are not at fault, and one problem says it for all.
             rule = f"does what a template may not do: {error}"
             fix = "take the template that the base was published with"
-            raise InputError(Problem(f"{self.source} of the base", rule, fix, field="model.path")) from None
+            raise TemplateForbidden(Problem(f"{self.source} of the base", rule, fix, field="model.path")) from None
         except Exception as error:  # a template is a program: any error in it means that it does not take the messages
             raise TemplateRefused(str(error)) from None
 

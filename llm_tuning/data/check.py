@@ -12,6 +12,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from llm_tuning.core.stopping import raise_if_stopped
+from llm_tuning.data.chat import TemplateForbidden
 from llm_tuning.data.faults import RowFault
 from llm_tuning.data.reading import DatasetFile, data_hash
 from llm_tuning.data.report import Report
@@ -79,7 +80,7 @@ def examine_dataset(
 ) -> Report:
     """As `check_dataset`, but a dataset that does not pass is a report with `ok` False.
 
-    Raises InputError for a base that has no usable tokenizer or an `out` that cannot be written.
+    Raises InputError for a base that has no usable tokenizer or template, or an `out` that cannot be written.
     """
     path = Path(path)
     tokenizer = _load_tokenizer(tokenizer_dir, encoder)
@@ -97,6 +98,8 @@ def examine_dataset(
                 raise_if_stopped("while checking the dataset")
                 _take(batch, tokenizer, tally, writer, max_length=max_length)
             report.data_hash = dataset.sha256
+        except TemplateForbidden:
+            raise
         except InputError as error:
             for problem in error.problems:
                 report.refuse(problem)
