@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from llm_tuning.api.conditions import Phase, Reason
 from llm_tuning.api.tuning_job import TuningJobSpec
 from llm_tuning.pod.contract import TrainResult
-from llm_tuning.pod.roles import TRAIN
 from tuning_operator.core.cache import JOBS
 from tuning_operator.core.conditions import timestamp
 from tuning_operator.core.constants import LONGEST_LOOK_SECONDS, STUCK_SECONDS
@@ -89,7 +88,7 @@ class Chain:
             self._wait_for_name(name)
         elif stage.role.name in self.observed.live_pods:
             self.desired.requeue(STUCK_SECONDS)  # of a Job that was deleted: never two trainers at once
-        elif stage.role.name == TRAIN and "start_adapter_model_id" in self.draft.fields:
+        elif stage.begins_from_adapter and "start_adapter_model_id" in self.draft.fields:
             self.desired.requeue(0)  # written down first: whatever happens next, it starts from this adapter
         elif not self.spec.suspend:
             # The check reads the start adapter, too, where it is there.

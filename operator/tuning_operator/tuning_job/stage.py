@@ -71,6 +71,8 @@ class JobStage(Stage):
     """Of bad input, where the pod left no reason of its own."""
     failing: ClassVar[Reason]
     """Of a failed attempt, where nothing better is known."""
+    begins_from_adapter: ClassVar[bool] = False
+    """Whether its result depends on the start adapter, which is then in the status before the Job is made."""
 
     @abstractmethod
     def parts(self, observed: Observed, spec: TuningJobSpec, settings: Settings) -> PodParts:

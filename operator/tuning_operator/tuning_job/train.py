@@ -34,6 +34,7 @@ class TrainStage(JobStage):
     work = "the training"
     refused = Reason.INVALID_INPUT
     failing = Reason.TRAINER_FAILING
+    begins_from_adapter = True
 
     def parts(self, observed: Observed, spec: TuningJobSpec, settings: Settings) -> PodParts:
         resources = spec.resources
