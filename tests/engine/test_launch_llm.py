@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 import llm_tuning
-from tests.support.lora_adapters import PROBE_TEXTS, copy_adapter, make_adapter
+from tests.support.lora_adapters import PROBE_TEXTS, make_adapter
 from tests.support.page_runs import texts
 from tests.support.vllm_server import READY_SECONDS, free_port, require_vllm
 
@@ -140,27 +140,6 @@ def test_serve_call_and_stop(adapter: Path, tiny_base: Path, tmp_path: Path, lef
     assert running(group) == []
 
 
-def test_an_adapter_that_does_nothing_is_not_left_served(
-    adapter: Path, tiny_base: Path, tmp_path: Path, leftovers: list[int]
-) -> None:
-    """Its weights were zeroed after training; the manifest of this one does not tell."""
-    from safetensors.torch import load_file, save_file
-
-    require_vllm()
-    zeroed = copy_adapter(adapter, tmp_path / "zeroed")
-    weights = load_file(zeroed / "adapter_model.safetensors")
-    save_file({k: w * 0 if "lora_B" in k else w for k, w in weights.items()}, zeroed / "adapter_model.safetensors")
-    port = free_port()
-    run = launch(port, "cpu", tiny_base, zeroed, LAUNCH_TIMEOUT_SECONDS=str(READY_SECONDS))
-    print(run.stdout, run.stderr)
-    assert run.returncode == 1
-    assert "WARNING: proof: no effect" in run.stderr
-    assert "the server was stopped" in run.stderr
-    assert not (tmp_path / "logs" / f"launch_llm_{port}.pid").exists()
-    with pytest.raises(httpx.ConnectError):
-        httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False)
-
-
 def test_a_server_that_dies_shows_the_end_of_its_log(tiny_base: Path, tmp_path: Path) -> None:
     require_vllm()
     port = free_port()
@@ -169,19 +148,6 @@ def test_a_server_that_dies_shows_the_end_of_its_log(tiny_base: Path, tmp_path: 
     assert "vLLM ended before it answered (exit code 2)" in run.stderr
     assert "unrecognized arguments: --no-such-flag" in run.stderr
     assert not (tmp_path / "logs" / f"launch_llm_{port}.pid").exists()
-
-
-def test_a_server_that_is_not_ready_in_time_is_stopped(tiny_base: Path, tmp_path: Path) -> None:
-    require_vllm()
-    port = free_port()
-    (tmp_path / "logs").mkdir()
-    (tmp_path / "logs" / f"launch_llm_{port}.pid").write_text(f"{os.getpid()}\n")  # of before a power cut
-    run = launch(port, "cpu", tiny_base, LAUNCH_TIMEOUT_SECONDS="1")
-    assert run.returncode == 75
-    assert f"launch_llm_{port}.pid was left behind by a server that has ended; this one starts anew" in run.stderr
-    assert "did not answer within 1 s" in run.stderr
-    assert not (tmp_path / "logs" / f"launch_llm_{port}.pid").exists()
-    assert not any(str(port) in shlex.join(command) for command in commands_running())
 
 
 def test_a_stop_signal_while_waiting_ends_vllm_too(tiny_base: Path, tmp_path: Path, leftovers: list[int]) -> None:

@@ -109,17 +109,6 @@ def test_float32_numbers_agree_to_six_digits(server: str, adapters: Path) -> Non
     assert numbers.trained_effect > 0.05
 
 
-@pytest.mark.parametrize(("name", "verdict"), [("good", "effective"), ("zeroed", "no_effect"), ("other", "different")])
-def test_a_bfloat16_server_is_judged_against_a_float32_training(
-    name: str, verdict: str, bf16_server: str, adapters: Path
-) -> None:
-    proof = proof_of(bf16_server, adapters / "good", name)
-    print(proof.as_json())
-    assert proof.verdict == verdict, proof
-    assert proof.numbers is not None
-    assert proof.numbers.noise > 1e-4  # it really computed in bfloat16
-
-
 def test_a_server_without_prompt_logprobs_proves_nothing(server: str, adapters: Path) -> None:
     with without_prompt_logprobs(server) as gateway:
         proof = proof_of(gateway, adapters / "good", "good")
