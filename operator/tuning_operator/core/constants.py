@@ -52,6 +52,9 @@ LONGEST_LOOK_SECONDS = 30.0
 SIDECAR_SECONDS = 60.0
 """How long a sidecar may outlive the pod's work: proxies flush and drain for some 30 s, then nothing ends them."""
 
+INIT_SECONDS = 30.0
+"""How long an added init container may run before it is named: those of meshes set up a network in a second."""
+
 UNREADY_SECONDS = 15.0
 """How long an added container may take to be ready once ours are: a proxy that starts takes some seconds."""
 

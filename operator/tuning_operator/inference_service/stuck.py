@@ -14,7 +14,7 @@ from tuning_operator.core.cache import DEPLOYMENTS
 from tuning_operator.inference_service.children import AGENT_MEMORY
 from tuning_operator.inference_service.observed import AGENT, ENGINE, PLAN, ObservedService, ServingPod
 from tuning_operator.pods.observed import Workload
-from tuning_operator.pods.sidecars import find_failing_sidecar, find_unready_sidecar
+from tuning_operator.pods.sidecars import find_failing_sidecar, find_holding_sidecar, find_unready_sidecar
 from tuning_operator.pods.stuck import CREATION, PodRequests, events_due, find_stuck, of_words, shown_resources
 from tuning_operator.pods.trouble import Trouble
 
@@ -54,7 +54,7 @@ def find_stuck_service(
         if pod.is_ready:
             continue
         workload = Workload(deployment, (pod,), observed.warnings)
-        added = find_failing_sidecar(pod) or find_unready_sidecar(pod, now)
+        added = find_failing_sidecar(pod) or find_holding_sidecar(pod, now) or find_unready_sidecar(pod, now)
         if stuck := _failing(pod) or find_stuck(workload, asked) or added:
             return stuck
     return None

@@ -128,6 +128,18 @@ class Pod:
         return [s["name"] for s in statuses if s["name"] not in self.own and "running" in (s.get("state") or {})]
 
     @property
+    def holding(self) -> Raw:
+        """The status of an added init container that runs and that the operator's containers wait for, or an empty one.
+
+        A pod is Initialized when the native sidecars among those have started and the others have ended, in order.
+        """
+        if not self.is_set_up or self.condition("Initialized").get("status") != "False":
+            return {}
+        statuses = self.raw["status"].get("initContainerStatuses") or ()
+        running = [status for status in statuses if "running" in (status.get("state") or {})]
+        return running[-1] if running and running[-1].get("name") not in self.own else {}
+
+    @property
     def added(self) -> list[Raw]:
         """Statuses of containers that are not the operator's."""
         return [status for status in self._statuses if status.get("name") not in self.own]

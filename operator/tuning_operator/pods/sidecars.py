@@ -10,20 +10,22 @@ from datetime import datetime
 
 from llm_tuning.api.conditions import Reason
 from llm_tuning.errors import EXIT_INPUT
-from tuning_operator.core.constants import SIDECAR_SECONDS, STUCK_SECONDS, UNREADY_SECONDS
-from tuning_operator.pods.observed import IMAGE_TROUBLES, STARTING, Pod, read_time
+from tuning_operator.core.constants import INIT_SECONDS, SIDECAR_SECONDS, STUCK_SECONDS, UNREADY_SECONDS
+from tuning_operator.pods.observed import IMAGE_TROUBLES, STARTING, Pod, Raw, read_time
 from tuning_operator.pods.trouble import Trouble
 
 REMEDY = "disable or mend what adds it to pods of this namespace (a service mesh, an admission webhook or policy)"
 
 
 def sidecar_due(pod: Pod, now: datetime) -> float | None:
-    """In how many seconds a sidecar that outlives the pod's work is to be judged again; None where nothing does."""
-    since = pod.ended_at if pod.sidecars else None
+    """In how many seconds an added container is to be judged again, since no watch delivers that; None: no need."""
+    outlived = pod.ended_at if pod.sidecars else None
+    since = outlived or _started(pod.holding)
     if since is None:
         return None
     seconds = (now - since).total_seconds()
-    return next((due - seconds for due in (STUCK_SECONDS, SIDECAR_SECONDS) if seconds < due), None)
+    moments = (STUCK_SECONDS, SIDECAR_SECONDS) if outlived else (INIT_SECONDS,)
+    return next((due - seconds for due in moments if seconds < due), None)
 
 
 def is_outlived(pod: Pod, now: datetime, seconds: float = SIDECAR_SECONDS) -> bool:
@@ -59,13 +61,22 @@ def find_failing_sidecar(pod: Pod) -> Trouble | None:
     return Trouble(Reason.SIDECAR_FAILING, _added(pod, status["name"], f"has ended with exit code {ended['exitCode']}"))
 
 
+def find_holding_sidecar(pod: Pod, now: datetime) -> Trouble | None:
+    """Say which added init container keeps the operator's containers from starting, though it runs."""
+    started = _started(pod.holding)
+    if started is None or (now - started).total_seconds() < INIT_SECONDS:
+        return None
+    what = "runs, and ours wait until it has ended or, as a native sidecar, has started"
+    return Trouble(Reason.SIDECAR_FAILING, _added(pod, pod.holding["name"], what))
+
+
 def find_unready_sidecar(pod: Pod, now: datetime) -> Trouble | None:
     """Say which added container keeps the pod from being ready though all of the operator's are."""
     if not all(pod.status_of(name).get("ready") for name in pod.own):
         return None
     for status in pod.added:
-        started = ((status.get("state") or {}).get("running") or {}).get("startedAt")
-        if started and not status.get("ready") and (now - read_time(started)).total_seconds() >= UNREADY_SECONDS:
+        started = _started(status)
+        if started and not status.get("ready") and (now - started).total_seconds() >= UNREADY_SECONDS:
             return Trouble(Reason.SIDECAR_FAILING, _added(pod, status["name"], "is not ready, ours are"))
     return None
 
@@ -79,6 +90,11 @@ def find_waiting_sidecar(pod: Pod) -> Trouble:
     message = " ".join(str(pod.waiting.get("message", "")).split())[:300]
     what = f"does not start ({reason}{': ' + message if message else ''})"
     return Trouble(Reason.SIDECAR_FAILING, _added(pod, name, what))
+
+
+def _started(status: Raw) -> datetime | None:
+    started = ((status.get("state") or {}).get("running") or {}).get("startedAt")
+    return read_time(started) if started else None
 
 
 def _added(pod: Pod, name: str, what: str) -> str:

@@ -15,7 +15,7 @@ from tuning_operator.core.constants import LONGEST_LOOK_SECONDS, STUCK_SECONDS
 from tuning_operator.core.desired import Desired, ObjectRef
 from tuning_operator.core.settings import Settings
 from tuning_operator.pods.observed import Child
-from tuning_operator.pods.sidecars import find_outliving_sidecar, sidecar_due
+from tuning_operator.pods.sidecars import find_holding_sidecar, find_outliving_sidecar, sidecar_due
 from tuning_operator.pods.stuck import events_due, find_refusal, find_stuck
 from tuning_operator.tuning_job.job import build_job, child_name, model_id
 from tuning_operator.tuning_job.observed import Observed
@@ -135,8 +135,10 @@ class Chain:
             self.desired.requeue(sidecar)
         if stuck := find_stuck(child, stage.pod_requests(self.spec, self.settings)):
             self.draft.stall(stuck.reason, stuck.message, steady=True)
-        elif pod is not None and (outliving := find_outliving_sidecar(pod, self.now)):
-            self.draft.stall(outliving.reason, outliving.message)
+        elif pod is not None and (
+            added := find_outliving_sidecar(pod, self.now) or find_holding_sidecar(pod, self.now)
+        ):
+            self.draft.stall(added.reason, added.message)
         elif found := failing(child, stage, self.spec, self.now):
             trouble, left = found
             self.draft.stall(trouble.reason, trouble.message)

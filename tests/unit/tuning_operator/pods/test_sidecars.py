@@ -11,6 +11,7 @@ from llm_tuning.pod.roles import CHECK, REPORT, TRAIN
 from tests.support.operator_objects import (
     CHECKED,
     SETTINGS,
+    START,
     TRAINED,
     Raw,
     after,
@@ -23,6 +24,7 @@ from tests.support.operator_objects import (
     with_sidecar,
 )
 from tests.support.service_objects import make_service, make_serving_pod, observe
+from tuning_operator.core.conditions import timestamp
 from tuning_operator.core.desired import Desired
 from tuning_operator.inference_service.desire import desire_service
 from tuning_operator.tuning_job.desire import desire
@@ -301,3 +303,42 @@ def test_a_sidecar_that_is_never_ready_is_named_once_ours_are(name: str) -> None
     loading = [statuses[0], {**statuses[1], "ready": False}]
     starting = with_sidecar(make_serving_pod(ready=False, containerStatuses=loading, initContainerStatuses=plan), name)
     assert service_condition(starting, seconds=600)[0] == "False", "a large base takes its time"
+
+
+def held(pod: Raw, *, initialized: str = "False") -> Raw:
+    """`pod` with volumes and network, whose init containers are not all through."""
+    added = [
+        {"type": "PodReadyToStartContainers", "status": "True", "lastTransitionTime": timestamp(START)},
+        {"type": "Initialized", "status": initialized, "lastTransitionTime": timestamp(START)},
+    ]
+    conditions = [c for c in pod["status"]["conditions"] if c["type"] not in ("Initialized", "Ready")]
+    return {**pod, "status": {**pod["status"], "phase": "Pending", "conditions": [*conditions, *added]}}
+
+
+@every_name
+def test_an_init_container_that_does_not_come_to_its_end_is_named(name: str) -> None:
+    starting = make_pod(phase="Pending", waiting=("PodInitializing", ""))
+    pod = held(with_sidecar(starting, name, kind="initContainers"))
+    world: Raw = {"jobs": [make_job()], "pods": [pod]}
+    early = wanted(make_tuning_job(status=VALID), seconds=20, **world)
+    assert (condition(early, "Stalled")[0], early.requeue_after) == ("False", 10)
+    status, reason, message = condition(wanted(make_tuning_job(status=VALID), seconds=30, **world), "Stalled")
+    assert (status, reason) == ("True", Reason.SIDECAR_FAILING)
+    assert f"container {name} of pod faq-train-1 is not the operator's and runs, and ours wait" in message
+    through = held(with_sidecar(starting, name, kind="initContainers"), initialized="True")
+    pulls = wanted(make_tuning_job(status=VALID), seconds=600, jobs=[make_job()], pods=[through])
+    assert condition(pulls, "Stalled")[0] == "False", "a native sidecar that has started; the image takes its time"
+
+
+def test_a_replica_whose_plan_takes_its_time_is_not_held_back() -> None:
+    plan = {"name": "plan", "state": {"running": {"startedAt": timestamp(START)}}}
+    waiting = make_serving_pod(ready=False, initContainerStatuses=[plan])
+    assert service_condition(held(waiting), seconds=600)[0] == "False"
+    waiting["status"]["initContainerStatuses"].append(
+        {"name": "zzz", "state": {"waiting": {"reason": "PodInitializing"}}}
+    )
+    assert service_condition(held(waiting), seconds=600)[0] == "False"
+    plan["state"] = {"terminated": {"exitCode": 0}}
+    proxy = {"name": "proxy", "state": {"running": {"startedAt": timestamp(START)}}}
+    waiting["status"]["initContainerStatuses"] = [plan, proxy]
+    assert service_condition(held(waiting), seconds=600)[1] == Reason.SIDECAR_FAILING
