@@ -34,6 +34,8 @@ GIB = 2**30
 CUDA_CONTEXT_BYTES = int(0.8 * GIB)
 PROCESS_BYTES = GIB
 """A Python process with torch, transformers, PEFT, TRL and MLflow; for training on a CPU, and beside a GPU."""
+AGENT_BYTES = int(0.3 * GIB)
+"""The process that runs torchrun's agent where there are several: Python with torch, measured on a CPU."""
 FRAGMENTATION = 0.1
 FOUR_BITS = 4.127 / 8
 
@@ -141,4 +143,4 @@ def host_bytes(shape: ModelShape, setting: Setting) -> int:
     In 4 bits weights go to the GPU one after the other.
     """
     base = 0 if setting.four_bits else shape.parameters * setting.number_bytes
-    return setting.processes * (base + PROCESS_BYTES)
+    return setting.processes * (base + PROCESS_BYTES) + (AGENT_BYTES if setting.processes > 1 else 0)

@@ -167,6 +167,8 @@ def test_eight_billion_parameters_on_each_size(large_base: Callable[..., Path], 
     assert list(fits.values()) == sorted(fits.values()), "what fits on a size fits on a larger one"
     assert 15 <= plan.host_gib <= 17
     assert not plan.pod_fits
+    two = make_plan(spec(resources={"gpus": 2, "memory": "8Gi"}), base=base, dataset=dataset)
+    assert two.host_gib > 2 * plan.host_gib, "two ranks, and the process that starts them"
     times = [verdict.seconds for verdict in plan.verdicts if verdict.fits]
     assert all(time is not None and 0 < time[0] < time[1] for time in times)
 
