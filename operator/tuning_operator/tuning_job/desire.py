@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from llm_tuning.api.conditions import ConditionType, Phase, Reason
+from llm_tuning.api.conditions import ConditionType
 from tuning_operator.core.cache import JOBS, TUNING_JOBS
-from tuning_operator.core.conditions import SPEC_UNKNOWN
 from tuning_operator.core.defaults import with_defaults
 from tuning_operator.core.desired import Desired, ObjectRef
-from tuning_operator.core.resource import dump_status, shown
+from tuning_operator.core.resource import dump_status
 from tuning_operator.core.settings import Settings
 from tuning_operator.pods.observed import read_time
 from tuning_operator.tuning_job.chain import Chain
@@ -32,17 +31,11 @@ def desire(observed: Observed, settings: Settings, now: datetime, stages: Sequen
     if observed.holds(ConditionType.FINISHED):
         return _desire_finished(observed, now, stages)
     if observed.spec is None:
-        return _refuse_spec(observed, now, stages)
+        draft, desired = Draft(observed, now, stages), Desired()
+        draft.refuse_spec()
+        draft.record_in(desired)
+        return desired
     return Chain(observed, with_defaults(observed.spec, settings.defaults), settings, now, stages).run()
-
-
-def _refuse_spec(observed: Observed, now: datetime, stages: Sequence[Stage]) -> Desired:
-    """Say that the stored object does not fit this version's models: nothing is made of it."""
-    draft, desired = Draft(observed, now, stages), Desired()
-    draft.say(Phase.PENDING, Reason.SPEC_INVALID, SPEC_UNKNOWN)
-    draft.stall(Reason.SPEC_INVALID, shown(observed.problems))
-    draft.record_in(desired)
-    return desired
 
 
 def _desire_finished(observed: Observed, now: datetime, stages: Sequence[Stage]) -> Desired:

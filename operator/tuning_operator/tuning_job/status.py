@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from llm_tuning.api.conditions import ConditionType, Phase, Reason
 from llm_tuning.api.tuning_job import Evaluation, Progress, TuningJobStatus
 from llm_tuning.pod.contract import TrainResult
-from tuning_operator.core.conditions import FALSE, TRUE, UNKNOWN, Conditions, timestamp
+from tuning_operator.core.conditions import FALSE, SPEC_UNKNOWN, TRUE, UNKNOWN, Conditions, timestamp
 from tuning_operator.core.desired import NORMAL, WARNING, Desired, EventRule, events_of
-from tuning_operator.core.resource import dump_status
+from tuning_operator.core.resource import dump_status, shown
 from tuning_operator.pods.trouble import Trouble
 from tuning_operator.tuning_job.observed import Observed
 
@@ -37,11 +37,16 @@ QUIET = (C.REGISTERED,)
 
 
 def conditions_of(observed: Observed, now: datetime, stages: Sequence[Stage]) -> Conditions:
-    """Those that a TuningJob has: of the stages that apply to it, then what holds of all."""
-    decided = [kind for stage in stages for kind in stage.conditions]
-    without = {kind for stage in stages if not stage.applies(observed) for kind in stage.conditions}
-    kinds = [kind for kind in dict.fromkeys([*decided, *ConditionType]) if kind not in without]
+    """List the conditions that a TuningJob has: of the stages that apply to it, then what holds of all."""
+    decided, of_stages = decided_by(stages, observed), {kind for stage in stages for kind in stage.conditions}
+    kinds = [*decided, *(kind for kind in ConditionType if kind not in of_stages)]
     return Conditions(kinds, observed.status.conditions, observed.generation, now)
+
+
+def decided_by(stages: Sequence[Stage], observed: Observed) -> tuple[StrEnum, ...]:
+    """List the conditions of the stages that apply, each once."""
+    applying = (stage for stage in stages if stage.applies(observed))
+    return tuple(dict.fromkeys(kind for stage in applying for kind in stage.conditions))
 
 
 class Draft:
@@ -50,8 +55,7 @@ class Draft:
     def __init__(self, observed: Observed, now: datetime, stages: Sequence[Stage]) -> None:
         self._observed, self._now = observed, timestamp(now)
         self.conditions = conditions_of(observed, now, stages)
-        applying = (stage for stage in stages if stage.applies(observed))
-        self._decided = tuple(dict.fromkeys(kind for stage in applying for kind in stage.conditions))
+        self._decided = decided_by(stages, observed)
         self.phase = Phase.PENDING
         self.fields: dict[str, Any] = {}
         self._result: TrainResult | None = None
@@ -79,6 +83,11 @@ class Draft:
             self.conditions.set_steadily(C.STALLED, TRUE, reason, message)
         else:
             self.conditions.set(C.STALLED, TRUE, reason, message)
+
+    def refuse_spec(self) -> None:
+        """Say that the stored object does not fit this version's models: nothing is made of it."""
+        self.say(Phase.PENDING, Reason.SPEC_INVALID, SPEC_UNKNOWN)
+        self.stall(Reason.SPEC_INVALID, shown(self._observed.problems))
 
     def suspend(self, *, pods_gone: bool) -> None:
         """Set Suspended: nothing is to run, and True once no pod is left."""
