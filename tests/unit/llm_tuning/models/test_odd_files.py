@@ -13,7 +13,9 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from llm_tuning.agent.contract import DesiredRoutes, ServeInput
+from llm_tuning.agent.fit import Misfit, find_misfit
 from llm_tuning.agent.plan import make_plan
+from llm_tuning.api.conditions import AdapterReason
 from llm_tuning.api.inference_service import VllmSpec
 from llm_tuning.core.files import file_hash, open_regular, read_file, read_json, write_json
 from llm_tuning.data.tokens import RowTokenizer
@@ -24,7 +26,7 @@ from llm_tuning.models.registry import Registry
 from llm_tuning.models.safetensors import read_header
 from llm_tuning.proof.parity import Unprovable, read_parity
 from tests.support.odd_files import ODD, put, soon
-from tests.unit.llm_tuning.agent.conftest import BASE_HASH, desire, write_adapter, write_safetensors
+from tests.unit.llm_tuning.agent.conftest import BASE_HASH, PLAN, TEMPLATE, desire, write_adapter, write_safetensors
 
 ADAPTER_FILES = ("adapter_config.json", "model.json", "parity.json", "chat_template.jinja", "adapter_model.safetensors")
 BASE_FILES = ("config.json", "tokenizer_config.json", "chat_template.jinja", "model.safetensors", "tokenizer.json")
@@ -83,6 +85,20 @@ def test_the_launcher_refuses_an_adapter_with_it(tmp_path: Path, name: str, form
         assert name in str(result)
     else:
         assert not isinstance(result, Exception)
+
+
+@forms
+@pytest.mark.parametrize("name", ADAPTER_FILES)
+def test_the_agent_says_what_is_wrong_with_the_adapter(tmp_path: Path, name: str, form: str) -> None:
+    folder = write_adapter(tmp_path, "ft_a", dtype="float32", template=TEMPLATE)
+    put(folder / name, form)
+    misfit = soon(lambda: find_misfit(folder, PLAN))
+    assert isinstance(misfit, Misfit) or form == "link to itself"
+    if isinstance(misfit, Misfit):
+        assert misfit.reason == (
+            AdapterReason.TEMPLATE_MISMATCH if is_fine(name, form) else AdapterReason.ADAPTER_INVALID
+        )
+        assert name in misfit.message
 
 
 @forms
