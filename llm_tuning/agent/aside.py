@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-MOST_AT_ONCE = 8
-"""Work in hand; each may have some MB. Where so much hangs, it is the volume."""
+MOST_AT_ONCE = 3
+"""Work in hand; each may take 300 MB for a moment, and the agent has 1 GiB. Where so much hangs, it is the volume."""
 BRIEFLY_SECONDS = 0.05
 """How long is waited for work where other work hangs already."""
 

@@ -13,10 +13,10 @@ from llm_tuning.models.base import read_object
 from llm_tuning.models.layout import ADAPTER_WEIGHTS, CHAT_TEMPLATE, MANIFEST, PARITY
 from llm_tuning.models.safetensors import read_header
 
-SMALL_FILE_BYTES = 2**22
+SMALL_FILE_BYTES = 2**21
 """The largest JSON file or template of an adapter. Ours have some hundred KB; the agent, with 1 GiB, reads several."""
-HEADER_BYTES = 2**24
-"""The largest header of an adapter's weights: more than a hundred thousand tensors."""
+HEADER_BYTES = 2**23
+"""The largest header of an adapter's weights: more than fifty thousand tensors."""
 OUTPUT_HEAD = "lm_head"
 _MODULE = re.compile(r"(?:^|\.)([^.]+)\.lora_(?:embedding_)?[AB](?:\.|$)")
 

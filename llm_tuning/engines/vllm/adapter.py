@@ -58,7 +58,9 @@ def inspect_adapter(path: Path, base: BaseModel | None) -> ServedAdapter:
     modules = _check_weights(path, where, problems)
     _check_features(config, where, problems)
     rank = _max_rank(config, where, problems) if config else ALLOWED_RANKS[0]
-    if parity and not manifest:
+    has_probes, dtype = bool(parity), parity.get("dtype")
+    del parity, config  # others may be read at the same time, and whatever they hold they must fit into memory
+    if has_probes and not manifest:
         problems.append(
             Problem(where, "has no model.json, so it is not whole", "give the finished models/<model_id>, copied whole")
         )
@@ -74,7 +76,7 @@ def inspect_adapter(path: Path, base: BaseModel | None) -> ServedAdapter:
         model_id=str(manifest.get("model_id") or path.resolve().name),
         modules=modules,
         max_rank=rank,
-        dtype=str(parity["dtype"]) if "dtype" in parity else None,
+        dtype=None if dtype is None else str(dtype),
         chat_template=template,
     )
 
