@@ -12,12 +12,15 @@ from typing import Any
 
 from pydantic.types import JsonValue
 
-from llm_tuning.core.model import ApiModel
+from llm_tuning.core.model import PATTERN_WORDS, ApiModel
 
 Schema = dict[str, Any]
 
 RULES = "x-kubernetes-validations"
 INT_OR_STRING = "x-kubernetes-int-or-string"
+
+READABLE_PATTERN = 125
+"""Characters."""
 
 _KEPT = (
     "description",
@@ -85,6 +88,10 @@ def _converted(node: Schema, definitions: dict[str, Schema], at: str) -> Schema:
         result[RULES] = [*result.get(RULES, []), _rule_of_minimum(node["minimum"])]
     if "propertyNames" in node:
         result[RULES] = [*result.get(RULES, []), _rule_of_keys(node["propertyNames"], at)]
+    if (words := PATTERN_WORDS.get(node.get("pattern", ""))) and len(node["pattern"]) > READABLE_PATTERN:
+        # The server shows a pattern as it is written; a rule has words.
+        del result["pattern"]
+        result[RULES] = [*result.get(RULES, []), rule(f"self.matches(r'{node['pattern']}')", f"must be {words}")]
     if "properties" in node:
         required = node.get("required", [])
         result["properties"] = {
@@ -130,5 +137,7 @@ def _rule_of_keys(names: Schema, at: str) -> JsonValue:
     if unknown := set(names) - {*tests, "type"}:
         raise ValueError(f"{at}: {', '.join(sorted(unknown))}: no rule for a map's keys is known")
     parts = [test.format(names[key]) for key, test in tests.items() if key in names]
-    limits = ", ".join(f"{key} {names[key]}" for key in tests if key in names)
-    return rule(f"self.all(key, {' && '.join(parts)})", f"a key is out of bounds ({limits})")
+    limits = ", ".join(f"{key} {names[key]}" for key in tests if key in names and names[key] not in PATTERN_WORDS)
+    words = PATTERN_WORDS.get(names.get("pattern", ""))
+    message = f"a key must be {words} ({limits})" if words else f"a key is out of bounds ({limits})"
+    return rule(f"self.all(key, {' && '.join(parts)})", message)

@@ -21,9 +21,10 @@ import aiohttp
 import pytest
 
 from llm_tuning.agent.body import Bodies, Body
-from llm_tuning.agent.contract import DESIRED_FILE, PLAN_FILE
+from llm_tuning.agent.contract import API_KEY_VARIABLE, DESIRED_FILE, INPUT_VARIABLE, PLAN_FILE, ServeInput
 from llm_tuning.agent.refusal import Refused
 from llm_tuning.agent.starting import DRAINED_FILE
+from llm_tuning.api.inference_service import VllmSpec
 from tests.support.serving_pod import desired
 from tests.support.vllm_server import free_port
 from tests.unit.llm_tuning.agent.conftest import BASE, PLAN
@@ -157,6 +158,33 @@ async def test_fifty_of_the_worst_bodies_at_once_take_little_memory_and_the_agen
     assert set(statuses["empty objects"]) <= {400, 503, 0}
     assert statuses["one text"][200] >= 5
     assert all(status in (0, 200, 400, 415, 503) for found in statuses.values() for status in found), statuses
+
+
+@pytest.mark.parametrize("key", ["", "\n"])
+async def test_an_empty_key_and_the_bound_of_answers_come_from_the_containers_environment(
+    tmp_path: Path, engine_port: int, key: str
+) -> None:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    given = ServeInput(model_path="base", base_name=BASE, gpus=0, vllm=VllmSpec(max_choices=2)).encode()
+    async with aiohttp.ClientSession(trust_env=False) as session:
+        with agent(tmp_path, engine_port, port, **{API_KEY_VARIABLE: key}) as process:
+            await until_ready(session, url)
+            for headers in ({}, {"Authorization": "Bearer "}, {"Authorization": "Bearer x"}, {"X-Api-Key": ""}):
+                for path in ("models", "chat/completions"):
+                    async with session.get(f"{url}/v1/{path}", headers=headers) as answer:
+                        assert answer.status == 401
+            process.terminate()
+            assert await asyncio.to_thread(process.wait, 20) == 0
+            assert "the API key is empty: nobody is served" in (tmp_path / "agent.log").read_text()
+            assert (tmp_path / "run" / DRAINED_FILE).exists()
+        with agent(tmp_path, engine_port, port, **{API_KEY_VARIABLE: "s3cret\n", INPUT_VARIABLE: given}):
+            await until_ready(session, url)
+            headers = {"Authorization": "Bearer s3cret"}
+            for number, status in ((2, 200), (3, 400)):
+                body = {"model": BASE, "messages": [], "n": number}
+                async with session.post(f"{url}/v1/chat/completions", json=body, headers=headers) as answer:
+                    assert answer.status == status
 
 
 @pytest.mark.parametrize("kind", WORST)

@@ -148,6 +148,14 @@ async def test_what_the_operator_wants_is_taken_over_and_told_back(world: World)
         assert [adapter.reason for adapter in world.reports[-1].adapters] == ["Loading"]
 
 
+@pytest.mark.parametrize("locked", [True, False])
+async def test_an_empty_key_is_reported(world: World, locked: bool) -> None:
+    world.reporter.locked = locked
+    async with world.running():
+        await eventually(lambda: world.reports)
+    assert world.reports[0].locked is locked
+
+
 async def test_a_long_poll_is_left_waiting_while_nothing_changes_and_answered_on_a_new_wish(world: World) -> None:
     first, second = desire({"support": "ft_a"}), desire({"support": "ft_b"})
     world.pod.keeper.want(first)
