@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from importlib.util import find_spec
 from typing import Any
 
 from llm_tuning.api.conditions import Phase, Reason
@@ -155,3 +156,10 @@ def test_without_it_nothing_of_it_is_said() -> None:
     desired = desire(build_observed(make_tuning_job()), SETTINGS, after(1))
     assert desired.status is not None
     assert "Weighed" not in [c["type"] for c in desired.status["conditions"]]
+
+
+def test_roles_and_stages_are_the_same_in_the_same_order_and_each_role_has_its_module() -> None:
+    """What operator and library both need to know of a role stands once."""
+    assert [stage.role for stage in STAGES if isinstance(stage, JobStage)] == list(ROLES.values())
+    for role in ROLES:
+        assert find_spec(f"llm_tuning.pod.{role}") is not None
