@@ -5,11 +5,12 @@ It closes the list: a mode that is registered later would be in some models and 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 from pydantic import Field, create_model
+from pydantic.alias_generators import to_camel
 
-from llm_tuning.api.rules import Rule, RuledModel, cel_literal, wire_name
+from llm_tuning.api.rules import Rule, RuledModel, cel_literal
 from llm_tuning.core.model import ApiModel
 from llm_tuning.modes import close
 from llm_tuning.modes.mode import Mode, Score
@@ -76,15 +77,19 @@ def _rules() -> list[Rule]:
 
 
 def _rules_of(mode: Mode[Any], settings: type[ApiModel]) -> list[Rule]:
-    properties = settings.model_json_schema()["properties"]
     return [
-        _rule(mode, name, field.get_default(), number=properties[wire_name(name)].get("type") == "number")
+        _rule(mode, name, field.get_default(), number=_takes_fractions(field.annotation))
         for name, field in settings.model_fields.items()
     ]
 
 
+def _takes_fractions(annotation: Any) -> bool:
+    """Whether `float` is the type or is under Annotated and Optional; asking a JSON schema would slow --help down."""
+    return annotation is float or any(map(_takes_fractions, get_args(annotation)))
+
+
 def _rule(mode: Mode[Any], name: str, default: Any, *, number: bool) -> Rule:
-    field = f"{mode.name}.{wire_name(name)}"
+    field = f"{mode.name}.{to_camel(name)}"
     is_default = f"!has(self.{field})" if default is None else f"self.{field} == {cel_literal(default, number=number)}"
     return Rule(
         f"self.mode == '{mode.name}' || {is_default}",

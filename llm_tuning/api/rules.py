@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from pydantic import GetJsonSchemaHandler, model_validator
-from pydantic.alias_generators import to_camel, to_snake
-from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema
+from pydantic import model_validator
+from pydantic.alias_generators import to_snake
 
 from llm_tuning.api.structural import RULES, rule
 from llm_tuning.core.model import ApiModel, FieldError
+
+if TYPE_CHECKING:
+    from pydantic import GetJsonSchemaHandler
+    from pydantic.json_schema import JsonSchemaValue
+    from pydantic_core import CoreSchema
 
 
 @dataclass(frozen=True)
@@ -76,8 +79,3 @@ def cel_literal(value: object, *, number: bool = False) -> str:
     if isinstance(value, int | float):
         return repr(float(value)) if number else repr(value)
     raise ValueError(f"{value!r} has no form in CEL here: give the field a plain default")
-
-
-def wire_name(field: str) -> str:
-    """A field as it is written in YAML."""
-    return to_camel(field)

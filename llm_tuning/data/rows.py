@@ -86,7 +86,6 @@ class NumberField:
     names: tuple[str, ...]
     needed: str
     """Who needs it, as a fix says it."""
-    missing: Reason = Reason.MISSING_REWARD
 
     def read(self, row: Row) -> float:
         """The number of `row`; raises RowFault."""
@@ -95,8 +94,8 @@ class NumberField:
             null = next((name for name in self.names if name in row), None)
             if null is None:
                 fix = rename_or(row, self.names[0], self.needed)
-                raise RowFault(self.missing, f"`{self.names[0]}` is missing", fix)
-            raise RowFault(self.missing, f"`{null}` is null", self.needed)
+                raise RowFault(Reason.MISSING_REWARD, f"`{self.names[0]}` is missing", fix)
+            raise RowFault(Reason.MISSING_REWARD, f"`{null}` is null", self.needed)
         return _finite_number(row[name], name)
 
 

@@ -18,7 +18,7 @@ OUTSIDE = Path(__file__).parents[2] / "support/outside"
 ROWS = [{"prompt": f"Is {n} even?", "good": "Yes." if n % 2 == 0 else "No.", "bad": "Perhaps."} for n in range(40)]
 
 
-def python(*arguments: str, want: int = EXIT_OK) -> str:
+def python(*arguments: str, want: int = EXIT_OK, modules: str = "toy_mode") -> str:
     """What a process that has the mode prints, on both streams; the mode comes by the environment, as in a pod."""
     path = os.pathsep.join([str(OUTSIDE), *sys.path])
     found = subprocess.run(
@@ -26,7 +26,7 @@ def python(*arguments: str, want: int = EXIT_OK) -> str:
         capture_output=True,
         text=True,
         check=False,
-        env=os.environ | {"LLM_TUNING_MODES": "toy_mode", "PYTHONPATH": path, "COLUMNS": "200"},
+        env=os.environ | {"LLM_TUNING_MODES": modules, "PYTHONPATH": path, "COLUMNS": "200"},
     )
     assert found.returncode == want, found.stdout + found.stderr
     return found.stdout + found.stderr
@@ -52,6 +52,13 @@ def run(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
 def test_it_is_small_and_free_of_torch() -> None:
     assert len((OUTSIDE / "toy_mode.py").read_text().splitlines()) < 80
     python("-c", "import llm_tuning.api, sys; assert 'toy_mode' in sys.modules; assert 'torch' not in sys.modules")
+
+
+def test_a_program_of_one_s_own_registers_it_by_importing_it_first() -> None:
+    code = (
+        "import toy_mode; from llm_tuning.api import TuningConfig; print(TuningConfig.model_fields['toy'].description)"
+    )
+    assert "How much is unlearned; only for mode toy." in python("-c", code, modules="")
 
 
 def test_flags_and_help() -> None:
