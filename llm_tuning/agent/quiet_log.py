@@ -1,6 +1,7 @@
-"""A logger for aiohttp's server, in which a malformed request is a line at most, and a flood of them a few.
+"""A logger for aiohttp's server: no word of clients that leave, a line at most of malformed requests, of many a few.
 
-Anybody in reach can send them, without a key; aiohttp writes a traceback for each.
+Anybody in reach can send them, without a key, and pages of a chat close streams all day; aiohttp writes a traceback for
+each.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ class _Quiet(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, ConnectionError):
+            return False
         if not isinstance(error, HttpProcessingError | RequestPayloadError):
             return True
         now = self._clock()

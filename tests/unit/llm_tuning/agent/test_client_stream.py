@@ -108,7 +108,9 @@ async def test_a_client_of_http_1_0_gets_the_stream_without_chunks(door: Pod) ->
     assert events(content)[-1] == "[DONE]"
 
 
-async def test_a_client_found_gone_by_a_write_is_no_fault_of_the_engine(pod: Pod, open_door: Open) -> None:
+async def test_a_client_found_gone_by_a_write_is_no_fault_of_the_engine(
+    pod: Pod, open_door: Open, caplog: pytest.LogCaptureFixture
+) -> None:
     """A write may come before the news that the client is gone; without cancellation it always does."""
     pod.want({"a": "ft_a"})
     await pod.turn()
@@ -122,3 +124,4 @@ async def test_a_client_found_gone_by_a_write_is_no_fault_of_the_engine(pod: Pod
     await eventually(lambda: pod.engine.ended_early["ft_a"] == 1)
     assert await metric(pod, "llm_tuning_requests_total", route="a", model_id="ft_a", code="499") == 1
     assert await metric(pod, "llm_tuning_errors_total", route="a", model_id="ft_a") == 0
+    assert "Traceback" not in caplog.text
