@@ -323,9 +323,7 @@ def false_servings(files: ServedFiles, scratch: Path) -> dict[str, False_]:
         "cut off": False_(truncated, "AdapterInvalid", "is cut off"),
         "unknown names": False_(unknown_names, "LoadFailed", "the engine does not load it", "Unknown"),
         "rank 64, called 16": False_(rank_in_weights_only, "LoadFailed", "the engine does not load it", "Unknown"),
-        "cut off, hashed": False_(
-            lambda folder: truncated(folder, hashes=True), "AdapterInvalid", "is not the file that model.json"
-        ),
+        "cut off, hashed": False_(lambda folder: truncated(folder, hashes=True), "AdapterInvalid", "is cut off"),
         "cut off in the header": False_(lambda folder: truncated(folder, header=True), "AdapterInvalid", "cannot be"),
         "DoRA": False_(config(use_dora=True), "AdapterInvalid", "use_dora"),
         "modules_to_save": False_(config(modules_to_save=["lm_head"]), "AdapterInvalid", "modules_to_save"),
