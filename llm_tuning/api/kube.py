@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
 
+from llm_tuning.api.rules import Rule, RuledModel
 from llm_tuning.api.structural import INT_OR_STRING, RULES, rule
 from llm_tuning.core.model import PATTERN_WORDS, ApiModel, FieldError
 
@@ -122,23 +123,25 @@ class SecretRef(ApiModel):
     )
 
 
-class Toleration(ApiModel):
+class Toleration(RuledModel):
     """A taint that pods of this job tolerate, as in a pod."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            RULES: [
-                rule("has(self.key) || self.operator == 'Exists'", "without a key the operator must be Exists"),
-                rule(
-                    "self.operator != 'Exists' || !has(self.value) || self.value == ''",
-                    "value must be left out when the operator is Exists",
-                ),
-                rule(
-                    "!has(self.tolerationSeconds) || (has(self.effect) && self.effect == 'NoExecute')",
-                    "tolerationSeconds needs effect NoExecute",
-                ),
-            ]
-        }
+    RULES = (
+        Rule(
+            "has(self.key) || self.operator == 'Exists'",
+            lambda toleration: toleration.key is not None or toleration.operator == "Exists",
+            "without a key the operator must be Exists",
+        ),
+        Rule(
+            "self.operator != 'Exists' || !has(self.value) || self.value == ''",
+            lambda toleration: toleration.operator != "Exists" or not toleration.value,
+            "value must be left out when the operator is Exists",
+        ),
+        Rule(
+            "!has(self.tolerationSeconds) || (has(self.effect) && self.effect == 'NoExecute')",
+            lambda toleration: toleration.toleration_seconds is None or toleration.effect == "NoExecute",
+            "tolerationSeconds needs effect NoExecute",
+        ),
     )
 
     key: LabelKey | None = Field(
@@ -156,16 +159,6 @@ class Toleration(ApiModel):
     toleration_seconds: Annotated[int, Field(ge=0, le=2_147_483_647)] | None = Field(
         None, description="For effect NoExecute: how long the pod stays, in seconds; without it, for ever."
     )
-
-    @model_validator(mode="after")
-    def _as_pods_have_it(self) -> Self:
-        if self.key is None and self.operator != "Exists":
-            raise ValueError("without a key the operator must be Exists")
-        if self.operator == "Exists" and self.value:
-            raise ValueError("value must be left out when the operator is Exists")
-        if self.toleration_seconds is not None and self.effect != "NoExecute":
-            raise ValueError("tolerationSeconds needs effect NoExecute")
-        return self
 
 
 class PlacementSpec(ApiModel):
