@@ -153,7 +153,7 @@ class Connections:
 
 def _listening(host: str | None, port: int) -> socket.socket:
     if host is None:
-        with contextlib.suppress(OSError):  # a node without IPv6
+        with contextlib.suppress(OSError, ValueError):  # a node without IPv6
             return socket.create_server(
                 ("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=BACKLOG, reuse_port=False
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from tests.support.authorities import intermediate_authority
 from tests.support.cluster_tokens import ISSUER, Signer, published
 from tuning_operator.core.audience import audience_of
 from tuning_operator.core.errors import ClusterError
+from tuning_operator.reports import connections
 from tuning_operator.reports import server as module
 from tuning_operator.reports.certificates import make_serving_cert
 from tuning_operator.reports.server import ProgressServer
@@ -224,3 +226,17 @@ async def test_old_tls_is_refused(running: Running) -> None:
     context.maximum_version = ssl.TLSVersion.TLSv1_2
     with pytest.raises((ssl.SSLError, ConnectionError)):
         await asyncio.open_connection("127.0.0.1", running.server.port, ssl=context, server_hostname="localhost")
+
+
+@pytest.mark.parametrize("error", [OSError("no IPv6"), ValueError("dualstack_ipv6 not supported on this platform")])
+def test_a_node_without_ipv6_is_listened_on(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    real = socket.create_server
+
+    def create_server(*arguments: Any, **options: Any) -> socket.socket:
+        if options.get("dualstack_ipv6"):
+            raise error
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(connections.socket, "create_server", create_server)
+    with connections._listening(None, 0) as listener:
+        assert listener.family == socket.AF_INET
