@@ -10,8 +10,8 @@ vocabulary, r rank, P parameters of the adapter, b bytes of a number in the pass
   gradients end to end once more, and their sum.
 - Activations: what autograd keeps for the backward pass of a decoder whose matrices are frozen. A frozen matrix keeps
   nothing of its input. Kept are: the fp32 input of each norm; query, key, value and output of the attention (flash
-  attention, arXiv 2205.14135: no T x T scores); gate, up and activated gate of the MLP; the input of each adapter (with
-  dropout one of its own and the mask, 1 byte on CUDA); and r numbers between A and B. Checkpointing keeps each layer's
+  attention, arXiv 2205.14135: no T x T scores); gate, up and activated gate of the MLP; the inputs of adapters (with
+  dropout the mask, too, 1 byte on CUDA); and r numbers between A and B. Checkpointing keeps each layer's
   input instead (arXiv 1604.06174), and all of one layer at a time.
 - Output layer: `trainers.head` keeps h numbers a learned token and sees a chunk of logits at a time, with copies where
   they are scaled or capped.
@@ -90,11 +90,8 @@ def activation_bytes(shape: ModelShape, targets: tuple[Linear, ...], setting: Se
     b, tokens = setting.number_bytes, setting.tokens
     kept = 4 * shape.norms
     kept += shape.layers * b * (2 * shape.query + 2 * shape.key + 3 * shape.intermediate)
-    if setting.dropout:
-        mask = 1 if setting.cuda else b
-        kept += int(sum(linear.inputs * linear.share for linear in targets) * (b + mask))
-    else:
-        kept += int(distinct_inputs(targets) * b)
+    mask = (1 if setting.cuda else b) if setting.dropout else 0
+    kept += int(distinct_inputs(targets) * (b + mask))
     kept += int(sum(linear.share for linear in targets) * b * setting.rank)
     if setting.checkpointing:
         return tokens * (shape.layers * b * shape.hidden + kept // shape.layers)

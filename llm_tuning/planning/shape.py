@@ -14,7 +14,7 @@ from llm_tuning.models.base import inspect_base, tensor_shapes
 from llm_tuning.models.trainable import check_trainable
 
 _IN_A_LAYER = re.compile(r"\.(\d+)\.")
-_SHARED_INPUTS = ({"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"})
+SHARED_INPUTS = ({"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"})
 """Layers of one block that read the same tensor."""
 
 
@@ -73,7 +73,7 @@ def distinct_inputs(linears: tuple[Linear, ...]) -> float:
     """Elements of the inputs of all of them for a token, where layers that read the same tensor count once."""
     seen: dict[tuple[int, str], float] = {}
     for linear in linears:
-        group = next((min(names) for names in _SHARED_INPUTS if linear.name in names), linear.name)
+        group = next((min(names) for names in SHARED_INPUTS if linear.name in names), linear.name)
         seen[linear.layer, group] = linear.inputs * linear.share
     return sum(seen.values())
 

@@ -17,6 +17,7 @@ import torch
 
 from llm_tuning.errors import InputError, Problem
 from llm_tuning.models.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CHAT_TEMPLATE, TOKENIZER_CONFIG
+from llm_tuning.trainers.dropout import share_dropout
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -168,6 +169,7 @@ def attach_lora(
     for parameter in peft_model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+    share_dropout(peft_model, TRAINED)
     peft_model.train()  # PEFT leaves a wrapper that trains around a base that does not: without dropout
     return peft_model
 
