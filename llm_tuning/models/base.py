@@ -23,6 +23,8 @@ INDEX_BYTES = 2**26
 _RESAVE = "give the folder that save_pretrained() wrote"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "vocab.txt", "tekken.json")
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+SHARED_INPUTS = ({"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"})
+"""Layers of one block that read the same tensor."""
 
 
 @dataclass(frozen=True)

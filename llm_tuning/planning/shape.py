@@ -10,12 +10,10 @@ from typing import Any
 from llm_tuning.api.tuning import ALL_LINEAR, LoraSpec
 from llm_tuning.core.files import read_json
 from llm_tuning.errors import InputError, Problem
-from llm_tuning.models.base import inspect_base, tensor_shapes
+from llm_tuning.models.base import SHARED_INPUTS, inspect_base, tensor_shapes
 from llm_tuning.models.trainable import check_trainable
 
 _IN_A_LAYER = re.compile(r"\.(\d+)\.")
-SHARED_INPUTS = ({"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"})
-"""Layers of one block that read the same tensor."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from llm_tuning.planning.shape import SHARED_INPUTS
+from llm_tuning.models.base import SHARED_INPUTS
 
 LEVELS = 2**16
 """Of a random number of 16 bits: p is rounded to a multiple of 1 / 65,536."""
