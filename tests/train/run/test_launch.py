@@ -121,9 +121,9 @@ def test_run_tuning_in_a_script_gives_the_curve_of_one_process_with_the_double_b
         "    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)]\n"
         "    return handlers, set(os.environ) - {'KMP_INIT_AT_FORK', 'KMP_DUPLICATE_LIB_OK'}\n"
         "before = found()\n"
-        f"made = run_tuning({str(tiny_base)!r}, {str(rows)!r}, devices='cpu,cpu', model_id='m', batch_size=4, precision='fp32',\n"
+        f"made = run_tuning({str(tiny_base)!r}, {str(rows)!r}, devices='cpu,cpu', model_id='m', batch_size=4,\n"
         "    lora_rank=4, lora_dropout=0, learning_rate=0.003, epochs=2, output_dir='models of $$ ${local_rank}',\n"
-        "    tracking_uri='http://somebody:secret@127.0.0.1:9')\n"
+        "    precision='fp32', tracking_uri='http://somebody:secret@127.0.0.1:9')\n"
         "assert found() == before, found()\n"
         "Path('made').write_text(made)\n"
     )
