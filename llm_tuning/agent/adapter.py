@@ -2,7 +2,7 @@
 
     ABSENT  -- loaded -->  LOADED  -- judged -->  JUDGED       may answer, if the verdict allows it
       ^  ^                   |                      |
-      |  +----- refused -----+                      |          it does not fit: looked at again later
+      |  +----- refused -----+                      |          it does not fit: checked again later
       +-------- lost -------------------------------+          the engine does not have it any more
 
 In ABSENT and LOADED it is due for its next step at some time; what fails is due again later, with longer pauses.
@@ -101,7 +101,7 @@ class Adapter:
         self.attempts, self.due = 0, 0.0
 
     def refused(self, misfit: Misfit, now: float) -> None:
-        """It must not be loaded as it is; looked at again, for its files may be put right."""
+        """It must not be loaded as it is; checked again later, for its files may be put right."""
         self.state, self.settled = State.ABSENT, True
         self.effective, self.reason, self.message = "False", misfit.reason, misfit.message
         self._again(now, FIRST_LOOK_AGAIN_SECONDS, LAST_LOOK_AGAIN_SECONDS)

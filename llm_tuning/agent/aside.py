@@ -1,4 +1,4 @@
-"""Blocking work in threads of their own: a volume that hangs may hold one for ever, and nobody waits for it then.
+"""Blocking work in threads of their own: a volume that hangs may hold one for ever, and then it is left behind.
 
 The threads are daemons. Those of the event loop's executor are joined when the process ends, and a pod whose read hangs
 would then be killed only at the end of its grace period.
@@ -23,7 +23,7 @@ BRIEFLY_SECONDS = 0.05
 
 
 class StillRunning(Exception):  # noqa: N818 - a state
-    """The work is not done yet. `seconds` says since when it is in hand; asked again, it goes on."""
+    """The work is not done yet. `seconds` is for how long; the next call with its key continues to wait for it."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -90,7 +90,7 @@ def within(seconds: float, call: Callable[[], T]) -> T:
 def _start(key: str, call: Callable[[], Any]) -> _Work:
     loop = asyncio.get_running_loop()
     future: asyncio.Future[Any] = loop.create_future()
-    future.add_done_callback(lambda done: done.exception())  # seen, also where nobody asks for it any more
+    future.add_done_callback(lambda done: done.exception())  # retrieved, also after `forget`
 
     def settle(result: Any, error: BaseException | None) -> None:
         if not future.done():

@@ -116,7 +116,7 @@ async def serve() -> int:
         stopped = asyncio.create_task(stop.wait())
         done, _ = await asyncio.wait({stopped, *tasks}, return_when=asyncio.FIRST_COMPLETED)
         for ended in done - {stopped}:
-            ended.result()  # a fault: raised, and the kubelet starts the agent anew
+            ended.result()  # a fault: raised, and the kubelet restarts the agent
         await _drain(server)
         for task in tasks:
             task.cancel()

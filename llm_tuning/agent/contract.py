@@ -1,4 +1,4 @@
-"""What the operator and the agents tell each other, and what the pod of an InferenceService is given.
+"""The messages between operator and agents, and what the pod of an InferenceService is given.
 
 Reading is lenient, since the two may be of different versions.
 """

@@ -15,7 +15,7 @@ DEADLY_TIMES = 2
 
 @dataclass
 class Loads:
-    """How often the engine has loaded since it started; `file` tells an agent that starts beside a running engine."""
+    """How often the engine has loaded since it started; `file` keeps it for an agent that restarts beside it."""
 
     file: Path | None = None
     count: int = 0

@@ -77,7 +77,7 @@ def find_misfit(path: Path, plan: EnginePlan) -> Misfit | None:
 
 
 def _probes_of(path: Path) -> str:
-    """The adapter whose probes lie there, as far as they tell."""
+    """The model_id in parity.json, empty where there is none."""
     parity = read_json(path / PARITY, most=SMALL_FILE_BYTES) or {}
     return str(parity.get("model_id") or "")
 

@@ -43,7 +43,7 @@ LOOK_SECONDS = 1.0
 SILENT_LOOKS = 3
 """An engine that is busy may miss an answer; one that refuses the connection is down at once."""
 UNLOAD_SECONDS = 60.0
-"""How long requests of an adapter that is no longer wanted may go on."""
+"""How long requests of an adapter that is no longer wanted may continue."""
 READ_SECONDS = 5.0
 """For an adapter's files, before the next adapter has its turn."""
 PROOF_SECONDS = 45.0

@@ -1,4 +1,4 @@
-"""What Prometheus is told of a pod's answers, by route and adapter."""
+"""Metrics of a pod's answers for Prometheus, by route and adapter."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Tells the operator how this pod's adapters are, and is told what is wanted in the answer.
+"""Reports this pod's adapters to the operator, and receives what is wanted in the answer.
 
 The operator holds the answer back until something else is wanted, for at most 15 s; what changes here meanwhile is
-told at once. While no operator answers, everything goes on as it was.
+reported at once. While no operator answers, nothing changes.
 """
 
 from __future__ import annotations

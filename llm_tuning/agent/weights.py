@@ -38,7 +38,7 @@ def find_weight_fault(adapter: Path) -> str | None:
 
 
 def _is_finite(stream: BinaryIO, tensor: Tensor, kind: np.dtype[Any], exponent: int) -> bool:
-    """Read piece by piece: a mapped file that somebody cuts would end the process."""
+    """Read piece by piece: a mapped file that is cut meanwhile would end the process."""
     stream.seek(tensor.begin)
     left = (tensor.end - tensor.begin) // kind.itemsize
     while left > 0 and (piece := stream.read(min(left, _AT_ONCE) * kind.itemsize)):

@@ -48,7 +48,7 @@ def adapts_output_head(adapter: Path) -> bool:
 
 @dataclass(frozen=True)
 class TrainedBase:
-    """The base that an adapter was trained on, as far as its files tell."""
+    """The base that an adapter was trained on, as far as its files say."""
 
     name: str = ""
     path: str = ""

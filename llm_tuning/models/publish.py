@@ -49,7 +49,7 @@ def publish(stage: Path, target: Path, manifest: Manifest) -> Manifest:
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                 raise
-            published = _already(target, manifest)  # somebody took the name since the look above
+            published = _already(target, manifest)  # another process took the name since the check above
             if published is None:
                 raise
             return published

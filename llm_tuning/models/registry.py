@@ -129,7 +129,7 @@ class Registry:
                 messages.append(f"{self.path} is {state} and cannot be written ({error.strerror})")
                 seen = Index(seen.raw, document)
                 break
-            if written is not None:  # else somebody else was quicker
+            if written is not None:  # else another writer was quicker
                 added += new
                 messages += self._news(seen, written, published)
             seen = self._read(written or seen)
@@ -215,7 +215,7 @@ class Registry:
     def _healed(self, seen: Index, looks: dict[str, _Look]) -> tuple[dict[str, Any], list[str]]:
         """The document with all that it lacks (itself if nothing), and the model_ids added.
 
-        `looks` remembers the directories already looked at: manifests never change.
+        `looks` caches the directories already read: manifests never change.
         """
         new = self._manifests([name for name in os.listdir(self.models_dir) if name not in seen.ids], looks)
         orphans = _orphans(seen)
@@ -303,7 +303,7 @@ class Registry:
         temporary = temporary_beside(self.path)
         try:
             with temporary.open("xb") as stream:
-                with contextlib.suppress(OSError):  # somebody may have opened the file to a group
+                with contextlib.suppress(OSError):  # a person may have opened the file to a group
                     os.fchmod(stream.fileno(), stat.S_IMODE(self.path.stat().st_mode))
                 stream.write(data)
                 stream.flush()

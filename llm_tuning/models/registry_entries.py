@@ -4,7 +4,7 @@ Whoever writes an entry writes the same one, so it does not matter which command
 - `path` and `config_file` of an adapter are relative to the folder that holds the models directory, as the layout of
   a volume is: they stay right when the whole tree is mounted or moved elsewhere.
 - `version` is the first 12 digits of the weights' sha256. A counter would give two models one number when two
-  processes publish at once; of two versions `created_at` tells which is newer.
+  processes publish at once; of two versions `created_at` says which is newer.
 - A base has no manifest. Its entry is derived from any adapter's, under an id that holds its weight hash; a hand-made
   base entry of the same path is used instead where there is one.
 - `description`, `tags` and `model_name` are people's to edit: neither `verify` nor `rebuild` touches them afterwards.

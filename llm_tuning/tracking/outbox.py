@@ -18,7 +18,7 @@ from llm_tuning.models.metrics_file import decode, last_steps, metric_names, sen
 
 STATE_FILE = "mlflow.json"
 JOB_FILE = "tracking.json"
-"""What the run tells its sender, but for the URI, which may hold a password and goes through a pipe."""
+"""What the run gives its sender, but for the URI, which may hold a password and goes through a pipe."""
 METRICS_IN_BATCH = 1000
 """MLflow's limit for one log_batch."""
 
@@ -114,7 +114,7 @@ class Tail:
         return {name: line[name] for name in ("step", "time", *names)}
 
     def _open(self, state: SenderState) -> BinaryIO | None:
-        """The file now at the path. It is kept open, so that its inode cannot come again and tells a replaced file."""
+        """The file now at the path. Kept open, so that its inode is not used again and a replaced file is noticed."""
         try:
             inode = os.stat(self._path).st_ino
         except FileNotFoundError:

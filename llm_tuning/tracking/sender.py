@@ -32,7 +32,7 @@ POLL_SECONDS = 5.0
 LONGEST_PAUSE_SECONDS = 30.0
 """Between attempts at a server that does not answer; the pause doubles from one second up to this."""
 REQUEST_SECONDS = 10
-"""Time-out of one HTTP request while training: nobody waits for it."""
+"""Time-out of one HTTP request while training, when nothing waits for it."""
 LAST_TRIES_SERVER = 2
 """Attempts at the end, half a second apart, for a server that fails at once (a closed port)."""
 LAST_TRIES_DISK = 8

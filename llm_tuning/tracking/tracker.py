@@ -185,7 +185,7 @@ class Tracker:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C is for the run; it tells the sender how it ends
+                start_new_session=True,  # Ctrl-C is for the run; it gives the sender its end
             )
         except OSError as error:
             self._note = f"the sender cannot be started: {error.strerror}"

@@ -39,7 +39,7 @@ class ServedAdapter:
     max_rank: int
     """The --max-lora-rank it needs: its rank rounded up to what vLLM allows."""
     dtype: str | None
-    """What it was trained in (`float32`, `bfloat16`), where parity.json tells."""
+    """What it was trained in (`float32`, `bfloat16`), where parity.json says."""
     chat_template: str | None
     """The template it was trained with."""
 
