@@ -1,438 +1,21 @@
-"""A world with Jobs and pods that goes its way while the operator is killed, deaf, late and told twice.
+"""A TuningJob's life under seeded schedules: whatever happens, its end is what its pods and its user lead to.
 
-Each case is a seeded random schedule. The operator is the real worker, store and queue on an API server in memory; it
-is killed between any two writes and begins again with an empty memory, and watches deliver late, twice, or not at all
-(until the next list). Whatever happens, the end is the one that the pods' results and the user's wishes lead to.
+The operator (see `tests.support.tuning_world`) is killed between any two writes and begins again with an empty memory;
+watches deliver late, twice, or not at all until the next list; people suspend, delete and meddle meanwhile.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from datetime import datetime
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from llm_tuning.pod.roles import ROLES
-from tests.support.memory_cluster import MemoryCluster
-from tests.support.operator_objects import CHECKED, SETTINGS, TRAINED, Raw, after, make_tuning_job
-from tuning_operator.core.cache import JOBS, KINDS, PODS, TUNING_JOBS, Cache
-from tuning_operator.core.conditions import timestamp
-from tuning_operator.core.constants import LABEL_ROLE, QUEUE_LABEL, RESYNC_SECONDS
-from tuning_operator.core.metrics import Metrics
-from tuning_operator.core.queue import WorkQueue
-from tuning_operator.tuning_job import reconciler as worker_module
-from tuning_operator.tuning_job.reconciler import TuningJobReconciler
-
-NAME = "faq"
-OK, LOST = "ok", "message lost"
-"""Ends of a pod; the others are exit codes and OOM."""
-OOM = "OOM"
-SIDECAR = "aaa-proxy"
-
-
-class Killed(BaseException):
-    """The process is gone at this moment."""
-
-
-@dataclass
-class World:
-    """The clock, the Job controller, the kubelet, the garbage collector, and the user."""
-
-    rng: random.Random
-    plan: dict[str, list[str]]
-    """How pods of a role end, one after the other; the last for all further ones."""
-    cluster: MemoryCluster = field(default_factory=MemoryCluster)
-    seconds: float = 0.0
-    trained: bool = False
-    """Whether the claim has the adapter: a trainer that is started again finds it and ends well at once."""
-    ended: dict[str, int] = field(default_factory=dict)
-    sidecar: bool = False
-    """Whether a container that never ends is injected into each pod."""
-    pods: int = 0
-
-    def __post_init__(self) -> None:
-        self.cluster.now = self.now
-
-    def now(self) -> datetime:
-        return after(int(self.seconds))
-
-    def clock(self) -> float:
-        return self.seconds
-
-    # --- Kubernetes -------------------------------------------------------------------------------------------------
-
-    def step(self) -> None:
-        """Time passes, and each of the machines does at most one thing to each object."""
-        self.seconds += self.rng.uniform(0.2, 4.0)
-        self._collect_garbage()
-        for job in self.all(JOBS):
-            self._control(job)
-        for pod in self.all(PODS):
-            if self.rng.random() < 0.6:
-                self._run(pod)
-        self.check()
-
-    def all(self, kind: str) -> list[Raw]:
-        return [self.cluster.get(kind, name) or {} for _, name in list(self.cluster.objects[kind])]
-
-    def pods_of(self, job: Raw) -> list[Raw]:
-        uid = job["metadata"]["uid"]
-        return [pod for pod in self.all(PODS) if pod["metadata"]["ownerReferences"][0]["uid"] == uid]
-
-    def _collect_garbage(self) -> None:
-        uids = {raw["metadata"]["uid"] for kind in (TUNING_JOBS, JOBS) for raw in self.all(kind)}
-        for job in self.all(JOBS):
-            if job["metadata"]["ownerReferences"][0]["uid"] not in uids:
-                self.cluster.remove(JOBS, "team", job["metadata"]["name"])
-        for pod in self.all(PODS):
-            if pod["metadata"]["ownerReferences"][0]["uid"] not in uids:
-                self.delete_pod(pod)
-
-    def _control(self, job: Raw) -> None:
-        """The Job controller. A pod is counted before it may go."""
-        pods = self.pods_of(job)
-        if "deletionTimestamp" in job["metadata"]:
-            for pod in pods:
-                self.delete_pod(pod)
-            if not self.pods_of(job):
-                self.cluster.remove(JOBS, "team", job["metadata"]["name"])
-            return
-        status = job["status"]
-        if status.get("conditions"):
-            return
-        if self._queued(job):
-            for pod in pods:
-                if not has_ended(pod):
-                    self.delete_pod(pod)
-        counted = status.setdefault("counted", [])  # stands for the finalizer of each pod
-        for pod in pods:
-            if pod["status"]["phase"] in ("Failed", "Succeeded") and pod["metadata"]["uid"] not in counted:
-                counted.append(pod["metadata"]["uid"])
-                key = pod["status"]["phase"].lower()
-                status[key] = status.get(key, 0) + 1
-                if exit_code(pod) == 64:
-                    self._end(status, "Failed", "PodFailurePolicy")
-        if status.get("succeeded"):
-            self._end(status, "Complete", "CompletionsReached")
-        elif status.get("failed", 0) > job["spec"]["backoffLimit"]:
-            self._end(status, "Failed", "BackoffLimitExceeded")
-        elif job["spec"].get("suspend"):
-            pass
-        elif not status.get("conditions") and all(has_ended(pod) for pod in pods) and self.rng.random() < 0.7:
-            self._start_pod(job)
-        self.cluster.change(JOBS, job)
-
-    def _queued(self, job: Raw) -> bool:
-        """Kueue: it holds back what has its label, lets it in, and may take that back for a while."""
-        if QUEUE_LABEL not in job["metadata"]["labels"]:
-            return False
-        admitted = job["metadata"].setdefault("annotations", {})
-        if "admitted" not in admitted:
-            job["spec"]["suspend"] = True
-        if self.rng.random() < 0.3:
-            job["spec"]["suspend"] = False
-            admitted["admitted"] = "yes"
-        elif self.rng.random() < 0.05 and self.seconds < 150:
-            job["spec"]["suspend"] = True
-        return bool(job["spec"]["suspend"])
-
-    def _end(self, status: Raw, kind: str, reason: str) -> None:
-        if not status.get("conditions"):
-            time = timestamp(self.now())
-            status["conditions"] = [{"type": kind, "status": "True", "reason": reason, "lastTransitionTime": time}]
-
-    def _start_pod(self, job: Raw) -> None:
-        self.pods += 1
-        metadata = job["metadata"]
-        self.cluster.add(
-            PODS,
-            {
-                "metadata": {
-                    "name": f"{metadata['name']}-{self.pods:04}",
-                    "namespace": "team",
-                    "labels": dict(job["spec"]["template"]["metadata"]["labels"]),
-                    "ownerReferences": [{"kind": "Job", "name": metadata["name"], "uid": metadata["uid"]}],
-                },
-                "spec": {
-                    "containers": [{"name": ROLES[job["metadata"]["labels"][LABEL_ROLE]].container, "image": "pod:1"}]
-                },
-                "status": {"phase": "Pending"},
-            },
-        )
-
-    def _run(self, pod: Raw) -> None:
-        """The kubelet."""
-        status, role = pod["status"], pod["metadata"]["labels"][LABEL_ROLE]
-        leaves = "deletionTimestamp" in pod["metadata"]
-        if has_ended(pod):
-            if leaves:
-                self.cluster.remove(PODS, "team", pod["metadata"]["name"])
-            return
-        if leaves and self._is_held_open(pod):
-            status["phase"] = "Failed"  # the sidecar is killed
-            status["containerStatuses"] = [s for s in status["containerStatuses"] if s["name"] != SIDECAR]
-            self.cluster.change(PODS, pod)
-        elif leaves:
-            self._terminate(pod, "75")  # a checkpoint, then the end; it takes no part of the plan
-        elif self._is_held_open(pod):
-            return
-        elif status["phase"] == "Pending":
-            status["phase"] = "Running"
-            running = {"running": {"startedAt": timestamp(self.now())}}
-            status["containerStatuses"] = [{"name": ROLES[role].container, "state": running}]
-            self.cluster.change(PODS, pod)
-        else:
-            number = self.ended.get(role, 0)
-            self.ended[role] = number + 1
-            plan = self.plan.get(role, [OK])
-            end = plan[min(number, len(plan) - 1)]
-            self._terminate(pod, OK if role == "train" and self.trained and end != LOST else end)
-
-    def _terminate(self, pod: Raw, end: str) -> None:
-        role = pod["metadata"]["labels"][LABEL_ROLE]
-        good = end in (OK, LOST)
-        if role == "report":
-            good = self.trained
-        elif good and role == "train":
-            self.trained = True
-        terminated: Raw = {"exitCode": 0 if good else 137 if end == OOM else int(end if end.isdigit() else 64)}
-        if good and end != LOST:
-            terminated["message"] = json.dumps(CHECKED if role == "check" else TRAINED)
-        elif end == OOM:
-            terminated["reason"] = "OOMKilled"
-        elif end == "64":
-            terminated["message"] = json.dumps({"ok": False, "reason": "DatasetInvalid", "message": "row 3: no prompt"})
-        pod["status"]["phase"] = "Succeeded" if good else "Failed"
-        terminated["finishedAt"] = timestamp(self.now())
-        pod["status"]["containerStatuses"] = [{"name": ROLES[role].container, "state": {"terminated": terminated}}]
-        if self.sidecar and "deletionTimestamp" not in pod["metadata"]:
-            pod["status"]["phase"] = "Running"
-            pod["status"]["containerStatuses"].insert(0, {"name": SIDECAR, "state": {"running": {}}})
-        self.cluster.change(PODS, pod)
-
-    def _is_held_open(self, pod: Raw) -> bool:
-        """Whether the work has ended and a sidecar runs on."""
-        return any(status["name"] == SIDECAR for status in pod["status"].get("containerStatuses", ()))
-
-    # --- what people do ---------------------------------------------------------------------------------------------
-
-    def delete_pod(self, pod: Raw) -> None:
-        """Gracefully: it ends, and goes then."""
-        if "deletionTimestamp" not in pod["metadata"]:
-            pod["metadata"]["deletionTimestamp"] = timestamp(self.now())
-            self.cluster.change(PODS, pod)
-
-    def vanish(self) -> None:
-        """A pod that has ended, and was counted, is removed: by a node that goes, or by hand."""
-        counted = {uid for job in self.all(JOBS) for uid in job["status"].get("counted", [])}
-        gone = [pod for pod in self.all(PODS) if has_ended(pod) and pod["metadata"]["uid"] in counted]
-        if gone:
-            self.cluster.remove(PODS, "team", self.rng.choice(gone)["metadata"]["name"])
-
-    def delete_a_job(self) -> None:
-        """By hand: in the foreground, or at once with the pods still there."""
-        jobs = self.all(JOBS)
-        if not jobs:
-            return
-        job = self.rng.choice(jobs)
-        if self.rng.random() < 0.5:
-            self.cluster.remove(JOBS, "team", job["metadata"]["name"])
-        elif "deletionTimestamp" not in job["metadata"]:
-            job["metadata"]["deletionTimestamp"] = timestamp(self.now())
-            self.cluster.change(JOBS, job)
-
-    def suspend(self, value: bool) -> None:
-        raw = self.cluster.get(TUNING_JOBS, NAME)
-        if raw is not None and raw["spec"].get("suspend", False) != value:
-            raw["spec"]["suspend"] = value
-            raw["metadata"]["generation"] += 1
-            self.cluster.change(TUNING_JOBS, raw)
-
-    def delete(self) -> None:
-        if self.cluster.get(TUNING_JOBS, NAME) is not None:
-            self.cluster.remove(TUNING_JOBS, "team", NAME)
-
-    # --- what must always hold --------------------------------------------------------------------------------------
-
-    def check(self) -> None:
-        live = [
-            pod for pod in self.all(PODS) if not has_ended(pod) and pod["metadata"]["labels"][LABEL_ROLE] == "train"
-        ]
-        assert len(live) <= 1, f"{len(live)} trainers at once"
-
-    def end(self) -> Raw:
-        """The status without what differs from one run to another, and the names of the Jobs."""
-        raw = self.cluster.get(TUNING_JOBS, NAME)
-        status = dict((raw or {}).get("status") or {})
-        conditions = [(c["type"], c["status"], c["reason"], c["message"]) for c in status.pop("conditions", [])]
-        for time in ("startTime", "completionTime"):
-            status[time] = time in status
-        status.get("progress", {}).pop("lastUpdateTime", None)
-        return {"conditions": without_names(conditions), "status": status, "jobs": sorted(self.job_names())}
-
-    def job_names(self) -> list[str]:
-        return [job["metadata"]["name"] for job in self.all(JOBS)]
-
-
-def without_names(conditions: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """Messages without the numbers of pods: how many there were before depends on chance."""
-    return [(*rest, text.split("; see `kubectl")[0]) for *rest, text in conditions]
-
-
-def has_ended(pod: Raw) -> bool:
-    return pod["status"]["phase"] in ("Succeeded", "Failed")
-
-
-def exit_code(pod: Raw) -> int:
-    ended = [status["state"]["terminated"] for status in pod["status"]["containerStatuses"]]
-    return int(ended[-1]["exitCode"])
-
-
-@dataclass
-class Faults:
-    """What goes wrong between the operator and its API server: chances of each."""
-
-    kill: float = 0.0
-    lag: float = 0.0
-    lose: float = 0.0
-    double: float = 0.0
-    interleave: float = 0.0
-    """Of the world going on in the middle of a pass."""
-
-
-class Operator:
-    """One process after the other: worker, queue and store, on the same cluster."""
-
-    def __init__(self, world: World, faults: Faults) -> None:
-        self.world, self.faults = world, faults
-        self.deaths = 0
-        self.listed = 0.0
-        world.cluster.hook = self.on_write
-
-    async def start(self) -> None:
-        world = self.world
-        self.queue = WorkQueue(world.clock)
-        self.store = Cache({TUNING_JOBS: self.queue.add})
-        self.worker = TuningJobReconciler(world.cluster, self.store, self.queue, SETTINGS, Metrics(), "test", world.now)  # type: ignore[arg-type]
-        await self.list()
-        self.task = asyncio.create_task(self.worker.run())
-
-    async def stop(self) -> None:
-        self.task.cancel()
-        await asyncio.gather(self.task, return_exceptions=True)
-
-    async def list(self) -> None:
-        """At the start, and once a minute."""
-        self.listed = self.world.seconds
-        for kind in KINDS:
-            items, version = await self.world.cluster.list_all(kind, None)
-            self.store.apply_list(kind, items, version, None)
-        for raw in self.store.all(TUNING_JOBS):
-            self.queue.add((raw["metadata"]["namespace"], raw["metadata"]["name"]))
-
-    def on_write(self, moment: str, write: str) -> None:
-        if self.world.rng.random() < self.faults.interleave:
-            self.world.step()
-            self.deliver()
-        if self.world.rng.random() < self.faults.kill:
-            raise Killed(f"{moment} {write}")
-
-    def deliver(self, *, everything: bool = False) -> None:
-        """Some of what the watches have; one kind may be behind the others."""
-        rng, faults = self.world.rng, self.faults
-        for kind, waiting in self.world.cluster.watch.items():
-            if not everything and rng.random() < faults.lag:
-                continue
-            while waiting:
-                event, raw = waiting.popleft()
-                if rng.random() < faults.lose:
-                    continue
-                self.store.apply_event(kind, event, raw)
-                if rng.random() < faults.double:
-                    self.store.apply_event(kind, event, raw)
-
-    async def work(self) -> None:
-        """All passes that are due, by as many processes as it takes."""
-        if self.world.seconds - self.listed > RESYNC_SECONDS:
-            await self.list()
-        self.queue._wake.set()  # its timer is the real clock's
-        quiet = 0
-        for _ in range(2000):
-            await asyncio.sleep(0)
-            if self.task.done():
-                assert isinstance(self.task.exception(), Killed), self.task.exception()
-                self.deaths += 1
-                await self.start()
-            quiet = quiet + 1 if not len(self.queue) and not self.worker.busy_since else 0
-            if quiet > 6:
-                return
-        raise AssertionError("the operator does not come to rest")
-
-
-@contextmanager
-def fake_time(world: World) -> Iterator[None]:
-    """The worker's throttles, on the world's clock."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(worker_module, "time", SimpleNamespace(monotonic=world.clock))
-        yield
-
-
-def finished(world: World) -> bool:
-    raw = world.cluster.get(TUNING_JOBS, NAME) or {}
-    return any(
-        c["type"] == "Finished" and c["status"] == "True" for c in (raw.get("status") or {}).get("conditions", [])
-    )
-
-
-async def live(
-    world: World, faults: Faults, *, act: Any = None, spec: Raw | None = None, steps: int = 1500
-) -> Operator:
-    """Apply the TuningJob and let the world go on until it has finished; then nothing may be written any more."""
-    given = {"resources": {"gpus": 0}, "retries": 2, **(spec or {})}
-    world.cluster.add(TUNING_JOBS, make_tuning_job(NAME, uid="uid-of-faq", **given))
-    with fake_time(world):
-        operator = Operator(world, faults)
-        await operator.start()
-        try:
-            for number in range(steps):
-                if act is not None:
-                    act(world, number)
-                operator.deliver()
-                await operator.work()
-                if finished(world) or world.cluster.get(TUNING_JOBS, NAME) is None:
-                    break
-                world.step()
-            else:
-                raise AssertionError(f"no end: {world.end()} {world.all(JOBS)}")
-            await still(world, operator)
-        finally:
-            await operator.stop()
-    return operator
-
-
-async def still(world: World, operator: Operator) -> None:
-    """After the end: a last list, then a restart, and not a single write but of what an Event was due."""
-    operator.faults = Faults()
-    before = json.dumps(world.cluster.get(TUNING_JOBS, NAME))
-    writes = len(world.cluster.writes)
-    for _ in range(40):
-        world.step()
-        operator.deliver(everything=True)
-        await operator.work()
-    await operator.stop()
-    await operator.start()
-    await operator.work()
-    assert world.cluster.writes[writes:] == []
-    assert json.dumps(world.cluster.get(TUNING_JOBS, NAME)) == before
-
+from tests.support.operator_objects import make_status, make_tuning_job
+from tests.support.tuning_world import HANG, LOST, NAME, NO_GPU, OK, OOM, Faults, World, finished, has_ended, live
+from tuning_operator.core.cache import JOBS, PODS, TUNING_JOBS
 
 PLANS: dict[str, dict[str, list[str]]] = {
     "well": {},
@@ -446,22 +29,35 @@ PLANS: dict[str, dict[str, list[str]]] = {
     "out of memory": {"train": [OOM]},
     "result lost": {"train": [LOST]},
     "result lost after a failure": {"train": ["137", LOST]},
+    "nothing to report": {"train": [LOST], "report": ["64"]},
+    "no GPU": {"train": [NO_GPU]},
 }
 TROUBLE = Faults(kill=0.1, lag=0.5, lose=0.05, double=0.2, interleave=0.2)
 SEEDS = int(os.environ.get("SEEDS", "3"))
 """Schedules of each case; some hundreds where something was changed."""
+PLANS_WITH_A_SIDECAR = PLANS | {"trainer refuses at once": {"train": ["64"]}}
 each_plan = pytest.mark.parametrize("plan", PLANS, ids=[name.replace(" ", "-") for name in PLANS])
 each_seed = pytest.mark.parametrize("seed", range(SEEDS))
 each_of_twice_the_seeds = pytest.mark.parametrize("seed", range(2 * SEEDS))
 
 
+_calm: dict[str, World] = {}
+
+
+async def calm(plan: str) -> World:
+    """After a life of this plan in which nothing goes wrong; lived once."""
+    if plan not in _calm:
+        _calm[plan] = World(random.Random(0), PLANS_WITH_A_SIDECAR[plan])
+        await live(_calm[plan], Faults())
+    return _calm[plan]
+
+
 @each_plan
 @each_seed
 async def test_the_end_is_the_same_with_every_kind_of_trouble(plan: str, seed: int) -> None:
-    calm, world = World(random.Random(0), PLANS[plan]), World(random.Random(seed), PLANS[plan])
-    await live(calm, Faults())
+    world = World(random.Random(seed), PLANS[plan])
     await live(world, TROUBLE)
-    assert world.end() == calm.end()
+    assert world.end() == (await calm(plan)).end()
 
 
 async def test_the_trouble_kills_the_operator() -> None:
@@ -481,30 +77,33 @@ EXPECTED = {
     "out of memory": ("False", "OutOfMemory"),
     "result lost": ("True", "Succeeded"),
     "result lost after a failure": ("True", "Succeeded"),
+    "nothing to report": ("False", "ResultLost"),
+    "no GPU": ("False", "GPUUnavailable"),
 }
+NOT_TRAINED = {"refused", "check crashes"}
+REPORTED = {"result lost", "result lost after a failure", "nothing to report"}
 
 
 @pytest.mark.parametrize("plan", ["well", "refused", "trainer refuses at once", "result of the check lost"])
 @each_seed
 async def test_a_sidecar_that_never_ends_keeps_no_result_and_no_pod(plan: str, seed: int) -> None:
     """Whatever trouble there is meanwhile; and never two trainers at once, which the world itself asserts."""
-    plans = PLANS | {"trainer refuses at once": {"train": ["64"]}}
-    calm, world = World(random.Random(0), plans[plan]), World(random.Random(seed), plans[plan], sidecar=True)
-    await live(calm, Faults())
+    world = World(random.Random(seed), PLANS_WITH_A_SIDECAR[plan], sidecar=True)
     await live(world, TROUBLE)
-    assert world.end()["conditions"] == calm.end()["conditions"]
+    assert world.end()["conditions"] == (await calm(plan)).end()["conditions"]
     assert world.all(PODS) == [], "a GPU that a proxy holds is a GPU that nobody else has"
 
 
 @each_plan
 async def test_the_end_says_what_has_happened(plan: str) -> None:
-    world = World(random.Random(1), PLANS[plan])
-    await live(world, Faults())
+    world = await calm(plan)
     conditions = {kind: (status, reason) for kind, status, reason, _ in world.end()["conditions"]}
     assert conditions["Succeeded"] == EXPECTED[plan]
     assert conditions["Reconciling"] == ("False", "Finished")
     assert conditions["Stalled"][0] == "False"
     assert world.end()["status"]["startTime"]
+    children = {"faq-check"} if plan in NOT_TRAINED else {"faq-check", "faq-train"}
+    assert set(world.job_names()) == children | ({"faq-report"} if plan in REPORTED else set())
 
 
 @each_seed
@@ -579,10 +178,9 @@ async def test_suspended_at_any_moment_no_pod_runs_and_the_status_says_so(seed: 
 
 @each_of_twice_the_seeds
 async def test_kueue_lets_jobs_in_and_takes_that_back(seed: int) -> None:
-    calm, world = World(random.Random(0), {}), World(random.Random(seed), {})
-    await live(calm, Faults())
+    world = World(random.Random(seed), {})
     await live(world, TROUBLE, spec={"queueName": "team-a", "retries": 100})
-    assert world.end()["conditions"] == calm.end()["conditions"]
+    assert world.end()["conditions"] == (await calm("well")).end()["conditions"]
     if seed == 2:  # of those that were held back for long enough
         assert "Queued" in {event["reason"] for event in world.cluster.events}
 
@@ -596,3 +194,74 @@ async def test_equal_input_gives_byte_equal_statuses(plan: str) -> None:
     await live(first, TROUBLE)
     await live(second, TROUBLE)
     assert bytes_of(first) == bytes_of(second)
+
+
+@each_plan
+@pytest.mark.parametrize("number", range(8))
+async def test_killed_before_any_write_it_ends_the_same(plan: str, number: int) -> None:
+    undisturbed, world = await calm(plan), World(random.Random(0), PLANS[plan])
+    operator = await live(world, Faults(kill_at=number))
+    assert operator.deaths == (number < len(undisturbed.cluster.writes))
+    assert world.end() == undisturbed.end()
+
+
+@pytest.mark.parametrize("plan", ["well", "result lost", "refused"])
+@pytest.mark.parametrize("moment", range(0, 30, 3))
+async def test_a_status_that_was_wiped_at_any_moment_comes_back(plan: str, moment: int) -> None:
+    def act(world: World, number: int) -> None:
+        if number == moment:
+            world.wipe_status()
+
+    world = World(random.Random(moment), PLANS[plan])
+    await live(world, Faults(lag=0.5), act=act)
+    assert world.end() == (await calm(plan)).end()
+
+
+@pytest.mark.parametrize("child", ["faq-check", "faq-train"])
+@pytest.mark.parametrize("moment", range(0, 30, 3))
+async def test_a_child_that_was_deleted_at_any_moment_does_no_harm(child: str, moment: int) -> None:
+    def act(world: World, number: int) -> None:
+        if number == moment:
+            world.remove_job(child)
+
+    world = World(random.Random(moment), PLANS["well"])
+    await live(world, Faults(lag=0.5), act=act)
+    assert {kind: status for kind, status, *_ in world.end()["conditions"]}["Succeeded"] == "True"
+
+
+async def test_without_retries_the_first_failure_is_the_end() -> None:
+    world = World(random.Random(0), {"train": ["137", OK]})
+    await live(world, Faults(), spec={"retries": 0})
+    assert {kind: rest for kind, *rest in world.end()["conditions"]}["Succeeded"][:2] == ["False", "RetriesExhausted"]
+
+
+async def test_it_waits_for_the_start_adapter_and_trains_once_it_is_there() -> None:
+    first = make_tuning_job("first", uid="first", status=make_status(Finished="True", Succeeded="True"))
+    seen: list[Any] = []
+
+    def act(world: World, number: int) -> None:
+        if number == 30:
+            seen.extend([{kind: reason for kind, _, reason, _ in world.end()["conditions"]}, world.job_names()])
+            world.cluster.add(TUNING_JOBS, first)
+
+    world = World(random.Random(0), PLANS["well"])
+    await live(world, Faults(), act=act, spec={"model": {"path": "base/tiny", "adapter": {"tuningJob": "first"}}})
+    conditions, jobs = seen
+    assert (conditions["Reconciling"], jobs) == ("AdapterJobNotFound", ["faq-check"])
+    assert {kind: status for kind, status, *_ in world.end()["conditions"]}["Succeeded"] == "True"
+    assert world.end()["status"]["startAdapterModelId"] == first["status"]["modelId"]
+
+
+async def test_what_waits_is_not_written_again_and_again() -> None:
+    written: list[list[str]] = []
+
+    def act(world: World, number: int) -> None:
+        if number in (60, 200):
+            written.append([write for write in world.cluster.writes if not write.startswith("event")])
+        if number == 200:
+            assert {kind: reason for kind, _, reason, _ in world.end()["conditions"]}["Trained"] == "Training"
+            world.delete()
+
+    await live(World(random.Random(0), {"train": [HANG]}), Faults(), act=act)
+    assert written[0] == written[1]
+    assert len(written[0]) == 5
