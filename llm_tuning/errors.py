@@ -5,12 +5,21 @@
     +-- TryAgain (RuntimeError)    exit 75: nothing is wrong with the input; the same command may succeed later
 
 Whether something is retried is decided by the type alone, never by reading a message.
+
+The library does not know who asks: its sentences name a setting by a placeholder, and the edge (command line, pod, API)
+puts in the word that its users know (`in_words`):
+
+    {field:training.max_length}     the setting itself               --max_length     spec.training.maxLength
+    {set:mode=sft}                  what to do to give it a value    use --tuning_mode sft     set spec.mode to sft
+    {command:registry list}         a command, or what stands for it
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 EXIT_OK = 0
 EXIT_INPUT = 64
@@ -19,12 +28,55 @@ EXIT_TRY_AGAIN = 75
 """Try again (EX_TEMPFAIL in sysexits.h): stopped after a checkpoint, volume busy, GPU missing."""
 
 
+class Words(Protocol):
+    """How one edge calls what the library speaks of; paths are those of the API, in snake_case."""
+
+    def field(self, path: str) -> str: ...
+
+    def setting(self, path: str, value: str) -> str: ...
+
+    def command(self, name: str) -> str: ...
+
+
+class PlainWords:
+    """The words of Python callers, logs and files: the setting's own name."""
+
+    def field(self, path: str) -> str:
+        """`max_length` of `training.max_length`, and `model.path`, whose last part says nothing."""
+        name = path.rpartition(".")[2]
+        return path if name in ("path", "uri") else name
+
+    def setting(self, path: str, value: str) -> str:
+        """`set devices to cpu`."""
+        return f"set {self.field(path)} to {value}"
+
+    def command(self, name: str) -> str:
+        """The command as one types it."""
+        return f"`tune-llm {name}`"
+
+
+PLAIN = PlainWords()
+_PLACEHOLDER = re.compile(r"\{(field|set|command):([a-z_.]+(?: [a-z_]+)*)(?:=([^{}]*))?\}")
+
+
+def in_words(text: str, words: Words = PLAIN) -> str:
+    """`text` with the words of an edge in place of its placeholders."""
+
+    def word(found: re.Match[str]) -> str:
+        kind, name, value = found.groups()
+        if kind == "field":
+            return words.field(name)
+        return words.setting(name, value or "") if kind == "set" else words.command(name)
+
+    return _PLACEHOLDER.sub(word, text)
+
+
 @dataclass(frozen=True)
 class Problem:
     """One thing wrong with the input: where it is, the rule it breaks (with the value), and what would be right.
 
     `field` is the API field that it comes from (`dataset.path`), where that is known and `where` says something else:
-    a file, a row.
+    a file, a row. Rule and fix may hold placeholders; as text they are in plain words.
     """
 
     where: str
@@ -32,9 +84,14 @@ class Problem:
     fix: str = ""
     field: str = ""
 
+    def in_words(self, words: Words = PLAIN) -> Problem:
+        """This problem as an edge says it."""
+        return replace(self, rule=in_words(self.rule, words), fix=in_words(self.fix, words))
+
     def __str__(self) -> str:
-        text = f"{self.where}: {self.rule}" if self.where else self.rule
-        return f"{text}; {self.fix}" if self.fix else text
+        said = self.in_words()
+        text = f"{said.where}: {said.rule}" if said.where else said.rule
+        return f"{text}; {said.fix}" if said.fix else text
 
 
 class TuningError(Exception):
@@ -52,8 +109,11 @@ class InputError(TuningError, ValueError):
 
 
 class TryAgain(TuningError, RuntimeError):  # noqa: N818 - it is not a fault of the input
-    """The run stopped for a reason outside the input; starting it again resumes. `reason` is one CamelCase word."""
+    """The run stopped for a reason outside the input; starting it again resumes.
+
+    `reason` is one CamelCase word, `message` may hold placeholders.
+    """
 
     def __init__(self, reason: str, message: str) -> None:
-        self.reason = reason
-        super().__init__(message)
+        self.reason, self.message = reason, message
+        super().__init__(in_words(message))

@@ -130,3 +130,23 @@ def _put(values: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
         values = inner
     values.pop(to_camel(path[-1]), None)
     values[path[-1]] = value
+
+
+class FlagWords:
+    """The words of the command line, for `errors.in_words`."""
+
+    def field(self, path: str) -> str:
+        """The setting's flag; its path where it has none."""
+        names = {".".join(flag.path): f"--{flag.name}" for flag in (*config_flags(), *option_flags())}
+        return names.get(path, path)
+
+    def setting(self, path: str, value: str) -> str:
+        """`use --devices cpu`."""
+        return f"use {self.field(path)} {value}"
+
+    def command(self, name: str) -> str:
+        """The command as one types it."""
+        return f"`tune-llm {name}`"
+
+
+FLAG_WORDS = FlagWords()

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from llm_tuning.api.flags import FLAG_WORDS
 from llm_tuning.cli.tables import print_columns, print_table
 from llm_tuning.errors import EXIT_OK, InputError
 
@@ -69,7 +70,14 @@ def _verify(args: argparse.Namespace) -> int:
     registry = _registry(Path(args.output_dir))
     problems = registry.verify(args.model_id)
     if args.json:
-        _print_json({"problems": [{"where": p.where, "rule": p.rule, "fix": p.fix} for p in problems]})
+        _print_json(
+            {
+                "problems": [
+                    {"where": p.where, "rule": p.rule, "fix": p.fix}
+                    for p in (problem.in_words(FLAG_WORDS) for problem in problems)
+                ]
+            }
+        )
     elif problems:
         print("\n".join(map(str, problems)))
     else:

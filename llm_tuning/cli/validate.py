@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 from llm_tuning.api import TrainingSpec, TuningConfig
-from llm_tuning.errors import EXIT_INPUT, EXIT_OK, InputError
+from llm_tuning.api.flags import FLAG_WORDS
+from llm_tuning.errors import EXIT_INPUT, EXIT_OK, InputError, Problem
 from llm_tuning.modes import MODES
 
 
@@ -31,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         return _run(args)
     except InputError as error:  # a bad flag or base: there is no report, but machines still get JSON
-        problems = [{"where": p.where, "rule": p.rule, "fix": p.fix} for p in error.problems]
+        problems = [{"where": p.where, "rule": p.rule, "fix": p.fix} for p in map(_in_flags, error.problems)]
         print(json.dumps({"ok": False, "path": args.dataset_path, "problems": problems}, indent=2))
         return EXIT_INPUT
 
@@ -49,6 +50,7 @@ def _run(args: argparse.Namespace) -> int:
         tokenizer_dir=base,
         max_length=args.max_length,
         skip_invalid_rows=args.skip_invalid_rows,
+        words=FLAG_WORDS,
     )
     if base is not None and not (base / "config.json").exists():
         report.warnings.append(f"{base} has no config.json: it is no base model, and a run would refuse it")
@@ -63,3 +65,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.json:
         return EXIT_INPUT
     raise DatasetRefused(report)
+
+
+def _in_flags(problem: Problem) -> Problem:
+    return problem.in_words(FLAG_WORDS)

@@ -19,11 +19,11 @@ if __package__ in (None, ""):  # run as a file: its own folder is on sys.path, t
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from llm_tuning.api import RunOptions, TuningConfig
-from llm_tuning.api.flags import CLI_DEFAULTS, Flag, add_flags, config_flags, merge, option_flags
+from llm_tuning.api.flags import CLI_DEFAULTS, FLAG_WORDS, Flag, add_flags, config_flags, merge, option_flags
 from llm_tuning.cli.parser import Parser
 from llm_tuning.core.stopping import stop_on_signals
 from llm_tuning.core.suggestions import did_you_mean
-from llm_tuning.errors import EXIT_INPUT, EXIT_TRY_AGAIN, InputError, Problem, TryAgain
+from llm_tuning.errors import EXIT_INPUT, EXIT_TRY_AGAIN, InputError, Problem, TryAgain, in_words
 from llm_tuning.modes import DEFAULT_MODE
 
 SUBCOMMANDS = {
@@ -184,11 +184,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _run(arguments)
         except InputError as error:
             _say(traceback.format_exc() if debug else "")
-            _say("\n".join(f"error: {problem}" for problem in error.problems))
+            _say("\n".join(f"error: {problem.in_words(FLAG_WORDS)}" for problem in error.problems))
             return EXIT_INPUT
         except TryAgain as error:
             _say(traceback.format_exc() if debug else "")
-            _say(f"try again ({error.reason}): {error}")
+            _say(f"try again ({error.reason}): {in_words(error.message, FLAG_WORDS)}")
             return EXIT_TRY_AGAIN
         except KeyboardInterrupt:
             return EXIT_INTERRUPTED

@@ -22,7 +22,7 @@ from llm_tuning.data.tally import Tally
 from llm_tuning.data.token_rows import TokenRowsWriter
 from llm_tuning.data.tokens import RowTokenizer, TokenisedRow
 from llm_tuning.data.verdict import judge
-from llm_tuning.errors import InputError, Problem
+from llm_tuning.errors import PLAIN, InputError, Problem, Words
 
 __all__ = ["DatasetRefused", "check_dataset", "data_hash", "examine_dataset", "render_sample"]
 
@@ -32,10 +32,10 @@ _BATCH_CHARACTERS = 1 << 18
 
 
 class DatasetRefused(InputError):  # noqa: N818 - the input is at fault, not the program
-    """The dataset does not pass; `report` holds all that was found."""
+    """The dataset does not pass; `report` holds all that was found, in plain words."""
 
     def __init__(self, report: Report) -> None:
-        self.report = report
+        self.report = report.in_words()
         super().__init__(report.input_problems())
 
 
@@ -48,13 +48,15 @@ def check_dataset(
     skip_invalid_rows: bool = False,
     out: Path | None = None,
     encoder: Tokenizer | None = None,
+    words: Words = PLAIN,
 ) -> Report:
     """Check a dataset for a run; with `out` also write its TokenRows there.
 
     `tokenizer_dir` is the folder of the base; `encoder` (the backend of its AutoTokenizer) stands in for a missing
-    tokenizer.json. Raises DatasetRefused (an InputError) with all problems; then nothing is left in `out`.
+    tokenizer.json. The report is in `words`. Raises DatasetRefused (an InputError) with all problems; then nothing is
+    left in `out`.
     """
-    report = examine_dataset(
+    report = _examine(
         path,
         form=form,
         tokenizer_dir=tokenizer_dir,
@@ -65,7 +67,7 @@ def check_dataset(
     )
     if not report.ok:
         raise DatasetRefused(report)
-    return report
+    return report.in_words(words)
 
 
 def examine_dataset(
@@ -75,13 +77,29 @@ def examine_dataset(
     tokenizer_dir: Path | None,
     max_length: int,
     skip_invalid_rows: bool = False,
-    out: Path | None = None,
-    encoder: Tokenizer | None = None,
+    words: Words = PLAIN,
 ) -> Report:
     """As `check_dataset`, but a dataset that does not pass is a report with `ok` False.
 
-    Raises InputError for a base that has no usable tokenizer or template, or an `out` that cannot be written.
+    Raises InputError for a base that has no usable tokenizer or template.
     """
+    report = _examine(
+        path, form=form, tokenizer_dir=tokenizer_dir, max_length=max_length, skip_invalid_rows=skip_invalid_rows
+    )
+    return report.in_words(words)
+
+
+def _examine(
+    path: str | Path,
+    *,
+    form: RowForm,
+    tokenizer_dir: Path | None,
+    max_length: int,
+    skip_invalid_rows: bool = False,
+    out: Path | None = None,
+    encoder: Tokenizer | None = None,
+) -> Report:
+    """The report with its placeholders; raises InputError for an unusable base or an `out` that cannot be written."""
     path = Path(path)
     tokenizer = _load_tokenizer(tokenizer_dir, encoder)
     if out is not None and tokenizer is None:
@@ -188,8 +206,9 @@ def _rows_writer(out: Path | None) -> Iterator[TokenRowsWriter | None]:
     except OSError as error:
         if writer is not None:
             writer.discard()
-        fix = "free some space or give another folder with --output_dir"
-        raise InputError(Problem(str(out), f"cannot be written: {error.strerror or error}", fix)) from None
+        rule = f"cannot be written: {error.strerror or error}"
+        fix = "free some space or give another folder with {field:output_dir}"
+        raise InputError(Problem(str(out), rule, fix, field="output_dir")) from None
     except BaseException:
         if writer is not None:
             writer.discard()

@@ -5,11 +5,13 @@ It holds counts, row numbers and field names, never a word of the dataset itself
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict
 
 from llm_tuning.data.faults import Reason
 from llm_tuning.data.reading import FORMAT_NAMES, Format
-from llm_tuning.errors import Problem
+from llm_tuning.errors import PLAIN, Problem, Words, in_words
 
 MAX_LISTED_ROWS = 20
 """Row numbers kept of each kind; the counts beside them are complete."""
@@ -157,6 +159,10 @@ class Report(_Part):
         self.ok = False
         self.problems.append(FoundProblem(where=problem.where, rule=problem.rule, fix=problem.fix))
 
+    def in_words(self, words: Words = PLAIN) -> Report:
+        """This report as an edge says it: its sentences hold placeholders (`llm_tuning.errors`)."""
+        return Report.model_validate(_in_words(self.model_dump(), words))
+
     def summary(self) -> str:
         """The report as plain lines of text, without the problems."""
         return "\n".join(f"{label}: {text}" for label, text in summary_lines(self))
@@ -164,6 +170,17 @@ class Report(_Part):
     def input_problems(self) -> list[Problem]:
         """The problems as an InputError takes them."""
         return [Problem(p.where, p.rule, p.fix, field="dataset.path") for p in self.problems]
+
+
+def _in_words(value: Any, words: Words) -> Any:
+    match value:
+        case str():
+            return in_words(value, words)
+        case dict():
+            return {name: _in_words(item, words) for name, item in value.items()}
+        case list():
+            return [_in_words(item, words) for item in value]
+    return value
 
 
 def summary_lines(report: Report) -> list[tuple[str, str]]:

@@ -191,8 +191,9 @@ class RowTokenizer:
         if sequence.learned.any():
             return None
         if sequence.full_length > max_length:
-            rule = f"nothing is left to learn: the answer starts after max_length ({max_length} tokens)"
-            return RowFault(Reason.NOTHING_TO_LEARN, rule, "raise max_length or shorten the prompt")
+            limit = f"{{field:training.max_length}} ({max_length} tokens)"
+            rule = f"nothing is left to learn: the answer starts after {limit}"
+            return RowFault(Reason.NOTHING_TO_LEARN, rule, "raise {field:training.max_length} or shorten the prompt")
         return RowFault(Reason.NOTHING_TO_LEARN, "has no token to learn", "give more text or remove the row")
 
     def _without_embedding(self, number: int) -> RowFault:

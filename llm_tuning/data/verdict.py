@@ -73,13 +73,14 @@ def _find_warnings(report: Report) -> None:
         elif tokens.rows_learning_end == 0:
             warn(
                 "no end token is learned: answers will not stop; use a chat template that ends the assistant's turn "
-                "with the end token, or raise max_length if every row is cut"
+                "with the end token, or raise {field:training.max_length} if every row is cut"
             )
         elif tokens.rows_learning_end < report.kept - tokens.truncated.count:
             missing = report.kept - tokens.truncated.count - tokens.rows_learning_end
             warn(f"{missing:,} rows that are not cut end without an end token: such answers may not stop")
         if tokens.truncated.count:
-            warn(f"{tokens.truncated} cut at max_length {tokens.max_length:,}: raise it to keep the whole answers")
+            at = f"{{field:training.max_length}} {tokens.max_length:,}"
+            warn(f"{tokens.truncated} cut at {at}: raise it to keep the whole answers")
         if tokens.boundary_merges.count:
             warn(
                 f"the prompt of {tokens.boundary_merges} has other tokens alone than before its answer: "
@@ -101,7 +102,7 @@ def _find_warnings(report: Report) -> None:
 def _find_notes(report: Report, tokenizer: RowTokenizer | None, tokenizer_dir: Path | None) -> None:
     note = report.notes.append
     if tokenizer_dir is None:
-        note("token lengths were not checked: give the base with --llm_path")
+        note("token lengths were not checked: give the base with {field:model.path}")
     elif tokenizer is None:
         note("the base has no tokenizer.json: token lengths are checked in the run")
     elif tokenizer.template.is_plain and report.shape != "text":

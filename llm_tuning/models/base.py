@@ -197,5 +197,7 @@ def check_writable(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise InputError(
-            Problem(f"output_dir {folder}", f"cannot be written ({error.strerror})", "give another with --output_dir")
+            Problem(
+                f"output_dir {folder}", f"cannot be written ({error.strerror})", "give another with {field:output_dir}"
+            )
         ) from None

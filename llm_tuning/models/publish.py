@@ -65,12 +65,12 @@ def _already(target: Path, manifest: Manifest) -> Manifest | None:
     there = read_manifest(target)
     if there is None:
         rule = f"is there already and holds no {MANIFEST}, so it is not a model of ours"
-        raise InputError(Problem(str(target), rule, "move it away, or give another --model_id"))
+        raise InputError(Problem(str(target), rule, "move it away, or give another {field:model_id}"))
     if there.config_hash != manifest.config_hash:
         rule = (
             f"is a finished model of another configuration ({there.config_hash[:12]}, not {manifest.config_hash[:12]})"
         )
-        raise InputError(Problem(str(target), rule, "give another --model_id"))
+        raise InputError(Problem(str(target), rule, "give another {field:model_id}"))
     return there
 
 
@@ -83,10 +83,17 @@ def storage_errors(where: Path) -> Iterator[None]:
         if error.errno in _FULL:
             rule = f"the disk is full ({error.strerror})"
             raise InputError(
-                Problem(str(where), rule, "make room or give another --output_dir, then start again")
+                Problem(
+                    str(where),
+                    rule,
+                    "make room or give another {field:output_dir}, then start again",
+                    field="output_dir",
+                )
             ) from error
         if error.errno in _NOT_WRITABLE:
             name = f" of {error.filename}" if error.filename and str(error.filename) != str(where) else ""
             rule = f"cannot be written ({error.strerror}{name})"
-            raise InputError(Problem(str(where), rule, "give another with --output_dir")) from error
+            raise InputError(
+                Problem(str(where), rule, "give another with {field:output_dir}", field="output_dir")
+            ) from error
         raise

@@ -207,7 +207,7 @@ class Registry:
         """The error for a model_id that is not here, with the folder and similar model_ids."""
         known = [entry["model_id"] for entry in self.entries()]
         similar = difflib.get_close_matches(model_id, known, n=3, cutoff=0.5)
-        fix = f"did you mean {' or '.join(similar)}?" if similar else "`registry list` shows what is there"
+        fix = f"did you mean {' or '.join(similar)}?" if similar else "{command:registry list} shows what is there"
         return InputError(Problem("model_id", f"{model_id!r} is not in {self.models_dir.resolve()}", fix))
 
     # --- what an index should hold -----------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ def check_trainable(base: BaseModel) -> None:
             Problem(
                 where,
                 f"is quantised ({method}), which no adapter can be trained on here",
-                "give the unquantised weights; quantization 4bit quantises them itself, in memory",
+                "give the unquantised weights; with {field:model.quantization} 4bit the run quantises them itself",
             )
         )
     says, has = _vocab_size(config), embedding_rows(base)

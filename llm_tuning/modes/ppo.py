@@ -56,7 +56,7 @@ def judge_rewards(report: Report) -> Iterator[Problem]:
         return
     if spread.min == spread.max:
         rule = f"the reward is {spread.min:g} in every row: nothing tells good outputs from bad ones"
-        yield Problem(f"{report.path}, reward", rule, "give rewards that differ, or use --tuning_mode sft")
+        yield Problem(f"{report.path}, reward", rule, "give rewards that differ, or {set:mode=sft}")
     elif not math.isfinite(spread.std):
         rule = "the rewards differ by more than can be standardised"
         yield Problem(f"{report.path}, reward", rule, "scale them down")

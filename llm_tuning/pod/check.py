@@ -7,6 +7,7 @@ import logging
 from llm_tuning.data.report import Report
 from llm_tuning.pod.contract import CheckResult, PodReason
 from llm_tuning.pod.job import PodJob
+from llm_tuning.pod.wording import SPEC_WORDS
 
 log = logging.getLogger(__name__)
 
@@ -17,7 +18,7 @@ def run(job: PodJob) -> CheckResult:
 
     config = job.config()
     job.make_models_folder()
-    report = check_run(config, job.options())
+    report = check_run(config, job.options(), words=SPEC_WORDS)
     log.info("%s", report.summary())
     return CheckResult(ok=True, reason=PodReason.DATASET_VALID, message=_message(report))
 

@@ -47,7 +47,7 @@ def run_role(role: str) -> int:
     except InputError as error:
         result, code = _failed(role, job, reason_of(error, job), message_of(error, job)), EXIT_INPUT
     except TryAgain as error:
-        result, code = _failed(role, job, error.reason, str(error)), EXIT_TRY_AGAIN
+        result, code = _failed(role, job, error.reason, error.message), EXIT_TRY_AGAIN
     except Exception as error:
         log.exception("unexpected")
         message = f"{type(error).__name__}: {error}"

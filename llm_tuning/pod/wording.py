@@ -1,7 +1,7 @@
 """A run's errors in the words of a TuningJob: its field paths, paths as they are on the claim, one reason for all.
 
-The checks are those of the command line and speak of its flags and of absolute paths. Which reason a problem has is
-decided by the field it comes from and by what is on the claim, never by the text of its message.
+The library names settings by placeholders, which become fields of the spec here. Which reason a problem has is decided
+by the field it comes from and by what is on the claim, never by the text of its message.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from pydantic.alias_generators import to_camel
+
 from llm_tuning.api.tuning_job import TuningJobSpec
-from llm_tuning.errors import InputError, Problem
+from llm_tuning.errors import InputError, Problem, in_words
 from llm_tuning.pod.contract import PodReason
 from llm_tuning.pod.job import OutsideVolume, PodJob
 from llm_tuning.pod.report import ModelNotFound
@@ -20,15 +22,29 @@ from llm_tuning.run.checks import ADAPTER, BASE, DATASET, OUTPUT, TRACKING
 
 _CLAIM = "volume.claimName"
 _FULL_BYTES = 1 << 20
-_FLAGS = {
-    "--tuning_mode ": "mode: ",
-    "`tune-llm registry list`": "models/registry.json on the claim",
-    "`registry list`": "models/registry.json on the claim",
-    "max_length": "training.maxLength",
-    "--model_id": "name",
-    "use --devices cpu": "set resources.gpus to 0",
-}
 _OUTPUT_FIX = f"give a claim that user {os.getuid()} may write to and that has room"
+
+
+class SpecWords:
+    """The words of a TuningJob, for `errors.in_words`."""
+
+    def field(self, path: str) -> str:
+        """`spec.training.maxLength`."""
+        own = {"model_id": "metadata.name", "output_dir": f"spec.{_CLAIM}"}
+        return own.get(path) or "spec." + ".".join(map(to_camel, path.split(".")))
+
+    def setting(self, path: str, value: str) -> str:
+        """`set spec.mode to sft`; the pod's devices are its GPUs."""
+        if (path, value) == ("devices", "cpu"):
+            return "set spec.resources.gpus to 0"
+        return f"set {self.field(path)} to {value}"
+
+    def command(self, name: str) -> str:
+        """What there is on the claim instead: nobody has a command line in a pod."""
+        return {"registry list": "models/registry.json on the claim"}.get(name, f"`tune-llm {name}`")
+
+
+SPEC_WORDS = SpecWords()
 
 
 def reason_of(error: InputError, job: PodJob | None) -> PodReason:
@@ -63,13 +79,11 @@ def message_of(error: InputError, job: PodJob | None) -> str:
 
 
 def in_claim_words(text: str, job: PodJob | None) -> str:
-    """`text` with paths as a user of the claim knows them, and fields for flags."""
+    """`text` with paths as a user of the claim knows them, and settings as fields of the spec."""
     if job is not None:
         for folder in (job.root, job.dataset_dir):
             text = re.sub(rf"{re.escape(str(folder))}/(?=[\w.])", "", text)
-    for flag, word in _FLAGS.items():
-        text = text.replace(flag, word)
-    return text
+    return in_words(text, SPEC_WORDS)
 
 
 def _in_spec_words(problems: Sequence[Problem], job: PodJob | None) -> list[Problem]:

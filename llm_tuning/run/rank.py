@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -99,11 +99,11 @@ def usable_device(devices: list[str], local_rank: int) -> str:
             raise InputError(Problem("devices", f"GPU {index} is not there", f"this machine has 0 to {count - 1}"))
         return device
     if devices == DEFAULT_DEVICES and not gpu_required():
-        log.warning("no CUDA on this machine: training on the CPU (say --devices cpu to mean it)")
+        log.warning("no CUDA on this machine: training on the CPU (devices cpu is how to mean it)")
         return "cpu"
     raise TryAgain(
         "GPUUnavailable",
-        f"devices {', '.join(devices)} were asked for but torch sees no CUDA; check the driver, or use --devices cpu",
+        f"devices {', '.join(devices)} were asked for but torch sees no CUDA; check the driver, or {{set:devices=cpu}}",
     )
 
 
@@ -123,11 +123,11 @@ def main(work: Path) -> int:
             assert spec is not None, f"{work} holds no run.json"
             run_rank(spec.with_tracking_uri(os.environ.get(TRACKING_URI_VARIABLE)), place)
         except InputError as error:
-            problems = [{"where": p.where, "rule": p.rule, "fix": p.fix} for p in error.problems]
+            problems = [asdict(problem) for problem in error.problems]
             _leave_error(str(error), problems=problems)
             return EXIT_INPUT
         except TryAgain as error:
-            _leave_error(str(error), reason=error.reason)
+            _leave_error(error.message, reason=error.reason)
             return EXIT_TRY_AGAIN
         except Exception as error:
             if stop_requested():  # a peer left first and the collective broke: this is the stop, seen from here

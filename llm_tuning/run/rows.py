@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llm_tuning.api import TuningConfig
+from llm_tuning.errors import PLAIN, Words
 from llm_tuning.modes import MODES
 
 if TYPE_CHECKING:
@@ -18,9 +19,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def check_rows(config: TuningConfig, *, with_tokens: bool = True) -> Report:
+def check_rows(config: TuningConfig, *, with_tokens: bool = True, words: Words = PLAIN) -> Report:
     """Check the rows and write nothing; raises InputError. Without tokens no base is needed."""
-    return _read(config, out=None, encoder=None, with_tokens=with_tokens)
+    return _read(config, out=None, encoder=None, with_tokens=with_tokens, words=words)
 
 
 def tokenise_rows(config: TuningConfig, out: Path, *, show_sample: bool) -> Report:
@@ -46,7 +47,14 @@ def hash_rows(config: TuningConfig) -> str:
     return data_hash(Path(config.dataset.path))
 
 
-def _read(config: TuningConfig, *, out: Path | None, encoder: Tokenizer | None, with_tokens: bool = True) -> Report:
+def _read(
+    config: TuningConfig,
+    *,
+    out: Path | None,
+    encoder: Tokenizer | None,
+    with_tokens: bool = True,
+    words: Words = PLAIN,
+) -> Report:
     from llm_tuning.data.check import check_dataset
 
     return check_dataset(
@@ -57,6 +65,7 @@ def _read(config: TuningConfig, *, out: Path | None, encoder: Tokenizer | None, 
         skip_invalid_rows=config.dataset.skip_invalid_rows,
         out=out,
         encoder=encoder,
+        words=words,
     )
 
 

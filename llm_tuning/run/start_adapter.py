@@ -34,7 +34,7 @@ def find_start_adapter(config: TuningConfig, output_dir: Path) -> StartAdapter |
             Problem(
                 ADAPTER,
                 f"{model_id!r} is no finished adapter in {output_dir}",
-                "see `tune-llm registry list` for those that are",
+                "see {command:registry list} for those that are",
             )
         )
     for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG):

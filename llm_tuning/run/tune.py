@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from llm_tuning.api import RunOptions, TuningConfig
 from llm_tuning.core.stopping import raise_if_stopped, stop_on_signals
-from llm_tuning.errors import InputError, Problem
+from llm_tuning.errors import PLAIN, InputError, Problem, Words
 from llm_tuning.models.layout import CHECKPOINTS
 from llm_tuning.models.registry import Registry
 from llm_tuning.run.checkpoints import newest_whole
@@ -59,10 +59,11 @@ def tune(config: TuningConfig, options: RunOptions) -> str:
         return spec.model_id
 
 
-def check_run(config: TuningConfig, options: RunOptions) -> Report:
+def check_run(config: TuningConfig, options: RunOptions, *, words: Words = PLAIN) -> Report:
     """All the checks of `tune` and nothing else: no work folder is made, no row is written, nothing is trained.
 
-    The hash of the base stays remembered in the output folder, so the run itself need not read the weights again.
+    The hash of the base stays remembered in the output folder, so the run itself need not read the weights again. The
+    report is in `words`.
     Raises InputError with every problem, the dataset's own too where another thing is wrong as well, or TryAgain.
     """
     with _guarded(Path(options.output_dir)):
@@ -70,7 +71,7 @@ def check_run(config: TuningConfig, options: RunOptions) -> Report:
             run = prepare(config, options)
         except InputError as error:
             raise InputError([*error.problems, *_further_data_problems(config, error)]) from None
-        return of_field(BASE, lambda: check_rows(run.config))  # those of rows say it
+        return of_field(BASE, lambda: check_rows(run.config, words=words))  # those of rows say it
 
 
 def _further_data_problems(config: TuningConfig, error: InputError) -> tuple[Problem, ...]:

@@ -184,7 +184,7 @@ def disk_errors_as_input_errors(output_dir: Path) -> Iterator[None]:
             Problem(
                 f"output_dir {output_dir}",
                 "no space is left on the disk",
-                "make room and start the same model_id again, or give another --output_dir",
+                "make room and start the same model_id again, or give another {field:output_dir}",
                 field=OUTPUT,
             )
         ) from error

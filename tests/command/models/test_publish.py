@@ -127,5 +127,5 @@ def test_a_read_only_disk_is_one_sentence(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     said = run_on_small_disk(disk, READ_ONLY)
     assert said.startswith(f"{disk}: cannot be written (Read-only file system")
-    assert said.endswith("give another with --output_dir\n")
+    assert said.endswith("give another with output_dir\n")
     assert said.count("\n") == 1

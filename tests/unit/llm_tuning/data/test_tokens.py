@@ -19,7 +19,7 @@ from llm_tuning.data.faults import Reason, RowFault
 from llm_tuning.data.rows import Conversation, Example
 from llm_tuning.data.spans import render_conversation
 from llm_tuning.data.tokens import RowTokenizer, TokenisedRow, TokenisedSequence
-from llm_tuning.errors import InputError
+from llm_tuning.errors import InputError, in_words
 from llm_tuning.modes import MODES
 from tests.support.tiny_base import CHAT_TEMPLATE
 from tests.support.tokenizers import byte_level, metaspace
@@ -221,7 +221,7 @@ def test_rows_are_cut_at_the_end_and_what_is_lost_is_known() -> None:
     (fault,) = tokenizer.tokenise([example], max_length=prompt_length)
     assert isinstance(fault, RowFault)
     assert fault.reason is Reason.NOTHING_TO_LEARN
-    assert f"max_length ({prompt_length} tokens)" in fault.rule
+    assert f"max_length ({prompt_length} tokens)" in in_words(fault.rule)
 
 
 def test_a_text_row_that_fills_max_length_exactly_keeps_its_end() -> None:
