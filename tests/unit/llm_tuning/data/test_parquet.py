@@ -16,6 +16,7 @@ from llm_tuning.data.faults import Reason, RowFault
 from llm_tuning.data.parquet import read_parquet
 from llm_tuning.data.reading import DatasetFile
 from llm_tuning.errors import InputError
+from llm_tuning.modes.sft import SFT
 
 MIB = 1 << 20
 
@@ -58,7 +59,7 @@ def test_the_check_refuses_a_large_row_as_it_does_in_json(tmp_path: Path) -> Non
     said = []
     for name in ("rows.jsonl", "rows.parquet"):
         with pytest.raises(InputError) as refused:
-            check_dataset(tmp_path / name, mode="sft", tokenizer_dir=None, max_length=128)
+            check_dataset(tmp_path / name, form=SFT.rows, tokenizer_dir=None, max_length=128)
         said.append(str(refused.value).replace(name, "rows"))
     assert said[0] == said[1]
     assert "row 2: is larger than 16 MiB (RowTooLarge); split it into several rows" in said[0]
