@@ -41,6 +41,7 @@ def _run(args: argparse.Namespace) -> int:
     from llm_tuning.data.check import DatasetRefused, examine_dataset
     from llm_tuning.data.report import render_report
     from llm_tuning.data.sample import render_sample
+    from llm_tuning.models.trainable import training_problems
 
     TrainingSpec.parse({"max_length": args.max_length}, where="training")
     base = Path(args.llm_path) if args.llm_path is not None else None
@@ -54,6 +55,9 @@ def _run(args: argparse.Namespace) -> int:
     )
     if base is not None and not (base / "config.json").exists():
         report.warnings.append(f"{base} has no config.json: it is no base model, and a run would refuse it")
+    elif base is not None:
+        for problem in training_problems(base):
+            report.refuse(problem.in_words(FLAG_WORDS))
     on_terminal = sys.stdout.isatty()
     print(report.model_dump_json(indent=2) if args.json else render_report(report, color=on_terminal))
     if report.kept and (args.show_sample or (on_terminal and not args.json)):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from llm_tuning.errors import InputError, Problem
-from llm_tuning.models.base import BaseModel, read_config, tensor_dtypes, tensor_shapes
+from llm_tuning.models.base import BaseModel, inspect_base, read_config, tensor_dtypes, tensor_shapes
 
 QUANTISED_FILES = {
     "quantize_config.json": "gptq",
@@ -24,15 +25,9 @@ _INPUT_EMBEDDINGS = re.compile(r"(^|\.)(embed_tokens|wte|embed_in|word_embedding
 def check_trainable(base: BaseModel) -> None:
     """Raise InputError where the weights of `base` are quantised, or where config.json has other sizes than they."""
     config, where = read_config(base.path), f"model {base.path}"
-    method = quantisation(base, config)
+    method = quantisation_said(base.path, config) or _quantisation_seen(base)
     if method is not None:
-        raise InputError(
-            Problem(
-                where,
-                f"is quantised ({method}), which no adapter can be trained on here",
-                "give the unquantised weights; with {field:model.quantization} 4bit the run quantises them itself",
-            )
-        )
+        raise InputError(_quantised(base.path, method))
     says, has = _vocab_size(config), embedding_rows(base)
     if says is not None and has and says not in has:
         raise InputError(
@@ -44,13 +39,45 @@ def check_trainable(base: BaseModel) -> None:
         )
 
 
-def quantisation(base: BaseModel, config: Mapping[str, Any]) -> str | None:
-    """How the weights of `base` are quantised, as its files say it; None where they are not."""
+def training_problems(folder: Path) -> list[Problem]:
+    """What `check_trainable` has against the base in `folder`, as far as the files that are there show it."""
+    try:
+        config = read_config(folder)
+    except (OSError, ValueError):
+        return []
+    if not isinstance(config, dict):
+        return []
+    method = quantisation_said(folder, config)
+    if method is not None:
+        return [_quantised(folder, method)]
+    try:
+        base = inspect_base(folder)
+    except InputError:  # a folder of a tokenizer alone is enough to check rows
+        return []
+    try:
+        check_trainable(base)
+    except InputError as error:
+        return list(error.problems)
+    return []
+
+
+def _quantised(folder: Path, method: str) -> Problem:
+    return Problem(
+        f"model {folder}",
+        f"is quantised ({method}), which no adapter can be trained on here",
+        "give the unquantised weights; with {field:model.quantization} 4bit the run quantises them itself",
+    )
+
+
+def quantisation_said(folder: Path, config: Mapping[str, Any]) -> str | None:
+    """How a base is quantised, as its config or a file beside it says; None where they say nothing."""
     for found in _quantisation_configs(config):
         return _method(found)
-    for name, method in QUANTISED_FILES.items():
-        if (base.path / name).is_file():
-            return method
+    return next((method for name, method in QUANTISED_FILES.items() if (folder / name).is_file()), None)
+
+
+def _quantisation_seen(base: BaseModel) -> str | None:
+    """How the weights themselves are quantised, whatever the files beside them say."""
     dtypes = tensor_dtypes(base)
     for name, dtype in dtypes.items():
         if dtype.startswith("F8") or _QUANTISED_WEIGHT.search(name):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -100,3 +101,27 @@ def test_bad_flags_are_named(flags: list[str], where: str, rule: str, capsys: py
     report = json.loads(capsys.readouterr().out)
     assert not report["ok"]
     assert rule in report["problems"][0]["rule"]
+
+
+@pytest.mark.parametrize(
+    ("config", "want"),
+    [
+        ({"quantization_config": {"quant_method": "gptq"}}, r"is quantised \(gptq\).*with --quantization 4bit the run"),
+        ({"text_config": {"quantization_config": {"load_in_4bit": True}}}, r"is quantised \(bitsandbytes\)"),
+        ({"vocab_size": 600}, "says vocab_size 600, but the embeddings have 512 rows"),
+    ],
+)
+def test_a_base_that_cannot_be_trained_is_refused_with_the_rows(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], config: dict[str, Any], want: str
+) -> None:
+    folder = Path(shutil.copytree(base, tmp_path / "base"))
+    (folder / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]} | config))
+    tensor = {"model.embed_tokens.weight": {"dtype": "BF16", "shape": [512, 1], "data_offsets": [0, 1024]}}
+    header = json.dumps(tensor).encode()
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(1024))
+    flags = ["--dataset_path", dataset(ROWS), "--llm_path", str(folder)]
+    with pytest.raises(InputError, match=want):
+        run(*flags)
+    assert run(*flags, "--json") == 64
+    captured = capsys.readouterr().out
+    assert '"ok": false' in captured

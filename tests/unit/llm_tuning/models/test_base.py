@@ -11,7 +11,7 @@ import pytest
 
 from llm_tuning.errors import InputError
 from llm_tuning.models.base import check_writable, inspect_base, weight_hash
-from llm_tuning.models.trainable import check_trainable
+from llm_tuning.models.trainable import check_trainable, training_problems
 
 
 @pytest.fixture
@@ -161,3 +161,12 @@ def test_a_config_with_another_vocabulary_than_the_weights_is_refused(base: Path
     _config(base, vocab_size=600)
     with pytest.raises(InputError, match=r"config\.json: says vocab_size 600, but the embeddings have 512 rows"):
         check_trainable(inspect_base(base))
+
+
+def test_a_tokenizer_alone_is_no_base_to_complain_about(base: Path) -> None:
+    """Rows are checked with it; a run would refuse it."""
+    (base / "model.safetensors").unlink()
+    assert training_problems(base) == []
+    _config(base, quantization_config={"quant_method": "awq"})
+    (problem,) = training_problems(base)
+    assert "is quantised (awq)" in problem.rule
