@@ -70,7 +70,7 @@ class Operator:
         cluster.guard = self.lease.check
 
     async def run(self) -> None:
-        """Until `stop` is set. Raises LeaseLost, or what ended one of the parts."""
+        """Run until `stop` is set. Raises LeaseLost, or what ended one of the parts."""
         health = HealthServer(self.health, self.metrics.registry, self.settings.http_host, self.settings.http_port)
         await health.start()
         try:
@@ -111,12 +111,12 @@ class Operator:
                 await progress.close()
 
     def catch_signals(self) -> None:
-        """SIGTERM and SIGINT end the operator in order."""
+        """End the operator in order at SIGTERM and SIGINT."""
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self.stop.set)
 
     async def _signals_after(self, started: asyncio.Event) -> None:
-        """kopf takes the signals for itself when it starts; its part ends with ours."""
+        """Catch the signals again once kopf has started, which takes them for itself; its part ends with ours."""
         await started.wait()
         self.catch_signals()
 
@@ -158,7 +158,7 @@ class Operator:
             reconciler.settings = self.settings.with_ca(ca_pem)
 
     async def _renew_tls(self, folder: TlsFolder, server: ProgressServer) -> None:
-        """Connections that are made from now on get the new certificate; what runs on goes on."""
+        """Serve new connections with the newest certificate on disk; open ones keep theirs."""
         while True:
             await asyncio.sleep(TLS_RENEWAL_SECONDS)
             try:
@@ -171,7 +171,7 @@ class Operator:
                 log.info("the progress server has a new certificate")
 
     async def _seed(self) -> None:
-        """Know all there is before the first decision: half a picture would make a second Job."""
+        """Fill the cache before the first reconcile: half a picture would make a second Job."""
         while True:
             try:
                 await self._list()
@@ -238,7 +238,7 @@ class Operator:
             log.info("watching again", extra={"keys": {"namespaces": len(self.settings.watch_namespaces)}})
 
     async def _resync(self) -> None:
-        """Heal what a watch has lost; a watch that loses everything is deaf, and only a restart helps."""
+        """List again to heal what a watch has lost; one that delivers nothing is stale, and only a restart helps."""
         suspected: dict[str, float] = {}
         while True:
             await asyncio.sleep(RESYNC_SECONDS)
@@ -288,7 +288,7 @@ async def run() -> int:
 
 
 def main() -> int:
-    """The entry point."""
+    """Run the operator until SIGTERM or SIGINT; returns the exit code."""
     return asyncio.run(run())
 
 

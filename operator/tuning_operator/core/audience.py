@@ -4,5 +4,5 @@ from __future__ import annotations
 
 
 def audience_of(namespace: str, name: str, uid: str, kind: str = "tuningjob") -> str:
-    """The audience of the token in a pod of it; the uid keeps out a namesake that was deleted and made again."""
+    """Return the audience of an object's pod tokens; the uid keeps out a namesake that was deleted and made again."""
     return f"{kind}.tuning.llmtuning.dev/{namespace}/{name}/{uid}"

@@ -84,10 +84,10 @@ class Cache:
         self.delivered: dict[str, float] = {}
         """When a watch last delivered anything, by kind; on the clock of time.monotonic()."""
 
-    # --- what comes in ---------------------------------------------------------------------------------------------
+    # --- writes ----------------------------------------------------------------------------------------------------
 
     def apply_event(self, kind: str, event: str | None, raw: Raw) -> None:
-        """A watch's event; `event` is ADDED, MODIFIED, DELETED, or None for a list's entry."""
+        """Apply one change of a watch: `event` is ADDED, MODIFIED, DELETED, or None for an entry of the first list."""
         self.delivered[kind] = time.monotonic()
         if event == "DELETED":
             self._remove(kind, raw)
@@ -95,7 +95,7 @@ class Cache:
             self.put(kind, raw)
 
     def put(self, kind: str, raw: Raw) -> None:
-        """An object as a watch, a list or the answer to a write has it."""
+        """Put an object that came by a watch, a list or the answer to a write, if it is newer than what is there."""
         metadata = raw["metadata"]
         key = (metadata["namespace"], metadata["name"])
         old = self._objects[kind].get(key)
@@ -109,11 +109,11 @@ class Cache:
         self._changed(kind, key, raw)
 
     def forget(self, kind: str, raw: Raw) -> None:
-        """An object that the API server no longer has."""
+        """Remove an object that the API server no longer has."""
         self._remove(kind, raw)
 
     def apply_list(self, kind: str, items: Iterable[Raw], version: str, namespace: str | None) -> list[str]:
-        """A complete list: put what is newer, remove what is older than the list and not in it.
+        """Apply a complete list: put what is newer, remove what is older than the list and not in it.
 
         Returns names of what no watch had delivered, for the log.
         """
@@ -130,11 +130,11 @@ class Cache:
                 if _is_watched(kind, raw):
                     missed.append("/".join(key))
                     self._remove(kind, raw)
-                else:  # somebody else's, read when its name was found taken: it may still be there
+                else:  # another owner's, read when its name was found taken: it may still be there
                     self._drop(kind, key, raw)
         return missed
 
-    # --- what is read ----------------------------------------------------------------------------------------------
+    # --- reads -----------------------------------------------------------------------------------------------------
 
     def get(self, kind: str, namespace: str, name: str) -> Raw | None:
         return self._objects[kind].get((namespace, name))
@@ -143,7 +143,7 @@ class Cache:
         return self._objects[kind].values()
 
     def pods_of(self, uid: str) -> list[Raw]:
-        """Pods labelled with the uid of a TuningJob or an InferenceService."""
+        """Return the pods labelled with the uid of a TuningJob or an InferenceService."""
         return [self._objects[PODS][key] for key in self._by_uid[PODS].get(uid, ())]
 
     def spec_of(self, raw: Raw, model: type[Spec]) -> Spec | None:
@@ -155,7 +155,7 @@ class Cache:
         return cast(Spec | None, known[1])
 
     def chain_from(self, namespace: str, name: str) -> tuple[str, ...]:
-        """The TuningJob `name`, the one whose adapter it waits for, and so on; each once."""
+        """Return the name of the TuningJob, of the one whose adapter it waits for, and so on; each once."""
         chain: list[str] = []
         following: str | None = name
         while following is not None and following not in chain:
@@ -186,7 +186,7 @@ class Cache:
         self._changed(kind, key, old)
 
     def _is_late(self, kind: str, raw: Raw) -> bool:
-        """Whether a watch delivers it after its end. What no watch delivers was read: it is there all the same."""
+        """Return whether a watch delivers the object after its deletion; one that no watch delivers was just read."""
         return raw["metadata"]["uid"] in self._deleted and _is_watched(kind, raw)
 
     def _index(self, kind: str, key: Key, raw: Raw) -> None:
@@ -249,7 +249,7 @@ def trimmed(kind: str, raw: Raw) -> Raw:
 
 
 def _ignore(key: Key) -> None:
-    """Where nothing reconciles that kind."""
+    """Do nothing: no reconciler is there for that kind."""
 
 
 def _named_image(container: Raw) -> Raw:
@@ -265,12 +265,12 @@ def _discard(index: dict[Any, set[Key]], at: Any, key: Key) -> None:
 
 
 def _is_watched(kind: str, raw: Raw) -> bool:
-    """Whether the watches deliver it."""
+    """Return whether the watches deliver the object: a custom resource, or labelled as managed by the operator."""
     return kind in RESOURCES or raw["metadata"].get("labels", {}).get(MANAGED_BY_LABEL) == MANAGED_BY
 
 
 def _version(raw: Raw) -> int:
-    """resourceVersions of one kind grow; Kubernetes promises so since 1.35, and etcd always did."""
+    """Return the resourceVersion, which grows within a kind: Kubernetes promises so since 1.35, and etcd always did."""
     return int(raw["metadata"].get("resourceVersion") or 0)
 
 
@@ -281,14 +281,14 @@ def _owner_label(raw: Raw) -> str | None:
 
 
 def _routed_jobs(raw: Raw) -> set[str]:
-    """The TuningJobs that the routes name."""
+    """Return the names of the TuningJobs that the routes of an InferenceService name."""
     routes = (raw.get("spec") or {}).get("routes") or ()
     names = (target.get("tuningJob") for route in routes for target in route.get("targets") or ())
     return {name for name in names if isinstance(name, str)}
 
 
 def _start_job(raw: Raw) -> str | None:
-    """The TuningJob whose adapter this one starts from."""
+    """Return the name of the TuningJob whose adapter this TuningJob starts from, or None."""
     adapter = ((raw.get("spec") or {}).get("model") or {}).get("adapter") or {}
     name = adapter.get("tuningJob")
     return name if isinstance(name, str) else None

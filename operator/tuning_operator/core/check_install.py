@@ -1,6 +1,6 @@
 """What `helm test` runs: the operator is ready, its progress server is who pods take it for, the CRDs are served.
 
-From a pod of its own, over the Service and with the authority that pods are given: what a trainer would meet. It asks
+From a pod of its own, over the Service and with the CA that pods are given: what a trainer would meet. It asks
 the API server only what every service account may ask.
 """
 
@@ -41,7 +41,7 @@ class Installation:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str], account: Path) -> Installation:
-        """HTTP_URL, PROGRESS_URL, CA_FILE, and where the kubelet says that the API server is."""
+        """Read HTTP_URL, PROGRESS_URL, CA_FILE, and the API server's address as the kubelet sets it."""
         host, port = environment["KUBERNETES_SERVICE_HOST"], environment["KUBERNETES_SERVICE_PORT"]
         address = f"[{host}]" if ":" in host else host
         return cls(
@@ -53,21 +53,21 @@ class Installation:
         )
 
     def is_ready(self) -> str:
-        """Raises OSError unless /readyz answers 200."""
+        """Check that /readyz answers 200; raises OSError otherwise."""
         _get(f"{self.http_url}/readyz")
         return "the operator is ready"
 
     def serves_progress(self) -> str:
-        """Raises OSError unless the server has a certificate of the authority for the name in its URL, and speaks."""
+        """Check that the server answers under a certificate of the CA for the name in its URL; raises OSError."""
         try:
             _get(f"{self.progress_url}/", trusting(self.ca_file))
-        except urllib.error.HTTPError as error:  # it answers, to nobody that has no token
+        except urllib.error.HTTPError as error:  # it answers, and refuses who has no token
             if error.code >= 500:
                 raise
         return f"{self.progress_url} is served under a certificate that pods trust"
 
     def serves_crds(self) -> str:
-        """Raises OSError unless the API server knows both kinds."""
+        """Check that the API server serves both kinds; raises OSError otherwise."""
         context = ssl.create_default_context(cafile=self.account / "ca.crt")
         token = (self.account / "token").read_text()
         answer = json.loads(_get(f"{self.api_url}/apis/{API_VERSION}", context, token))
@@ -103,7 +103,7 @@ def _passes(check: Callable[[], str], deadline: float) -> bool:
 
 
 def _get(url: str, context: ssl.SSLContext | None = None, token: str = "") -> bytes:
-    """The body of the answer; raises HTTPError, an OSError, for any status but 200. No proxy: all is in the cluster."""
+    """Return the body of the answer, without a proxy; raises HTTPError (an OSError) for any status but 200."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context))
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"} if token else {})
     with opener.open(request, timeout=REQUEST_SECONDS) as answer:

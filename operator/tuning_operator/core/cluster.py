@@ -52,7 +52,7 @@ class Cluster:
 
     @classmethod
     async def connect(cls, *, count: Count = lambda verb, resource, status: None) -> Cluster:
-        """As the pod's service account, or as the user of $KUBECONFIG outside of a pod."""
+        """Connect as the pod's service account, or as the user of $KUBECONFIG outside of a pod."""
         configuration = client.Configuration()
         if os.environ.get("KUBERNETES_SERVICE_HOST") and not os.environ.get("KUBECONFIG"):
             config.load_incluster_config(client_configuration=configuration)
@@ -68,7 +68,7 @@ class Cluster:
     # --- the chain -------------------------------------------------------------------------------------------------
 
     async def list_all(self, resource: str, namespace: str | None) -> tuple[list[Raw], str]:
-        """All objects of `resource` (one of the cache's KINDS) and the resourceVersion of the list."""
+        """List all objects of `resource` (one of the cache's KINDS); returns them and the list's resourceVersion."""
         query = {"limit": str(PAGE)} | ({} if resource in RESOURCES else {"labelSelector": SELECTED})
         path = _path(resource, namespace)
         items: list[Raw] = []
@@ -98,13 +98,13 @@ class Cluster:
         return await self._apply(f"{kind}/status", path, body)
 
     async def list_pods_of(self, namespace: str, uid: str) -> list[Raw]:
-        """The pods labelled with a TuningJob's uid, as they are now."""
+        """List the pods labelled with a TuningJob's uid, from the API server and not from the cache."""
         path = f"/api/v1/namespaces/{namespace}/pods"
         answer = await self._call("list", "pods", "GET", path, query={"labelSelector": f"{SELECTED},{LABEL_UID}={uid}"})
         return [trimmed("pods", item) for item in answer["items"]]
 
     async def list_warnings(self, namespace: str) -> list[Raw]:
-        """The namespace's Warning Events."""
+        """List the namespace's Warning Events."""
         query = {"fieldSelector": "type=Warning"}
         path = f"/api/v1/namespaces/{namespace}/events"
         return list((await self._call("list", "events", "GET", path, query=query))["items"])
@@ -125,14 +125,14 @@ class Cluster:
         return await self._read(kind, f"{_path(kind, namespace)}/{name}")
 
     async def create(self, kind: str, body: Raw) -> Raw:
-        """Create an object. Raises AlreadyExists where the name is taken: by the same one, or by somebody's."""
+        """Create an object. Raises AlreadyExists where the name is taken: by the same one, or another's."""
         self.guard()
         return await self._call(
             "create", kind, "POST", _path(kind, body["metadata"]["namespace"]), body=body, owned=True
         )
 
     async def apply(self, kind: str, body: Raw) -> Raw:
-        """Server-side apply of an object that is there and ours."""
+        """Write an existing object of the operator's by server-side apply; returns it as the API server has it."""
         self.guard()
         metadata = body["metadata"]
         return await self._apply(kind, f"{_path(kind, metadata['namespace'])}/{metadata['name']}", body)
@@ -169,7 +169,7 @@ class Cluster:
         return await self._call("update", "leases", "PUT", f"{_leases(namespace)}/{name}", body=body)
 
     async def read_jwks(self) -> Raw:
-        """The keys that service account tokens are signed with; every service account may read them."""
+        """Read the keys that sign service account tokens, as a JWK Set; every service account may read them."""
         return await self._call("get", "jwks", "GET", "/openid/v1/jwks", accept="application/jwk-set+json")
 
     # --- requests --------------------------------------------------------------------------------------------------
@@ -222,7 +222,7 @@ _APPLY, _MERGE = "application/apply-patch+yaml", "application/merge-patch+json"
 
 
 def _fault(verb: str, resource: str, status: int, data: bytes | str) -> ClusterError:
-    """The error class of an HTTP status, with the API server's own message."""
+    """Return the error that an HTTP status stands for, with the API server's own message."""
     try:
         answer = json.loads(data)
         message, reason = str(answer.get("message", "")), answer.get("reason")
@@ -236,7 +236,7 @@ def _fault(verb: str, resource: str, status: int, data: bytes | str) -> ClusterE
 
 
 def _path(kind: str, namespace: str | None) -> str:
-    """Of all objects of a kind, in a namespace or everywhere."""
+    """Return the path of the collection of a kind, in a namespace or in all."""
     group, version = GROUPS[kind]
     where = f"/namespaces/{namespace}" if namespace else ""
     return f"{f'/apis/{group}' if group else '/api'}/{version}{where}/{kind}"

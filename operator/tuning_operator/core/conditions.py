@@ -63,12 +63,12 @@ class Conditions:
         return self._new[kind]
 
     def as_list(self) -> list[Condition]:
-        """In the order of the kinds."""
+        """Return the conditions in the order of the kinds."""
         return [self._new[kind] for kind in self._kinds]
 
 
 def timestamp(time: datetime) -> str:
-    """As Kubernetes writes times."""
+    """Format a time as Kubernetes does: RFC 3339 in UTC, whole seconds."""
     return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 

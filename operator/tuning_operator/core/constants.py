@@ -23,7 +23,7 @@ PROGRESS_CA_ANNOTATION = "tuning.llmtuning.dev/progress-ca"
 
 LEASE_NAME = "llm-tuning-operator"
 STALE_REPORT_SECONDS = 45.0
-"""An agent reports each 15 s; after three times that its word counts no more."""
+"""An agent reports each 15 s; after three times that its report is stale."""
 
 GPU_RESOURCE = "nvidia.com/gpu"
 """What a GPU is called where the settings name no other resource (a MIG slice, a time-shared GPU)."""
@@ -41,10 +41,10 @@ TOKEN_SECONDS = 3600
 """Life of the token with which a trainer reports; the kubelet renews it."""
 
 STUCK_SECONDS = 5.0
-"""What has not moved for so long is worth a word: shorter states are normal starts."""
+"""The grace period before a waiting pod is diagnosed: shorter waits are normal starts."""
 
 UNPLACED_SECONDS = 20.0
-"""The same for a pod that the scheduler has not spoken of: its claim may be in the making."""
+"""The grace period for a pod without the condition PodScheduled: its claim may be in the making."""
 
 LONGEST_LOOK_SECONDS = 30.0
 """At most so long between two reads of the Events of what is stuck: a remedy or another trouble is seen in a minute."""

@@ -63,7 +63,7 @@ class Defaults(ApiModel):
 
 
 def with_defaults(spec: TuningJobSpec, defaults: Defaults) -> TuningJobSpec:
-    """`spec` as it is meant on this cluster."""
+    """Return a TuningJob's spec with the operator's defaults where it sets nothing."""
     tracking, wanted = spec.tracking, defaults.tracking
     if tracking.uri is None and wanted.uri is not None:
         secret = tracking.credentials_secret or wanted.credentials_secret
@@ -75,7 +75,7 @@ def with_defaults(spec: TuningJobSpec, defaults: Defaults) -> TuningJobSpec:
 
 
 def with_service_defaults(spec: InferenceServiceSpec, defaults: Defaults) -> InferenceServiceSpec:
-    """The same of an InferenceService."""
+    """Return an InferenceService's spec with the operator's defaults where it sets nothing."""
     return _updated(spec, {"resources": _placed(spec.resources, defaults.gpu)})
 
 
@@ -91,6 +91,6 @@ def _placed(resources: Resources, gpu: GpuDefaults) -> Resources:
 
 
 def _updated(model: Model, update: Mapping[str, object]) -> Model:
-    """With what differs; a field that is set to what it was would turn up in the pod as if it had been given."""
+    """Return a copy with what differs; a field set to the value it had would count as given by the user in the pod."""
     changes = {name: value for name, value in update.items() if value != getattr(model, name)}
     return model.model_copy(update=changes) if changes else model

@@ -35,13 +35,13 @@ class EventRule:
     """Whether another message alone is another Event, as each failed attempt is."""
 
     def covers(self, condition: Condition) -> bool:
-        """Whether the condition is one that is recorded."""
+        """Return whether an Event is recorded for the condition as it is now."""
         if (condition.type, condition.status) != (self.condition, self.status) or condition.reason in self.but:
             return False
         return not self.reasons or condition.reason in self.reasons
 
     def is_news(self, old: Condition | None, new: Condition) -> bool:
-        """Whether the condition came to be so, or is so for another reason."""
+        """Return whether status or reason changed, or the message, where each message is recorded."""
         if old is None or (old.status, old.reason) != (new.status, new.reason):
             return True
         return self.each_message and old.message != new.message

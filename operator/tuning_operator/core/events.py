@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 def event_name(raw: Mapping[str, Any], event: Event) -> str:
-    """Give `NAME.HASH`, the hash over the object's uid and the content."""
+    """Form `NAME.HASH`, the hash over the object's uid and the Event's content."""
     content = f"{raw['metadata']['uid']}\n{event.type}\n{event.reason}\n{event.message}"
     return f"{raw['metadata']['name']}.{hashlib.sha256(content.encode()).hexdigest()[:16]}"
 
@@ -68,5 +68,5 @@ async def record_events(
 
 
 def _repeated(first: Mapping[str, Any]) -> dict[str, Any]:
-    """Say that it happened again. The count is not known without a right to read Events by name; two says so."""
+    """Count a repetition of the Event: as two, since without a right to read Events by name the count is not known."""
     return {"count": 2, "lastTimestamp": first["lastTimestamp"]}

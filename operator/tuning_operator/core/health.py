@@ -25,7 +25,7 @@ class Health:
         """Set when a list shows what a watch should have delivered long ago."""
 
     def problem(self) -> str | None:
-        """Why the process should be restarted, or None."""
+        """Return why the process should be restarted (a stale watch, a reconcile that hangs), or None."""
         if self.stale_watch is not None:
             return self.stale_watch
         now = time.monotonic()

@@ -1,7 +1,7 @@
 """The Lease that lets one operator write at a time.
 
 A holder that cannot renew stops writing before another may begin: it counts from before its last renewal was sent,
-on a clock that nobody sets, and a process that was paused finds its time over when it goes on.
+on a clock that is never set, and a process that was paused finds its time over when it continues.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Lease:
             self.check()
 
     async def release(self) -> None:
-        """Let the next operator begin at once."""
+        """Give the Lease back, so that another replica acquires it at once."""
         if not self.held():
             return
         self._held_until = float("-inf")
@@ -111,7 +111,7 @@ class Lease:
             else:
                 return False
         except (AlreadyExists, Conflict):
-            return False  # somebody else was faster
+            return False  # another replica was faster
         except ClusterError as error:
             log.warning("the lease cannot be renewed: %s", error)
             return False
@@ -119,7 +119,7 @@ class Lease:
         return self.held()  # an answer that took too long is none
 
     def _is_free(self, spec: dict[str, Any]) -> bool:
-        """Ours, given back, or not renewed for its duration since this process first saw that renewal."""
+        """Return whether it is held by this process or by none, or its last renewal was first seen a duration ago."""
         holder = spec.get("holderIdentity") or ""
         if holder in ("", self.identity):
             return True

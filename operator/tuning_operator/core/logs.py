@@ -16,12 +16,12 @@ class _Line(logging.Formatter):
 
 
 def _shown(value: str) -> str:
-    """As one word: quoted where it is none, so that no value makes a line of its own."""
+    """Return the value as one word, quoted where it is none, so that no value makes a line of its own."""
     return value if value.isprintable() and len(value.split()) == 1 and " " not in value else repr(value)
 
 
 def set_up_logging() -> None:
-    """To standard error, from INFO on; libraries from WARNING on."""
+    """Log to standard error, from INFO on; libraries from WARNING on."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Line("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)

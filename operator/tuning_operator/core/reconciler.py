@@ -67,17 +67,17 @@ class Reconciler(ABC, Generic[Observed]):
         """Decide what is wanted now; pure."""
 
     def forget(self, key: Key) -> None:
-        """Let go of what is kept in memory of an object that is gone."""
+        """Drop what is kept in memory of an object that is gone."""
 
     def publish(self, key: Key, observed: Observed) -> None:
         """Hand on what others wait for, before anything is written."""
 
     async def may_create(self, observed: Observed, kind: str, body: Raw) -> bool:
-        """Whether a wanted child may be created now; if not, a later reconcile asks again."""
+        """Return whether a wanted child may be created now; if not, a later reconcile asks again."""
         return True
 
     def status_due(self, observed: Observed, status: Raw) -> float:
-        """In how many seconds this status may be written; 0: now."""
+        """Return in how many seconds this status may be written; 0: now."""
         return 0.0
 
     def status_written(self, key: Key) -> None:
@@ -91,7 +91,7 @@ class Reconciler(ABC, Generic[Observed]):
         return self.queue.busy_since
 
     async def run(self) -> None:
-        """Work until cancelled. Raises LeaseLost."""
+        """Reconcile the keys of the queue until cancelled. Raises LeaseLost."""
         measured = self.metrics.controller(KIND_NAMES[self.kind].lower())
         while True:
             key = await self.queue.get()

@@ -52,7 +52,7 @@ def parse_spec(model: type[Spec], raw: Mapping[str, Any]) -> tuple[Spec | None, 
 
 
 def dump_status(status: ApiModel) -> dict[str, Any]:
-    """Give a status as it stands in the object: camelCase, without what is not known."""
+    """Dump a status as it stands in the object: camelCase, without what is not known."""
     return status.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 

@@ -39,12 +39,12 @@ def _feeder(cache: Cache, kind: str) -> Any:
 
 
 def _login(**arguments: Any) -> kopf.ConnectionInfo | None:
-    """By the pod's service account or $KUBECONFIG: kopf's own readers, without the heavy client."""
+    """Log in with the pod's service account or $KUBECONFIG, by kopf's own readers, without the heavy client."""
     return kopf.login_with_service_account(**arguments) or kopf.login_with_kubeconfig(**arguments)
 
 
 def _settings() -> kopf.OperatorSettings:
-    """kopf as a watcher and nothing else."""
+    """Configure kopf as a watcher and nothing else."""
     settings = kopf.OperatorSettings()
     settings.posting.enabled = False  # Events are ours
     settings.peering.standalone = True  # a Lease of our own: peering is no leader election
@@ -64,7 +64,7 @@ def _settings() -> kopf.OperatorSettings:
 
 
 def _is_not_of_kopfs_callback(record: logging.LogRecord) -> bool:
-    """For a fault of kopf (1.45.2, clients/api.py): a callback that asks for the current task, where there is none.
+    """Filter out a fault of kopf (1.45.2, clients/api.py): a callback asks for the current task where there is none.
 
     It is an AssertionError with a traceback for each watch that was just being opened when all end, as when the API
     server stays away until the Lease is lost. The requests are cancelled all the same: they are tasks of their own.

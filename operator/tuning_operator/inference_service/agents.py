@@ -29,31 +29,31 @@ class Agents:
     _waiting: dict[Key, asyncio.Event] = field(default_factory=dict)
 
     def publish(self, key: Key, desired: DesiredRoutes) -> None:
-        """What the agents of `key` are to serve from now on."""
+        """Set what the agents of `key` are to serve, and wake those that wait if it changed."""
         if self._desired.get(key) == desired:
             return
         self._desired[key] = desired
         self._wake(key)
 
     def forget(self, key: Key) -> None:
-        """The InferenceService is gone."""
+        """Drop routes and reports of an InferenceService that is gone."""
         self._reports.pop(key, None)
         self._desired.pop(key, None)
         self._wake(key)
 
     def keep_only(self, key: Key, pods: set[str]) -> None:
-        """Reports of pods that are gone go too."""
+        """Drop the reports of pods that are gone."""
         known = self._reports.get(key, {})
         for uid in known.keys() - pods:
             del known[uid]
 
     def reports(self, key: Key) -> dict[str, Report]:
-        """The fresh reports by the uid of the pod."""
+        """Return the reports not older than STALE_REPORT_SECONDS, by the uid of the pod."""
         oldest = self.clock() - STALE_REPORT_SECONDS
         return {uid: report for uid, (at, report) in self._reports.get(key, {}).items() if at >= oldest}
 
     async def exchange(self, key: Key, pod_uid: str, report: Report) -> DesiredRoutes | None:
-        """Take a report; what is wanted instead of what it acts on, or None after a while."""
+        """Take a report; returns the routes wanted instead of those it acts on, or None after a while."""
         known = self._reports.setdefault(key, {})
         before = known.get(pod_uid)
         known[pod_uid] = (self.clock(), report)
@@ -70,6 +70,6 @@ class Agents:
             return None
 
     def _wake(self, key: Key) -> None:
-        """All that wait look again; those who come later wait for the next time."""
+        """Wake every agent request that waits for a change of `key`; a later one waits for the next change."""
         if (waiting := self._waiting.pop(key, None)) is not None:
             waiting.set()

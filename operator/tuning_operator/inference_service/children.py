@@ -48,7 +48,7 @@ ROLLING_GRACE_SECONDS = 180
 """The agent lets answers under way end for 150 s; then vLLM does."""
 WAIT_FOR_DRAIN_SECONDS = 165
 SILENT_LOOKS = 10
-"""Half a second apart: an agent whose port is closed for so long never started or has ended, and answers nobody."""
+"""Half a second apart: an agent whose port is closed for so long never started or has ended, and answers no client."""
 START_SECONDS = 3600
 """A base of hundreds of GB from a network volume; what fails to start is restarted at once all the same."""
 
@@ -75,7 +75,7 @@ while time.monotonic() < end and silent < {SILENT_LOOKS} and not os.path.exists(
 def build_parts(
     observed: ObservedService, spec: InferenceServiceSpec, settings: Settings, desired: DesiredRoutes
 ) -> dict[str, dict[str, Any]]:
-    """Every part that is wanted, by kind, each with a digest of itself; raises nothing."""
+    """Build every wanted part, by kind, each with a digest of itself; raises nothing."""
     parts = {
         CONFIG_MAPS: _config_map(desired, settings),
         SERVICES: _service(observed),
@@ -88,12 +88,12 @@ def build_parts(
 
 
 def part_name(service: str, kind: str) -> str:
-    """Name a part: as the InferenceService, but for the ConfigMap, whose kind is everybody's."""
+    """Name a part: as the InferenceService, but the ConfigMap, which shares its kind with those of users."""
     return f"{service}-serving" if kind == CONFIG_MAPS else service
 
 
 def selector_of(observed: ObservedService) -> dict[str, str]:
-    """The labels that its pods, and no others, have."""
+    """Return the labels that the InferenceService's pods, and no others, have."""
     return {LABEL_SERVICE: observed.name, LABEL_SERVICE_UID: observed.uid}
 
 
@@ -116,7 +116,7 @@ def _with_metadata(observed: ObservedService, part: dict[str, Any]) -> dict[str,
 
 
 def _config_map(desired: DesiredRoutes, settings: Settings) -> dict[str, Any]:
-    """What an agent starts from before it has asked the operator."""
+    """Build the ConfigMap from which an agent starts before its first answer from the operator."""
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
@@ -134,7 +134,7 @@ def _service(observed: ObservedService) -> dict[str, Any]:
 
 
 def _network_policy(observed: ObservedService, settings: Settings) -> dict[str, Any]:
-    """In: the agent's port. Out: names, and the operator; a model has no business in a network."""
+    """Build the NetworkPolicy: in, the agent's port; out, DNS and the operator. A model needs no other network."""
     operator = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": settings.namespace}}}
     return {
         "apiVersion": "networking.k8s.io/v1",
@@ -307,7 +307,7 @@ def _api_key(spec: InferenceServiceSpec) -> list[dict[str, Any]]:
 
 
 def _engine_environment(spec: InferenceServiceSpec) -> list[dict[str, Any]]:
-    """What vLLM itself cannot know; the rest is in the plan."""
+    """Build the engine's environment: what vLLM itself cannot know; the rest is in the plan."""
     values = {"HOME": "/tmp"} | CACHE_ROOT
     if not spec.resources.gpus:
         values |= cpu_environment(int(parse_quantity(spec.resources.memory)))

@@ -51,7 +51,7 @@ def desire_service(observed: ObservedService, settings: Settings, now: datetime)
 
 
 def _refuse_spec(observed: ObservedService, now: datetime) -> Desired:
-    """Say that the stored object does not fit this version's models: nothing is made of it."""
+    """Set SpecInvalid where the stored object does not fit this version's models; no child is made."""
     conditions = Conditions(C, observed.status.conditions, observed.generation, now)
     conditions.set(C.READY, UNKNOWN, Reason.SPEC_INVALID, SPEC_UNKNOWN)
     conditions.set(C.STALLED, TRUE, Reason.SPEC_INVALID, shown(observed.problems))
@@ -122,7 +122,7 @@ class _Pass:
     # --- what is reported-------------------------------------------------------------------------------------------
 
     def _adapters(self) -> list[AdapterStatus]:
-        """Each adapter once, in the order of the routes."""
+        """Build the status of each adapter once, in the order of the routes."""
         found: dict[tuple[str | None, str | None], AdapterStatus] = {}
         for target in (target for route in self.routes.routes for target in route.targets):
             key = (target.model_id, target.tuning_job)
@@ -205,7 +205,7 @@ class _Pass:
     def _not_ready(
         self, adapters: list[AdapterStatus], ready: list[ServingPod], silent: Sequence[ServingPod]
     ) -> tuple[str, str] | None:
-        """Why the promise does not hold, most telling first."""
+        """Return reason and message of what keeps the InferenceService from Ready, gravest first; None: nothing."""
         replicas = self.spec.replicas
         if not replicas:
             return R.NO_REPLICAS, "spec.replicas is 0"
@@ -235,7 +235,7 @@ class _Pass:
         return None
 
     def _locked(self, pods: Sequence[ServingPod]) -> tuple[str, str] | None:
-        """An agent has an empty API key, and so serves nobody."""
+        """Return reason and message if an agent has an empty API key, and so answers no client; else None."""
         secret = self.spec.api_key_secret
         if secret is None or not any(pod.report is not None and pod.report.locked for pod in pods):
             return None
@@ -276,7 +276,7 @@ def _of(pod: ServingPod, model_id: str) -> AdapterReport | None:
 def _decisive(
     reported: Sequence[tuple[ServingPod, AdapterReport | None]],
 ) -> tuple[ServingPod, AdapterReport] | None:
-    """What counts for all replicas: without effect on one is not effective; None where one has not reported."""
+    """Return the report that counts for all replicas: the worst; None if none is bad and a replica has not reported."""
     known = [(pod, report) for pod, report in reported if report is not None]
     for effective in ("False", "Unknown"):
         for pod, report in known:

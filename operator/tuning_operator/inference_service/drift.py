@@ -12,7 +12,7 @@ QUANTITIES = ("cpu", "memory")
 
 
 def has_drifted(wanted: Mapping[str, Any], there: Mapping[str, Any]) -> bool:
-    """True where another state was applied last (by the digest), or where somebody has changed what we applied.
+    """Return whether another state was applied last (by the digest), or what was applied was changed since.
 
     The API server adds defaults, which are no change; what we no longer want is seen by the digest.
     """
@@ -27,7 +27,7 @@ def has_drifted(wanted: Mapping[str, Any], there: Mapping[str, Any]) -> bool:
 
 
 def _has(wanted: Any, there: Any, name: str = "") -> bool:
-    """Whether all of `wanted` is in `there`."""
+    """Return whether `there` contains all of `wanted`."""
     if isinstance(wanted, Mapping):
         if not isinstance(there, Mapping):
             return not wanted

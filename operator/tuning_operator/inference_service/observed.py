@@ -67,7 +67,7 @@ def build_observed_service(
     warnings: Iterable[Raw] = (),
     reports_due: bool = False,
 ) -> ObservedService:
-    """Put it together; `parts` are the objects of our names, whoever owns them."""
+    """Put an InferenceService together; `parts` are the objects of our names, whoever owns them."""
     problems: tuple[Problem, ...] = ()
     if spec is None:
         spec, problems = parse_spec(InferenceServiceSpec, raw)

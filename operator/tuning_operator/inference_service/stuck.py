@@ -1,4 +1,4 @@
-"""Say why the pods of an InferenceService make no progress, and what to do about it."""
+"""Why the pods of an InferenceService make no progress, and what to do about it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ KILLED = {
 
 
 def service_events_due(observed: ObservedService, now: datetime) -> float | None:
-    """In how many seconds Events are to be read, as `events_due` of a Job says it; of the newest pod that waits."""
+    """Return in how many seconds Events are to be read for the newest waiting pod; 0 or less: now. None: no need."""
     deployment = observed.parts.get(DEPLOYMENTS)
     if deployment is None or observed.spec is None or not observed.spec.replicas:
         return None
@@ -42,7 +42,7 @@ def service_events_due(observed: ObservedService, now: datetime) -> float | None
 def find_stuck_service(
     observed: ObservedService, spec: InferenceServiceSpec, gpu_resource: str, now: datetime
 ) -> Trouble | None:
-    """Find what it is stuck at, or None while it makes progress as far as can be seen."""
+    """Find what the InferenceService is stuck at, or None while it makes progress as far as can be seen."""
     deployment = observed.parts.get(DEPLOYMENTS)
     if deployment is None:
         return None
@@ -61,7 +61,7 @@ def find_stuck_service(
 
 
 def _requests(spec: InferenceServiceSpec, gpu_resource: str) -> PodRequests:
-    """What a replica of an InferenceService asks for."""
+    """Return what a replica of an InferenceService requests."""
     secret = spec.api_key_secret
     return PodRequests(
         claim=spec.volume.claim_name,
@@ -80,7 +80,7 @@ def _waiting(observed: ObservedService) -> tuple[ServingPod, ...]:
 
 
 def _failing(pod: ServingPod) -> Trouble | None:
-    """A container that ends again and again; the plan comes first, for without it nothing starts."""
+    """Diagnose a container that ends again and again; the plan comes first, for without it nothing starts."""
     for name in (PLAN, AGENT, ENGINE):
         ended = _last_end(pod, name)
         if ended is None:
@@ -100,7 +100,7 @@ def _failing(pod: ServingPod) -> Trouble | None:
 
 
 def _killed(pod: ServingPod, name: str, ended: dict[str, Any]) -> Trouble:
-    """A container that was killed (SIGKILL): its last log line is of something else and says nothing of the end."""
+    """Diagnose a container killed by SIGKILL, whose last log line says nothing of the end."""
     reason, who = KILLED[name]
     log = f"see `kubectl logs {pod.name} -c {name} --previous`"
     if ended.get("reason") != "OOMKilled":
@@ -114,7 +114,7 @@ def _killed(pod: ServingPod, name: str, ended: dict[str, Any]) -> Trouble:
 
 
 def _last_end(pod: ServingPod, name: str) -> dict[str, Any] | None:
-    """How the container ended last, if it is not at work since: one that has become ready is past it."""
+    """Return the last end of a container that is not ready since; None where it ended well or not at all."""
     found = pod.status_of(name)
     if found.get("ready"):
         return None

@@ -64,7 +64,7 @@ class Pod:
         return [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
 
     def status_of(self, container: str) -> Raw:
-        """The status of the container of that name, or an empty one: the kubelet may not have written it yet."""
+        """Return the status of the named container, or {} while the kubelet has not written it."""
         return next((status for status in self._statuses if status.get("name") == container), {})
 
     @cached_property
@@ -169,7 +169,7 @@ class Pod:
         return self.condition("PodReadyToStartContainers").get("status") == "True"
 
     def condition(self, kind: str) -> Raw:
-        """The pod's condition of that type, or an empty one."""
+        """Return the pod's condition of that type, or {}."""
         return next((c for c in self.raw.get("status", {}).get("conditions") or () if c["type"] == kind), {})
 
 
@@ -207,7 +207,7 @@ class Workload:
         return self.pods[-1] if self.pods else None
 
     def warnings_about(self, *, uid: str | None = None, claim: str | None = None) -> list[Raw]:
-        """Warning Events about a workload or pod of that uid, or about the claim of that name; newest first."""
+        """List Warning Events about a workload or pod of that uid, or about the claim of that name; newest first."""
         wanted = ("uid", uid) if uid is not None else ("name", claim)
         return [w for w in reversed(self.warnings) if w.get("involvedObject", {}).get(wanted[0]) == wanted[1]]
 
@@ -292,7 +292,7 @@ class AdapterJob:
 
 
 def adapter_job(name: str, raw: Raw | None, chain: tuple[str, ...]) -> AdapterJob:
-    """A TuningJob as those see it that want its adapter."""
+    """Build the view of a TuningJob that others have which want its adapter; `raw` is None if it does not exist."""
     if raw is None:
         return AdapterJob(name)
     status = read_status(raw.get("status"))
@@ -309,17 +309,17 @@ def adapter_job(name: str, raw: Raw | None, chain: tuple[str, ...]) -> AdapterJo
 
 
 def read_time(text: str) -> datetime:
-    """An RFC 3339 time of Kubernetes."""
+    """Parse an RFC 3339 time of Kubernetes."""
     return datetime.fromisoformat(text)
 
 
 def event_time(event: Raw) -> datetime:
-    """When an Event last happened."""
+    """Return when an Event last happened."""
     series = (event.get("series") or {}).get("lastObservedTime")
     times = (series, event.get("lastTimestamp"), event.get("eventTime"), event["metadata"].get("creationTimestamp"))
     return next((read_time(time) for time in times if time), datetime.fromtimestamp(0, UTC))
 
 
 def is_owned(raw: Raw, uid: str) -> bool:
-    """Whether an object has the owner of that uid."""
+    """Return whether an object has an owner reference with that uid."""
     return any(owner.get("uid") == uid for owner in raw["metadata"].get("ownerReferences") or ())

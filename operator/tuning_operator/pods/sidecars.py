@@ -1,6 +1,6 @@
 """Containers that others add to our pods: a mesh's proxy that outlives the work, or one that fails or cannot start.
 
-A Job ends when all containers of its pod have ended. A proxy that nobody ends would keep it open for ever, so after
+A Job ends when all containers of its pod have ended. A proxy that is never ended would keep it open for ever, so after
 SIDECAR_SECONDS the result is taken from the container that did the work: its termination message is there.
 """
 
@@ -18,7 +18,7 @@ REMEDY = "disable or mend what adds it to pods of this namespace (a service mesh
 
 
 def sidecar_due(pod: Pod, now: datetime) -> float | None:
-    """In how many seconds an added container is to be judged again, since no watch delivers that; None: no need."""
+    """Return in how many seconds an added container is to be judged again (no watch delivers that); None: no need."""
     outlived = pod.ended_at if pod.sidecars else None
     since = outlived or _started(pod.holding)
     if since is None:
@@ -29,13 +29,13 @@ def sidecar_due(pod: Pod, now: datetime) -> float | None:
 
 
 def is_outlived(pod: Pod, now: datetime, seconds: float = SIDECAR_SECONDS) -> bool:
-    """Whether the pod's work ended so long ago while a sidecar still runs."""
+    """Return whether the pod's work ended `seconds` ago or earlier while a sidecar still runs."""
     since = pod.ended_at if pod.sidecars else None
     return since is not None and (now - since).total_seconds() >= seconds
 
 
 def find_outliving_sidecar(pod: Pod, now: datetime) -> Trouble | None:
-    """Say which container keeps the pod open though its work has ended."""
+    """Diagnose a container that keeps the pod open though its work has ended."""
     if not is_outlived(pod, now, STUCK_SECONDS):
         return None
     names = ", ".join(pod.sidecars)
@@ -51,7 +51,7 @@ def find_outliving_sidecar(pod: Pod, now: datetime) -> Trouble | None:
 
 
 def find_failing_sidecar(pod: Pod) -> Trouble | None:
-    """Say which added container has failed in the pod or cannot start, and how."""
+    """Diagnose an added container that has failed in the pod or cannot start."""
     if pod.waiting_container not in ("", *pod.own) and pod.waiting.get("reason") not in STARTING:
         return find_waiting_sidecar(pod)
     status = pod.failed_sidecar
@@ -62,7 +62,7 @@ def find_failing_sidecar(pod: Pod) -> Trouble | None:
 
 
 def find_holding_sidecar(pod: Pod, now: datetime) -> Trouble | None:
-    """Say which added init container keeps the operator's containers from starting, though it runs."""
+    """Diagnose an added init container that runs and keeps the operator's containers from starting."""
     started = _started(pod.holding)
     if started is None or (now - started).total_seconds() < INIT_SECONDS:
         return None
@@ -71,7 +71,7 @@ def find_holding_sidecar(pod: Pod, now: datetime) -> Trouble | None:
 
 
 def find_unready_sidecar(pod: Pod, now: datetime) -> Trouble | None:
-    """Say which added container keeps the pod from being ready though all of the operator's are."""
+    """Diagnose an added container that keeps the pod from being ready though all of the operator's are."""
     if not all(pod.status_of(name).get("ready") for name in pod.own):
         return None
     for status in pod.added:
@@ -82,7 +82,7 @@ def find_unready_sidecar(pod: Pod, now: datetime) -> Trouble | None:
 
 
 def find_waiting_sidecar(pod: Pod) -> Trouble:
-    """Say why an added container keeps the pod from starting."""
+    """Diagnose why an added container keeps the pod from starting."""
     reason, name = str(pod.waiting.get("reason")), pod.waiting_container
     if reason in IMAGE_TROUBLES:
         what = f"has image {pod.waiting_image}, which cannot be pulled"

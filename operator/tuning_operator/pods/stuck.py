@@ -1,6 +1,6 @@
-"""Say why a workload makes no progress, and what to do about it.
+"""Why a workload makes no progress, and what to do about it.
 
-A Job says nothing of its pods' troubles, and Kubernetes tells most of them only in words: in this file, and nowhere
+A Job says nothing of its pods' troubles, and Kubernetes reports most of them only in words: in this file, and nowhere
 else, messages are searched. What is said of a trouble stays the same while it lasts: every change is a write.
 """
 
@@ -23,7 +23,7 @@ SHOWN_CHARACTERS = 400
 
 @dataclass(frozen=True)
 class PodRequests:
-    """What a pod asks for, as far as pods get stuck at it, and where that is set."""
+    """What a pod requests, as far as pods get stuck at it, and where that is set."""
 
     claim: str
     contents: str
@@ -43,7 +43,7 @@ class PodRequests:
 
 
 def shown_resources(cpu: str, memory: str, gpus: int = 0, gpu_resource: str = "") -> str:
-    """Name requests as a message does: `2 nvidia.com/gpu, 4 CPU and 16Gi`."""
+    """Format requests for a message: `2 nvidia.com/gpu, 4 CPU and 16Gi`."""
     return f"{f'{gpus} {gpu_resource}, ' if gpus else ''}{cpu} CPU and {memory}"
 
 
@@ -53,7 +53,7 @@ Table = tuple[tuple[str, Maker], ...]
 
 
 def events_due(workload: Workload, now: datetime) -> float | None:
-    """In how many seconds Events are to be read, since nothing else has the reason; 0 or less: now. None: no need."""
+    """Return in how many seconds Events are to be read, as only they have the reason; 0 or less: now. None: no need."""
     if not workload.makes_pods:
         return None
     pod = workload.newest_pod
@@ -91,7 +91,7 @@ def find_stuck(workload: Workload, asked: PodRequests) -> Trouble | None:
 
 
 def find_refusal(message: str, what: str = "Job") -> Trouble:
-    """Why the API server did not take the Job (or another object) itself, by its own words."""
+    """Diagnose from the API server's message why it did not take the Job (or another object, `what`)."""
     if re.search(r"exceeded quota", message):
         return Trouble(
             Reason.QUOTA_EXCEEDED,
@@ -124,7 +124,7 @@ def _waiting(pod: Pod, asked: PodRequests) -> Trouble | None:
 
 
 def _from_events(warnings: Iterable[Raw], tables: dict[str, Table], asked: PodRequests) -> Trouble | None:
-    """By the newest Warning whose reason a table is there for."""
+    """Diagnose by the newest Warning that a table explains; None where none does."""
     for warning in warnings:
         if stuck := of_words(tables.get(str(warning.get("reason")), ()), str(warning.get("message", "")), asked):
             return stuck
@@ -132,7 +132,7 @@ def _from_events(warnings: Iterable[Raw], tables: dict[str, Table], asked: PodRe
 
 
 def of_words(table: Table, message: str, asked: PodRequests) -> Trouble | None:
-    """What a message means by a table, or None."""
+    """Return what a message means by a table of (pattern, diagnosis), or None."""
     for pattern, make in table:
         if found := re.search(pattern, message, re.IGNORECASE):
             return make(found, asked)
@@ -306,7 +306,7 @@ _ATTEMPT = re.compile(r'^Error creating: (pods "[^"]*" is forbidden: )?')
 """The name of a pod that was not made is another at each attempt: it would make another message of the same trouble."""
 
 _PREEMPTION = re.compile(r"\.? (no new claims to deallocate, )?preemption: .*$")
-"""The scheduler's second thoughts, longer than what is wrong, and another each time."""
+"""The scheduler's advice on preemption, longer than what is wrong, and another each time."""
 
 
 def _short(message: str) -> str:

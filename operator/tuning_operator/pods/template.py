@@ -20,7 +20,7 @@ RESTRICTED: dict[str, Any] = {
 
 
 def owner_reference(observed: CustomResource, kind: str) -> dict[str, Any]:
-    """What makes an object go with the custom resource that it was made for."""
+    """Build the owner reference with which an object is deleted together with its custom resource."""
     return {
         "apiVersion": API_VERSION,
         "kind": kind,
@@ -32,7 +32,7 @@ def owner_reference(observed: CustomResource, kind: str) -> dict[str, Any]:
 
 
 def pod_security(settings: Settings) -> dict[str, Any]:
-    """A pod's part of the restricted profile."""
+    """Build a pod's part of the restricted Pod Security profile."""
     user = {} if settings.cluster_assigns_user else {"runAsUser": USER, "runAsGroup": USER, "fsGroup": USER}
     return {
         "runAsNonRoot": True,
@@ -43,7 +43,7 @@ def pod_security(settings: Settings) -> dict[str, Any]:
 
 
 def placement(asked: PlacementSpec, settings: Settings) -> dict[str, Any]:
-    """The same for every role, so that the check binds the claim where the GPUs are."""
+    """Build the placement, alike for every role, so that the check binds the claim where the GPUs are."""
     fields: dict[str, Any] = {}
     if asked.node_selector:
         fields["nodeSelector"] = dict(asked.node_selector)
@@ -57,10 +57,10 @@ def placement(asked: PlacementSpec, settings: Settings) -> dict[str, Any]:
 
 
 def threads(cpu: str) -> int:
-    """Whole threads for a CPU quantity: `500m` -> 1, `2` -> 2, `2.5` -> 3."""
+    """Return the whole threads of a CPU quantity: `500m` -> 1, `2` -> 2, `2.5` -> 3."""
     return max(1, math.ceil(parse_quantity(cpu)))
 
 
 def small_resources(cpu: str, memory: str) -> dict[str, Any]:
-    """Requests and limits of a pod that trains nothing."""
+    """Build requests and limits of a pod that trains nothing."""
     return {"requests": {"cpu": cpu, "memory": memory}, "limits": {"memory": memory}}

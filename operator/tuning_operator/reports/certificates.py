@@ -1,7 +1,7 @@
-"""The authority that training pods trust and the serving certificate of the progress server, as pure functions.
+"""The CA that training pods trust and the serving certificate of the progress server, as pure functions.
 
-The authority's key is never replaced: its certificate lies in the template of every running pod. A certificate made
-anew with the same key and name is trusted by pods that hold the old one, until that one ends.
+The CA's key is never replaced: its certificate lies in the template of every running pod. A new certificate with the
+same key and name is trusted by pods that hold the old one, until that one ends.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 VALIDITY = timedelta(days=3653)
-"""Ten years: longer than any run, and nobody has to think of it."""
+"""Ten years: longer than any run, without an administrator who has to think of it."""
 RENEW_BEFORE = timedelta(days=365)
 """Renewed by any start of the operator in the last year."""
 CLOCK_SKEW = timedelta(hours=1)
@@ -67,7 +67,7 @@ class KeyPair:
 
 
 def make_ca(now: datetime, key: ec.EllipticCurvePrivateKey | None = None) -> KeyPair:
-    """An authority of ten years; with `key`, that authority's certificate made anew."""
+    """Make a CA valid for ten years; with `key`, a new certificate of the CA that has it."""
     key = key or ec.generate_private_key(ec.SECP256R1())
     certificate = (
         _builder(now, AUTHORITY_NAME, key, not_after=now + VALIDITY)
@@ -79,7 +79,7 @@ def make_ca(now: datetime, key: ec.EllipticCurvePrivateKey | None = None) -> Key
 
 
 def make_serving_cert(ca: KeyPair, dns_names: Iterable[str], now: datetime) -> KeyPair:
-    """A serving certificate for `dns_names`, valid as long as the authority's own."""
+    """Make a serving certificate for `dns_names`, valid as long as the CA's own."""
     names = sorted(set(dns_names))
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "llm-tuning-operator")])
@@ -100,12 +100,12 @@ def make_serving_cert(ca: KeyPair, dns_names: Iterable[str], now: datetime) -> K
 
 
 def needs_renewal(certificate: x509.Certificate, now: datetime) -> bool:
-    """Whether it ends within the year."""
+    """Return whether the certificate ends within the year."""
     return certificate.not_valid_after_utc - now < RENEW_BEFORE
 
 
 def is_served_by(ca: KeyPair, serving: KeyPair, dns_names: Iterable[str]) -> bool:
-    """Whether the authority signed the serving certificate, and for these names."""
+    """Return whether the CA signed the serving certificate, and for exactly these names."""
     try:
         serving.certificate.verify_directly_issued_by(ca.certificate)
         names = serving.certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value

@@ -47,7 +47,7 @@ class _Connection:
 
     address: str
     task: asyncio.Task[None] | None = None
-    """While its handshake goes on."""
+    """Its handshake, until that is done."""
     handler: web.RequestHandler | None = None
 
     @property
@@ -85,7 +85,7 @@ class Connections:
         return int(self._listener.getsockname()[1])
 
     async def accept(self) -> None:
-        """For ever."""
+        """Accept connections until cancelled."""
         loop = asyncio.get_running_loop()
         assert self._listener is not None
         while True:
@@ -108,7 +108,7 @@ class Connections:
             await asyncio.sleep(0)
 
     async def _shake_hands(self, connection: _Connection, accepted: socket.socket) -> None:
-        """What becomes of it after that is the request handler's."""
+        """Do the TLS handshake; what follows on the connection is the request handler's."""
         try:
             _, protocol = await asyncio.get_running_loop().connect_accepted_socket(
                 self.factory,
@@ -136,7 +136,7 @@ class Connections:
         connection.close()
 
     def known(self, handler: object) -> None:
-        """Its sender has shown a token: it counts no longer. Their number and pace are bounded by pod."""
+        """Stop counting a connection whose sender has shown a token: those are bounded in number and pace by pod."""
         for connection in self._unknown:
             if connection.handler is handler:
                 del self._unknown[connection]

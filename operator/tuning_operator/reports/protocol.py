@@ -45,7 +45,7 @@ _NUMBER = re.compile(
 
 
 def parse_status(body: bytes, now: datetime) -> Progress:
-    """The Progress in `body`; InputError holds every problem found."""
+    """Parse the Progress in `body`; raises InputError with every problem found."""
     status = _mapping(_json(body), "trainerStatus")
     problems: list[Problem] = []
     percent = _integer(status, "progressPercentage", problems, maximum=100)
@@ -59,7 +59,7 @@ def parse_status(body: bytes, now: datetime) -> Progress:
     return Progress(
         **metrics,
         percent=percent or 0,
-        remaining_seconds=None if remaining == 0 and percent != 100 else remaining,  # not yet done: nobody knows
+        remaining_seconds=None if remaining == 0 and percent != 100 else remaining,  # not yet done: unknown
         last_update_time=time.strftime("%Y-%m-%dT%H:%M:%SZ"),
     )
 
@@ -93,7 +93,7 @@ def _integer(status: Mapping[str, Any], field: str, problems: list[Problem], max
 
 
 def _time(status: Mapping[str, Any], field: str, problems: list[Problem], now: datetime) -> datetime:
-    """The sender's time, but never in the future: its clock may be ahead of ours."""
+    """Read the sender's time, but never one in the future: its clock may be ahead of the operator's."""
     value = status.get(field)
     if value is None:
         return now
@@ -108,7 +108,7 @@ def _time(status: Mapping[str, Any], field: str, problems: list[Problem], now: d
 
 
 def _metrics(entries: object, problems: list[Problem]) -> dict[str, Any]:
-    """The known ones within their range, by their fields of Progress."""
+    """Read the known metrics that are within their range, by their fields of Progress."""
     where = "trainerStatus.metrics"
     if entries is None:
         return {}

@@ -22,7 +22,7 @@ class RateLimit:
     """Sender -> (what was left, when)."""
 
     def allows(self, sender: str) -> bool:
-        """Whether one more is within the limit; it is counted only then."""
+        """Return whether one more report is within the sender's limit; only then is it counted."""
         now = self.clock()
         left = self._left_at(sender, now)
         if left < 1:

@@ -37,7 +37,7 @@ MAX_AGENT_BODY_BYTES = 1024 * 1024
 REQUEST_SECONDS = 5.0
 """For one request; a trainer gives up after two."""
 CONNECTION_SECONDS = 10.0
-"""Between two looks at the connections: those that were open at the last one are closed. A trainer makes one a post."""
+"""Between two inspections of the connections: those open at the last one are closed. A trainer makes one a post."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Sink = Callable[[tuple[str, str], Progress], None]
@@ -113,7 +113,7 @@ class ProgressServer:
         return web.Response(status=200)
 
     async def _agent_report(self, request: web.Request) -> web.Response:
-        """The answer is held back until something else is wanted: 200 with that, or 204 after some seconds."""
+        """Hold the answer back until other routes are wanted: 200 with them, or 204 after some seconds."""
         if self.exchange is None:
             return _Refusal(404, "Not Found")
         key = (request.match_info["namespace"], request.match_info["name"])
@@ -138,7 +138,7 @@ class ProgressServer:
 
     @web.middleware
     async def _answered(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Every fault as a status with a message; what is logged comes from us, but for the path."""
+        """Answer every fault as a status with a message; of what is logged, only the path comes from the sender."""
         response = await _response_of(request, handler)
         self.count(response.status)
         if isinstance(response, _Refusal) and self.log_limit.allows(""):
@@ -148,7 +148,7 @@ class ProgressServer:
         return response
 
     async def _close_lingering(self, server: web.Server) -> None:
-        """aiohttp has no time-out for a connection that never finishes its first request."""
+        """Close connections that never finish their first request, for which aiohttp has no time-out."""
         seen: set[web.RequestHandler] = set()
         while True:
             await asyncio.sleep(CONNECTION_SECONDS)

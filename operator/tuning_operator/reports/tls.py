@@ -1,7 +1,7 @@
-"""The one Secret that holds the operator's authority and serving certificate, made once and kept over upgrades.
+"""The one Secret that holds the operator's CA and serving certificate, made once and kept over upgrades.
 
-Whatever the authority does not decide is healed without a word to the user: a serving certificate that is damaged, too
-old or for other names is made again. A damaged authority is an error, because a new one would leave running pods
+Whatever the CA does not decide is healed without a word to the user: a serving certificate that is damaged, too
+old or for other names is made again. A damaged CA is an error, because a new one would leave running pods
 without a way to report.
 """
 
@@ -38,7 +38,7 @@ class SecretStore(Protocol):
 
 
 class TlsSecretDamaged(TuningError, RuntimeError):  # noqa: N818 - says what happened
-    """The Secret's authority cannot be used; the message says how to go on."""
+    """The Secret's CA cannot be used; the message says what to do."""
 
     def __init__(self, namespace: str, problem: str) -> None:
         super().__init__(
@@ -57,12 +57,12 @@ class Tls:
 
 
 def serving_names(namespace: str, service: str = "llm-tuning-operator") -> list[str]:
-    """The names under which pods of any namespace reach the Service."""
+    """Return the DNS names under which pods of any namespace reach the Service."""
     return [f"{service}.{namespace}.svc", f"{service}.{namespace}.svc.cluster.local"]
 
 
 async def ensure_tls(cluster: SecretStore, namespace: str, names: Iterable[str], now: datetime) -> Tls:
-    """Read the Secret, made or renewed where needed; TlsSecretDamaged if its authority cannot be used."""
+    """Read the Secret, made or renewed where needed; TlsSecretDamaged if its CA cannot be used."""
     names = sorted(set(names))
     for _ in range(ATTEMPTS):
         secret = await cluster.read_secret(namespace, SECRET_NAME)
@@ -84,21 +84,23 @@ async def ensure_tls(cluster: SecretStore, namespace: str, names: Iterable[str],
 
 
 def serving_context(pair: KeyPair) -> ssl.SSLContext:
-    """A server's context; TLS 1.3 only, for both ends are ours."""
+    """Build the server's TLS context of a pair; TLS 1.3 only, as both ends are this project's."""
     return build_context(pair.certificate_pem, pair.key_pem)
 
 
 def build_context(certificate_pem: bytes, key_pem: bytes) -> ssl.SSLContext:
-    """The same of a pair as it lies in files; raises ssl.SSLError where they are no pair."""
+    """Build the server's TLS context of a pair in PEM; raises ssl.SSLError where the two do not belong together."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.num_tickets = 0  # nobody resumes: each would be signed and kept for a client that comes once
+    context.num_tickets = (
+        0  # no client resumes a session: each ticket would be signed and kept for a client that comes once
+    )
     load_pair(context, certificate_pem, key_pem)
     return context
 
 
 def load_pair(context: ssl.SSLContext, certificate_pem: bytes, key_pem: bytes) -> None:
-    """Have `context` serve with that pair from now on."""
+    """Load the pair into `context`, which serves new connections with it."""
     with tempfile.NamedTemporaryFile(suffix=".pem") as file:  # OpenSSL reads files only; this one is the user's alone
         file.write(certificate_pem + b"\n" + key_pem)
         file.flush()
@@ -106,7 +108,7 @@ def load_pair(context: ssl.SSLContext, certificate_pem: bytes, key_pem: bytes) -
 
 
 def _read_pairs(secret: Mapping[str, Any], namespace: str) -> tuple[KeyPair, KeyPair | None]:
-    """The authority, and the serving pair where it can be read."""
+    """Read the CA, and the serving pair or None where it is damaged; raises TlsSecretDamaged for a damaged CA."""
     data = secret.get("data") or {}
     try:
         ca = _read_pair(data, "ca")
@@ -136,7 +138,7 @@ def _decoded(text: str) -> bytes:
 def _usable_pairs(
     ca: KeyPair | None, serving: KeyPair | None, *, names: list[str], now: datetime
 ) -> tuple[KeyPair, KeyPair]:
-    """What was found where it is good for a year and more, else made; the authority's key stays."""
+    """Return the pairs found, each made again if it ends within the year or does not fit; the CA keeps its key."""
     if ca is None or needs_renewal(ca.certificate, now):
         ca = make_ca(now, ca.key if ca else None)
     if serving is None or needs_renewal(serving.certificate, now) or not is_served_by(ca, serving, names):

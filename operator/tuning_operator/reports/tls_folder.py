@@ -27,12 +27,12 @@ class TlsFolder:
         self._served: tuple[bytes, ...] = ()
 
     def load(self) -> Tls:
-        """What is there now; raises TlsFilesUnusable."""
+        """Load the pair and the CA that are in the folder now; raises TlsFilesUnusable."""
         ca, *pair = self._served = self._read()
         return Tls(_context(*pair), ca.decode())
 
     def renew(self, context: ssl.SSLContext) -> str | None:
-        """Have `context` serve with files that have changed since; returns the authority then, otherwise None.
+        """Load files that have changed into `context`; returns the CA in PEM then, otherwise None.
 
         Raises TlsFilesUnusable and leaves `context` as it is: a change may be seen half made.
         """
@@ -40,7 +40,7 @@ class TlsFolder:
         if files == self._served:
             return None
         ca, *pair = files
-        _context(*pair)  # tried on another one first: a context with half a pair serves nobody
+        _context(*pair)  # tried on another one first: a context with half a pair serves no client
         load_pair(context, *pair)
         self._served = files
         return ca.decode()

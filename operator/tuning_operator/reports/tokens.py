@@ -1,7 +1,7 @@
 """Whether a bearer token is that of a pod of one TuningJob or InferenceService, verified without asking the API server.
 
 A projected token is signed by the cluster, whose public keys every service account may read. TokenReview would need a
-cluster-wide permission and a request each time; what it adds, that the pod still exists, the watched pods tell.
+cluster-wide permission and a request each time; what it adds, that the pod still exists, the watched pods show.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class ClusterKeys:
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def key(self, kid: str) -> jwt.PyJWK | None:
-        """None if the cluster publishes no such key; TokenRefused(503) while the keys cannot be read."""
+        """Return the key, or None if the cluster publishes no such one; TokenRefused(503) while keys are unreadable."""
         async with self._lock:
             if (kid not in self._keys or self._are_older_than(KEYS_MAX_AGE_SECONDS)) and self._may_try():
                 await self._read()
@@ -101,7 +101,7 @@ def _usable_keys(published: Mapping[str, Any]) -> Iterable[tuple[str, jwt.PyJWK]
 
 
 def own_issuer(token_file: Path = OWN_TOKEN) -> str | None:
-    """The cluster's issuer as the operator's own token names it; None outside of a pod, where the keys alone tell."""
+    """Return the cluster's issuer by the operator's own token; None outside of a pod, where the keys alone decide."""
     try:
         claims = jwt.decode(token_file.read_text().strip(), options={"verify_signature": False})
     except (OSError, jwt.PyJWTError):
@@ -120,15 +120,15 @@ class Sender:
 
 @dataclass
 class TokenVerifier:
-    """Says which pod a token belongs to, if that pod may report for the object."""
+    """Finds the pod that a token belongs to, if that pod may report for the object."""
 
     keys: ClusterKeys
     cache: WatchedPods
     issuer: Callable[[], str | None] = own_issuer
-    """Read anew each time: a cluster may change its issuer."""
+    """Read each time: a cluster may change its issuer."""
 
     async def verify(self, token: str, namespace: str, name: str, kind: str = TUNING_JOBS) -> Sender:
-        """The pod; TokenRefused with 401 for no valid token of this cluster, 403 for one that is not for this job."""
+        """Return the pod that sent it. TokenRefused: 401 if not a valid token of this cluster, 403 if for another."""
         claims = await self._signed_claims(token)
         owner = self.cache.get(kind, namespace, name)
         uid = "" if owner is None else str(owner["metadata"]["uid"])
@@ -154,9 +154,9 @@ class TokenVerifier:
         return sender
 
     def _is_descendant(self, pod: Mapping[str, Any], kind: str, namespace: str, name: str, uid: str) -> bool:
-        """Whether a pod is owned by a Job of the TuningJob, or a ReplicaSet of the InferenceService's Deployment.
+        """Return whether the pod is of a Job of the TuningJob, or of a ReplicaSet of the InferenceService's Deployment.
 
-        Labels alone are anybody's who may create pods. ReplicaSets are not watched; their names tell the Deployment.
+        Whoever may create pods may set such labels. ReplicaSets are not watched; their names have the Deployment's.
         """
         controller = _controller_of(pod)
         if kind == INFERENCE_SERVICES:
@@ -196,13 +196,13 @@ class TokenVerifier:
 
 
 def _controller_of(raw: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The owner reference of what controls an object; empty without one."""
+    """Return the owner reference of an object's controller; {} without one."""
     owners = raw["metadata"].get("ownerReferences") or ()
     return next((owner for owner in owners if owner.get("controller")), {})
 
 
 def _is_replica_set_of(owner: Mapping[str, Any], deployment: str) -> bool:
-    """By its name: the Deployment's, and a hash of the pod template."""
+    """Judge by the ReplicaSet's name: the Deployment's, and a hash of the pod template."""
     return owner.get("kind") == "ReplicaSet" and str(owner.get("name")).rpartition("-")[0] == deployment
 
 

@@ -12,7 +12,7 @@ FIELD = "spec.model.adapter.tuningJob"
 
 
 class NoteAdapter(Stage):
-    """Refuse what can never come to anything, and take note of a start adapter before its TuningJob may go."""
+    """Refuse what can never succeed, and record a start adapter before its TuningJob may be deleted."""
 
     def applies(self, observed: Observed) -> bool:
         return observed.adapter is not None

@@ -56,14 +56,14 @@ class Chain:
         self.draft.record_in(self.desired)
         return self.desired
 
-    # --- what stages ask for ----------------------------------------------------------------------------------------
+    # --- what stages call -------------------------------------------------------------------------------------------
 
     def note_start(self, model: str) -> None:
-        """Write down the adapter to start from: it outlives the TuningJob that made it."""
+        """Record the adapter to start from in the status: it outlives the TuningJob that made it."""
         self.start_model_id = self.draft.fields["start_adapter_model_id"] = model
 
     def is_undecided(self, child: Child) -> bool:
-        """Whether what ended is not fully seen yet: then nothing is written, and decided again."""
+        """Return whether what ended is not fully seen yet; if so, requeue: this reconcile writes nothing of it."""
         seconds = seconds_undecided(child, self.now)
         if seconds is None:
             self.desired.needs_pods |= lacks_pods(child)
@@ -73,13 +73,13 @@ class Chain:
         return True
 
     def delete(self, child: Child) -> None:
-        """Have the Job deleted; its pods end first."""
+        """Delete the Job in the foreground; its pods end first."""
         ref = ObjectRef(JOBS, child.name, child.uid)
         if ref not in self.desired.delete:
             self.desired.delete.append(ref)
 
     def work(self, stage: JobStage, child: Child | None) -> None:
-        """Have the Job of this stage made, or say what it waits for."""
+        """Create the Job of this stage, follow it, or state what it waits for."""
         name = child_name(self.observed.name, stage.role.name)
         if child is not None:
             if not child.is_deleting and not self.spec.suspend:

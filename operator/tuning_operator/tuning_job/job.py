@@ -41,12 +41,12 @@ class PodParts:
 
 
 def child_name(job_name: str, role: str) -> str:
-    """The name of the TuningJob's one Job of a role: the API server itself refuses a second one."""
+    """Name the TuningJob's one Job of a role: the API server itself refuses a second one of that name."""
     return f"{job_name}-{role}"
 
 
 def model_id(observed: Observed, spec: TuningJobSpec) -> str:
-    """Name the result: the same on every reconcile, so that a retry resumes; another for a namesake."""
+    """Form the model_id: the same on every reconcile, so that a retry resumes; another for a namesake."""
     if observed.status.model_id is not None:
         return observed.status.model_id
     base = spec.model.path.rsplit("/", 1)[-1]
@@ -63,7 +63,7 @@ def build_job(
     parts: PodParts,
     start_model_id: str | None,
 ) -> dict[str, Any]:
-    """A `batch/v1` Job. `suspend` is left to Kueue; bad input fails at once, disruptions cost no retry."""
+    """Build a `batch/v1` Job. `suspend` is left to Kueue; bad input fails at once, disruptions cost no retry."""
     labels = {
         MANAGED_BY_LABEL: MANAGED_BY,
         LABEL_JOB: observed.name,

@@ -52,7 +52,7 @@ class Observed(CustomResource):
         return read_status(self.raw.get("status"))
 
     def holds(self, kind: StrEnum) -> bool:
-        """Whether the status records the condition as True."""
+        """Return whether the status records the condition as True."""
         return any(c.type == kind and c.status == "True" for c in self.status.conditions)
 
 
@@ -110,7 +110,7 @@ def build_observed(
 
 
 def _concerns(warning: Raw, uids: set[str]) -> bool:
-    """About one of these objects, or about a claim: those are known by name only."""
+    """Return whether it is about one of these objects, or about any claim: those are known by name only."""
     involved = warning.get("involvedObject", {})
     return involved.get("uid") in uids or involved.get("kind") == "PersistentVolumeClaim"
 

@@ -1,4 +1,4 @@
-"""How a child Job ended, or why its pods fail while it goes on."""
+"""How a child Job ended, or why its pods fail while it continues."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ TELLING = (Reason.OUT_OF_MEMORY, Reason.GPU_UNAVAILABLE)
 
 
 def result_of(child: Child, kind: type[Result]) -> Result | None:
-    """The result of work that has ended well; None where its pod has gone, or has left none."""
+    """Return the result of work that ended well; None where its pod is gone, or has left none."""
     return parse_result(_message(child.done_pod), kind)
 
 
 def is_done(child: Child, now: datetime) -> bool:
-    """Whether the work has ended well: by the Job's word, or by our container's where others keep the Job from it.
+    """Return whether the work ended well: by the Job, or by our container where a sidecar keeps the Job from it.
 
     A sidecar that fails makes a failed pod of a good training, and one that never ends keeps the pod running.
     """
@@ -39,12 +39,12 @@ def is_done(child: Child, now: datetime) -> bool:
 
 
 def is_left_open(child: Child) -> bool:
-    """Whether only a sidecar keeps the Job of a recorded result from its end."""
+    """Return whether only a sidecar keeps the Job of a recorded result from its end."""
     return not (child.has_ended or child.is_deleting) and any(pod.terminated for pod in child.pods)
 
 
 def refusal(child: Child, stage: JobStage, spec: TuningJobSpec, now: datetime) -> Trouble | None:
-    """Why the input is refused, where a sidecar keeps the Job from failing for it."""
+    """Return why the input is refused, where a sidecar keeps the Job from failing for it; else None."""
     pod = child.newest_pod
     if pod is None or child.is_deleting or pod.exit_code != EXIT_INPUT or not is_outlived(pod, now):
         return None
@@ -52,7 +52,7 @@ def refusal(child: Child, stage: JobStage, spec: TuningJobSpec, now: datetime) -
 
 
 def seconds_undecided(child: Child, now: datetime) -> float | None:
-    """How long to wait before anything is concluded; None: conclude.
+    """Return how many seconds to wait before anything is concluded; None: conclude.
 
     Job and pods come by two watches and from two controllers: a Job may have ended before the pod that ended it is
     seen, and a pod may have ended before its Job says what that means.
@@ -67,12 +67,12 @@ def seconds_undecided(child: Child, now: datetime) -> float | None:
 
 
 def lacks_pods(child: Child) -> bool:
-    """Whether the Job has ended, and the pods that tell how are not all seen as ended."""
+    """Return whether the Job has ended, and the pods that explain how are not all seen as ended."""
     return child.has_ended and not _has_all_pods(child)
 
 
 def _has_all_pods(child: Child) -> bool:
-    """Of a Job that has ended: whether the pods that tell why are seen as ended."""
+    """Return whether, of a Job that has ended, the pods that explain why are seen as ended."""
     if child.is_complete:
         return child.succeeded_pod is not None
     if _is_late(child):
@@ -81,7 +81,7 @@ def _has_all_pods(child: Child) -> bool:
 
 
 def _pod_says_the_end(child: Child) -> datetime | None:
-    """When a pod ended after which its Job starts no other."""
+    """Return when that pod ended after which its Job starts no other; None while it may start one."""
     pod = child.newest_pod
     if pod is None or not pod.has_ended:
         return None
@@ -91,7 +91,7 @@ def _pod_says_the_end(child: Child) -> datetime | None:
 
 
 def failure_of(child: Child, stage: JobStage, spec: TuningJobSpec) -> Trouble:
-    """Why the Job has failed for good."""
+    """Return why the Job has failed for good."""
     assert child.failure is not None
     what, why = stage.work, str(child.failure.get("reason", ""))
     if _is_late(child):
@@ -112,7 +112,7 @@ def failure_of(child: Child, stage: JobStage, spec: TuningJobSpec) -> Trouble:
 
 
 def failing(child: Child, stage: JobStage, spec: TuningJobSpec, now: datetime) -> tuple[Trouble, float | None] | None:
-    """Why pods fail while the Job goes on, and in how many seconds a running pod is trusted again.
+    """Return why pods fail while the Job continues, and in how many seconds a running pod is trusted again.
 
     None where nothing failed, or where the newest pod has run for a while since.
     """
@@ -129,7 +129,7 @@ def failing(child: Child, stage: JobStage, spec: TuningJobSpec, now: datetime) -
 
 
 def pod_failure(pod: Pod, stage: JobStage, spec: TuningJobSpec) -> Trouble:
-    """Why one pod failed: by its own result, or by what the kubelet says of it."""
+    """Return why one pod failed: by its own result, or else by what the kubelet reports."""
     result = parse_result(_message(pod), TrainResult)
     if result is not None and not result.ok:
         return Trouble(result.reason, result.message)

@@ -72,7 +72,7 @@ class TuningJobReconciler(Reconciler[Observed]):
             kept.pop(key, None)  # type: ignore[attr-defined]
 
     async def may_create(self, observed: Observed, kind: str, body: Raw) -> bool:
-        """Never a second trainer beside one that no watch has delivered: its Job may have been deleted a moment ago.
+        """Refuse a second trainer beside one that no watch has delivered: its Job may have been deleted a moment ago.
 
         Only asked after a Job of this process; the pods of an earlier process were listed at the start.
         """
@@ -92,7 +92,7 @@ class TuningJobReconciler(Reconciler[Observed]):
         return any(pod["metadata"]["labels"].get(LABEL_ROLE) == TRAIN and not Pod(pod).has_ended for pod in pods)
 
     def status_due(self, observed: Observed, status: Raw) -> float:
-        """Progress alone is written at most once in PROGRESS_SECONDS; anything else at once."""
+        """Delay a write of progress alone to one in PROGRESS_SECONDS; anything else is due at once (0)."""
         if _without_progress(status) != _without_progress(observed.raw.get("status") or {}):
             return 0.0
         return self._progress_due((observed.namespace, observed.name))

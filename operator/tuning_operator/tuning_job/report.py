@@ -64,7 +64,7 @@ class ReportStage(JobStage):
         return chain.result is not None
 
     def fail(self, chain: Chain, trouble: Trouble) -> None:
-        """Say that nothing is lost but the word of it, whatever the reason."""
+        """Set ResultLost, whatever the reason: the adapter is there, only its result cannot be read."""
         name = chain.draft.fields["model_id"]
         message = f"the training has ended well, but its result cannot be read from models/{name}; look there"
         chain.draft.fail(Trouble(Reason.RESULT_LOST, message))

@@ -47,7 +47,7 @@ class ServeStage(Stage):
 
 
 def build_inference_service(observed: Observed, spec: TuningJobSpec, serve: ServeSpec, model_id: str) -> dict[str, Any]:
-    """One route to the adapter, by modelId: the TuningJob may go at any time. No owner: it outlives that."""
+    """Build an InferenceService with one route by modelId, and no owner: it outlives the TuningJob."""
     asked = serve.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude={"name"})
     return {
         "apiVersion": API_VERSION,

@@ -32,7 +32,7 @@ class Stage(ABC):
     """Those that it decides; NotReached where the chain ends before."""
 
     def applies(self, observed: Observed) -> bool:
-        """Whether the TuningJob has this stage at all."""
+        """Return whether the TuningJob has this stage at all."""
         return True
 
     @abstractmethod
@@ -42,7 +42,7 @@ class Stage(ABC):
 
 @dataclass(frozen=True)
 class Words:
-    """The phase and message of a stage while it goes on."""
+    """The phase, reason and message of a stage that is not decided."""
 
     phase: Phase
     reason: str
@@ -51,7 +51,7 @@ class Words:
 
 @dataclass(frozen=True)
 class ResourceRequests:
-    """What the pod of a stage asks the scheduler for."""
+    """What the pod of a stage requests of the scheduler."""
 
     pod: str
     """What people call the pod."""
@@ -80,15 +80,15 @@ class JobStage(Stage):
 
     @abstractmethod
     def requests(self, spec: TuningJobSpec, settings: Settings) -> ResourceRequests:
-        """Name what the pod asks for, and where that is set."""
+        """Return what the pod requests, and the field that sets it."""
 
     @abstractmethod
     def memory_remedy(self, spec: TuningJobSpec) -> str:
-        """Say what to do about a pod that used more memory than it may."""
+        """Return the remedy for a pod that used more memory than its limit, as a message."""
 
     @abstractmethod
     def words(self, child: Child | None) -> Words:
-        """Give the phase and message while the work goes on."""
+        """Return phase, reason and message of a stage that is not decided."""
 
     @abstractmethod
     def end(self, chain: Chain, child: Child) -> bool:
@@ -120,13 +120,13 @@ class JobStage(Stage):
         return False
 
     def go_on(self, chain: Chain, child: Child | None) -> None:
-        """Have the Job made, or follow it."""
+        """Set phase and message, and create the stage's Job or follow it."""
         words = self.words(child)
         chain.draft.say(words.phase, words.reason, words.message, stage=self.condition)
         chain.work(self, child)
 
     def pod_requests(self, spec: TuningJobSpec, settings: Settings) -> PodRequests:
-        """Name all that the pod may get stuck at."""
+        """Return all requests of the pod that may leave it stuck."""
         requests = self.requests(spec, settings)
         source, secret = spec.dataset.config_map, spec.tracking.credentials_secret
         return PodRequests(
@@ -142,7 +142,7 @@ class JobStage(Stage):
         )
 
     def _trouble(self, chain: Chain, child: Child) -> Trouble | None:
-        """Why the Job has failed for good, or None while it may still end well."""
+        """Return why the Job has failed for good, or None while it may still end well."""
         if child.has_failed:
             return failure_of(child, self, chain.spec)
         return refusal(child, self, chain.spec, chain.now)

@@ -1,4 +1,4 @@
-"""The status of one reconcile while it is being drafted: what is said while it goes on, how it ends, and its Events."""
+"""The status of one reconcile while it is being drafted: what it says until the end, how it ends, and its Events."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ENDS = (
     EventRule(C.RECONCILING, TRUE, NORMAL, reasons=FOLLOWED),
 )
 QUIET = (C.REGISTERED,)
-"""Says the same at the same moment as another condition."""
+"""Another condition says the same at the same moment."""
 
 
 def conditions_of(observed: Observed, now: datetime, stages: Sequence[Stage]) -> Conditions:
@@ -66,7 +66,7 @@ class Draft:
     def is_finished(self) -> bool:
         return self.conditions.holds(C.FINISHED)
 
-    # --- going on --------------------------------------------------------------------------------------------------
+    # --- before the end --------------------------------------------------------------------------------------------
 
     def say(self, phase: Phase, reason: str, message: str, *, stage: StrEnum | None = None) -> None:
         """Set the phase and Reconciling; `stage` is the condition that this decides."""
@@ -85,7 +85,7 @@ class Draft:
             self.conditions.set(C.STALLED, TRUE, reason, message)
 
     def refuse_spec(self) -> None:
-        """Say that the stored object does not fit this version's models: nothing is made of it."""
+        """Set SpecInvalid and Stalled where the stored object does not fit this version's models; no child is made."""
         self.say(Phase.PENDING, Reason.SPEC_INVALID, SPEC_UNKNOWN)
         self.stall(Reason.SPEC_INVALID, shown(self._observed.problems))
 
@@ -157,7 +157,7 @@ class Draft:
         desired.events = events_of([*rules, *ENDS], self._observed.status.conditions, status.conditions)
 
     def status(self) -> TuningJobStatus:
-        """The complete status."""
+        """Build the complete status."""
         return self._observed.status.model_copy(
             update={
                 "observed_generation": self._observed.generation,
@@ -169,7 +169,7 @@ class Draft:
         )
 
     def _progress(self) -> Progress | None:
-        """The newest report, or the last known; of a finished training what its result says."""
+        """Return the newest report, or the last known one; of a finished training, what its result says."""
         report, last = self._observed.progress, self._observed.status.progress
         if self._result is None:
             return last if report is None else with_last_loss(report, last)
@@ -184,7 +184,7 @@ def with_last_loss(report: Progress, last: Progress | None) -> Progress:
 
 
 def _ended(last: Progress, result: TrainResult) -> Progress:
-    """The progress of a training that has ended well: reports come seldom, and the last one may be of an early step.
+    """Return the progress of a training that ended well: reports are seldom, the last one may be of an early step.
 
     A run that stopped early has done fewer steps than it had planned; those that it did are all that there were.
     """

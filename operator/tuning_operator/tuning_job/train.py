@@ -83,14 +83,14 @@ class TrainStage(JobStage):
 
 
 def _add_credentials(parts: PodParts, secret: str) -> None:
-    """As files and never as `envFrom`: its keys would decide what the interpreter runs before any code of ours does."""
+    """Mount the Secret as files: by `envFrom`, its keys would decide what the interpreter runs before any of ours."""
     parts.volumes.append({"name": "credentials", "secret": {"secretName": secret}})
     parts.mounts.append({"name": "credentials", "mountPath": CREDENTIALS_FOLDER, "readOnly": True})
     parts.environment.append({"name": CREDENTIALS_VARIABLE, "value": CREDENTIALS_FOLDER})
 
 
 def _add_reporting(parts: PodParts, observed: Observed, url: str, ca_pem: str) -> None:
-    """Progress goes to the operator over TLS, with a token that is good for this TuningJob alone and no API server."""
+    """Let the trainer report over TLS, with a token that is good for this TuningJob alone and no API server."""
     audience = audience_of(observed.namespace, observed.name, observed.uid)
     token = {"path": "token", "audience": audience, "expirationSeconds": TOKEN_SECONDS}
     authority = {"path": "ca.crt", "fieldRef": {"fieldPath": f"metadata.annotations['{PROGRESS_CA_ANNOTATION}']"}}
