@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import pytest
 
 from llm_tuning.errors import InputError
 from llm_tuning.models.manifest import file_hashes, read_manifest
-from llm_tuning.models.publish import is_whole, publish
+from llm_tuning.models.publish import is_whole, publish, storage_errors
+from llm_tuning.run.checks import OUTPUT
 from tests.support.models import make_manifest, make_stage, publish_model
 
 
@@ -83,3 +85,12 @@ def test_a_half_written_manifest_of_a_killed_process_is_not_published(models: Pa
     manifest = publish(stage, models / "a", make_manifest("a"))
     assert set(manifest.files) == {"adapter_model.safetensors", "adapter_config.json"}
     assert not list((models / "a").glob(".*"))
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_a_disk_that_takes_nothing_is_a_problem_of_the_output_folder(tmp_path: Path, number: int) -> None:
+    """By that field a TuningJob tells VolumeFull and VolumeReadOnly from other bad input."""
+    with pytest.raises(InputError) as refused, storage_errors(tmp_path):
+        raise OSError(number, os.strerror(number))
+    (problem,) = refused.value.problems
+    assert problem.field == OUTPUT
