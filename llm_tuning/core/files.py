@@ -80,14 +80,21 @@ def check_regular(path: Path, *, most: int | None = None) -> int:
     if not stat.S_ISREG(found.st_mode):
         raise OddFile(path, _KINDS.get(stat.S_IFMT(found.st_mode), "is no regular file"))
     if most is not None and found.st_size > most:
-        raise OddFile(path, f"has {found.st_size:,} bytes, and at most {most:,} are read")
+        raise _too_large(path, found.st_size, most)
     return found.st_size
+
+
+def _too_large(path: Path, size: int, most: int) -> OddFile:
+    return OddFile(path, f"has {size:,} bytes, and at most {most:,} are read")
 
 
 def read_file(path: Path, *, most: int = JSON_BYTES) -> bytes:
     """The bytes of a regular file of at most `most`; raises OddFile, or OSError as `open` does."""
-    size = check_regular(path, most=most)
-    with open_regular(path) as stream:
+    check_regular(path, most=most)
+    with open_regular(path) as stream:  # perhaps another file already: writers replace theirs whole
+        size = os.fstat(stream.fileno()).st_size
+        if size > most:
+            raise _too_large(path, size, most)
         content = stream.read(size + 1)
     if len(content) > size:
         raise OddFile(path, "grows while it is read")
