@@ -42,7 +42,8 @@ async def operate(server: FakeApiServer) -> None:
             ("tuningjobs", SUCCEEDED),
             ("inferenceservices", {"conditions": [condition("Ready", "True", "Ready")]}),
         ):
-            for name, raw in list(server.objects[plural].items()):
+            for raw in server.all(plural):
+                name = raw["metadata"]["name"]
                 if "status" not in raw:
                     await server.put(plural, name, status=status)
                     if plural == "tuningjobs":
@@ -81,7 +82,7 @@ def test_the_python_blocks_run(cluster: FakeApiServer, capsys: pytest.CaptureFix
     assert "spec.lora.rank must be at least 1, got 0" in said
     assert "Succeeded True \n['faq']" in said
     assert "Trained: done" in said
-    assert len(cluster.objects["tuningjobs"]) == 3
+    assert len(cluster.all("tuningjobs")) == 3
 
 
 @pytest.mark.timeout(60)

@@ -1,13 +1,12 @@
-"""An API server's answers on loopback, for what a real one cannot be asked to do: forget versions, break off, refuse.
+"""`memory_cluster` over HTTP on loopback, for what a real API server cannot be asked to do: forget versions, refuse.
 
-It keeps TuningJobs, InferenceServices, pods and their logs as dicts, speaks lists, watches and Status objects in the
-shapes of kube-apiserver 1.36, and does once what `next_answers` and `next_watches` tell it. It does not validate.
+It speaks lists, watches and Status objects in the shapes of kube-apiserver 1.36, keeps the logs of pods, and does once
+what `next_answers` and `next_watches` tell it. It does not validate.
 """
 
 from __future__ import annotations
 
 import asyncio
-import copy
 import json
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -20,6 +19,9 @@ from aiohttp import web
 from llm_tuning.api.kube import API_VERSION, LABEL_JOB, LABEL_ROLE, LABEL_UID
 from llm_tuning.client import Connection
 from llm_tuning.pod.roles import ROLES
+from tests.support.memory_cluster import MemoryCluster
+from tuning_operator.core.cache import PODS
+from tuning_operator.core.errors import AlreadyExists
 
 Raw = dict[str, Any]
 NAMESPACE = "team"
@@ -40,8 +42,7 @@ class FakeApiServer:
     """`await start()` it; `connection` leads to it."""
 
     def __init__(self) -> None:
-        self.objects: dict[str, dict[str, Raw]] = {"tuningjobs": {}, "inferenceservices": {}}
-        self.pods: list[Raw] = []
+        self.cluster = MemoryCluster()
         self.logs: dict[str, list[tuple[str, str]]] = {}
         """By pod: times and lines. A pod that `is_running` keeps its followers."""
         self.requests: list[tuple[str, str, dict[str, str], Any]] = []
@@ -53,9 +54,7 @@ class FakeApiServer:
         self.next_logs: deque[Script] = deque()
         self.service: Callable[[web.Request], Awaitable[web.StreamResponse]] | None = None
         """What stands behind the service proxy."""
-        self._version = 100
         self._changed = asyncio.Condition()
-        self._history: list[tuple[int, str, str, Raw]] = []
         self._runner: web.AppRunner | None = None
         self.port = 0
 
@@ -85,26 +84,33 @@ class FakeApiServer:
 
     # --- the cluster's part ------------------------------------------------------------------------------------------
 
+    def all(self, plural: str) -> list[Raw]:
+        """The objects of a kind, in the order in which they were made."""
+        return [copy_of for (_, name) in self.cluster.objects[plural] if (copy_of := self.cluster.get(plural, name))]
+
     async def put(self, plural: str, name: str, *, spec: Raw | None = None, status: Raw | None = None) -> Raw:
         """Make or change an object, as a user or the operator does."""
-        before = self.objects[plural].get(name)
-        raw: Raw = copy.deepcopy(before) if before else self._fresh(plural, {"metadata": {"name": name}})
+        before = self.cluster.get(plural, name)
+        raw = before or self._fresh(plural, {"metadata": {"name": name}})
         raw |= {"spec": spec} if spec is not None else {}
         raw |= {"status": status} if status is not None else {}
-        return await self._store(plural, raw, "MODIFIED" if before else "ADDED")
+        done = self.cluster.change(plural, raw) if before else self.cluster.add(plural, raw)
+        return await self._tell(done)
 
     async def remove(self, plural: str, name: str) -> None:
-        await self._store(plural, self.objects[plural].pop(name), "DELETED")
+        self.cluster.remove(plural, NAMESPACE, name)
+        await self._tell({})
 
     def add_pod(
         self, job: str, role: str, name: str, *, state: str = "terminated", lines: list[str] | None = None
     ) -> Raw:
         """A pod of a TuningJob in order of time, with its log."""
-        number = len(self.pods)
+        number = len(self.cluster.objects[PODS])
         labels = {LABEL_JOB: job, LABEL_UID: f"uid-{job}", LABEL_ROLE: role}
         pod = {
             "metadata": {
                 "name": name,
+                "namespace": NAMESPACE,
                 "uid": f"uid-{name}",
                 "labels": labels,
                 "creationTimestamp": f"2026-11-29T08:00:{number:02}Z",
@@ -112,30 +118,33 @@ class FakeApiServer:
             "spec": {"containers": [{"name": ROLES[role].container}]},
             "status": {"containerStatuses": [{"name": ROLES[role].container, "state": {state: {}}}]},
         }
-        self.pods.append(pod)
+        self.cluster.add(PODS, pod)
         self.logs[name] = [(f"2026-11-29T08:01:00.{n + 1:03}Z", line) for n, line in enumerate(lines or [])]
         return pod
 
     def set_state(self, name: str, state: str, *, container: str | None = None) -> None:
         """Of that container of the pod, or of the only one."""
-        for pod in self.pods:
-            for status in pod["status"]["containerStatuses"]:
-                if pod["metadata"]["name"] == name and container in (None, status["name"]):
-                    status["state"] = {state: {}}
+        pod = self.cluster.get(PODS, name)
+        assert pod is not None
+        for status in pod["status"]["containerStatuses"]:
+            if container in (None, status["name"]):
+                status["state"] = {state: {}}
+        self.cluster.change(PODS, pod)
 
     def add_sidecar(self, pod: Raw, name: str, state: str = "running") -> None:
         """One more container, as a webhook adds it."""
         pod["spec"]["containers"].insert(0, {"name": name})
         statuses = [*pod["status"]["containerStatuses"], {"name": name, "state": {state: {}}}]
         pod["status"]["containerStatuses"] = sorted(statuses, key=lambda status: str(status["name"]))
+        self.cluster.change(PODS, pod)
 
     def skip(self, versions: int) -> int:
         """As if others had written so often; returns the newest version."""
-        self._version += versions
-        return self._version
+        self.cluster.version += versions
+        return self.cluster.version
 
     def _fresh(self, plural: str, body: Raw) -> Raw:
-        name = body["metadata"].get("name") or f"{body['metadata']['generateName']}x{self._version}"
+        name = body["metadata"].get("name") or f"{body['metadata']['generateName']}x{self.cluster.version}"
         kind = {"tuningjobs": "TuningJob", "inferenceservices": "InferenceService"}[plural]
         metadata = {
             "name": name,
@@ -146,15 +155,11 @@ class FakeApiServer:
         }
         return {**body, "apiVersion": API_VERSION, "kind": kind, "metadata": metadata}
 
-    async def _store(self, plural: str, raw: Raw, event: str) -> Raw:
-        self._version += 1
-        raw["metadata"]["resourceVersion"] = str(self._version)
-        if event != "DELETED":
-            self.objects[plural][raw["metadata"]["name"]] = raw
+    async def _tell(self, done: Raw) -> Raw:
+        """Wake the watches."""
         async with self._changed:
-            self._history.append((self._version, plural, event, copy.deepcopy(raw)))
             self._changed.notify_all()
-        return raw
+        return done
 
     # --- requests ----------------------------------------------------------------------------------------------------
 
@@ -176,28 +181,30 @@ class FakeApiServer:
             return self.next_answers.popleft()
         if request.method == "POST":
             raw = self._fresh(plural, body)
-            name = raw["metadata"]["name"]
-            if name in self.objects[plural]:
-                return status_object(409, "AlreadyExists", f'{plural}.{API_VERSION} "{name}" already exists')
-            return web.json_response(await self._store(plural, raw, "ADDED"), status=201)
+            try:
+                return web.json_response(await self._tell(self.cluster.add(plural, raw)), status=201)
+            except AlreadyExists:
+                message = f'{plural}.{API_VERSION} "{raw["metadata"]["name"]}" already exists'
+                return status_object(409, "AlreadyExists", message)
         name = request.query.get("fieldSelector", "").removeprefix("metadata.name=")
-        items = [raw for raw in self.objects[plural].values() if name in ("", raw["metadata"]["name"])]
-        return web.json_response({"kind": "List", "metadata": {"resourceVersion": str(self._version)}, "items": items})
+        items = [raw for raw in self.all(plural) if name in ("", raw["metadata"]["name"])]
+        metadata = {"resourceVersion": str(self.cluster.version)}
+        return web.json_response({"kind": "List", "metadata": metadata, "items": items})
 
     async def _one(self, request: web.Request) -> web.StreamResponse:
         body, plural, name = await self._keep(request), request.match_info["plural"], request.match_info["name"]
         if self.next_answers:
             return self.next_answers.popleft()
-        if name not in self.objects[plural]:
+        raw = self.cluster.get(plural, name)
+        if raw is None:
             return status_object(404, "NotFound", f'{plural}.tuning.llmtuning.dev "{name}" not found')
         if request.method == "DELETE":
             await self.remove(plural, name)
             return web.json_response({"kind": "Status", "status": "Success"})
         if request.method == "PATCH":
-            raw = self.objects[plural][name]
             raw["spec"] |= body["spec"]
-            return web.json_response(await self._store(plural, raw, "MODIFIED"))
-        return web.json_response(self.objects[plural][name])
+            return web.json_response(await self._tell(self.cluster.change(plural, raw)))
+        return web.json_response(raw)
 
     async def _watch(self, request: web.Request, plural: str) -> web.StreamResponse:
         script = self.next_watches.popleft() if self.next_watches else None
@@ -211,32 +218,33 @@ class FakeApiServer:
         name = request.query["fieldSelector"].removeprefix("metadata.name=")
         seen = int(request.query["resourceVersion"])
         while True:
-            newest = self._version
-            for version, kind, event, raw in list(self._history):
-                if version > seen and kind == plural and raw["metadata"]["name"] == name:
+            newest = self.cluster.version
+            for event, raw in list(self.cluster.watch[plural]):
+                if int(raw["metadata"]["resourceVersion"]) > seen and raw["metadata"]["name"] == name:
                     await write_event(response, event, raw)
             seen = max(seen, newest)
             async with self._changed:
-                await self._changed.wait_for(lambda after=seen: self._version > after)
+                await self._changed.wait_for(lambda after=seen: self.cluster.version > after)
 
     async def _list_pods(self, request: web.Request) -> web.StreamResponse:
         await self._keep(request)
         if self.next_answers:
             return self.next_answers.popleft()
         uid = request.query["labelSelector"].partition(",")[0].removeprefix(f"{LABEL_UID}=")
-        return web.json_response({"items": [pod for pod in self.pods if pod["metadata"]["labels"][LABEL_UID] == uid]})
+        return web.json_response(
+            {"items": [pod for pod in self.all(PODS) if pod["metadata"]["labels"][LABEL_UID] == uid]}
+        )
 
     async def _pod(self, request: web.Request) -> web.StreamResponse:
         await self._keep(request)
-        for pod in self.pods:
-            if pod["metadata"]["name"] == request.match_info["pod"]:
-                return web.json_response(pod)
-        return status_object(404, "NotFound", "no such pod")
+        pod = self.cluster.get(PODS, request.match_info["pod"])
+        return web.json_response(pod) if pod else status_object(404, "NotFound", "no such pod")
 
     async def _log(self, request: web.Request) -> web.StreamResponse:
         await self._keep(request)
         pod = request.match_info["pod"]
-        names = [c["name"] for p in self.pods if p["metadata"]["name"] == pod for c in p["spec"]["containers"]]
+        found = self.cluster.get(PODS, pod) or {}
+        names = [container["name"] for container in found["spec"]["containers"]]
         if len(names) > 1 and request.query.get("container") not in names:
             choice = f"a container name must be specified for pod {pod}, choose one of: {names}"
             return status_object(400, "BadRequest", choice)

@@ -44,7 +44,7 @@ class MemoryCluster:
         self.events: list[Raw] = []
         self.warnings: list[Raw] = []
         self.reads: list[str] = []
-        self._version = 100
+        self.version = 100
         self._uids = 0
 
     # --- what Kubernetes itself and users do ------------------------------------------------------------------------
@@ -75,8 +75,8 @@ class MemoryCluster:
     def remove(self, kind: str, namespace: str, name: str) -> None:
         """The object is gone."""
         raw = self.objects[kind].pop((namespace, name))
-        self._version += 1
-        raw["metadata"]["resourceVersion"] = str(self._version)
+        self.version += 1
+        raw["metadata"]["resourceVersion"] = str(self.version)
         self.watch[kind].append(("DELETED", copy.deepcopy(raw)))
 
     def get(self, kind: str, name: str, namespace: str = "team") -> Raw | None:
@@ -85,8 +85,8 @@ class MemoryCluster:
         return copy.deepcopy(found) if found is not None else None
 
     def _store(self, kind: str, key: tuple[str, str], raw: Raw, event: str) -> Raw:
-        self._version += 1
-        raw["metadata"]["resourceVersion"] = str(self._version)
+        self.version += 1
+        raw["metadata"]["resourceVersion"] = str(self.version)
         self.objects[kind][key] = raw
         self.watch[kind].append((event, copy.deepcopy(raw)))
         return copy.deepcopy(raw)
@@ -97,7 +97,7 @@ class MemoryCluster:
         found = [raw for (where, _), raw in self.objects[resource].items() if namespace in (None, where)]
         if resource not in STATUSES:
             found = [raw for raw in found if MANAGED_BY_LABEL in raw["metadata"].get("labels", {})]
-        return copy.deepcopy(found), str(self._version)
+        return copy.deepcopy(found), str(self.version)
 
     async def list_pods_of(self, namespace: str, uid: str) -> list[Raw]:
         self.reads.append("pods")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 import threading
 
 import pytest
@@ -14,9 +15,11 @@ from llm_tuning.client.blocking import Loop
 @pytest.mark.timeout(20)
 def test_an_interrupt_that_wakes_no_wait_is_obeyed_all_the_same() -> None:
     """As when it comes between the last look at signals and the start of the wait: no call is cut short by it."""
-    loop, cancelled = Loop(), threading.Event()
+    loop, cancelled, main = Loop(), threading.Event(), threading.get_ident()
 
     async def interrupted() -> None:
+        while sys._current_frames()[main].f_code.co_name != "wait":
+            await asyncio.sleep(0.01)
         signal.pthread_kill(threading.get_ident(), signal.SIGINT)
         try:
             await asyncio.sleep(3600)

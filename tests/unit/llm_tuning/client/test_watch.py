@@ -55,8 +55,10 @@ async def test_a_version_that_is_forgotten_is_read_anew(server: FakeApiServer, c
 async def test_a_cut_connection_goes_on_after_the_last_version(
     server: FakeApiServer, client: AsyncTuningClient
 ) -> None:
+    steps = iter((7, 8))
+
     async def half_an_event(response: web.StreamResponse, request: web.Request) -> None:
-        await write_event(response, "MODIFIED", await server.put("tuningjobs", "faq", status=training(7)))
+        await write_event(response, "MODIFIED", await server.put("tuningjobs", "faq", status=training(next(steps))))
         await write_event(response, "BOOKMARK", {"metadata": {"resourceVersion": str(server.skip(10))}})
         await response.write(b'{"type": "MODIF')
         await asyncio.sleep(0.05)
@@ -68,7 +70,7 @@ async def test_a_cut_connection_goes_on_after_the_last_version(
     await asyncio.sleep(0.4)
     await run_through(server)
     assert await asyncio.wait_for(watching, 5) == [
-        *("Pending 0", "Training 7", "Training 7"),
+        *("Pending 0", "Training 7", "Training 8"),
         *("Training 1", "Training 50", "Succeeded 100"),
     ]
     versions = [
@@ -143,7 +145,7 @@ async def test_a_namesake_is_not_taken_for_it(server: FakeApiServer, client: Asy
     await server.put("tuningjobs", "faq", spec=SPEC)
     waiting = asyncio.create_task(client.wait("faq", progress=False))
     await asyncio.sleep(0.1)
-    server.objects["tuningjobs"]["faq"]["metadata"]["uid"] = "another"
+    server.cluster.objects["tuningjobs"]["team", "faq"]["metadata"]["uid"] = "another"
     await server.put("tuningjobs", "faq", status=SUCCEEDED)
     with pytest.raises(NotFound, match="another one of that name"):
         await asyncio.wait_for(waiting, 5)

@@ -1,4 +1,4 @@
-"""Single passes: what is wanted in one state of the world. Whole lives are in test_simulation."""
+"""Single passes: what is wanted in one state of the world. Whole lives are in test_convergence."""
 
 from __future__ import annotations
 
