@@ -10,7 +10,7 @@ The library does not know who asks: its sentences name a setting by a placeholde
 puts in the word that its users know (`in_words`):
 
     {field:training.max_length}     the setting itself               --max_length     spec.training.maxLength
-    {set:mode=sft}                  what to do to give it a value    use --tuning_mode sft     set spec.mode to sft
+    {set:lora.rank=8}               what to do to give it a value    use --lora_rank 8         set spec.lora.rank to 8
     {command:registry list}         a command, or what stands for it
 """
 

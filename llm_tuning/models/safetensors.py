@@ -6,12 +6,13 @@ Format: eight bytes with the header's length (little-endian), a JSON header with
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from llm_tuning.core.files import check_regular, open_regular
+from llm_tuning.core.files import open_regular
 
 MAX_HEADER_BYTES = 10**8
 """The format's own limit."""
@@ -33,8 +34,8 @@ def read_header(path: Path, *, most: int = MAX_HEADER_BYTES) -> dict[str, Tensor
 
     Raises ValueError for what is no whole safetensors file, OSError where it cannot be read.
     """
-    size = check_regular(path)
     with open_regular(path) as stream:
+        size = os.fstat(stream.fileno()).st_size
         length = int.from_bytes(stream.read(8), "little")
         if size < 8 or length > min(size - 8, most):
             raise ValueError(f"is not a safetensors file (a header of {length:,} bytes)")

@@ -34,7 +34,7 @@ class SpecWords:
         return own.get(path) or "spec." + ".".join(map(to_camel, path.split(".")))
 
     def setting(self, path: str, value: str) -> str:
-        """`set spec.mode to sft`; the pod's devices are its GPUs."""
+        """`set spec.lora.rank to 8`; the pod's devices are its GPUs."""
         if (path, value) == ("devices", "cpu"):
             return "set spec.resources.gpus to 0"
         return f"set {self.field(path)} to {value}"
