@@ -1,1 +1,1 @@
-"""Datasets: read, checked, brought to one internal form, rendered and tokenised; never torch or transformers."""
+"""Data sets: read, checked, brought to one internal form, rendered and tokenised; never torch or transformers."""

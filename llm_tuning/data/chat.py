@@ -62,7 +62,7 @@ class ChatTemplate:
         return "strftime_now" in self.text
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
-        """The conversation as the model sees it; raises TemplateRefused or TemplateForbidden."""
+        """Return the conversation as the model sees it; raises TemplateRefused or TemplateForbidden."""
         try:
             return _compile(self.text).render(
                 messages=messages,
@@ -81,13 +81,13 @@ class ChatTemplate:
 
 
 def plain_template(special_tokens: Mapping[str, str] | None = None) -> ChatTemplate:
-    """The project's template for bases without one."""
+    """Read the project's template for bases without one."""
     text = PLAIN_TEMPLATE_PATH.read_text(encoding="utf-8")
     return ChatTemplate(text, PLAIN_TEMPLATE_PATH.name, special_tokens or {})
 
 
 def load_chat_template(folder: Path) -> ChatTemplate:
-    """The template of the base in `folder`, or the plain one; raises InputError if it has one that is unusable."""
+    """Read the template of the base in `folder`, or the plain one; raises InputError if it has one that is unusable."""
     config = read_object(folder / "tokenizer_config.json")
     special_tokens = read_special_tokens(folder, config)
     path = folder / "chat_template.jinja"
@@ -119,7 +119,7 @@ def read_special_tokens(folder: Path, config: Mapping[str, Any]) -> dict[str, st
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file of the base, {} if there is no such file; raises InputError."""
+    """Read the JSON object in a file of the base, {} if there is no such file; raises InputError."""
     try:
         value = read_json(path)
     except OddFile as odd:
@@ -166,7 +166,7 @@ def _read_text(path: Path) -> str:
 
 
 class _GenerationTag(Extension):
-    """`{% generation %}`: marks the assistant's text in training templates; rendering passes its content on."""
+    """`{% generation %}`: marks the assistant's text in training templates; rendering keeps its content."""
 
     tags = {"generation"}  # noqa: RUF012 - jinja's own way to declare tags
 

@@ -1,6 +1,6 @@
-"""Checks a dataset from the first byte to the last before any model is loaded, and writes its tokenised rows.
+"""Checks a data set from the first byte to the last before any model is loaded, and writes its tokenised rows.
 
-One pass over the file in bounded memory: read -> parse -> render and tokenise in batches -> count -> write.
+Reads the file once, in bounded memory: read -> parse -> render and tokenise in batches -> count -> write.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _BATCH_CHARACTERS = 1 << 18
 
 
 class DatasetRefused(InputError):  # noqa: N818 - the input is at fault, not the program
-    """The dataset does not pass; `report` holds all that was found, in plain words."""
+    """The data set is refused; `report` holds all that was found, in plain words."""
 
     def __init__(self, report: Report) -> None:
         self.report = report.in_words()
@@ -50,7 +50,7 @@ def check_dataset(
     encoder: Tokenizer | None = None,
     words: Words = PLAIN,
 ) -> Report:
-    """Check a dataset for a run; with `out` also write its TokenRows there.
+    """Check a data set for a run; with `out` also write its TokenRows there.
 
     `tokenizer_dir` is the folder of the base; `encoder` (the backend of its AutoTokenizer) stands in for a missing
     tokenizer.json. The report is in `words`. Raises DatasetRefused (an InputError) with all problems; then nothing is
@@ -79,9 +79,9 @@ def examine_dataset(
     skip_invalid_rows: bool = False,
     words: Words = PLAIN,
 ) -> Report:
-    """As `check_dataset`, but a dataset that does not pass is a report with `ok` False.
+    """Check a data set without writing its TokenRows; one that does not pass is a report with `ok` False.
 
-    Raises InputError for a base that has no usable tokenizer or template.
+    The arguments are those of `check_dataset`. Raises InputError for a base that has no usable tokenizer or template.
     """
     report = _examine(
         path, form=form, tokenizer_dir=tokenizer_dir, max_length=max_length, skip_invalid_rows=skip_invalid_rows
@@ -99,7 +99,7 @@ def _examine(
     out: Path | None = None,
     encoder: Tokenizer | None = None,
 ) -> Report:
-    """The report with its placeholders; raises InputError for an unusable base or an `out` that cannot be written."""
+    """Build the report with its placeholders; raises InputError for an unusable base or an unwritable `out`."""
     path = Path(path)
     tokenizer = _load_tokenizer(tokenizer_dir, encoder)
     if out is not None and tokenizer is None:
@@ -195,7 +195,7 @@ def _write(writer: TokenRowsWriter, example: Example, row: TokenisedRow) -> None
 
 @contextmanager
 def _rows_writer(out: Path | None) -> Iterator[TokenRowsWriter | None]:
-    """A writer that is discarded on any error; a full or read-only disk becomes an InputError."""
+    """Yield a writer that is discarded on any error; a full or read-only disk becomes an InputError."""
     if out is None:
         yield None
         return

@@ -1,6 +1,6 @@
 """Why a row is refused: a CamelCase reason for machines, and rule and fix in words.
 
-No text of the dataset is in a fault, so that logs, statuses and terminals of others never show it: `got()` names a
+No text of the data set is in a fault, so that logs, statuses and terminals of others never show it: `got()` names a
 value's kind instead of the value. Names of fields are.
 """
 
@@ -51,12 +51,12 @@ class RowFault(Exception):  # noqa: N818 - a row is refused; the program has no 
 
 
 def shown(name: str) -> str:
-    """A field's name for a message, short and on one line whatever characters it has."""
+    """Return a field's name for a message, short and on one line whatever characters it has."""
     return repr(name[:40])[1:-1]
 
 
 def got(value: object) -> str:
-    """The kind of a JSON value in words, never the value."""
+    """Return the kind of a JSON value in words, never the value."""
     match value:
         case None:
             return "null"

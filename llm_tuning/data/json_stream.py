@@ -49,7 +49,7 @@ class _Decoder(json.JSONDecoder):
         return values
 
     def raw_decode(self, s: str, idx: int = 0) -> tuple[Any, int]:
-        """The value at `idx` and where it ends; the value is a RowFault where a field is given twice."""
+        """Return the value at `idx` and where it ends; the value is a RowFault where a field is given twice."""
         self._twice = None
         value, end = super().raw_decode(s, idx)
         return value if self._twice is None else _given_twice(self._twice), end
@@ -110,7 +110,7 @@ def _lines(stream: BinaryIO, on_bytes: Callable[[bytes], object]) -> Iterator[Ro
 
 
 def _parse_line(decoder: _Decoder, line: bytes, number: int, offset: int) -> Any:
-    """The value on one line, or a RowFault. `offset` is the line's first byte in the file."""
+    """Return the value on one line, or a RowFault. `offset` is the line's first byte in the file."""
     last_without_end = not line.endswith(b"\n")
     try:
         text = line.decode()
@@ -140,14 +140,14 @@ def _parse_line(decoder: _Decoder, line: bytes, number: int, offset: int) -> Any
 
 
 def not_an_object(value: object) -> RowFault:
-    """The fault of a row that is no JSON object."""
+    """Build the fault of a row that is no JSON object."""
     return RowFault(
         Reason.NOT_AN_OBJECT, f"must be an object, got {got(value)}", "write each row as {...} with named fields"
     )
 
 
 def row_too_large() -> RowFault:
-    """The fault of a row above MAX_ROW_BYTES."""
+    """Build the fault of a row above MAX_ROW_BYTES."""
     return RowFault(Reason.ROW_TOO_LARGE, f"is larger than {MAX_ROW_BYTES >> 20} MiB", "split it into several rows")
 
 
@@ -158,7 +158,7 @@ def _truncated(number: int) -> RowFault:
 
 
 def _not_json_lines(path: Path, fault: RowFault) -> InputError:
-    """What a file is that starts with { but has no valid first lines: most often one object over several lines."""
+    """Build the error for a file that starts with { but has no valid first lines: often one object over several."""
     where = f"{path}, {fault.at}" if fault.at else str(path)
     problem = Problem(where, fault.rule, fault.fix)
     if fault.reason not in (Reason.NOT_JSON, Reason.TRUNCATED_ROW, Reason.ROW_TOO_LARGE):
@@ -191,7 +191,7 @@ def _not_json_lines(path: Path, fault: RowFault) -> InputError:
 
 
 def read_object(path: Path) -> object:
-    """The JSON that a file is as a whole; None where it is none, or too large for the memory."""
+    """Read a file as one JSON value; None where it is none, or too large for the memory."""
     try:
         return json.loads(path.read_bytes()) if path.stat().st_size <= _WHOLE_BYTES else None
     except (ValueError, RecursionError):
@@ -199,7 +199,7 @@ def read_object(path: Path) -> object:
 
 
 def object_problem(path: Path, value: object = None) -> Problem:
-    """A file that is one JSON object instead of rows; with its value also where the rows seem to be."""
+    """Build the problem of a file that is one JSON object instead of rows; `value` is that object, if it is known."""
     fix = "write a JSON array of rows [...] or one row a line"
     if isinstance(value, dict):
         lists = [name for name in ("data", "rows", "train", "examples") if isinstance(value.get(name), list)]
@@ -248,7 +248,7 @@ class _Text:
         self._ended = False
 
     def peek(self) -> str:
-        """The next character that is not white space, "" at the end of the file; moves to it."""
+        """Move to the next character that is not white space and return it, "" at the end of the file."""
         while True:
             rest = json.decoder.WHITESPACE.match(self._buffer, self._position)  # type: ignore[attr-defined]
             self._position = rest.end()
@@ -283,7 +283,7 @@ class _Text:
             return value if size <= MAX_ROW_BYTES else row_too_large()
 
     def _broken(self, index: int, fault: str, position: int) -> InputError:
-        """The error for a value that stays broken however far one reads."""
+        """Build the error for a value that stays broken however far one reads."""
         if not fault.startswith("Unterminated"):
             text = self._buffer.rstrip()
             if self._ended and not text.endswith("]") and len(text) - position <= _LONGEST_PIECE:
@@ -297,7 +297,7 @@ class _Text:
         return self.error(rule, "correct it, or split the row", position)
 
     def error(self, rule: str, fix: str, position: int | None = None) -> InputError:
-        """An InputError at `position` of the buffer (default: here), with its line and column."""
+        """Build an InputError at `position` of the buffer (default: here), with its line and column."""
         position = self._position if position is None else position
         line = self._line + self._buffer.count("\n", 0, position)
         line_start = self._buffer.rfind("\n", 0, position)

@@ -30,7 +30,7 @@ _UNSUPPORTED = ("tool_calls", "function_call", "weight", "reasoning_content", "r
 
 
 def check_text(row: Mapping[str, Any], field: str, *, at: str = "", may_be_empty: bool = False) -> str:
-    """The text in `row[field]`; raises RowFault if it is missing, null, empty, no text or no valid Unicode."""
+    """Return the text in `row[field]`; raises RowFault if it is missing, null, empty, no text or no valid Unicode."""
     value = _present(row, field, at=at)
     if not isinstance(value, str):
         raise RowFault(
@@ -60,13 +60,13 @@ def _present(row: Mapping[str, Any], field: str, *, at: str = "") -> Any:
 
 
 def rename_or(row: Mapping[str, Any], field: str, otherwise: str) -> str:
-    """The fix for a field that is not there: to rename the one that is spelled nearly so, else `otherwise`."""
+    """Return the fix for a missing field: rename the one that is spelled nearly so, else `otherwise`."""
     near = closest(field, row)
     return f"rename `{shown(near)}` if that is meant" if near else otherwise
 
 
 def convert_messages(row: Mapping[str, Any], field: str) -> list[Message]:
-    """The messages in `row[field]`, given as {role, content} or ShareGPT's {from, value}; raises RowFault."""
+    """Return the messages in `row[field]`, given as {role, content} or ShareGPT's {from, value}; raises RowFault."""
     items = _present(row, field)
     if not isinstance(items, list) or not items:
         rule = f"`{field}` must be a list of messages, got {'an empty list' if items == [] else got(items)}"
@@ -107,9 +107,9 @@ def _message_form(sharegpt: bool) -> str:
 
 
 def check_conversation(messages: list[Message]) -> int:
-    """How many messages to keep: all up to the last assistant turn. Raises RowFault on an order no template has.
+    """Count the messages to keep: all up to the last assistant turn. Raises RowFault on an order no template has.
 
-    Stricter orders are the template's own: it is asked when the row is rendered.
+    Stricter orders are the template's own, and rendering the row applies them.
     """
     roles = [message["role"] for message in messages]
     if "assistant" not in roles:

@@ -60,7 +60,7 @@ def read_parquet(path: Path) -> Iterator[Row]:
 
 
 def _batches(file: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
-    """The rows in batches; one by one in a row group of which a batch does not fit into the memory."""
+    """Yield the rows in batches, one by one in a row group of which a batch does not fit into the memory."""
     for group in range(file.num_row_groups):
         done = 0
         try:
@@ -82,7 +82,7 @@ def _group(file: pq.ParquetFile, group: int, rows: int) -> Iterator[pa.RecordBat
 
 
 def _rows(batch: pa.RecordBatch) -> Iterator[Any]:
-    """The rows of a batch as objects; each by itself where one of them may be too large."""
+    """Yield the rows of a batch as objects, each converted by itself where one of them may be too large."""
     if batch.nbytes <= MAX_ROW_BYTES and not any(map(_shares_values, batch.schema.types)):
         with _limited_memory():
             rows = batch.to_pylist()
@@ -99,7 +99,7 @@ def _rows(batch: pa.RecordBatch) -> Iterator[Any]:
 
 
 def _shares_values(kind: pa.DataType) -> bool:
-    """Whether values of this type are stored once and named many times, so that their bytes say little."""
+    """Return whether values of this type are stored once and named many times, so that their bytes say little."""
     import pyarrow as pa
 
     inner = [kind.field(at).type for at in range(kind.num_fields)]

@@ -1,4 +1,4 @@
-"""Opens a dataset file and streams its rows: JSON array, JSON Lines or Parquet, told apart by content.
+"""Opens the file of a data set and streams its rows: JSON array, JSON Lines or Parquet, by its content.
 
 The row number is the line number in JSON Lines (what an editor shows) and the 1-based index in arrays and Parquet.
 """
@@ -31,7 +31,7 @@ _OTHER_CONTENT = (
 
 
 class DatasetFile:
-    """One dataset file; iterate it once. Raises InputError for what makes the whole file unusable."""
+    """The file of a data set; iterate it once. Raises InputError for what makes the whole file unusable."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -62,7 +62,7 @@ class DatasetFile:
 
 
 def data_hash(path: Path) -> str:
-    """sha256 (hex) of the dataset file's bytes; raises InputError if it cannot be read."""
+    """Hash the bytes of a data set's file: sha256 (hex); raises InputError if it cannot be read."""
     with _file_errors(path):
         _format_of(path)
         with path.open("rb") as stream:
@@ -80,7 +80,7 @@ def _file_errors(path: Path) -> Iterator[None]:
 
 
 def detect_format(path: Path) -> Format:
-    """What the file holds, by its first bytes; raises InputError for what holds no rows, or cannot be read."""
+    """Detect a file's format by its first bytes; raises InputError for what holds no rows, or cannot be read."""
     with _file_errors(path):
         return _format_of(path)
 
@@ -109,7 +109,7 @@ def _format_of(path: Path) -> Format:
 
 
 def _content_start(stream: BinaryIO) -> tuple[bytes, int, int]:
-    """The first bytes that are neither BOM nor white space (b"" if there are none), with their line and column."""
+    """Return the first bytes that are neither BOM nor white space (b"": there are none), with their line and column."""
     head = stream.read(1 << 16).removeprefix(BOM)
     line, column = 1, 1
     while head:

@@ -1,6 +1,6 @@
 """What the data check found, for machines (`model_dump_json`) and for people (`render_report`).
 
-It holds counts, row numbers and field names, never a word of the dataset itself.
+It holds counts, row numbers and field names, never a word of the data set itself.
 """
 
 from __future__ import annotations
@@ -76,20 +76,20 @@ class TokenReport(_Part):
     lengths: TokenLengths | None = None
     """None if no row was kept."""
     learned: int = 0
-    """Learned tokens left after the cut."""
+    """Tokens in the loss, after the cut."""
     truncated: RowList = RowList()
     """Rows that lose their end to max_length."""
     tokens_lost: int = 0
     nothing_to_learn: int = 0
-    """Rows refused because no learned token is left."""
+    """Rows refused because no token of theirs is left in the loss."""
     stop_tokens: list[str] = []
     """Tokens at which generation stops, as the base says."""
     rows_learning_end: int = 0
-    """Rows whose answer ends with a learned stop token."""
+    """Rows whose answer ends with a stop token in the loss."""
     boundary_merges: RowList = RowList()
     """Rows whose prompt alone has other tokens than inside the row."""
     last_turn_only: RowList = RowList()
-    """Rows whose earlier answers the template rewrites, so that only the last one is learned."""
+    """Rows whose earlier answers the template rewrites, so that only the last one is in the loss."""
     prompt_differs: RowList = RowList()
     """Rows whose answer the template begins otherwise than its own generation prompt."""
 
@@ -120,7 +120,7 @@ class FoundProblem(_Part):
 
 
 class Report(_Part):
-    """The whole check of one dataset file."""
+    """The whole check of one data set."""
 
     ok: bool = True
     """Whether a run may start on these rows."""
@@ -160,15 +160,15 @@ class Report(_Part):
         self.problems.append(FoundProblem(where=problem.where, rule=problem.rule, fix=problem.fix))
 
     def in_words(self, words: Words = PLAIN) -> Report:
-        """This report as an edge says it: its sentences hold placeholders (`llm_tuning.errors`)."""
+        """Return a copy in an edge's words, with the placeholders in its sentences filled (`llm_tuning.errors`)."""
         return Report.model_validate(_in_words(self.model_dump(), words))
 
     def summary(self) -> str:
-        """The report as plain lines of text, without the problems."""
+        """Return the report as plain lines of text, without the problems."""
         return "\n".join(f"{label}: {text}" for label, text in summary_lines(self))
 
     def input_problems(self) -> list[Problem]:
-        """The problems as an InputError takes them."""
+        """Return the problems as an InputError takes them."""
         return [Problem(p.where, p.rule, p.fix, field="dataset.path") for p in self.problems]
 
 
@@ -184,7 +184,7 @@ def _in_words(value: Any, words: Words) -> Any:
 
 
 def summary_lines(report: Report) -> list[tuple[str, str]]:
-    """The report as (label, text) lines, without the problems."""
+    """Return the report as (label, text) lines, without the problems."""
     numbering = f", row numbers are {report.row_numbers}" if report.row_numbers else ""
     kind = FORMAT_NAMES[report.format] if report.format else "unknown format"
     shape = f", rows are {report.shape}" if report.shape else ""
@@ -233,7 +233,7 @@ def _token_lines(report: Report) -> list[tuple[str, str]]:
 
 
 def render_report(report: Report, *, color: bool = False, width: int | None = None) -> str:
-    """The report for people: aligned, and with colour for a terminal."""
+    """Render the report for people: aligned, and with colour for a terminal."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

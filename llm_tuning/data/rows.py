@@ -75,7 +75,7 @@ class Shape:
     """Further fields that it reads."""
 
     def fits(self, row: Row) -> bool:
-        """Whether `row` has all the fields."""
+        """Return whether `row` has all the fields."""
         return all(row.get(name) is not None for name in self.fields)
 
 
@@ -88,7 +88,7 @@ class NumberField:
     """Who needs it, as a fix says it."""
 
     def read(self, row: Row) -> float:
-        """The number of `row`; raises RowFault."""
+        """Return the number of `row`; raises RowFault."""
         name = next((name for name in self.names if row.get(name) is not None), None)
         if name is None:
             null = next((name for name in self.names if name in row), None)
@@ -121,10 +121,10 @@ class RowParser:
         self.shape: Shape | None = None
         self.ignored_fields: set[str] = set()
         self.rows_trimmed = 0
-        """Rows whose messages after the last assistant turn were left out: nothing there can be learned."""
+        """Rows whose messages after the last assistant turn were left out: nothing there can be in the loss."""
 
     def parse(self, row_number: int, row: Any) -> Example:
-        """The Example of one row; raises RowFault."""
+        """Build the Example of one row; raises RowFault."""
         if isinstance(row, RowFault):
             raise row
         shape = self._shape_of(row)
@@ -161,7 +161,7 @@ class RowParser:
         return self.shape or self._nearest_shape(row)
 
     def _nearest_shape(self, row: Row) -> Shape:
-        """The shape whose fields the row has in part, so that the fault can name the field that is missing."""
+        """Return the shape whose fields the row has in part, so that the fault can name the field that is missing."""
         for is_there in (row.__contains__, lambda name: closest(name, row)):
             for shape in self.form.shapes:
                 if any(map(is_there, shape.fields)):
@@ -195,7 +195,7 @@ def text_or_messages(row: Row, field: str, role: str) -> list[Message]:
 
 
 def prompt_and(answer: str) -> Callable[[Row], tuple[Conversation, ...]]:
-    """How a row of `prompt` and the field `answer` becomes a conversation, the answer alone to be learned."""
+    """Return what makes a row of `prompt` and the field `answer` a conversation with the loss on the answer alone."""
 
     def convert(row: Row) -> tuple[Conversation, ...]:
         prompt, answers = text_or_messages(row, "prompt", "user"), text_or_messages(row, answer, "assistant")

@@ -1,4 +1,4 @@
-"""One row as the model sees it, with the learned part marked: for a terminal, never for logs."""
+"""One row as the model sees it, with the text in the loss marked: for a terminal, never for logs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAX_CHARACTERS = 4000
 """Characters of the row that are shown."""
 
 Segment = tuple[str, bool]
-"""A piece of the rendered row and whether it is learned."""
+"""A piece of the rendered row and whether it is in the loss."""
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _GREEN, _RESET = "\x1b[32m", "\x1b[0m"
@@ -34,9 +34,9 @@ def render_sample(
     encoder: Tokenizer | None = None,
     color: bool = False,
 ) -> str:
-    """The first row that can be used, "" if there is none. Learned text is green, or between >>> and <<<.
+    """Render the first usable row, "" if there is none; text in the loss is green, or between >>> and <<<.
 
-    Without a base the row is shown in the project's plain template. Raises InputError as the check does.
+    Without a base the row is shown in the project's plain template. Raises InputError as `check_dataset` does.
     """
     tokenizer = RowTokenizer.load(tokenizer_dir, encoder) if tokenizer_dir is not None else None
     parser = RowParser(form)
@@ -51,7 +51,7 @@ def render_sample(
 
 
 def sample_segments(example: Example, tokenizer: RowTokenizer | None) -> list[Segment]:
-    """The rendered row in pieces, its sequences one below the other; raises RowFault where the template refuses it."""
+    """Render a row in pieces, its sequences one below the other; raises RowFault where the template refuses it."""
     segments: list[Segment] = []
     for conversation in example.sequences:
         segments += [("\n\n", False)] * bool(segments) + _segments(conversation, tokenizer)

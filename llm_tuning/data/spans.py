@@ -1,8 +1,8 @@
-"""Which characters of a rendered conversation are learned: the assistant's turns and nothing else.
+"""Which characters of a rendered conversation are in the loss: the assistant's turns and nothing else.
 
 An assistant turn i is what the template adds between `messages[:i]` with the generation prompt (what the server
 shows the model) and `messages[:i + 1]`. Some templates rewrite earlier turns once later ones follow (they drop old
-reasoning): what was learned there would never be asked for, so only the last turn is learned then.
+reasoning): what was learned there would never be generated, so only the last turn is in the loss then.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A conversation as text, with the learned character spans (start, end) in order."""
+    """A conversation as text, with the character spans (start, end) in the loss, in order."""
 
     text: str
     spans: list[Span]
     rewritten: bool = False
-    """The template rewrites earlier turns: only the last one is learned."""
+    """The template rewrites earlier turns: only the last one is in the loss."""
     prompt_differs: bool = False
     """The generation prompt is not how the template writes the same turn afterwards."""
 
 
 def render_conversation(template: ChatTemplate, conversation: Conversation) -> Rendered:
-    """Render a conversation (its last message is an assistant turn) and mark what is learned; raises RowFault."""
+    """Render a conversation (its last message is an assistant turn) and mark what is in the loss; raises RowFault."""
     messages = conversation.messages
     assert messages is not None
     try:
@@ -63,7 +63,7 @@ def render_conversation(template: ChatTemplate, conversation: Conversation) -> R
 
 
 def _turn(template: ChatTemplate, messages: list[Message], index: int, text: str) -> Span | None:
-    """The span of an earlier turn in the whole text, None where the template writes it differently there."""
+    """Return the span of an earlier turn in the whole text, None where the template writes it differently there."""
     try:
         prompt = template.render(messages[:index], add_generation_prompt=True)
         through = template.render(messages[: index + 1])
@@ -75,7 +75,7 @@ def _turn(template: ChatTemplate, messages: list[Message], index: int, text: str
 
 
 def _common_length(one: str, other: str) -> int:
-    """How many characters two texts have in common at their start."""
+    """Count the characters that two texts have in common at their start."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((index for index, (a, b) in pairs if a != b), min(len(one), len(other)))
 

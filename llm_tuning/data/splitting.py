@@ -23,7 +23,7 @@ PromptKeys = NDArray[np.uint64]
 
 
 def prompt_key(messages: Sequence[Message] | None, text: str | None = None, *, learn_from: int = 0) -> int:
-    """A 64-bit hash of what a row asks: equal for rows of one prompt, whatever white space it is written with.
+    """Hash a row's prompt to 64 bits: equal for rows of one prompt, whatever white space it is written with.
 
     The prompt is the conversation up to `learn_from` where the row names one, else up to its last turn, which is the
     answer; an empty system message is none. A row of plain `text` is its own prompt.
@@ -35,7 +35,7 @@ def prompt_key(messages: Sequence[Message] | None, text: str | None = None, *, l
 
 
 def _prefix_keys(messages: Sequence[Message]) -> Iterator[int]:
-    """The hash of no message, of the first one, of the first two, and so on."""
+    """Yield the hash of no message, of the first one, of the first two, and so on."""
     digest = hashlib.blake2b(digest_size=8)
     yield _key(digest)
     for message in messages:
@@ -53,7 +53,7 @@ class PromptGroups:
     """Collects the prompts of a data set row by row, in 8 bytes a row and 16 for each further answer of a conversation.
 
     A log that is exported after every turn has a conversation as several rows, each the beginning of the next. What the
-    shorter one asks is answered within the longer one, so these rows stay together as those of one prompt do.
+    shorter one leaves open is answered within the longer one, so these rows stay together as those of one prompt do.
     """
 
     def __init__(self) -> None:
@@ -70,7 +70,7 @@ class PromptGroups:
                 self._asks.append(earlier)
 
     def keys(self) -> PromptKeys:
-        """A key a row, of shape (rows,): equal for rows that must be on one side of a split."""
+        """Return a key a row, of shape (rows,): equal for rows that must be on one side of a split."""
         prompts, longer, asks = (
             np.array(values, dtype=np.uint64) for values in (self._prompts, self._longer, self._asks)
         )
@@ -110,7 +110,7 @@ def split(prompts: PromptKeys, fraction: float, seed: int) -> tuple[Indices, Ind
 
 
 def _choose(keys: PromptKeys, sizes: NDArray[np.int64], target: int, seed: int) -> NDArray[np.bool_]:
-    """Which prompts to hold out: in shuffled order each one that still fits into `target` rows, at least one."""
+    """Choose the prompts to hold out: in shuffled order each one that still fits into `target` rows, at least one."""
     order = np.argsort(_shuffled(keys, seed), kind="stable")
     chosen = np.zeros(len(keys), dtype=np.bool_)
     room = target
@@ -126,7 +126,7 @@ def _choose(keys: PromptKeys, sizes: NDArray[np.int64], target: int, seed: int) 
 
 
 def _shuffled(keys: PromptKeys, seed: int) -> PromptKeys:
-    """A number of every prompt that `seed` decides, whatever the order of the rows (the finaliser of splitmix64)."""
+    """Return a number a prompt that `seed` decides, whatever the order of the rows (the finaliser of splitmix64)."""
     mixed = keys ^ np.random.default_rng(seed).integers(0, 1 << 63, dtype=np.uint64)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
@@ -135,7 +135,7 @@ def _shuffled(keys: PromptKeys, seed: int) -> PromptKeys:
 
 
 def split_rows(n_rows: int, fraction: float, seed: int) -> tuple[Indices, Indices]:
-    """As `split` for rows that were tokenised before prompts were kept: row by row, as their run was begun."""
+    """Split row by row, for rows that were tokenised before prompts were kept, as their run was begun."""
     everything = np.arange(n_rows, dtype=np.int64)
     if n_rows < MIN_ROWS_TO_SPLIT or fraction <= 0:
         return everything, everything[:0]

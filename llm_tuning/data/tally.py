@@ -1,4 +1,4 @@
-"""Counts a dataset while it streams by, in eight bytes a row and memory that does not grow, and writes the report."""
+"""Counts a data set while it streams by, in eight bytes a row and memory that does not grow, and writes the report."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ class Tally:
 
 
 class _Spread:
-    """Minimum, mean, maximum and standard deviation in one pass (Welford 1962, Technometrics 4(3))."""
+    """Minimum, mean, maximum and standard deviation, each value seen once (Welford 1962, Technometrics 4(3))."""
 
     def __init__(self) -> None:
         self._count = 0

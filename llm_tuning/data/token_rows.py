@@ -63,7 +63,7 @@ class TokenSequence:
 
     input_ids: NDArray[np.int32]
     learned: NDArray[np.bool_]
-    """learned[t]: token t is a target of the loss, predicted from the tokens before it; learned[0] is False."""
+    """Loss mask: token t is a target of the loss, predicted from the tokens before it; learned[0] is False."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class TokenRow:
     number: float
     """Such as a reward; NaN where the mode takes none."""
     row_number: int
-    """Where the row is in the dataset file."""
+    """Where the row is in the file of the data set."""
     lengths: tuple[int, ...] = ()
     """Tokens of each sequence; left out where there is one."""
 
@@ -205,10 +205,10 @@ class TokenRows:
         self.lengths: NDArray[np.int32] = np.diff(self._starts[self._row_starts]).astype(np.int32)
         """Tokens of each row, over all its sequences."""
         self.sequence_learned_counts: NDArray[np.int32] = self._columns["learned_counts"]
-        """Learned tokens of each sequence."""
+        """Tokens in the loss mask of each sequence."""
         learned = np.concatenate([[0], np.cumsum(self.sequence_learned_counts, dtype=np.int64)])
         self.learned_counts: NDArray[np.int32] = np.diff(learned[self._row_starts]).astype(np.int32)
-        """Learned tokens of each row, over all its sequences."""
+        """Tokens in the loss mask of each row, summed over its sequences."""
         self.numbers: NDArray[np.float64] = self._columns["numbers"]
         self.row_numbers: NDArray[np.int64] = self._columns["row_numbers"]
         self.prompts: NDArray[np.uint64] | None = self._columns.get("prompts")
@@ -216,12 +216,12 @@ class TokenRows:
 
     @classmethod
     def open(cls, path: Path) -> TokenRows:
-        """The rows in `path`; raises FileNotFoundError if the folder is not whole."""
+        """Open the rows in `path`; raises FileNotFoundError if the folder is not whole."""
         return cls(path)
 
     @staticmethod
     def is_whole(path: Path) -> bool:
-        """Whether a writer finished there and every file still has its size."""
+        """Return whether a writer finished in `path` and every file still has its size."""
         marker = _marker(path)
         sizes = marker.get("sizes", {})
         files = _FILES_OF_VERSION.get(_version(path), ())
@@ -236,14 +236,14 @@ class TokenRows:
         return split(self.prompts, fraction, seed)
 
     def sequences_of(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The numbers of the sequences of the rows at `indices`, row after row."""
+        """Return the numbers of the sequences of the rows at `indices`, row after row."""
         first, after = self._row_starts[indices], self._row_starts[indices + 1]
         if len(self) == len(self._starts) - 1:
             return np.asarray(first, dtype=np.int64)
         return np.concatenate([np.arange(*pair, dtype=np.int64) for pair in zip(first, after, strict=True)] or [first])
 
     def count_prompts(self, indices: NDArray[np.int64] | None = None) -> int | None:
-        """How many prompts the rows (at `indices`) have; None where they are not known."""
+        """Count the prompts of the rows (at `indices`); None where they are not known."""
         if self.prompts is None:
             return None
         return len(np.unique(self.prompts if indices is None else self.prompts[indices]))
@@ -264,11 +264,11 @@ class TokenRows:
         )
 
     def messages(self, index: int, sequence: int = 0) -> list[Message] | None:
-        """The conversation whose rendering was tokenised, None for a sequence of plain text."""
+        """Return the conversation whose rendering was tokenised, None for a sequence of plain text."""
         return self._source(index, sequence).get("messages")
 
     def text(self, index: int, sequence: int = 0) -> str | None:
-        """The text that was tokenised, None for a conversation."""
+        """Return the text that was tokenised, None for a conversation."""
         return self._source(index, sequence).get("text")
 
     def _source(self, index: int, sequence: int) -> dict[str, Any]:
@@ -282,7 +282,7 @@ class TokenRows:
 
 
 def _marker(path: Path) -> dict[str, Any]:
-    """What the writer left when it had finished; empty where it has not."""
+    """Read the marker of a finished writer; empty where it has not finished."""
     try:
         marker = read_json(path / MARKER)
     except ValueError:

@@ -1,7 +1,7 @@
-"""Examples to token ids, with the tokens that are learned; by the `tokenizers` library, without transformers.
+"""Examples to token ids and loss masks, by the `tokenizers` library and without transformers.
 
-A conversation is rendered whole and tokenised once, as the server and `apply_chat_template` do, and the learned
-characters are mapped to tokens by offsets. A token that begins in the prompt is never learned.
+A conversation is rendered whole and tokenised once, as the server and `apply_chat_template` do, and the
+characters of the loss are mapped to tokens by offsets. A token that begins in the prompt is never in the loss.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ class TokenisedSequence:
 
     input_ids: NDArray[np.int32]
     learned: NDArray[np.bool_]
-    """Whether each token is a target of the loss; the first never is."""
+    """Loss mask: whether each token is a target of the loss; the first never is."""
     full_length: int
     """Tokens before the cut."""
     learns_end: bool
-    """A token at which generation stops is the last one learned."""
+    """The last token in the loss is one at which generation stops."""
     boundary_merge: bool = False
     """The prompt alone has other tokens than the same text inside the whole row."""
     rewritten: bool = False
@@ -77,7 +77,7 @@ class RowTokenizer:
 
     @classmethod
     def load(cls, folder: Path, encoder: Tokenizer | None = None) -> RowTokenizer | None:
-        """The tokenizer of the base in `folder`; None if it has no tokenizer.json and no `encoder` is given.
+        """Load the tokenizer of the base in `folder`; None if it has no tokenizer.json and no `encoder` is given.
 
         Raises InputError if a file in the folder is unusable.
         """
@@ -113,13 +113,13 @@ class RowTokenizer:
         return [self._row([next(rest) for _ in example.sequences], max_length) for example in examples]
 
     def learned_characters(self, rendered: Rendered) -> list[Span]:
-        """The character spans of the learned tokens of a rendered conversation."""
+        """Return the character spans of the tokens in the loss of a rendered conversation."""
         encoding = self._encode([rendered.text])[0]
         learned, _, _ = self._learned_tokens(rendered, encoding)
         return [encoding.token_to_chars(int(index)) or (0, 0) for index in np.flatnonzero(learned)]
 
     def _learned_tokens(self, rendered: Rendered, encoding: Encoding) -> tuple[NDArray[np.bool_], int, bool]:
-        """The learned mask of a whole encoded conversation, its last stop token (-1: none) and whether tokens merge."""
+        """Return the loss mask of an encoded conversation, its last stop token (-1: none) and whether tokens merge."""
         ids = encoding.ids
         learned = np.zeros(len(ids), dtype=np.bool_)
         stop_at, merges = -1, False
@@ -173,7 +173,7 @@ class RowTokenizer:
         )
 
     def _row(self, parts: Sequence[TokenisedSequence | RowFault], max_length: int) -> TokenisedRow | RowFault:
-        """The row of these sequences; the first fault among them is the row's."""
+        """Build the row of these sequences; the first fault among them is the row's."""
         sequences: list[TokenisedSequence] = []
         for part in parts:
             fault = part if isinstance(part, RowFault) else self._fault_of(part, max_length)
@@ -184,7 +184,7 @@ class RowTokenizer:
         return TokenisedRow(tuple(sequences))
 
     def _fault_of(self, sequence: TokenisedSequence, max_length: int) -> RowFault | None:
-        """Why the model cannot learn from `sequence`, if it cannot."""
+        """Return why the model cannot learn from `sequence`, None if it can."""
         ids = sequence.input_ids
         if self._embeddings is not None and len(ids) and ids.max() >= self._embeddings:
             return self._without_embedding(int(ids[ids >= self._embeddings][0]))
@@ -215,7 +215,7 @@ class RowTokenizer:
                 self._encoder.post_processor = processor
 
     def _closing_stop(self, turn: list[int], encoding: Encoding, first: int, text: str) -> int:
-        """The stop token that ends a turn, -1 if none does: what the template writes behind it is never generated.
+        """Find the stop token that ends a turn, -1 if none does: what the template writes behind it is never generated.
 
         `turn` holds the ids of the turn, `first` is the index of its first token, `text` ends with the turn.
         """
@@ -229,7 +229,7 @@ class RowTokenizer:
         return closing
 
     def _prompt_merges(self, prompt_ids: list[int], encoding: Encoding, prompt: str) -> bool:
-        """Whether the prompt alone is tokenised differently than at the start of the whole row.
+        """Return whether the prompt alone is tokenised differently than at the start of the whole row.
 
         A special token splits the text for certain, so only the part from the last one on is encoded again; with most
         templates that is the short head of the assistant's turn, the same in every row.
@@ -283,7 +283,7 @@ def _stop_ids(folder: Path) -> list[int]:
 
 
 def _embeddings(folder: Path) -> int | None:
-    """For how many tokens the base has embeddings, as its config.json says; None where it does not."""
+    """Read for how many tokens the base has embeddings from its config.json; None where it does not say."""
     config = read_object(folder / "config.json")
     text = config.get("text_config")
     for part in (text if isinstance(text, dict) else {}, config):

@@ -13,7 +13,7 @@ from llm_tuning.data.tokens import RowTokenizer
 from llm_tuning.errors import Problem
 
 MIN_ROWS = 2
-"""One row cannot be told apart from its noise, and nothing could be held out."""
+"""One row cannot be distinguished from its noise, and nothing could be held out."""
 _DEFECTS = (Reason.UNKNOWN_SHAPE, Reason.MISSING_FIELD)
 
 
