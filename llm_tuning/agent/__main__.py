@@ -1,6 +1,6 @@
 """`python -m llm_tuning.agent plan | serve`: the containers of an InferenceService's pod beside vLLM.
 
-This process is PID 1 of its container, where a SIGTERM that nobody handles does nothing at all; and importing takes a
+This process is PID 1 of its container, where a SIGTERM without a handler does nothing at all; and importing takes a
 second or more. So it is handled before anything else is imported.
 """
 

@@ -1,4 +1,4 @@
-"""One adapter on this pod's engine: a state, and what is said of it.
+"""One adapter on this pod's engine: a state, and what is reported of it.
 
     ABSENT  -- loaded -->  LOADED  -- judged -->  JUDGED       may answer, if the verdict allows it
       ^  ^                   |                      |
@@ -74,7 +74,7 @@ class Adapter:
         return self.is_judged and self.reason in MAY_ANSWER
 
     def report(self) -> AdapterReport:
-        """As the operator reads it."""
+        """Build this adapter's part of the report to the operator."""
         return AdapterReport(
             model_id=self.model_id,
             loaded=self.is_loaded,
@@ -85,35 +85,35 @@ class Adapter:
         )
 
     def loaded(self) -> None:
-        """The engine has taken it."""
+        """Move to LOADED: the engine has loaded the adapter."""
         self.state, self.reason, self.message = State.LOADED, AdapterReason.PROVING, "loaded, and being proven"
 
     def judged(self, proof: Proof) -> None:
-        """A proof has come to its verdict."""
+        """Move to JUDGED with the verdict of `proof`."""
         self.state, self.settled = State.JUDGED, True
         self.effective, self.reason = VERDICTS[proof.verdict]
         self.message = proof.message
 
     def lost(self, reason: AdapterReason, message: str) -> None:
-        """The engine does not have it any more; what was proven is void."""
+        """Move to ABSENT, due at once: the engine does not have the adapter any more, and its proof is void."""
         self.state, self.settled = State.ABSENT, False
         self.effective, self.reason, self.message = "Unknown", reason, message
         self.attempts, self.due = 0, 0.0
 
     def refused(self, misfit: Misfit, now: float) -> None:
-        """It must not be loaded as it is; checked again later, for its files may be put right."""
+        """Move to ABSENT with the misfit; the adapter is checked again later, for its files may be put right."""
         self.state, self.settled = State.ABSENT, True
         self.effective, self.reason, self.message = "False", misfit.reason, misfit.message
         self._again(now, FIRST_LOOK_AGAIN_SECONDS, LAST_LOOK_AGAIN_SECONDS)
 
     def failed(self, reason: AdapterReason, message: str, now: float) -> None:
-        """This step did not succeed; the state stays."""
+        """Note that this step did not succeed, and retry it with back-off; the state stays."""
         self.effective, self.reason, self.message = "Unknown", reason, message
         self._again(now, FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS)
         self.settled = self.settled or self.attempts >= SETTLED_ATTEMPTS
 
     def waits(self, reason: AdapterReason, message: str, now: float, *, seconds: float) -> None:
-        """This step has taken `seconds` so far, and is asked for again soon; the state stays."""
+        """Note that this step has taken `seconds` so far and is due again soon; the state stays."""
         slow = seconds >= SLOW_SECONDS
         if slow:
             reason = AdapterReason.LOAD_FAILED
@@ -123,6 +123,6 @@ class Adapter:
         self.due = now + WAIT_SECONDS
 
     def _again(self, now: float, first: float, last: float) -> None:
-        """One attempt more; the pause doubles with each."""
+        """Count an attempt and set when the next is due; the pause doubles with each from `first` to `last` seconds."""
         self.attempts += 1
         self.due = now + min(first * 2.0 ** min(self.attempts - 1, 32), last)

@@ -47,7 +47,7 @@ class Aside:
         self._works: dict[str, _Work] = {}
 
     async def run(self, key: str, call: Callable[[], T], *, seconds: float) -> T:
-        """What `call` returns or raises. StillRunning after `seconds`, or soon where other work hangs."""
+        """Return or raise what `call` does; raises StillRunning after `seconds`, or soon where other work hangs."""
         others = [work for name, work in self._works.items() if name != key and not work.future.done()]
         work = self._works.get(key)
         if work is None:
@@ -62,12 +62,12 @@ class Aside:
         return result
 
     def forget(self, key: str) -> None:
-        """What comes of the work is of no interest any more."""
+        """Drop the work under `key`; its result is of no interest any more."""
         self._works.pop(key, None)
 
 
 def within(seconds: float, call: Callable[[], T]) -> T:
-    """What `call` returns or raises, without an event loop; StillRunning after `seconds`, and it is left to itself."""
+    """Return or raise what `call` does, without an event loop; after `seconds` raise StillRunning and let it run."""
     outcome: list[T] = []
     errors: list[BaseException] = []
 

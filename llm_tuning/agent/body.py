@@ -137,11 +137,11 @@ def _too_large() -> Refused:
 
 
 def _most_values(data: bytearray) -> int:
-    """As many values as there are, or more: each has a comma or a bracket before it, and those in texts count too."""
+    """Count the JSON values, or more: each has a comma or a bracket before it, and those in texts count, too."""
     return sum(data.count(mark) for mark in (b",", b"[", b"{")) - data.count(b"[]") - data.count(b"{}")
 
 
 def _values(data: bytearray) -> int:
-    """The same without those in texts: a prompt may be full of them."""
+    """Count the JSON values, or more, by commas and brackets outside of texts: a prompt may be full of them."""
     texts = (data.count(b'"') - data.count(b'\\"')) // 2
     return texts if texts > MAX_VALUES else _most_values(bytearray(_TEXT.sub(b"", data)))

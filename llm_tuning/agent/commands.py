@@ -87,7 +87,7 @@ def plan() -> int:
 
 
 async def serve() -> int:
-    """The agent itself."""
+    """Run the agent until a signal ends it."""
     made = EnginePlan.decode((RUN_DIR / PLAN_FILE).read_text())
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -127,7 +127,7 @@ async def serve() -> int:
 
 
 async def _drain(server: AgentServer) -> None:
-    """Not ready from now on; then wait for the answers under way."""
+    """Turn not ready, then wait for the answers under way."""
     server.draining = True
     log.info("ending: %d requests under way", server.active)
     await asyncio.sleep(LEAVE_SECONDS)
@@ -145,7 +145,7 @@ def _max_choices() -> int:
 
 
 def _mounted() -> DesiredRoutes | None:
-    """What was wanted when the pod was made; None where that is not readable."""
+    """Read the routes that were wanted when the pod was made; None where they are not readable."""
     path = Path(CONFIG_DIR) / DESIRED_FILE
     try:
         return parse_desired(path.read_text())

@@ -21,7 +21,7 @@ REPORT_URL_VARIABLE = "LLM_TUNING_REPORT_URL"
 API_KEY_VARIABLE = "LLM_TUNING_API_KEY"
 
 CONFIG_DIR = Path("/etc/llm-tuning")
-"""The ConfigMap: what was wanted when the pod started, and the operator's certificate authority."""
+"""The ConfigMap: what was wanted when the pod started, and the operator's CA."""
 DESIRED_FILE, CA_FILE = "desired.json", "ca.crt"
 TOKEN_FILE = Path("/var/run/llm-tuning/token")
 PLAN_FILE, LOADS_FILE = "vllm.json", "loads"
@@ -63,7 +63,7 @@ class ServeInput(WireMessage):
 
     @classmethod
     def decode(cls, text: str) -> Self:
-        """The value of the environment variable; raises InputError."""
+        """Parse the value of the environment variable; raises InputError."""
         try:
             return cls.model_validate_json(text)
         except ValidationError:
@@ -133,7 +133,7 @@ class Report(WireMessage):
     engine_up: bool = False
     ready: bool = False
     locked: bool = False
-    """The API key is empty, so nobody is served."""
+    """The API key is empty, so no client is served."""
     adapters: Annotated[tuple[AdapterReport, ...], Field(max_length=2048)] = ()
 
     def encode(self) -> str:
@@ -141,7 +141,7 @@ class Report(WireMessage):
 
 
 def parse_desired(text: str | bytes) -> DesiredRoutes:
-    """Raises InputError."""
+    """Parse the desired state that the operator serves; raises InputError."""
     try:
         return DesiredRoutes.model_validate_json(text)
     except ValidationError as error:
@@ -149,7 +149,7 @@ def parse_desired(text: str | bytes) -> DesiredRoutes:
 
 
 def parse_report(body: bytes) -> Report:
-    """Raises InputError, without a word of the body."""
+    """Parse an agent's report; raises InputError, whose text quotes nothing of the body."""
     try:
         return Report.model_validate_json(body)
     except ValidationError as error:

@@ -27,7 +27,7 @@ class Loads:
             self.file.write_text(str(self.count))
 
     def found(self, loaded: int) -> None:
-        """An engine was found that has `loaded` adapters; one without any has just started."""
+        """Note an engine that was found with `loaded` adapters; one without any has just started."""
         self.set(max(loaded, self._noted()) if loaded else 0)
 
     def _noted(self) -> int:
@@ -46,20 +46,20 @@ class Blame:
     """An adapter, and until when an end of the engine is its doing."""
 
     def is_deadly(self, model_id: str) -> bool:
-        """Whether it has ended the engine too often."""
+        """Return whether the adapter has ended the engine too often."""
         return self._ends[model_id] >= DEADLY_TIMES
 
     def trying(self, model_id: str) -> None:
-        """It is being loaded or proven: an end of the engine is its doing."""
+        """Make the adapter, which is being loaded or proven, the suspect if the engine ends now."""
         self._suspect = (model_id, math.inf)
 
     def tried(self, model_id: str, *, judged: bool, now: float) -> None:
-        """It has been: a verdict clears it, anything else leaves it suspect for a while."""
+        """Clear the adapter after a verdict; after anything else it stays suspect for a while."""
         if self._suspect is not None:  # else the engine has ended of it already
             self._suspect = None if judged else (model_id, now + DEADLY_SECONDS)
 
     def engine_ended(self, now: float) -> None:
-        """The engine went down."""
+        """Count the engine's end against the suspect, if there is one."""
         if self._suspect is not None and now < self._suspect[1]:
             self._ends[self._suspect[0]] += 1
         self._suspect = None

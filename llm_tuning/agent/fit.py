@@ -24,7 +24,7 @@ class Misfit:
 
 
 def find_misfit(path: Path, plan: EnginePlan) -> Misfit | None:
-    """Look at the folder of an adapter; None if it fits. Reads its weights, to see that they are the published."""
+    """Find why the adapter in a folder does not fit, None if it does. Reads its weights and compares their hash."""
     name = path.name
     if not path.is_dir():
         return Misfit(
@@ -77,7 +77,7 @@ def find_misfit(path: Path, plan: EnginePlan) -> Misfit | None:
 
 
 def _probes_of(path: Path) -> str:
-    """The model_id in parity.json, empty where there is none."""
+    """Read the model_id in parity.json, empty where there is none."""
     parity = read_json(path / PARITY, most=SMALL_FILE_BYTES) or {}
     return str(parity.get("model_id") or "")
 

@@ -1,7 +1,7 @@
 """Keeps the wanted adapters loaded in this pod's engine, and proves each; for ever.
 
 An adapter may answer only between a verdict that allows it and the next sign that the engine has lost it. Two loops:
-one looks at the engine each second, the other takes adapters step by step (see `adapter`), so that a slow proof hides
+one checks the engine each second, the other takes adapters step by step (see `adapter`), so that a slow proof hides
 no fault. What reads files or waits for the engine's numbers works aside: a volume that hangs holds up no other adapter.
 """
 
@@ -39,7 +39,7 @@ from llm_tuning.proof.prove import prove
 log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 1.0
-"""Between two looks at an engine that is up."""
+"""Between two checks of an engine that is up."""
 SILENT_LOOKS = 3
 """An engine that is busy may miss an answer; one that refuses the connection is down at once."""
 UNLOAD_SECONDS = 60.0
@@ -80,10 +80,10 @@ class Keeper:
     _aside: Aside = field(default_factory=Aside)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
 
-    # --- what others ask -------------------------------------------------------------------------------------------
+    # --- what others call ------------------------------------------------------------------------------------------
 
     def want(self, desired: DesiredRoutes) -> None:
-        """What is to be served from now on."""
+        """Take the routes to serve from now on."""
         if desired == self.desired:
             return
         self.desired = desired
@@ -99,7 +99,7 @@ class Keeper:
         self._tell()
 
     def blocked(self, model_id: str) -> str | None:
-        """Why this adapter must not answer now; None if it may."""
+        """Return why this adapter must not answer now; None if it may."""
         adapter = self._adapters.get(model_id)
         if adapter is None:
             return "is not among the wanted adapters"
@@ -113,7 +113,7 @@ class Keeper:
         return self.engine_up and self._was_ready
 
     def report(self) -> Report:
-        """The state of now."""
+        """Build the report of the present state."""
         return Report(
             revision=self.desired.revision if self.desired is not None else "",
             engine_up=self.engine_up,
@@ -122,7 +122,7 @@ class Keeper:
         )
 
     def lost(self, model_id: str) -> None:
-        """The engine said that it does not know an adapter it should have."""
+        """Note that the engine does not know an adapter it should have; it will be loaded again."""
         self._engine_has.discard(model_id)
         if adapter := self._adapters.get(model_id):
             self._lose(adapter, AdapterReason.LOADING, "the engine has lost it; it is loaded again")
@@ -131,7 +131,7 @@ class Keeper:
     # --- the engine --------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Both loops."""
+        """Run both loops."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._watch())
             group.create_task(self._keep())
@@ -142,7 +142,7 @@ class Keeper:
             await asyncio.sleep(LOOK_SECONDS if self.engine_up else LOOK_SECONDS / 4)
 
     async def look(self) -> None:
-        """One look at the engine: is it up, and does it have what it should?"""
+        """Check once whether the engine is up and has the adapters that it should."""
         before = [adapter for adapter in self._adapters.values() if adapter.is_loaded]
         try:
             has = await self.engine.adapters()
@@ -252,7 +252,7 @@ class Keeper:
             self._blame.tried(name, judged=adapter.is_judged, now=self.clock())
 
     async def _fits(self, adapter: Adapter) -> bool:
-        """Whether it may be loaded; if not, the adapter says why."""
+        """Return whether the adapter may be loaded; if not, note in it why."""
         name = adapter.model_id
         try:
             misfit = self._no_room(name) or await self._aside.run(
@@ -337,7 +337,7 @@ class Keeper:
                 return replace(proof, verdict=Verdict.DIFFERENT, message=text)
             return proof
 
-    # --- what is said of them ----------------------------------------------------------------------------------------
+    # --- what is reported of them ------------------------------------------------------------------------------------
 
     def _fail(self, adapter: Adapter, reason: AdapterReason, message: str) -> None:
         self._note(adapter, lambda: adapter.failed(reason, message, self.clock()))
@@ -360,12 +360,12 @@ class Keeper:
 
 
 def _proof_of(name: str) -> str:
-    """The key of the work that proves it; its own name is that of the work that reads it."""
+    """Return the key of the work that proves adapter `name`; the bare name is the key of the work that reads it."""
     return f"proof of {name}"
 
 
 def _has_numbers(probe: Probe, name: str) -> bool:
-    """Whether log-probabilities under this name are numbers; an engine refuses to write others."""
+    """Return whether log-probabilities under this name are numbers; an engine refuses to write others."""
     try:
         probe.logprobs(name, [range(8)])
     except (Unprovable, TokensRefused):

@@ -13,7 +13,7 @@ PROMPTS_PER_CHOICE = 16
 
 
 def check_limits(asked: dict[str, Any], max_choices: int) -> None:
-    """Raise Refused for a request that would keep the engine from everybody else, or that asks for tools."""
+    """Raise Refused for a request that would keep the engine from all other clients, or that asks for tools."""
     choices = max(_choices(asked, name, max_choices) for name in ("n", "best_of"))
     prompts, most = _prompts(asked.get("prompt")), PROMPTS_PER_CHOICE * max_choices
     if prompts * choices > most:
@@ -43,5 +43,5 @@ def _choices(asked: dict[str, Any], name: str, most: int) -> int:
 
 
 def _prompts(prompt: object) -> int:
-    """A list of texts or of lists of tokens is as many prompts; a list of tokens is one."""
+    """Count the prompts: a list of texts or of lists of tokens is as many; a list of tokens is one."""
     return len(prompt) if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else 1

@@ -82,7 +82,7 @@ def _inside(root: Path, relative: str) -> Path:
 
 
 def _own_hashes(root: Path, scratch: Path) -> Path:
-    """A copy of what the trainers have noted, to read and write: the claim is mounted read-only here."""
+    """Copy the base hashes that trainers have noted, to read and write: the claim is mounted read-only here."""
     own = scratch / BASE_HASHES
     with suppress(OSError):
         own.write_bytes(read_file(root / "models" / CACHE_FOLDER / BASE_HASHES))

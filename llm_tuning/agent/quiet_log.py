@@ -40,7 +40,7 @@ class _Quiet(logging.Filter):
 
 
 def quiet_logger() -> logging.Logger:
-    """The one logger; its filter is made once."""
+    """Return the one logger; its filter is made once."""
     logger = logging.getLogger("llm_tuning.agent.http")
     if not logger.filters:
         logger.addFilter(_Quiet())

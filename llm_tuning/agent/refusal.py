@@ -20,11 +20,11 @@ class Refused(Exception):  # noqa: N818 - an answer
 
 
 def error_json(message: str, code: str, status: int, param: str | None = None) -> dict[str, Any]:
-    """The body of an error."""
+    """Build the body of an error in OpenAI's form."""
     kind = "invalid_request_error" if status < 500 else "server_error"
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 def shown(text: str) -> str:
-    """A client's own words, quoted and not at any length."""
+    """Quote a client's own words, not at any length."""
     return repr(text) if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]!r}... ({len(text):,} characters)"

@@ -84,7 +84,7 @@ class Reporter:
         self._retry_seconds = min(self._retry_seconds * 2, LAST_RETRY_SECONDS)
 
     async def _ask(self) -> DesiredRoutes | None:
-        """One report; what is wanted instead, or None for no change."""
+        """Send one report; return the routes that are wanted instead, or None for no change."""
         body = self.keeper.report().model_copy(update={"locked": self.locked}).encode().encode()
         token = self.token_file.read_text().strip()  # each time: the kubelet renews it
         async with self.session.post(
@@ -103,7 +103,7 @@ class Reporter:
             return parse_desired(text)
 
     def _context(self) -> ssl.SSLContext:
-        """Trusts the operator's authority as it is now; the kubelet brings a new one within a minute or two."""
+        """Build a TLS context for the operator's CA of now; the kubelet brings a new one within a minute or two."""
         version = self.ca_file.stat().st_mtime_ns
         if self._tls is None or self._tls[0] != version:
             self._tls = (version, trusting(self.ca_file))

@@ -27,7 +27,7 @@ class NotServed:
 
 
 def choose(route: DesiredRoute, blocked: Blocked, user: str | None) -> str | NotServed:
-    """The model_id for a request of `user` (None: nobody in particular).
+    """Choose the model_id for a request of `user` (None: the request names no user).
 
     Only targets that may answer share the requests: a canary that is not loaded yet takes none.
     """

@@ -47,7 +47,7 @@ RETRY_AFTER_SECONDS = 2
 MODEL_HEADER = "X-Model-Id"
 """Which adapter has answered; the base's name for the base."""
 API_KEY_HEADER = "X-Api-Key"
-"""In place of a bearer token: an API server's service proxy takes `Authorization` for its own and passes none on."""
+"""In place of a bearer token: an API server's service proxy takes `Authorization` for its own and forwards none."""
 PASSED_ON = ("Content-Type", "Cache-Control", "X-Request-Id")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -74,7 +74,7 @@ class AgentServer:
     metrics: Metrics
     base_name: str
     api_key: str | None = None
-    """None: everyone in reach is served. Blank: nobody is, for no key can be right."""
+    """None: everyone in reach is served. Blank: no client is, for no key can be right."""
     max_choices: int = MAX_CHOICES
     draining: bool = False
     _bodies: Bodies = field(default_factory=Bodies)
@@ -93,12 +93,12 @@ class AgentServer:
         return self.api_key == ""
 
     def runner(self, **options: Any) -> web.AppRunner:
-        """What serves it. A client that goes away ends its handler, and with it the request to the engine."""
+        """Build the runner. A client that goes away ends its handler, and with it the request to the engine."""
         options = {"handler_cancellation": True, **options}
         return web.AppRunner(self.app(), access_log=None, auto_decompress=False, logger=quiet_logger(), **options)
 
     def app(self) -> web.Application:
-        """The application alone."""
+        """Build the application with its routes, without a runner."""
         app = web.Application(middlewares=[self._guarded])
         for path in COMPLETIONS:
             app.router.add_post(path, self._complete)
@@ -132,7 +132,7 @@ class AgentServer:
         return web.Response(text="ok")
 
     async def _metrics(self, request: web.Request) -> web.Response:
-        """The agent's, then the engine's own: vLLM's is on the loopback and would not be seen otherwise."""
+        """Answer with the agent's metrics, then vLLM's: those are on the loopback and would not be seen otherwise."""
         body = generate_latest(self.metrics.registry)
         try:
             body += await self.engine.metrics()
@@ -141,11 +141,11 @@ class AgentServer:
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def _models(self, request: web.Request) -> web.Response:
-        """The base and the routes that would be answered now."""
+        """Answer with the base and the routes that can be served now."""
         return web.json_response({"object": "list", "data": list(self._served_models().values())})
 
     async def _model(self, request: web.Request) -> web.Response:
-        """One of them."""
+        """Answer with one served model; raises Refused for an unknown one."""
         name = request.match_info["name"]
         model = self._served_models().get(name)
         if model is None:
@@ -211,7 +211,7 @@ class AgentServer:
             self.metrics.count(question.labels, status)
 
     def _served(self, name: str, user: str | None) -> tuple[str, str]:
-        """What the engine is asked for, and the label of the route."""
+        """Resolve a requested model to the name that the engine knows and the label of the route."""
         if name == self.base_name:
             if not self.keeper.engine_up:
                 raise self._unavailable(name, f"the engine is down: {self.keeper.engine_message}")

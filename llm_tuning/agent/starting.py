@@ -19,7 +19,7 @@ EXIT_STOPPED = 128 + signal.SIGTERM
 
 
 def leave_on_signals(run_dir: Path = RUN_DIR) -> None:
-    """Until the agent's loop has handlers of its own. No request was taken yet, so there is nothing to finish."""
+    """Leave at once on a signal, until the agent's loop has its own handlers: no request was taken yet."""
 
     def leave(number: int, frame: FrameType | None) -> None:
         with suppress(OSError):

@@ -26,7 +26,7 @@ _AT_ONCE = 2**20
 
 
 def find_weight_fault(adapter: Path) -> str | None:
-    """What is wrong with them, None for nothing; the header must be a readable one. Reads the file once."""
+    """Find what is wrong with the weights, None for nothing; their header must be readable. Reads the file once."""
     file = adapter / ADAPTER_WEIGHTS
     tensors = read_header(file, most=HEADER_BYTES)
     with open_regular(file) as stream:

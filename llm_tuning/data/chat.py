@@ -106,12 +106,12 @@ def load_chat_template(folder: Path) -> ChatTemplate:
 
 
 def template_hash(folder: Path) -> str:
-    """sha256 (hex) of the template that a run on the base in `folder` uses; raises InputError."""
+    """Hash the template that a run on the base in `folder` uses: sha256 (hex); raises InputError."""
     return load_chat_template(folder).hash
 
 
 def read_special_tokens(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
-    """bos_token, eos_token, ... of a tokenizer; special_tokens_map.json counts only for older tokenizer configs."""
+    """Read a tokenizer's bos_token, eos_token, ...; special_tokens_map.json counts only for older tokenizer configs."""
     tokens = _special_tokens(config)
     if "added_tokens_decoder" not in config:
         tokens |= _special_tokens(read_object(folder / "special_tokens_map.json"))

@@ -107,7 +107,7 @@ def _shares_values(kind: pa.DataType) -> bool:
 
 
 def _characters(value: Any) -> int:
-    """Characters and bytes of all texts in a row, roughly what its JSON would have."""
+    """Count characters and bytes of all texts in a row, roughly what its JSON would have."""
     waiting, count = [value], 0
     while waiting:
         item = waiting.pop()
@@ -129,7 +129,7 @@ def _unfolds_too_far(path: Path, number: int) -> InputError:
 
 @contextmanager
 def _limited_memory() -> Iterator[None]:
-    """MemoryError, where more is asked for than DECODER_BYTES: for this process, and only as long as a batch takes."""
+    """Raise MemoryError where more than DECODER_BYTES is asked for: in this process, and only while a batch is read."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     try:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])

@@ -34,7 +34,7 @@ class RowList(_Part):
             self.rows.append(row_number)
 
     def __str__(self) -> str:
-        """`row 3`, `rows 3, 5 and 9` or `1,204 rows (3, 5, 9, ...)`."""
+        """Return `row 3`, `rows 3, 5 and 9` or `1,204 rows (3, 5, 9, ...)`."""
         if self.count == 1:
             return f"row {self.rows[0]}"
         if self.count <= 5:

@@ -137,7 +137,7 @@ class RowParser:
         return Example(row_number, sequences, number)
 
     def _trimmed(self, conversation: Conversation) -> Conversation:
-        """`conversation` without the messages after its last assistant turn."""
+        """Return `conversation` without the messages after its last assistant turn."""
         if conversation.messages is None:
             return conversation
         kept = check_conversation(conversation.messages)
@@ -188,7 +188,7 @@ class RowParser:
 
 
 def text_or_messages(row: Row, field: str, role: str) -> list[Message]:
-    """`row[field]` as messages: a text is one message of `role`. Raises RowFault."""
+    """Return `row[field]` as messages: a text is one message of `role`. Raises RowFault."""
     if isinstance(row.get(field), list):
         return convert_messages(row, field)
     return [{"role": role, "content": check_text(row, field)}]

@@ -92,7 +92,7 @@ class PromptGroups:
 
 
 def split(prompts: PromptKeys, fraction: float, seed: int) -> tuple[Indices, Indices]:
-    """Indices (training, held out) of rows with these keys, each in rising order; see `PromptGroups`.
+    """Return the indices (training, held out) of rows with these keys, in rising order; see `PromptGroups`.
 
     `fraction` of the rows, at least one, as whole prompts in an order that follows from `seed` and the prompts alone.
     Where every prompt has more rows than that, the one with the fewest is held out. Nothing is held out of less than

@@ -98,7 +98,7 @@ class Tally:
             self._count_tokens(example.row_number, row)
 
     def _count_tokens(self, number: int, row: TokenisedRow) -> None:
-        """Lengths are those of sequences, which max_length cuts; what a warning lists are rows."""
+        """Count lengths by sequence, which max_length cuts, and what warnings list by row."""
         tokens, sequences = self._tokens, row.sequences
         for sequence in sequences:
             self._lengths[sequence.full_length] += 1
@@ -151,7 +151,7 @@ class _Spread:
 
 
 def lengths_of(histogram: Counter[int]) -> TokenLengths | None:
-    """Exact nearest-rank percentiles of a histogram of lengths; None if it is empty."""
+    """Compute exact nearest-rank percentiles of a histogram of lengths; None if it is empty."""
     if not histogram:
         return None
     lengths = sorted(histogram)

@@ -188,7 +188,7 @@ class TokenRows:
     """A whole folder of rows, memory-mapped: opening costs nothing and processes share the pages."""
 
     def __init__(self, path: Path) -> None:
-        """Raises FileNotFoundError if the folder is not whole."""
+        """Open the rows in `path`; raises FileNotFoundError if the folder is not whole."""
         if not self.is_whole(path):
             raise FileNotFoundError(f"{path} holds no whole set of tokenised rows: check the dataset again")
         self._path = path
@@ -230,7 +230,7 @@ class TokenRows:
         )
 
     def hold_out(self, fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Indices of the training rows and of the held-out rows: see `splitting.split`."""
+        """Return the indices of the training rows and of the held-out rows: see `splitting.split`."""
         if self.prompts is None:
             return split_rows(len(self), fraction, seed)
         return split(self.prompts, fraction, seed)

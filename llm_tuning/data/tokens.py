@@ -58,7 +58,7 @@ class RowTokenizer:
     def __init__(
         self, encoder: Tokenizer, template: ChatTemplate, *, stop_ids: Sequence[int], embeddings: int | None = None
     ) -> None:
-        """`encoder` is used as it is, except for truncation and padding, which are off while rows are encoded.
+        """Use `encoder` as it is, except for truncation and padding, which are off while rows are encoded.
 
         `embeddings`: how many tokens the base has embeddings for; a row with another one is a fault.
         """

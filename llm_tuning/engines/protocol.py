@@ -1,4 +1,4 @@
-"""What the agent, the launcher and the proof ask of an engine, whichever it is."""
+"""What the agent, the launcher and the proof need of an engine, whichever it is."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class EngineRefused(Exception):  # noqa: N818 - an answer
 
 
 class Unprovable(Exception):  # noqa: N818 - an outcome (the verdict `cannot_be_proven`), not a fault
-    """Nothing can be said about an adapter; the text says what is missing. It becomes a verdict, never an exit code."""
+    """An adapter cannot be judged; the text says what is missing. It becomes a verdict, never an exit code."""
 
 
 class TokensRefused(Exception):  # noqa: N818 - an outcome (another base), not a fault
@@ -47,13 +47,13 @@ class Probe(Protocol):
     url: str
 
     def models(self) -> list[ServedModel]:
-        """What it serves."""
+        """Return the models that the engine serves."""
 
     def logprobs(self, model: str, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
-        """log p(token t | tokens before t) for t >= 1 of every prompt; raises Unprovable and TokensRefused."""
+        """Return log p(token t | tokens before t) for t >= 1 of every prompt; raises Unprovable and TokensRefused."""
 
     def render(self, model: str, messages: Sequence[Mapping[str, Any]]) -> list[int] | None:
-        """Token ids of a whole conversation; [] where its template refuses it, None where it cannot be asked."""
+        """Return the token ids of a whole conversation; [] where its template refuses it, None where it is unknown."""
 
     def close(self) -> None:
         """Close the connections."""
@@ -65,7 +65,7 @@ class Engine(Protocol):
     url: str
 
     async def adapters(self) -> set[str]:
-        """Names of the loaded adapters."""
+        """Return the names of the loaded adapters."""
 
     async def load(self, name: str, path: str) -> None:
         """Load the adapter in folder `path` under `name`."""
@@ -74,7 +74,7 @@ class Engine(Protocol):
         """Forget the adapter `name`."""
 
     async def metrics(self) -> bytes:
-        """Its own metrics in Prometheus' text form."""
+        """Return the engine's own metrics in Prometheus' text form."""
 
     def probe(self) -> Probe:
-        """Ask it for a proof; close it afterwards."""
+        """Open a probe of this engine for a proof; close it afterwards."""

@@ -1,4 +1,4 @@
-"""The training modes: `MODES` is the one list that flags, CRD, check, plan, manifest, card and report ask.
+"""The training modes: `MODES` is the one list that flags, CRD, check, plan, manifest, card and report read.
 
 A mode from outside the package is an object like SFT and PPO in these files. Two ways add it:
 
@@ -61,13 +61,13 @@ def register(mode: Mode[Any]) -> None:
 
 
 def close() -> tuple[Mode[Any], ...]:
-    """All modes; none can be added from here on, for models are built from them."""
+    """Return all modes; none can be added from here on, for models are built from them."""
     _closed.append(True)
     return tuple(_modes.values())
 
 
 def all_scores() -> list[Score]:
-    """What any mode is measured by: the common scores, then those of each mode, each once."""
+    """Return what any mode is measured by: the common scores, then those of each mode, each once."""
     return list(
         {score.name: score for score in (*SCORES, *(s for mode in MODES.values() for s in mode.scores))}.values()
     )

@@ -69,10 +69,10 @@ LOSS_PANEL = Panel(
 
 @dataclass(frozen=True)
 class Memory:
-    """What a recipe holds and computes besides the passes of every mode, for the plan of a run."""
+    """What a recipe holds and computes besides what every mode does, for the plan of a run."""
 
     value_head: bool = False
-    """A value head reads the hidden states of learned tokens in fp32."""
+    """A value head reads the hidden states of the tokens in the loss, in fp32."""
     scoring_passes: Callable[[float], int] = lambda epochs: 0
     """Forward passes over all training rows, besides the steps, in a run of so many epochs."""
 
@@ -95,7 +95,7 @@ class Mode(Generic[S]):
     """The group of its settings, a field of the spec by the mode's name; all of them decide the weights."""
     settings_help: str = ""
     uses_dropout: bool = True
-    """`lora.dropout` is on while it trains, and so decides the weights. One that compares two passes of a row wants none."""
+    """`lora.dropout` is on in training and so decides the weights; a mode that compares two forwards of a row has none."""
     evaluation_decides: bool = False
     """An evaluation may end the run, so that `training.evalSteps` decides the weights."""
     scores: Sequence[Score] = ()
@@ -108,5 +108,5 @@ class Mode(Generic[S]):
             raise ValueError(f"the mode's name must match {NAME_PATTERN}, got {self.name!r}")
 
     def settings_of(self, config: Any) -> S:
-        """The settings of this mode in a TuningConfig or a TuningJob's spec."""
+        """Return the settings of this mode in a TuningConfig or a TuningJob's spec."""
         return cast(S, getattr(config, self.name))

@@ -50,7 +50,7 @@ class PpoSpec(ApiModel):
 
 
 def judge_rewards(report: Report) -> Iterator[Problem]:
-    """Yield a problem where the rewards tell no row from another, or cannot be standardised."""
+    """Yield a problem where the rewards are the same in every row, or cannot be standardised."""
     spread = report.rewards
     if spread is None:
         return

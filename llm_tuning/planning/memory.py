@@ -1,20 +1,20 @@
 """What a trainer allocates on its device, part by part.
 
-Symbols: T tokens of a pass, L layers, h hidden size, Q and K elements of query and key, I intermediate size, V
-vocabulary, r rank, P parameters of the adapter, b bytes of a number in the pass (2 in bf16, 4 in fp32).
+Symbols: T tokens of a micro-batch, L layers, h hidden size, Q and K elements of query and key, I intermediate size, V
+vocabulary, r rank, P parameters of the adapter, b bytes of a number in it (2 in bf16, 4 in fp32).
 
 - Base: its parameters in b bytes, frozen, so without gradients or optimizer states. In 4 bits: NF4 with double
   quantisation, 4.127 bits a number (QLoRA, arXiv 2305.14314, section 3); embeddings, output layer and norms stay whole.
 - Adapter: weights, gradients and AdamW's two moments in fp32, 16 P (as in ZeRO, arXiv 1910.02054, section 3.1, without
-  its fp16 copies). Autocast keeps a bf16 copy of the weights while a pass goes on. Several GPUs lay the
+  its fp16 copies). Autocast keeps a bf16 copy of the weights during a micro-batch. Several GPUs lay the
   gradients end to end once more, and their sum.
 - Activations: what autograd keeps for the backward pass of a decoder whose matrices are frozen. A frozen matrix keeps
   nothing of its input. Kept are: the fp32 input of each norm; query, key, value and output of the attention (flash
   attention, arXiv 2205.14135: no T x T scores); gate, up and activated gate of the MLP; the inputs of adapters (with
   dropout the mask, too, 1 byte on CUDA); and r numbers between A and B. Checkpointing keeps each layer's
   input instead (arXiv 1604.06174), and all of one layer at a time.
-- Output layer: `trainers.head` keeps h numbers a learned token and sees a chunk of logits at a time, with copies where
-  they are scaled or capped.
+- Output layer: `trainers.head` keeps h numbers a token in the loss and sees a chunk of logits at a time, with copies
+  where they are scaled or capped.
 - Passing: gradients on their way through a layer, taken as four tensors of its widest size.
 
 Not modelled: convolutions and recurrent states, attention that is not flash (soft caps, sinks), the fused experts of a
@@ -49,9 +49,9 @@ class Setting:
     rank: int
     dropout: bool
     tokens: int
-    """Of the largest pass."""
+    """Of the largest micro-batch."""
     learned: int
-    """Learned ones among them, at most."""
+    """Those in the loss among them, at most."""
     number_bytes: int
     """2 in bf16, 4 in fp32."""
     four_bits: bool
@@ -73,12 +73,12 @@ class Part:
 
 
 def adapter_parameters(targets: tuple[Linear, ...], rank: int) -> int:
-    """LoRA's A (rank x inputs) and B (outputs x rank) of each (arXiv 2106.09685, section 4.1)."""
+    """Count LoRA's A (rank x inputs) and B (outputs x rank) of each matrix (arXiv 2106.09685, section 4.1)."""
     return sum(rank * (linear.inputs + linear.outputs) for linear in targets)
 
 
 def base_bytes(shape: ModelShape, setting: Setting) -> int:
-    """The frozen base on the device."""
+    """Compute the bytes of the frozen base on the device."""
     if not setting.four_bits:
         return shape.parameters * setting.number_bytes
     quantised = sum(linear.size for linear in shape.linears)
@@ -86,7 +86,7 @@ def base_bytes(shape: ModelShape, setting: Setting) -> int:
 
 
 def activation_bytes(shape: ModelShape, targets: tuple[Linear, ...], setting: Setting) -> int:
-    """All that autograd keeps of a pass, up to the last norm."""
+    """Compute the bytes that autograd keeps of a micro-batch, up to the last norm."""
     b, tokens = setting.number_bytes, setting.tokens
     kept = 4 * shape.norms
     kept += shape.layers * b * (2 * shape.query + 2 * shape.key + 3 * shape.intermediate)
@@ -99,7 +99,7 @@ def activation_bytes(shape: ModelShape, targets: tuple[Linear, ...], setting: Se
 
 
 def head_bytes(shape: ModelShape, setting: Setting) -> int:
-    """From the last hidden states to the loss."""
+    """Compute the bytes from the last hidden states to the loss."""
     b, vocabulary = setting.number_bytes, shape.vocabulary
     states = setting.learned * shape.hidden * 2 * b
     if setting.memory.value_head:
@@ -110,7 +110,7 @@ def head_bytes(shape: ModelShape, setting: Setting) -> int:
 
 
 def device_parts(shape: ModelShape, targets: tuple[Linear, ...], setting: Setting) -> list[Part]:
-    """The bill of one device, largest entries and all."""
+    """List what one device allocates, in bytes; parts of size 0 are left out."""
     count, b = adapter_parameters(targets, setting.rank), setting.number_bytes
     width = max(shape.intermediate, shape.query + 2 * shape.key, shape.hidden)
     activations = activation_bytes(shape, targets, setting)
@@ -135,7 +135,7 @@ def device_parts(shape: ModelShape, targets: tuple[Linear, ...], setting: Settin
 
 
 def host_bytes(shape: ModelShape, setting: Setting) -> int:
-    """Memory of the pod beside GPUs: each process reads the base into it, in the precision of the run, and sends it on.
+    """Compute the pod's memory beside GPUs: each process reads the base into it in the run's precision and sends it on.
 
     In 4 bits weights go to the GPU one after the other.
     """

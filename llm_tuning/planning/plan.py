@@ -27,9 +27,9 @@ from llm_tuning.planning.work import Rows, Steps, count_steps, run_operations
 from llm_tuning.run.devices import tokens_per_pass
 
 UTILISATION = (0.15, 0.45)
-"""Share of the peak that a run may reach, from short passes on a small model to long ones on a large. Training of large
-models reaches 0.3 to 0.6 (PaLM, arXiv 2204.02311, section 4.1); of a LoRA with small batches less. Not yet measured
-by this project."""
+"""Share of the peak that a run may reach, from short micro-batches on a small model to long ones on a large. Training
+of large models reaches 0.3 to 0.6 (PaLM, arXiv 2204.02311, section 4.1); of a LoRA with small batches less. Not yet
+measured by this project."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def make_plan(spec: TuningJobSpec, *, base: Path, dataset: Path | None) -> Plan:
 def _setting(spec: TuningJobSpec, rows: Rows | None) -> Setting:
     training, mode, cuda = spec.training, MODES[spec.mode], spec.resources.gpus > 0
     budget = tokens_per_pass(training, "cuda:0" if cuda else "cpu")
-    longest = rows.longest if rows is not None else training.max_length  # a row alone may be longer than a pass
+    longest = rows.longest if rows is not None else training.max_length  # a row alone may be longer than a micro-batch
     in_a_step = longest * training.batch_size * training.gradient_accumulation_steps
     tokens = max(longest, min(budget, in_a_step))
     learned = rows.learned / rows.tokens if rows is not None else 1.0
@@ -153,7 +153,7 @@ def _setting(spec: TuningJobSpec, rows: Rows | None) -> Setting:
         rank=spec.lora.rank,
         dropout=mode.uses_dropout and spec.lora.dropout > 0,
         tokens=tokens,
-        learned=min(tokens, int(tokens * min(1.0, 1.5 * learned))),  # a pass may have more of them than the mean
+        learned=min(tokens, int(tokens * min(1.0, 1.5 * learned))),  # a micro-batch may have more of them than the mean
         number_bytes=2 if bf16 else 4,
         four_bits=spec.model.quantization == "4bit",
         checkpointing=training.gradient_checkpointing,
@@ -164,7 +164,7 @@ def _setting(spec: TuningJobSpec, rows: Rows | None) -> Setting:
 
 
 def _verdict(gpu: Gpu, needed: int, seconds_of: float | None, remedy: str) -> Verdict:
-    """`seconds_of`: how long it takes at one teraflop a second."""
+    """Judge whether the run fits on `gpu`, and how long it takes; `seconds_of` is its time at one teraflop a second."""
     if needed <= gpu.usable_gib * GIB:
         slowest, fastest = UTILISATION
         took = None if seconds_of is None else seconds_of / gpu.teraflops
@@ -173,7 +173,7 @@ def _verdict(gpu: Gpu, needed: int, seconds_of: float | None, remedy: str) -> Ve
 
 
 def _remedy(gpu: Gpu, shape: ModelShape, targets: tuple[Linear, ...], setting: Setting) -> str:
-    """The first of the ways, from the cheapest on, by which it would fit."""
+    """Return the first of the ways, from the cheapest on, by which the run would fit."""
     ways: list[tuple[str, Setting]] = []
     lighter, said = setting, list[str]()
     if not setting.checkpointing:

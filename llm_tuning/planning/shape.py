@@ -55,7 +55,7 @@ class ModelShape:
     """0 for a dense model."""
 
     def targets(self, lora: LoraSpec) -> tuple[Linear, ...]:
-        """The matrices that get an adapter; raises InputError where there are none."""
+        """Return the matrices that get an adapter; raises InputError where there are none."""
         if lora.target_modules == ALL_LINEAR:
             return self.linears
         names = {name.rpartition(".")[2] for name in lora.target_modules.split(",")}
@@ -68,7 +68,7 @@ class ModelShape:
 
 
 def distinct_inputs(linears: tuple[Linear, ...]) -> float:
-    """Elements of the inputs of all of them for a token, where layers that read the same tensor count once."""
+    """Sum the elements of the matrices' inputs for a token; layers that read the same tensor count it once."""
     seen: dict[tuple[int, str], float] = {}
     for linear in linears:
         group = next((min(names) for names in SHARED_INPUTS if linear.name in names), linear.name)
@@ -77,7 +77,7 @@ def distinct_inputs(linears: tuple[Linear, ...]) -> float:
 
 
 def read_shape(folder: Path) -> ModelShape:
-    """The shape of the base in `folder`; raises InputError where it is none, or one whose sizes are not known here."""
+    """Read the shape of the base in `folder`; raises InputError where it is no base, or one of unknown sizes."""
     base = inspect_base(folder)
     check_trainable(base)
     whole: dict[str, Any] = read_json(folder / "config.json")
@@ -122,7 +122,7 @@ def _size(folder: Path, config: dict[str, Any], *names: str) -> int:
 
 
 def _linears(shapes: dict[str, tuple[int, ...]], vocabulary: int, *, share: float) -> list[Linear]:
-    """PEFT's `all-linear`: every matrix of a layer but the output layer; embeddings are none."""
+    """List PEFT's `all-linear`: every matrix of a layer but the output layer; embeddings are none."""
     found = []
     for name, shape in shapes.items():
         layer = _IN_A_LAYER.search(name)
@@ -135,7 +135,7 @@ def _linears(shapes: dict[str, tuple[int, ...]], vocabulary: int, *, share: floa
 
 
 def _norms(shapes: dict[str, tuple[int, ...]], query: int, key: int) -> int:
-    """A norm of heads has one head's size and reads all of them."""
+    """Sum the sizes that the norms read; a norm of heads has one head's size and reads all of them."""
     total = 0
     for name, shape in shapes.items():
         module = name.removesuffix(".weight").rpartition(".")[2]

@@ -4,7 +4,7 @@ A token costs 2 N operations forward and 4 N backward, N being the parameters of
 2001.08361, section 2.1). Of the backward pass the half that makes gradients of weights is not done for a frozen base:
 4 N in all, and 6 P for an adapter of P parameters; checkpointing repeats the forward pass. Attention adds 4 times half
 the row's length times Q in each layer forward (causal), three times that with backward. The output layer is 4 h V a
-learned token: logits, and the derivative taken at once.
+token in the loss: logits, and the derivative taken at once.
 
 Evaluation is forward only: base, start adapter and tuned model on the held-out rows, and about ten times a run
 on the way. A mode may score all training rows besides (`Memory.scoring_passes`).
@@ -27,7 +27,7 @@ EVALUATIONS = 10
 
 @dataclass(frozen=True)
 class Rows:
-    """What a data check tells of the rows; tokens are those left by maxLength."""
+    """What a data check has counted of the rows; tokens are those left by maxLength."""
 
     count: int
     tokens: int
@@ -36,7 +36,7 @@ class Rows:
 
     @classmethod
     def of(cls, report: Report) -> Rows | None:
-        """None where the check had no tokenizer."""
+        """Take the rows and tokens from a data check's report; None where the check had no tokenizer."""
         found = report.tokens
         if found is None or found.lengths is None:
             return None
@@ -65,7 +65,7 @@ class Steps:
 
 
 def count_steps(rows: int, training: TrainingSpec, *, processes: int) -> Steps:
-    """As `data.splitting.split` holds rows out, and as `trainers.batching.StepBatches` makes steps of the others."""
+    """Count steps as `data.splitting.split` holds rows out and `trainers.batching.StepBatches` batches the others."""
     held_out = 0
     if rows >= MIN_ROWS_TO_SPLIT and training.eval_fraction > 0:
         held_out = max(1, round(rows * training.eval_fraction))
@@ -76,7 +76,7 @@ def count_steps(rows: int, training: TrainingSpec, *, processes: int) -> Steps:
 
 
 def forward_operations(shape: ModelShape, rows: Rows) -> float:
-    """Of one token of the base, without the output layer."""
+    """Count the operations of a forward pass for one token of the base, without the output layer."""
     matrices = sum(linear.size * linear.share for linear in shape.linears)
     return 2 * matrices + 4 * shape.layers * shape.query * rows.mean / 2
 
@@ -90,7 +90,7 @@ def run_operations(
     steps: Steps,
     training: TrainingSpec,
 ) -> float:
-    """Of the whole run, over all devices."""
+    """Count the operations of the whole run, summed over all devices."""
     forward = forward_operations(shape, rows)
     matrices = sum(linear.size * linear.share for linear in shape.linears)
     attention = forward - 2 * matrices

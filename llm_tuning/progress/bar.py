@@ -37,7 +37,7 @@ class Bar:
         self._rich.refresh()
 
     def say(self, text: str) -> None:
-        """A line above the bar."""
+        """Print a line above the bar."""
         if self._rich is not None:
             self._rich.console.print(text, markup=False, highlight=False)
 
@@ -79,7 +79,7 @@ def _numbers(now: Snapshot) -> str:
 
 
 def clock(seconds: float) -> str:
-    """`4:07` or `2:04:07`."""
+    """Format a time as `4:07` or `2:04:07`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

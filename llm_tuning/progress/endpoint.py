@@ -55,7 +55,7 @@ class StatusEndpoint:
 
     @classmethod
     def from_environment(cls) -> Self | None:
-        """The endpoint that a trainer pod is given; None outside of one."""
+        """Return the endpoint that a trainer pod is given; None outside of one."""
         url = os.environ.get("KUBEFLOW_TRAINER_SERVER_URL")
         if not url:
             return None
@@ -90,9 +90,9 @@ class StatusEndpoint:
         return urllib.request.build_opener(*handlers)
 
     def _tls_context(self) -> ssl.SSLContext:
-        """Trusts the authority of `ca_file` as it is now, for it may be rotated; without one, those of the system.
+        """Build a TLS context for the CA in `ca_file` of now, for it may be rotated; without one, for the system's CAs.
 
-        Kept while the file stays the same: reading the system's authorities takes 50 ms.
+        Kept while the file stays the same: reading the system's CAs takes 50 ms.
         """
         version = self.ca_file.stat().st_mtime_ns if self.ca_file else 0
         if self._tls is None or self._tls[0] != version:
@@ -101,7 +101,7 @@ class StatusEndpoint:
 
 
 def status_message(now: Snapshot) -> dict[str, Any]:
-    """The body of a POST."""
+    """Build the body of a POST."""
     progress = now.progress()
     metrics = {name: value for field, name in ON_THE_WIRE.items() if (value := getattr(progress, field)) is not None}
     metrics |= {wire_name(name): value for name, value in now.metrics.items()}  # unrounded, and perhaps not finite

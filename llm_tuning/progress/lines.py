@@ -43,12 +43,12 @@ class JsonLines:
         try:
             self._stream.write(_line(now).model_dump_json(by_alias=True, exclude_none=True) + "\n")
             self._stream.flush()
-        except (OSError, ValueError):  # nobody reads any more: no reason to end a run
+        except (OSError, ValueError):  # the reader is gone: no reason to end a run
             self.interval_seconds = math.inf
 
 
 def read_line(text: str) -> ProgressLine | None:
-    """The line that a trainer wrote, perhaps of another version; None for any other text of its log."""
+    """Parse a line that a trainer wrote, perhaps of another version; None for any other text of its log."""
     if not text.startswith("{"):
         return None
     try:

@@ -22,7 +22,7 @@ class Progress:
     """Takes the newest snapshot and has a thread show it; newest value wins."""
 
     def __init__(self, displays: Sequence[Display] | None = None) -> None:
-        """`displays` are by default those that fit this process: see `fitting_displays`."""
+        """Take `displays`, by default those that fit this process: see `fitting_displays`."""
         self._displays = fitting_displays() if displays is None else list(displays)
         self._latest: Snapshot | None = None
         self._closed = False
@@ -68,7 +68,7 @@ class Progress:
 
 
 def fitting_displays(stream: TextIO | None = None) -> list[Display]:
-    """A bar if `stream` (standard error) is a terminal and JSON lines if not; the status endpoint if there is one."""
+    """Return a bar if `stream` (standard error) is a terminal, else JSON lines; and the status endpoint if any."""
     stream = sys.stderr if stream is None else stream
     on_terminal = stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"
     displays: list[Display] = [Bar(stream) if on_terminal else JsonLines(stream)]

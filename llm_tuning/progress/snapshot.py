@@ -31,7 +31,7 @@ class Snapshot:
 
     @property
     def percent(self) -> int:
-        """0 to 99 while the run goes on, for its last step is not its end; 100 when it is done."""
+        """0 to 99 during the run, for its last step is not its end; 100 when it is done."""
         if self.done:
             return 100
         return min(99, self.step * 100 // self.total_steps) if self.total_steps else 0
@@ -42,7 +42,7 @@ class Snapshot:
 
     @classmethod
     def of(cls, progress: Progress, stage: str, *, done: bool) -> Snapshot:
-        """Where a TuningJob is, by its status."""
+        """Build the snapshot of a TuningJob from its status."""
         return cls(
             stage,
             step=progress.step,
@@ -56,7 +56,7 @@ class Snapshot:
         )
 
     def progress(self) -> Progress:
-        """This moment as a TuningJob's status has it; what is unknown or not finite is left out."""
+        """Build the progress of a TuningJob's status; what is unknown or not finite is left out."""
         return Progress(
             percent=self.percent,
             step=self.step,
@@ -78,10 +78,10 @@ class Display(Protocol):
 
     interval_seconds: float
     may_block: bool
-    """It waits for somebody else: then also its `close` is called by the progress thread, never by the run."""
+    """It waits for a server: then also its `close` is called by the progress thread, never by the run."""
 
     def show(self, now: Snapshot) -> None:
-        """Show a run that goes on."""
+        """Show a run in progress."""
 
     def close(self, last: Snapshot) -> None:
         """Show the last state and let go of the place."""

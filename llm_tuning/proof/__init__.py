@@ -1,6 +1,6 @@
 """Proves that a server's adapter takes effect: a LoRA that loads and changes nothing is serving's most reported fault.
 
-`judge` is the pure verdict, `prove` asks a server first. No torch, no numpy: this also runs beside vLLM.
+`judge` is the pure verdict, `prove` queries a server first. No torch, no numpy: this also runs beside vLLM.
 """
 
 from llm_tuning.engines.protocol import Unprovable

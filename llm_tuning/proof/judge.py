@@ -40,11 +40,11 @@ NOISE_MARGIN = 3.0
 TOKENS_PER_INDEPENDENT = 4
 """Rounding errors of neighbouring tokens share a prefix; count one independent token in this many."""
 MAX_SLOPE_ERROR = 0.1
-"""A slope must be known to +-0.1 (one standard error) before 1 and 0 are told apart."""
+"""A slope must be known to +-0.1 (one standard error) before 1 and 0 are distinguished."""
 
 
 class Verdict(StrEnum):
-    """What can be said about a served adapter."""
+    """What a proof of a served adapter may come to."""
 
     EFFECTIVE = "effective"
     NO_EFFECT = "no_effect"
@@ -99,7 +99,7 @@ class Proof:
     """What the server calls the adapter that was asked."""
 
     def as_json(self) -> dict[str, Any]:
-        """The proof as `--json` prints it."""
+        """Return the proof as `--json` prints it."""
         return {
             "verdict": self.verdict.value,
             "name": self.name,
@@ -146,7 +146,7 @@ def judge(
 
 
 def template_fault(templates: Templates) -> str:
-    """The sentence for a server whose chat template is not the one of training."""
+    """Return the sentence for a server whose chat template is not the one of training."""
     return (
         f"the chat template differs from the one trained with ({templates.different} of {templates.checked} "
         f"conversations become other tokens): start the server with the adapter's --chat-template (chat_template.jinja)"
@@ -156,7 +156,7 @@ def template_fault(templates: Templates) -> str:
 def measure(
     probes: Sequence[Probe], engine_base: Sequence[Sequence[float]], engine_adapter: Sequence[Sequence[float]]
 ) -> Numbers:
-    """The numbers over all tokens of all probes."""
+    """Compute the numbers over all tokens of all probes."""
     base = [x for probe in probes for x in probe.base_logprobs]
     d = [t - b for probe in probes for t, b in zip(probe.tuned_logprobs, probe.base_logprobs, strict=True)]
     engine = [x for row in engine_base for x in row]
@@ -183,7 +183,7 @@ def measure(
 
 
 def _adapter_verdict(numbers: Numbers, *, trainer_dtype: str, same_base: bool) -> tuple[Verdict, str]:
-    """The verdict on the adapter alone, and its sentence."""
+    """Return the verdict on the adapter alone, and its sentence."""
     trained, served = numbers.trained_effect, numbers.served_effect
     # Another base says nothing about rounding: then only an effect that is plainly missing counts as missing.
     noise = _difference_noise(numbers.noise if same_base else 0.0)
@@ -216,7 +216,7 @@ def _adapter_verdict(numbers: Numbers, *, trainer_dtype: str, same_base: bool) -
 
 
 def _below_the_noise(numbers: Numbers, noise: float, shown: str) -> tuple[Verdict, str]:
-    """Training did too little to be seen here, but an adapter that does much is another one all the same."""
+    """Judge where training did too little to be seen; an adapter that does much is another one all the same."""
     if numbers.tokens >= MIN_TOKENS and numbers.served_effect > 2 * NOISE_MARGIN * max(noise, numbers.trained_effect):
         return (
             Verdict.DIFFERENT,
@@ -231,7 +231,7 @@ def _below_the_noise(numbers: Numbers, noise: float, shown: str) -> tuple[Verdic
 
 
 def _difference_noise(noise: float) -> float:
-    """Expected rms(e - d) of an adapter that takes effect: two independent errors of the size seen on the base."""
+    """Compute the expected rms(e - d) of an adapter that takes effect: two independent errors of the base's size."""
     return math.sqrt(2) * max(noise, NOISE_FLOOR)
 
 
@@ -244,6 +244,6 @@ def _rms(values: Sequence[float]) -> float:
 
 
 def _spread(values: Sequence[float]) -> float:
-    """Standard deviation."""
+    """Compute the standard deviation."""
     mean = math.fsum(values) / max(len(values), 1)
     return _rms([x - mean for x in values])

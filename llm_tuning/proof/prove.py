@@ -1,4 +1,4 @@
-"""Puts a proof together: read the probes, ask the server, judge."""
+"""Puts a proof together: read the probes, query the server, judge."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def _template_text(adapter: Path) -> str:
 
 
 def _fitting(probes: Sequence[Probe], max_model_len: int | None) -> list[Probe]:
-    """The probes that fit into the server's context with the one token that it must generate."""
+    """Return the probes that fit into the server's context with the one token it must generate; raises Unprovable."""
     usable = [probe for probe in probes if probe.base_logprobs]
     fitting = [probe for probe in usable if max_model_len is None or len(probe.token_ids) < max_model_len]
     if not usable:

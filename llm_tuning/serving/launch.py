@@ -1,8 +1,8 @@
 """`launch_llm.sh`: start vLLM in the background, wait until it answers, prove the adapter, say how to call and stop it.
 
 A LoRA that does nothing must not look like success: after the verdicts *no effect* and *different* the server is
-stopped and the exit code is 1 (KEEP_UNPROVEN=1 leaves it running for a look, still with 1). *Too small to tell* and
-*cannot be proven* are warnings: the server stays, exit 0. In a cluster the same verdicts block and let pass.
+stopped and the exit code is 1 (KEEP_UNPROVEN=1 leaves it running, still with 1). *Too small to tell* and
+*cannot be proven* are warnings: the server stays, exit 0. In a cluster the same verdicts block and admit.
 """
 
 from __future__ import annotations

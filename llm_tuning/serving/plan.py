@@ -1,4 +1,4 @@
-"""Decides how the engine is started on one machine: device, rank, names, template. Looks at folders, starts nothing.
+"""Decides how the engine is started on one machine: device, rank, names, template. Reads folders, starts nothing.
 
 | Decision | Rule |
 | --- | --- |
@@ -147,7 +147,7 @@ def _port(text: str, host: str, problems: list[Problem]) -> int:
 
 
 def _devices(gpu_id: str, vllm: Vllm | None, gpus: int | None, problems: list[Problem], notes: list[str]) -> str:
-    """`cpu`, or GPU numbers with commas between."""
+    """Return `cpu`, or GPU numbers with commas between."""
     if gpu_id == CPU:
         if vllm is not None and not vllm.cpu_build:
             problems.append(
@@ -179,7 +179,7 @@ def _check_names(base: BaseModel, adapter: ServedAdapter, problems: list[Problem
 
 
 def _lora(adapter: ServedAdapter, names: tuple[str, ...], *, spare: int) -> LoraOptions:
-    """A slot for each name, or two clients with both names would swap it to and fro."""
+    """Plan a slot for each name, or two clients with both names would swap the adapter to and fro."""
     return LoraOptions(
         max_rank=adapter.max_rank,
         slots=len(names) + spare,
@@ -190,7 +190,7 @@ def _lora(adapter: ServedAdapter, names: tuple[str, ...], *, spare: int) -> Lora
 
 
 def _template(base: BaseModel, adapter: ServedAdapter | None, notes: list[str]) -> Path | None:
-    """The adapter's, with which it was trained, else the base's own (None), else the project's plain one."""
+    """Choose the template: the adapter's, with which it was trained, else the base's own (None), else the plain one."""
     own = base_template(base)
     if adapter is not None and adapter.chat_template is not None:
         if own is not None and own != adapter.chat_template:

@@ -45,7 +45,7 @@ class ServerProcess:
             raise InputError(Problem(f"log folder {self.log.parent}", rule, fix)) from None
 
     def _refuse_another(self, port: int) -> None:
-        """A server that another launch has started for this port, and that may not listen yet, keeps its files.
+        """Lock the port's files; raises InputError where another launch holds them, whose server may not listen yet.
 
         The lock is the server's too, which inherits it, and so ends with both: a pid that is found in a file may by now
         be another process's.
@@ -116,7 +116,7 @@ class ServerProcess:
         self.pid_file.unlink(missing_ok=True)
 
     def _signal(self, number: int) -> bool:
-        """Send a signal (0: only look); False when nobody is left. A leader that ended counts until it is reaped."""
+        """Send a signal (0: only check); False when none is left. A leader that ended counts until it is reaped."""
         self._process.poll()
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, number)

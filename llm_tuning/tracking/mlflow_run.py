@@ -32,7 +32,7 @@ UPLOADED = (
     CHAT_TEMPLATE,
 )
 """The files that become artifacts, the most important first. Not the weights: their place is the adapter's directory,
-its path is a tag. Not parity.json: it holds rows of the dataset, which a shared server need not see."""
+its path is a tag. Not parity.json: it holds rows of the data set, which a shared server need not see."""
 UPLOAD_LIMIT_BYTES = 50 * 1024 * 1024
 
 
@@ -51,12 +51,12 @@ class Job:
 
     @property
     def key(self) -> str:
-        """Tells one place of runs from another, without credentials."""
+        """Identifies the place of the runs, without credentials."""
         return f"{self.store.shown} {self.experiment}"
 
     @classmethod
     def read(cls, path: Path, store: Store) -> Job:
-        """The job that the run wrote for its sender."""
+        """Read the job that the run wrote for its sender."""
         return cls(store=store, **json.loads(path.read_text()))
 
 
@@ -69,7 +69,7 @@ class MlflowRun:
 
     @classmethod
     def open(cls, job: Job, state: SenderState) -> tuple[MlflowRun, SenderState]:
-        """Go on with the run of `state`, find the one that was made unseen, or make it; log parameters and dataset."""
+        """Go on with the run of `state`, find the one that was made unseen, or make it; log parameters and data set."""
         from mlflow.tracking import MlflowClient
 
         with store_lock(job.store):
@@ -129,7 +129,7 @@ def _experiment(client: Any, job: Job) -> str:
 
 
 def _living_run(client: Any, run_id: str | None) -> str | None:
-    """`run_id` if that run is still there and not deleted."""
+    """Return `run_id` if that run is still there and not deleted."""
     from mlflow.exceptions import MlflowException
 
     if run_id is None:

@@ -31,7 +31,7 @@ class SenderState:
     """Redacted URI and experiment: a run id means nothing in another store."""
     run_id: str | None = None
     described: bool = False
-    """Parameters and dataset are logged."""
+    """Parameters and data set are logged."""
     sent: Mapping[str, int] = field(default_factory=dict)
     """Metric name -> last step in MLflow. Steps of one name only grow, so this is all that a resume needs."""
     tries: int = 0
@@ -42,20 +42,20 @@ class SenderState:
     """Metrics, status and files are all there."""
 
     def is_sent(self, line: Mapping[str, Any]) -> bool:
-        """Whether every value of this line of metrics.jsonl is in MLflow."""
+        """Return whether every value of this line of metrics.jsonl is in MLflow."""
         return all(self.sent.get(name, -1) >= line["step"] for name in sent_names(line))
 
     def reopened(self) -> SenderState:
-        """This state at the next start of the run: what was sent stays, how the last start ended does not."""
+        """Return this state for the next start of the run: what was sent stays, how the last start ended does not."""
         return replace(self, fault=None, finished=False)
 
     def after(self, lines: Iterable[Mapping[str, Any]]) -> SenderState:
-        """This state with `lines` sent."""
+        """Return this state with `lines` sent."""
         return replace(self, sent={**self.sent, **last_steps(lines)})
 
 
 def read_state(work_dir: Path) -> SenderState:
-    """The state on disk; an empty one if there is none or it is damaged."""
+    """Read the state on disk; an empty one if there is none or it is damaged."""
     try:
         return SenderState(**json.loads((work_dir / STATE_FILE).read_text()))
     except (OSError, ValueError, TypeError):
@@ -80,7 +80,7 @@ class Tail:
         self._already: Mapping[str, int] = {}
 
     def batches(self, state: SenderState) -> Iterator[list[dict[str, Any]]]:
-        """New whole lines, at most 1,000 values at a time, without those that `state` had sent from an earlier file.
+        """Yield new whole lines, at most 1,000 values at a time, without those that `state` sent from an earlier file.
 
         A resumed run takes some steps again: the first values stay, so that MLflow shows no step twice.
         """
@@ -106,7 +106,7 @@ class Tail:
         self.advance()
 
     def advance(self) -> None:
-        """What was handed out so far is sent."""
+        """Mark what was handed out so far as sent."""
         self._done = self._next
 
     def _new_part(self, line: dict[str, Any]) -> dict[str, Any]:
@@ -114,7 +114,7 @@ class Tail:
         return {name: line[name] for name in ("step", "time", *names)}
 
     def _open(self, state: SenderState) -> BinaryIO | None:
-        """The file now at the path. Kept open, so that its inode is not used again and a replaced file is noticed."""
+        """Open the file at the path and keep it open: so its inode is not reused, and a replaced file is noticed."""
         try:
             inode = os.stat(self._path).st_ino
         except FileNotFoundError:

@@ -28,7 +28,7 @@ from llm_tuning.tracking.outbox import JOB_FILE, SenderState, Tail, read_state, 
 from llm_tuning.tracking.stores import describe_fault, redact, resolve_store
 
 POLL_SECONDS = 5.0
-"""Between two looks at metrics.jsonl: a batch costs 8 ms and 0.1 ms a value, so one should carry many steps."""
+"""Between two reads of metrics.jsonl: a batch costs 8 ms and 0.1 ms a value, so one should carry many steps."""
 LONGEST_PAUSE_SECONDS = 30.0
 """Between attempts at a server that does not answer; the pause doubles from one second up to this."""
 REQUEST_SECONDS = 10

@@ -50,7 +50,7 @@ class Store:
 
 
 def resolve_store(uri: str) -> Store:
-    """The store of a tracking URI that `check_tracking_uri` accepts; looks into a plain folder, writes nothing."""
+    """Return the store of a URI that `check_tracking_uri` accepts; reads a plain folder, writes nothing."""
     folder = _plain_folder(uri)
     if folder is None:
         return Store(uri=uri, shown=shown_uri(uri))
@@ -61,7 +61,7 @@ def resolve_store(uri: str) -> Store:
 
 
 def check_tracking_uri(uri: str, *, where: str = "tracking.uri") -> list[Problem]:
-    """What is wrong with the text of a URI. Whether its server lives is not asked: that never fails a run."""
+    """Check the text of a tracking URI and return its problems. Whether its server lives never fails a run."""
     shown = redact(uri)
     if re.fullmatch(r"[\w.-]+:\d+(/.*)?", uri):
         return [Problem(where, f"must be a folder or a URI, got {shown!r}", f"write it as http://{shown}")]
@@ -86,12 +86,12 @@ def check_tracking_uri(uri: str, *, where: str = "tracking.uri") -> list[Problem
 
 
 def redact(text: str) -> str:
-    """`text` with the user and password of every URI in it replaced by ***."""
+    """Return `text` with the user and password of every URI in it replaced by ***."""
     return re.sub(r"(?<=://)[^/\s'\"]*@", "***@", text)
 
 
 def shown_uri(uri: str) -> str:
-    """The URI as logs and manifests may hold it: no user, no password, no query (drivers take passwords there)."""
+    """Return the URI as logs and manifests may hold it: no user, password or query (drivers take passwords there)."""
     return redact(uri.partition("?")[0])
 
 
@@ -119,7 +119,7 @@ def store_lock(store: Store) -> Iterator[None]:
 
 
 def describe_fault(error: BaseException) -> str:
-    """The innermost cause instead of three libraries' wrapping of it; may still hold credentials.
+    """Return the innermost cause, not three libraries' wrapping of it; may still hold credentials.
 
     `connection refused`, `no answer in time`, or the error's own first words.
     """
@@ -136,7 +136,7 @@ def describe_fault(error: BaseException) -> str:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error, what it was raised from, and the errors that urllib3 and requests carry as arguments or `reason`."""
+    """Yield the error, what it was raised from, and what urllib3 and requests carry as arguments or `reason`."""
     seen: set[int] = set()
     pending: list[BaseException] = [error]
     while pending:

@@ -1,4 +1,4 @@
-"""The run's side of tracking: start the sender, ask it for the run id, end it. Never waits longer than the budget."""
+"""The run's side of tracking: start the sender, get the run id from it, end it. Never waits longer than the budget."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ log = logging.getLogger(__name__)
 SERVER_BUDGET_SECONDS = 4.5
 """What a server may cost a run in all, alive or not: start, run id and finish together.
 
-The promise is 5 s; ending the sender and the last look at its state come on top of the budget.
+The promise is 5 s; ending the sender and the last read of its state come on top of the budget.
 """
 DISK_BUDGET_SECONDS = 60.0
 """The same for a store on this machine's disk, where waiting always ends: making a new sqlite store takes seconds."""
 CLOSING_SECONDS = 0.5
 """Kept back of the budget, so that the sender ends by itself before it is killed."""
 VALUE_CHARACTERS = 1000
-"""Longest parameter or tag value; MLflow takes 6,000, but nobody reads them."""
+"""Longest parameter or tag value; MLflow takes 6,000, but no reader does."""
 
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 SENDER_CODE = """
@@ -206,7 +206,7 @@ class Tracker:
             log.debug("the MLflow sender has ended")
 
     def _wait(self, done: Callable[[SenderState], bool]) -> SenderState:
-        """Look at the sender's state until `done`, its end, or the end of the budget."""
+        """Poll the sender's state until `done`, its end, or the end of the budget."""
         began = time.monotonic()
         state = read_state(self.work_dir)
         while not done(state) and self._sender is not None and self.waited_seconds < self._budget:
@@ -237,7 +237,7 @@ class Tracker:
 
 
 def _run_token(work_dir: Path) -> str:
-    """The token of this work directory: the same over resumes, new for a new run."""
+    """Return the token of this work directory: the same over resumes, new for a new run."""
     try:
         return str(json.loads((work_dir / JOB_FILE).read_text())["run_token"])
     except (OSError, ValueError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""An answer on its way to a client, with the name that the client asked for: events of a stream, or a large body.
+"""An answer on its way to a client, with the name that the client requested: events of a stream, or a large body.
 
 vLLM calls the model by the adapter's model_id. Within a text the quotes of `"model":"..."` would be escaped, so what is
 replaced is the field and never a word of the answer.
@@ -60,7 +60,7 @@ class _ClientAnswer:
         await self._response.prepare(self._request)
 
     def is_full(self) -> bool:
-        """Whether the client lags behind."""
+        """Return whether the client lags behind."""
         transport = self._request.transport
         return transport is not None and transport.get_write_buffer_size() > HIGH_WATER_BYTES
 
@@ -87,7 +87,7 @@ class ClientStream(_ClientAnswer):
         self._rest = b""
 
     def write(self, piece: bytes) -> None:
-        """Pass on what has become whole; ConnectionResetError where the client is gone."""
+        """Send the events that have become whole; ConnectionResetError where the client is gone."""
         whole, end, self._rest = (self._rest + piece).rpartition(EVENT_END)
         if end:
             if not self.events:
@@ -119,7 +119,7 @@ class ClientBody(_ClientAnswer):
         """The end of the last piece, where a usage may begin."""
 
     def write(self, piece: bytes) -> None:
-        """Pass it on; ConnectionResetError where the client is gone."""
+        """Send a piece of the answer; ConnectionResetError where the client is gone."""
         if not self._began:
             self._began = True
             self._on_first()

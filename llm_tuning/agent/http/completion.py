@@ -11,7 +11,7 @@ import httptools
 
 CONNECT_SECONDS = 5.0
 CLOGGED_SECONDS = 0.02
-"""From one look at a client that does not read to the next."""
+"""Between two checks of a client that does not read."""
 SLICE_BYTES = 2**18
 """Of a body, written at once; the next one when the engine has taken most of it."""
 
@@ -56,7 +56,7 @@ class Completion(asyncio.Protocol):
         total_seconds: float,
         on_sent: Callable[[], None] = lambda: None,
     ) -> Self:
-        """Ask for it, and wait for the head of the answer; raises as `read` does.
+        """Send the request and wait for the head of the answer; raises as `read` does.
 
         `on_sent` is called when the body is not needed any more, which may be long before the answer begins.
         """
@@ -93,7 +93,7 @@ class Completion(asyncio.Protocol):
             self._transport.write(bytes(body[start : start + SLICE_BYTES]))
 
     async def read(self) -> bytes:
-        """The whole body."""
+        """Wait for the end of the answer and return its whole body."""
         await self._end
         return b"".join(self._body)
 
@@ -108,7 +108,7 @@ class Completion(asyncio.Protocol):
         await self._end
 
     def close(self) -> None:
-        """Done with it; an engine that is still answering sees that nobody listens."""
+        """Close the connection; an engine that is still answering sees that the reader is gone."""
         self._timer.cancel()
         self._transport.abort()
 
@@ -169,7 +169,7 @@ class Completion(asyncio.Protocol):
             self._transport.resume_reading()
 
     def _look_at_clock(self) -> None:
-        """Once in a while, since moving a timer for each piece costs more than the rest."""
+        """Check the time limits now and then, since moving a timer for each piece costs more than the rest."""
         now = self._loop.time()
         heard = self._heard if self._transport.is_reading() else now
         end = min(self._last, heard + self._idle_seconds)
@@ -182,5 +182,5 @@ class Completion(asyncio.Protocol):
         for future in (self._head, self._end):
             if not future.done():
                 future.set_exception(error)
-                future.exception()  # seen: nobody has to wait for both
+                future.exception()  # seen: no caller has to wait for both
         self._writable.set()

@@ -90,12 +90,12 @@ def _template(path: Path, where: str, problems: list[Problem]) -> str | None:
 
 
 def allowed_rank(rank: int) -> int | None:
-    """`rank` rounded up to what vLLM allows; None above its highest."""
+    """Round `rank` up to what vLLM allows; None above its highest."""
     return next((allowed for allowed in ALLOWED_RANKS if allowed >= rank), None)
 
 
 def _check_weights(path: Path, where: str, problems: list[Problem]) -> tuple[str, ...]:
-    """The adapted modules, by the weights' own names."""
+    """Return the adapted modules, by the weights' own names; append to `problems` what is wrong."""
     # vLLM reads these names only; other pickles (a trainer's training_args.bin) are never opened.
     pickles = [name for name in (f"adapter_model{suffix}" for suffix in PICKLE_SUFFIXES) if (path / name).exists()]
     if pickles:
@@ -123,7 +123,7 @@ def _check_weights(path: Path, where: str, problems: list[Problem]) -> tuple[str
 
 
 def _check_copy(manifest: dict[str, Any], path: Path, where: str, problems: list[Problem]) -> None:
-    """Whether the weights are still those that were published."""
+    """Check that the weights are still those that were published."""
     files = manifest.get("files")
     expected = files.get(ADAPTER_WEIGHTS) if isinstance(files, dict) else None
     if expected and file_hash(path / ADAPTER_WEIGHTS) != expected:
@@ -158,7 +158,7 @@ def _max_rank(config: dict[str, Any], where: str, problems: list[Problem]) -> in
 
 
 def _of_another_base(path: Path, base: BaseModel) -> list[Problem]:
-    """By the hash of the base's weights, which the manifest and the probes carry."""
+    """Return a problem if the base's weight hash is not the one that the manifest and the probes carry."""
     trained = trained_base(path)
     if not trained.weight_hash:
         return []
@@ -171,7 +171,7 @@ def _of_another_base(path: Path, base: BaseModel) -> list[Problem]:
 
 
 def _hash_cache(adapter: Path) -> Path:
-    """The file in which runs beside this adapter remember hashes; somewhere of our own where that is not writable."""
+    """Return the file in which runs beside this adapter cache hashes, or one of our own where that is not writable."""
     shared = adapter.resolve().parent / CACHE_FOLDER
     if shared.is_dir() and os.access(shared, os.W_OK):
         return shared / BASE_HASHES

@@ -71,7 +71,7 @@ class StartOptions:
 
 
 def build_command(options: StartOptions) -> tuple[str, ...]:
-    """The command that starts vLLM's OpenAI-compatible server."""
+    """Build the command that starts vLLM's OpenAI-compatible server."""
     return (
         *(options.python, "-m", "vllm.entrypoints.openai.api_server"),
         *("--model", str(options.base), "--served-model-name", options.base_name),
@@ -112,7 +112,7 @@ def _lora(lora: LoraOptions) -> list[str]:
 
 
 def cpu_dtype(base: BaseModel, trained: Iterable[str | None]) -> str:
-    """What is computed in on the CPU, by what the adapters were trained in."""
+    """Choose the dtype to compute in on the CPU, by the dtypes that the adapters were trained in."""
     dtypes = set(trained)
     if len(dtypes) == 1 and (dtype := dtypes.pop()) in TRAINED_DTYPES:
         return str(dtype)
@@ -121,7 +121,7 @@ def cpu_dtype(base: BaseModel, trained: Iterable[str | None]) -> str:
 
 
 def base_template(base: BaseModel) -> str | None:
-    """The base's chat template, None where it has none; raises InputError where it cannot be read."""
+    """Read the base's chat template, None where it has none; raises InputError where it cannot be read."""
     for name in (CHAT_TEMPLATE, "chat_template.json"):
         if (base.path / name).exists():
             try:

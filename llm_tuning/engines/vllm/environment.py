@@ -27,7 +27,7 @@ PYTHON_VARIABLE, ARGUMENTS_VARIABLE, API_KEY_VARIABLE = "VLLM_PYTHON", "VLLM_ARG
 
 
 def cpu_environment(memory_bytes: int) -> dict[str, str]:
-    """For serving on the CPU with so much memory."""
+    """Build vLLM's environment for serving on the CPU with `memory_bytes`."""
     least, most = KV_CACHE_GIB
     return {
         "VLLM_CPU_KVCACHE_SPACE": str(max(least, min(most, memory_bytes // 4 // 2**30))),

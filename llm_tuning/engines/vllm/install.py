@@ -37,7 +37,7 @@ class Vllm:
 
 
 def find_vllm(root: Path, environment: Mapping[str, str]) -> Vllm:
-    """$VLLM_PYTHON, else `root`/.venv-vllm, else a `python` on the PATH; raises InputError where none has vLLM."""
+    """Find $VLLM_PYTHON, else `root`/.venv-vllm, else a `python` on the PATH; raises InputError where none has vLLM."""
     chosen = environment.get("VLLM_PYTHON")
     if chosen:
         vllm = _look(chosen)
@@ -63,7 +63,7 @@ def _look(python: str) -> Vllm | None:
 
 
 def gpu_count() -> int | None:
-    """GPUs of this machine; 0 where there is no sign of one, None where there is one that cannot be counted."""
+    """Count this machine's GPUs; 0 where there is no sign of one, None where there is one that cannot be counted."""
     if shutil.which("nvidia-smi"):
         try:
             listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=True).stdout

@@ -12,7 +12,7 @@ _NOISE = re.compile(r'\s+(File "|For further information visit)')
 
 
 def last_error(log: str, *, most: int) -> str:
-    """The last error, with the indented lines that continue it (pydantic's do), else the last line; in one line."""
+    """Return the last error with the indented lines that continue it (as pydantic's do), else the last, in one line."""
     lines = [_PREFIX.sub("", line) for line in log.splitlines()]
     lines = [line for line in lines if line.strip()]
     errors = [number for number, line in enumerate(lines) if _ERROR.search(line)]
@@ -22,7 +22,7 @@ def last_error(log: str, *, most: int) -> str:
 
 
 def log_end(log: str, *, lines: int) -> list[str]:
-    """The lines above the last ones that name an error, then the last `lines` ones."""
+    """Return the lines above the last ones that name an error, then the last `lines` ones."""
     written = [line for line in log.splitlines() if line.strip()]
     end = written[-lines:]
     errors = [line for line in written[: -len(end)] if _ERROR.search(line)]

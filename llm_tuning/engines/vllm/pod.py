@@ -55,7 +55,7 @@ class Pod:
 
 
 def plan_pod(pod: Pod, adapters: Sequence[ServedAdapter], *, wanted: int, rank: int, scratch: Path) -> EnginePlan:
-    """The plan for `adapters`, those of the `wanted` that fit; `rank` is the highest that is known to come.
+    """Plan the engine for `adapters`, those of the `wanted` that fit; `rank` is the highest that is known to come.
 
     `scratch` is a folder that the pod's containers share.
     """
@@ -103,7 +103,7 @@ def plan_pod(pod: Pod, adapters: Sequence[ServedAdapter], *, wanted: int, rank: 
 
 
 def linear_modules(base: BaseModel) -> set[str]:
-    """Last name parts of the base's linear layers, as `q_proj`, by the headers of its weights; lm_head left out."""
+    """Read the last name parts of the base's linear layers, as `q_proj`, in its weights' headers; without lm_head."""
     found = set()
     for name, shape in tensor_shapes(base).items():
         parts = name.split(".")
@@ -113,7 +113,7 @@ def linear_modules(base: BaseModel) -> set[str]:
 
 
 def _slots(pod: Pod, wanted: int) -> tuple[int, int]:
-    """Slots of a batch, and the most adapters that may be loaded at once."""
+    """Return the LoRA slots of a batch, and the most adapters that may be loaded at once."""
     asked = pod.settings.max_loras
     if pod.gpus:
         return asked or min(max(wanted, 1), MOST_LORAS_BY_DEFAULT), max(CPU_LORAS, wanted)

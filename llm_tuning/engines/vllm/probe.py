@@ -51,7 +51,7 @@ class VllmProbe:
         self._http.close()
 
     def models(self) -> list[ServedModel]:
-        """What the server serves."""
+        """Return the models that the server serves; raises InputError where it is no vLLM server."""
         response = self._request("GET", "/v1/models")
         if response.status_code == httpx.codes.TOO_MANY_REQUESTS or response.is_server_error:
             self._expect_ok(response)
@@ -99,7 +99,7 @@ class VllmProbe:
         return _of_prompt(prompt, entries)
 
     def render(self, model: str, messages: Sequence[Mapping[str, Any]]) -> list[int] | None:
-        """The token ids that the server makes of a whole conversation; [] where its template refuses it.
+        """Return the token ids that the server makes of a whole conversation; [] where its template refuses it.
 
         None where the server has no /tokenize. No generation prompt: the conversation ends with the answer.
         """
@@ -139,7 +139,7 @@ class VllmProbe:
 
 
 def server_root(url: str) -> str:
-    """`url` without a trailing slash or `/v1`; raises InputError if it is not an http(s) address."""
+    """Return `url` without a trailing slash or `/v1`; raises InputError if it is not an http(s) address."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.netloc:
         raise InputError(
@@ -149,7 +149,7 @@ def server_root(url: str) -> str:
 
 
 def _of_prompt(prompt: Sequence[int], entries: Sequence[Mapping[str, Any] | None]) -> list[float]:
-    """vLLM gives a mapping from token id to its log-probability for every token but the first."""
+    """Read a prompt's log-probabilities: vLLM gives a mapping from token id to it for every token but the first."""
     try:
         values = [float((entries[t] or {})[str(prompt[t])]["logprob"]) for t in range(1, len(prompt))]
     except (IndexError, KeyError, TypeError, ValueError):
@@ -160,5 +160,5 @@ def _of_prompt(prompt: Sequence[int], entries: Sequence[Mapping[str, Any] | None
 
 
 def _message(response: httpx.Response) -> str:
-    """The server's own words in short."""
+    """Return the status and the server's own words in short."""
     return f"{response.status_code}: {error_text(response.content, most=200)}"

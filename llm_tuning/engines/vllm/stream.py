@@ -10,7 +10,7 @@ ERROR = b'data: {"error":'
 
 
 def error_text(body: bytes, *, most: int = 400) -> str:
-    """The message of an OpenAI-style error, or the beginning of what came instead; at most `most` characters."""
+    """Return the message of an OpenAI-style error, or the beginning of what came instead; at most `most` characters."""
     try:
         value = json.loads(body)
         error = value.get("error", value)
