@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM
 from llm_tuning.core.stopping import stop_on_signals
 from llm_tuning.data.token_rows import TokenRows
 from llm_tuning.errors import InputError, TryAgain
+from llm_tuning.run.checkpoints import save_checkpoint
 from llm_tuning.run.context import TrainRun
 from llm_tuning.trainers import fine_tune, kl_target, loop, ppo
 from llm_tuning.trainers.model import attach_lora, checkpoint_gradients, load_base_model, silence_dropout
@@ -362,6 +363,15 @@ def test_other_devices_than_before_are_refused_on_a_resume(start: Start):
         ppo.train(stopped)
     with pytest.raises(InputError, match="give 4 rows a step, but this run was started with 8"):
         ppo.train(start("run", batch_size=4))
+
+
+def test_a_checkpoint_of_version_0_1_is_refused_in_a_sentence(start: Start):
+    run = start("run")
+    save_checkpoint(run.checkpoints, 3, lambda folder: torch.save({"state": {}}, folder / "ppo_state.pt"))
+    with pytest.raises(
+        InputError, match="model_id: has checkpoints of an earlier version of PPO"
+    ):
+        ppo.train(run)
 
 
 def test_the_second_run_makes_no_pass_of_the_start_policy(start: Start, monkeypatch: pytest.MonkeyPatch):

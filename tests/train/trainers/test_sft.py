@@ -238,6 +238,19 @@ def test_a_stopped_run_resumes_to_the_same_bytes(tiny_base: Path, tmp_path: Path
     assert adapter_hash(tmp_path / "stopped") == adapter_hash(tmp_path / "whole")
 
 
+def test_a_checkpoint_of_version_0_1_is_gone_on_from(tiny_base: Path, tmp_path: Path) -> None:
+    """It had the files of today but for two."""
+    whole = tune(tmp_path / "whole", tiny_base, lora=DROPOUT)
+    with pytest.raises(TryAgain):
+        tune(tmp_path / "stopped", tiny_base, lora=DROPOUT, reporter=StopsAt(4))
+    stopping._requested.clear()
+    for name in ("recipe.pt", "files.json"):
+        (tmp_path / "stopped/checkpoints/checkpoint-4" / name).unlink()
+    resumed = tune(tmp_path / "stopped", tiny_base, lora=DROPOUT)
+    assert resumed.losses == whole.losses[4:]
+    assert adapter_hash(tmp_path / "stopped") == adapter_hash(tmp_path / "whole")
+
+
 def test_stopped_in_an_evaluation_between_steps_it_loses_no_step(tiny_base: Path, tmp_path: Path) -> None:
     class StopsInEvaluation(KeepingReporter):
         def stage(self, name: str) -> None:
