@@ -368,9 +368,7 @@ def test_other_devices_than_before_are_refused_on_a_resume(start: Start):
 def test_a_checkpoint_of_version_0_1_is_refused_in_a_sentence(start: Start):
     run = start("run")
     save_checkpoint(run.checkpoints, 3, lambda folder: torch.save({"state": {}}, folder / "ppo_state.pt"))
-    with pytest.raises(
-        InputError, match="model_id: has checkpoints of an earlier version of PPO"
-    ):
+    with pytest.raises(InputError, match="model_id: has checkpoints of an earlier version of PPO"):
         ppo.train(run)
 
 
