@@ -110,18 +110,18 @@ def _registry(models: Path) -> Any:
 
 
 def _manifest(models: Path, model_id: str) -> dict[str, Any] | None:
-    """The manifest as JSON, None where there is none to be read."""
+    """Read the manifest as JSON, None where there is none to be read."""
     from llm_tuning.models.manifest import read_model
 
     try:
         manifest = read_model(models / model_id)
-    except InputError:  # the registry has said so
+    except InputError:  # the registry has logged it
         return None
     return None if manifest is None else manifest.model_dump(mode="json")
 
 
 def _from_manifest(models: Path, entry: dict[str, Any]) -> dict[str, Any]:
-    """What the list shows and the index has not: whether the model is there, and its held-out loss."""
+    """Read what the list shows and the index lacks: whether the model is there, and its held-out loss."""
     from llm_tuning.models.registry_entries import BASE, is_derived
 
     if entry.get("model_type") == BASE:
@@ -146,7 +146,7 @@ def _row(row: dict[str, Any]) -> list[str]:
 
 
 def _lines(values: dict[str, Any]) -> list[list[str]]:
-    """`values` as name and text, a group's members on lines of their own."""
+    """List `values` as name and text, a group's members on lines of their own."""
     lines = []
     for name, value in values.items():
         if isinstance(value, dict):

@@ -84,7 +84,7 @@ def _training(manifest: Manifest) -> str:
 
 
 def _data(manifest: Manifest) -> list[tuple[str, str]]:
-    """The data check of the run as it was printed then; only its counts if another version wrote it otherwise."""
+    """List the data check of the run as it was printed then; only its counts if another version wrote it otherwise."""
     from pydantic import ValidationError
 
     from llm_tuning.data.report import Report, summary_lines
@@ -101,7 +101,7 @@ def _data(manifest: Manifest) -> list[tuple[str, str]]:
 
 
 def _evaluation(metrics: dict[str, Any]) -> list[list[str]]:
-    """The held-out table: one column for each of base, start policy and tuned that was scored."""
+    """Build the held-out table: one column for each of base, start policy and tuned that was scored."""
     columns = [name for name in ("base", "start", "tuned") if metrics.get(name)]
     if not columns:
         reason = ": ".join(str(metrics[key]) for key in ("reason", "message") if metrics.get(key))
@@ -117,7 +117,7 @@ def _evaluation(metrics: dict[str, Any]) -> list[list[str]]:
 
 
 def progress_of(models: Path, model_id: str) -> dict[str, Any] | None:
-    """How far the unfinished run `model_id` is, or None where none was started."""
+    """Read how far the unfinished run `model_id` is, or None where none was started."""
     from llm_tuning.models.layout import CHECKPOINTS, METRICS, RUN_SPEC, WORK_FOLDER
     from llm_tuning.models.metrics_file import summarise
     from llm_tuning.run.checkpoints import latest_checkpoint
@@ -143,7 +143,7 @@ def progress_of(models: Path, model_id: str) -> dict[str, Any] | None:
 
 
 def unfinished_message(progress: dict[str, Any]) -> str:
-    """`progress_of` in a sentence."""
+    """Build the sentence about an unfinished run from what `progress_of` returns."""
     of = f"step {progress['step']}"
     of += (
         f" of {progress['max_steps']}"

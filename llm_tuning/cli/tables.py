@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 def score_titles() -> dict[str, str]:
-    """What a held-out evaluation measures, by its names on disk, as people are shown it."""
+    """Return the titles, with units, of the held-out scores by their names on disk."""
     from llm_tuning.modes import all_scores
 
     return {score.name: score.title.lower() + (f" ({score.unit})" if score.unit else "") for score in all_scores()}

@@ -73,7 +73,7 @@ def run_tuning(  # noqa: PLR0917 - the documented names, in the documented order
 
 
 def build(given: dict[str, Any], *, config: str | Path | None) -> tuple[TuningConfig, RunOptions]:
-    """The configuration and options that a config file and the `given` flags (which win) make; raises InputError."""
+    """Build configuration and options from a config file and the `given` flags (which win); raises InputError."""
     from llm_tuning.api.yaml import load_yaml_mapping
 
     values = load_yaml_mapping(Path(config)) if config is not None else {}
@@ -99,7 +99,7 @@ def build(given: dict[str, Any], *, config: str | Path | None) -> tuple[TuningCo
 
 
 def _named_by_flag(problem: Problem, flags: list[Flag]) -> Problem:
-    """The field's path is what a file has; on the command line its flag says more."""
+    """Add the flag to a problem's place: the field's path is what a file has, the flag what the command line has."""
     from pydantic.alias_generators import to_camel
 
     for flag in flags:
@@ -150,7 +150,7 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def _underscored(argument: str) -> str:
-    """`--llm-path` is read as `--llm_path`."""
+    """Read `--llm-path` as `--llm_path`."""
     if not argument.startswith("--"):
         return argument
     name, equals, value = argument.partition("=")

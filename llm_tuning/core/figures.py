@@ -26,5 +26,5 @@ ON_THE_WIRE = {
 
 
 def wire_name(metric: str) -> str:
-    """A metric of the run as the wire names it: `train/loss` is `loss`, `eval/loss` is `eval_loss`."""
+    """Return a metric's name on the wire: `train/loss` is `loss`, `eval/loss` is `eval_loss`."""
     return metric.removeprefix("train/").replace("/", "_")

@@ -39,7 +39,7 @@ class OddFile(OSError):  # noqa: N818 - what it is
 
 
 def temporary_beside(path: Path) -> Path:
-    """A hidden name in the folder of `path` that nobody else uses, to write to and then rename.
+    """Return an unused hidden name in the folder of `path`, to write to and then rename.
 
     The process id would not do: in containers that share a volume every process is number 1.
     """
@@ -73,7 +73,7 @@ def open_regular(path: Path) -> BufferedReader:
 
 
 def check_regular(path: Path, *, most: int | None = None) -> int:
-    """The size of a regular file; raises OddFile for what is none or has more than `most` bytes, OSError as `stat`."""
+    """Return the size of a regular file; raises OddFile if it is none or has over `most` bytes, OSError as `stat`."""
     found = path.stat()
     if stat.S_ISDIR(found.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
@@ -89,7 +89,7 @@ def _too_large(path: Path, size: int, most: int) -> OddFile:
 
 
 def read_file(path: Path, *, most: int = JSON_BYTES) -> bytes:
-    """The bytes of a regular file of at most `most`; raises OddFile, or OSError as `open` does."""
+    """Read a regular file of at most `most` bytes; raises OddFile, or OSError as `open` does."""
     check_regular(path, most=most)
     with open_regular(path) as stream:  # perhaps another file already: writers replace theirs whole
         size = os.fstat(stream.fileno()).st_size
@@ -102,12 +102,12 @@ def read_file(path: Path, *, most: int = JSON_BYTES) -> bytes:
 
 
 def read_text(path: Path, *, most: int = JSON_BYTES) -> str:
-    """The same as UTF-8 text; raises ValueError for what is none."""
+    """Read a regular file as UTF-8 text; raises ValueError for what is none, and as `read_file` does."""
     return read_file(path, most=most).decode()
 
 
 def read_json(path: Path, *, most: int = JSON_BYTES) -> Any:
-    """The JSON value in `path`, or None where there is no such file.
+    """Read the JSON value in `path`, or None where there is no such file.
 
     Raises ValueError on half or foreign content, and OSError as `read_file` does.
     """
@@ -120,14 +120,14 @@ def read_json(path: Path, *, most: int = JSON_BYTES) -> Any:
 
 
 def file_hash(path: Path, *, most: int | None = None) -> str:
-    """sha256 (hex) of one regular file; raises OddFile and OSError as `check_regular` does."""
+    """Return the sha256 (hex) of one regular file; raises OddFile and OSError as `check_regular` does."""
     check_regular(path, most=most)
     with open_regular(path) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def odd_files(folder: Path) -> Iterator[OddFile]:
-    """What in `folder` is neither a file nor a folder: a program that opens it may wait for ever."""
+    """Yield what in `folder` is neither a file nor a folder: a program that opens it may wait for ever."""
     for path in sorted(folder.iterdir()):
         try:
             check_regular(path)
@@ -138,7 +138,7 @@ def odd_files(folder: Path) -> Iterator[OddFile]:
 
 
 def flush(path: Path) -> None:
-    """Have the system write `path`, a file or a folder's own entries, to the disk."""
+    """Write `path`, a file or a folder's own entries, to the disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -147,7 +147,7 @@ def flush(path: Path) -> None:
 
 
 def flush_tree(folder: Path) -> None:
-    """Have the system write every file and folder under `folder` to the disk."""
+    """Write every file and folder under `folder` to the disk (fsync)."""
     for parent, _, files in os.walk(folder):
         for name in files:
             flush(Path(parent, name))

@@ -47,7 +47,7 @@ class ApiModel(BaseModel):
 
 
 def input_error(model: type[BaseModel], error: ValidationError, *, where: str = "") -> InputError:
-    """The error of a whole `model`: one Problem a field, its path prefixed by `where`."""
+    """Build the error of a whole `model`: one Problem a field, its path prefixed by `where`."""
     return InputError([_problem_of(detail, model, where=where) for detail in error.errors(include_url=False)])
 
 
@@ -56,7 +56,7 @@ PATTERN_WORDS: dict[str, str] = {}
 
 
 def _problem_of(detail: ErrorDetails, model: type[BaseModel], *, where: str) -> Problem:
-    """Turn one pydantic error into: field path, rule with the value, and the fix where the rule tells it."""
+    """Turn one pydantic error into: field path, rule with the value, and the fix where the rule has one."""
     kind, context = detail["type"], detail.get("ctx", {})
     error = context.get("error")
     path = _path(where, *detail["loc"], error.field if isinstance(error, FieldError) else "")
@@ -86,7 +86,7 @@ def _problem_of(detail: ErrorDetails, model: type[BaseModel], *, where: str) -> 
 
 
 def _fields_at(model: type[BaseModel], place: Sequence[str | int]) -> list[str]:
-    """The fields, as they are written, of the model that `place` leads to from `model`."""
+    """Return the fields, as they are written, of the model that `place` leads to from `model`."""
     for name in place:
         for field_name, field in model.model_fields.items():
             if name in (field_name, field.alias):
@@ -95,14 +95,14 @@ def _fields_at(model: type[BaseModel], place: Sequence[str | int]) -> list[str]:
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:
-    """The model under Annotated, Optional and list."""
+    """Find the model under Annotated, Optional and list."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next(filter(None, map(_model_in, get_args(annotation))), None)
 
 
 def _path(*parts: str | int) -> str:
-    """As the API server writes it: `resources.tolerations[0].key`."""
+    """Join a path as the API server writes it: `resources.tolerations[0].key`."""
     return "".join(
         f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts if part not in ("", "[key]")
     ).lstrip(".")
@@ -116,6 +116,6 @@ def _shown(value: object) -> str:
 
 
 def _as_rule(message: str) -> str:
-    """pydantic's `Input should be a valid integer` as `must be a valid integer`."""
+    """Rewrite pydantic's `Input should be a valid integer` as `must be a valid integer`."""
     message = re.sub(r"^(Input|String|Value|List|Dictionary) should ", "must ", message)
     return message[:1].lower() + message[1:]

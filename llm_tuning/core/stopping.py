@@ -1,4 +1,4 @@
-"""SIGTERM becomes a flag that the run looks at between steps.
+"""SIGTERM becomes a flag that the run checks between steps.
 
 Installed before the heavy imports, since the trainer may be PID 1 in its container, where an unhandled SIGTERM is
 ignored, and a preempted pod has only its grace period. SIGINT (Ctrl-C) does the same the first time and
@@ -19,12 +19,12 @@ _requested = threading.Event()
 
 
 def stop_requested() -> bool:
-    """Whether this process was asked to stop."""
+    """Return whether this process was asked to stop."""
     return _requested.is_set()
 
 
 def raise_if_stopped(where: str) -> None:
-    """Raise TryAgain if this process was asked to stop. `where` says what is being left, for the message."""
+    """Raise TryAgain if this process was asked to stop. `where` is what is being left, for the message."""
     if _requested.is_set():
         raise TryAgain("Stopped", f"stopped {where} on request; the same command with the same model_id goes on")
 

@@ -18,12 +18,12 @@ NAME_HELP = "NAME, tj/NAME or tisvc/NAME; a bare name is a TuningJob's, else an 
 
 
 def client_of(args: argparse.Namespace, *, namespace: str | None = None) -> TuningClient:
-    """The client for --namespace (else `namespace`), --context and --kubeconfig."""
+    """Build the client for --namespace (else `namespace`), --context and --kubeconfig."""
     return TuningClient(namespace=args.namespace or namespace, context=args.context, kubeconfig=args.kubeconfig)
 
 
 def find(client: TuningClient, name: str) -> Job | Service:
-    """The object that `name` means; raises NotFound in the words of both kinds."""
+    """Find the object that `name` means; raises NotFound in the words of both kinds."""
     prefix, slash, rest = name.rpartition("/")
     if slash:
         kind = KINDS.get(prefix.lower())

@@ -24,7 +24,7 @@ EXIT_INTERRUPTED = 130
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """All commands and their arguments."""
+    """Build the parser of all commands and their arguments."""
     parser = Parser(prog="kubectl tuning", description="Tune models on this cluster.", allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, text in COMMANDS.items():

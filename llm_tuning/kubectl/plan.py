@@ -58,7 +58,7 @@ def _jobs(objects: Sequence[dict[str, Any]], file: str) -> list[TuningJob]:
 
 
 def _not_for_all(args: argparse.Namespace, jobs: Sequence[TuningJob]) -> list[Problem]:
-    """A local copy stands for one base or one data set: a job with another one would be planned with the wrong one."""
+    """Refuse a local base or data set for jobs whose own differ: all but one would be planned with the wrong one."""
     bases = {job.spec.model.path for job in jobs}
     datasets = {(job.spec.dataset.path, job.spec.dataset.config_map) for job in jobs}
     return [

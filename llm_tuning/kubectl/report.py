@@ -55,7 +55,7 @@ def _summary(job: Job) -> list[tuple[str, str]]:
 
 
 def _evaluation(found: Evaluation) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: one column for each of base, start adapter and tuned that was scored."""
+    """Build header and rows: one column for each of base, start adapter and tuned that was scored."""
     titles = score_titles()
     scores = {
         name: {key: getattr(found, f"{name}_{key}", None) for key in titles} for name in ("base", "start", "tuned")

@@ -22,24 +22,24 @@ _MODULE = re.compile(r"(?:^|\.)([^.]+)\.lora_(?:embedding_)?[AB](?:\.|$)")
 
 
 def read_small(path: Path, where: str, problems: list[Problem], *, missing: str | None = None) -> dict[str, Any]:
-    """The JSON object in a file of an adapter, as `read_object` reads it."""
+    """Read the JSON object in a file of an adapter, as `read_object` does, up to SMALL_FILE_BYTES."""
     return read_object(path, where, problems, missing=missing, most=SMALL_FILE_BYTES)
 
 
 def read_template(adapter: Path) -> str | None:
-    """The chat template that an adapter was trained with, None where it has none; raises OSError or ValueError."""
+    """Read the chat template that an adapter was trained with, None without one; raises OSError or ValueError."""
     path = adapter / CHAT_TEMPLATE
     return read_text(path, most=SMALL_FILE_BYTES) if path.exists() else None
 
 
 def adapted_modules(adapter: Path) -> set[str]:
-    """Last name parts of the adapted modules, as `q_proj`; raises ValueError or OSError if the file is not readable."""
+    """Read the last name parts of the adapted modules, as `q_proj`; raises ValueError or OSError if unreadable."""
     found = [_MODULE.search(name) for name in read_header(adapter / ADAPTER_WEIGHTS, most=HEADER_BYTES)]
     return {match.group(1) for match in found if match}
 
 
 def adapts_output_head(adapter: Path) -> bool:
-    """Whether lm_head is adapted; False where the weights cannot be read."""
+    """Return whether lm_head is adapted; False where the weights cannot be read."""
     try:
         return OUTPUT_HEAD in adapted_modules(adapter)
     except (OSError, ValueError):
@@ -56,7 +56,7 @@ class TrainedBase:
 
 
 def trained_base(path: Path) -> TrainedBase:
-    """By the manifest, or by the probes; empty where neither is readable."""
+    """Read which base an adapter was trained on, by its manifest or its probes; empty where neither is readable."""
     ignored: list[Problem] = []
     manifest = read_small(path / MANIFEST, "", ignored)
     parity = read_small(path / PARITY, "", ignored)

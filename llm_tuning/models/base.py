@@ -1,4 +1,4 @@
-"""Looks at a base model's folder without loading it: can it be trained, and which weights exactly are they?
+"""Inspect a base model's folder without loading it: can it be trained, and which weights exactly are they?
 
 Only safetensors weights and no code: pickled weights and `auto_map` modules run code of whoever made the folder.
 """
@@ -82,7 +82,7 @@ def inspect_base(path: str | Path) -> BaseModel:
 
 
 def weight_hash(base: BaseModel, cache: Path) -> str:
-    """sha256 over the names and contents of the weight files (hex).
+    """Return the sha256 (hex) over the names and contents of the weight files.
 
     Remembered in `cache` by path, size and modification time, since reading a large base takes longer than starting.
     """
@@ -100,19 +100,19 @@ def weight_hash(base: BaseModel, cache: Path) -> str:
 
 
 def tensor_shapes(base: BaseModel) -> dict[str, tuple[int, ...]]:
-    """Shape of every weight by its name, from the headers alone."""
+    """Read the shape of every weight by its name, from the headers alone."""
     headers = [read_header(base.path / name) for name in base.weight_files]
     return {name: tensor.shape for header in headers for name, tensor in header.items()}
 
 
 def tensor_dtypes(base: BaseModel) -> dict[str, str]:
-    """Type of every weight by its name, as safetensors calls it (`BF16`, `F8_E4M3`)."""
+    """Read the type of every weight by its name, as safetensors calls it (`BF16`, `F8_E4M3`)."""
     headers = [read_header(base.path / name) for name in base.weight_files]
     return {name: tensor.dtype for header in headers for name, tensor in header.items()}
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The config.json of a base that passed `inspect_base`."""
+    """Read the config.json of a base that passed `inspect_base`."""
     config: dict[str, Any] = read_json(folder / "config.json")
     return config
 
@@ -126,7 +126,7 @@ def _read_cache(cache: Path) -> dict[str, str]:
 
 
 def odd_file_problems(folder: Path, where: str) -> list[Problem]:
-    """A problem for each file that is none: whoever loads the folder may open it, and wait for ever."""
+    """List a problem for each entry that is no regular file: whoever loads the folder may open it and wait for ever."""
     return [
         Problem(f"{where}: {Path(odd.filename).name}", str(odd), "put the file there, or remove it")
         for odd in odd_files(folder)
@@ -136,7 +136,7 @@ def odd_file_problems(folder: Path, where: str) -> list[Problem]:
 def read_object(
     path: Path, where: str, problems: list[Problem], *, missing: str | None = None, most: int = JSON_BYTES
 ) -> dict[str, Any]:
-    """The JSON object in `path`; {} with a problem where it is none, or is missing and `missing` says what to do."""
+    """Read the JSON object in `path`; {} with a problem where it is none, or is missing and `missing` gives the fix."""
     try:
         value = read_json(path, most=most)
     except (OSError, ValueError) as error:
@@ -180,7 +180,7 @@ def _weight_files(folder: Path, where: str, problems: list[Problem]) -> tuple[st
 
 
 def _parameters(path: Path, where: str, problems: list[Problem]) -> int:
-    """Number of parameters in a safetensors file by its header; a cut file is a problem."""
+    """Count the parameters in a safetensors file by its header; a cut file is a problem."""
     try:
         return sum(math.prod(tensor.shape) for tensor in read_header(path).values())
     except (OSError, ValueError) as error:

@@ -36,7 +36,7 @@ def write_model_card(folder: Path, manifest: Manifest, curve: str | None) -> Non
 
 
 def _front_matter(manifest: Manifest) -> str:
-    """The metadata of a Hugging Face model card. JSON is YAML, so values are quoted as JSON."""
+    """Build the metadata of a Hugging Face model card. JSON is YAML, so values are quoted as JSON."""
     tags = ["lora", "peft", *([] if manifest.mode in manifest.tags else [manifest.mode]), *manifest.tags]
     lines = [
         f"base_model: {json.dumps(manifest.base.name)}",
@@ -128,7 +128,7 @@ def _training(manifest: Manifest, curve: str | None) -> str:
 
 
 def _configuration(manifest: Manifest) -> Iterator[tuple[str, str]]:
-    """What decides how it was trained; the learning rate in use where it was left to the mode."""
+    """Yield what decides how it was trained; the learning rate in use where it was left to the mode."""
     mode = MODES.get(manifest.mode)
     for group in ("training", "lora", manifest.mode):
         values = dict(manifest.configuration.get(group) or {})
@@ -151,7 +151,7 @@ def _data(manifest: Manifest) -> str:
 
 
 def _weight_hash(folder: Path, manifest: Manifest) -> str:
-    """From the manifest, or, while `publish` has not yet filled it in, from the file."""
+    """Return the weight hash from the manifest or, before `publish` has filled it in, of the file; "" without one."""
     weights = folder / ADAPTER_WEIGHTS
     return manifest.weight_hash or (file_hash(weights) if weights.exists() else "")
 
@@ -197,10 +197,10 @@ def _duration(seconds: float) -> str:
 
 
 def _code(text: str) -> str:
-    """`text` as code; a backtick or a line break in it would end that."""
+    """Format `text` as code; a backtick or a line break in it would end that."""
     return f"`{' '.join(text.replace('`', chr(39)).split())}`"
 
 
 def _plain(text: str) -> str:
-    """`text` as one line that Markdown does not read as markup of its own."""
+    """Format `text` as one line that Markdown does not read as markup of its own."""
     return " ".join(text.replace("<", "&lt;").split())

@@ -62,7 +62,7 @@ def _draw(panels: Sequence[Panel], series: dict[str, list[tuple[int, float]]], p
 
 
 def _shades() -> list[int]:
-    """Red, green and blue of 16 shades from white to black and to each colour of a line."""
+    """Build the palette: red, green and blue of 16 shades from white to black and to each colour of a line."""
     colors = [
         [int(color[at : at + 2], 16) for at in (1, 3, 5)] for color in (TRAINING_COLOR, HELD_OUT_COLOR, OTHER_COLOR)
     ]
@@ -102,7 +102,7 @@ def _draw_line(axis: Axes, line: Line, points: list[tuple[int, float]]) -> None:
 
 
 def _series(metrics: Iterable[Mapping[str, Any]], names: set[str]) -> dict[str, list[tuple[int, float]]]:
-    """Step and value of every name; values that are not finite are gaps in a picture and left out."""
+    """Collect step and value of every name; values that are not finite are gaps in a picture and left out."""
     series: dict[str, list[tuple[int, float]]] = {name: [] for name in names}
     for line in metrics:
         for name in names & line.keys():
@@ -112,7 +112,7 @@ def _series(metrics: Iterable[Mapping[str, Any]], names: set[str]) -> dict[str, 
 
 
 def _running_mean(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    """Mean over about a twentieth of the run around each step; near the ends over less, at the very ends not drawn.
+    """Average over about a twentieth of the run around each step; over less near the ends, not at the very ends.
 
     Centred, since a mean over the past only would show a falling loss too high and the held-out loss below it.
     """
@@ -128,6 +128,6 @@ def _running_mean(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
 
 
 def _thinned(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    """At most MOST_POINTS of them, the last one always."""
+    """Thin the points to at most MOST_POINTS, the last one always among them."""
     every = math.ceil(len(points) / MOST_POINTS)
     return points if every == 1 else points[::-1][::every][::-1]

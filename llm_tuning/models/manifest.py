@@ -111,7 +111,7 @@ class Manifest(Record):
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest of `folder`, or None where there is none; raises InputError when it is not a manifest."""
+    """Read the manifest of `folder`, None where there is none; raises InputError when it is not a manifest."""
     path = folder / MANIFEST
     try:
         return Manifest.model_validate_json(read_file(path))
@@ -127,7 +127,7 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def read_model(folder: Path) -> Manifest | None:
-    """The manifest of the model that `folder` is, or None; raises InputError where it is of another name (a copy)."""
+    """Read the manifest of the model that `folder` is, or None; raises InputError where it names another (a copy)."""
     manifest = read_manifest(folder)
     if manifest is not None and manifest.model_id != folder.name:
         rule = f"is by its manifest the model {manifest.model_id}, under another name"
@@ -141,18 +141,18 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def file_hashes(folder: Path) -> dict[str, str]:
-    """sha256 (hex) of every file under `folder` but the manifest, by relative path with `/`, sorted."""
+    """Hash every file under `folder` but the manifest: sha256 (hex) by relative path with `/`, sorted."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
     return {path.relative_to(folder).as_posix(): file_hash(path) for path in paths}
 
 
 def utc_now() -> str:
-    """Now, as `created_at` has it."""
+    """Return the time now as `created_at` has it: ISO 8601 in UTC, whole seconds."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def deciding_settings(config: TuningConfig, devices: int) -> dict[str, Any]:
-    """The settings that decide the weights; a default and the same value written out are alike.
+    """Return the settings that decide the weights; a default and the same value written out are alike.
 
     `devices` is the number of data-parallel processes. It counts only through the rows of one optimizer step: batch 8
     on one device and batch 4 on two are the same run, batch 8 on two is another. Which devices they are does not count.
@@ -211,7 +211,7 @@ def config_hash(
     start_adapter_weight_hash: str | None,
     devices: int,
 ) -> str:
-    """sha256 (hex) of what decides the weights: `deciding_settings`, and the contents that the run starts from."""
+    """Hash what decides the weights, `deciding_settings` and the contents that the run starts from: sha256 (hex)."""
     decides = deciding_settings(config, devices)
     decides |= {
         "hash_version": 1,

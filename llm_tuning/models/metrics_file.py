@@ -44,7 +44,7 @@ class MetricsFile:
         self._failed = False
 
     def resume(self, step: int) -> None:
-        """Keep the whole lines up to `step` and go on after them; makes the file if there is none.
+        """Keep the whole lines up to `step` and continue after them; makes the file if there is none.
 
         The kept lines go to a new file that is renamed over the old one: a reader that follows the file notices by
         its inode, and a kill in between leaves the old file as it was.
@@ -90,7 +90,7 @@ class MetricsFile:
 
 
 def last_steps(lines: Iterable[Mapping[str, Any]]) -> dict[str, int]:
-    """The last step of every value in lines of metrics.jsonl; steps of one name only grow."""
+    """Return the last step of every value in lines of metrics.jsonl; steps of one name only grow."""
     last: dict[str, int] = {}
     for line in lines:
         last.update(dict.fromkeys(metric_names(line), line["step"]))
@@ -98,12 +98,12 @@ def last_steps(lines: Iterable[Mapping[str, Any]]) -> dict[str, int]:
 
 
 def metric_names(line: Mapping[str, Any]) -> list[str]:
-    """The names of the values in a line of metrics.jsonl."""
+    """Return the names of the values in a line of metrics.jsonl."""
     return [name for name in line if name not in ("step", "time")]
 
 
 def sent_names(line: Mapping[str, Any]) -> list[str]:
-    """Those of them that go to MLflow."""
+    """Return the names of those values in a line of metrics.jsonl that go to MLflow."""
     return [name for name in metric_names(line) if name not in FILE_ONLY]
 
 
@@ -140,7 +140,7 @@ def summarise(path: Path) -> TrainingSummary:
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """Every whole line with its values as numbers; a torn or foreign line is passed over, a missing file is empty."""
+    """Yield every whole line with its values as numbers; skips torn and foreign lines, nothing for a missing file."""
     if not path.exists():
         return
     with path.open("rb") as stream:
@@ -151,7 +151,7 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def decode(raw: bytes) -> dict[str, Any] | None:
-    """One line as `{"step": int, "time": float, name: float, ...}`; None if it is torn or foreign."""
+    """Parse one line as `{"step": int, "time": float, name: float, ...}`; None if it is torn or foreign."""
     if not raw.endswith(b"\n"):
         return None
     try:

@@ -22,7 +22,7 @@ _NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether `folder` is a published model. One look for the manifest: `Registry.verify` compares the contents."""
+    """Return whether `folder` is a published model, by its manifest alone: `Registry.verify` compares the contents."""
     return (folder / MANIFEST).is_file()
 
 
@@ -59,7 +59,7 @@ def publish(stage: Path, target: Path, manifest: Manifest) -> Manifest:
 
 
 def _already(target: Path, manifest: Manifest) -> Manifest | None:
-    """The manifest of a whole `target` that is this very model, None when the name is free; raises InputError else."""
+    """Return the manifest of a `target` that is this very model, None if the name is free; raises InputError else."""
     if not os.path.lexists(target):
         return None
     there = read_manifest(target)

@@ -1,6 +1,6 @@
 """The registry of models: `models/registry.json`, an index over the manifests that every command heals.
 
-The truth is one manifest per model. `heal` reads those that the index lacks, replaces the file and looks again until
+The truth is one manifest per model. `heal` reads those that the index lacks, replaces the file and reads again until
 nothing is missing. Why nothing published is lost, without a lock, which on a network volume could outlive its owner:
 
 - A model is published (renamed to its place) before its process heals, and manifests never change. So whoever lists
@@ -81,7 +81,7 @@ class Index:
 
 @dataclass(frozen=True)
 class HealResult:
-    """The index as it is after a look at the directory. `messages` were logged as warnings as well."""
+    """The index once the directory was read. `messages` were logged as warnings as well."""
 
     index: Index
     added: tuple[str, ...] = ()
@@ -167,7 +167,7 @@ class Registry:
         )
 
     def verify(self, model_id: str | None = None) -> list[Problem]:
-        """What is wrong with the models, or with one: see `registry_verify`. Reads every file of them.
+        """Return what is wrong with the models, or with one: see `registry_verify`. Reads every file of them.
 
         Raises InputError for a model_id that is not here.
         """
@@ -181,15 +181,15 @@ class Registry:
     # --- questions ---------------------------------------------------------------------------------------------------
 
     def entries(self) -> list[dict[str, Any]]:
-        """All entries that name a model, after healing."""
+        """Return all entries that name a model, after healing."""
         return self.heal().entries
 
     def get(self, model_id: str) -> dict[str, Any] | None:
-        """The entry of `model_id`, or None, after healing."""
+        """Return the entry of `model_id`, or None, after healing."""
         return next((entry for entry in self.entries() if entry["model_id"] == model_id), None)
 
     def find(self, model_id: str) -> Manifest | None:
-        """The manifest of a finished model, or None; raises InputError for what is no model_id or no manifest."""
+        """Read the manifest of a finished model, or None; raises InputError for what is no model_id or no manifest."""
         try:
             check_model_id(model_id)  # anything else may be a path to elsewhere
         except ValueError as error:
@@ -197,14 +197,14 @@ class Registry:
         return read_model(self.models_dir / model_id)
 
     def require(self, model_id: str) -> Manifest:
-        """The manifest of a finished model; raises InputError that names the folder and similar model_ids."""
+        """Read the manifest of a finished model; raises InputError that names the folder and similar model_ids."""
         manifest = self.find(model_id)
         if manifest is None:
             raise self.unknown(model_id)
         return manifest
 
     def unknown(self, model_id: str) -> InputError:
-        """The error for a model_id that is not here, with the folder and similar model_ids."""
+        """Build the error for a model_id that is not here, with the folder and similar model_ids."""
         known = [entry["model_id"] for entry in self.entries()]
         similar = difflib.get_close_matches(model_id, known, n=3, cutoff=0.5)
         fix = f"did you mean {' or '.join(similar)}?" if similar else "{command:registry list} shows what is there"
@@ -213,7 +213,7 @@ class Registry:
     # --- what an index should hold -----------------------------------------------------------------------------------
 
     def _healed(self, seen: Index, looks: dict[str, _Look]) -> tuple[dict[str, Any], list[str]]:
-        """The document with all that it lacks (itself if nothing), and the model_ids added.
+        """Return the document with all that it lacks (itself if nothing), and the model_ids added.
 
         `looks` caches the directories already read: manifests never change.
         """
@@ -232,12 +232,12 @@ class Registry:
         return document, [entry["model_id"] for entry in added]
 
     def _with_base(self, entry: dict[str, Any], bases: Bases, looks: dict[str, _Look]) -> dict[str, Any]:
-        """`entry` with a base that has an entry; as it is where no manifest says which."""
+        """Return `entry` with a base that has an entry; as it is where no manifest says which."""
         manifests = self._manifests([entry["model_id"]], looks)
         return {**entry, "base_model_id": bases.of(manifests[0])} if manifests else entry
 
     def _rebuilt(self, seen: Index, looks: dict[str, _Look]) -> dict[str, Any]:
-        """The document of what is in no manifest, then bases and adapters, oldest first."""
+        """Build the document of what is in no manifest, then bases and adapters, oldest first."""
         manifests = self._manifests(os.listdir(self.models_dir), looks)
         made = {manifest.model_id for manifest in manifests}
         unreadable = {name for name, look in looks.items() if isinstance(look, str)}
@@ -251,7 +251,7 @@ class Registry:
         return {**seen.document, "models": models}
 
     def _manifests(self, names: Iterable[str], looks: dict[str, _Look]) -> list[Manifest]:
-        """The manifests of the whole models among `names`, oldest first."""
+        """Read the manifests of the whole models among `names`, oldest first."""
         found = []
         for name in names:
             if name not in looks:
@@ -262,7 +262,7 @@ class Registry:
         return sorted(found, key=lambda manifest: (manifest.created_at, manifest.model_id))
 
     def _look(self, name: str) -> _Look:
-        """The manifest of the directory `name`; None if it is no model, a sentence if it is one that cannot be used."""
+        """Read the manifest of directory `name`; None if it is no model, a sentence if its manifest cannot be used."""
         if name.startswith("."):
             return None
         try:
@@ -271,7 +271,7 @@ class Registry:
             return str(error)
 
     def _news(self, seen: Index, written: Index, published: str | None) -> list[str]:
-        """The message when a missing or corrupt file was made again."""
+        """Return the message, in a list, when a missing or corrupt file was made again; else []."""
         made = [entry["model_id"] for entry in written.entries if entry.get("model_type") == FINE_TUNED]
         source = f"rebuilt from {len(made)} manifest{'' if len(made) == 1 else 's'}"
         if seen.corrupt:
@@ -284,7 +284,7 @@ class Registry:
     # --- the file ----------------------------------------------------------------------------------------------------
 
     def _read(self, known: Index | None = None) -> Index:
-        """The file as it is now; `known` is returned, and nothing parsed, when it still holds."""
+        """Read the file as it is now; `known` is returned, and nothing parsed, when it still holds."""
         try:
             raw = read_file(self.path, most=MOST_BYTES)
         except FileNotFoundError:
@@ -319,7 +319,7 @@ class Registry:
         return Index(data, document)
 
     def _is_still(self, seen: Index) -> bool:
-        """Whether the file has the bytes of `seen`: times are too coarse, and inode numbers are used again."""
+        """Return whether the file has the bytes of `seen`: times are too coarse, and inode numbers are used again."""
         try:
             with open_regular(self.path) as stream:
                 return stream.read() == seen.raw
@@ -327,7 +327,7 @@ class Registry:
             return seen.raw is None
 
     def _corrupt_name(self, seen: Index) -> str:
-        """Where the corrupt file `seen` is kept, by its content: two writers who see it keep one copy."""
+        """Name the copy of the corrupt file `seen` by its content: two writers who see it keep one copy."""
         return f"{REGISTRY}.corrupt-{hashlib.sha256(seen.raw or b'').hexdigest()[:12]}"
 
     def _remove_abandoned(self) -> None:
@@ -354,7 +354,7 @@ def _parse(raw: bytes | None) -> Index:
 
 
 def _orphans(index: Index) -> set[str]:
-    """model_ids of entries that came from a manifest and whose base has lost its entry, by a person's hand."""
+    """Return model_ids of entries from a manifest whose base has lost its entry, by a person's hand."""
     lost = [e for e in index.entries if isinstance(base := e.get("base_model_id"), str) and base not in index.ids]
     return {entry["model_id"] for entry in lost if entry.get("model_type") == FINE_TUNED and is_derived(entry)}
 

@@ -55,7 +55,7 @@ class Entry(TypedDict):
 
 
 def build_entry(manifest: Manifest, *, models_name: str, base_model_id: str) -> Entry:
-    """The entry of an adapter in the models directory called `models_name`."""
+    """Build the entry of an adapter in the models directory called `models_name`."""
     training = manifest.configuration.get("training") or {}
     return Entry(
         model_id=manifest.model_id,
@@ -80,7 +80,7 @@ def build_entry(manifest: Manifest, *, models_name: str, base_model_id: str) -> 
 
 
 def build_base_entry(manifest: Manifest) -> Entry:
-    """The entry of the base that an adapter's manifest names; its time is that of the adapter."""
+    """Build the entry of the base that an adapter's manifest names; its time is that of the adapter."""
     base = manifest.base
     return Entry(
         model_id=base_entry_id(base),
@@ -99,7 +99,7 @@ def build_base_entry(manifest: Manifest) -> Entry:
 
 
 def base_entry_id(base: BaseRecord) -> str:
-    """`base_<name>_<8 hex of the weight hash>`: two bases of one name but other weights stay apart."""
+    """Form `base_<name>_<8 hex of the weight hash>`: two bases of one name but other weights stay apart."""
     return f"base_{base.name}_{base.weight_hash[:8]}"
 
 
@@ -113,7 +113,7 @@ class Bases:
         self._by_hand = {_path(entry): entry["model_id"] for entry in reversed(bases) if not is_derived(entry)}
 
     def of(self, manifest: Manifest) -> str:
-        """model_id of the base of `manifest`: the hand-made entry with its path, else the derived one."""
+        """Return the model_id of a manifest's base: the hand-made entry with its path, else the derived one."""
         by_hand: str | None = self._by_hand.get(os.path.normpath(manifest.base.path))
         if by_hand is not None:
             return by_hand
@@ -125,17 +125,17 @@ class Bases:
 
 
 def is_entry(model: object) -> TypeGuard[dict[str, Any]]:
-    """Whether an element of `models` names a model; a hand-made one may be anything."""
+    """Return whether an element of `models` names a model; a hand-made one may be anything."""
     return isinstance(model, dict) and isinstance(model.get("model_id"), str)
 
 
 def keep_by_hand(earlier: dict[str, Any], entry: Entry) -> dict[str, Any]:
-    """`entry` with what people added to, or edited in, its earlier form."""
+    """Return `entry` with what people added to, or edited in, its earlier form."""
     return {**earlier, **entry, **{name: earlier[name] for name in PEOPLES_FIELDS if name in earlier}}
 
 
 def is_derived(entry: dict[str, Any]) -> bool:
-    """Whether the entry came from a manifest, and not from a person's hand."""
+    """Return whether the entry came from a manifest, and not from a person's hand."""
     model_id: str = entry["model_id"]
     if entry.get("model_type") == BASE:
         return _DERIVED_BASE_ID.fullmatch(model_id) is not None

@@ -24,7 +24,7 @@ _NOT_COMPARED = {*PEOPLES_FIELDS, "path", "config_file"}
 def verify_models(models_dir: Path, index: Index, model_id: str | None = None) -> list[Problem]:
     """Compare all models (or one) in `models_dir` with their manifests and with `index`, a healed one.
 
-    Every file is hashed, and each base once. Files that a manifest does not list are nobody's fault.
+    Every file is hashed, and each base once. Files that a manifest does not list are no problem.
     """
     problems: list[Problem] = []
     entries = {entry["model_id"]: entry for entry in index.entries}
@@ -70,7 +70,7 @@ def _files(folder: Path, manifest: Manifest) -> Iterator[Problem]:
 
 
 def _entry(entry: dict[str, Any] | None, want: dict[str, Any]) -> Iterator[Problem]:
-    """Where the index says something else than the manifest, by which the entry is `want`."""
+    """Yield where the index differs from the manifest, by which the entry is `want`."""
     if entry is None:
         yield Problem(want["model_id"], "is not in registry.json", "the file could not be written: see the warning")
         return
@@ -81,7 +81,7 @@ def _entry(entry: dict[str, Any] | None, want: dict[str, Any]) -> Iterator[Probl
 
 
 def _index(models_dir: Path, index: Index, model_id: str | None) -> Iterator[Problem]:
-    """What is wrong with entries by themselves."""
+    """Yield what is wrong with entries by themselves."""
     counts = Counter(entry["model_id"] for entry in index.entries)
     for name, count in counts.items():
         if count > 1 and model_id in (None, name):
@@ -100,7 +100,7 @@ def _index(models_dir: Path, index: Index, model_id: str | None) -> Iterator[Pro
 
 
 def _base(models_dir: Path, path: str, want: str, names: list[str]) -> list[Problem]:
-    """Whether the base that the models `names` need is still there, with the weights it had."""
+    """Check that the base which the models `names` need is still there, with the weights it had."""
     needed = f"needed by {names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
     folder = _base_folder(models_dir, path)
     try:
@@ -116,13 +116,13 @@ def _base(models_dir: Path, path: str, want: str, names: list[str]) -> list[Prob
 
 
 def _base_folder(models_dir: Path, path: str) -> Path:
-    """A relative base path counts from the current directory, else from the folder that holds the models."""
+    """Resolve a base path: from the current directory, else from the folder that holds the models."""
     beside = models_dir.absolute().parent / path
     return beside if beside.is_dir() and not Path(path).is_dir() else Path(path)
 
 
 def _weight_hash(models_dir: Path, base: BaseModel) -> str:
-    """The base's weight hash, remembered where runs remember it, or nowhere when that is read-only."""
+    """Return the base's weight hash, cached where runs cache it, or nowhere when that is read-only."""
     cache = models_dir / CACHE_FOLDER / BASE_HASHES
     if os.access(cache.parent, os.W_OK):
         return weight_hash(base, cache)

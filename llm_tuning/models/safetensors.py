@@ -30,7 +30,7 @@ class Tensor:
 
 
 def read_header(path: Path, *, most: int = MAX_HEADER_BYTES) -> dict[str, Tensor]:
-    """The tensors of a whole file, by name; `most` bounds the header's bytes.
+    """Read the tensors of a whole file, by name; `most` bounds the header's bytes.
 
     Raises ValueError for what is no whole safetensors file, OSError where it cannot be read.
     """

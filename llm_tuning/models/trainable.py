@@ -15,7 +15,7 @@ QUANTISED_FILES = {
     "quant_config.json": "awq",
     "hf_quant_config.json": "modelopt",
 }
-"""Where older tools say that they have quantised a folder; newer ones say so in config.json."""
+"""Where older tools record that they have quantised a folder; newer ones do so in config.json."""
 _CONFIGS = ("quantization_config", "compression_config")
 _QUANTISED_WEIGHT = re.compile(r"\.(qweight|weight_packed|weight_scale|weight_scale_inv|absmax)$|_(blocks|scales)$")
 _FLOATS = ("F64", "F32", "F16", "BF16")
@@ -40,7 +40,7 @@ def check_trainable(base: BaseModel) -> None:
 
 
 def training_problems(folder: Path) -> list[Problem]:
-    """What `check_trainable` has against the base in `folder`, as far as the files that are there show it."""
+    """List what `check_trainable` has against the base in `folder`, as far as the files that are there show it."""
     try:
         config = read_config(folder)
     except (OSError, ValueError):
@@ -70,14 +70,14 @@ def _quantised(folder: Path, method: str) -> Problem:
 
 
 def quantisation_said(folder: Path, config: Mapping[str, Any]) -> str | None:
-    """How a base is quantised, as its config or a file beside it says; None where they say nothing."""
+    """Return how a base is quantised, by its config or a file beside it; None where neither names a method."""
     for found in _quantisation_configs(config):
         return _method(found)
     return next((method for name, method in QUANTISED_FILES.items() if (folder / name).is_file()), None)
 
 
 def _quantisation_seen(base: BaseModel) -> str | None:
-    """How the weights themselves are quantised, whatever the files beside them say."""
+    """Return how the weights themselves are quantised, whatever the files beside them say; None: they are not."""
     dtypes = tensor_dtypes(base)
     for name, dtype in dtypes.items():
         if dtype.startswith("F8") or _QUANTISED_WEIGHT.search(name):
@@ -88,7 +88,7 @@ def _quantisation_seen(base: BaseModel) -> str | None:
 
 
 def _quantisation_configs(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Those of the model and of its parts: a model that also sees has its language model in `text_config`."""
+    """Yield a model's quantisation configs, and its parts': one that also sees has its own in `text_config`."""
     for name, value in config.items():
         if isinstance(value, Mapping) and value:
             if name in _CONFIGS:
@@ -105,7 +105,7 @@ def _method(config: Mapping[str, Any]) -> str:
 
 
 def embedding_rows(base: BaseModel) -> set[int]:
-    """Rows of the input embeddings by the headers of the weights: of several where the model also hears or speaks."""
+    """Return the row counts of the input embeddings, by the headers: several where the model also hears or speaks."""
     shapes = tensor_shapes(base).items()
     return {shape[0] for name, shape in shapes if _INPUT_EMBEDDINGS.search(name) and len(shape) == 2}
 

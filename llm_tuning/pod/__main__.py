@@ -1,7 +1,7 @@
 """`python -m llm_tuning.pod check | train | report`: run one, leave its result, and exit by it.
 
-This process is PID 1 of its container, where a SIGTERM that nobody handles does nothing at all: so it is handled
-before anything else is imported, and the run looks at it between its steps.
+This process is PID 1 of its container, where an unhandled SIGTERM does nothing at all: so it is handled
+before anything else is imported, and the run checks for it between its steps.
 """
 
 from __future__ import annotations

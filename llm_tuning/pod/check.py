@@ -24,7 +24,7 @@ def run(job: PodJob) -> CheckResult:
 
 
 def _message(report: Report) -> str:
-    """The report for a condition: rows, refusals by reason with the first row numbers, lengths, and the warnings."""
+    """Put the report into a condition's message: rows, refusals by reason with first row numbers, lengths, warnings."""
     parts = [f"{report.kept:,} of {report.rows:,} rows are kept"]
     if report.refusals:
         reasons = ", ".join(f"{refused.reason} in {refused}" for refused in report.refusals)

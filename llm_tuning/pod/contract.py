@@ -1,4 +1,4 @@
-"""What the operator and its pods tell each other: the input in an environment variable, the result as JSON.
+"""What the operator and its pods exchange: the input in an environment variable, the result as JSON.
 
 The kubelet keeps at most 4 KiB of a termination message, and cuts what is longer without looking: `encode_result`
 keeps every result within half of that and whole. Reading is lenient, since operator and pod may be of two versions,
@@ -88,12 +88,12 @@ class PodInput(ApiModel):
     gpus: Annotated[int, Field(ge=0, le=16)] = Field(description="GPUs that the trainer has; 0 trains on the CPU.")
 
     def encode(self) -> str:
-        """The value of the environment variable; what the spec leaves out stays out."""
+        """Encode the value of the environment variable; what the spec leaves out stays out."""
         return self.model_dump_json(by_alias=True, exclude_unset=True)
 
 
 def _one_line(value: Any) -> Any:
-    """Messages are one line of real characters: a condition is shown in a table."""
+    """Join a message to one line of real characters: a condition is shown in a table."""
     return " ".join(value.encode("utf-8", "replace").decode().split()) if isinstance(value, str) else value
 
 
@@ -102,12 +102,12 @@ def _one_word(value: Any) -> Any:
 
 
 def _finite(value: Any) -> Any:
-    """A number that JSON has; a loss may be NaN."""
+    """Return a number that JSON has, else None; a loss may be NaN."""
     return value if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def _known(value: Any) -> Any:
-    """An evaluation of another version without the scores that this one does not know."""
+    """Drop the scores that this version does not know from an evaluation of another version."""
     if not isinstance(value, dict):
         return value
     names = {name for field in Evaluation.model_fields for name in (field, to_camel(field))}
@@ -152,7 +152,7 @@ Result = TypeVar("Result", bound=_Result)
 
 
 def encode_result(result: CheckResult | TrainResult) -> str:
-    """`result` as JSON of at most RESULT_BYTES bytes in UTF-8; the message gives way, by whole characters.
+    """Encode `result` as JSON of at most RESULT_BYTES bytes in UTF-8; the message is cut, by whole characters.
 
     Should the rest alone be too long, which takes an id of absurd length, the fields that say more than ok, reason
     and message go as well.
@@ -176,7 +176,7 @@ def _encoded(result: CheckResult | TrainResult, message: str) -> str:
 
 
 def parse_result(text: str | None, kind: type[Result]) -> Result | None:
-    """The result in a termination message, or None where there is none: an empty message, or the end of a log."""
+    """Parse the result in a termination message; None where it has none: empty, or the end of a log."""
     try:
         return kind.model_validate_json(text) if text else None
     except (ValidationError, ValueError):

@@ -31,7 +31,7 @@ RUN_PROGRAMS = (
     "AZURE_EXTENSION_DIR",
     "GOOGLE_EXTERNAL_ACCOUNT_ALLOW_EXECUTABLES",
 )
-"""Names that would pass by their beginning."""
+"""Names that TAKEN would allow by their beginning."""
 LONGEST_VALUE = 100_000
 """Bytes; the kernel starts no process with a longer variable than 128 KiB."""
 
@@ -57,10 +57,10 @@ def adopt_credentials() -> None:
 
 
 def is_taken(name: str) -> bool:
-    """Whether a key of the Secret becomes an environment variable."""
+    """Return whether a key of the Secret becomes an environment variable."""
     return TAKEN.fullmatch(name) is not None and name not in RUN_PROGRAMS
 
 
 def _keys(folder: Path) -> Iterator[Path]:
-    """The files of a mounted Secret, without the kubelet's own links."""
+    """Yield the files of a mounted Secret, without the kubelet's own links."""
     return (file for file in sorted(folder.iterdir()) if not file.name.startswith("..") and file.is_file())

@@ -32,9 +32,9 @@ from llm_tuning.tracking.stores import check_tracking_uri, redact, resolve_store
 STORES = ".mlflow"
 """Where a run without tracking.uri has its private MLflow store: `models/.mlflow/<model_id>/mlflow.db`.
 
-Beside the adapters and not inside: a published directory never changes, and a store goes on changing after the rename
+Beside the adapters and not inside: a published directory never changes, and a store still changes after the rename
 that publishes (the run's end, its artifacts). One store a run, since sqlite on a network volume bears one writer only.
-Names with a dot are no models to the registry. To look at it: `mlflow ui --backend-store-uri sqlite:///<that file>`.
+Names with a dot are no models to the registry. To open it: `mlflow ui --backend-store-uri sqlite:///<that file>`.
 """
 
 
@@ -52,7 +52,7 @@ class PodJob:
 
     @classmethod
     def from_environment(cls) -> PodJob:
-        """The job that the operator gave this pod; raises InputError."""
+        """Read the job that the operator gave this pod; raises InputError."""
         text = os.environ.get(INPUT_VARIABLE)
         if text is None:
             raise InputError(Problem(INPUT_VARIABLE, "is not set", "it is the operator that starts this program"))
@@ -74,7 +74,7 @@ class PodJob:
         return self.dataset_dir / reference.key if reference is not None else None
 
     def config(self) -> TuningConfig:
-        """The run's configuration; raises OutsideVolume, or InputError for what only the whole can show."""
+        """Build the run's configuration; raises OutsideVolume, or InputError for what only the whole can show."""
         config = tuning_config(
             self.input.spec,
             root=self.root,
@@ -89,7 +89,7 @@ class PodJob:
         return config
 
     def options(self) -> RunOptions:
-        """Where the run happens: on all GPUs of the pod, which the kubelet numbers from 0."""
+        """Build the run's options: all GPUs of the pod, which the kubelet numbers from 0."""
         return RunOptions(devices=_devices(self.input.gpus), output_dir=str(self.models), model_id=self.input.model_id)
 
     def make_models_folder(self) -> None:
@@ -97,7 +97,7 @@ class PodJob:
         try:
             self.models.mkdir(parents=True, exist_ok=True)
         except OSError:
-            return  # the run's own look at the folder says what is wrong
+            return  # the run's own check of the folder reports what is wrong
 
     def _refuse_paths_outside(self, config: TuningConfig) -> None:
         base = Path(config.model.path)
@@ -120,7 +120,7 @@ class PodJob:
 
 
 def _refuse_local_store(uri: str | None) -> None:
-    """A folder in the container is gone with it, and one on the claim would be shared by sqlite's writers."""
+    """Refuse a folder as tracking URI: one in the container is lost, one on the claim is shared by sqlite's writers."""
     if uri is None or check_tracking_uri(uri) or not resolve_store(uri).is_local:
         return
     rule = f"must be a server's URI, got {redact(uri)!r}"
@@ -129,7 +129,7 @@ def _refuse_local_store(uri: str | None) -> None:
 
 
 def _devices(gpus: int) -> str:
-    """`0,1` for two GPUs. Where the operator allows the fall-back and there is no driver, as many CPU processes."""
+    """Return the devices: `0,1` for two GPUs, or `cpu,cpu` where there is no driver and the fall-back is allowed."""
     if gpus == 0:
         return "cpu"
     if not gpu_required() and not Path("/dev/nvidiactl").exists():

@@ -12,7 +12,7 @@ from llm_tuning.pod.contract import MODELS, PodReason, TrainResult
 
 
 def result_of(registry: Registry, model_id: str) -> TrainResult:
-    """What the manifest of a finished model says; raises InputError where there is none."""
+    """Build the result of a finished model from its manifest; raises InputError where there is none."""
     manifest = registry.require(model_id)
     training = manifest.training
     return TrainResult(
@@ -32,7 +32,7 @@ def result_of(registry: Registry, model_id: str) -> TrainResult:
 
 
 def evaluation_of(metrics: dict[str, Any]) -> Evaluation | None:
-    """The scores of `evaluation.json` that a status has; None where nothing was held out."""
+    """Return the scores of `evaluation.json` that a status has; None where nothing was held out."""
     scores = {
         f"{policy}_{name}": float(f"{value:.6g}")  # a status is read by people
         for policy in ("base", "start", "tuned")

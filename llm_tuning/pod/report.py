@@ -15,7 +15,7 @@ class ModelNotFound(InputError):  # noqa: N818 - the input is at fault
 
 
 def run(job: PodJob) -> TrainResult:
-    """Raises TryAgain while the run is unfinished, ModelNotFound where none was begun."""
+    """Return the result of a finished model; raises TryAgain while unfinished, ModelNotFound where none was begun."""
     registry, model_id = Registry(job.models), job.input.model_id
     registry.heal()
     if registry.find(model_id) is not None:

@@ -1,4 +1,4 @@
-"""Keeps credentials out of what a pod says: its log and its result are read by more people than its Secret.
+"""Keep credentials out of a pod's log and result, which are read by more people than its Secret.
 
 The credentials come from the Secret that the spec names into the environment (`credentials`), and libraries put them
 into messages of theirs (a database driver its whole URI). So the values themselves are looked for.
@@ -19,7 +19,7 @@ _SHORTEST = 4
 
 
 def scrub(text: str) -> str:
-    """`text` without the user and password of any URI, and without the values of this process's secret variables."""
+    """Remove the user and password of any URI and the values of this process's secret variables from `text`."""
     for value in _values():
         text = text.replace(value, "***")
     return redact(text)

@@ -31,7 +31,7 @@ def run(job: PodJob) -> TrainResult:
 
 
 def _use_the_pods_cpus(*, processes: int) -> None:
-    """As many threads as the pod's CPU limit allows: torch counts the node's cores, and would be throttled on them."""
+    """Set as many threads as the CPU limit allows: torch counts the node's cores, and would be throttled on them."""
     try:
         quota, period = CPU_QUOTA.read_text().split()
         cpus = max(1, round(int(quota) / int(period)))

@@ -29,18 +29,18 @@ class SpecWords:
     """The words of a TuningJob, for `errors.in_words`."""
 
     def field(self, path: str) -> str:
-        """`spec.training.maxLength`."""
+        """Return a field's path in the spec: `spec.training.maxLength`."""
         own = {"model_id": "metadata.name", "output_dir": f"spec.{_CLAIM}"}
         return own.get(path) or "spec." + ".".join(map(to_camel, path.split(".")))
 
     def setting(self, path: str, value: str) -> str:
-        """`set spec.lora.rank to 8`; the pod's devices are its GPUs."""
+        """Return how a field is set: `set spec.lora.rank to 8`; the pod's devices are its GPUs."""
         if (path, value) == ("devices", "cpu"):
             return "set spec.resources.gpus to 0"
         return f"set {self.field(path)} to {value}"
 
     def command(self, name: str) -> str:
-        """What there is on the claim instead: nobody has a command line in a pod."""
+        """Return what stands for a command: files of the claim, since there is no command line in a pod."""
         return {"registry list": "models/registry.json on the claim"}.get(name, f"`tune-llm {name}`")
 
 
@@ -48,7 +48,7 @@ SPEC_WORDS = SpecWords()
 
 
 def reason_of(error: InputError, job: PodJob | None) -> PodReason:
-    """The reason of the gravest problem: the volume before the base, the base before the rows."""
+    """Return the reason of the gravest problem: the volume before the base, the base before the rows."""
     if isinstance(error, OutsideVolume):
         return PodReason.PATH_OUTSIDE_VOLUME
     if isinstance(error, ModelNotFound):
@@ -74,12 +74,12 @@ def reason_of(error: InputError, job: PodJob | None) -> PodReason:
 
 
 def message_of(error: InputError, job: PodJob | None) -> str:
-    """All problems in one line, each under the field of the spec that it comes from."""
+    """Join all problems to one line, each under the field of the spec that it comes from."""
     return ". ".join(str(problem) for problem in _in_spec_words(error.problems, job))
 
 
 def in_claim_words(text: str, job: PodJob | None) -> str:
-    """`text` with paths as a user of the claim knows them, and settings as fields of the spec."""
+    """Rewrite `text` with paths as a user of the claim knows them, and fields for flags."""
     if job is not None:
         for folder in (job.root, job.dataset_dir):
             text = re.sub(rf"{re.escape(str(folder))}/(?=[\w.])", "", text)
