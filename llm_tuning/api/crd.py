@@ -125,7 +125,7 @@ KINDS = (TUNING_JOB, INFERENCE_SERVICE)
 
 
 def build_crd(kind: Kind = TUNING_JOB) -> dict[str, Any]:
-    """The whole object as it is applied."""
+    """Build the whole CustomResourceDefinition as it is applied."""
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
@@ -156,7 +156,7 @@ def build_crd(kind: Kind = TUNING_JOB) -> dict[str, Any]:
 
 
 def build_schema(kind: Kind = TUNING_JOB) -> Schema:
-    """The schema of the whole object."""
+    """Build the schema of the whole object."""
     spec = structural_schema(kind.spec)
     if kind.mutable is not None:
         spec = frozen(spec, mutable=kind.mutable)
@@ -180,7 +180,7 @@ def build_schema(kind: Kind = TUNING_JOB) -> Schema:
 
 
 def frozen(schema: Schema, *, mutable: tuple[str, ...] = ()) -> Schema:
-    """`schema` with rules that keep every field but `mutable`; a group that is always there has rules of its own."""
+    """Add rules to `schema` that keep every field but `mutable`; a group that is always there has rules of its own."""
     properties, rules = {}, list(schema.get(RULES, []))
     for name, inner in schema["properties"].items():
         properties[name] = inner
@@ -194,7 +194,7 @@ def frozen(schema: Schema, *, mutable: tuple[str, ...] = ()) -> Schema:
 
 
 def explained(schema: Schema) -> Schema:
-    """`schema` with defaults and bounds in words, since `kubectl explain` shows descriptions only."""
+    """Add defaults and bounds in words to `schema`, since `kubectl explain` shows descriptions only."""
     result = dict(schema)
     words = []
     if not isinstance(schema.get("default", {}), dict):
@@ -226,12 +226,12 @@ def _kept(name: str, field: Schema) -> Any:
 
 
 def _same(new: str, old: str, field: Schema) -> str:
-    """Presence is asked of defaulted fields too: a group's default {} meets the rules before its inner defaults."""
+    """Build the CEL that a field is unchanged; it asks for presence, as an outer default {} comes before inner ones."""
     return f"has({new}) == has({old}) && (!has({new}) || {_equal(new, old, field)})"
 
 
 def _equal(new: str, old: str, field: Schema) -> str:
-    """What may be a number or text is compared as text, also inside a group: `cpu: 4` and `cpu: "4"` are one value."""
+    """Compare what may be a number or text as text, also inside a group: `cpu: 4` and `cpu: "4"` are one value."""
     if INT_OR_STRING in field:
         return f"string({new}) == string({old})"
     if not _has_int_or_string(field):
@@ -249,13 +249,13 @@ def _column(kind: Kind, name: str, type_: str, path: str, description: str) -> d
 
 
 def render(kind: Kind) -> str:
-    """The file's text."""
+    """Return the text of the kind's file."""
     body = yaml.safe_dump(build_crd(kind), sort_keys=False, width=120, allow_unicode=True)
     return HEADER.format(module=kind.module) + body
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Write the files, or with --check tell which of them differ."""
+    """Write the files, or with --check list those that differ."""
     parser = argparse.ArgumentParser(prog="python -m llm_tuning.api.crd", description=main.__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a file is not what it would be")
     parser.add_argument("--root", type=Path, default=Path(), help="the repository's root (default: this folder)")

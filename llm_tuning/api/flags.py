@@ -44,12 +44,12 @@ class Flag:
 
 
 def config_flags() -> list[Flag]:
-    """Flags of TuningConfig, group by group."""
+    """List the flags of TuningConfig, group by group."""
     return list(_walk(TuningConfig, ()))
 
 
 def option_flags() -> list[Flag]:
-    """Flags of RunOptions."""
+    """List the flags of RunOptions."""
     return list(_walk(RunOptions, ()))
 
 
@@ -70,7 +70,7 @@ def add_flags(parser: argparse._ActionsContainer, flags: list[Flag]) -> None:
 
 
 def merge(values: dict[str, Any], given: dict[str, Any], flags: list[Flag]) -> dict[str, Any]:
-    """`values` (a file's mapping, camelCase or snake_case) with the `given` flags laid over it, as a new mapping."""
+    """Lay the `given` flags over `values` (a file's mapping, camelCase or snake_case); returns a new mapping."""
     merged = _copied(values)
     for flag in flags:
         if flag.name in given:
@@ -91,7 +91,7 @@ def _walk(model: type[ApiModel], at: tuple[str, ...]) -> Iterator[Flag]:
 
 
 def _kind(annotation: Any) -> tuple[type, tuple[str, ...]]:
-    """The plain type under Annotated, Optional and Literal, and a Literal's choices."""
+    """Return the plain type under Annotated, Optional and Literal, and a Literal's choices."""
     origin = get_origin(annotation)
     if origin is Annotated:
         return _kind(get_args(annotation)[0])
@@ -136,16 +136,16 @@ class FlagWords:
     """The words of the command line, for `errors.in_words`."""
 
     def field(self, path: str) -> str:
-        """The setting's flag; its path where it has none."""
+        """Return the setting's flag; its path where it has none."""
         names = {".".join(flag.path): f"--{flag.name}" for flag in (*config_flags(), *option_flags())}
         return names.get(path, path)
 
     def setting(self, path: str, value: str) -> str:
-        """`use --devices cpu`."""
+        """Return how a setting is given: `use --devices cpu`."""
         return f"use {self.field(path)} {value}"
 
     def command(self, name: str) -> str:
-        """The command as one types it."""
+        """Return the command as one types it."""
         return f"`tune-llm {name}`"
 
 

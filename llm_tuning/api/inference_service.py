@@ -340,5 +340,5 @@ class InferenceService(WireModel):
 
 
 def read_status(raw: object) -> InferenceServiceStatus:
-    """The status of an object as it stands in the cluster; fields that another version wrote are left out."""
+    """Read the status of an object as it stands in the cluster; fields that another version wrote are dropped."""
     return InferenceServiceStatus.model_validate(raw if isinstance(raw, dict) else {}, strict=False, extra="ignore")

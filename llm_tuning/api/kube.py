@@ -58,7 +58,7 @@ LabelValue = Annotated[str, StringConstraints(max_length=63, pattern=LABEL_VALUE
 
 
 def _cores(value: object) -> object:
-    """`cpu: 4` is what people write."""
+    """Read a whole number of CPUs as text: `cpu: 4` is what people write."""
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 

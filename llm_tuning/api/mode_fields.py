@@ -27,7 +27,7 @@ A = TypeVar("A", bound=ApiModel)
 
 
 def with_mode_groups(model: type[M]) -> type[M]:
-    """`model` with a field for the settings of each mode, and the rules that refuse settings of another mode."""
+    """Add to `model` a field for the settings of each mode, and the rules that refuse settings of another mode."""
     groups: dict[str, Any] = {
         mode.name: (mode.settings, Field(default_factory=mode.settings, description=_group_help(mode)))
         for mode in MODE_LIST
@@ -41,7 +41,7 @@ def with_mode_groups(model: type[M]) -> type[M]:
 
 
 def with_score_fields(model: type[A]) -> type[A]:
-    """`model` with the scores of each mode, for every policy that is scored on the held-out rows."""
+    """Add to `model` the scores of each mode, for every policy that is scored on the held-out rows."""
     fields: dict[str, Any] = {
         f"{policy}_{score.name}": (float | None, Field(None, description=_score_help(mode, score, whose)))
         for mode in MODE_LIST
@@ -52,18 +52,18 @@ def with_score_fields(model: type[A]) -> type[A]:
 
 
 def mode_help() -> str:
-    """Each mode and how it learns."""
+    """Return each mode and how it learns, as sentences."""
     return " ".join(f"{mode.name}: {mode.help}." for mode in MODE_LIST)
 
 
 def learning_rates() -> str:
-    """The default of each mode: `2e-4 for a and 5e-5 for b`."""
+    """Return the default of each mode: `2e-4 for a and 5e-5 for b`."""
     *others, last = (f"{_short(mode.default_learning_rate)} for {mode.name}" for mode in MODE_LIST)
     return f"{', '.join(others)} and {last}"
 
 
 def without_dropout() -> str:
-    """Which modes leave `lora.dropout` alone, as the end of a sentence."""
+    """Return which modes leave `lora.dropout` alone, as the end of a sentence."""
     return "".join(f"; {mode.name} trains without" for mode in MODE_LIST if not mode.uses_dropout)
 
 
@@ -72,7 +72,7 @@ def _group_help(mode: Mode[Any]) -> str:
 
 
 def _rules() -> list[Rule]:
-    """Settings that the mode would ignore are refused; defaults written out pass, so that a complete dump is read."""
+    """Refuse settings that the mode would ignore; defaults written out pass, so that a complete dump is read."""
     return [rule for mode in MODE_LIST if mode.settings is not None for rule in _rules_of(mode, mode.settings)]
 
 
@@ -84,7 +84,7 @@ def _rules_of(mode: Mode[Any], settings: type[ApiModel]) -> list[Rule]:
 
 
 def _takes_fractions(annotation: Any) -> bool:
-    """Whether `float` is the type or is under Annotated and Optional; asking a JSON schema would slow --help down."""
+    """Return whether `float` is the type or under Annotated and Optional; a JSON schema would slow --help down."""
     return annotation is float or any(map(_takes_fractions, get_args(annotation)))
 
 
@@ -104,6 +104,6 @@ def _score_help(mode: Mode[Any], score: Score, whose: str) -> str:
 
 
 def _short(rate: float) -> str:
-    """2e-4, as papers write it."""
+    """Write a rate as papers do: 2e-4."""
     digits, _, exponent = f"{rate:e}".partition("e")
     return f"{float(digits):g}e{int(exponent)}"

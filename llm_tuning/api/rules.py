@@ -37,12 +37,12 @@ class Rule:
             raise FieldError(self.field, self.message) if self.field else ValueError(self.message)
 
     def written(self) -> Any:
-        """The rule as the CRD has it."""
+        """Return the rule as the CRD has it."""
         return rule(self.cel, self.message, field=f".{self.field}" if self.field else None)
 
 
 def exactly_one_of(one: str, other: str) -> Rule:
-    """One of two fields, by their names on the wire, is given and the other is not."""
+    """Build the rule that one of two fields, by their names on the wire, is given and the other is not."""
     names = to_snake(one), to_snake(other)
     return Rule(
         f"has(self.{one}) != has(self.{other})",
@@ -71,7 +71,7 @@ class RuledModel(ApiModel):
 
 
 def cel_literal(value: object, *, number: bool = False) -> str:
-    """A default as CEL writes it; `number` for fields that take fractions, which CEL compares with doubles only."""
+    """Write a default in CEL; `number` for fields that take fractions, which CEL compares with doubles only."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):

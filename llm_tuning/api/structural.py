@@ -55,13 +55,13 @@ _TURNED = (
 
 
 def structural_schema(model: type[ApiModel]) -> Schema:
-    """The structural schema of `model`. Raises ValueError for a keyword that the API server has no form of."""
+    """Build the structural schema of `model`. Raises ValueError for a keyword that the API server has no form of."""
     schema = model.model_json_schema(by_alias=True)
     return _converted(schema, schema.get("$defs", {}), model.__name__)
 
 
 def rule(expression: str, message: str, *, field: str | None = None) -> JsonValue:
-    """A CEL rule; `field` is the path, below the object that has the rule, which a refusal names."""
+    """Build a CEL rule; `field` is the path, below the object that has the rule, which a refusal names."""
     return {"rule": expression, "message": message, **({"fieldPath": field} if field else {})}
 
 
@@ -102,7 +102,7 @@ def _converted(node: Schema, definitions: dict[str, Schema], at: str) -> Schema:
 
 
 def _written_out(node: Schema, definitions: dict[str, Schema], at: str) -> Schema:
-    """`node` with its reference, or the type beside null, put in; what stands beside it wins."""
+    """Put the reference of `node`, or the type beside null, into it; what stands beside it wins."""
     if "$ref" in node:
         target = definitions[node["$ref"].removeprefix("#/$defs/")]
         return _written_out({**target, **_without(node, "$ref")}, definitions, at)
@@ -119,12 +119,12 @@ def _without(node: Schema, key: str) -> Schema:
 
 
 def _with_group_default(node: Schema, converted: Schema, *, required: bool) -> Schema:
-    """pydantic tells no default made by a factory; a plain group that is not required has one."""
+    """Add the default {} of a plain group that is not required: pydantic writes no default made by a factory."""
     return {"default": {}, **converted} if "$ref" in node and not required else converted
 
 
 def _rule_of_minimum(minimum: float) -> JsonValue:
-    """For a value written as a whole number, the server cuts the minimum to a whole one: 0 would pass 0.001."""
+    """Build a minimum's rule: of a value written as a whole number the server cuts it to a whole one (0.001 to 0)."""
     return rule(f"self >= {minimum!r}", f"should be greater than or equal to {minimum!r}")
 
 

@@ -34,7 +34,7 @@ def check_model_id(value: str) -> str:
 
 
 def form_model_id(mode: str, base_name: str, *, created: int, digest: str) -> str:
-    """Name a run that was not given a model_id; `created` is Unix time, `digest` six hex digits that no other run has."""
+    """Form the model_id of a run without one; `created` is Unix time, `digest` six hex digits that no other run has."""
     name = re.sub(r"[^A-Za-z0-9._-]", "-", base_name)[:BASE_NAME_CHARACTERS] or "base"
     return f"ft_{mode}_{name}_{created}_{digest}"
 
@@ -154,11 +154,11 @@ class TrainingSpec(ApiModel):
     )
 
     def effective_batch_size(self, devices: int) -> int:
-        """Rows in one optimizer step over all devices."""
+        """Return the rows in one optimizer step over all devices."""
         return self.batch_size * self.gradient_accumulation_steps * devices
 
     def resolved_learning_rate(self, mode: str) -> float:
-        """The learning rate in use, where the default depends on the mode."""
+        """Return the learning rate in use, where the default depends on the mode."""
         if self.learning_rate is not None:
             return self.learning_rate
         return MODES[mode].default_learning_rate
@@ -182,7 +182,7 @@ class LoraSpec(ApiModel):
     ] = Field(ALL_LINEAR, description="`all-linear`, or module names with commas between: `q_proj,v_proj`.")
 
     def module_names(self) -> str | list[str]:
-        """`target_modules` as PEFT's LoraConfig takes it."""
+        """Return `target_modules` as PEFT's LoraConfig takes it."""
         return ALL_LINEAR if self.target_modules == ALL_LINEAR else self.target_modules.split(",")
 
 
@@ -224,7 +224,7 @@ def check_devices(text: str) -> str:
 
 
 def device_names(text: str) -> list[str]:
-    """`0,1` -> [cuda:0, cuda:1]; `cpu,cpu` -> [cpu, cpu]: one process each. Raises ValueError."""
+    """Parse `0,1` to [cuda:0, cuda:1] and `cpu,cpu` to [cpu, cpu]: one process each. Raises ValueError."""
     names = [part.strip() for part in text.split(",")]
     if all(name == "cpu" for name in names):
         return names

@@ -305,14 +305,14 @@ def _changes(old: ApiModel, new: ApiModel, at: str, *, but: tuple[str, ...] = ()
 
 
 def read_status(raw: Any) -> TuningJobStatus:
-    """The status of an object as it is stored; fields that only another version of the operator knows are left out."""
+    """Read the status of an object as it is stored; fields that only another version of the operator has are dropped."""
     return TuningJobStatus.model_validate(raw if isinstance(raw, dict) else {}, strict=False, extra="ignore")
 
 
 def tuning_config(
     spec: TuningJobSpec, *, root: Path, start_model_id: str | None = None, dataset_file: Path | None = None
 ) -> TuningConfig:
-    """`spec` as the configuration of a run, where the claim is mounted at `root` and a ConfigMap's file is given."""
+    """Build a run's configuration from `spec`: the claim is mounted at `root`, a ConfigMap's file is given."""
     dataset = dataset_file if spec.dataset.path is None else root / spec.dataset.path
     if dataset is None:
         raise ValueError("dataset_file is needed where the dataset is a ConfigMap's")
@@ -327,5 +327,5 @@ def tuning_config(
 
 
 def _handed_over(to: type[M], value: ApiModel, **differing: Any) -> M:
-    """`value`, of a class that has all the fields of `to`, as one of those; every field but the `differing` ones."""
+    """Turn `value`, whose class has all the fields of `to`, into one of those: every field but the `differing`."""
     return to(**{name: getattr(value, name) for name in to.model_fields} | differing)

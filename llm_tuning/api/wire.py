@@ -30,7 +30,7 @@ class WireModel(RuledModel):
 
     @classmethod
     def read(cls, values: Mapping[str, Any], *, where: str = "") -> Self:
-        """What the API server has stored, perhaps by another version: as `parse`, but unknown fields are left out."""
+        """Read what the API server has stored, perhaps by another version: as `parse`, but drop unknown fields."""
         try:
             known = _as_read(values, _schema_of(cls))
             return cls.model_validate(known, extra="ignore", by_alias=True, by_name=False)

@@ -51,7 +51,7 @@ class AsyncTuningClient:
         kubeconfig: str | Path | None = None,
         connection: Connection | None = None,
     ) -> None:
-        """By default the cluster, user and namespace that kubectl would use, or the pod's own. See Connection.load."""
+        """Connect, by default as kubectl would or as the pod this runs in; see Connection.load."""
         given = connection or Connection.load(namespace=namespace, context=context, kubeconfig=kubeconfig)
         self._api = Api(given)
         self._seen: dict[str, dict[int, float]] = {}
@@ -61,7 +61,7 @@ class AsyncTuningClient:
         return self._api.connection.namespace
 
     async def close(self) -> None:
-        """Let go of the connections."""
+        """Close the connections."""
         await self._api.close()
 
     async def __aenter__(self) -> Self:
@@ -91,11 +91,11 @@ class AsyncTuningClient:
         return await self._new_service(build_inference_service(name, fields))
 
     async def suspend(self, name: str) -> AsyncJob:
-        """Have the pods of a TuningJob end, after a checkpoint."""
+        """Suspend a TuningJob: its pods end, after a checkpoint."""
         return await self._patch(name, {"spec": {"suspend": True}})
 
     async def resume(self, name: str) -> AsyncJob:
-        """Let a suspended TuningJob go on where it was."""
+        """Resume a suspended TuningJob from its last checkpoint."""
         return await self._patch(name, {"spec": {"suspend": False}})
 
     async def delete(self, name: str) -> None:
@@ -106,26 +106,26 @@ class AsyncTuningClient:
         """Delete an InferenceService and all that serves it; the adapters stay on the claim."""
         await self._api.call("DELETE", f"{self._services}/{name}")
 
-    # --- looked at ---------------------------------------------------------------------------------------------------
+    # --- read and watched --------------------------------------------------------------------------------------------
 
     async def get(self, name: str) -> AsyncJob:
-        """A TuningJob as it is now."""
+        """Read a TuningJob as it is now."""
         return self._job(await self._api.call("GET", f"{self._jobs}/{name}"))
 
     async def get_service(self, name: str) -> AsyncService:
-        """An InferenceService as it is now."""
+        """Read an InferenceService as it is now."""
         return self._service(await self._api.call("GET", f"{self._services}/{name}"))
 
     async def list(self) -> Sequence[AsyncJob]:
-        """The namespace's TuningJobs."""
+        """List the namespace's TuningJobs."""
         return [self._job(item) for item in (await self._api.call("GET", self._jobs))["items"]]
 
     async def list_services(self) -> Sequence[AsyncService]:
-        """The namespace's InferenceServices."""
+        """List the namespace's InferenceServices."""
         return [self._service(item) for item in (await self._api.call("GET", self._services))["items"]]
 
     async def watch(self, name: str) -> AsyncGenerator[AsyncJob, None]:
-        """A TuningJob as it is now and after each change, to its end; raises NotFound when it is deleted."""
+        """Yield a TuningJob as it is now and after each change, to its end; raises NotFound when it is deleted."""
         async with aclosing(self._watch(self._jobs, name, tuning_job.KIND)) as versions:
             async for raw in versions:
                 job = self._job(raw)
@@ -134,7 +134,7 @@ class AsyncTuningClient:
                     return
 
     async def watch_service(self, name: str) -> AsyncGenerator[AsyncService, None]:
-        """An InferenceService as it is now and after each change, without end; raises NotFound when it is deleted."""
+        """Yield an InferenceService now and after each change, without end; raises NotFound when it is deleted."""
         async with aclosing(self._watch(self._services, name, inference_service.KIND)) as versions:
             async for raw in versions:
                 yield self._service(raw)
@@ -142,10 +142,10 @@ class AsyncTuningClient:
     async def wait(
         self, name: str, *, timeout_seconds: float | None = None, progress: bool | TextIO = True
     ) -> AsyncJob:
-        """The finished TuningJob; `progress` (True: on standard error) shows how far it is and what stalls it.
+        """Wait for the finished TuningJob; `progress` (True: on standard error) shows how far it is and what stalls it.
 
         Raises TuningFailed with the job's reason and message where there is no adapter, WaitTimeout when time is up
-        (the job goes on), and NotFound when it is deleted.
+        (the job continues), and NotFound when it is deleted.
         """
         what = (f"TuningJob {name}", "finished")
         job = await wait_until(
@@ -157,7 +157,7 @@ class AsyncTuningClient:
     async def wait_service(
         self, name: str, *, timeout_seconds: float | None = None, progress: bool | TextIO = True
     ) -> AsyncService:
-        """The InferenceService once every route answers as it was trained.
+        """Wait for the InferenceService whose every route answers as it was trained.
 
         One that cannot get ready is waited for as well, since what is in its way may be put right: give a limit.
         Raises WaitTimeout with what was in the way, and NotFound when it is deleted.
@@ -169,13 +169,13 @@ class AsyncTuningClient:
         )
 
     async def logs(self, name: str, *, follow: bool = True) -> AsyncGenerator[str, None]:
-        """Lines of the pods of the stage that a TuningJob is at, and with `follow` of all later ones to its end."""
+        """Yield log lines of the pods of a TuningJob's present stage, with `follow` of all later ones to its end."""
         async with aclosing(follow_logs(self._api, self._jobs, name, follow=follow)) as lines:
             async for line in lines:
                 yield line
 
     async def losses(self, name: str) -> Sequence[LossPoint]:
-        """The loss curve of a TuningJob: from its pods' logs or, where they are gone, what this client has seen."""
+        """Read the loss curve of a TuningJob: from its pods' logs or, if they are gone, what this client has seen."""
         job = await self.get(name)
         return await read_losses(self._api, job.uid) or self._curve(job)
 
@@ -209,7 +209,7 @@ class AsyncTuningClient:
         api_key: str | None = None,
         **parameters: Any,
     ) -> AsyncGenerator[str, None]:
-        """As `chat`, but the text comes piece by piece while it is made."""
+        """Ask as `chat` does, and yield the text piece by piece while it is made."""
         body = chat.request_body(await self.get_service(name), message, model, parameters)
         async with aclosing(chat.stream(self._api, name, body, api_key=api_key)) as pieces:
             async for piece in pieces:
@@ -282,36 +282,36 @@ class AsyncJob(TuningJobView):
     _losses: Sequence[LossPoint] = PrivateAttr(default=())
 
     async def refresh(self) -> AsyncJob:
-        """The TuningJob as it is now."""
+        """Read the TuningJob as it is now."""
         return await self._client.get(self.name)
 
     def watch(self) -> AsyncGenerator[AsyncJob, None]:
-        """As AsyncTuningClient.watch."""
+        """Yield the TuningJob now and after each change; see AsyncTuningClient.watch."""
         return self._client.watch(self.name)
 
     async def wait(self, *, timeout_seconds: float | None = None, progress: bool | TextIO = True) -> AsyncJob:
-        """As AsyncTuningClient.wait."""
+        """Wait until the TuningJob has finished; see AsyncTuningClient.wait."""
         return await self._client.wait(self.name, timeout_seconds=timeout_seconds, progress=progress)
 
     def logs(self, *, follow: bool = True) -> AsyncGenerator[str, None]:
-        """As AsyncTuningClient.logs."""
+        """Yield the lines of its pods' logs; see AsyncTuningClient.logs."""
         return self._client.logs(self.name, follow=follow)
 
     async def losses(self) -> Sequence[LossPoint]:
-        """As AsyncTuningClient.losses; afterwards a notebook shows the curve."""
+        """Read the loss curve, which a notebook shows afterwards; see AsyncTuningClient.losses."""
         self._losses = await self._client.losses(self.name)
         return self._losses
 
     async def suspend(self) -> AsyncJob:
-        """As AsyncTuningClient.suspend."""
+        """Suspend the TuningJob; see AsyncTuningClient.suspend."""
         return await self._client.suspend(self.name)
 
     async def resume(self) -> AsyncJob:
-        """As AsyncTuningClient.resume."""
+        """Resume the TuningJob; see AsyncTuningClient.resume."""
         return await self._client.resume(self.name)
 
     async def delete(self) -> None:
-        """As AsyncTuningClient.delete."""
+        """Delete the TuningJob; see AsyncTuningClient.delete."""
         await self._client.delete(self.name)
 
     async def serve(self, name: str | None = None, **fields: Unpack[ServeFields]) -> AsyncService:
@@ -328,11 +328,11 @@ class AsyncService(InferenceServiceView):
     _client: AsyncTuningClient = PrivateAttr()
 
     async def refresh(self) -> AsyncService:
-        """The InferenceService as it is now."""
+        """Read the InferenceService as it is now."""
         return await self._client.get_service(self.name)
 
     async def wait(self, *, timeout_seconds: float | None = None, progress: bool | TextIO = True) -> AsyncService:
-        """As AsyncTuningClient.wait_service."""
+        """Wait until the InferenceService is ready; see AsyncTuningClient.wait_service."""
         return await self._client.wait_service(self.name, timeout_seconds=timeout_seconds, progress=progress)
 
     async def chat(
@@ -343,7 +343,7 @@ class AsyncService(InferenceServiceView):
         api_key: str | None = None,
         **parameters: Any,
     ) -> ChatAnswer:
-        """As AsyncTuningClient.chat."""
+        """Ask the InferenceService; see AsyncTuningClient.chat."""
         return await self._client.chat(self.name, message, model=model, api_key=api_key, **parameters)
 
     def chat_stream(
@@ -354,11 +354,11 @@ class AsyncService(InferenceServiceView):
         api_key: str | None = None,
         **parameters: Any,
     ) -> AsyncGenerator[str, None]:
-        """As AsyncTuningClient.chat_stream."""
+        """Ask the InferenceService and yield the text as it is made; see AsyncTuningClient.chat_stream."""
         return self._client.chat_stream(self.name, message, model=model, api_key=api_key, **parameters)
 
     async def delete(self) -> None:
-        """As AsyncTuningClient.delete_service."""
+        """Delete the InferenceService; see AsyncTuningClient.delete_service."""
         await self._client.delete_service(self.name)
 
     def _repr_html_(self) -> str:

@@ -48,7 +48,7 @@ class Api:
         )
 
     async def close(self) -> None:
-        """Let go of the connections."""
+        """Close the connections."""
         await self._http.aclose()
 
     async def call(
@@ -60,7 +60,7 @@ class Api:
         body: Raw | None = None,
         content_type: str = "application/json",
     ) -> Raw:
-        """One request and its JSON answer; raises InputError or a ClusterError."""
+        """Send one request and return its JSON answer; raises InputError or a ClusterError."""
         content = None if body is None else json.dumps(body)
         headers = {"Content-Type": content_type} if body is not None else {}
         request: dict[str, Any] = {"params": query, "content": content, "headers": headers}
@@ -74,7 +74,7 @@ class Api:
     async def open(
         self, method: str, path: str, *, refusal: Refusal = fault, **request: Any
     ) -> AsyncIterator[httpx.Response]:
-        """An answer whose body is still to come; raises as `call` does. `request` is httpx's.
+        """Yield an answer whose body is still to come; raises as `call` does. `request` is httpx's.
 
         `refusal` makes the error of a status that is no success, where the answer is not the API server's own.
         """
@@ -99,16 +99,16 @@ class Api:
     async def lines(
         self, method: str, path: str, *, silent_seconds: float, **request: Any
     ) -> AsyncGenerator[str, None]:
-        """The lines of an answer as they come; raises Unavailable after `silent_seconds` without a byte."""
+        """Yield the lines of an answer as they come; raises Unavailable after `silent_seconds` without a byte."""
         timeout = httpx.Timeout(REQUEST_SECONDS, connect=CONNECT_SECONDS, read=silent_seconds, pool=None)
         async with self.open(method, path, timeout=timeout, **request) as response:
             async for line in lines_of(response):
                 yield line
 
     async def watch(self, path: str, name: str) -> AsyncGenerator[Raw | None, None]:
-        """Every version of the object `name` in the collection `path`, from the one there is now on; None without it.
+        """Yield every version of the object `name` in the collection `path`, from the present one on; None without it.
 
-        It never ends by itself: a connection that is cut and a version that is forgotten (410) are gone on from. Raises
+        It never ends by itself: it continues after a cut connection and a forgotten version (410). Raises
         a ClusterError where the server refuses, or does not answer for RECONNECT_SECONDS.
         """
         version, attempt, silent_since = "", 0, math.inf
@@ -128,7 +128,7 @@ class Api:
             except Expired:
                 version, pause = "", PAUSES[min(attempt, len(PAUSES) - 1)]
             except Unavailable as error:
-                # Right at the start there is nothing to go on from: a wrong address is said at once.
+                # Right at the start there is nothing to continue from: a wrong address is reported at once.
                 if math.isinf(silent_since) or time.monotonic() - silent_since > RECONNECT_SECONDS:
                     raise
                 pause = max(PAUSES[min(attempt, len(PAUSES) - 1)], error.retry_after_seconds)
@@ -154,7 +154,7 @@ class Api:
 
 
 async def lines_of(response: httpx.Response) -> AsyncGenerator[str, None]:
-    """Lines that end with a line feed, and nothing else: httpx ends them at every separator that Unicode has."""
+    """Yield lines, ended by a line feed alone: httpx ends them at every separator that Unicode has."""
     rest = b""
     async for data in response.aiter_bytes():
         *whole, rest = (rest + data).split(b"\n")
@@ -165,7 +165,7 @@ async def lines_of(response: httpx.Response) -> AsyncGenerator[str, None]:
 
 
 def json_of(text: bytes | str) -> Any:
-    """The JSON value, or None where it is none."""
+    """Parse the JSON value, None where it is none."""
     try:
         return json.loads(text)
     except ValueError:

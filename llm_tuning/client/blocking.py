@@ -80,7 +80,7 @@ class Blocking:
         kubeconfig: str | Path | None = None,
         connection: Connection | None = None,
     ) -> None:
-        """By default the cluster, user and namespace that kubectl would use, or the pod's own. See Connection.load."""
+        """Connect, by default as kubectl would or as the pod this runs in; see Connection.load."""
         self._client = AsyncTuningClient(
             namespace=namespace, context=context, kubeconfig=kubeconfig, connection=connection
         )

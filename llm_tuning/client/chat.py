@@ -35,7 +35,7 @@ Message = dict[str, Any]
 
 @dataclass(frozen=True)
 class ChatAnswer:
-    """What a model has said."""
+    """A model's answer."""
 
     text: str
     model_id: str
@@ -50,7 +50,7 @@ class ChatAnswer:
 def request_body(
     service: InferenceServiceView, message: str | Sequence[Message], model: str | None, parameters: dict[str, Any]
 ) -> Raw:
-    """The body of a request; raises InputError where the model has to be named and is not."""
+    """Build the body of a request; raises InputError where the model has to be named and is not."""
     messages = [{"role": "user", "content": message}] if isinstance(message, str) else list(message)
     routes = [route.name for route in service.spec.routes]
     if model is None and len(routes) > 1:
@@ -61,7 +61,7 @@ def request_body(
 
 
 async def complete(api: Api, name: str, body: Raw, *, api_key: str | None) -> ChatAnswer:
-    """One whole answer; raises NotServed in the service's words, or a ClusterError."""
+    """Return one whole answer; raises NotServed in the service's words, or a ClusterError."""
     timeout = httpx.Timeout(REQUEST_SECONDS, connect=CONNECT_SECONDS, read=SILENT_SECONDS, pool=None)
     async with api.open("POST", _path(api, name), timeout=timeout, **_request(body, api_key)) as response:
         answer = json_of(await response.aread())
@@ -73,7 +73,7 @@ async def complete(api: Api, name: str, body: Raw, *, api_key: str | None) -> Ch
 
 
 async def stream(api: Api, name: str, body: Raw, *, api_key: str | None) -> AsyncGenerator[str, None]:
-    """The answer's text, piece by piece; raises as `complete`, also in the middle."""
+    """Yield the answer's text, piece by piece; raises as `complete`, also in the middle."""
     request = _request({**body, "stream": True}, api_key)
     async with aclosing(api.lines("POST", _path(api, name), silent_seconds=SILENT_SECONDS, **request)) as lines:
         async for line in lines:
@@ -101,7 +101,7 @@ def _request(body: Raw, api_key: str | None) -> dict[str, Any]:
 
 
 def _refusal(doing: str, status: int, answer: Any) -> TuningError:
-    """The API server's own refusals are Status objects; everything else is the service's."""
+    """Build the error: the API server's own refusals are Status objects; everything else is the service's."""
     answer = answer if isinstance(answer, dict) else {}
     if answer.get("kind") == "Status":
         return fault(doing, status, answer)

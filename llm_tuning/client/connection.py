@@ -45,7 +45,7 @@ class Connection:
     def load(
         cls, *, namespace: str | None = None, context: str | None = None, kubeconfig: str | Path | None = None
     ) -> Connection:
-        """As kubectl finds it: `kubeconfig`, else $KUBECONFIG, else ~/.kube/config, else the pod's service account.
+        """Find the cluster as kubectl does: by `kubeconfig`, $KUBECONFIG, ~/.kube/config, or the pod's service account.
 
         `namespace` is by default that of the context or of the pod. Raises InputError where nothing of it can be used.
         """
@@ -105,7 +105,7 @@ def _tls(configuration: Any) -> ssl.SSLContext | None:
 
 
 def _proxy(configuration: Any) -> str | None:
-    """The context's proxy-url, or that of the environment unless NO_PROXY has the server."""
+    """Return the context's proxy-url, or that of the environment unless NO_PROXY has the server."""
     host = urlsplit(configuration.host).hostname or ""
     bypass = configuration.no_proxy and proxy_bypass_environment(host, {"no": configuration.no_proxy})
     return None if bypass or not configuration.proxy else str(configuration.proxy)

@@ -1,4 +1,4 @@
-"""What a notebook shows of an object: a small table, what keeps it from going on, and the loss curve as SVG."""
+"""What a notebook shows of an object: a small table, what stalls it, and the loss curve as SVG."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Rows = list[tuple[str, str]]
 
 
 def job_html(job: TuningJobView, losses: Sequence[LossPoint] = ()) -> str:
-    """A TuningJob with its loss curve."""
+    """Build the HTML of a TuningJob with its loss curve."""
     rows: Rows = [("phase", job.phase), ("mode", job.spec.mode), ("base", job.spec.model.path)]
     status = job.status
     if status is not None:
@@ -44,7 +44,7 @@ def job_html(job: TuningJobView, losses: Sequence[LossPoint] = ()) -> str:
 
 
 def service_html(service: InferenceServiceView) -> str:
-    """An InferenceService with its adapters."""
+    """Build the HTML of an InferenceService with its adapters."""
     rows: Rows = [("ready", "yes" if service.is_ready else "no"), ("models", ", ".join(service.models))]
     if service.status is not None:
         rows.append(("replicas", f"{service.status.ready_replicas} of {service.spec.replicas} answer"))
@@ -67,7 +67,7 @@ def _card(title: str, rows: Rows) -> str:
 
 
 def loss_svg(losses: Sequence[LossPoint]) -> str:
-    """The curve with its bounds written at the axes; empty with fewer than two points."""
+    """Draw the curve as SVG, with its bounds written at the axes; empty with fewer than two points."""
     if len(losses) < 2:
         return ""
     points = losses[:: max(1, len(losses) // MOST_POINTS)]

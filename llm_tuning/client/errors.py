@@ -45,7 +45,7 @@ class Unavailable(ClusterError, ConnectionError):  # noqa: N818
 
 
 class Expired(ClusterError):  # noqa: N818
-    """410: the version that a watch goes on from is forgotten. It never leaves the client, which reads anew."""
+    """410: the version that a watch continues from is forgotten. It never leaves the client, which lists again."""
 
 
 class NotServed(TuningError, RuntimeError):  # noqa: N818
@@ -69,7 +69,7 @@ class WaitTimeout(TuningError, TimeoutError):  # noqa: N818
 
 
 def fault(doing: str, status: int, answer: Any) -> TuningError:
-    """The error of an HTTP status; `answer` is the API server's Status object, or whatever else came."""
+    """Build the error of an HTTP status; `answer` is the API server's Status object, or whatever else came."""
     answer = answer if isinstance(answer, dict) else {}
     text = f"{doing}: {answer.get('message') or f'HTTP status {status}'}"
     match status:
@@ -90,7 +90,7 @@ def fault(doing: str, status: int, answer: Any) -> TuningError:
 
 
 def _problems(doing: str, answer: dict[str, Any]) -> list[Problem]:
-    """One for each field that the server blames, in its words."""
+    """List a problem for each field that the server blames, in its words."""
     causes = (answer.get("details") or {}).get("causes") or []
     found = [Problem(str(cause.get("field", "")), str(cause.get("message", "is refused"))) for cause in causes]
     return found or [Problem(doing, str(answer.get("message") or "the API server finds fault with it"))]

@@ -10,11 +10,11 @@ from llm_tuning.client.objects import InferenceServiceView, TuningJobView, age_o
 from llm_tuning.progress.bar import clock
 
 UNSEEN_SECONDS = 10.0
-"""An operator that runs looks at a new object within a second or two."""
+"""An operator that runs reconciles a new object within a second or two."""
 
 
 def explain_job(job: TuningJobView, now: datetime | None = None) -> str:
-    """A TuningJob in a paragraph."""
+    """Explain a TuningJob in a paragraph."""
     now = now or datetime.now(UTC)
     if job.status is None or not job.conditions:
         return _unseen("TuningJob", job.name, job.namespace, job.metadata, now)
@@ -47,7 +47,7 @@ _RESUME = 'kubectl patch tj {name} -n {namespace} --type merge -p \'{{"spec": {{
 
 
 def explain_service(service: InferenceServiceView, now: datetime | None = None) -> str:
-    """An InferenceService in a paragraph."""
+    """Explain an InferenceService in a paragraph."""
     now = now or datetime.now(UTC)
     status, ready = service.status, service.conditions.get(ServiceConditionType.READY)
     if status is None or ready is None:

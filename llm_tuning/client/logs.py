@@ -1,6 +1,6 @@
 """The log of a TuningJob: the pods of the stage it is at (data check, then training), one after the other.
 
-A stream that is cut goes on after the last line that was seen, by the kubelet's own times.
+A stream that is cut continues after the last line that was seen, by the kubelet's own times.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from llm_tuning.progress.lines import read_line
 
 FOLLOWED = tuple(role.name for role in ROLES.values() if role.is_followed)
 LOOK_SECONDS = 2.0
-"""Between two looks for the next pod."""
+"""Between two lists for the next pod."""
 SILENT_SECONDS = 60.0
-"""A followed log without a line for so long is opened anew: a dead connection shows no other sign."""
+"""A followed log without a line for so long is opened again: a dead connection shows no other sign."""
 
 
 @dataclass(frozen=True)
 class LossPoint:
-    """The loss that a trainer has written down at a step."""
+    """The loss that a trainer has logged at a step."""
 
     step: int
     loss: float
 
 
 async def follow_logs(api: Api, jobs: str, name: str, *, follow: bool) -> AsyncGenerator[str, None]:
-    """Lines of the pods of TuningJob `name` in the collection `jobs`; with `follow` until it has finished.
+    """Yield lines of the pods of TuningJob `name` in the collection `jobs`; with `follow` until it has finished.
 
     It begins at the stage that runs now. Raises NotFound if there is no such TuningJob at the start.
     """
@@ -69,7 +69,7 @@ async def follow_logs(api: Api, jobs: str, name: str, *, follow: bool) -> AsyncG
 
 
 async def pods_of(api: Api, uid: str) -> list[Raw]:
-    """The pods that checked and trained, in the order in which they were made."""
+    """List the pods that checked and trained, in the order in which they were made."""
     path = f"/api/v1/namespaces/{api.connection.namespace}/pods"
     selector = f"{LABEL_UID}={uid},{LABEL_ROLE} in ({','.join(FOLLOWED)})"
     pods: list[Raw] = (await api.call("GET", path, query={"labelSelector": selector}))["items"]
@@ -77,7 +77,7 @@ async def pods_of(api: Api, uid: str) -> list[Raw]:
 
 
 async def read_losses(api: Api, uid: str) -> list[LossPoint]:
-    """The loss curve as far as the trainers' logs have it: a point each ten seconds, none where the pods are gone."""
+    """Read the loss curve from the trainers' logs: a point each ten seconds, none where the pods are gone."""
     lines: list[str] = []
     for pod in await pods_of(api, uid):
         if pod["metadata"]["labels"][LABEL_ROLE] == TRAIN and _has_started(pod):
@@ -86,7 +86,7 @@ async def read_losses(api: Api, uid: str) -> list[LossPoint]:
 
 
 def losses_in(lines: Sequence[str]) -> list[LossPoint]:
-    """The points among a trainer's lines; a resumed run goes back to its checkpoint and its later word counts."""
+    """Collect the points among a trainer's lines; a resumed run's later points replace those of its lost steps."""
     found: dict[int, float] = {}
     for line in map(read_line, lines):
         if line is not None and line.loss is not None:
@@ -95,14 +95,14 @@ def losses_in(lines: Sequence[str]) -> list[LossPoint]:
 
 
 def _state_of(pod: Raw) -> Raw:
-    """The state of the container that does the pod's work; others, such as a mesh's proxy, may stand beside it."""
+    """Return the state of the container that does the pod's work; a mesh's proxy may stand beside it."""
     name = ROLES[pod["metadata"]["labels"][LABEL_ROLE]].container
     statuses = pod.get("status", {}).get("containerStatuses") or ()
     return next((status.get("state") or {} for status in statuses if status["name"] == name), {})
 
 
 def _has_started(pod: Raw) -> bool:
-    """Whether there is a log."""
+    """Return whether there is a log."""
     return bool(_state_of(pod).keys() & {"running", "terminated"})
 
 
@@ -132,7 +132,7 @@ async def _pod_lines(api: Api, pod: Raw, *, follow: bool) -> AsyncGenerator[str,
         except NotFound:  # the pod has gone, and its log with it
             return
         except Unavailable:
-            if time.monotonic() - opened >= SILENT_SECONDS:  # nothing is wrong with a trainer that says nothing
+            if time.monotonic() - opened >= SILENT_SECONDS:  # nothing is wrong with a trainer that logs nothing
                 attempt = 0
             if not follow or attempt >= len(PAUSES):
                 raise
@@ -148,6 +148,6 @@ async def _is_running(api: Api, path: str) -> bool:
 
 
 def _sortable(written: str) -> str:
-    """RFC 3339 with nine digits of a second: the kubelet leaves zeros at the end out."""
+    """Pad an RFC 3339 time to nine digits of a second: the kubelet leaves zeros at the end out."""
     whole, _, fraction = written.rstrip("Z").partition(".")
     return f"{whole}.{fraction:0<9}"

@@ -39,12 +39,12 @@ class _Object:
         return {} if self.status is None else {condition.type: condition for condition in self.status.conditions}
 
     def is_true(self, kind: str) -> bool:
-        """Whether that condition is True."""
+        """Return whether that condition is True."""
         return kind in self.conditions and self.conditions[kind].status == "True"
 
     @property
     def trouble(self) -> str:
-        """`REASON: message` of what keeps it from going on; empty where nothing does."""
+        """`REASON: message` of what stalls it; empty where nothing does."""
         stalled = self.conditions.get(ConditionType.STALLED)
         return f"{stalled.reason}: {stalled.message}" if stalled is not None and stalled.status == "True" else ""
 
@@ -54,7 +54,7 @@ class TuningJobView(_Object, TuningJob):
 
     @classmethod
     def of(cls, raw: Mapping[str, Any]) -> Self:
-        """As it was answered by the API server; raises InputError for a spec that this version cannot read."""
+        """Parse what the API server answered; raises InputError for a spec that this version cannot read."""
         where = f"{raw['metadata']['name']}: spec"
         status = read_status(raw["status"]) if raw.get("status") else None
         spec = TuningJobSpec.read(raw["spec"], where=where)
@@ -80,7 +80,7 @@ class TuningJobView(_Object, TuningJob):
             raise TuningFailed(self.name, why.reason if why else "Unknown", why.message if why else "")
 
     def snapshot(self) -> Snapshot:
-        """Where it is, as the progress displays take it."""
+        """Return how far the TuningJob is, as the progress displays take it."""
         progress = self.status.progress if self.status is not None else None
         stage = f"{self.name} {self.phase}" + (f" ({self.trouble.split(':')[0]})" if self.trouble else "")
         if progress is None:
@@ -113,7 +113,7 @@ class InferenceServiceView(_Object, InferenceService):
 
     @classmethod
     def of(cls, raw: Mapping[str, Any]) -> Self:
-        """As it was answered by the API server; raises InputError for a spec that this version cannot read."""
+        """Parse what the API server answered; raises InputError for a spec that this version cannot read."""
         where = f"{raw['metadata']['name']}: spec"
         status = read_service_status(raw["status"]) if raw.get("status") else None
         spec = InferenceServiceSpec.read(raw["spec"], where=where)
@@ -132,7 +132,7 @@ class InferenceServiceView(_Object, InferenceService):
         return [*(route.name for route in self.spec.routes), self.spec.base_name]
 
     def snapshot(self) -> Snapshot:
-        """How many replicas answer, as the progress displays take it."""
+        """Return how many replicas answer, as the progress displays take it."""
         ready = self.conditions.get(ServiceConditionType.READY)
         stage = f"{self.name} {'Ready' if self.is_ready else ready.reason if ready is not None else 'Pending'}"
         answering = self.status.ready_replicas if self.status is not None else 0
@@ -155,7 +155,7 @@ class InferenceServiceView(_Object, InferenceService):
 
 
 def age_of(time: str, now: datetime | None = None) -> float:
-    """Seconds since an RFC 3339 time of the API server; 0 where there is none."""
+    """Return the seconds since an RFC 3339 time of the API server; 0 where there is none."""
     if not time:
         return 0.0
     return max(0.0, ((now or datetime.now(UTC)) - datetime.fromisoformat(time)).total_seconds())

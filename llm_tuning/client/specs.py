@@ -89,17 +89,17 @@ _USUAL = {"model": "path", "dataset": "path", "volume": "claimName", "serve": "n
 
 
 def build_tuning_job(name: str | None, fields: TuneFields) -> Raw:
-    """A TuningJob with these fields; without a name the server makes one. Raises InputError with every problem."""
+    """Build a TuningJob; without a name the server makes one. Raises InputError with every problem."""
     return checked(_object(tuning_job.KIND, name, f"{fields.get('mode') or DEFAULT_MODE}-", cast(Group, fields)))
 
 
 def build_inference_service(name: str, fields: ServeFields) -> Raw:
-    """An InferenceService with these fields; raises InputError with every problem."""
+    """Build an InferenceService; raises InputError with every problem."""
     return checked(_object(inference_service.KIND, name, "", cast(Group, fields)))
 
 
 def serving_fields(job: TuningJob, name: str) -> ServeFields:
-    """What serves the adapter of `job` on a route `name`: its base, its claim, and the job as the route's target."""
+    """Return what serves the adapter of `job` on a route `name`: its base, its claim, and the job as target."""
     target = {"tuningJob": str(job.metadata["name"])}
     return {
         "model": job.spec.model.path,
@@ -109,7 +109,7 @@ def serving_fields(job: TuningJob, name: str) -> ServeFields:
 
 
 def checked(values: Group | TuningJob | InferenceService) -> Raw:
-    """The object as it is sent, if the API server would take it; raises InputError with every problem."""
+    """Return the object as it is sent if the API server would take it; raises InputError with every problem."""
     plain = cast(Raw, _plain(values))
     kind = str(plain.get("kind"))
     if kind not in KINDS or plain.get("apiVersion") != API_VERSION:
@@ -131,7 +131,7 @@ def _object(kind: str, name: str | None, prefix: str, fields: Group) -> Raw:
 
 
 def _plain(value: Any) -> Any:
-    """Models as they are written on the wire, what was not set left out."""
+    """Dump models as they are written on the wire, what was not set left out."""
     if isinstance(value, ApiModel):
         return value.model_dump(mode="json", by_alias=True, exclude_unset=True) | _identity(value)
     if isinstance(value, Mapping):
@@ -142,7 +142,7 @@ def _plain(value: Any) -> Any:
 
 
 def _identity(value: ApiModel) -> Raw:
-    """Kind and version of a whole object, which nobody sets by hand."""
+    """Return kind and version of a whole object, which users leave out."""
     if isinstance(value, TuningJob | InferenceService):
         return {"apiVersion": value.api_version, "kind": value.kind}
     return {}

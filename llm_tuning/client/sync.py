@@ -43,11 +43,11 @@ class TuningClient(Blocking):
         return self._service(self._loop.run(self._client.serve(name, job=job, **fields)))
 
     def suspend(self, name: str) -> Job:
-        """Have the pods of a TuningJob end, after a checkpoint."""
+        """Suspend a TuningJob: its pods end, after a checkpoint."""
         return self._job(self._loop.run(self._client.suspend(name)))
 
     def resume(self, name: str) -> Job:
-        """Let a suspended TuningJob go on where it was."""
+        """Resume a suspended TuningJob from its last checkpoint."""
         return self._job(self._loop.run(self._client.resume(name)))
 
     def delete(self, name: str) -> None:
@@ -59,41 +59,41 @@ class TuningClient(Blocking):
         self._loop.run(self._client.delete_service(name))
 
     def get(self, name: str) -> Job:
-        """A TuningJob as it is now."""
+        """Read a TuningJob as it is now."""
         return self._job(self._loop.run(self._client.get(name)))
 
     def get_service(self, name: str) -> Service:
-        """An InferenceService as it is now."""
+        """Read an InferenceService as it is now."""
         return self._service(self._loop.run(self._client.get_service(name)))
 
     def list(self) -> Sequence[Job]:
-        """The namespace's TuningJobs."""
+        """List the namespace's TuningJobs."""
         return [self._job(job) for job in self._loop.run(self._client.list())]
 
     def list_services(self) -> Sequence[Service]:
-        """The namespace's InferenceServices."""
+        """List the namespace's InferenceServices."""
         return [self._service(service) for service in self._loop.run(self._client.list_services())]
 
     def watch(self, name: str) -> Iterator[Job]:
-        """A TuningJob as it is now and after each change, to its end; raises NotFound when it is deleted."""
+        """Yield a TuningJob as it is now and after each change, to its end; raises NotFound when it is deleted."""
         return map(self._job, self._loop.iterate(self._client.watch(name)))
 
     def watch_service(self, name: str) -> Iterator[Service]:
-        """An InferenceService as it is now and after each change, without end; raises NotFound when it is deleted."""
+        """Yield an InferenceService now and after each change, without end; raises NotFound when it is deleted."""
         return map(self._service, self._loop.iterate(self._client.watch_service(name)))
 
     def wait(self, name: str, *, timeout_seconds: float | None = None, progress: bool | TextIO = True) -> Job:
-        """The finished TuningJob; `progress` (True: on standard error) shows how far it is and what stalls it.
+        """Wait for the finished TuningJob; `progress` (True: on standard error) shows how far it is and what stalls it.
 
         Raises TuningFailed with the job's reason and message where there is no adapter, WaitTimeout when time is up
-        (the job goes on), and NotFound when it is deleted.
+        (the job continues), and NotFound when it is deleted.
         """
         return self._job(self._loop.run(self._client.wait(name, timeout_seconds=timeout_seconds, progress=progress)))
 
     def wait_service(
         self, name: str, *, timeout_seconds: float | None = None, progress: bool | TextIO = True
     ) -> Service:
-        """The InferenceService once every route answers as it was trained.
+        """Wait for the InferenceService whose every route answers as it was trained.
 
         One that cannot get ready is waited for as well, since what is in its way may be put right: give a limit.
         Raises WaitTimeout with what was in the way, and NotFound when it is deleted.
@@ -103,11 +103,11 @@ class TuningClient(Blocking):
         )
 
     def logs(self, name: str, *, follow: bool = True) -> Iterator[str]:
-        """Lines of the pods of the stage that a TuningJob is at, and with `follow` of all later ones to its end."""
+        """Yield log lines of the pods of a TuningJob's present stage, with `follow` of all later ones to its end."""
         return self._loop.iterate(self._client.logs(name, follow=follow))
 
     def losses(self, name: str) -> Sequence[LossPoint]:
-        """The loss curve of a TuningJob: from its pods' logs or, where they are gone, what this client has seen."""
+        """Read the loss curve of a TuningJob: from its pods' logs or, if they are gone, what this client has seen."""
         return self._loop.run(self._client.losses(name))
 
     def chat(
@@ -137,7 +137,7 @@ class TuningClient(Blocking):
         api_key: str | None = None,
         **parameters: Any,
     ) -> Iterator[str]:
-        """As `chat`, but the text comes piece by piece while it is made."""
+        """Ask as `chat` does, and yield the text piece by piece while it is made."""
         return self._loop.iterate(self._client.chat_stream(name, message, model=model, api_key=api_key, **parameters))
 
     def _job(self, found: TuningJobView) -> Job:
@@ -158,36 +158,36 @@ class Job(TuningJobView):
     _losses: Sequence[LossPoint] = PrivateAttr(default=())
 
     def refresh(self) -> Job:
-        """The TuningJob as it is now."""
+        """Read the TuningJob as it is now."""
         return self._client.get(self.name)
 
     def watch(self) -> Iterator[Job]:
-        """As TuningClient.watch."""
+        """Yield the TuningJob now and after each change; see TuningClient.watch."""
         return self._client.watch(self.name)
 
     def wait(self, *, timeout_seconds: float | None = None, progress: bool | TextIO = True) -> Job:
-        """As TuningClient.wait."""
+        """Wait until the TuningJob has finished; see TuningClient.wait."""
         return self._client.wait(self.name, timeout_seconds=timeout_seconds, progress=progress)
 
     def logs(self, *, follow: bool = True) -> Iterator[str]:
-        """As TuningClient.logs."""
+        """Yield the lines of its pods' logs; see TuningClient.logs."""
         return self._client.logs(self.name, follow=follow)
 
     def losses(self) -> Sequence[LossPoint]:
-        """As TuningClient.losses; afterwards a notebook shows the curve."""
+        """Read the loss curve, which a notebook shows afterwards; see TuningClient.losses."""
         self._losses = self._client.losses(self.name)
         return self._losses
 
     def suspend(self) -> Job:
-        """As TuningClient.suspend."""
+        """Suspend the TuningJob; see TuningClient.suspend."""
         return self._client.suspend(self.name)
 
     def resume(self) -> Job:
-        """As TuningClient.resume."""
+        """Resume the TuningJob; see TuningClient.resume."""
         return self._client.resume(self.name)
 
     def delete(self) -> None:
-        """As TuningClient.delete."""
+        """Delete the TuningJob; see TuningClient.delete."""
         self._client.delete(self.name)
 
     def serve(self, name: str | None = None, **fields: Unpack[ServeFields]) -> Service:
@@ -204,11 +204,11 @@ class Service(InferenceServiceView):
     _client: TuningClient = PrivateAttr()
 
     def refresh(self) -> Service:
-        """The InferenceService as it is now."""
+        """Read the InferenceService as it is now."""
         return self._client.get_service(self.name)
 
     def wait(self, *, timeout_seconds: float | None = None, progress: bool | TextIO = True) -> Service:
-        """As TuningClient.wait_service."""
+        """Wait until the InferenceService is ready; see TuningClient.wait_service."""
         return self._client.wait_service(self.name, timeout_seconds=timeout_seconds, progress=progress)
 
     def chat(
@@ -219,7 +219,7 @@ class Service(InferenceServiceView):
         api_key: str | None = None,
         **parameters: Any,
     ) -> ChatAnswer:
-        """As TuningClient.chat."""
+        """Ask the InferenceService; see TuningClient.chat."""
         return self._client.chat(self.name, message, model=model, api_key=api_key, **parameters)
 
     def chat_stream(
@@ -230,11 +230,11 @@ class Service(InferenceServiceView):
         api_key: str | None = None,
         **parameters: Any,
     ) -> Iterator[str]:
-        """As TuningClient.chat_stream."""
+        """Ask the InferenceService and yield the text as it is made; see TuningClient.chat_stream."""
         return self._client.chat_stream(self.name, message, model=model, api_key=api_key, **parameters)
 
     def delete(self) -> None:
-        """As TuningClient.delete_service."""
+        """Delete the InferenceService; see TuningClient.delete_service."""
         self._client.delete_service(self.name)
 
     def _repr_html_(self) -> str:

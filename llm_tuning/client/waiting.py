@@ -17,7 +17,7 @@ V = TypeVar("V", bound=Shown)
 
 
 class Watcher(Protocol):
-    """Is shown each version of an object."""
+    """Shows each version of an object."""
 
     def show(self, found: Shown) -> None: ...
 
@@ -68,7 +68,7 @@ class NoWatcher:
 
 
 def watcher_for(progress: bool | TextIO) -> Watcher:
-    """`progress` False shows nothing; True shows it on standard error, a stream there."""
+    """Return what shows `progress`: False nothing; True on standard error, a stream there."""
     if progress is False:
         return NoWatcher()
     stream = sys.stderr if progress is True else progress
@@ -83,7 +83,7 @@ async def wait_until(
     timeout_seconds: float | None,
     progress: bool | TextIO,
 ) -> V:
-    """The first of an object's versions that is done, each of them shown; `what` is the object and what it is to be.
+    """Show an object's versions and return the first that is done; `what` is the object and what it is to be.
 
     Raises WaitTimeout with the last one seen when time is up.
     """
