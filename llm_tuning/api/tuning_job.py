@@ -305,7 +305,7 @@ def _changes(old: ApiModel, new: ApiModel, at: str, *, but: tuple[str, ...] = ()
 
 
 def read_status(raw: Any) -> TuningJobStatus:
-    """Read the status of an object as it is stored; fields that only another version of the operator has are dropped."""
+    """Read the status of an object as it is stored; fields that only another version has are left out."""
     return TuningJobStatus.model_validate(raw if isinstance(raw, dict) else {}, strict=False, extra="ignore")
 
 

@@ -9,7 +9,7 @@ TuningError
 |   +-- Unavailable        no answer, too many requests, a fault of the server (ConnectionError)
 +-- NotServed              an InferenceService is there, but does not answer this request
 +-- TuningFailed           the TuningJob has finished without an adapter; has its reason and message
-+-- WaitTimeout            it was not over in time; the object goes on (TimeoutError)
++-- WaitTimeout            it was not over in time; the object continues (TimeoutError)
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ nothing is missing. Why nothing published is lost, without a lock, which on a ne
 
 - A model is published (renamed to its place) before its process heals, and manifests never change. So whoever lists
   the directory after that sees it, whatever the index says.
-- A writer may overwrite what another one just added. It looks again after its own rename, finds the directory that
+- A writer may overwrite what another one just added. It reads again after its own rename, finds the directory that
   its index lacks and adds it. Of several writers the last to rename is also the last to look.
 - A writer killed right after such a rename leaves an index that lacks a model; the next command of any kind adds it.
 - Hand-made entries and unknown fields are in no manifest. But every index ever written holds those of an index that
