@@ -19,6 +19,11 @@ async def seen_by_wait(client: AsyncTuningClient) -> list[str]:
     return [f"{job.phase} {job.snapshot().step}" async for job in client.watch("faq")]
 
 
+async def until_watched(server: FakeApiServer) -> None:
+    while not any("watch=true" in path for _, path, _, _ in server.requests):
+        await asyncio.sleep(0.01)
+
+
 async def run_through(server: FakeApiServer) -> None:
     for step in (1, 50):
         await server.put("tuningjobs", "faq", status=training(step))
@@ -83,7 +88,7 @@ async def test_a_cut_connection_goes_on_after_the_last_version(
 async def test_a_control_plane_that_restarts_is_waited_for(server: FakeApiServer, client: AsyncTuningClient) -> None:
     await server.put("tuningjobs", "faq", spec=SPEC)
     waiting = asyncio.create_task(client.wait("faq", progress=False))
-    await asyncio.sleep(0.1)
+    await until_watched(server)
     await server.stop()
     await asyncio.sleep(0.2)
     await server.put("tuningjobs", "faq", status=SUCCEEDED)
@@ -97,7 +102,7 @@ async def test_one_that_does_not_come_back_is_given_up(
     monkeypatch.setattr(api, "RECONNECT_SECONDS", 0.3)
     await server.put("tuningjobs", "faq", spec=SPEC)
     waiting = asyncio.create_task(client.wait("faq", progress=False))
-    await asyncio.sleep(0.1)
+    await until_watched(server)
     await server.stop()
     with pytest.raises(Unavailable, match="no answer from http://127"):
         await asyncio.wait_for(waiting, 5)
