@@ -29,7 +29,7 @@ EXIT_TRY_AGAIN = 75
 
 
 class Words(Protocol):
-    """How one edge calls what the library speaks of; paths are those of the API, in snake_case."""
+    """The names that one edge has for what the library speaks of; paths are those of the API, in snake_case."""
 
     def field(self, path: str) -> str: ...
 
@@ -42,16 +42,16 @@ class PlainWords:
     """The words of Python callers, logs and files: the setting's own name."""
 
     def field(self, path: str) -> str:
-        """`max_length` of `training.max_length`, and `model.path`, whose last part says nothing."""
+        """Return `max_length` of `training.max_length`, and `model.path` whole, whose last part says nothing."""
         name = path.rpartition(".")[2]
         return path if name in ("path", "uri") else name
 
     def setting(self, path: str, value: str) -> str:
-        """`set devices to cpu`."""
+        """Return how a setting is given: `set devices to cpu`."""
         return f"set {self.field(path)} to {value}"
 
     def command(self, name: str) -> str:
-        """The command as one types it."""
+        """Return the command as one types it."""
         return f"`tune-llm {name}`"
 
 
@@ -60,7 +60,7 @@ _PLACEHOLDER = re.compile(r"\{(field|set|command):([a-z_.]+(?: [a-z_]+)*)(?:=([^
 
 
 def in_words(text: str, words: Words = PLAIN) -> str:
-    """`text` with the words of an edge in place of its placeholders."""
+    """Return `text` with the words of an edge in place of its placeholders."""
 
     def word(found: re.Match[str]) -> str:
         kind, name, value = found.groups()
@@ -85,7 +85,7 @@ class Problem:
     field: str = ""
 
     def in_words(self, words: Words = PLAIN) -> Problem:
-        """This problem as an edge says it."""
+        """Return this problem in the words of an edge."""
         return replace(self, rule=in_words(self.rule, words), fix=in_words(self.fix, words))
 
     def __str__(self) -> str:

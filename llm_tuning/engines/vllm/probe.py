@@ -72,7 +72,7 @@ class VllmProbe:
             ) from None
 
     def logprobs(self, model: str, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
-        """log p(token t | tokens before t) for t >= 1 of every prompt, under the model of that name.
+        """Return log p(token t | tokens before t) for t >= 1 of every prompt, under the model of that name.
 
         One prompt at a time: with LoRA on, vLLM maps prompt log-probabilities of several requests in one step wrongly,
         and its CPU build ends (vllm-project/vllm#16668). `launch_llm.sh` starts it so that this cannot happen.
