@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the report and return the exit code; raises InputError if the dataset is refused (not with --json)."""
+    """Print the report and return the exit code; raises InputError if the data set is refused (not with --json)."""
     if not args.json:
         return _run(args)
     try:

@@ -1,6 +1,6 @@
 """Write the model card, README.md of an adapter: what it is, how to use it, and how good it was on held-out rows.
 
-It is written from the manifest alone, so that everything in it can be checked there, and holds no dataset text.
+It is written from the manifest alone, so that everything in it can be checked there, and holds no text of the data set.
 """
 
 from __future__ import annotations

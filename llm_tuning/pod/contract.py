@@ -123,7 +123,7 @@ class _Result(BaseModel):
     reason: Annotated[str, BeforeValidator(_one_word)]
     """One CamelCase word, of the condition."""
     message: Annotated[str, BeforeValidator(_one_line)] = ""
-    """A sentence or two for the condition: counts, field paths and row numbers, never a word of the dataset."""
+    """A sentence or two for the condition: counts, field paths and row numbers, never a word of the data set."""
 
 
 class CheckResult(_Result):

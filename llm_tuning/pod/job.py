@@ -69,7 +69,7 @@ class PodJob:
 
     @property
     def dataset_file(self) -> Path | None:
-        """The mounted file of a dataset in a ConfigMap."""
+        """The mounted file of a data set in a ConfigMap."""
         reference = self.input.spec.dataset.config_map
         return self.dataset_dir / reference.key if reference is not None else None
 
