@@ -250,7 +250,7 @@ class RowTokenizer:
 
 
 def _first_token_from(encoding: Encoding, character: int, end: int) -> int:
-    """Index of the first token that begins at `character` or later (len of the encoding: none)."""
+    """Return the index of the first token that begins at `character` or later (len of the encoding: none)."""
     for position in range(character, end):
         token = encoding.char_to_token(position)
         if token is None:
@@ -272,7 +272,7 @@ def _source(encoding: Encoding, token: int, text: str) -> str:
 
 
 def _stop_ids(folder: Path) -> list[int]:
-    """End tokens that the server takes from the base: generation_config.json, else config.json."""
+    """Read the end tokens that the server takes from the base: generation_config.json, else config.json."""
     for name in ("generation_config.json", "config.json"):
         value: Any = read_object(folder / name)
         if value:

@@ -64,13 +64,13 @@ def save_checkpoint(root: Path, step: int, write: Callable[[Path], None], keep: 
 
 
 def latest_checkpoint(root: Path) -> tuple[int, Path] | None:
-    """(optimizer steps done, folder) of the newest whole checkpoint under `root`, or None."""
+    """Return (optimizer steps done, folder) of the newest whole checkpoint under `root`, or None."""
     found = _checkpoints(root)
     return found[-1] if found else None
 
 
 def newest_whole(root: Path) -> tuple[int, Path] | None:
-    """As `latest_checkpoint`, after a look at every byte: damaged ones that are newer are set aside, with a warning.
+    """Return `latest_checkpoint` with every byte checked: damaged newer ones are set aside, with a warning.
 
     Raises InputError where all are damaged: to begin again is for the user to say. One process at a time may do this
     in `root`, before any reads the checkpoints.
@@ -98,7 +98,7 @@ def newest_whole(root: Path) -> tuple[int, Path] | None:
 
 
 def find_damage(folder: Path) -> str | None:
-    """What is wrong with the files of a checkpoint, None where every byte is as it was written."""
+    """Find what is wrong with the files of a checkpoint, None where every byte is as it was written."""
     try:
         written = read_json(folder / FILES)
         if written is None:
@@ -114,7 +114,7 @@ def find_damage(folder: Path) -> str | None:
 
 
 def _damage_by_form(folder: Path) -> str | None:
-    """As far as the files' own forms show it: for checkpoints of versions that wrote no `files.json`."""
+    """Find damage as far as the files' own forms show it: for checkpoints of versions that wrote no `files.json`."""
     there = {path.name for path in folder.iterdir()}
     if missing := max(_FILES_BEFORE, key=lambda names: len(names & there)) - there:
         return f"{min(missing)} is missing"

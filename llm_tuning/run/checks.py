@@ -27,7 +27,7 @@ class Collected:
         self._problems: list[Problem] = []
 
     def run(self, field: str, check: Callable[[], T]) -> T | None:
-        """What `check` returns, None if it found a problem. `field` is where in the API its subject comes from."""
+        """Return what `check` returns, None if it found a problem. `field` is its subject's place in the API."""
         try:
             return of_field(field, check)
         except InputError as error:
@@ -40,7 +40,7 @@ class Collected:
 
 
 def of_field(field: str, check: Callable[[], T]) -> T:
-    """What `check` returns; problems that it raises without an API field of their own are given `field`."""
+    """Return what `check` returns; problems that it raises without an API field of their own are given `field`."""
     try:
         return check()
     except InputError as error:

@@ -15,16 +15,16 @@ class Reporter(Protocol):
     """Where a recipe says how it goes. No method may block the training step."""
 
     def start(self, total_steps: int, start_step: int) -> None:
-        """Called before the first step; `start_step` is above 0 after a resume."""
+        """Begin the report, before the first step; `start_step` is above 0 after a resume."""
 
     def step(self, step: int, epoch: float, metrics: dict[str, float], tokens: int) -> None:
-        """Called once an optimizer step; `tokens` counts the real (not padded) tokens of this step over all ranks."""
+        """Report an optimizer step; `tokens` counts its real (not padded) tokens, summed over all ranks."""
 
     def metrics(self, step: int, metrics: dict[str, float]) -> None:
-        """Other values at a step, such as an evaluation."""
+        """Report other values at a step, such as an evaluation."""
 
     def stage(self, name: str) -> None:
-        """What the run is doing outside the steps, in a word or two: `evaluating`, `saving`."""
+        """Show what the run is doing outside the steps, in one or two words: `evaluating`, `saving`."""
 
 
 @dataclass(frozen=True)

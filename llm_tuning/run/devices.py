@@ -1,6 +1,6 @@
 """Which devices a run may use, and how much of it at a time; torch-free.
 
-Whether a GPU is really there is looked at when a rank starts.
+Whether a GPU is really there is checked when a rank starts.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import os
 from llm_tuning.api.tuning import TrainingSpec
 
 DEFAULT_DEVICES = ["cuda:0"]
-"""What `--devices` means when nothing is said; only this falls back to the CPU on a machine without CUDA."""
+"""What `--devices` means when it is not given; only this falls back to the CPU on a machine without CUDA."""
 
 CPU_TOKENS = 2048
-"""On a CPU larger passes gain nothing: a pass of this size already keeps the cores busy."""
+"""On a CPU larger micro-batches gain nothing: one of this size already keeps the cores busy."""
 CUDA_TOKENS = 4096
 """On a GPU; by estimate, not yet by measurement, room for a 7B base in bf16 on 80 GiB, or on 24 GiB with gradient
-checkpointing. A fixed number and not one by free memory: where dropout is on, passes decide which numbers it draws."""
+checkpointing. A fixed number and not one by free memory: with dropout micro-batches decide which numbers it draws."""
 
 
 LOGITS_AT_A_TIME = 2**22
@@ -27,22 +27,22 @@ many as the logits above allow for a vocabulary of 152k, take twice the time on 
 
 
 def positions_at_a_time(vocabulary: int) -> int:
-    """Positions whose logits are made at a time."""
+    """Return the number of positions whose logits are made at a time."""
     return max(POSITIONS_AT_A_TIME, LOGITS_AT_A_TIME // vocabulary)
 
 
 def gpu_required() -> bool:
-    """Whether this process was given GPUs and must not fall back to the CPU (set by the operator in trainer pods)."""
+    """Return whether this process must not fall back to the CPU, for the operator gave its pod GPUs."""
     return os.environ.get("LLM_TUNING_REQUIRE_GPU", "") == "1"
 
 
 def threads_per_process(processes: int) -> int:
-    """CPU threads each of `processes` on this machine may use."""
+    """Return the CPU threads that each of `processes` on this machine may use."""
     return max(1, len(os.sched_getaffinity(0)) // processes)
 
 
 def tokens_per_pass(training: TrainingSpec, device: str) -> int:
-    """`training.maxTokensPerPass`, or the default of the device: 2048 padded tokens on a CPU, 4096 on a GPU."""
+    """Return `training.maxTokensPerPass`, or the device's default: 2048 padded tokens on a CPU, 4096 on a GPU."""
     if training.max_tokens_per_pass is not None:
         return training.max_tokens_per_pass
     return CUDA_TOKENS if device.startswith("cuda") else CPU_TOKENS

@@ -119,7 +119,7 @@ def start_tracker(spec: RunSpec) -> Tracker:
 
 
 def build_manifest(spec: RunSpec, *, devices: list[str], mlflow: MlflowRecord | None) -> Manifest:
-    """The manifest of a run whose recipe has returned; `publish` adds the file hashes."""
+    """Build the manifest of a run whose recipe has returned; `publish` adds the file hashes."""
     config = spec.config
     report = read_json(spec.work / DATA_REPORT)
     start = read_manifest(spec.start_adapter) if spec.start_adapter else None
@@ -145,7 +145,7 @@ def build_manifest(spec: RunSpec, *, devices: list[str], mlflow: MlflowRecord | 
 
 
 def mlflow_record(tracker: Tracker) -> MlflowRecord | None:
-    """Where MLflow has the run; None without tracking, or when the store did not answer in time."""
+    """Return where MLflow has the run; None without tracking, or when the store did not answer in time."""
     run_id = tracker.run_id
     if run_id is None or tracker.store is None:
         return None
@@ -153,20 +153,22 @@ def mlflow_record(tracker: Tracker) -> MlflowRecord | None:
 
 
 def report_counts(spec: RunSpec) -> dict[str, int]:
-    """Rows read, kept and refused by the run's data check."""
+    """Return the rows read, kept and refused by the run's data check."""
     report = read_json(spec.work / DATA_REPORT)
     return {name: report[name] for name in ("rows", "kept", "refused")}
 
 
 def training_record(spec: RunSpec) -> TrainingRecord:
-    """How the training went, over all starts of the run; a recipe leaves how it ended (`stopped_early`, perhaps a
-    KL of what is saved) in `training.json`."""
+    """Summarise the training over all starts of the run.
+
+    A recipe leaves how it ended (`stopped_early`, perhaps a KL of what is saved) in `training.json`.
+    """
     ended = read_json(spec.work / TRAINING) or {}
     return TrainingRecord.model_validate(asdict(summarise(spec.work / METRICS)) | ended)
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of what made the adapter, this project's own among them."""
+    """Return the versions of what made the adapter, this project's own among them."""
     found = {"llm-tuning": __version__}
     for name in LIBRARIES:
         try:
@@ -177,7 +179,7 @@ def library_versions() -> dict[str, str]:
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"lora": {"rank": 8}}` as `{"lora.rank": 8}`, the way MLflow shows parameters; unset ones are left out."""
+    """Flatten `{"lora": {"rank": 8}}` to `{"lora.rank": 8}`, as MLflow shows parameters; unset ones are left out."""
     result: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, dict):

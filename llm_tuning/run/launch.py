@@ -45,7 +45,7 @@ def _error_file(spec: RunSpec, rank: int) -> Path:
 
 
 def _environment(spec: RunSpec) -> dict[str, str]:
-    """What the ranks find in their environment beside this process's own and torchrun's variables."""
+    """Build what the ranks find in their environment beside this process's own and torchrun's variables."""
     wanted = {PARENT_VARIABLE: str(os.getpid())}
     if logging.getLogger("llm_tuning").isEnabledFor(logging.DEBUG):
         wanted[DEBUG_VARIABLE] = "1"
@@ -82,7 +82,7 @@ def raise_cause(failures: dict[int, RankFailure], *, ranks: int, stopped: bool) 
 
 
 def _is_the_agents_work(failure: RankFailure, first: RankFailure) -> bool:
-    """Whether the agent ended this rank because of another; it passes SIGTERM on to all, SIGKILL to those that hang."""
+    """Return whether the agent ended this rank because of another: SIGTERM goes to all, SIGKILL to those that hang."""
     late = failure.seconds - first.seconds >= AGENT_KILLS_AFTER_SECONDS - 1  # some times are whole seconds
     return failure.exit_code == -signal.SIGTERM or (failure.exit_code == -signal.SIGKILL and late)
 

@@ -46,7 +46,7 @@ class Prepared:
         return self.output_dir / WORK_FOLDER / self.model_id
 
     def spec(self, data_hash: str, *, created: int | None = None) -> RunSpec:
-        """The run on rows of this hash; `created` is the time of its first start, where this is not it."""
+        """Build the run's spec on rows of this hash; `created` is the time of its first start, where this is not it."""
         start_hash = self.start.manifest.weight_hash if self.start else None
         decides = config_hash(
             self.config,

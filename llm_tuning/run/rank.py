@@ -84,7 +84,7 @@ def _train(spec: RunSpec, place: Place, reporter: Reporter) -> str:
 
 
 def usable_device(devices: list[str], local_rank: int) -> str:
-    """The device of this rank, seen to be there; the default falls back to the CPU, with one warning.
+    """Return this rank's device after checking that it is there; the default falls back to the CPU, with one warning.
 
     Raises InputError for a GPU number that this machine does not have, TryAgain where it has no CUDA at all.
     """

@@ -46,7 +46,7 @@ class RunReporter:
         self._show(replace(self._now, stage=TRAINING, step=start_step, total_steps=total_steps))
 
     def step(self, step: int, epoch: float, metrics: dict[str, float], tokens: int) -> None:
-        """One optimizer step with `tokens` real tokens over all ranks."""
+        """Report one optimizer step with `tokens` real tokens, summed over all ranks."""
         seconds = self._pace.step(step, tokens, time.monotonic())
         measured = {EPOCH: epoch, STEP_TOKENS: tokens, STEP_SECONDS: seconds}
         if self._pace.tokens_per_second is not None:
@@ -66,13 +66,13 @@ class RunReporter:
         )
 
     def metrics(self, step: int, metrics: dict[str, float]) -> None:
-        """Other values at a step, such as an evaluation."""
+        """Report other values at a step, such as an evaluation."""
         self._pace.resumed(time.monotonic())
         self._metrics_log.log(step, metrics)
         self._show(replace(self._now, metrics={**self._now.metrics, **metrics}))
 
     def stage(self, name: str) -> None:
-        """What the run does outside the steps, until `metrics` reports on it or a step is done."""
+        """Show what the run does outside the steps, until `metrics` reports on it or a step is done."""
         self._pace.interrupted(time.monotonic())
         self._show(replace(self._now, stage=name))
 
@@ -116,18 +116,18 @@ class Pace:
     def step(self, step: int, tokens: int, now: float) -> float:
         """Take in a step that ended `now`; returns the seconds since the one before."""
         seconds = now - self._last
-        if self._paused_at is None:  # otherwise nobody knows when this step began
+        if self._paused_at is None:  # otherwise it is unknown when this step began
             self._window.append((tokens, seconds - self._paused_seconds))
         self._paused_seconds, self._paused_at = 0.0, None
         self._last, self._step = now, step
         return seconds
 
     def interrupted(self, now: float) -> None:
-        """Something else than steps goes on from `now`."""
+        """Stop the clock of steps at `now`: something else is done."""
         self._paused_at = now
 
     def resumed(self, now: float) -> None:
-        """Steps go on `now`; nothing happens if they were not interrupted."""
+        """Continue the clock of steps `now`; no effect if it was not stopped."""
         if self._paused_at is not None:
             self._paused_seconds += now - self._paused_at
             self._paused_at = None

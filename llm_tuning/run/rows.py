@@ -36,12 +36,12 @@ def tokenise_rows(config: TuningConfig, out: Path, *, show_sample: bool) -> Repo
     if show_sample or color:
         form = MODES[config.mode].rows
         sample = render_sample(config.dataset.path, form=form, tokenizer_dir=base, encoder=encoder, color=color)
-        sys.stderr.write(sample)  # not a log line: logs never hold dataset text
+        sys.stderr.write(sample)  # not a log line: logs never hold text of the data set
     return report
 
 
 def hash_rows(config: TuningConfig) -> str:
-    """sha256 (hex) of the data set, for a run whose rows are tokenised already; raises InputError."""
+    """Hash the data set, for a run whose rows are tokenised already: sha256 (hex); raises InputError."""
     from llm_tuning.data.reading import data_hash
 
     return data_hash(Path(config.dataset.path))
@@ -70,7 +70,7 @@ def _read(
 
 
 def _slow_tokenizer(base: Path) -> Tokenizer:
-    """The tokenizer of a base without tokenizer.json, made by transformers (which imports torch)."""
+    """Load the tokenizer of a base without tokenizer.json, made by transformers (which imports torch)."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True, trust_remote_code=False)

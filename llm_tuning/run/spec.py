@@ -50,13 +50,13 @@ class RunSpec(BaseModel):
         write_json(self.work / RUN_SPEC, shown.model_dump(mode="json", by_alias=True))
 
     def with_tracking_uri(self, uri: str | None) -> RunSpec:
-        """This spec as it was before it was written; `uri` is the tracking URI as it was given."""
+        """Return this spec as it was before it was written; `uri` is the tracking URI as it was given."""
         tracking = self.config.tracking.model_copy(update={"uri": uri})
         return self.model_copy(update={"config": self.config.model_copy(update={"tracking": tracking})})
 
 
 def shown_config(config: TuningConfig) -> TuningConfig:
-    """`config` as files may hold it that others read: a tracking URI without user, password and query."""
+    """Return `config` as shared files may hold it: a tracking URI without user, password and query."""
     from llm_tuning.tracking.stores import shown_uri
 
     if config.tracking.uri is None:
@@ -66,7 +66,7 @@ def shown_config(config: TuningConfig) -> TuningConfig:
 
 
 def read_run_spec(work: Path) -> RunSpec | None:
-    """The spec of the run in `work`, or None where none was started; raises InputError on a damaged one."""
+    """Read the spec of the run in `work`, or None where none was started; raises InputError on a damaged one."""
     try:
         value = read_json(work / RUN_SPEC)
         return None if value is None else RunSpec.model_validate(value)

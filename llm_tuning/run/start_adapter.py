@@ -23,7 +23,7 @@ class StartAdapter:
 
 
 def find_start_adapter(config: TuningConfig, output_dir: Path) -> StartAdapter | None:
-    """The adapter that `config` names, None where it names none; raises InputError where it is not whole."""
+    """Find the adapter that `config` names, None where it names none; raises InputError where it is not whole."""
     if config.model.adapter is None:
         return None
     model_id = config.model.adapter.model_id
@@ -73,7 +73,7 @@ def check_belongs(start: StartAdapter, base: BaseModel, base_hash: str, template
 
 
 def lora_of(start: StartAdapter, asked: LoraSpec) -> LoraSpec:
-    """The start adapter's own shape; what was asked for explicitly and differs is refused."""
+    """Return the start adapter's own shape; raises InputError where an explicit setting differs from it."""
     adapter = read_json(start.path / ADAPTER_CONFIG)
     targets = adapter["target_modules"]
     has = {

@@ -40,7 +40,7 @@ def tune(config: TuningConfig, options: RunOptions) -> str:
     """Run `config` to the end and return the model_id; a started or finished one is resumed or returned.
 
     Raises InputError (checkpoints that were there are still there, and no model folder is left) or TryAgain (the same
-    call goes on later).
+    call continues later).
     """
     with _guarded(Path(options.output_dir)):
         run = prepare(config, options)
@@ -60,11 +60,11 @@ def tune(config: TuningConfig, options: RunOptions) -> str:
 
 
 def check_run(config: TuningConfig, options: RunOptions, *, words: Words = PLAIN) -> Report:
-    """All the checks of `tune` and nothing else: no work folder is made, no row is written, nothing is trained.
+    """Run all the checks of `tune` and nothing else: no work folder is made, no row is written, nothing is trained.
 
-    The hash of the base stays remembered in the output folder, so the run itself need not read the weights again. The
+    The hash of the base stays cached in the output folder, so the run itself need not read the weights again. The
     report is in `words`.
-    Raises InputError with every problem, the dataset's own too where another thing is wrong as well, or TryAgain.
+    Raises InputError with every problem, the data set's own too where another thing is wrong as well, or TryAgain.
     """
     with _guarded(Path(options.output_dir)):
         try:
@@ -75,7 +75,7 @@ def check_run(config: TuningConfig, options: RunOptions, *, words: Words = PLAIN
 
 
 def _further_data_problems(config: TuningConfig, error: InputError) -> tuple[Problem, ...]:
-    """What is wrong with the rows by themselves, for a run that is refused for other things already."""
+    """Find what is wrong with the rows by themselves, for a run that is refused for other things already."""
     if any(problem.field == DATASET for problem in error.problems):
         return ()  # there is no file to look into
     try:
@@ -87,13 +87,13 @@ def _further_data_problems(config: TuningConfig, error: InputError) -> tuple[Pro
 
 @contextmanager
 def _guarded(output_dir: Path) -> Iterator[None]:
-    """Signals ask for a stop; a full disk is one sentence; a refusal leaves nothing that was not there."""
+    """Turn signals into stop requests and a full disk into one problem; after a refusal remove what it made."""
     with stop_on_signals(), nothing_left_of_a_refusal(output_dir), disk_errors_as_input_errors(output_dir):
         yield
 
 
 def _complete(spec: RunSpec) -> None:
-    """What a run killed between publishing and its end has left to do."""
+    """Do what a run that was killed between publishing and its end has left."""
     from llm_tuning.run.finish import finish_published
 
     finish_published(spec)

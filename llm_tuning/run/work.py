@@ -40,7 +40,7 @@ def held(run: Prepared) -> Iterator[None]:
 
 @contextmanager
 def _lock(path: Path, model_id: str) -> Iterator[None]:
-    """The kernel drops the lock with the process, so none goes stale."""
+    """Hold the lock file, raise TryAgain where it is held. The kernel drops it with the process, so none goes stale."""
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a") as lock:
@@ -82,7 +82,7 @@ def begin_or_resume(run: Prepared, *, show_sample: bool) -> RunSpec:
 
 
 def finished(run: Prepared) -> RunSpec | None:
-    """The spec of this very run if it is finished; raises InputError where the model_id is taken by another."""
+    """Return the spec of this very run if it is finished; raises InputError where another run has the model_id."""
     manifest = read_manifest(run.target)
     if manifest is None:
         if run.target.exists():
@@ -120,7 +120,7 @@ def _refuse_other(earlier: RunSpec, spec: RunSpec) -> None:
 
 
 def _differences(earlier: TuningConfig, devices: int, spec: RunSpec) -> str:
-    """What decides the weights and was set otherwise in the `earlier` run, on so many devices."""
+    """List what decides the weights and was set otherwise in the `earlier` run, on so many devices."""
     was = _flat(deciding_settings(earlier, devices))
     now = _flat(deciding_settings(spec.config, len(spec.devices)))
     changed = [f"{name} {was.get(name)}, now {value}" for name, value in now.items() if was.get(name) != value]
@@ -128,7 +128,7 @@ def _differences(earlier: TuningConfig, devices: int, spec: RunSpec) -> str:
 
 
 def _flat(values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
-    """Nested mappings as one: `training.seed`."""
+    """Flatten nested mappings: `training.seed`."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
         flat |= _flat(value, f"{where}{name}.") if isinstance(value, Mapping) else {f"{where}{name}": value}
@@ -158,8 +158,8 @@ def nothing_left_of_a_refusal(output_dir: Path) -> Iterator[None]:
 def fresh_work_removed(work: Path, *, fresh: bool) -> Iterator[None]:
     """Remove a `fresh` work folder that came no further than a refusal; one with a checkpoint always stays.
 
-    A full disk and a loss that is no number are refusals, too, after hours of training that the next start goes on
-    from.
+    A full disk and a loss that is no number are refusals, too, after hours of training that the next start
+    continues from.
     """
     try:
         yield
@@ -171,7 +171,7 @@ def fresh_work_removed(work: Path, *, fresh: bool) -> Iterator[None]:
 
 @contextmanager
 def disk_errors_as_input_errors(output_dir: Path) -> Iterator[None]:
-    """A full disk is one sentence. What the libraries make of it has many types, so the disk itself is asked."""
+    """Raise one InputError for a full disk. Libraries raise many types for it, so the free space itself decides."""
     try:
         yield
     except TuningError:

@@ -2,7 +2,7 @@
 
 The two questions are kept apart on purpose. `StepBatches` decides the rows of a step from seed, epoch and the total
 batch size alone, so that gradients do not depend on how memory is used; `full_batches` and `token_budget_batches` then
-cut rows into forward passes under a token budget, without padding and with it.
+cut rows into micro-batches under a token budget, without padding and with it.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import numpy.typing as npt
 Indices = npt.NDArray[np.int64]
 
 PASS_COST = 64
-"""What a forward and backward pass costs besides its tokens, in tokens: 30 to 80 with a 13 M Llama on a CPU."""
+"""What a micro-batch costs besides its tokens, in tokens: 30 to 80 with a 13 M Llama on a CPU."""
 
 
 FIRST_FIT_ROWS = 1024
-"""Rows among which `full_batches` looks for a fit: an evaluation cuts a hundred thousand at once, and first fit takes
+"""Rows among which `full_batches` finds a fit: an evaluation cuts a hundred thousand at once, and first fit takes
 the square of their number."""
 
 
@@ -42,29 +42,31 @@ class StepBatches:
         world: int = 1,
         lengths: npt.NDArray[np.integer] | None = None,
     ) -> None:
-        """`rows`: their number, or their indices. With `lengths` (indexed by row) ranks get equally long shares."""
+        """Take `rows`, their number or their indices. With `lengths` (indexed by row) ranks get equally long shares."""
         self.rows: Indices = np.arange(rows) if isinstance(rows, int) else np.asarray(rows, dtype=np.int64)
         self.rows_per_step = batch_size * grad_accum * world
         self.seed, self.rank, self.world = seed, rank, world
         self.lengths = lengths
 
     def __len__(self) -> int:
-        """Optimizer steps in an epoch, the last of them possibly smaller."""
+        """Return the optimizer steps in an epoch, the last of them possibly smaller."""
         return math.ceil(len(self.rows) / self.rows_per_step)
 
     def epoch(self, epoch: int) -> list[Indices]:
-        """This rank's rows for every step of `epoch` (from 0). Every rank gets the same number of steps; a share of the
-        last one may be empty."""
+        """Return this rank's rows for every step of `epoch` (from 0).
+
+        Every rank gets the same number of steps; a share of the last one may be empty.
+        """
         return [self._share(step_rows) for step_rows in self.whole(epoch)]
 
     def whole(self, epoch: int) -> list[Indices]:
-        """The rows of all ranks for every step of `epoch`."""
+        """Return the rows of all ranks for every step of `epoch`."""
         order = np.random.default_rng([self.seed, epoch]).permutation(self.rows)
         starts = range(0, len(order), self.rows_per_step)
         return [order[start : start + self.rows_per_step] for start in starts]
 
     def total_steps(self, epochs: int, max_steps: int | None) -> int:
-        """Optimizer steps of a run: `max_steps` where it is set (as in transformers), else whole epochs."""
+        """Return the optimizer steps of a run: `max_steps` where it is set (as in transformers), else whole epochs."""
         return max_steps if max_steps is not None else epochs * len(self)
 
     def _share(self, step_rows: Indices) -> Indices:
@@ -83,18 +85,18 @@ def token_budget_batches(
     *,
     pass_cost: int = PASS_COST,
 ) -> list[Indices]:
-    """Cut rows into forward passes of similar lengths; returns positions in `lengths`, longest rows first.
+    """Cut rows into micro-batches of similar lengths; returns positions in `lengths`, longest rows first.
 
-    Rows x longest row of a pass is at most `max_tokens`; a row that alone is longer gets a pass of its own. Among all
-    such cuts of the rows in order of length, the one with the least work: padded tokens, and `pass_cost` tokens for
-    each pass. Longest first, so that a run that needs too much memory fails in its first pass and not in its last.
+    Rows x longest row of a micro-batch is at most `max_tokens`; a row that alone is longer gets one of its own. Among
+    all such cuts of the rows in order of length, the one with the least work: padded tokens, and `pass_cost` tokens for
+    each micro-batch. Longest first, so that a run that needs too much memory fails in its first one, not in its last.
     """
     order = np.argsort(-np.asarray(lengths), kind="stable")
     widths = np.maximum(1, np.asarray(lengths, dtype=np.int64)[order])
     fitting = np.maximum(1, max_tokens // widths)
     if max_rows is not None:
         fitting = np.minimum(fitting, max_rows)
-    # least[i]: work of the rows from i on when a pass begins at i; its best pass ends before end[i].
+    # least[i]: work of the rows from i on when a micro-batch begins at i; the best one ends before end[i].
     least = np.zeros(len(order) + 1, dtype=np.int64)
     end = np.zeros(len(order), dtype=np.int64)
     for i in range(len(order) - 1, -1, -1):
@@ -111,9 +113,9 @@ def token_budget_batches(
 
 
 def full_batches(lengths: npt.NDArray[np.integer] | Sequence[int], max_tokens: int) -> list[Indices]:
-    """Cut rows into few forward passes of at most `max_tokens` tokens in all, for rows that need no padding.
+    """Cut rows into few micro-batches of at most `max_tokens` tokens in all, for rows that need no padding.
 
-    First fit, longest rows first; returns positions in `lengths`. A row that alone is longer gets a pass of its own.
+    First fit, longest rows first; returns positions in `lengths`. A row that alone is longer gets one of its own.
     """
     longest_first = np.argsort(-np.asarray(lengths), kind="stable")
     groups = math.ceil(len(longest_first) / FIRST_FIT_ROWS)

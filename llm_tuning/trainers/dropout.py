@@ -31,7 +31,7 @@ class SharedDropout(nn.Module):
         self._left = 0
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """`inputs` with elements dropped; the same tensor for all readers of the same `inputs`."""
+        """Return `inputs` with elements dropped; the same tensor for all readers of the same `inputs`."""
         if not self.training or self.p == 0.0:
             return inputs
         output = self._output
@@ -48,7 +48,7 @@ class SharedDropout(nn.Module):
 
 
 def drop(inputs: Tensor, p: float) -> Tensor:
-    """`inputs` with each element zero with probability `p`, the others divided by 1 - p; differentiable."""
+    """Return `inputs` with each element zero with probability `p`, the others divided by 1 - p; differentiable."""
     if inputs.device.type != "cpu":
         return functional.dropout(inputs, p)  # one kernel there, which draws as it goes
     dropped: Tensor = _Drop.apply(inputs, p)
@@ -71,7 +71,7 @@ class _Drop(torch.autograd.Function):
 
 
 def _random_16_bits(shape: torch.Size) -> Tensor:
-    """int16 of every value alike, by the default generator, which draws 64 bits for four of them."""
+    """Draw int16 of every value alike from the default generator, 64 bits for four of them."""
     count = shape.numel()
     words = torch.empty((count + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
     return words.view(torch.int16)[:count].view(shape)

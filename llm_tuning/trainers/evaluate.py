@@ -1,7 +1,7 @@
 """Held-out evaluation: the bare base, the start policy and the tuned model on the same rows.
 
-Only learned tokens count, as in the loss. In data-parallel runs every rank takes its share of the rows and the sums
-are added up, so that each rank holds the same scores.
+Only tokens in the loss mask count, as in training. In data-parallel runs every rank takes its share of the rows and the
+sums are all-reduced, so that each rank holds the same scores.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ NO_HELD_OUT_ROWS = "NoHeldOutRows"
 
 @dataclass(frozen=True)
 class Scores:
-    """Means over learned tokens. `loss` is in nats a token; `perplexity` = exp(loss)."""
+    """Means over the tokens in the loss. `loss` is in nats a token; `perplexity` = exp(loss)."""
 
     loss: float
     perplexity: float
@@ -41,7 +41,7 @@ class Scores:
     """Scores that only the mode has, by their names."""
 
     def as_dict(self) -> dict[str, float]:
-        """As `evaluation.json` has them."""
+        """Return the scores as `evaluation.json` has them."""
         common = {name: value for name, value in asdict(self).items() if name != "of_mode"}
         return common | dict(self.of_mode)
 
@@ -53,16 +53,16 @@ class Measured:
     rows: TokenRows
     indices: Indices
     loglik: torch.Tensor
-    """Log-probability summed over the learned tokens, float64 on the CPU."""
+    """Log-probability summed over the tokens in the loss, float64 on the CPU."""
     tokens: torch.Tensor
-    """Learned tokens."""
+    """Tokens in the loss."""
 
 
 ScoresOfMode = Callable[[Measured], Mapping[str, float]]
 
 
 def no_more_scores(measured: Measured) -> Mapping[str, float]:
-    """The scores of a mode that has none but the common ones."""
+    """Return the scores of a mode that has none but the common ones."""
     return {}
 
 
@@ -73,7 +73,7 @@ def evaluate_policy(
     was_training = policy.training
     policy.eval()
     rows = batches.rows
-    # Of each sequence of the data set: log-probability, number, and number right of its learned tokens.
+    # Of each sequence of the data set: log-probability, number, and number right of its tokens in the loss.
     sums = torch.zeros(3, len(rows.sequence_learned_counts), dtype=torch.float64)
     for batch in batches.mine(indices, "during evaluation"):
         logprobs_N, right_N = policy.score(batch)

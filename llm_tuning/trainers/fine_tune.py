@@ -63,7 +63,7 @@ def fine_tune(run: TrainRun, mode: type[Recipe]) -> None:
 
 
 def load_policy(run: TrainRun, mode: type[Recipe]) -> Policy:
-    """The base with the run's adapter on it, ready for the passes that `mode` makes."""
+    """Load the base with the run's adapter on it, ready for what `mode` computes."""
     config, dropout = run.config, MODES[run.config.mode].uses_dropout
     dtype = precision_of_run(run)
     base = load_base_model(run.base, device=run.device, dtype=dtype, quantization=config.model.quantization)

@@ -1,8 +1,8 @@
-"""Rows laid end to end in one forward pass, each attending to itself only: no padding at all.
+"""Padding-free: rows end to end in one micro-batch, each attending to itself only.
 
 A model that does not know where a row ends attends across rows, and nothing shows it: the loss differs in the third
 digit, the gradients by half. So the row lengths go to the attention function itself, which attends row by row (no block
-mask of the whole pass, whose cost grows with its square), and a model is trusted with flat rows only after a
+mask of the whole micro-batch, whose cost grows with its square), and a model is trusted with it only after a
 trial in which a change in one row left every bit of the other row as it was.
 """
 
@@ -36,7 +36,7 @@ def within_rows_attention(
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention inside each of the rows that lie one after the other in (1, heads, tokens, head size)."""
+    """Compute causal attention inside each of the rows that lie end to end in (1, heads, tokens, head size)."""
     if row_lengths is None:
         out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
         return out, None
@@ -47,7 +47,7 @@ def within_rows_attention(
 
 
 def _window(query: Tensor, sliding_window: int | None) -> Tensor | None:
-    """Mask (1, 1, T, T) of a row longer than the window; None, plain causal attention, for others."""
+    """Build the mask (1, 1, T, T) of a row longer than the window; None, plain causal attention, for others."""
     length = query.shape[2]
     if sliding_window is None or length <= sliding_window:
         return None
@@ -61,7 +61,7 @@ AttentionMaskInterface.register(WITHIN_ROWS, sdpa_mask)
 
 
 def flat_arguments(device: torch.device, row_lengths: Sequence[int]) -> dict[str, Any]:
-    """What a decoder is called with besides `input_ids` (1, tokens): a 4D mask is taken for finished and not made."""
+    """Build a decoder's arguments besides `input_ids` (1, tokens): a 4D mask is taken for finished and not made."""
     positions = torch.cat([torch.arange(length) for length in row_lengths])[None].to(device, non_blocking=True)
     mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
     return {"position_ids": positions, "attention_mask": mask, "row_lengths": row_lengths, "use_cache": False}
@@ -81,7 +81,7 @@ def take_flat_rows(causal_lm: Any) -> bool:
     causal_lm.set_attn_implementation(WITHIN_ROWS)
     try:
         works = _rows_are_apart(causal_lm.base_model)
-    except Exception:  # a decoder that does not take these arguments says so in its own way
+    except Exception:  # decoders that do not take these arguments raise many types
         works = False
     causal_lm.train(was_training)
     if not works:

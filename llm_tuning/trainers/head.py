@@ -1,8 +1,8 @@
 """The way from the decoder's last hidden states to log-probabilities, for a loss, a score or a probe.
 
 A model's own forward makes logits for every position, (tokens, vocabulary) in fp32: most of the memory and, in small
-models, much of the time. Here only the states that predict a learned token go through the output layer, a chunk at a
-time. The layer is frozen, as a LoRA leaves it, so the derivative of a log-probability by its state does not depend on
+models, much of the time. Here only the states that predict a token in the loss go through the output layer, a chunk at
+a time. The layer is frozen, as a LoRA leaves it, so the derivative of a log-probability by its state does not depend on
 the loss: it is taken while the chunk's logits are there, and the backward pass only scales it.
 
 Shapes: N positions, H hidden size, V vocabulary.
@@ -35,7 +35,7 @@ class Head:
     """Gemma's `final_logit_softcapping`."""
 
     def __call__(self, hidden_NH: Tensor) -> Tensor:
-        """logits_NV in fp32, of states in the layer's own precision."""
+        """Compute logits_NV in fp32, of states in the layer's own precision."""
         logits_NV = functional.linear(hidden_NH, self.weight, self.bias)
         if self.scale != 1.0:
             logits_NV = logits_NV * self.scale
@@ -44,12 +44,12 @@ class Head:
         return logits_NV.float()
 
     def chunks(self, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-        """The tensors cut along their first dimension, so that the logits of a chunk have a bounded size."""
+        """Cut the tensors along their first dimension, so that the logits of a chunk have a bounded size."""
         at_a_time = positions_at_a_time(self.weight.shape[0])
         return zip(*(tensor.split(at_a_time) for tensor in tensors), strict=True)
 
     def logprobs(self, hidden_NH: Tensor, targets_N: Tensor) -> Tensor:
-        """log p(target) at each position, (N,) in fp32, differentiable by `hidden_NH`."""
+        """Compute log p(target) at each position, (N,) in fp32, differentiable by `hidden_NH`."""
         if torch.is_grad_enabled():
             logprobs_N: Tensor = _FrozenHeadLogprobs.apply(hidden_NH, self, targets_N)
             return logprobs_N
@@ -70,7 +70,7 @@ class Head:
 
     @torch.no_grad()
     def kl(self, hidden_NH: Tensor, start_hidden_NH: Tensor) -> Tensor:
-        """Exact KL(pi || pi_start) over the vocabulary at each position, (N,) in fp32; both go through this head."""
+        """Compute the exact KL(pi || pi_start) over the vocabulary at each position, (N,) in fp32, by this one head."""
         parts = [exact_kl(self(states), self(start)) for states, start in self.chunks(hidden_NH, start_hidden_NH)]
         return torch.cat(parts)
 
@@ -104,9 +104,9 @@ class _FrozenHeadLogprobs(torch.autograd.Function):
 
 @torch.no_grad()
 def find_head(causal_lm: Any) -> Head | None:
-    """The head of a transformers model, or None where a trial on a few tokens shows that its logits come otherwise.
+    """Return a transformers model's head, or None where a trial on a few tokens shows that its logits come otherwise.
 
-    None too where the output layer trains or is not an ordinary linear one. Call it under the autocast of the passes.
+    None too where the output layer trains or is not an ordinary linear one. Call it under the autocast of training.
     """
     layer = causal_lm.get_output_embeddings()
     if type(layer) is not nn.Linear or any(parameter.requires_grad for parameter in layer.parameters()):

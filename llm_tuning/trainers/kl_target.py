@@ -26,7 +26,7 @@ TARGET_KL = "TargetKl"
 
 
 def rows_to_measure(rows: TokenRows, candidates: Indices, seed: int) -> Indices:
-    """A seeded choice of `candidates` with at most `KL_TOKENS` output tokens (at least one row), in rising order."""
+    """Choose `candidates` by seed with at most `KL_TOKENS` output tokens (at least one row), in rising order."""
     shuffled = np.random.default_rng(seed).permutation(candidates)
     fitting = int(np.searchsorted(np.cumsum(rows.learned_counts[shuffled]), KL_TOKENS, side="right"))
     return np.sort(shuffled[: max(1, fitting)])
@@ -81,7 +81,7 @@ class KlTarget:
 
 
 def copy_of(parameters: list[nn.Parameter]) -> list[Tensor]:
-    """Their values now, on the CPU."""
+    """Copy the parameters' values of now to the CPU."""
     return [parameter.detach().cpu().clone() for parameter in parameters]
 
 

@@ -6,12 +6,12 @@ weights and computes entropy and accuracy of every position: all of it would be 
 
 - One item of the data loader is one optimizer step of this rank: micro-batches under a token budget, rows end to end or
   padded to similar lengths. Padding to the longest row of a batch wastes half of a step on skewed lengths.
-- The loss is the sum over the step's micro-batches and ranks, divided by the weight of the whole step (learned tokens),
-  so that a token counts the same however rows are cut into micro-batches, batches and ranks.
+- The loss is the sum over the step's micro-batches and ranks, divided by the weight of the whole step (its tokens in
+  the loss), so that a token counts the same however rows are cut into micro-batches, batches and ranks.
 - Gradients of the ranks are summed by one all-reduce a step. A LoRA's are small, and this way a rank whose share of the
   last step is empty needs no special case. Accelerate sees a single process.
 - After a step come, in this order: the report, the checkpoint, the stop, the evaluation. An evaluation may be long and
-  leaves at once when asked to stop: what came before it is saved, and a resume makes it again.
+  ends at once when asked to stop: what came before it is saved, and a resume makes it again.
 """
 
 from __future__ import annotations
@@ -129,17 +129,17 @@ class Loop(_BaseTrainer):
         torch.manual_seed(self.run.config.training.seed + self.run.rank)  # dropout differs between the ranks
 
     def _send_telemetry(self) -> None:
-        """Nothing about a run leaves the machine."""
+        """Send nothing: nothing about a run leaves the machine."""
 
     def get_train_dataloader(self) -> DataLoader[dict[str, Step]]:
-        """The steps in order: to Trainer a run is one epoch, a batch a step, so that a resume skips indices only.
+        """Return the steps in order: to Trainer a run is one epoch, a batch a step, so a resume skips indices only.
 
         Its own loader would shuffle them, and accelerate's make the next step while this one runs.
         """
         return DataLoader(self.train_dataset, batch_size=1, collate_fn=_the_step)
 
     def training_step(self, model: Any, inputs: dict[str, Step], num_items_in_batch: object = None) -> Tensor:
-        """Forward and backward of one optimizer step; returns its loss, one for all ranks."""
+        """Run forward and backward of one optimizer step; returns its loss, one for all ranks."""
         recipe, step, done = self.recipe, inputs["step"], self.state.global_step
         epoch, at = divmod(done, len(self.task.steps))
         if at == 0:
@@ -178,7 +178,7 @@ class Loop(_BaseTrainer):
         )
 
     def _maybe_log_save_evaluate(self, tr_loss: Tensor, grad_norm: Tensor, *args: Any, **kwargs: Any) -> None:
-        """What follows an optimizer step (Trainer calls it once more at the end of its one epoch)."""
+        """Do what follows an optimizer step (Trainer calls it once more at the end of its one epoch)."""
         tr_loss.zero_()
         if self._step is None:
             return
@@ -223,7 +223,7 @@ class Loop(_BaseTrainer):
         self.state.save_to_json(str(folder / "trainer_state.json"))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Weights are loaded by `fit`: an evaluation may have come in between, and may have changed them."""
+        """Load nothing: `fit` loads the weights, for an evaluation may come in between, and may change them."""
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:

@@ -14,7 +14,7 @@ from llm_tuning.trainers.batching import Indices, full_batches, token_budget_bat
 from llm_tuning.trainers.parallel import stop_together
 
 IGNORED = -100
-"""Label of a position that is not learned, as in torch's cross_entropy."""
+"""Label of a position outside the loss mask, as in torch's cross_entropy."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class MicroBatch:
     input_ids: Tensor
     """(B, T), int64 on the CPU."""
     labels: Tensor
-    """(B, T): -100 where nothing is learned, and always at the first token of a sequence: shifting by one never crosses
+    """(B, T): -100 outside the loss mask, and always at the first token of a sequence: shifting by one never crosses
     sequences."""
     row_lengths: list[int] | None = None
     """Tokens of sequences that lie end to end; None where they are padded on the right.
@@ -36,7 +36,7 @@ class MicroBatch:
 
 
 def pad(rows: Sequence[TokenRow], indices: Indices | None = None) -> MicroBatch:
-    """Sequences of rows one below the other, filled up on the right with id 0."""
+    """Stack the sequences of rows one below the other, padded on the right with id 0."""
     sequences = [sequence for row in rows for sequence in row.sequences]
     shape = (len(sequences), max(len(sequence.input_ids) for sequence in sequences))
     input_ids = np.zeros(shape, dtype=np.int64)
@@ -50,7 +50,7 @@ def pad(rows: Sequence[TokenRow], indices: Indices | None = None) -> MicroBatch:
 
 
 def flatten(rows: Sequence[TokenRow], indices: Indices | None = None) -> MicroBatch:
-    """Sequences of rows end to end, without padding."""
+    """Lay the sequences of rows end to end, without padding."""
     input_ids = np.concatenate([row.input_ids for row in rows]).astype(np.int64)
     labels = np.where(np.concatenate([row.learned for row in rows]), input_ids, IGNORED)
     lengths = [len(sequence.input_ids) for row in rows for sequence in row.sequences]
@@ -60,7 +60,7 @@ def flatten(rows: Sequence[TokenRow], indices: Indices | None = None) -> MicroBa
 
 @dataclass(frozen=True)
 class MicroBatches:
-    """How rows become micro-batches of at most `max_tokens` tokens (padding counted), and who of the ranks takes which.
+    """How rows become micro-batches of at most `max_tokens` tokens (padding counted), and which rank takes which.
 
     With `flat` they lie end to end: only for a model that keeps them apart (`Policy.flat_rows`).
     """
@@ -73,20 +73,20 @@ class MicroBatches:
     world: int = 1
 
     def cut(self, indices: Indices) -> list[Indices]:
-        """The rows of each micro-batch over `indices`."""
+        """Return the rows of each micro-batch over `indices`."""
         cut = full_batches if self.flat else token_budget_batches
         return [indices[at] for at in cut(self.rows.lengths[indices], self.max_tokens)]
 
     def lay(self, at: Indices) -> MicroBatch:
-        """One micro-batch of the rows `at`."""
+        """Build one micro-batch of the rows `at`."""
         rows = [self.rows[int(i)] for i in at]
         return flatten(rows, at) if self.flat else pad(rows, at)
 
     def mine(self, indices: Indices, doing: str) -> Iterator[MicroBatch]:
-        """This rank's share of the micro-batches over `indices`, dealt out in turn.
+        """Yield this rank's share of the micro-batches over `indices`, dealt out in turn.
 
-        All ranks go round equally often and ask for the stop flag together: a signal to one of them raises TryAgain,
-        which says what is being left (`doing`), on all.
+        All ranks take the same number of turns and all-reduce the stop flag in each: a signal to one of them raises
+        TryAgain on all, which says what is being left (`doing`).
         """
         cut = self.cut(indices)
         for first in range(0, len(cut), self.world):

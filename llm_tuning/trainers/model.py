@@ -70,7 +70,7 @@ def load_base_model(
                 local_files_only=True,
                 use_safetensors=True,
                 trust_remote_code=False,
-                ignore_mismatched_sizes=True,  # told of below, in one sentence
+                ignore_mismatched_sizes=True,  # reported below, in one sentence
                 output_loading_info=True,
                 **options,
             )
@@ -90,7 +90,7 @@ def load_base_model(
 
 @contextmanager
 def _no_progress_bar() -> Iterator[None]:
-    """Loading draws no bar of its own; afterwards bars are as the caller had them."""
+    """Draw no bar while loading; afterwards bars are as the caller had them."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
@@ -175,7 +175,7 @@ def attach_lora(
 
 
 def _refuse_embeddings(model: PeftModel) -> None:
-    """LoRA on embeddings is not what every vLLM serves, and the losses take the output layer for frozen."""
+    """Raise InputError for LoRA on embeddings: not every vLLM serves it, and the losses need a frozen output layer."""
     for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
         if hasattr(layer, "lora_A"):
             name = next(name for name, module in model.get_base_model().named_modules() if module is layer)
@@ -185,7 +185,7 @@ def _refuse_embeddings(model: PeftModel) -> None:
 
 
 def _modules_of(start_adapter: Path, *, rank: int, alpha: int) -> list[str] | str:
-    """The target modules of `start_adapter`; raises InputError where its rank or alpha are not the ones asked for."""
+    """Return the target modules of `start_adapter`; raises InputError where its rank or alpha are not those given."""
     found = json.loads((start_adapter / ADAPTER_CONFIG).read_text())
     asked = {"rank": (found["r"], rank), "alpha": (found["lora_alpha"], alpha)}
     problems = [
@@ -200,12 +200,12 @@ def _modules_of(start_adapter: Path, *, rank: int, alpha: int) -> list[str] | st
 
 
 def causal_lm(model: Any) -> Any:
-    """The transformers model inside a PEFT model; LoRA layers sit in it and keep working."""
+    """Return the transformers model inside a PEFT model; LoRA layers sit in it and keep working."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def autocast(device: str, dtype: torch.dtype) -> torch.autocast:
-    """bf16 where `dtype` says so; with fp32 it does nothing."""
+    """Return a context that computes in bf16 where `dtype` says so; with fp32 it does nothing."""
     return torch.autocast(device.split(":", maxsplit=1)[0], dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
 
 
@@ -229,14 +229,14 @@ def silence_dropout(model: torch.nn.Module) -> None:
 
 @contextmanager
 def bare_base(model: PeftModel) -> Iterator[None]:
-    """The base without any adapter while the block runs."""
+    """Switch off every adapter while the block runs."""
     with model.disable_adapter():
         yield
 
 
 @contextmanager
 def start_policy(model: PeftModel) -> Iterator[None]:
-    """What training began at while the block runs: the frozen start adapter, or the bare base if there was none."""
+    """Switch to the start policy while the block runs: the frozen start adapter, or the bare base if there was none."""
     if START not in model.peft_config:
         with bare_base(model):
             yield
@@ -249,7 +249,7 @@ def start_policy(model: PeftModel) -> Iterator[None]:
 
 
 def adapter_weights(model: PeftModel) -> dict[str, torch.Tensor]:
-    """The trained adapter under PEFT's own file names, fp32 on the CPU, names in order."""
+    """Return the trained adapter under PEFT's own file names, fp32 on the CPU, names in order."""
     from peft import get_peft_model_state_dict
 
     weights = get_peft_model_state_dict(model, adapter_name=TRAINED, save_embedding_layers=False)
@@ -279,7 +279,7 @@ def save_adapter(
 
 
 def _short_names(model: PeftModel) -> list[str]:
-    """Target modules by the last part of their names (q_proj), as people write them, where that means the same ones."""
+    """Shorten target modules to their last name parts (q_proj), as people write them, where they mean the same ones."""
     targeted = set(model.base_model.targeted_module_names)
     short = {name.rpartition(".")[2] for name in targeted}
     named = {name for name, _ in model.get_base_model().named_modules() if name.rpartition(".")[2] in short}
@@ -288,7 +288,7 @@ def _short_names(model: PeftModel) -> list[str]:
 
 
 def _ordered(value: object) -> object:
-    """`value` for JSON, sets as sorted lists: the order of a set (PEFT's target_modules) changes with every run."""
+    """Return `value` for JSON, sets as sorted lists: a set's order (PEFT's target_modules) changes with every run."""
     if isinstance(value, dict):
         return {str(key): _ordered(item) for key, item in value.items()}
     if isinstance(value, set | frozenset):

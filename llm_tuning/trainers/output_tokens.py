@@ -1,4 +1,4 @@
-"""Numbers that belong to output tokens: flat arrays over the rows of a data set, and passes that fill them."""
+"""Numbers that belong to output tokens: flat arrays over the rows of a data set, and what fills them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class TokenLayout:
         self.size = int(counts.sum())
 
     def positions(self, at: Indices) -> Tensor:
-        """Positions of the output tokens of the rows `at` (which must be among the chosen), row after row."""
+        """Return the positions of the output tokens of the rows `at` (all among the chosen), row after row."""
         starts = self._starts[at]
         assert (starts >= 0).all(), "a row that is not in the layout"
         return torch.from_numpy(
@@ -37,8 +37,10 @@ class TokenLayout:
 def score_rows(
     policy: Policy, batches: MicroBatches, layout: TokenLayout, indices: Indices, doing: str
 ) -> tuple[Tensor, Tensor]:
-    """(logprobs, values) of the output tokens of the rows `indices`, laid out flat with zeros for the layout's other
-    rows; fp32 on the CPU, the same on every rank."""
+    """Compute (logprobs, values) of the output tokens of the rows `indices`, fp32 on the CPU, the same on every rank.
+
+    They are laid out flat, with zeros for the layout's other rows.
+    """
     flat = torch.zeros(2, layout.size)
     for batch in batches.mine(indices, doing):
         flat[:, layout.positions(batch.rows)] = torch.stack(policy.logprobs_and_values(batch)).cpu()
@@ -47,7 +49,7 @@ def score_rows(
 
 
 def start_states(policy: Policy, batches: MicroBatches, layout: TokenLayout, doing: str) -> Tensor:
-    """hidden_MH of the layout's M output tokens, on the CPU, the same on every rank."""
+    """Compute hidden_MH of the layout's M output tokens, on the CPU, the same on every rank."""
     assert policy.head is not None
     states = torch.zeros(layout.size, policy.head.weight.shape[1], dtype=policy.dtype)
     for batch in batches.mine(layout.indices, doing):
@@ -56,7 +58,7 @@ def start_states(policy: Policy, batches: MicroBatches, layout: TokenLayout, doi
 
 
 def mean_kl(policy: Policy, batches: MicroBatches, layout: TokenLayout, start_states_MH: Tensor) -> float:
-    """Mean of the exact KL(pi || pi_start) over the layout's output tokens, in nats a token, the same on every rank."""
+    """Compute the mean exact KL(pi || pi_start) of the layout's output tokens, in nats a token, alike on every rank."""
     total = torch.zeros(1, dtype=torch.float64)
     for batch in batches.mine(layout.indices, "while measuring the KL"):
         total += policy.kl(batch, start_states_MH[layout.positions(batch.rows)]).double().sum().cpu()

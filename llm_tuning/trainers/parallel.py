@@ -1,4 +1,4 @@
-"""Everything this project asks of torch.distributed, which nobody else imports.
+"""Everything this project uses of torch.distributed, which no other module imports.
 
 Two halves: the start of a run's ranks under torchrun's agent, by the process that was asked for the run, and the
 collective operations that a recipe needs; with one process each of them is the identity.
@@ -51,7 +51,7 @@ def run_ranks(
 
     Each rank finds its place in RANK, LOCAL_RANK and WORLD_SIZE, and leaves what went wrong in its `error_file`, whose
     path is in TORCHELASTIC_ERROR_FILE. When one fails, the agent sends SIGTERM to the others, and SIGKILL to those
-    that have not ended 30 s later. `stop` is asked all the time: once it is true, every rank gets a SIGTERM.
+    that have not ended 30 s later. `stop` is polled: once it is true, every rank gets a SIGTERM.
 
     The agent has a thread of its own, where it leaves this process's signal handlers as they are.
     """
@@ -61,7 +61,7 @@ def run_ranks(
         rdzv_handler=_OneNode(),
         entrypoint=sys.executable,
         args=tuple(argument.replace("$", "$$") for argument in arguments),  # the agent fills in ${local_rank}
-        max_restarts=0,  # a run goes on from its checkpoint, by the next start: never two generations of ranks
+        max_restarts=0,  # a run continues from its checkpoint, by the next start: never two generations of ranks
         monitor_interval=POLL_SECONDS,
     )
     agent = LocalElasticAgent(spec, _RankFiles(environment, error_file))
@@ -200,7 +200,7 @@ def all_reduce_sum(values: torch.Tensor) -> torch.Tensor:
 
 
 def any_rank(flag: bool, device: str = "cpu") -> bool:
-    """Whether any rank raised its flag: all ranks get the same answer, so they leave a loop at the same step."""
+    """All-reduce a flag: True on every rank if any rank raised it, so that all leave a loop at the same step."""
     if not dist.is_initialized():
         return flag
     return bool(all_reduce_sum(torch.tensor(int(flag), device=device)).item())
@@ -222,12 +222,12 @@ def stop_together(doing: str, device: str) -> None:
 
 
 def sum_over_ranks(values: torch.Tensor, device: str) -> torch.Tensor:
-    """Return the sum of a CPU tensor over the ranks; each has filled in its share and left the rest zero."""
+    """All-reduce a CPU tensor, of which each rank has filled in its share and left the rest zero."""
     return all_reduce_sum(values.to(device)).cpu() if world_size() > 1 else values
 
 
 def sum_gradients(parameters: list[nn.Parameter]) -> None:
-    """Sum the gradients of all ranks by one message; a rank whose share of a step was empty adds zero."""
+    """Sum the gradients of all ranks by one all-reduce; a rank whose share of a step was empty adds zero."""
     if world_size() == 1:
         return
     grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]

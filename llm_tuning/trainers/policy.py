@@ -1,6 +1,6 @@
 """The model under training as the loop and the recipes call it: micro-batches in, log-probabilities out.
 
-Shapes: B rows, T tokens, N learned tokens of a micro-batch (row by row), H hidden size.
+Shapes: B rows, T tokens, N tokens in the loss of a micro-batch (row by row), H hidden size.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ class Policy(nn.Module):
     """A causal language model of transformers, plain or with an adapter, on `device` and in `dtype`.
 
     The decoder runs once a micro-batch; `head` (see `trainers.head`) reads its states at the positions that predict a
-    learned token. Where a model's way from states to logits is not known, `head` is None and its own forward is used.
+    token in the loss. Where a model's way from states to logits is not known, `head` is None and its own forward runs.
     """
 
     def __init__(self, model: Any, *, device: str, dtype: torch.dtype, with_values: bool = False) -> None:
-        """`with_values` puts a value head beside the model; raises InputError where the model's own head is unknown."""
+        """Put a value head beside the model if `with_values`; raises InputError where the model's head is unknown."""
         super().__init__()
         self.model, self.device, self.dtype = model, device, dtype
         lm = causal_lm(model)
@@ -41,11 +41,11 @@ class Policy(nn.Module):
             self.value_head = ValueHead(self.head.weight.shape[1]).to(device)
 
     def adapter(self) -> list[nn.Parameter]:
-        """What trains inside the model, without the value head."""
+        """Return what trains inside the model, without the value head."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     def gradient_groups(self) -> list[list[nn.Parameter]]:
-        """Parameters whose gradients are clipped together.
+        """Return the parameters in groups whose gradients are clipped together.
 
         Hidden states are long vectors: in one group the value head's gradient would shrink the adapter's.
         """
@@ -53,7 +53,7 @@ class Policy(nn.Module):
         return [*groups, list(self.value_head.parameters())] if self.value_head else groups
 
     def logprobs(self, batch: MicroBatch) -> Tensor:
-        """log p of the learned tokens, (N,) in fp32, differentiable by what trains (also where N is 0)."""
+        """Compute log p of the tokens in the loss, (N,) in fp32, differentiable by what trains (also where N is 0)."""
         with autocast(self.device, self.dtype):
             if self.head is not None:
                 hidden_NH, targets_N = self._states(batch)
@@ -62,7 +62,7 @@ class Policy(nn.Module):
             return logits_NV.log_softmax(-1).gather(1, targets_N[:, None])[:, 0]
 
     def logprobs_and_values(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """(log p, value) of the learned tokens, (N,) each in fp32 and differentiable, from one forward pass."""
+        """Compute (log p, value) of the tokens in the loss, (N,) each in fp32 and differentiable, from one forward."""
         assert self.head is not None
         assert self.value_head is not None
         with autocast(self.device, self.dtype):
@@ -72,7 +72,7 @@ class Policy(nn.Module):
 
     @torch.no_grad()
     def score(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """(log p of the learned tokens in fp32, whether each is the likeliest one), (N,) each."""
+        """Compute (log p in fp32, whether it is the likeliest token) of each token in the loss, (N,) each."""
         with autocast(self.device, self.dtype):
             if self.head is not None:
                 return self.head.score(*self._states(batch))
@@ -82,13 +82,13 @@ class Policy(nn.Module):
 
     @torch.no_grad()
     def hidden(self, batch: MicroBatch) -> Tensor:
-        """hidden_NH: the states that the learned tokens are predicted from."""
+        """Compute hidden_NH: the states that the tokens in the loss are predicted from."""
         with autocast(self.device, self.dtype):
             return self._states(batch)[0]
 
     @torch.no_grad()
     def kl(self, batch: MicroBatch, start_hidden_NH: Tensor) -> Tensor:
-        """Exact KL(pi || pi_start), (N,), at the learned tokens, given the start policy's states there."""
+        """Compute the exact KL(pi || pi_start), (N,), at the tokens in the loss, by the start policy's states there."""
         assert self.head is not None
         with autocast(self.device, self.dtype):
             return self.head.kl(self._states(batch)[0], start_hidden_NH.to(self.device))
@@ -111,7 +111,7 @@ class Policy(nn.Module):
         return ids_BT, flat_arguments(ids_BT.device, batch.row_lengths)
 
     def _learned(self, batch: MicroBatch, outputs_BTX: Tensor) -> tuple[Tensor, Tensor]:
-        """(outputs (N, X), targets_N): token t is predicted from the output at t - 1, which has seen those before t."""
+        """Return (outputs (N, X), targets_N): the output at t - 1, which has seen the tokens before t, predicts t."""
         targets_BT = batch.labels[:, 1:]
         rows_N, columns_N = (targets_BT != IGNORED).nonzero(as_tuple=True)
         positions_N = (rows_N * batch.labels.shape[1] + columns_N).to(self.device, non_blocking=True)
@@ -133,6 +133,6 @@ class ValueHead(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, hidden_NH: Tensor) -> Tensor:
-        """Values (N,) of hidden states (N, H); call it outside autocast."""
+        """Compute values (N,) of hidden states (N, H); call it outside autocast."""
         values_N1: Tensor = self.linear(hidden_NH.float())
         return values_N1[:, 0]

@@ -9,7 +9,7 @@
         now and then: exact KL(pi || pi_start) on held-out rows; above the target, go back to within it and stop
 
 The formulas and their sources are in `ppo_math`; docs/ppo.md is the definition in words. Shapes: N output tokens of a
-pass, one after another over its rows; flat arrays over all training rows' output tokens have no suffix.
+micro-batch, one after another over its rows; flat arrays over all training rows' output tokens have no suffix.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Ppo(Recipe):
         )
 
     def begin_epoch(self, epoch: int, step: int) -> None:
-        """pi_old and V_old: in the first epoch the start policy, whose value head gives zero."""
+        """Compute pi_old and V_old: in the first epoch the start policy, whose value head gives zero."""
         if epoch == 0:
             self.old_logprobs, self.old_values = self.reference.logprobs, torch.zeros(self.layout.size)
             return
@@ -81,7 +81,7 @@ class Ppo(Recipe):
         )
 
     def loss(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """`ppo_loss` of the micro-batch's output tokens."""
+        """Compute `ppo_loss` of the micro-batch's output tokens."""
         logprobs_N, values_N = self.task.policy.logprobs_and_values(batch)
         ppo = self.settings
         return ppo_loss(
@@ -95,7 +95,7 @@ class Ppo(Recipe):
         )
 
     def _recorded(self, rows: Indices, device: torch.device) -> dict[str, Tensor]:
-        """What is known of the output tokens of these rows, row after row, as arguments of `ppo_loss`."""
+        """Return what is known of the output tokens of these rows, row after row, as arguments of `ppo_loss`."""
         where_N = self.layout.positions(rows)
         counts = torch.from_numpy(self.task.rows.learned_counts[rows].astype(np.int64))
         known = {
@@ -107,7 +107,7 @@ class Ppo(Recipe):
         return {name: values_N.to(device) for name, values_N in known.items()}
 
     def is_due(self, step: int) -> bool:
-        """The KL is measured at the end too: it is a promise about what is published."""
+        """Return whether to measure the KL; at the end too, for it is a promise about what is published."""
         return step % self.task.eval_steps == 0 or step == self.task.total_steps
 
     def evaluate(self, step: int) -> None:
@@ -117,12 +117,12 @@ class Ppo(Recipe):
         self.task.run.reporter.metrics(step, {"eval/kl": self.kl_target.kl})
 
     def scores(self, measured: Measured) -> Mapping[str, float]:
-        """See `reward_weighted`."""
+        """Compute the reward-weighted log-likelihood of held-out rows."""
         rewards = torch.from_numpy(measured.rows.numbers[measured.indices].copy())
         return {"reward_weighted_loglik": reward_weighted(measured.loglik / measured.tokens, rewards)}
 
     def state(self) -> dict[str, Any]:
-        """The log-probs and values of the epoch's start cannot be computed again once the weights have moved."""
+        """Return value head, KL and the epoch's old log-probs and values, which moved weights cannot compute again."""
         assert self.task.policy.value_head is not None
         return {
             "value_head": self.task.policy.value_head.state_dict(),
@@ -140,13 +140,13 @@ class Ppo(Recipe):
         self.kl_target.within, self.kl_target.kl = state["within_target"], state["kl"]
 
     def summary(self) -> dict[str, Any]:
-        """Why it ended, how far it is from the start policy, and on which rows that was measured."""
+        """Return why training ended, how far it is from the start policy, and on which rows that was measured."""
         measured_on = "held_out" if len(self.task.held_out) else "training"
         return {"stopped_early": self.stopped_early, "kl": self.kl_target.kl, "kl_rows": measured_on}
 
 
 def reward_weighted(mean_loglik_R: Tensor, rewards_R: Tensor) -> float:
-    """Mean over rows of z_i times the row's mean log-probability a token, z_i being its reward standardised over them.
+    """Compute the mean over rows of z_i times the row's mean log-probability a token, z_i its standardised reward.
 
     It rises when good rows gain likelihood against bad ones.
     """
@@ -168,8 +168,10 @@ def ppo_loss(
     value_loss_coef: float,
     kl_coef: float,
 ) -> tuple[Tensor, Tensor]:
-    """(loss, sums): the loss summed over the N tokens ([PPO] eq. 9 without its entropy bonus, plus the k3 penalty), and
-    the sums of `Ppo.terms` in float64, without gradients."""
+    """Compute the loss summed over the N tokens ([PPO] eq. 9 without its entropy bonus, plus the k3 penalty).
+
+    Returns (loss, sums of `Ppo.terms` in float64, without gradients).
+    """
     ratio_N = ppo_math.probability_ratio(logprobs_N, old_logprobs_N)
     advantages_N = ppo_math.advantages(rewards_N, old_values_N)
     policy_N = ppo_math.policy_loss(ratio_N, advantages_N, clip_range=clip_range)
@@ -182,7 +184,7 @@ def ppo_loss(
 
 
 def _rows_visited(batches: StepBatches, first_step: int, steps: int) -> Indices:
-    """The rows of all ranks in at most one epoch of `steps` from `first_step` on, in rising order, each once."""
+    """Return the rows of all ranks in at most one epoch of `steps` from `first_step` on, in rising order, each once."""
     epoch, done = divmod(first_step, len(batches))
     if steps >= len(batches):
         return np.sort(batches.rows)

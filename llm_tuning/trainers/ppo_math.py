@@ -5,8 +5,8 @@ Sources: [PPO] Schulman et al. 2017, "Proximal Policy Optimization Algorithms", 
 al. 2020, "Implementation Matters in Deep Policy Gradients", arXiv 2005.12729. [KL] Schulman 2020, "Approximating KL
 Divergence", joschu.net/blog/kl-approx.html.
 
-Shapes: N output tokens, one after another over all rows of a pass; V the vocabulary; R rows. Losses come a token at
-a time: the loop sums them and divides by the tokens of the whole optimizer step, whatever the passes were.
+Shapes: N output tokens, one after another over a micro-batch's rows; V the vocabulary; R rows. Losses come a token at
+a time: the loop sums them and divides by the tokens of the whole optimizer step, whatever the micro-batches were.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from llm_tuning.errors import InputError, Problem
 
 
 def standardise_rewards(rewards_R: Tensor) -> Tensor:
-    """(r - mean) / std over all R training rows, std the population's; raises InputError where all are equal.
+    """Compute (r - mean) / std over all R training rows, std the population's; raises InputError where all are equal.
 
-    Once over the data set and never over a batch, whose mean would depend on which rows happen to share it. ([IM]
+    Over the whole data set and never over a batch, whose mean would depend on which rows happen to share it. ([IM]
     section 3 counts reward scaling among what decides PPO's results.)
     """
     if rewards_R.max() == rewards_R.min():
@@ -32,7 +32,7 @@ def standardise_rewards(rewards_R: Tensor) -> Tensor:
 
 
 def advantages(rewards_N: Tensor, values_N: Tensor) -> Tensor:
-    """A_t = R - V(s_t), where `rewards_N` repeats each row's reward R for its tokens and s_t is what precedes token t.
+    """Compute A_t = R - V(s_t); `rewards_N` repeats each row's reward R for its tokens, s_t is what precedes token t.
 
     [GAE] eq. 16, the sum over l of (gamma lambda)^l (r_{t+l} + gamma V(s_{t+l+1}) - V(s_{t+l})), at gamma = lambda = 1
     and a reward at the last token only: the values in between cancel out.
@@ -41,14 +41,14 @@ def advantages(rewards_N: Tensor, values_N: Tensor) -> Tensor:
 
 
 def probability_ratio(logprobs_N: Tensor, old_logprobs_N: Tensor) -> Tensor:
-    """pi(a_t | s_t) / pi_old(a_t | s_t), [PPO] section 3; pi_old is the policy at the start of the epoch."""
+    """Compute pi(a_t | s_t) / pi_old(a_t | s_t), [PPO] section 3; pi_old is the policy at the start of the epoch."""
     return (logprobs_N - old_logprobs_N).exp()
 
 
 def policy_loss(ratio_N: Tensor, advantages_N: Tensor, *, clip_range: float) -> Tensor:
-    """-min(ratio A, clip(ratio, 1 - eps, 1 + eps) A), the negative of [PPO] eq. 7, a token.
+    """Compute -min(ratio A, clip(ratio, 1 - eps, 1 + eps) A), the negative of [PPO] eq. 7, a token.
 
-    No gradient once the ratio has left the range in the direction that the advantage asks for; it stays when the ratio
+    No gradient once the ratio has left the range in the direction that the advantage points to; it stays when the ratio
     has gone the wrong way.
     """
     clipped_N = ratio_N.clamp(1 - clip_range, 1 + clip_range)
@@ -56,12 +56,12 @@ def policy_loss(ratio_N: Tensor, advantages_N: Tensor, *, clip_range: float) -> 
 
 
 def is_clipped(ratio_N: Tensor, advantages_N: Tensor, *, clip_range: float) -> Tensor:
-    """Which tokens pass on no policy gradient, because `policy_loss` took the clipped side."""
+    """Return which tokens give no policy gradient, because `policy_loss` took the clipped side."""
     return ((advantages_N > 0) & (ratio_N > 1 + clip_range)) | ((advantages_N < 0) & (ratio_N < 1 - clip_range))
 
 
 def value_loss(values_N: Tensor, old_values_N: Tensor, returns_N: Tensor, *, clip_range: float) -> Tensor:
-    """max((V - R)^2, (clip(V, V_old - eps, V_old + eps) - R)^2) / 2, [IM] section 3 ("value function clipping").
+    """Compute max((V - R)^2, (clip(V, V_old - eps, V_old + eps) - R)^2) / 2, [IM] sec. 3 ("value function clipping").
 
     V_old is the value at the start of the epoch; the half makes the unclipped gradient V - R.
     """
@@ -70,7 +70,7 @@ def value_loss(values_N: Tensor, old_values_N: Tensor, returns_N: Tensor, *, cli
 
 
 def k3_penalty(logprobs_N: Tensor, reference_logprobs_N: Tensor) -> Tensor:
-    """k3 = (r - 1) - log r with r = pi_ref / pi on the recorded token, [KL]: zero at pi = pi_ref, positive elsewhere.
+    """Compute k3 = (r - 1) - log r, r = pi_ref / pi on the recorded token, [KL]: zero at pi = pi_ref, else positive.
 
     A penalty, not an estimate of the KL: [KL] takes its mean over tokens drawn from pi, and these were recorded.
     """
@@ -79,6 +79,6 @@ def k3_penalty(logprobs_N: Tensor, reference_logprobs_N: Tensor) -> Tensor:
 
 
 def exact_kl(logits_NV: Tensor, reference_logits_NV: Tensor) -> Tensor:
-    """KL(pi || pi_ref) = sum over the vocabulary of pi (log pi - log pi_ref), in nats, for each of N positions."""
+    """Compute KL(pi || pi_ref) = sum over the vocabulary of pi (log pi - log pi_ref), (N,) in nats, by position."""
     logprobs_NV = logits_NV.log_softmax(-1)
     return (logprobs_NV.exp() * (logprobs_NV - reference_logits_NV.log_softmax(-1))).sum(-1)

@@ -1,4 +1,4 @@
-"""The precision of a run: `training.precision` resolved on the device it begins on, and kept wherever it goes on.
+"""The precision of a run: `training.precision` resolved on the device it begins on, and kept wherever it is resumed.
 
 The configuration hash counts the precision as it is written, so a run with `auto` may be resumed on a machine that
 would resolve it otherwise. Half a run in each precision would be neither.
@@ -25,7 +25,7 @@ NATIVE_BF16 = ("amx_bf16", "avx512_bf16")
 
 
 def computes_in_bf16(device: str) -> bool:
-    """Whether the device has instructions for bf16."""
+    """Return whether the device has instructions for bf16."""
     if device.startswith("cuda"):
         return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = torch.cpu.get_capabilities()
@@ -46,7 +46,7 @@ def resolve_precision(precision: str, device: str) -> str:
 def precision_of_run(run: TrainRun) -> torch.dtype:
     """Return the dtype of base weights and activations; noted in the run's folder when it begins with `auto`.
 
-    Raises InputError where a run that began in bf16 goes on on a GPU that lacks it.
+    Raises InputError where a run that began in bf16 is resumed on a GPU that lacks it.
     """
     asked = run.config.training.precision
     if asked != "auto":
@@ -69,7 +69,7 @@ def precision_of_run(run: TrainRun) -> torch.dtype:
 
 
 def _noted(run: TrainRun) -> str | None:
-    """What the run began in, None where it begins now. Version 0.1 noted nothing, and took fp32 on every CPU."""
+    """Read the precision that the run began in, None where it begins now. Version 0.1 noted none: fp32 on every CPU."""
     found = read_json(run.work / PRECISION)
     if found is not None:
         return str(found["precision"])

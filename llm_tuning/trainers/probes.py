@@ -54,14 +54,14 @@ def write_parity(
 
 
 def choose_probes(lengths: NDArray[np.int32], pool: NDArray[np.int64]) -> list[int]:
-    """Up to 32 rows of `pool`: whole rows of at most 256 tokens first, since only those can be rendered again."""
+    """Choose up to 32 rows of `pool`: whole rows of at most 256 tokens first, as only those can be rendered again."""
     whole = [int(i) for i in pool if lengths[i] <= MAX_PROBE_TOKENS]
     cut = [int(i) for i in pool if lengths[i] > MAX_PROBE_TOKENS]
     return (whole + cut)[:MAX_PROBES]
 
 
 def _logprobs(policy: Policy, row: TokenRow) -> list[float]:
-    """log p(id_t | ids before t) for t >= 1 of one probe, learned or not, cut to its first 256 tokens."""
+    """Compute log p(id_t | ids before t) for t >= 1 of one probe, in the loss or not, cut to its first 256 tokens."""
     input_ids = row.input_ids[:MAX_PROBE_TOKENS]
     probe = replace(row, input_ids=input_ids, learned=np.arange(len(input_ids)) > 0)
     logprobs_N, _ = policy.score(pad([probe]))

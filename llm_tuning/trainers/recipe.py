@@ -62,7 +62,7 @@ class Task:
 class Recipe:
     """One mode's part in training: the loss of a micro-batch, and what happens around the steps.
 
-    A subclass must have `loss`; all else has a meaning that fits a loss over learned tokens.
+    A subclass must have `loss`; all else has a meaning that fits a loss over the tokens of the loss mask.
     """
 
     terms: ClassVar[tuple[str, ...]] = ("loss",)
@@ -81,34 +81,34 @@ class Recipe:
         self.task = task
 
     def loss(self, batch: Any) -> tuple[Tensor, Tensor]:
-        """(loss summed over the micro-batch, differentiable; sums of `terms` without gradient)."""
+        """Compute (loss summed over the micro-batch, differentiable; sums of `terms` without gradient)."""
         raise NotImplementedError
 
     def weight(self, rows: Indices) -> int:
-        """What the summed loss of the step with these rows, of all ranks, is divided by: their learned tokens."""
+        """Return the divisor of the summed loss of the step with these rows, of all ranks: their tokens in the loss."""
         return max(1, int(self.task.rows.learned_counts[rows].sum()))
 
     def begin_epoch(self, epoch: int, step: int) -> None:
-        """Called before the first step of each epoch; `step` steps are done."""
+        """Prepare an epoch, before its first step; `step` steps are done."""
 
     def is_due(self, step: int) -> bool:
-        """Whether to evaluate once `step` steps are done. After the last one the final evaluation follows anyway."""
+        """Return whether to evaluate once `step` steps are done. The final evaluation follows the last one anyway."""
         return len(self.task.held_out) > 0 and step % self.task.eval_steps == 0 and step < self.task.total_steps
 
     def evaluate(self, step: int) -> None:
         """Evaluate and report; a checkpoint of this moment is there."""
 
     def scores(self, measured: Measured) -> Mapping[str, float]:
-        """Scores of held-out rows that only this mode has, by the names that its Mode gives them."""
+        """Compute scores of held-out rows that only this mode has, by the names that its Mode gives them."""
         return {}
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint must hold besides adapter, optimizer and random numbers: tensors and plain values."""
+        """Return what a checkpoint must hold besides adapter, optimizer and random numbers: tensors and plain data."""
         return {}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` returned."""
+        """Continue from what `state` returned."""
 
     def summary(self) -> dict[str, Any] | None:
-        """What the manifest says of how training ended (`training.json`), None for nothing."""
+        """Return what the manifest says of how training ended (`training.json`), None for nothing."""
         return None

@@ -1,8 +1,8 @@
-"""What the start policy says about the rows, computed once and kept over runs in `models/.cache/reference/`.
+"""The start policy's numbers for the rows, computed once and kept over runs in `models/.cache/reference/`.
 
 The key is over what decides the numbers and nothing else: the weights of the start policy (base and start adapter), the
-very token ids and learned flags that are scored, and the arithmetic. Tokenizer, chat template, maximal length and data
-file all act through the token ids. So a second run on the same base and data makes no pass of the start policy,
+very token ids and loss masks that are scored, and the arithmetic. Tokenizer, chat template, maximal length and data
+file all act through the token ids. So a second run on the same base and data runs no forward of the start policy,
 whatever its learning rate, and any change that matters gives another key. Files may be deleted at any time.
 """
 
@@ -50,7 +50,7 @@ class Reference:
 def reference_of_start(
     run: TrainRun, policy: Policy, batches: MicroBatches, layout: TokenLayout, kl_layout: TokenLayout
 ) -> Reference:
-    """What the start policy says of the rows, from the cache or else computed and cached; the same on every rank."""
+    """Return the start policy's Reference, from the cache or else computed and cached; the same on every rank."""
     start = run.spec.start_adapter
     key = reference_key(
         base_weight_hash=run.spec.base_weight_hash,
@@ -98,7 +98,7 @@ def reference_key(
     scored: Indices,
     measured: Indices,
 ) -> str:
-    """sha256 (hex) of all that decides a `Reference` of the rows `scored` (log-probs) and `measured` (states)."""
+    """Hash (sha256, hex) all that decides a `Reference` of the rows `scored` (log-probs) and `measured` (states)."""
     arithmetic = {
         "version": 2,
         "base": base_weight_hash,
@@ -121,7 +121,7 @@ def reference_key(
 
 
 def read_reference(path: Path, *, tokens: int, kl_tokens: int) -> Reference | None:
-    """The reference in `path`, or None where there is none or what is there is damaged: then it is computed again."""
+    """Read the reference in `path`, None where there is none or it is damaged: then it is computed again."""
     if not path.exists():
         return None
     try:

@@ -17,15 +17,15 @@ def train(run: TrainRun) -> None:
 
 
 class Sft(Recipe):
-    """loss = - sum over the learned tokens t of log pi(t), divided by their number in the step."""
+    """loss = - sum over the tokens t in the loss of log pi(t), divided by their number in the step."""
 
     def loss(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """Nats summed over the learned tokens."""
+        """Compute the loss: nats summed over the tokens in the loss mask."""
         loss = -self.task.policy.logprobs(batch).sum()
         return loss, loss.detach()[None]
 
     def evaluate(self, step: int) -> None:
-        """Loss, perplexity and token accuracy on the held-out rows."""
+        """Report loss, perplexity and token accuracy on the held-out rows."""
         run = self.task.run
         run.reporter.stage("evaluating")
         scores = evaluate_policy(self.task.policy, self.task.batches, self.task.held_out)
