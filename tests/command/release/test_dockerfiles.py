@@ -38,7 +38,8 @@ def test_hadolint_would_say_something(tmp_path: Path) -> None:
 def test_a_released_image_is_labelled_and_has_no_rights(name: str) -> None:
     text = (ROOT / name).read_text()
     labels = dict(re.findall(r'org\.opencontainers\.image\.(\w+)="([^"]+)"', text))
-    assert set(labels) == {"title", "description", "version"}
+    assert set(labels) == {"title", "description", "licenses", "version"}
+    assert labels["licenses"] == "Apache-2.0"
     assert labels["version"] == read_version(ROOT)
     assert re.findall(r"^USER (.+)$", text, re.MULTILINE) == ["65532:65532"]
 
