@@ -23,7 +23,7 @@ FIRST_LOOK_AGAIN_SECONDS, LAST_LOOK_AGAIN_SECONDS = 10.0, 600.0
 SETTLED_ATTEMPTS = 3
 """After so many failures an adapter counts as failed, and the pod no longer waits for it. It is tried on, seldom."""
 SLOW_SECONDS = 30.0
-"""A step that takes longer counts as failed; what comes of it later is taken all the same."""
+"""A step that takes longer counts as failed; a later result is taken all the same."""
 WAIT_SECONDS = 1.0
 
 VERDICTS: dict[Verdict, tuple[Effective, AdapterReason]] = {

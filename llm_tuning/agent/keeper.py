@@ -158,7 +158,7 @@ class Keeper:
             self.engine_up, self.engine_message = True, ""
             self._tell()
         self._engine_has = has
-        # Only what was loaded before the look: the engine may have answered it before a load that has ended since.
+        # Only what was loaded before the check: the engine may have answered it before a load that has ended since.
         gone = [adapter for adapter in before if adapter.is_loaded and adapter.model_id not in has]
         if not gone:
             return
@@ -236,7 +236,7 @@ class Keeper:
         self._engine_has.discard(name)
 
     async def _bring(self, adapter: Adapter) -> None:
-        """Load one adapter and prove it; whatever comes of it is in the adapter."""
+        """Load one adapter and prove it; its state holds the outcome."""
         name = adapter.model_id
         if self._blame.is_deadly(name):
             text = f"the engine ended {DEADLY_TIMES} times while it was loaded or proven; this pod tries no more"
@@ -317,7 +317,7 @@ class Keeper:
             return
         except Exception as error:  # whatever its probes hold, it harms no other adapter
             proof = error
-        # The engine may have restarted since the last look, and then the numbers are of two engines.
+        # The engine may have restarted since the last check, and then the numbers are of two engines.
         await self.look()
         if not adapter.is_loaded or not self.engine_up:
             return

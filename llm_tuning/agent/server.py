@@ -117,7 +117,7 @@ class AgentServer:
         """Requests that are being answered."""
         return self._active
 
-    # --- what is asked about the pod ---------------------------------------------------------------------------------
+    # --- what the kubelet and Prometheus read ------------------------------------------------------------------------
 
     async def _health(self, request: web.Request) -> web.Response:
         up = self.keeper.engine_up

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 RUN_DIR = Path("/serving")
-"""An emptyDir that the pod's containers share: the plan for vLLM, the word that the agent has drained, and how
+"""An emptyDir that the pod's containers share: the plan for vLLM, the sign that the agent has drained, and how
 often an adapter was loaded since vLLM started."""
 DRAINED_FILE = "drained"
 EXIT_STOPPED = 128 + signal.SIGTERM

@@ -276,7 +276,7 @@ class _Text:
                 raise self.error(f"is nested too deeply in row {index}", "flatten it") from None
             except ValueError:
                 raise self.error(f"holds a number of too many digits in row {index}", "correct it") from None
-            if end == len(self._buffer) and self._more():  # a number could go on
+            if end == len(self._buffer) and self._more():  # a number could continue
                 continue
             size = end - self._position
             self._position = end

@@ -1,4 +1,4 @@
-"""What a training mode is: one object that says all that the rest of the library needs to know of it.
+"""What a training mode is: one object that holds all that the rest of the library needs to know of it.
 
 A mode is data and small functions, free of torch: the command line, the CRD, the data check, the plan, the manifest,
 the card and the report ask it. The recipe that it names by its import path does the training.
@@ -95,7 +95,7 @@ class Mode(Generic[S]):
     """The group of its settings, a field of the spec by the mode's name; all of them decide the weights."""
     settings_help: str = ""
     uses_dropout: bool = True
-    """`lora.dropout` is on in training and so decides the weights; a mode that compares two forwards of a row has none."""
+    """`lora.dropout` is on in training and so decides the weights; a mode that compares two forwards has none."""
     evaluation_decides: bool = False
     """An evaluation may end the run, so that `training.evalSteps` decides the weights."""
     scores: Sequence[Score] = ()

@@ -1,4 +1,4 @@
-"""Show how a run goes: a bar on a terminal, JSON lines otherwise, and in a pod the Kubeflow status protocol.
+"""Shows a run's progress: a bar on a terminal, JSON lines otherwise, and in a pod the Kubeflow status protocol.
 
 One thread for all of them and for every mode. A recipe only leaves its newest values (`Progress.update`, a few
 microseconds) and the thread shows them when they are due, so a slow terminal or a silent endpoint costs no step.

@@ -12,7 +12,7 @@ from llm_tuning.run.spec import RunSpec
 
 
 class Reporter(Protocol):
-    """Where a recipe says how it goes. No method may block the training step."""
+    """Where a recipe reports its progress. No method may block the training step."""
 
     def start(self, total_steps: int, start_step: int) -> None:
         """Begin the report, before the first step; `start_step` is above 0 after a resume."""

@@ -98,7 +98,7 @@ def _after_rename(spec: RunSpec, tracker: Tracker) -> None:
 
 
 def start_tracker(spec: RunSpec) -> Tracker:
-    """Start tracking this run, or go on with the MLflow run that an earlier start of it made."""
+    """Start tracking this run, or resume the MLflow run that an earlier start of it made."""
     config = spec.config
     return Tracker.start(
         config.tracking.uri,

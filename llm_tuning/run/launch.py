@@ -59,7 +59,7 @@ def _environment(spec: RunSpec) -> dict[str, str]:
 
 
 def raise_cause(failures: dict[int, RankFailure], *, ranks: int, stopped: bool) -> None:
-    """Raise what the failing rank did, if any failed; `stopped`: this process was asked to stop and passed it on.
+    """Raise what the failing rank did, if any failed; `stopped`: this process was asked to stop and forwarded that.
 
     One failure makes others: a rank that lost its peer knows it as a broken connection, and the agent ends by a signal
     those that are left. So bad input outranks everything and a stop a crash; a rank that a signal ended is named before

@@ -69,7 +69,7 @@ class MlflowRun:
 
     @classmethod
     def open(cls, job: Job, state: SenderState) -> tuple[MlflowRun, SenderState]:
-        """Go on with the run of `state`, find the one that was made unseen, or make it; log parameters and data set."""
+        """Resume the run of `state`, find the one that was made unseen, or make it; log parameters and data set."""
         from mlflow.tracking import MlflowClient
 
         with store_lock(job.store):

@@ -57,7 +57,7 @@ class Head:
 
     @torch.no_grad()
     def score(self, hidden_NH: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
-        """(log p(target) in fp32, whether the target is the likeliest token), each (N,)."""
+        """Compute (log p(target) in fp32, whether the target is the likeliest token), each (N,)."""
         logprobs_N = hidden_NH.new_empty(len(targets_N), dtype=torch.float32)
         right_N = torch.empty_like(targets_N, dtype=torch.bool)
         parts = (logprobs_N, right_N)

@@ -34,7 +34,7 @@ def rows_to_measure(rows: TokenRows, candidates: Indices, seed: int) -> Indices:
 
 @dataclass
 class KlTarget:
-    """Holds a run to `target`: above it the run goes back to weights within it, and ends."""
+    """Holds a run to `target`: above it the run restores weights within it, and ends."""
 
     adapter: list[nn.Parameter]
     measure: Callable[[], float]

@@ -234,7 +234,7 @@ class Loop(_BaseTrainer):
 def load_checkpoint(checkpoint: Path, task: Task, recipe: Recipe) -> None:
     """Put adapter and recipe back where `checkpoint` has them.
 
-    Raises InputError for one that this version cannot go on from, and where a step took another number of rows then:
+    Raises InputError for one that this version cannot resume, and where a step took another number of rows then:
     the place in the epoch would be another.
     """
     if (checkpoint / OLD_PPO_STATE).exists():

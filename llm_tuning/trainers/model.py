@@ -1,4 +1,4 @@
-"""A frozen base with a LoRA adapter: loading, attaching, looking past the adapter, its arithmetic, and saving it.
+"""A frozen base with a LoRA adapter: loading, attaching, switching the adapter off, its arithmetic, and saving it.
 
 The trainable adapter is named "default". A run that begins at an existing adapter also holds a frozen copy of
 it, "start": it is the policy that results are measured against, and the reference of modes that have one.
@@ -77,7 +77,7 @@ def load_base_model(
     except (ValueError, OSError, SafetensorError) as error:
         first_sentence = str(error).strip().split("\n")[0][:300]
         raise InputError(Problem("model.path", f"{base} cannot be loaded: {first_sentence}")) from None
-    # transformers would go on with random numbers in their place
+    # transformers would continue with random numbers in their place
     unusable = sorted(found["missing_keys"]) + sorted(key for key, *_ in found["mismatched_keys"])
     if unusable:
         raise InputError(

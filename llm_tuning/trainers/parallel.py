@@ -200,7 +200,7 @@ def all_reduce_sum(values: torch.Tensor) -> torch.Tensor:
 
 
 def any_rank(flag: bool, device: str = "cpu") -> bool:
-    """All-reduce a flag: True on every rank if any rank raised it, so that all leave a loop at the same step."""
+    """Return on every rank whether any raised its flag (an all-reduce), so that all leave a loop at the same step."""
     if not dist.is_initialized():
         return flag
     return bool(all_reduce_sum(torch.tensor(int(flag), device=device)).item())
@@ -222,7 +222,7 @@ def stop_together(doing: str, device: str) -> None:
 
 
 def sum_over_ranks(values: torch.Tensor, device: str) -> torch.Tensor:
-    """All-reduce a CPU tensor, of which each rank has filled in its share and left the rest zero."""
+    """Sum a CPU tensor by all-reduce; each rank has filled in its share and left the rest zero."""
     return all_reduce_sum(values.to(device)).cpu() if world_size() > 1 else values
 
 

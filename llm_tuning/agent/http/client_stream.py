@@ -22,7 +22,7 @@ USAGE_BYTES = 2**12
 
 
 class ClientName:
-    """Give an answer the name that the client asked for, in place of the model_id that the engine was asked for."""
+    """Give an answer the name that the client requested, in place of the model_id that the engine was given."""
 
     def __init__(self, served: str, asked: str) -> None:
         self._from, self._to = _field(served), _field(asked)

@@ -23,7 +23,7 @@ MANAGED = {
 }
 """For an engine whose adapters the agent loads and unloads."""
 PYTHON_VARIABLE, ARGUMENTS_VARIABLE, API_KEY_VARIABLE = "VLLM_PYTHON", "VLLM_ARGS", "VLLM_API_KEY"
-"""What a user of `launch_llm.sh` sets: a Python that has vLLM, further arguments for it, and the key it asks for."""
+"""What a user of `launch_llm.sh` sets: a Python that has vLLM, further arguments for it, and the key it requires."""
 
 
 def cpu_environment(memory_bytes: int) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Finds a Python that has vLLM, and says whether that is its CPU build, without the many seconds of importing it."""
+"""Finds a Python that has vLLM, and whether that is its CPU build, without the many seconds of importing it."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from llm_tuning.engines.vllm.stream import error_text
 from llm_tuning.errors import InputError, Problem, TryAgain
 
 REFUSED = (400, 404, 405, 422, 501)
-"""Statuses by which a server says that it does not do what is asked, as opposed to being broken or busy."""
+"""Statuses of a server that does not support a request, as opposed to being broken or busy."""
 
 
 class VllmProbe:
