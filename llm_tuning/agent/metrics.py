@@ -32,12 +32,12 @@ class Metrics:
             registry=self.registry,
         )
         self.prompt_tokens = Counter(
-            "llm_tuning_prompt_tokens", "Prompt tokens, of answers that tell their usage.", LABELS,
+            "llm_tuning_prompt_tokens", "Prompt tokens, of answers that report their usage.", LABELS,
             registry=self.registry,
         )  # fmt: skip
         self.completion_tokens = Counter(
             "llm_tuning_completion_tokens",
-            "Generated tokens; a streamed answer that does not tell its usage counts one a chunk.",
+            "Generated tokens; a streamed answer that does not report its usage counts one a chunk.",
             LABELS,
             registry=self.registry,
         )

@@ -78,7 +78,7 @@ class Reporter:
         if not isinstance(error, aiohttp.ClientError | OSError | TimeoutError | InputError | ValueError):
             raise error
         if not self._failing:
-            log.warning("the operator does not take reports (%s: %s); serving goes on", type(error).__name__, error)
+            log.warning("the operator does not take reports (%s: %s); serving continues", type(error).__name__, error)
         self._failing = True
         await asyncio.sleep(self._retry_seconds)
         self._retry_seconds = min(self._retry_seconds * 2, LAST_RETRY_SECONDS)

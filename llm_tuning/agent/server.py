@@ -85,7 +85,7 @@ class AgentServer:
         if self.api_key is not None:
             self.api_key = self.api_key.strip()  # a Secret made of a file ends with a line break
         if self.locked:
-            log.error("the API key is empty: nobody is served; put a key into the Secret and restart the pods")
+            log.error("the API key is empty: every request is refused; put a key into the Secret and restart the pods")
 
     @property
     def locked(self) -> bool:

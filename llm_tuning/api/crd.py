@@ -73,7 +73,7 @@ TUNING_JOB = Kind(
             "Stalled",
             "string",
             ".status.conditions[?(@.type=='Stalled')].reason",
-            "What it cannot go on for, if anything",
+            "Why it makes no progress, where it is stalled",
         ),
         ("Model", "string", ".status.modelId", "Name of the adapter"),
         ("Age", "date", ".metadata.creationTimestamp", "Time since it was created"),

@@ -51,7 +51,7 @@ class AdapterRef(ApiModel):
     """An existing adapter to start from."""
 
     model_id: ModelId = Field(
-        description="model_id of a finished adapter of the same base; training goes on from it, and a mode that holds to a start policy holds to it."
+        description="model_id of a finished adapter of the same base; training continues from it, and a mode that holds to a start policy holds to it."
     )
 
 

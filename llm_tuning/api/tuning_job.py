@@ -54,7 +54,7 @@ NAME_CHARACTERS = 50
 MUTABLE = ("suspend", "ttl_seconds_after_finished")
 """Fields of the spec that may change; all others decide what is trained and stay as they were applied."""
 
-IMMUTABLE = "cannot be changed after creation; delete the TuningJob and apply it anew, or use another name"
+IMMUTABLE = "cannot be changed after creation; delete the TuningJob and apply it again, or use another name"
 
 
 class JobAdapterRef(RuledModel):
@@ -81,7 +81,7 @@ class JobModelSpec(ModelSpec):
 
     adapter: JobAdapterRef | None = Field(  # type: ignore[assignment] # it may be a job's, which is a model_id later
         None,
-        description="Adapter to start from, by tuningJob or modelId; training goes on from it. Without it training starts at the base itself.",
+        description="Adapter to start from, by tuningJob or modelId; training continues from it. Without it training starts at the base itself.",
     )
 
 
@@ -163,7 +163,7 @@ class TuningJobSpec(WireModel, TuningConfig):
 
     suspend: bool = Field(
         False,
-        description="true ends the pods, after a checkpoint, and starts none until it is false again; training then goes on where it was.",
+        description="true ends the pods, after a checkpoint, and starts none until it is false again; training then resumes from the checkpoint.",
     )
 
     active_deadline_seconds: Annotated[int, Field(ge=1, le=31_536_000)] | None = Field(

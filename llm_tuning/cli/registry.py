@@ -99,7 +99,7 @@ ACTIONS: dict[str, tuple[Callable[[argparse.Namespace], int], str]] = {
     "list": (_list, "the models, newest first"),
     "show": (_show, "one model: its entry in registry.json and what its manifest adds"),
     "verify": (_verify, "compare files, bases and index with the manifests"),
-    "rebuild": (_rebuild, "write registry.json anew from the manifests; hand-made entries stay"),
+    "rebuild": (_rebuild, "rewrite registry.json from the manifests; hand-made entries stay"),
 }
 
 

@@ -154,5 +154,5 @@ def unfinished_message(progress: dict[str, Any]) -> str:
     return (
         f"{progress['model_id']} is not finished: {of}, "
         f"{'no checkpoint yet' if checkpoint is None else f'last checkpoint at step {checkpoint}'}, "
-        f"last sign {progress['seconds_since_last_sign']:,.0f} s ago; the same command with the same model_id goes on"
+        f"last sign {progress['seconds_since_last_sign']:,.0f} s ago; the same command with the same model_id resumes"
     )

@@ -250,10 +250,10 @@ class AsyncTuningClient:
         async with aclosing(self._api.watch(path, name)) as versions:
             async for raw in versions:
                 if raw is None:
-                    there_was = "there is no" if uid is None else "somebody has deleted"
-                    raise NotFound(f"{there_was} {kind} {name} in namespace {self.namespace}")
+                    where = f"{kind} {name} in namespace {self.namespace}"
+                    raise NotFound(f"there is no {where}" if uid is None else f"{where} was deleted")
                 if uid not in (None, raw["metadata"]["uid"]):
-                    raise NotFound(f"somebody has deleted {kind} {name}; there is another one of that name now")
+                    raise NotFound(f"{kind} {name} was deleted; there is another one of that name now")
                 uid = raw["metadata"]["uid"]
                 yield raw
 

@@ -31,11 +31,11 @@ def explain_job(job: TuningJobView, now: datetime | None = None) -> str:
     parts = [f"{job.name} is {job.phase}{_progress(job)}."]
     stalled, doing = job.conditions.get(ConditionType.STALLED), job.conditions.get(ConditionType.RECONCILING)
     if job.trouble and stalled is not None:
-        parts.append(f"It cannot go on{_ago(stalled, now)}: {stalled.reason}: {_sentence(stalled.message)}")
-        parts.append("It goes on by itself once that is put right; nothing has to be submitted again.")
+        parts.append(f"It makes no progress{_ago(stalled, now)}: {stalled.reason}: {_sentence(stalled.message)}")
+        parts.append("It continues by itself once that is put right; nothing has to be submitted again.")
     elif job.phase == Phase.SUSPENDED:
         resume = _RESUME.format(name=job.name, namespace=job.namespace)
-        parts.append(f"Nothing of it runs, by its own spec. Let it go on: {resume}.")
+        parts.append(f"Nothing of it runs, since its spec suspends it. Resume it: {resume}.")
     elif doing is not None:
         parts.append(f"{_begun(_sentence(doing.message or doing.reason))} That is so{_ago(doing, now) or ' now'}.")
         if job.phase == Phase.TRAINING:
@@ -102,9 +102,9 @@ def _progress(job: TuningJobView) -> str:
 def _unseen(kind: str, name: str, namespace: str, metadata: dict[str, object], now: datetime) -> str:
     age = age_of(str(metadata.get("creationTimestamp") or ""), now)
     if age < UNSEEN_SECONDS:
-        return f"{name} was created just now; the operator has not looked at it yet. Ask again in a few seconds."
+        return f"{name} was created just now; the operator has not reconciled it yet. Ask again in a few seconds."
     return (
-        f"{name} was created {_span(age)} ago, and no operator has looked at this {kind} yet. Is the operator "
+        f"{name} was created {_span(age)} ago, and no operator has reconciled this {kind} yet. Is the operator "
         f"installed and running, and is {namespace} among the namespaces that it watches (Helm value watchNamespaces)?"
     )
 
@@ -113,7 +113,7 @@ def _behind(seen: int | None, metadata: dict[str, object]) -> list[str]:
     generation = metadata.get("generation")
     if seen is None or not isinstance(generation, int) or seen >= generation:
         return []
-    return ["The spec was changed since; the operator has not looked at that yet."]
+    return ["The spec was changed since; the operator has not reconciled it yet."]
 
 
 def _ago(condition: Condition | None, now: datetime) -> str:

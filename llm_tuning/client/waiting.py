@@ -101,4 +101,4 @@ async def wait_until(
         raise WaitTimeout(f"not {what[1]} within {timeout_seconds:g} s; {where}") from None
     finally:
         shown.close()
-    raise AssertionError("a watch goes on until the object is done or deleted")
+    raise AssertionError("a watch continues until the object is done or deleted")

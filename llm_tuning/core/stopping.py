@@ -26,7 +26,7 @@ def stop_requested() -> bool:
 def raise_if_stopped(where: str) -> None:
     """Raise TryAgain if this process was asked to stop. `where` is what is being left, for the message."""
     if _requested.is_set():
-        raise TryAgain("Stopped", f"stopped {where} on request; the same command with the same model_id goes on")
+        raise TryAgain("Stopped", f"stopped {where} on request; the same command with the same model_id resumes")
 
 
 def _on_signal(signum: int, frame: FrameType | None) -> None:

@@ -86,7 +86,7 @@ class MetricsFile:
 
     def _give_up(self, error: OSError) -> None:
         self._failed = True
-        log.warning("%s cannot be written: %s; the run goes on without metrics", self.path, error.strerror)
+        log.warning("%s cannot be written: %s; the run continues without metrics", self.path, error.strerror)
 
 
 def last_steps(lines: Iterable[Mapping[str, Any]]) -> dict[str, int]:

@@ -82,7 +82,7 @@ def newest_whole(root: Path) -> tuple[int, Path] | None:
             damaged.append((folder, fault))
             continue
         for bad, what in damaged:
-            log.warning("checkpoint %s is damaged (%s): going on from %s", bad, what, folder.name)
+            log.warning("checkpoint %s is damaged (%s): resuming from %s", bad, what, folder.name)
             bad.rename(
                 root / f".removed-{bad.name}"
             )  # or the run, when it comes there again, would take it for its own

@@ -85,7 +85,7 @@ def lora_of(start: StartAdapter, asked: LoraSpec) -> LoraSpec:
         Problem(
             f"lora.{name}",
             f"is {getattr(asked, name)} but the start adapter {start.manifest.model_id} has {value}",
-            "leave it out: training goes on with the adapter's own",
+            "leave it out: training continues with the adapter's own",
         )
         for name, value in has.items()
         if name in asked.model_fields_set and name != "target_modules" and getattr(asked, name) != value

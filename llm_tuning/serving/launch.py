@@ -62,7 +62,7 @@ def serve(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
         _warn(f"note: {note}")
     server = ServerProcess(Path(environment.get("LAUNCH_LOG_DIR") or "logs"), port=plan.port)
     if server.left_behind:
-        _warn(f"note: {server.pid_file} was left behind by a server that has ended; this one starts anew")
+        _warn(f"note: {server.pid_file} was left behind by a server that has ended; this one takes its place")
     _say(f"starting vLLM (log {server.log}), up to {timeout:.0f} s")
     started = time.monotonic()
     server.start(plan.command, dict(environment) | plan.environment)

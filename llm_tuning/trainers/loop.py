@@ -68,7 +68,7 @@ def fit(task: Task, recipe: Recipe) -> None:
         load_checkpoint(checkpoint, task, recipe)
     run.reporter.start(total, done)
     if done < total and any_rank(stop_requested(), run.device):
-        raise TryAgain("Stopped", f"stopped before step {done + 1} on request; the same command goes on")
+        raise TryAgain("Stopped", f"stopped before step {done + 1} on request; the same command resumes")
     if done > 0 and recipe.is_due(done):  # a checkpoint is of the moment before its evaluation
         recipe.evaluate(done)
     if done < total and not recipe.stopped_early:
@@ -199,7 +199,7 @@ class Loop(_BaseTrainer):
             raise TryAgain(
                 "Stopped",
                 f"stopped after step {step} of {self.task.total_steps} on request; it is saved, and the same command "
-                "goes on",
+                "resumes",
             )
         if evaluate:
             self.recipe.evaluate(step)

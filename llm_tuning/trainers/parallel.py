@@ -218,7 +218,7 @@ def gather_objects(value: T) -> list[T]:
 def stop_together(doing: str, device: str) -> None:
     """Raise TryAgain on every rank if any was asked to stop; `doing` says what is being left."""
     if any_rank(stop_requested(), device):
-        raise TryAgain("Stopped", f"stopped {doing} on request; the same command with the same model_id goes on")
+        raise TryAgain("Stopped", f"stopped {doing} on request; the same command with the same model_id resumes")
 
 
 def sum_over_ranks(values: torch.Tensor, device: str) -> torch.Tensor:

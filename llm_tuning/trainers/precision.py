@@ -61,10 +61,10 @@ def precision_of_run(run: TrainRun) -> torch.dtype:
         if run.device.startswith("cuda") and noted == "bf16":
             rule = f"is auto, and this run began in bf16, which {torch.cuda.get_device_name(run.device)} lacks"
             raise InputError(
-                Problem("training.precision", rule, "go on where bf16 is, or start under another model_id")
+                Problem("training.precision", rule, "resume where bf16 is, or start under another model_id")
             )
         slowly = ", which this machine has no instructions for: slower than fp32" if noted == "bf16" else ""
-        log.warning("this run began in %s and goes on in it%s", noted, slowly)
+        log.warning("this run began in %s and continues in it%s", noted, slowly)
     return NAMES[noted]
 
 

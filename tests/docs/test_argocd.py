@@ -73,4 +73,4 @@ def test_a_service_scaled_to_nothing_is_suspended() -> None:
 @pytest.mark.parametrize("kind", ["TuningJob", "InferenceService"])
 def test_an_old_status_is_not_believed(kind: str) -> None:
     done = ("Succeeded" if kind == "TuningJob" else "Ready", "True", "Ready")
-    assert health(kind, done, seen=False) == ("Progressing", "the operator has not looked at it yet")
+    assert health(kind, done, seen=False) == ("Progressing", "the operator has not reconciled it yet")

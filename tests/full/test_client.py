@@ -66,7 +66,7 @@ def test_a_stuck_job_is_explained_while_it_is_waited_for(
     with pytest.raises(TimeoutError, match=r"ClaimNotFound: .*no-such-claim"):
         job.wait(timeout_seconds=40)
     assert "ClaimNotFound" in capsys.readouterr().err
-    assert "It cannot go on" in explain_job(job.refresh())
+    assert "It makes no progress" in explain_job(job.refresh())
     job.delete()
 
 

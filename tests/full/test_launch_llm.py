@@ -44,7 +44,7 @@ def test_a_server_that_is_not_ready_in_time_is_stopped(tiny_base: Path, tmp_path
     (tmp_path / "logs" / f"launch_llm_{port}.pid").write_text(f"{os.getpid()}\n")  # of before a power cut
     run = launch(port, "cpu", tiny_base, LAUNCH_TIMEOUT_SECONDS="1")
     assert run.returncode == 75
-    assert f"launch_llm_{port}.pid was left behind by a server that has ended; this one starts anew" in run.stderr
+    assert f"launch_llm_{port}.pid was left behind by a server that has ended; this one takes its place" in run.stderr
     assert "did not answer within 1 s" in run.stderr
     assert not (tmp_path / "logs" / f"launch_llm_{port}.pid").exists()
     assert not any(str(port) in shlex.join(command) for command in commands_running())

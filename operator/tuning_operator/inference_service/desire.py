@@ -240,8 +240,8 @@ class _Pass:
         if secret is None or not any(pod.report is not None and pod.report.locked for pod in pods):
             return None
         return R.API_KEY_EMPTY, (
-            f"spec.apiKeySecret: the key {secret.key} of Secret {secret.name} was empty when a pod started, so nobody "
-            f"is served; put a key in, then kubectl rollout restart deployment {self.o.name}"
+            f"spec.apiKeySecret: the key {secret.key} of Secret {secret.name} was empty when a pod started, so every "
+            f"request is refused; put a key in, then kubectl rollout restart deployment {self.o.name}"
         )
 
     def _stalled(self) -> tuple[str, str] | None:

@@ -104,7 +104,7 @@ def _killed(pod: ServingPod, name: str, ended: dict[str, Any]) -> Trouble:
     reason, who = KILLED[name]
     log = f"see `kubectl logs {pod.name} -c {name} --previous`"
     if ended.get("reason") != "OOMKilled":
-        what = "was killed (exit code 137, SIGKILL): a liveness probe that failed, the node, or somebody"
+        what = "was killed (exit code 137, SIGKILL): a liveness probe that failed, the node, or a person"
         return Trouble(reason, f"{who} {what}; see `kubectl describe pod {pod.name}`, and {log}")
     if name == ENGINE:
         text = "vLLM used more memory than spec.resources.memory and was ended (OOMKilled); give it more"

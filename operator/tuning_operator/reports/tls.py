@@ -43,7 +43,7 @@ class TlsSecretDamaged(TuningError, RuntimeError):  # noqa: N818 - says what hap
     def __init__(self, namespace: str, problem: str) -> None:
         super().__init__(
             f"Secret {namespace}/{SECRET_NAME}: {problem}; restore it from a backup, or delete it"
-            f" (kubectl -n {namespace} delete secret {SECRET_NAME}) and restart the operator: it makes a new authority,"
+            f" (kubectl -n {namespace} delete secret {SECRET_NAME}) and restart the operator: it makes a new CA,"
             " and TuningJobs that are running finish as usual but report no more progress"
         )
 
@@ -73,14 +73,14 @@ async def ensure_tls(cluster: SecretStore, namespace: str, names: Iterable[str],
         try:
             if secret is None:
                 await cluster.create_secret(namespace, _build_secret(namespace, ca, serving))
-                log.info("made the authority of the progress server: Secret %s/%s", namespace, SECRET_NAME)
+                log.info("made the CA of the reporting endpoint: Secret %s/%s", namespace, SECRET_NAME)
             else:
                 # The resourceVersion in it makes the API server refuse what another operator has changed meanwhile.
                 await cluster.replace_secret(namespace, SECRET_NAME, {**secret, "data": _build_data(ca, serving)})
                 log.info("renewed certificates of the progress server: Secret %s/%s", namespace, SECRET_NAME)
         except (AlreadyExists, Conflict):
             continue  # another operator was quicker: what it wrote is read
-    raise TlsSecretDamaged(namespace, f"somebody else changed it {ATTEMPTS} times in a row")
+    raise TlsSecretDamaged(namespace, f"another client changed it {ATTEMPTS} times in a row")
 
 
 def serving_context(pair: KeyPair) -> ssl.SSLContext:
@@ -117,7 +117,7 @@ def _read_pairs(secret: Mapping[str, Any], namespace: str) -> tuple[KeyPair, Key
     try:
         return ca, _read_pair(data, "tls")
     except ValueError as problem:
-        log.warning("Secret %s/%s: tls.crt and tls.key are made anew: %s", namespace, SECRET_NAME, problem)
+        log.warning("Secret %s/%s: tls.crt and tls.key are made again: %s", namespace, SECRET_NAME, problem)
         return ca, None
 
 

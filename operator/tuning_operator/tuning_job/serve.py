@@ -38,7 +38,7 @@ class ServeStage(Stage):
             chain.desired.create.append((INFERENCE_SERVICES, wanted))
             return False
         elif (service["metadata"].get("annotations") or {}).get(MADE_FOR_ANNOTATION) == seen.uid:
-            decided = TRUE, Reason.SERVICE_CREATED, f"{name} was created; its condition Ready tells when it answers"
+            decided = TRUE, Reason.SERVICE_CREATED, f"{name} was created; its condition Ready says when it answers"
         else:
             message = f"{name} was there before and is left as it is; point one of its routes at this TuningJob"
             decided = FALSE, Reason.SERVICE_EXISTS, message

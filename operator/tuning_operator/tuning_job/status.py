@@ -94,7 +94,7 @@ class Draft:
         reason, message = Reason.SUSPENDING, "the pods write a checkpoint and end"
         if pods_gone:
             reason = Reason.SUSPENDED
-            message = "no pod runs; set spec.suspend to false to go on from the last checkpoint"
+            message = "no pod runs; set spec.suspend to false to resume from the last checkpoint"
         self.say(Phase.SUSPENDED, reason, message)
         self.conditions.set(C.SUSPENDED, TRUE if pods_gone else FALSE, reason, message)
         self.conditions.set(C.STALLED, FALSE, Reason.NOT_STALLED)

@@ -176,7 +176,7 @@ async def test_an_empty_key_and_the_bound_of_answers_come_from_the_containers_en
                         assert answer.status == 401
             process.terminate()
             assert await asyncio.to_thread(process.wait, 20) == 0
-            assert "the API key is empty: nobody is served" in (tmp_path / "agent.log").read_text()
+            assert "the API key is empty: every request is refused" in (tmp_path / "agent.log").read_text()
             assert (tmp_path / "run" / DRAINED_FILE).exists()
         with agent(tmp_path, engine_port, port, **{API_KEY_VARIABLE: "s3cret\n", INPUT_VARIABLE: given}):
             await until_ready(session, url)

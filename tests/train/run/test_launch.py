@@ -179,7 +179,7 @@ def test_a_killed_rank_is_named_a_stop_ends_all_with_75_and_the_next_start_goes_
     again = run(argv)
     assert again.returncode == 0, again.stderr
     assert f"{newest} is damaged" in again.stderr
-    assert "going on from checkpoint-" in again.stderr
+    assert "resuming from checkpoint-" in again.stderr
     one = run(command(tiny_base, rows, tuning_mode="ppo", epochs=4, devices="cpu", batch_size=8, model_id="one"))
     assert one.returncode == 0, one.stderr
     assert len(losses(Path("models/m"))) == 32  # no step twice, none left out

@@ -302,7 +302,7 @@ def test_a_damaged_newest_checkpoint_gives_way_and_the_run_finishes_the_same(  #
     os.truncate(newest / name, 1000)
     again = forked_run(argv)
     assert again.code == 0, again.output
-    assert f"{newest} is damaged ({name} is not as it was written): going on from checkpoint-" in again.output
+    assert f"{newest} is damaged ({name} is not as it was written): resuming from checkpoint-" in again.output
     assert adapter_hash(Path()) == undisturbed[mode]
 
 

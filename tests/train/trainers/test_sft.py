@@ -422,7 +422,7 @@ def test_a_stop_of_one_rank_stops_all_at_the_same_step_and_the_resume_goes_on_th
     for rank in two_ranks["ranks"]:
         assert (
             rank["stopped"]["first"]["stopped"]
-            == "stopped after step 4 of 10 on request; it is saved, and the same command goes on"
+            == "stopped after step 4 of 10 on request; it is saved, and the same command resumes"
         )
         assert rank["stopped"]["first"]["losses"] + rank["stopped"]["second"] == rank["tuned"]["losses"]
     folder = two_ranks["folder"]

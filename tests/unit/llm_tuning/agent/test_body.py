@@ -246,7 +246,7 @@ async def test_an_empty_key_serves_nobody(
     pod.want({"a": "ft_a"})
     await pod.turn()
     await open_door(pod, api_key=key)
-    assert "the API key is empty: nobody is served" in caplog.text
+    assert "the API key is empty: every request is refused" in caplog.text
     for headers in (
         {},
         {"Authorization": "Bearer "},

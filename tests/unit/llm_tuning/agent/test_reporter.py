@@ -1,4 +1,4 @@
-"""The operator is told at once, tells what is wanted in its answer, and may be away: serving goes on."""
+"""The operator is told at once, tells what is wanted in its answer, and may be away: serving continues."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def stalled(reason: str, message: str) -> dict[str, Any]:
     [
         (
             None,
-            "faq was created 5 min ago, and no operator has looked at this TuningJob yet. Is the operator installed",
+            "faq was created 5 min ago, and no operator has reconciled this TuningJob yet. Is the operator installed",
         ),
         (
             FAILED,
@@ -48,12 +48,13 @@ def stalled(reason: str, message: str) -> dict[str, Any]:
         ),
         (
             stalled("Unschedulable", "no node has a free GPU; wait, or add nodes"),
-            "faq is Training. It cannot go on, for 5 min: Unschedulable: no node has a free GPU; wait, or add nodes. "
-            "It goes on by itself once that is put right",
+            "faq is Training. It makes no progress, for 5 min: Unschedulable: no node has a free GPU; "
+            "wait, or add nodes. "
+            "It continues by itself once that is put right",
         ),
         (
             {"phase": "Suspended", "conditions": [condition("Suspended", "True", "Suspended")]},
-            "faq is Suspended. Nothing of it runs, by its own spec. Let it go on: kubectl patch tj faq -n team "
+            "faq is Suspended. Nothing of it runs, since its spec suspends it. Resume it: kubectl patch tj faq -n team "
             """--type merge -p '{"spec": {"suspend": false}}'""",
         ),
         (
@@ -70,7 +71,7 @@ def test_a_job(status: dict[str, Any] | None, want: str) -> None:
 def test_a_new_job_and_a_changed_one() -> None:
     assert "just now" in explain_job(job(None, creationTimestamp="2026-11-29T08:04:55Z"), NOW)
     changed = job({**training(1), "observedGeneration": 1}, generation=2)
-    assert explain_job(changed, NOW).endswith("The spec was changed since; the operator has not looked at that yet.")
+    assert explain_job(changed, NOW).endswith("The spec was changed since; the operator has not reconciled it yet.")
 
 
 def test_a_service() -> None:
@@ -79,7 +80,7 @@ def test_a_service() -> None:
     def service(status: dict[str, Any] | None) -> InferenceServiceView:
         return InferenceServiceView.of({"metadata": METADATA, "spec": spec, "status": status})
 
-    assert "no operator has looked at this InferenceService" in explain_service(service(None), NOW)
+    assert "no operator has reconciled this InferenceService" in explain_service(service(None), NOW)
     ready = {"readyReplicas": 2, "url": "http://faq.team.svc", "conditions": [condition("Ready", "True", "Ready")]}
     assert explain_service(service(ready), NOW) == (
         "faq is Ready, for 5 min: 2 of 2 replicas answer, under http://faq.team.svc."

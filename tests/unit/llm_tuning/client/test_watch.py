@@ -142,7 +142,7 @@ async def test_what_is_not_there_and_what_is_deleted(server: FakeApiServer, clie
     waiting = asyncio.create_task(client.wait("faq", progress=False))
     await asyncio.sleep(0.1)
     await server.remove("tuningjobs", "faq")
-    with pytest.raises(NotFound, match="somebody has deleted TuningJob faq"):
+    with pytest.raises(NotFound, match=r"TuningJob faq in namespace \S+ was deleted"):
         await asyncio.wait_for(waiting, 5)
 
 

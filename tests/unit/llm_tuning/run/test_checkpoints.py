@@ -175,7 +175,7 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_older_one(  # noqa: PLR091
         assert newest_whole(tmp_path) == (5, tmp_path / "checkpoint-5")
     (warning,) = caplog.messages
     assert f"checkpoint {tmp_path / 'checkpoint-10'} is damaged ({name} " in warning
-    assert warning.endswith("going on from checkpoint-5")
+    assert warning.endswith("resuming from checkpoint-5")
     assert latest_checkpoint(tmp_path) == (5, tmp_path / "checkpoint-5"), "what every rank finds"
     again = save_checkpoint(tmp_path, 10, write)
     assert names(tmp_path) == ["checkpoint-10", "checkpoint-5"]
