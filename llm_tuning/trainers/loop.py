@@ -261,7 +261,7 @@ def _arguments(run: TrainRun, *, total: int) -> TrainingArguments:
         gradient_accumulation_steps=1,
         learning_rate=spec.resolved_learning_rate(run.config.mode),
         lr_scheduler_type=spec.lr_scheduler_type,
-        warmup_steps=spec.warmup_ratio,  # below 1 it is a share of the steps, rounded up
+        warmup_steps=int(spec.warmup_ratio * total),  # down: a short run spends no step on a rate of zero
         weight_decay=spec.weight_decay,
         max_grad_norm=spec.max_grad_norm,
         seed=spec.seed,

@@ -6,7 +6,6 @@ log-softmax over the vocabulary at every position. Shapes: B rows, T tokens, V v
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,7 +46,7 @@ def plain_ppo(
     scheduler = get_scheduler(
         training.lr_scheduler_type,
         optimizer,
-        num_warmup_steps=math.ceil(training.warmup_ratio * total),
+        num_warmup_steps=int(training.warmup_ratio * total),
         num_training_steps=total,
     )
 

@@ -3,7 +3,7 @@
 | Decision | Rule |
 | --- | --- |
 | dtype on a GPU | `auto`: what the base was saved in, as far as the card has it; the proof allows for the rounding |
-| dtype on the CPU | that of the adapters' training: same digits as the trainer, and float32 costs a CPU nothing; \
+| dtype on the CPU | that of the adapters' training: same digits as the trainer; \
 without one float32 if the base was saved so, else `auto` |
 | compiling on the CPU | not: it takes minutes |
 | chat template | the base's own, else the project's plain one |

@@ -392,12 +392,13 @@ def test_a_short_run_scores_only_the_rows_that_it_visits(start: Start, tmp_path:
     ppo.train(run)
     held_out_rows = 5
     assert reporter_of(run).evaluations[0]["train/reference_forwards"] == 8 + held_out_rows
+    assert reporter_of(run).steps[1]["train/learning_rate"] > 0, "a run of one step learns in it"
 
 
 def test_a_start_adapter_is_where_training_begins_and_what_it_is_measured_against(start: Start, tiny_base: Path):
     first = start("first")
     ppo.train(first)
-    run = start("run", start_adapter=first.stage, epochs=1, eval_steps=1, warmup_ratio=0.0)
+    run = start("run", start_adapter=first.stage, epochs=1, eval_steps=1)
     ppo.train(run)
     step = reporter_of(run).steps[1]
     assert step["train/ratio_mean"] == pytest.approx(1, abs=1e-6)

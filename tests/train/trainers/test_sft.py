@@ -134,8 +134,8 @@ def test_what_only_changes_memory_does_not_change_the_curve(
 
 
 def test_dropout_is_on_in_every_step(tiny_base: Path, tmp_path: Path) -> None:
-    without = tune(tmp_path / "without", tiny_base, max_steps=2, warmup_ratio=0.0)
-    with_it = tune(tmp_path / "with", tiny_base, lora=DROPOUT, max_steps=2, warmup_ratio=0.0)
+    without = tune(tmp_path / "without", tiny_base, max_steps=2)
+    with_it = tune(tmp_path / "with", tiny_base, lora=DROPOUT, max_steps=2)
     assert with_it.losses[0] == without.losses[0], "a fresh LoRA adds nothing, dropped out or not"
     assert with_it.steps[1]["train/grad_norm"] != without.steps[1]["train/grad_norm"]
     assert with_it.losses[1] != without.losses[1]
@@ -193,7 +193,7 @@ def _train_with_trl(base: Path, rows: TokenRows, output: Path) -> dict[str, torc
             per_device_train_batch_size=4,
             learning_rate=0.01,
             lr_scheduler_type="cosine",
-            warmup_steps=0.3,
+            warmup_steps=int(0.3 * len(steps)),
             weight_decay=0.1,
             max_grad_norm=0.5,
             seed=5,
@@ -427,3 +427,9 @@ def test_a_stop_of_one_rank_stops_all_at_the_same_step_and_the_resume_goes_on_th
         assert rank["stopped"]["first"]["losses"] + rank["stopped"]["second"] == rank["tuned"]["losses"]
     folder = two_ranks["folder"]
     assert adapter_hash(folder / "stopped") == adapter_hash(folder / "tuned")
+
+
+def test_a_run_of_one_step_learns_in_it(tiny_base: Path, tmp_path: Path) -> None:
+    """Warm-up begins at a rate of zero: rounded up, it would be all of such a run."""
+    reporter = tune(tmp_path, tiny_base, max_steps=1)
+    assert reporter.steps[1]["train/learning_rate"] == pytest.approx(0.01)
