@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +138,7 @@ def test_a_run_leaves_a_whole_stage_an_evaluation_and_a_summary(whole: TrainRun)
 
 
 def test_the_losses_are_those_of_the_plain_form(start: Start, tiny_base: Path):
-    run = start("run", epochs=3, learning_rate=0.02)
+    run = start("run", epochs=3, learning_rate=0.02, warmup_ratio=0.1)
     ppo.train(run)
     rows = TokenRows.open(run.rows)
     training_rows, _ = rows.hold_out(0.12, 42)
@@ -290,8 +291,6 @@ class SignallingReporter(KeepingReporter):
 
 
 def with_reporter(run: TrainRun, reporter: KeepingReporter) -> TrainRun:
-    from dataclasses import replace
-
     return replace(run, reporter=reporter)
 
 
@@ -471,14 +470,16 @@ def test_a_constant_reward_among_the_training_rows_is_refused(start: Start, tiny
 def test_a_base_that_gives_no_numbers_is_refused(start: Start, tiny_base: Path, tmp_path: Path):
     broken = tmp_path / "broken"
     shutil.copytree(tiny_base, broken)
-    model = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
-    model.model.norm.weight.data[0] = math.nan
-    model.save_pretrained(broken)
+    damaged = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
+    damaged.model.norm.weight.data[0] = math.nan
+    damaged.save_pretrained(broken)
     run = start("run")
-    from dataclasses import replace
+    model = run.config.model.model_copy(update={"path": str(broken)})
+    config = run.config.model_copy(update={"model": model})
+    spec = run.spec.model_copy(update={"config": config, "base_weight_hash": "broken"})
 
     with pytest.raises(InputError, match=r"model\.path: gives log-probabilities that are not finite in float32"):
-        ppo.train(replace(run, base=broken, base_weight_hash="broken"))
+        ppo.train(replace(run, spec=spec))
 
 
 def test_a_run_that_diverges_says_so_and_names_the_learning_rate(start: Start, monkeypatch: pytest.MonkeyPatch):
