@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -12,7 +13,7 @@ from llm_tuning.data.token_rows import TokenRows
 from llm_tuning.run.context import TrainRun
 from llm_tuning.run.devices import tokens_per_pass
 from llm_tuning.trainers.batching import Indices, StepBatches
-from llm_tuning.trainers.evaluate import Measured
+from llm_tuning.trainers.evaluate import Measured, evaluate_policy
 from llm_tuning.trainers.micro_batches import MicroBatches
 from llm_tuning.trainers.policy import Policy
 
@@ -59,7 +60,7 @@ class Task:
         return self.run.config.training.eval_steps or max(1, self.total_steps // 10)
 
 
-class Recipe:
+class Recipe(ABC):
     """One mode's part in training: the loss of a micro-batch, and what happens around the steps.
 
     A subclass must have `loss`; all else has a meaning that fits a loss over the tokens of the loss mask.
@@ -80,15 +81,15 @@ class Recipe:
     def __init__(self, task: Task) -> None:
         self.task = task
 
+    @abstractmethod
     def loss(self, batch: Any) -> tuple[Tensor, Tensor]:
         """Compute (loss summed over the micro-batch, differentiable; sums of `terms` without gradient)."""
-        raise NotImplementedError
 
     def weight(self, rows: Indices) -> int:
         """Return the divisor of the summed loss of the step with these rows, of all ranks: their tokens in the loss."""
         return max(1, int(self.task.rows.learned_counts[rows].sum()))
 
-    def begin_epoch(self, epoch: int, step: int) -> None:
+    def begin_epoch(self, epoch: int, step: int) -> None:  # noqa: B027 - a mode may have nothing to prepare
         """Prepare an epoch, before its first step; `step` steps are done."""
 
     def is_due(self, step: int) -> bool:
@@ -96,7 +97,12 @@ class Recipe:
         return len(self.task.held_out) > 0 and step % self.task.eval_steps == 0 and step < self.task.total_steps
 
     def evaluate(self, step: int) -> None:
-        """Evaluate and report; a checkpoint of this moment is there."""
+        """Report loss, perplexity and token accuracy on the held-out rows; a checkpoint of this moment is there."""
+        reporter = self.task.run.reporter
+        reporter.stage("evaluating")
+        scores = evaluate_policy(self.task.policy, self.task.batches, self.task.held_out)
+        figures = {"loss": scores.loss, "perplexity": scores.perplexity, "token_accuracy": scores.token_accuracy}
+        reporter.metrics(step, {f"eval/{name}": value for name, value in figures.items()})
 
     def scores(self, measured: Measured) -> Mapping[str, float]:
         """Compute scores of held-out rows that only this mode has, by the names that its Mode gives them."""
@@ -106,7 +112,7 @@ class Recipe:
         """Return what a checkpoint must hold besides adapter, optimizer and random numbers: tensors and plain data."""
         return {}
 
-    def load_state(self, state: dict[str, Any]) -> None:
+    def load_state(self, state: dict[str, Any]) -> None:  # noqa: B027 - a mode may have no state
         """Continue from what `state` returned."""
 
     def summary(self) -> dict[str, Any] | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import Tensor
 
 from llm_tuning.run.context import TrainRun
-from llm_tuning.trainers.evaluate import evaluate_policy
 from llm_tuning.trainers.fine_tune import fine_tune
 from llm_tuning.trainers.micro_batches import MicroBatch
 from llm_tuning.trainers.recipe import Recipe
@@ -23,17 +22,3 @@ class Sft(Recipe):
         """Compute the loss: nats summed over the tokens in the loss mask."""
         loss = -self.task.policy.logprobs(batch).sum()
         return loss, loss.detach()[None]
-
-    def evaluate(self, step: int) -> None:
-        """Report loss, perplexity and token accuracy on the held-out rows."""
-        run = self.task.run
-        run.reporter.stage("evaluating")
-        scores = evaluate_policy(self.task.policy, self.task.batches, self.task.held_out)
-        run.reporter.metrics(
-            step,
-            {
-                "eval/loss": scores.loss,
-                "eval/perplexity": scores.perplexity,
-                "eval/token_accuracy": scores.token_accuracy,
-            },
-        )
