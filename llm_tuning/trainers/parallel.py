@@ -193,7 +193,7 @@ def world_size() -> int:
 
 
 def all_reduce_sum(values: torch.Tensor) -> torch.Tensor:
-    """Sum `values` over all ranks, in place, and return it."""
+    """Sum `values` in place by all-reduce and return it."""
     if dist.is_initialized():
         dist.all_reduce(values)
     return values
