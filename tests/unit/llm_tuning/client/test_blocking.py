@@ -16,6 +16,7 @@ from llm_tuning.client.blocking import Loop
 def test_an_interrupt_that_wakes_no_wait_is_obeyed_all_the_same() -> None:
     """As when it comes between the last look at signals and the start of the wait: no call is cut short by it."""
     loop, cancelled, main = Loop(), threading.Event(), threading.get_ident()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background may ignore it
 
     async def interrupted() -> None:
         while sys._current_frames()[main].f_code.co_name != "wait":
@@ -26,8 +27,11 @@ def test_an_interrupt_that_wakes_no_wait_is_obeyed_all_the_same() -> None:
         finally:
             cancelled.set()
 
-    with pytest.raises(KeyboardInterrupt):
-        loop.run(interrupted())
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            loop.run(interrupted())
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert cancelled.wait(5)
     loop.stop()
 
