@@ -256,6 +256,10 @@ def _words(words: Iterable[str]) -> str:
 
 
 def _reasons(reasons: Iterable[str], meanings: dict[str, str], text: str) -> Lines:
+    reasons = list(reasons)
+    if missing := [reason for reason in reasons if reason not in meanings]:
+        raise ValueError(f"{TROUBLES.relative_to(ROOT)} has no entry for {', '.join(missing)}")
+
     def linked(reason: str) -> str:
         return f"[`{reason}`](../troubleshooting.md#{reason.lower()})" if f"\n### {reason}\n" in text else f"`{reason}`"
 

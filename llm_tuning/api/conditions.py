@@ -38,10 +38,8 @@ class Reason(StrEnum):
 
     PENDING = "Pending"
     CHECKING = "Checking"
-    CHECKED = "Checked"
     DATASET_VALID = "DatasetValid"
     DATASET_INVALID = "DatasetInvalid"
-    WAITING_FOR_CHECK = "WaitingForCheck"
     WAITING_FOR_ADAPTER = "WaitingForAdapter"
     ADAPTER_JOB_NOT_FOUND = "AdapterJobNotFound"
     ADAPTER_JOB_FAILED = "AdapterJobFailed"

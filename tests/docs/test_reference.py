@@ -63,6 +63,11 @@ def test_a_reason_told_twice_is_refused() -> None:
         read_troubles("### Busy\n\nOne.\n\n| `Busy` | two |\n")
 
 
+def test_a_reason_without_an_entry_is_named() -> None:
+    with pytest.raises(ValueError, match=r"docs/troubleshooting\.md has no entry for Lost, Found"):
+        list(reference._reasons(["Busy", "Lost", "Found"], {"Busy": "One."}, ""))
+
+
 def test_what_would_break_a_table_is_written_otherwise() -> None:
     (_, _, row, _) = reference.table(("A", "B"), [("a|b <c>", "`<d>`")])
     assert row == "| a\\|b \\<c> | `<d>` |"
