@@ -71,8 +71,8 @@ class Connection:
                 config.load_incluster_config(configuration)
                 found = NAMESPACE_FILE.read_text().strip() if NAMESPACE_FILE.is_file() else "default"
             else:
-                rule = "there is no kubeconfig, and this is no pod"
-                raise InputError(Problem(files, rule, "set KUBECONFIG, or give kubeconfig"))
+                rule = "no kubeconfig was found and this does not run in a pod"
+                raise InputError(Problem(files, rule, "set KUBECONFIG, or pass `kubeconfig=`"))
         except (config.ConfigException, yaml.YAMLError) as error:
             raise InputError(Problem(files, f"cannot be used: {error}")) from None
         except OSError as error:

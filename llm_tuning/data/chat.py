@@ -101,7 +101,8 @@ def load_chat_template(folder: Path) -> ChatTemplate:
         _compile(template.text)
     except jinja2.TemplateSyntaxError as error:
         where = f"{folder / template.source}, line {error.lineno} of the chat template"
-        raise InputError(Problem(where, f"is not a valid template: {error.message}", "correct it")) from None
+        fix = "fix the template, or copy it again from the base model"
+        raise InputError(Problem(where, f"is not valid Jinja: {error.message}", fix)) from None
     return template
 
 

@@ -60,9 +60,9 @@ def _present(row: Mapping[str, Any], field: str, *, at: str = "") -> Any:
 
 
 def rename_or(row: Mapping[str, Any], field: str, otherwise: str) -> str:
-    """Return the fix for a missing field: rename the one that is spelled nearly so, else `otherwise`."""
+    """Return the fix for a missing field: the name it is nearly spelled as, else `otherwise`."""
     near = closest(field, row)
-    return f"rename `{shown(near)}` if that is meant" if near else otherwise
+    return f"did you mean to call `{shown(near)}` `{field}`?" if near else otherwise
 
 
 def convert_messages(row: Mapping[str, Any], field: str) -> list[Message]:

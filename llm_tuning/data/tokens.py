@@ -24,6 +24,8 @@ from llm_tuning.errors import InputError, Problem
 
 TOKENIZER_BYTES = 2**28
 """The largest tokenizer.json that is read: the largest of the known ones have 40 MB."""
+_FEWEST_TOKENS = 2
+"""Of a row: the first token has nothing before it to be predicted from."""
 _CACHED_TAIL_CHARACTERS = 256
 _CACHED_TAILS = 10_000
 
@@ -194,7 +196,12 @@ class RowTokenizer:
             limit = f"{{field:training.max_length}} ({max_length} tokens)"
             rule = f"nothing is left to learn: the answer starts after {limit}"
             return RowFault(Reason.NOTHING_TO_LEARN, rule, "raise {field:training.max_length} or shorten the prompt")
-        return RowFault(Reason.NOTHING_TO_LEARN, "has no token to learn", "give more text or remove the row")
+        if sequence.full_length < _FEWEST_TOKENS:
+            cause = f"it has {sequence.full_length} of the {_FEWEST_TOKENS} tokens needed (the first is only context)"
+        else:
+            cause = "the answer has no token of its own"
+        rule = f"no token would be trained on: {cause}"
+        return RowFault(Reason.NOTHING_TO_LEARN, rule, "give more text or remove the row")
 
     def _without_embedding(self, number: int) -> RowFault:
         added = self._added_tokens.get(number)  # any other token is a piece of the row's text

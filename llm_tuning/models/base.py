@@ -128,7 +128,7 @@ def _read_cache(cache: Path) -> dict[str, str]:
 def odd_file_problems(folder: Path, where: str) -> list[Problem]:
     """List a problem for each entry that is no regular file: whoever loads the folder may open it and wait for ever."""
     return [
-        Problem(f"{where}: {Path(odd.filename).name}", str(odd), "put the file there, or remove it")
+        Problem(f"{where}: {Path(odd.filename).name}", str(odd), "replace it with a regular file, or remove it")
         for odd in odd_files(folder)
     ]
 

@@ -111,7 +111,7 @@ class Manifest(Record):
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """Read the manifest of `folder`, None where there is none; raises InputError when it is not a manifest."""
+    """Read the manifest of `folder`, None where there is none; raises InputError when it is not a valid one."""
     path = folder / MANIFEST
     try:
         return Manifest.model_validate_json(read_file(path))
@@ -122,7 +122,7 @@ def read_manifest(folder: Path) -> Manifest | None:
     except ValidationError as error:
         detail = error.errors(include_url=False, include_input=False)[0]
         field = ".".join(str(part) for part in detail["loc"])
-        rule = f"is not a manifest ({f'{field}: ' if field else ''}{detail['msg']})"
+        rule = f"is not a valid model.json ({f'{field}: ' if field else ''}{detail['msg']})"
         raise InputError(Problem(str(path), rule, "copy the directory again, or remove it")) from None
 
 
@@ -130,8 +130,8 @@ def read_model(folder: Path) -> Manifest | None:
     """Read the manifest of the model that `folder` is, or None; raises InputError where it names another (a copy)."""
     manifest = read_manifest(folder)
     if manifest is not None and manifest.model_id != folder.name:
-        rule = f"is by its manifest the model {manifest.model_id}, under another name"
-        raise InputError(Problem(str(folder), rule, "give it its name again, or move it elsewhere"))
+        rule = f"{MANIFEST} says model_id {manifest.model_id}, but the folder has another name"
+        raise InputError(Problem(str(folder), rule, f"rename the folder to {manifest.model_id}, or move it elsewhere"))
     return manifest
 
 

@@ -64,7 +64,7 @@ def _already(target: Path, manifest: Manifest) -> Manifest | None:
         return None
     there = read_manifest(target)
     if there is None:
-        rule = f"is there already and holds no {MANIFEST}, so it is not a model of ours"
+        rule = f"is there already and holds no {MANIFEST}, so it was not made by tune-llm"
         raise InputError(Problem(str(target), rule, "move it away, or give another {field:model_id}"))
     if there.config_hash != manifest.config_hash:
         rule = (

@@ -112,7 +112,8 @@ def _base(models_dir: Path, path: str, want: str, names: list[str]) -> list[Prob
     if got == want:
         return []
     rule = f"has other weights ({got[:12]}) than at training ({want[:12]}; {needed})"
-    return [Problem(f"model {folder}", rule, "bring the former base back: the adapter fits no other")]
+    fix = "restore the base it was trained on; the adapter does not work with another"
+    return [Problem(f"model {folder}", rule, fix)]
 
 
 def _base_folder(models_dir: Path, path: str) -> Path:

@@ -118,7 +118,8 @@ def _size(folder: Path, config: dict[str, Any], *names: str) -> int:
     for name in names:
         if isinstance(config.get(name), int):
             return int(config[name])
-    raise InputError(Problem(f"model {folder}: config.json", f"lacks {names[0]}", "a plan is not possible without it"))
+    fix = "add it, or copy config.json from the original model"
+    raise InputError(Problem(f"model {folder}: config.json", f"lacks {names[0]}", fix))
 
 
 def _linears(shapes: dict[str, tuple[int, ...]], vocabulary: int, *, share: float) -> list[Linear]:

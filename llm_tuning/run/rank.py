@@ -96,7 +96,8 @@ def usable_device(devices: list[str], local_rank: int) -> str:
     if torch.cuda.is_available():
         index, count = int(device.removeprefix("cuda:")), torch.cuda.device_count()
         if index >= count:
-            raise InputError(Problem("devices", f"GPU {index} is not there", f"this machine has 0 to {count - 1}"))
+            have = "1 GPU: 0" if count == 1 else f"{count} GPUs: 0 to {count - 1}"
+            raise InputError(Problem("devices", f"there is no GPU {index}", f"this machine has {have}"))
         return device
     if devices == DEFAULT_DEVICES and not gpu_required():
         log.warning("no CUDA on this machine: training on the CPU (devices cpu is how to mean it)")

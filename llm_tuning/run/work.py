@@ -15,7 +15,7 @@ from typing import Any
 from llm_tuning.api import TuningConfig
 from llm_tuning.core.files import write_json
 from llm_tuning.errors import InputError, Problem, TryAgain, TuningError
-from llm_tuning.models.layout import CACHE_FOLDER, CHECKPOINTS, DATA_REPORT, ROWS, RUN_LOCK, WORK_FOLDER
+from llm_tuning.models.layout import CACHE_FOLDER, CHECKPOINTS, DATA_REPORT, MANIFEST, ROWS, RUN_LOCK, WORK_FOLDER
 from llm_tuning.models.manifest import deciding_settings, read_manifest
 from llm_tuning.run.checkpoints import latest_checkpoint
 from llm_tuning.run.checks import DATASET, OUTPUT, of_field
@@ -86,9 +86,8 @@ def finished(run: Prepared) -> RunSpec | None:
     manifest = read_manifest(run.target)
     if manifest is None:
         if run.target.exists():
-            raise InputError(
-                Problem("model_id", f"{run.target} exists and holds no whole model", "choose another or move it away")
-            )
+            rule = f"{run.target} exists but holds no complete model (no {MANIFEST})"
+            raise InputError(Problem("model_id", rule, "choose another or move it away"))
         return None
     spec = run.spec(of_field(DATASET, lambda: hash_rows(run.config)))
     if manifest.config_hash != spec.config_hash:
@@ -96,7 +95,7 @@ def finished(run: Prepared) -> RunSpec | None:
             earlier = TuningConfig.parse(manifest.configuration)
             differences = _differences(earlier, len(manifest.devices), spec)
         except InputError:
-            differences = "its manifest is of another version"
+            differences = "it was made by another version of llm-tuning"
         raise InputError(
             Problem(
                 "model_id",
@@ -114,7 +113,7 @@ def _refuse_other(earlier: RunSpec, spec: RunSpec) -> None:
             Problem(
                 "model_id",
                 f"{spec.model_id} was started with another configuration: {differences}",
-                f"choose another model_id, or remove {spec.work} to give that run up",
+                f"choose another model_id, or delete {spec.work} to discard that run",
             )
         )
 

@@ -179,9 +179,8 @@ def _refuse_embeddings(model: PeftModel) -> None:
     for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
         if hasattr(layer, "lora_A"):
             name = next(name for name, module in model.get_base_model().named_modules() if module is layer)
-            raise InputError(
-                Problem("lora.targetModules", f"names {name}, which stays frozen", "leave it out, or use all-linear")
-            )
+            rule = f"includes {name} (embeddings or output layer), which LoRA does not train here"
+            raise InputError(Problem("lora.targetModules", rule, "leave it out, or use all-linear"))
 
 
 def _modules_of(start_adapter: Path, *, rank: int, alpha: int) -> list[str] | str:

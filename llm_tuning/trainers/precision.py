@@ -37,16 +37,15 @@ def resolve_precision(precision: str, device: str) -> str:
     if precision == "auto":
         return "bf16" if computes_in_bf16(device) else "fp32"
     if precision == "bf16" and device.startswith("cuda") and not computes_in_bf16(device):
-        raise InputError(
-            Problem("training.precision", f"is bf16, which {torch.cuda.get_device_name(device)} lacks", "set fp32")
-        )
+        rule = f"is bf16, which {torch.cuda.get_device_name(device)} does not support"
+        raise InputError(Problem("training.precision", rule, "set fp32"))
     return precision
 
 
 def precision_of_run(run: TrainRun) -> torch.dtype:
     """Return the dtype of base weights and activations; noted in the run's folder when it begins with `auto`.
 
-    Raises InputError where a run that began in bf16 is resumed on a GPU that lacks it.
+    Raises InputError where a run that began in bf16 is resumed on a GPU that does not support it.
     """
     asked = run.config.training.precision
     if asked != "auto":
@@ -59,10 +58,10 @@ def precision_of_run(run: TrainRun) -> torch.dtype:
         return NAMES[here]
     if noted != here:
         if run.device.startswith("cuda") and noted == "bf16":
-            rule = f"is auto, and this run began in bf16, which {torch.cuda.get_device_name(run.device)} lacks"
-            raise InputError(
-                Problem("training.precision", rule, "resume where bf16 is, or start under another model_id")
-            )
+            gpu = torch.cuda.get_device_name(run.device)
+            rule = f"is auto, and this run began in bf16, which {gpu} does not support"
+            fix = "resume it on a GPU with bf16, or start a new run under another {field:model_id}"
+            raise InputError(Problem("training.precision", rule, fix))
         slowly = ", which this machine has no instructions for: slower than fp32" if noted == "bf16" else ""
         log.warning("this run began in %s and continues in it%s", noted, slowly)
     return NAMES[noted]

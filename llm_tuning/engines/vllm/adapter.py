@@ -133,7 +133,8 @@ def _check_copy(manifest: dict[str, Any], path: Path, where: str, problems: list
 
 def _check_features(config: dict[str, Any], where: str, problems: list[Problem]) -> None:
     if config and config.get("peft_type") != "LORA":
-        problems.append(Problem(where, f"is {config.get('peft_type')!r}, and vLLM serves LoRA only"))
+        rule = f"is a PEFT adapter of type {config.get('peft_type')}; vLLM serves LoRA only"
+        problems.append(Problem(where, rule, "train a LoRA adapter"))
     unsupported = {
         "use_dora": config.get("use_dora"),
         "bias": config.get("bias", "none") != "none" or config.get("lora_bias"),

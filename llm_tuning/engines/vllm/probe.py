@@ -126,7 +126,8 @@ class VllmProbe:
 
     def _expect_ok(self, response: httpx.Response) -> None:
         if response.status_code != httpx.codes.OK:
-            raise TryAgain("ServerFailed", f"{self.url} answers with {response.status_code}: {_message(response)}")
+            text = f"{self.url} answers with {response.status_code}: {_message(response)}; see the server's log"
+            raise TryAgain("ServerFailed", text)
 
     @contextmanager
     def _reachable(self) -> Iterator[None]:

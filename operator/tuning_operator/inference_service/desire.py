@@ -20,7 +20,7 @@ from tuning_operator.core.defaults import with_service_defaults
 from tuning_operator.core.desired import NORMAL, WARNING, Desired, EventRule, ObjectRef, events_of
 from tuning_operator.core.resource import dump_status, shown
 from tuning_operator.core.settings import Settings
-from tuning_operator.inference_service.children import build_parts
+from tuning_operator.inference_service.children import build_parts, part_name
 from tuning_operator.inference_service.drift import has_drifted
 from tuning_operator.inference_service.observed import ObservedService, ServingPod
 from tuning_operator.inference_service.routes import routes_of
@@ -221,7 +221,7 @@ class _Pass:
             updated = int(status.get("updatedReplicas") or 0)
             if not ready:
                 return R.STARTING, "its pods are being made"
-            return R.ROLLING, f"{updated} of {replicas} replicas are of the newest kind"
+            return R.ROLLING, f"{updated} of {replicas} replicas have the current spec"
         if len(ready) < replicas:
             starting = f"{len(ready)} of {replicas} replicas are ready"
             return (R.REPLICAS_NOT_READY if ready else R.STARTING), starting
@@ -247,9 +247,10 @@ class _Pass:
     def _stalled(self) -> tuple[str, str] | None:
         if self.o.taken:
             kind = self.o.taken[0]
+            taken = f"{kind}/{part_name(self.o.name, kind)}"
             self.desired.requeue(LONGEST_LOOK_SECONDS)
             return Reason.NAME_TAKEN, (
-                f"one of {kind} has the name of ours and has another owner; delete it, or use another name"
+                f"{taken} exists already and belongs to another owner; delete it, or use another name"
             )
         for refused in self.o.refusals.values():
             stuck = find_refusal(refused, "object")

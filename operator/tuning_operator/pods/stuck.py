@@ -100,8 +100,8 @@ def find_refusal(message: str, what: str = "Job") -> Trouble:
         )
     return Trouble(
         Reason.POD_CREATION_FAILED,
-        f"the {what} cannot be created: {_short(message)}; see what decides about that here (the operator's Role, "
-        "admission webhooks and policies)",
+        f"the {what} cannot be created: {_short(message)}; check the operator's Role and the admission "
+        "webhooks and policies of this namespace",
     )
 
 

@@ -53,6 +53,7 @@ class AwaitAdapter(Stage):
             circle = " -> ".join((name, *job.chain[: job.chain.index(name) + 1]))
             chain.draft.stall(
                 Reason.INVALID_INPUT,
-                f"{FIELD}: {circle}: each waits for the adapter of the next; delete one, apply it with another start",
+                f"{FIELD}: {circle}: each waits for the adapter of the next; delete one and apply it with another "
+                "spec.model.adapter",
             )
         return False

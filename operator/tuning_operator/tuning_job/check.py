@@ -42,7 +42,7 @@ class CheckStage(JobStage):
         return f"{self.work} ran out of memory; raise the operator's Helm value dataCheck.memory"
 
     def words(self, child: Child | None) -> Words:
-        return Words(Phase.CHECKING, Reason.CHECKING, "the data check runs before any GPU is asked for")
+        return Words(Phase.CHECKING, Reason.CHECKING, "the data check is running; no GPU is requested until it passes")
 
     def end(self, chain: Chain, child: Child) -> bool:
         result = result_of(child, CheckResult)

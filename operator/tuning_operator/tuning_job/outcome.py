@@ -102,7 +102,8 @@ def failure_of(child: Child, stage: JobStage, spec: TuningJobSpec) -> Trouble:
         )
     if not child.failed_pods:
         gone = stage.refused if why == "PodFailurePolicy" else Reason.RETRIES_EXHAUSTED
-        return Trouble(gone, f"{what} failed: {child.failure.get('message') or why}; its pods are gone")
+        said = child.failure.get("message") or why
+        return Trouble(gone, f"{what} failed: {said}; its pods were deleted, so the cause is unknown; see the Events")
     cause = pod_failure(child.failed_pods[-1], stage, spec)
     if why != "BackoffLimitExceeded":
         return cause
@@ -142,7 +143,7 @@ def pod_failure(pod: Pod, stage: JobStage, spec: TuningJobSpec) -> Trouble:
         said = _last_line(str(status.get("message") or status.get("reason") or "it has no status"))
         return Trouble(stage.failing, f"pod {pod.name} failed: {said}")
     said = _last_line(_message(pod) or "")
-    killed = " (killed)" if code == EXIT_KILLED else ""
+    killed = " (SIGKILL, often out of memory)" if code == EXIT_KILLED else ""
     reason = stage.refused if code == EXIT_INPUT else stage.failing
     return Trouble(reason, f"exit code {code}{killed}{f': {said}' if said else ''}; see `{pod.logs_command}`")
 

@@ -118,7 +118,10 @@ class Draft:
         if result.registered:
             self.conditions.set(C.REGISTERED, TRUE, Reason.REGISTERED, f"models/registry.json has {model_id}")
         else:
-            message = "models/registry.json lacks it until the next command or run on the claim heals it"
+            message = (
+                "models/registry.json does not list it yet; the next run or `tune-llm registry` command on this claim "
+                "adds it"
+            )
             self.conditions.set(C.REGISTERED, UNKNOWN, Reason.PENDING, message)
         if result.held_out_rows and result.evaluation is not None:
             said = _scores(result.evaluation, result.held_out_rows)

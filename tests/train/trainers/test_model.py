@@ -147,8 +147,8 @@ def test_dropout_is_on_from_the_start(tiny_base: Path) -> None:
     ("targets", "message"),
     [
         ("no_such_module", "no_such_module names no linear module of this model; use all-linear"),
-        ("q_proj,lm_head", "names lm_head, which stays frozen"),
-        ("embed_tokens", "names model.embed_tokens, which stays frozen"),
+        ("q_proj,lm_head", r"includes lm_head \(embeddings or output layer\), which LoRA does not train here"),
+        ("embed_tokens", r"includes model.embed_tokens \(embeddings or output layer\)"),
     ],
 )
 def test_target_modules_that_cannot_be_are_an_input_error(tiny_base: Path, targets: str, message: str) -> None:

@@ -147,7 +147,7 @@ def test_a_rebuild_says_which_manifest_it_could_not_use(models: Path, capsys: py
     said(capsys, "list")
     (models / "first" / "model.json").write_text("{")
     assert main(["registry", "rebuild"]) == 1
-    assert "models/first/model.json: is not a manifest" in capsys.readouterr().err
+    assert "models/first/model.json: is not a valid model.json" in capsys.readouterr().err
 
 
 def test_a_registry_that_is_a_folder_is_bad_input(models: Path, capsys: pytest.CaptureFixture[str]) -> None:

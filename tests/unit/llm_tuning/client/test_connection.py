@@ -57,7 +57,7 @@ def test_the_file_in_the_home_folder(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_used_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match="there is no kubeconfig, and this is no pod; set KUBECONFIG"):
+    with pytest.raises(InputError, match="no kubeconfig was found and this does not run in a pod; set KUBECONFIG"):
         Connection.load()
     with pytest.raises(InputError, match=r"none: does not exist, and a kubeconfig is needed; give one that does"):
         Connection.load(kubeconfig=tmp_path / "none")

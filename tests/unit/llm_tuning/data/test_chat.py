@@ -53,7 +53,7 @@ def test_the_plain_template_needs_no_special_tokens() -> None:
 def test_unusable_templates_are_refused_with_their_file(tokenizer_dir: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(tokenizer_dir, tmp_path / "base")
     (folder / "chat_template.jinja").write_text("{{ ok }}\n{% if %}")
-    with pytest.raises(InputError, match=r"chat_template\.jinja, line 2 of the chat template: is not a valid template"):
+    with pytest.raises(InputError, match=r"chat_template\.jinja, line 2 of the chat template: is not valid Jinja"):
         load_chat_template(folder)
     (folder / "chat_template.jinja").unlink()
     _config(folder, chat_template=[{"name": "rag", "template": "x"}])

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 from tokenizers import AddedToken, Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from llm_tuning.data.chat import ChatTemplate, load_chat_template, plain_template
 from llm_tuning.data.check import check_dataset
@@ -222,6 +224,22 @@ def test_rows_are_cut_at_the_end_and_what_is_lost_is_known() -> None:
     assert isinstance(fault, RowFault)
     assert fault.reason is Reason.NOTHING_TO_LEARN
     assert f"max_length ({prompt_length} tokens)" in in_words(fault.rule)
+
+
+@pytest.mark.parametrize(
+    ("conversation", "cause"),
+    [
+        ({"text": "ask"}, "it has 1 of the 2 tokens needed (the first is only context)"),
+        ({"messages": [user("ask"), assistant("me")]}, "the answer has no token of its own"),
+    ],
+)
+def test_a_row_without_a_token_to_train_on_is_refused_with_the_cause(conversation: dict[str, Any], cause: str) -> None:
+    encoder = Tokenizer(WordLevel({"x": 0, "ask": 1, "askme": 2, "?": 3}, unk_token="?"))
+    encoder.pre_tokenizer = WhitespaceSplit()  # type: ignore[assignment]
+    together = ChatTemplate("x {% for m in messages %}{{ m.content }}{% endfor %}", "together", {})
+    (fault,) = RowTokenizer(encoder, together, stop_ids=[]).tokenise([of(1, **conversation)], max_length=100)
+    assert isinstance(fault, RowFault), fault
+    assert (fault.reason, fault.rule) == (Reason.NOTHING_TO_LEARN, f"no token would be trained on: {cause}")
 
 
 def test_a_text_row_that_fills_max_length_exactly_keeps_its_end() -> None:

@@ -87,7 +87,9 @@ def test_a_directory_or_file_without_manifest_has_none(tmp_path: Path) -> None:
 def test_a_copy_under_another_name_is_not_taken_for_the_model(tmp_path: Path) -> None:
     (tmp_path / "copy").mkdir()
     write_manifest(tmp_path / "copy", make_manifest("original"))
-    with pytest.raises(InputError, match=r"copy: is by its manifest the model original"):
+    with pytest.raises(
+        InputError, match=r"copy: model.json says model_id original, but .*; rename the folder to original"
+    ):
         read_model(tmp_path / "copy")
 
 

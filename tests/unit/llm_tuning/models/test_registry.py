@@ -168,7 +168,9 @@ def test_a_manifest_that_cannot_be_used_is_reported_and_hides_no_other(
     result = Registry(models).heal()
     assert ids(models) == ["base_tiny_ba5eba5e", "good"]
     assert [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING] == list(result.messages)
-    assert ("is not a manifest" if spoil == "broken" else "is by its manifest the model spoilt") in result.messages[-1]
+    assert (
+        "is not a valid model.json" if spoil == "broken" else "model.json says model_id spoilt, but"
+    ) in result.messages[-1]
 
 
 def test_a_folder_that_is_not_there_is_empty_and_stays_away(tmp_path: Path) -> None:

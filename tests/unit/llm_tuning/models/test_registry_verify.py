@@ -83,13 +83,19 @@ def name_nothing(models: Path) -> None:
     [
         (spoil_weights, ["a/adapter_model.safetensors: is not the file that was published"]),
         (spoil_file, ["a/adapter_config.json: cannot be read (No such file or directory)"]),
-        (spoil_manifest, ["a/model.json: is not a manifest"]),
+        (spoil_manifest, ["a/model.json: is not a valid model.json"]),
         (spoil_entry, ["a: size is 7 in registry.json and 9 by the manifest; run `registry rebuild`"]),
         (spoil_base_reference, ["x: belongs to base 'nobody', which is not in registry.json"]),
         (double_entry, ["a: is in registry.json 2 times"]),
         (remove_directory, ["a: is in registry.json, but its directory is gone"]),
         (remove_manifest, ["a: has no model.json: it is not whole and is never served"]),
-        (rename_directory, ["c: is by its manifest the model a", "a: is in registry.json, but its directory is gone"]),
+        (
+            rename_directory,
+            [
+                "c: model.json says model_id a, but the folder has another name",
+                "a: is in registry.json, but its directory is gone",
+            ],
+        ),
         (name_nothing, ["registry.json: has 1 entries without a model_id"]),
     ],
 )

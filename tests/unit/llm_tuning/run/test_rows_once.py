@@ -111,10 +111,18 @@ def test_changed_data_is_refused(base: Path, rows: Path, trained: list[RunSpec],
     config = TuningConfig.parse(
         {"model": {"path": str(base)}, "dataset": {"path": str(rows)}, "training": {"epochs": 1}}
     )
-    with pytest.raises(InputError, match="was started with another configuration: not the settings: the data,"):
+    refusal = "was started with another configuration: not the settings: the data,.* or delete .* to discard that run$"
+    with pytest.raises(InputError, match=refusal):
         story.tune(config, RunOptions(devices="cpu", model_id="m"))
     assert (WORK / RUN_SPEC).exists()
     assert len(trained) == 1
+
+
+def test_a_folder_that_is_no_model_is_refused(base: Path, rows: Path, trained: list[RunSpec]) -> None:
+    WORK.parents[1].joinpath("m").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"model_id: .*m exists but holds no complete model \(no model\.json\)"):
+        start(base, rows)
+    assert trained == []
 
 
 def test_rows_without_a_report_are_made_again_for_the_settings_of_now(

@@ -242,6 +242,7 @@ def test_a_name_of_somebody_elses_is_left_alone() -> None:
     desired = desire(taken)
     assert desired.create == []
     assert condition(desired, "Stalled") == ("True", "NameTaken")
+    assert message(desired, "Stalled").startswith("services/faq exists already and belongs to another owner")
 
 
 # --- stuck ---------------------------------------------------------------------------------------------------------

@@ -111,7 +111,7 @@ def test_exit_64_without_a_result(role: str, reason: str) -> None:
     assert "exit code 64: InputError: no such folder" in failure.message
     gone = why(child_of(make_job(role, failed="PodFailurePolicy"), role=role), role)
     assert gone.reason == reason
-    assert "its pods are gone" in gone.message
+    assert "its pods were deleted, so the cause is unknown; see the Events" in gone.message
 
 
 def test_the_deadline() -> None:
@@ -131,7 +131,7 @@ def test_the_deadline() -> None:
             "volume",
         ),
         ({"code": 1, "result": "Traceback\nImportError: libx.so\n"}, Reason.RETRIES_EXHAUSTED, "ImportError: libx.so"),
-        ({"code": 137}, Reason.RETRIES_EXHAUSTED, "exit code 137 (killed)"),
+        ({"code": 137}, Reason.RETRIES_EXHAUSTED, "exit code 137 (SIGKILL, often out of memory)"),
     ],
 )
 def test_all_retries_used_up(last: Raw, reason: str, words: str) -> None:
@@ -149,7 +149,10 @@ def test_one_attempt_is_not_counted() -> None:
 
 def test_retries_used_up_and_no_pod_left() -> None:
     failure = why(child_of(make_job(failed="BackoffLimitExceeded")))
-    assert failure == Trouble("RetriesExhausted", "the training failed: the Job has failed; its pods are gone")
+    assert failure == Trouble(
+        "RetriesExhausted",
+        "the training failed: the Job has failed; its pods were deleted, so the cause is unknown; see the Events",
+    )
 
 
 def test_a_check_that_runs_out_of_memory_names_the_operators_setting() -> None:
