@@ -101,7 +101,7 @@ class TrainingSpec(ApiModel):
 
     warmup_ratio: Annotated[float, Field(ge=0, le=0.5)] = Field(
         0.03,
-        description="Share of all steps over which the learning rate rises from zero, rounded down to whole steps.",
+        description="Share of all steps over which the learning rate rises from zero, rounded to whole steps.",
     )
 
     weight_decay: Annotated[float, Field(ge=0, le=1)] = Field(0.0, description="AdamW weight decay.")

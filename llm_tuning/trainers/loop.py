@@ -261,7 +261,7 @@ def _arguments(run: TrainRun, *, total: int) -> TrainingArguments:
         gradient_accumulation_steps=1,
         learning_rate=spec.resolved_learning_rate(run.config.mode),
         lr_scheduler_type=spec.lr_scheduler_type,
-        warmup_steps=int(spec.warmup_ratio * total),  # down: a short run spends no step on a rate of zero
+        warmup_steps=round(spec.warmup_ratio * total),  # not up: a run of few steps would spend one on a rate of zero
         weight_decay=spec.weight_decay,
         max_grad_norm=spec.max_grad_norm,
         seed=spec.seed,

@@ -46,7 +46,7 @@ def plain_ppo(
     scheduler = get_scheduler(
         training.lr_scheduler_type,
         optimizer,
-        num_warmup_steps=int(training.warmup_ratio * total),
+        num_warmup_steps=round(training.warmup_ratio * total),
         num_training_steps=total,
     )
 

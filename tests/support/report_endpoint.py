@@ -14,9 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tuning_operator.reports.audience import audience_of
-
 from tests.support.cluster_tokens import ISSUER, Signer, published
+from tuning_operator.core.audience import audience_of
 from tuning_operator.reports.certificates import make_ca, make_serving_cert
 from tuning_operator.reports.rate_limit import RateLimit
 from tuning_operator.reports.server import ProgressServer

@@ -11,6 +11,7 @@ from pathlib import Path
 from llm_tuning.models.adapter import HEADER_BYTES, SMALL_FILE_BYTES
 from tests.unit.llm_tuning.agent.conftest import write_adapter
 
+ROOT = Path(__file__).resolve().parents[3]
 HANGING = """
 import asyncio, threading
 from llm_tuning.agent.aside import Aside, StillRunning, within
@@ -67,7 +68,7 @@ def test_the_largest_files_that_are_read_take_a_bounded_memory(tmp_path: Path) -
     header = b"{%s}" % b",".join(b'"%x":{}' % number for number in range(HEADER_BYTES // 12))
     (folder / "adapter_model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
     run = subprocess.run(
-        [sys.executable, "-c", READING, str(folder)], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", READING, str(folder)], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
     assert run.returncode == 0, run.stderr
     reason, mib = run.stdout.split()

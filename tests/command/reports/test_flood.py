@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import socket
 import ssl
 import subprocess
@@ -20,6 +19,7 @@ import pytest
 from llm_tuning.core.ca import trusting
 from tuning_operator.reports.connections import MAX_UNKNOWN_OF_ADDRESS
 
+ROOT = Path(__file__).resolve().parents[3]
 CONNECTIONS = 800
 SECONDS = 6.0
 MOST_MEMORY = 200 * 2**20
@@ -34,9 +34,7 @@ class Endpoint:
     def __init__(self, folder: Path) -> None:
         self.ca_file = folder / "ca.crt"
         command = [sys.executable, "-m", "tests.support.report_endpoint", str(self.ca_file)]
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=dict(os.environ), text=True
-        )
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, text=True)
         said = self._line()
         self.port, self.token = int(said["port"]), str(said["token"])
 

@@ -35,7 +35,7 @@ SFT_MOMENTS = {
     "before the first step": Moment(f"{RUN}:fit"),
     "in the first step": Moment(f"{LOOP}.training_step", 1),
     "in a later step": Moment(f"{LOOP}.training_step", 7),
-    "in an evaluation between steps": Moment(f"{SFT}:evaluate_policy", 2),
+    "in an evaluation between steps": Moment("llm_tuning.trainers.recipe:evaluate_policy", 2),
     "while a checkpoint is written": Moment(f"{LOOP}._write", 2, after=True),
     "in the last step": Moment(f"{LOOP}.training_step", STEPS),
     "in the final evaluation": Moment(f"{RUN}:evaluate_run"),

@@ -193,7 +193,7 @@ def _train_with_trl(base: Path, rows: TokenRows, output: Path) -> dict[str, torc
             per_device_train_batch_size=4,
             learning_rate=0.01,
             lr_scheduler_type="cosine",
-            warmup_steps=int(0.3 * len(steps)),
+            warmup_steps=round(0.3 * len(steps)),
             weight_decay=0.1,
             max_grad_norm=0.5,
             seed=5,
