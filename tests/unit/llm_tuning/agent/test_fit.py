@@ -84,7 +84,7 @@ REASONS: list[tuple[dict[str, Any], Callable[[Path], None] | None, AdapterReason
     ),
     ({"rank": 1024}, None, AdapterReason.ADAPTER_INVALID, ("rank 1024", "at most 512")),
     ({"modules": ()}, None, AdapterReason.ADAPTER_INVALID, ("holds no LoRA weights",)),
-    ({"config": {"peft_type": "IA3"}}, None, AdapterReason.ADAPTER_INVALID, ("'IA3'",)),
+    ({"config": {"peft_type": "IA3"}}, None, AdapterReason.ADAPTER_INVALID, ("type IA3",)),
     ({"config": {"use_dora": True}}, None, AdapterReason.ADAPTER_INVALID, ("use_dora",)),
     ({"config": {"modules_to_save": ["lm_head"]}}, None, AdapterReason.ADAPTER_INVALID, ("modules_to_save",)),
     ({"config": {"r": "8"}}, None, AdapterReason.ADAPTER_INVALID, ("r must be a whole number",)),
