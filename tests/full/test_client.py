@@ -22,7 +22,7 @@ __all__ = ["client", "kubeconfig", "space"]  # fixtures of the tests below
 
 
 def test_progress_comes_while_it_trains(client: TuningClient) -> None:
-    client.tune("steps", **fields(stand_in="sleep=12"))
+    client.tune("steps", **fields(stand_in="sleep=25"))  # the status has a report each ten seconds
     seen = [(job.phase, job.snapshot().step) for job in client.watch("steps")]
     assert seen[0][0] == "Pending" or seen[0][1] == 0
     assert any(phase == "Training" and step > 0 for phase, step in seen)
@@ -55,7 +55,7 @@ def test_suspend_and_resume(client: TuningClient, space: TuningNamespace) -> Non
     space.wait("pause", "Suspended")
     job = client.get("pause")
     assert job.phase == "Suspended"
-    assert "Nothing of it runs, by its own spec" in explain_job(job)
+    assert "Nothing of it runs, since its spec suspends it" in explain_job(job)
     assert job.resume().wait(timeout_seconds=120).has_succeeded
 
 
