@@ -145,7 +145,7 @@ def told(text: str) -> Snippet:
 
 def test_a_command_that_fails_is_told_with_its_words(reader: Reader) -> None:
     reader.run(told("cd llm_tuning"))
-    reader.run(told("test -f registry.py"))
+    reader.run(told("test -f errors.py"))
     with pytest.raises(AssertionError, match=r"(?s)docs/page.md, A part: ls nowhere.*exit code 2.*No such file"):
         reader.run(told("ls nowhere"))
     with pytest.raises(AssertionError, match="exit code 1"):

@@ -96,8 +96,8 @@ ON_A_CLUSTER = [
 """In this order: the first makes a cluster and takes it down, the second makes the one of all others."""
 
 RUN_ELSEWHERE = {
-    ("docs/serving.md", "Serving on one machine, and proving it"): "tests/unit/llm_tuning/serving/test_launch_llm.py",
-    ("docs/serving.md", "What is served under which name"): "tests/unit/llm_tuning/serving/test_launch_llm.py",
+    ("docs/serving.md", "Serving on one machine, and proving it"): "tests/engine/test_launch_llm.py",
+    ("docs/serving.md", "What is served under which name"): "tests/engine/test_launch_llm.py",
     ("docs/client.md", "From rows to answers"): "tests/docs/test_client_page.py",
     ("docs/client.md", "Looking and waiting"): "tests/docs/test_client_page.py",
     ("docs/client.md", "Without blocking"): "tests/docs/test_client_page.py",
