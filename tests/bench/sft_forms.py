@@ -2,8 +2,8 @@
 
 Forms: `recipe` and `trl` train on FOLDER/rows and print tokens a second of wall and of CPU time; both see the same
 rows in every optimizer step, eight of them. `trl` is SFTTrainer as it comes (gradient checkpointing on), `trl-plain`
-without checkpointing. `start-recipe` and `start-trl` print the seconds since BENCH_STARTED at the end of their first
-step.
+without checkpointing, `trl-rows` without it and a row at a time, which is its best on a CPU. `start-recipe` and
+`start-trl` print the seconds since BENCH_STARTED at the end of their first step.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def recipe(folder: Path, dtype: str) -> dict[str, float]:
     return _speed(clock.ends, _step_tokens(folder))
 
 
-def trl(folder: Path, dtype: str, *, checkpointing: bool) -> dict[str, float]:
-    """TRL's SFTTrainer with its defaults on the same steps."""
+def trl(folder: Path, dtype: str, *, checkpointing: bool, batch_size: int = ROWS_PER_STEP) -> dict[str, float]:
+    """TRL's SFTTrainer on the same steps, the rows of each accumulated from batches of `batch_size`."""
     import torch
     from datasets import Dataset
     from peft import LoraConfig
@@ -89,6 +89,8 @@ def trl(folder: Path, dtype: str, *, checkpointing: bool) -> dict[str, float]:
             args=SFTConfig(
                 output_dir=output,
                 num_train_epochs=1,
+                per_device_train_batch_size=batch_size,
+                gradient_accumulation_steps=ROWS_PER_STEP // batch_size,
                 bf16=dtype == "bf16",
                 gradient_checkpointing=checkpointing,
                 train_sampling_strategy="sequential",
@@ -108,7 +110,6 @@ def trl(folder: Path, dtype: str, *, checkpointing: bool) -> dict[str, float]:
             ),
             callbacks=[Clock()],
         )
-        assert trainer.args.per_device_train_batch_size == ROWS_PER_STEP
         torch.manual_seed(0)
         trainer.train()
     return _speed(ends, _step_tokens(folder))
@@ -198,6 +199,8 @@ def main(form: str, folder: Path, dtype: str) -> None:
             result = recipe(folder, dtype)
         case "trl" | "trl-plain":
             result = trl(folder, dtype, checkpointing=form == "trl")
+        case "trl-rows":
+            result = trl(folder, dtype, checkpointing=False, batch_size=1)
         case "start-recipe":
             start_recipe(folder)
             raise AssertionError("the run ended without a step")
