@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from peft import PeftModel
 
-from llm_tuning.data.splitting import split
 from llm_tuning.data.token_rows import TokenRows
 from llm_tuning.run.context import TrainRun
 from llm_tuning.trainers.loop import fit
@@ -35,7 +34,7 @@ def main(form: str, folder: Path) -> None:
         folder, folder / "base", mode="ppo", training=TRAINING, ppo={"target_kl": 50.0}, cache=folder / "cache"
     )
     rows = TokenRows.open(run.rows)
-    training_rows, held_out = split(len(rows), run.config.training.eval_fraction, run.config.training.seed)
+    training_rows, held_out = rows.hold_out(run.config.training.eval_fraction, run.config.training.seed)
     model = attach_lora(
         load_base_model(run.base, device="cpu", dtype=torch.float32),
         rank=16,

@@ -49,7 +49,7 @@ def _make(folder: Path) -> None:
             length = int(np.clip(random.lognormal(np.log(150), 0.8), 30, 800))
             ids = random.integers(4, VOCABULARY, length).astype(np.int32)
             learned = np.arange(length) >= length // 2
-            writer.append(ids, learned, row_number=number, number=float(random.normal()), text="")
+            writer.append(ids, learned, row_number=number, number=float(random.normal()), text=f"row {number}")
 
 
 def _measure(form: str, folder: Path) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def make_bench_rows(folder: Path, lengths: np.ndarray) -> None:
     with TokenRowsWriter(folder / "rows") as writer:
         for number, length in enumerate(lengths.tolist()):
             ids = random.integers(4, VOCABULARY, length).astype(np.int32)
-            writer.append(ids, np.arange(length) >= max(1, length // 2), row_number=number, text="")
+            writer.append(ids, np.arange(length) >= max(1, length // 2), row_number=number, text=f"row {number}")
 
 
 def measure(form: str, folder: Path, dtype: str = "") -> dict[str, float]:
