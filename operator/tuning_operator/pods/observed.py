@@ -26,16 +26,10 @@ IMAGE_TROUBLES = (
 
 
 @dataclass(frozen=True)
-class Pod:
-    """A pod with the containers that the operator put into it, and whatever was added on its way into the cluster.
-
-    A mesh's proxy or a monitoring agent may stand before and after ours: the kubelet sorts statuses by name, and an
-    admission webhook puts containers where it likes. A status is therefore taken by its container's name.
-    """
+class ApiObject:
+    """An object as the API server has it."""
 
     raw: Raw
-    own: tuple[str, ...] = ()
-    """Names of the operator's containers, the one that does the pod's work first."""
 
     @property
     def name(self) -> str:
@@ -48,6 +42,18 @@ class Pod:
     @property
     def created(self) -> datetime:
         return read_time(self.raw["metadata"]["creationTimestamp"])
+
+
+@dataclass(frozen=True)
+class Pod(ApiObject):
+    """A pod with the containers that the operator put into it, and whatever was added on its way into the cluster.
+
+    A mesh's proxy or a monitoring agent may stand before and after ours: the kubelet sorts statuses by name, and an
+    admission webhook puts containers where it likes. A status is therefore taken by its container's name.
+    """
+
+    own: tuple[str, ...] = ()
+    """Names of the operator's containers, the one that does the pod's work first."""
 
     @property
     def phase(self) -> str:
@@ -174,24 +180,11 @@ class Pod:
 
 
 @dataclass(frozen=True)
-class Workload:
+class Workload(ApiObject):
     """What makes pods, a Job or a Deployment: with its pods, oldest first, and Warning Events, newest last."""
 
-    raw: Raw
     pods: Sequence[Pod] = ()
     warnings: tuple[Raw, ...] = ()
-
-    @property
-    def name(self) -> str:
-        return str(self.raw["metadata"]["name"])
-
-    @property
-    def uid(self) -> str:
-        return str(self.raw["metadata"]["uid"])
-
-    @property
-    def created(self) -> datetime:
-        return read_time(self.raw["metadata"]["creationTimestamp"])
 
     @property
     def is_deleting(self) -> bool:
