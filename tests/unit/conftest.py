@@ -1,4 +1,4 @@
-"""What a unit test may not do: import torch, start a process, compute for more than a second."""
+"""What a unit test may not do: import torch, start a process, compute for seconds on end."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ import pytest
 from tests.support.plain_base import make_plain_base
 
 PROCESSES = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"}
-CPU_SECONDS = 1.0
-"""Of the test's call, in processor time: a busy machine makes no test slow."""
+CPU_SECONDS = 10.0
+"""Of the test's call, in processor time of the whole process. A unit test aims at a tenth of it: the rest is room for
+slow machines and for threads that other tests left, so that it is the test that fails and not the machine."""
 
 
 @dataclass
@@ -69,7 +70,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
     result = yield from _guarded(item.nodeid)
     spent = time.process_time() - before
     if spent > CPU_SECONDS:
-        pytest.fail(f"{item.nodeid} computes for {spent:.1f} s: at most {CPU_SECONDS:g} s in tests/unit", pytrace=False)
+        pytest.fail(f"{item.nodeid} computes for {spent:.1f} s: at most {CPU_SECONDS:g} s in tests/unit, and it should be under one", pytrace=False)
     return result
 
 

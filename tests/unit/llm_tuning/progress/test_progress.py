@@ -321,13 +321,13 @@ def test_a_silent_endpoint_never_blocks_a_step_and_ends_with_the_run(token: Path
     with silent_server() as address:
         endpoint = StatusEndpoint(f"http://{address}", token, interval_seconds=0.01)
         progress = Progress([JsonLines(stream, interval_seconds=3600), endpoint])
+        progress.update(HALF_WAY)
+        time.sleep(0.2)  # the request is on its way and will not be answered
         began = time.monotonic()
-        steps = 0
-        while time.monotonic() - began < 1.0:
-            steps += 1
-            progress.update(replace(HALF_WAY, step=steps))
+        for step in range(1000):
+            progress.update(replace(HALF_WAY, step=step))
+        assert time.monotonic() - began < 1.5, "one request takes two seconds"
         closing = time.monotonic()
         progress.close(replace(HALF_WAY, done=True))
         assert time.monotonic() - closing < 4.0
-    assert steps > 1000, "one request takes two seconds"
     assert stream.lines()[-1]["percent"] == 100, "the last line is there all the same"
