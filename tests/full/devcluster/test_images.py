@@ -260,7 +260,6 @@ def test_images_have_the_versions_that_are_tested_here() -> None:
 
     tested = pins("dev")
     for name in ("operator", "torch", "trainer"):
-        assert not {one: pin for one, pin in pins(name).items() if tested.get(one, pin) != pin}
+        assert pins(name).items() <= tested.items()
     assert pins("torch").items() <= pins("trainer").items()
-    assert set(pins("trainer")) - set(tested) == {"bitsandbytes"}
     assert pins("uv")["uv"] in (ROOT / "Makefile").read_text()
