@@ -70,7 +70,10 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
     result = yield from _guarded(item.nodeid)
     spent = time.process_time() - before
     if spent > CPU_SECONDS:
-        pytest.fail(f"{item.nodeid} computes for {spent:.1f} s: at most {CPU_SECONDS:g} s in tests/unit, and it should be under one", pytrace=False)
+        pytest.fail(
+            f"{item.nodeid} computes for {spent:.1f} s: at most {CPU_SECONDS:g} s in tests/unit, and it should be under one",
+            pytrace=False,
+        )
     return result
 
 
