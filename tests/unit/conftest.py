@@ -71,7 +71,8 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
     spent = time.process_time() - before
     if spent > CPU_SECONDS:
         pytest.fail(
-            f"{item.nodeid} computes for {spent:.1f} s: at most {CPU_SECONDS:g} s in tests/unit, and it should be under one",
+            f"{item.nodeid} computes for {spent:.1f} s: at most {CPU_SECONDS:g} s in tests/unit, "
+            "and it should be under one",
             pytrace=False,
         )
     return result
