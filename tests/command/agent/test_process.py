@@ -195,7 +195,7 @@ def test_no_body_keeps_the_loop_for_long(kind: str) -> None:
     with suppress(Refused):
         body._parsed()
         body.name_model("ft_a")
-    assert time.process_time() - began < 0.2
+    assert time.process_time() - began < 1.0, "a tenth of it on the machine where the limits were chosen"
 
 
 def test_a_signal_while_it_imports_ends_it_at_once_and_tells_vllm(tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_a_signal_while_it_imports_ends_it_at_once_and_tells_vllm(tmp_path: Path
     process.send_signal(signal.SIGTERM)
     process.wait(timeout=30)
     process.stdout.close()
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 15, "not after its 60 s of sleep"
     assert (tmp_path / DRAINED_FILE).exists()
 
 

@@ -167,7 +167,7 @@ async def test_a_long_poll_is_left_waiting_while_nothing_changes_and_answered_on
         began = time.monotonic()
         world.operator.agents.publish(KEY, second)
         await eventually(lambda: world.pod.keeper.desired == second)
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 5, "the operator holds a report for 15 s"
         await eventually(lambda: world.reports[-1].revision == second.revision)
 
 
@@ -192,7 +192,7 @@ async def test_a_changed_state_is_reported_at_once_while_an_answer_is_awaited(wo
         await world.pod.turn()
         began = time.monotonic()
         await eventually(lambda: world.reports[-1].ready)
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 5, "the operator holds a report for 15 s"
         assert world.reports[-1].adapters[0].reason == "Effective"
         await eventually(lambda: world.operator.waiting == 1)
         assert len(world.reports) <= 3, "changes that come together are told together"
