@@ -26,8 +26,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from llm_tuning.models.shape import Linear, ModelShape, adapter_parameters, distinct_inputs
 from llm_tuning.modes import Memory
-from llm_tuning.planning.shape import Linear, ModelShape, distinct_inputs
 from llm_tuning.run.devices import positions_at_a_time
 
 GIB = 2**30
@@ -70,11 +70,6 @@ class Part:
     size: int
     """Bytes."""
     how: str
-
-
-def adapter_parameters(targets: tuple[Linear, ...], rank: int) -> int:
-    """Count LoRA's A (rank x inputs) and B (outputs x rank) of each matrix (arXiv 2106.09685, section 4.1)."""
-    return sum(rank * (linear.inputs + linear.outputs) for linear in targets)
 
 
 def base_bytes(shape: ModelShape, setting: Setting) -> int:

@@ -10,6 +10,8 @@ from llm_tuning.api.quantity import parse_quantity
 from llm_tuning.api.tuning_job import TuningJobSpec
 from llm_tuning.data.check import check_dataset
 from llm_tuning.data.report import Report
+from llm_tuning.models.operations import Operations
+from llm_tuning.models.shape import Linear, ModelShape, adapter_parameters, read_shape
 from llm_tuning.modes import MODES
 from llm_tuning.planning.memory import (
     CUDA_CONTEXT_BYTES,
@@ -17,12 +19,10 @@ from llm_tuning.planning.memory import (
     Part,
     Setting,
     activation_bytes,
-    adapter_parameters,
     base_bytes,
     device_parts,
     host_bytes,
 )
-from llm_tuning.planning.shape import Linear, ModelShape, read_shape
 from llm_tuning.planning.work import Rows, Steps, count_steps, run_operations
 from llm_tuning.run.devices import tokens_per_pass
 
@@ -118,7 +118,8 @@ def make_plan(spec: TuningJobSpec, *, base: Path, dataset: Path | None) -> Plan:
     if report is not None:
         steps = count_steps(report.kept, spec.training, processes=setting.processes)
     if rows is not None and steps is not None:
-        operations = run_operations(shape, targets, setting, rows=rows, steps=steps, training=spec.training)
+        cost = Operations.of(shape, targets, spec.lora.rank)
+        operations = run_operations(cost, setting, rows=rows, steps=steps, training=spec.training)
     parts = device_parts(shape, targets, setting)
     needed = sum(part.size for part in parts)
     seconds_of = operations / setting.processes / 1e12 if operations is not None and setting.cuda else None

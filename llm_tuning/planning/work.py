@@ -1,13 +1,8 @@
 """Optimizer steps, and the floating point operations of a run.
 
-A token costs 2 N operations forward and 4 N backward, N being the parameters of the matrices (Kaplan et al., arXiv
-2001.08361, section 2.1). Of the backward pass the half that makes gradients of weights is not done for a frozen base:
-4 N in all, and 6 P for an adapter of P parameters; checkpointing repeats the forward pass. Attention adds 4 times half
-the row's length times Q in each layer forward (causal), three times that with backward. The output layer is 4 h V a
-token in the loss: logits, and the derivative taken at once.
-
-Evaluation is forward only: base, start adapter and tuned model on the held-out rows, and about ten times a run
-on the way. A mode may score all training rows besides (`Memory.scoring_passes`).
+What a token costs stands in `models.operations`; checkpointing repeats the forward pass of the decoder. Evaluation is
+forward only: base, start adapter and tuned model on the held-out rows, and about ten times a run on the way. A mode may
+score all training rows besides (`Memory.scoring_passes`).
 """
 
 from __future__ import annotations
@@ -18,8 +13,8 @@ from dataclasses import dataclass
 from llm_tuning.api.tuning import TrainingSpec
 from llm_tuning.data.report import Report
 from llm_tuning.data.splitting import MIN_ROWS_TO_SPLIT
-from llm_tuning.planning.memory import Setting, adapter_parameters
-from llm_tuning.planning.shape import Linear, ModelShape
+from llm_tuning.models.operations import Operations
+from llm_tuning.planning.memory import Setting
 
 EVALUATIONS = 10
 """Of a run, by default of training.evalSteps."""
@@ -75,33 +70,21 @@ def count_steps(rows: int, training: TrainingSpec, *, processes: int) -> Steps:
     return Steps(rows - held_out, held_out, rows_per_step, per_epoch, total)
 
 
-def forward_operations(shape: ModelShape, rows: Rows) -> float:
-    """Count the operations of a forward pass for one token of the base, without the output layer."""
-    matrices = sum(linear.size * linear.share for linear in shape.linears)
-    return 2 * matrices + 4 * shape.layers * shape.query * rows.mean / 2
-
-
 def run_operations(
-    shape: ModelShape,
-    targets: tuple[Linear, ...],
-    setting: Setting,
-    *,
-    rows: Rows,
-    steps: Steps,
-    training: TrainingSpec,
+    operations: Operations, setting: Setting, *, rows: Rows, steps: Steps, training: TrainingSpec
 ) -> float:
-    """Count the operations of the whole run, summed over all devices."""
-    forward = forward_operations(shape, rows)
-    matrices = sum(linear.size * linear.share for linear in shape.linears)
-    attention = forward - 2 * matrices
-    adapter = adapter_parameters(targets, setting.rank)
-    token = 4 * matrices + 3 * attention + 6 * adapter
-    if setting.checkpointing:
-        token += forward + 2 * adapter
-    head = 4 * shape.hidden * shape.vocabulary * rows.learned / rows.tokens
-    trained = steps.epochs * steps.training_rows * rows.mean
+    """Count the operations of the whole run, summed over all devices; every row as long as their mean."""
 
-    looked_at = min(steps.total, EVALUATIONS if training.eval_steps is None else steps.total // training.eval_steps)
-    scored = steps.held_out * rows.mean * (looked_at + 2 + setting.start_adapter)
-    scored += steps.training_rows * rows.mean * setting.memory.scoring_passes(steps.epochs)
-    return trained * (token + head) + scored * (forward + head / 2)
+    def work(rows_seen: float, *, trained: bool) -> float:
+        tokens = rows_seen * rows.mean
+        amounts = {"tokens": tokens, "squares": tokens * rows.mean, "learned": tokens * rows.learned / rows.tokens}
+        forward = operations.forward(**amounts)
+        if not trained:
+            return forward
+        again = operations.forward(**amounts | {"learned": 0}) if setting.checkpointing else 0
+        return operations.training(**amounts) + again
+
+    evaluations = min(steps.total, EVALUATIONS if training.eval_steps is None else steps.total // training.eval_steps)
+    scored = steps.held_out * (evaluations + 2 + setting.start_adapter)
+    scored += steps.training_rows * setting.memory.scoring_passes(steps.epochs)
+    return work(steps.epochs * steps.training_rows, trained=True) + work(scored, trained=False)

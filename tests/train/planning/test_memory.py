@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from llm_tuning.api.tuning import LoraSpec
+from llm_tuning.models.shape import adapter_parameters, read_shape
 from llm_tuning.modes.sft import SFT
-from llm_tuning.planning.memory import Setting, activation_bytes, adapter_parameters, device_parts, head_bytes
-from llm_tuning.planning.shape import read_shape
+from llm_tuning.planning.memory import Setting, activation_bytes, device_parts, head_bytes
 from llm_tuning.trainers.micro_batches import MicroBatch
 from llm_tuning.trainers.model import attach_lora, load_base_model
 from llm_tuning.trainers.policy import Policy

@@ -20,11 +20,12 @@ from llm_tuning.api.tuning_job import TuningJobSpec
 from llm_tuning.data.check import DatasetRefused
 from llm_tuning.data.splitting import split
 from llm_tuning.errors import InputError
+from llm_tuning.models.operations import Operations
+from llm_tuning.models.shape import read_shape
 from llm_tuning.modes.sft import SFT
 from llm_tuning.planning import make_plan
 from llm_tuning.planning.memory import Setting
 from llm_tuning.planning.plan import GPUS
-from llm_tuning.planning.shape import read_shape
 from llm_tuning.planning.work import Rows, Steps, count_steps, run_operations
 from llm_tuning.trainers.batching import StepBatches
 from llm_tuning.trainers.micro_batches import MicroBatch
@@ -149,7 +150,8 @@ def test_operations_are_those_that_torch_counts(tiny_base: Path, checkpointing: 
     shape = replace(shape, query=2 * shape.query)
     steps = Steps(training_rows=2, held_out=0, rows_per_step=2, per_epoch=1, total=1)
     rows = Rows(count=2, tokens=2 * length, learned=2 * (length - 1), longest=length)
-    expected = run_operations(shape, shape.linears, setting, rows=rows, steps=steps, training=TrainingSpec())
+    cost = Operations.of(shape, shape.linears, 4)
+    expected = run_operations(cost, setting, rows=rows, steps=steps, training=TrainingSpec())
     assert 0.99 <= expected / counted.get_total_flops() <= 1.06
 
 

@@ -67,6 +67,11 @@ class ModelShape:
         return found
 
 
+def adapter_parameters(targets: tuple[Linear, ...], rank: int) -> int:
+    """Count LoRA's A (rank x inputs) and B (outputs x rank) of each matrix (arXiv 2106.09685, section 4.1)."""
+    return sum(rank * (linear.inputs + linear.outputs) for linear in targets)
+
+
 def distinct_inputs(linears: tuple[Linear, ...]) -> float:
     """Sum the elements of the matrices' inputs for a token; layers that read the same tensor count it once."""
     seen: dict[tuple[int, str], float] = {}
