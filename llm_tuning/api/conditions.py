@@ -79,6 +79,7 @@ class Reason(StrEnum):
     CLAIM_PENDING = "ClaimPending"
     VOLUME_MOUNT_FAILED = "VolumeMountFailed"
     UNSCHEDULABLE = "Unschedulable"
+    RUNTIME_CLASS_NOT_FOUND = "RuntimeClassNotFound"
     QUOTA_EXCEEDED = "QuotaExceeded"
     POD_SECURITY_DENIED = "PodSecurityDenied"
     POD_CREATION_FAILED = "PodCreationFailed"
@@ -87,6 +88,7 @@ class Reason(StrEnum):
     SIDECAR_FAILING = "SidecarFailing"
     NAME_TAKEN = "NameTaken"
     SPEC_INVALID = "SpecInvalid"
+    GPUS_NOT_COMBINABLE = "GPUsNotCombinable"
 
 
 class ServiceConditionType(StrEnum):

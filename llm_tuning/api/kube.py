@@ -174,6 +174,11 @@ class PlacementSpec(ApiModel):
 
     priority_class_name: ObjectName | None = Field(None, description="PriorityClass of the pods.")
 
+    runtime_class_name: ObjectName | None = Field(
+        None,
+        description="RuntimeClass of the pod that has the GPUs, such as nvidia; pods without GPUs get none. Without it the operator's default, if it has one, and else the node's own runtime.",
+    )
+
 
 class Condition(ApiModel):
     """One thing that is so, is not so, or is not known yet."""

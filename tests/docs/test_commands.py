@@ -51,7 +51,7 @@ RESOURCES = {
     *("tj", "tuningjob", "tuningjobs", "tuningjobs.tuning.llmtuning.dev", "tuning"),
     *("tisvc", "inferenceservices.tuning.llmtuning.dev", "inferenceservice", "isvc"),
     *("deployment", "deployments", "pod", "pods", "job", "jobs", "service", "events", "nodes", "pvc", "workload"),
-    *("secret", "lease", "endpointslices", "crd", "namespace", "generic", "configmap"),
+    *("secret", "lease", "endpointslices", "crd", "namespace", "generic", "configmap", "runtimeclass"),
 }
 BEFORE_THE_VERB = {"-n", "--namespace", "--context", "--kubeconfig"}
 THE_READERS_OWN = {"faq.yaml", "job.yaml"}

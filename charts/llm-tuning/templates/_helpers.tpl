@@ -54,6 +54,7 @@ https://{{ include "llm-tuning.name" . }}.{{ .Release.Namespace }}.svc:8443
 {{- $gpu := dict }}
 {{- with .Values.defaults.gpu.nodeSelector }}{{ $_ := set $gpu "nodeSelector" . }}{{ end }}
 {{- with .Values.defaults.gpu.tolerations }}{{ $_ := set $gpu "tolerations" . }}{{ end }}
+{{- with .Values.defaults.gpu.runtimeClassName }}{{ $_ := set $gpu "runtimeClassName" . }}{{ end }}
 {{- $defaults := dict "tracking" $tracking "gpu" $gpu }}
 {{- with .Values.defaults.queueName }}{{ $_ := set $defaults "queueName" . }}{{ end }}
 {{- toJson $defaults }}

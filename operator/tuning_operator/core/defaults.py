@@ -12,7 +12,7 @@ from typing import Annotated, Self, TypeVar
 from pydantic import Field, StringConstraints, model_validator
 
 from llm_tuning.api.inference_service import InferenceServiceSpec, ServiceResourcesSpec
-from llm_tuning.api.kube import DNS_LABEL, LabelKey, LabelValue, SecretRef, Toleration
+from llm_tuning.api.kube import DNS_LABEL, LabelKey, LabelValue, ObjectName, SecretRef, Toleration
 from llm_tuning.api.tuning_job import ResourcesSpec, TuningJobSpec
 from llm_tuning.core.model import ApiModel, FieldError
 
@@ -49,6 +49,8 @@ class GpuDefaults(ApiModel):
         None, description="For those without resources.tolerations."
     )
 
+    runtime_class_name: ObjectName | None = Field(None, description="For those without resources.runtimeClassName.")
+
 
 class Defaults(ApiModel):
     """All of them; each stands in for a field as a whole and is never mixed with what was given."""
@@ -82,12 +84,11 @@ def with_service_defaults(spec: InferenceServiceSpec, defaults: Defaults) -> Inf
 def _placed(resources: Resources, gpu: GpuDefaults) -> Resources:
     if not resources.gpus:
         return resources
-    update = {
-        name: default
-        for name, default in (("node_selector", gpu.node_selector), ("tolerations", gpu.tolerations))
-        if default is not None and getattr(resources, name) is None
-    }
-    return _updated(resources, update)
+    given = {name: getattr(gpu, name) for name in GpuDefaults.model_fields}
+    return _updated(
+        resources,
+        {name: value for name, value in given.items() if value is not None and getattr(resources, name) is None},
+    )
 
 
 def _updated(model: Model, update: Mapping[str, object]) -> Model:

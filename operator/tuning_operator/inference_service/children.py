@@ -249,6 +249,8 @@ def _pod(observed: ObservedService, spec: InferenceServiceSpec, settings: Settin
         "whenUnsatisfiable": "ScheduleAnyway",
         "labelSelector": {"matchLabels": selector_of(observed)},
     }
+    has_class = spec.resources.gpus and spec.resources.runtime_class_name
+    runtime_class = {"runtimeClassName": spec.resources.runtime_class_name} if has_class else {}
     return {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
@@ -259,6 +261,7 @@ def _pod(observed: ObservedService, spec: InferenceServiceSpec, settings: Settin
         "containers": [agent, engine],
         "volumes": volumes,
         **placement(spec.resources, settings),
+        **runtime_class,
     }
 
 

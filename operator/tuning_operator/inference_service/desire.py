@@ -25,6 +25,7 @@ from tuning_operator.inference_service.drift import has_drifted
 from tuning_operator.inference_service.observed import ObservedService, ServingPod
 from tuning_operator.inference_service.routes import routes_of
 from tuning_operator.inference_service.stuck import find_stuck_service, service_events_due
+from tuning_operator.pods.gpus import find_gpu_trouble
 from tuning_operator.pods.stuck import find_refusal
 
 C = ServiceConditionType
@@ -78,6 +79,8 @@ class _Pass:
     ) -> None:
         self.o, self.spec, self.routes, self.settings, self.now = observed, spec, routes, settings, now
         self.desired = Desired()
+        self.refused = find_gpu_trouble(spec.resources.gpus, settings.gpu_resource)
+        """Why no replica is made or changed."""
         self.conditions = Conditions(C, observed.status.conditions, observed.generation, now)
 
     def run(self) -> Desired:
@@ -105,6 +108,8 @@ class _Pass:
 
     def _parts(self) -> None:
         wanted = build_parts(self.o, self.spec, self.settings, self.routes)
+        if self.refused is not None:
+            del wanted[DEPLOYMENTS]
         for kind in SERVING:
             there = self.o.parts.get(kind)
             if kind not in wanted:
@@ -158,7 +163,8 @@ class _Pass:
             self.conditions.set(C.STALLED, FALSE, R.NOT_STALLED)
         else:
             self.conditions.set_steadily(C.STALLED, TRUE, *stalled)
-        problem = self._locked(ready) or self._not_ready(adapters, ready, silent)
+        refused = (self.refused.reason, self.refused.message) if self.refused is not None else None
+        problem = refused or self._locked(ready) or self._not_ready(adapters, ready, silent)
         if problem is None:
             routes = len(self.spec.routes)
             message = f"{len(ready)} replica{'s' * (len(ready) != 1)} answer{'s' * (len(ready) == 1)} on {routes} route"
@@ -245,6 +251,8 @@ class _Pass:
         )
 
     def _stalled(self) -> tuple[str, str] | None:
+        if self.refused is not None:
+            return self.refused.reason, self.refused.message
         if self.o.taken:
             kind = self.o.taken[0]
             taken = f"{kind}/{part_name(self.o.name, kind)}"

@@ -232,6 +232,15 @@ def _pod_security(found: re.Match[str], asked: PodRequests) -> Trouble:
     )
 
 
+def _runtime_class(found: re.Match[str], asked: PodRequests) -> Trouble:
+    return Trouble(
+        Reason.RUNTIME_CLASS_NOT_FOUND,
+        f"spec.resources.runtimeClassName: there is no RuntimeClass {found['name']} in this cluster; "
+        "`kubectl get runtimeclass` lists those there are; it comes from the spec, or else from the operator's Helm "
+        "value defaults.gpu.runtimeClassName",
+    )
+
+
 def _not_created(found: re.Match[str], asked: PodRequests) -> Trouble:
     return Trouble(Reason.POD_CREATION_FAILED, f"the pod cannot be created: {_short(found.string)}")
 
@@ -283,6 +292,7 @@ CREATION: dict[str, Table] = {
     "FailedCreate": (
         (r"exceeded quota|failed quota|must specify .* for", _quota),
         (r"violates PodSecurity", _pod_security),
+        (r'RuntimeClass "(?P<name>[^"]+)" not found', _runtime_class),
         (ANY, _not_created),
     ),
 }

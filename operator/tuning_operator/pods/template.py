@@ -43,7 +43,10 @@ def pod_security(settings: Settings) -> dict[str, Any]:
 
 
 def placement(asked: PlacementSpec, settings: Settings) -> dict[str, Any]:
-    """Build the placement, alike for every role, so that the check binds the claim where the GPUs are."""
+    """Build the placement, alike for every role, so that the check binds the claim where the GPUs are.
+
+    The RuntimeClass is no part of it: NVIDIA's runtime could show all GPUs of the node to a pod that asks for none.
+    """
     fields: dict[str, Any] = {}
     if asked.node_selector:
         fields["nodeSelector"] = dict(asked.node_selector)

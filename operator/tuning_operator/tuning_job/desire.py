@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from llm_tuning.api.conditions import ConditionType
+from llm_tuning.api.conditions import ConditionType, Phase
+from llm_tuning.pod.roles import TRAIN
 from tuning_operator.core.cache import JOBS, TUNING_JOBS
 from tuning_operator.core.defaults import with_defaults
 from tuning_operator.core.desired import Desired, ObjectRef
 from tuning_operator.core.resource import dump_status
 from tuning_operator.core.settings import Settings
+from tuning_operator.pods.gpus import find_gpu_trouble
 from tuning_operator.pods.observed import read_time
+from tuning_operator.pods.trouble import Trouble
 from tuning_operator.tuning_job.chain import Chain
 from tuning_operator.tuning_job.observed import Observed
 from tuning_operator.tuning_job.outcome import is_left_open
@@ -35,7 +38,21 @@ def desire(observed: Observed, settings: Settings, now: datetime, stages: Sequen
         draft.refuse_spec()
         draft.record_in(desired)
         return desired
-    return Chain(observed, with_defaults(observed.spec, settings.defaults), settings, now, stages).run()
+    spec = with_defaults(observed.spec, settings.defaults)
+    has_begun = TRAIN in observed.children or observed.holds(ConditionType.TRAINED)
+    trouble = find_gpu_trouble(spec.resources.gpus, settings.gpu_resource)
+    if trouble is not None and not has_begun and not spec.suspend:
+        return _refuse(observed, trouble, now, stages)
+    return Chain(observed, spec, settings, now, stages).run()
+
+
+def _refuse(observed: Observed, trouble: Trouble, now: datetime, stages: Sequence[Stage]) -> Desired:
+    """Say why nothing is begun; only other settings of the operator change that, and with them it starts again."""
+    draft, desired = Draft(observed, now, stages), Desired()
+    draft.say(Phase.PENDING, trouble.reason, trouble.message)
+    draft.stall(trouble.reason, trouble.message)
+    draft.record_in(desired)
+    return desired
 
 
 def _desire_finished(observed: Observed, now: datetime, stages: Sequence[Stage]) -> Desired:

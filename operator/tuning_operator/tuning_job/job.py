@@ -36,6 +36,7 @@ class PodParts:
     mounts: list[dict[str, Any]] = field(default_factory=list)
     annotations: dict[str, str] = field(default_factory=dict)
     reads_dataset: bool = True
+    runtime_class: str | None = None
     has_deadline: bool = True
     """Whether spec.activeDeadlineSeconds is for it."""
 
@@ -145,4 +146,6 @@ def _pod(spec: TuningJobSpec, settings: Settings, role: PodRole, parts: PodParts
         "containers": [container],
         "volumes": volumes,
     }
+    if parts.runtime_class is not None:
+        pod["runtimeClassName"] = parts.runtime_class
     return pod | placement(spec.resources, settings)

@@ -42,7 +42,11 @@ class TrainStage(JobStage):
         limits: dict[str, Any] = {"memory": resources.memory}
         if resources.gpus:
             requests[settings.gpu_resource] = limits[settings.gpu_resource] = str(resources.gpus)
-        parts = PodParts(image=settings.trainer_image, resources={"requests": requests, "limits": limits})
+        parts = PodParts(
+            image=settings.trainer_image,
+            resources={"requests": requests, "limits": limits},
+            runtime_class=resources.runtime_class_name if resources.gpus else None,
+        )
         threads_each = max(1, threads(resources.cpu) // max(1, resources.gpus))  # one process for each GPU
         parts.environment.append({"name": "OMP_NUM_THREADS", "value": str(threads_each)})
         if resources.gpus and not settings.allow_cpu_fallback:

@@ -185,7 +185,7 @@ def test_both_pods_of_the_chart_get_labels_annotations_and_placement(chart: Char
 
 def test_defaults_are_what_the_operator_reads(chart: Chart) -> None:
     toleration = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
-    gpu = {"nodeSelector": {"gpu": "a100"}, "tolerations": [toleration]}
+    gpu = {"nodeSelector": {"gpu": "a100"}, "tolerations": [toleration], "runtimeClassName": "nvidia"}
     tracking = {"uri": "http://mlflow.mlops.svc:5000", "credentialsSecret": "llm-tuning-mlflow"}
     [deployment] = chart.objects(
         "Deployment",

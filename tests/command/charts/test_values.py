@@ -22,7 +22,7 @@ EVERYTHING: dict[str, Any] = {
     "defaults": {
         "tracking": {"uri": "http://mlflow:5000", "credentialsSecret": "llm-tuning-mlflow"},
         "queueName": "everyone",
-        "gpu": {"nodeSelector": {"gpu": "a100"}, "tolerations": [TOLERATION]},
+        "gpu": {"nodeSelector": {"gpu": "a100"}, "tolerations": [TOLERATION], "runtimeClassName": "nvidia"},
     },
     "tls": {"certManager": {"enabled": True}},
     "networkPolicy": {"enabled": True, "metricsFrom": [{"namespaceSelector": {"matchLabels": {"team": "ops"}}}]},
@@ -202,6 +202,7 @@ def _with(path: str, value: Any) -> dict[str, Any]:
         ),
         (_with("defaults.queueName", "Team A"), "queueName"),
         (_with("defaults.gpus", 1), "gpus"),
+        (_with("defaults.gpu.runtimeClassName", "NVIDIA"), "runtimeClassName"),
         (_with("defaults.gpu.tolerations", [{"effect": "NoSchedule"}]), "tolerations"),
         (_with("tls.certManager.issuerRef", {"kind": "ClusterIssuer"}), "issuerRef"),
         (_with("networkPolicy.apiServerPorts", [0]), "apiServerPorts"),

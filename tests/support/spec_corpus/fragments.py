@@ -38,6 +38,7 @@ RESOURCES: dict[str, Texts] = {
     "resources.tolerations[0].key": (["gpu", "nvidia.com/gpu"], ["", "a b", "/gpu", "Nvidia.com/gpu", "a/b/c"]),
     "resources.tolerations[0].value": (["", "yes", "a.b_c-d"], ["a b", "-a", "a/b"]),
     "resources.priorityClassName": NAMES,
+    "resources.runtimeClassName": NAMES,
 }
 RESOURCES_SURROUNDINGS: dict[str, Spec] = {
     "resources.tolerations": {"resources": {"tolerations": [{"key": "gpu", "effect": "NoExecute"}]}},
@@ -49,6 +50,7 @@ RESOURCES_FULL: Spec = {
     "nodeSelector": {"gpu": "h100"},
     "tolerations": [{"key": "gpu", "value": "yes", "effect": "NoExecute", "tolerationSeconds": 60}],
     "priorityClassName": "low",
+    "runtimeClassName": "nvidia",
 }
 RESOURCES_TOGETHER: list[Together] = [
     ("tolerate-all", {"resources": {"tolerations": [{"operator": "Exists"}]}}, True, ""),

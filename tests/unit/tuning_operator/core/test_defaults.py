@@ -26,10 +26,10 @@ DEFAULTS = Defaults.parse(
     {
         "tracking": {"uri": "http://mlflow.mlops.svc:5000", "credentialsSecret": {"name": "llm-tuning-mlflow"}},
         "queueName": "everyone",
-        "gpu": {"nodeSelector": SELECTOR, "tolerations": [TOLERATION]},
+        "gpu": {"nodeSelector": SELECTOR, "tolerations": [TOLERATION], "runtimeClassName": "nvidia"},
     }
 )
-GIVING = SETTINGS.model_copy(update={"defaults": DEFAULTS, "gpu_resource": "nvidia.com/gpu.shared"})
+GIVING = SETTINGS.model_copy(update={"defaults": DEFAULTS, "gpu_resource": "example.com/gpu"})
 OTHER = {"key": "mine", "operator": "Equal", "value": "yes"}
 
 
@@ -52,6 +52,7 @@ def test_a_plain_job_gets_all_of_them() -> None:
     assert changed["tracking"]["credentialsSecret"] == {"name": "llm-tuning-mlflow"}
     assert changed["resources"]["nodeSelector"] == SELECTOR
     assert changed["resources"]["tolerations"] == [TOLERATION]
+    assert changed["resources"]["runtimeClassName"] == "nvidia"
 
 
 @pytest.mark.parametrize(
@@ -59,8 +60,8 @@ def test_a_plain_job_gets_all_of_them() -> None:
     [
         {"queueName": "mine"},
         {"tracking": {"uri": "http://mine:5000"}},
-        {"resources": {"nodeSelector": {"mine": "yes"}, "tolerations": [OTHER]}},
-        {"resources": {"nodeSelector": {}, "tolerations": []}},
+        {"resources": {"nodeSelector": {"mine": "yes"}, "tolerations": [OTHER], "runtimeClassName": "mine"}},
+        {"resources": {"nodeSelector": {}, "tolerations": [], "runtimeClassName": "mine"}},
     ],
 )
 def test_what_was_given_stays_as_a_whole(given: dict[str, Any]) -> None:
@@ -127,8 +128,9 @@ def test_replicas_are_placed_and_ask_for_that_resource() -> None:
     [deployment] = [body for kind, body in desire_service(observed, GIVING, START).create if kind == DEPLOYMENTS]
     pod = deployment["spec"]["template"]["spec"]
     assert pod["nodeSelector"] == SELECTOR
+    assert pod["runtimeClassName"] == "nvidia"
     [engine] = [container for container in pod["containers"] if container["name"] == "vllm"]
-    assert engine["resources"]["limits"]["nvidia.com/gpu.shared"] == "2"
+    assert engine["resources"]["limits"]["example.com/gpu"] == "2"
     assert "nvidia.com/gpu" not in engine["resources"]["limits"]
 
 

@@ -115,6 +115,13 @@ def test_the_cpu_build_is_told_its_cache_and_gpus_are_asked_for(gpus: int, memor
     assert limits.get("nvidia.com/gpu") == (str(gpus) if gpus else None)
 
 
+@pytest.mark.parametrize("gpus", [0, 1])
+def test_only_a_replica_with_gpus_gets_the_runtime_class(gpus: int) -> None:
+    made = pod(resources={"gpus": gpus, "runtimeClassName": "nvidia"})
+    assert made.get("runtimeClassName") == ("nvidia" if gpus else None)
+    assert "runtimeClassName" not in pod(resources={"gpus": gpus})
+
+
 def test_what_vllm_is_started_with_is_what_the_spec_says() -> None:
     made = pod(model={"path": "base/qwen", "name": "qwen-base"}, vllm={"maxLoraRank": 64})
     given = ServeInput.decode(str(environment(made, "plan")["LLM_TUNING_SERVE"]))

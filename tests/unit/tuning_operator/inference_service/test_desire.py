@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from llm_tuning.agent.contract import AdapterReport
+from llm_tuning.api.inference_service import InferenceServiceSpec
 from tests.support.operator_objects import SETTINGS, Raw, after, make_status, make_tuning_job
 from tests.support.service_objects import FINISHED_JOB, make_service, make_serving_pod, observe, told
 from tuning_operator.core.cache import BUDGETS, CONFIG_MAPS, DEPLOYMENTS, NETWORK_POLICIES, SERVICES
@@ -416,3 +418,30 @@ def test_a_spec_of_another_version_is_refused_and_left_as_it_is() -> None:
     desired = desire(build_observed_service(raw, spec=None, parts={}))
     assert desired.create == []
     assert condition(desired, "Stalled") == ("True", "SpecInvalid")
+
+
+SLICES = SETTINGS.model_copy(update={"gpu_resource": "nvidia.com/gpu.shared"})
+TWO_GPUS = make_service(resources={"gpus": 2})
+
+
+def test_a_replica_of_several_shares_of_a_card_is_not_made() -> None:
+    refused = desire_service(observe(TWO_GPUS, pods=[], adapters={}, applied=False), SLICES, after(60))
+    assert DEPLOYMENTS not in [kind for kind, _ in refused.create]
+    assert condition(refused) == ("False", "GPUsNotCombinable")
+    assert condition(refused, "Stalled") == ("True", "GPUsNotCombinable")
+    assert condition(refused, "Reconciling")[0] == "False"
+    assert "got 2" in message(refused, "Stalled")
+    lifted = desire(observe({**TWO_GPUS, "status": refused.status}, pods=[], adapters={}, applied=False))
+    assert DEPLOYMENTS in [kind for kind, _ in lifted.create]
+    assert condition(lifted, "Stalled")[0] == "False"
+
+
+def test_replicas_that_serve_go_on_serving_when_a_change_is_refused() -> None:
+    there = observe(make_service(), pods=[make_serving_pod()])
+    asked = {**there.raw, "spec": {**there.raw["spec"], "resources": {"gpus": 2}}}
+    spec = InferenceServiceSpec.parse(asked["spec"])
+    desired = desire_service(dataclasses.replace(there, raw=asked, spec=spec), SLICES, after(60))
+    assert DEPLOYMENTS not in [kind for kind, _ in [*desired.apply, *desired.create]]
+    assert desired.delete == []
+    assert condition(desired) == ("False", "GPUsNotCombinable")
+    assert condition(desired, "AdaptersEffective")[0] == "True"

@@ -148,6 +148,11 @@ def test_events_of_a_pod_that_does_not_start(event: str, message: str, reason: s
         (QUOTA, Reason.QUOTA_EXCEEDED, "exceeded quota: gpus"),
         ("Error creating: failed quota: q: must specify limits.cpu for: trainer", Reason.QUOTA_EXCEEDED, "limits.cpu"),
         (PRIVILEGED, Reason.POD_SECURITY_DENIED, "restricted:latest"),
+        (
+            'Error creating: pods "faq-train-x" is forbidden: pod rejected: RuntimeClass "nvidia" not found',
+            Reason.RUNTIME_CLASS_NOT_FOUND,
+            "spec.resources.runtimeClassName: there is no RuntimeClass nvidia",
+        ),
         ("Error creating: Internal error occurred: webhook", Reason.POD_CREATION_FAILED, "webhook"),
     ],
 )

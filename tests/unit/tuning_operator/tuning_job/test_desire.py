@@ -497,3 +497,39 @@ def test_a_stored_spec_that_this_version_does_not_know() -> None:
     assert condition(desired, "Stalled") == ("True", "SpecInvalid")
     assert "spec.lora.rank" in message(desired, "Stalled")
     assert condition(desired, "Finished") == ("False", "Running")
+
+
+# --- GPUs that cannot be joined --------------------------------------------------------------------------------------
+
+SLICES = SETTINGS.model_copy(update={"gpu_resource": "nvidia.com/mig-3g.40gb"})
+TWO_GPUS = make_tuning_job(resources={"gpus": 2})
+
+
+def test_several_slices_are_refused_before_anything_is_begun_and_not_tried_again() -> None:
+    desired = desire(make_observed(TWO_GPUS), SLICES, after(1))
+    assert created(desired) == []
+    assert desired.requeue_after is None
+    assert condition(desired, "Stalled") == ("True", "GPUsNotCombinable")
+    assert condition(desired, "Finished")[0] == "False"
+    assert "spec.resources.gpus: must be at most 1" in message(desired, "Stalled")
+    assert desired.status is not None
+    again = desire(make_observed({**TWO_GPUS, "status": desired.status}), SLICES, after(3600))
+    assert (again.status, again.events) == (desired.status, [])
+
+
+def test_what_was_refused_starts_once_the_operator_hands_out_whole_gpus() -> None:
+    refused = desire(make_observed(TWO_GPUS), SLICES, after(1))
+    desired = desire(make_observed({**TWO_GPUS, "status": refused.status}), SETTINGS, after(60))
+    assert created(desired) == ["faq-check"]
+    assert condition(desired, "Stalled") == ("False", "NotStalled")
+
+
+def test_a_training_that_has_begun_is_followed_to_its_end_whatever_gpus_are_now() -> None:
+    observed = make_observed({**TWO_GPUS, "status": VALID}, jobs=[make_job(TRAIN)])
+    assert condition(desire(observed, SLICES, after(1)), "Stalled") == ("False", "NotStalled")
+
+
+def test_one_that_is_suspended_says_that_alone() -> None:
+    desired = desire(make_observed(make_tuning_job(resources={"gpus": 2}, suspend=True)), SLICES, after(1))
+    assert condition(desired, "Suspended")[0] == "True"
+    assert condition(desired, "Stalled")[0] == "False"

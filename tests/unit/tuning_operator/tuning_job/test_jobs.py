@@ -137,6 +137,13 @@ def test_every_pod_has_the_same_place(role: str) -> None:
     assert pod["tolerations"] == [{"operator": "Exists"}]
 
 
+@pytest.mark.parametrize("gpus", [0, 1])
+@pytest.mark.parametrize("role", ROLES)
+def test_only_the_pod_that_has_gpus_gets_the_runtime_class(role: str, gpus: int) -> None:
+    pod = pod_of(build(role, make_tuning_job(resources={"gpus": gpus, "runtimeClassName": "nvidia"})))
+    assert pod.get("runtimeClassName") == ("nvidia" if role == TRAIN and gpus else None)
+
+
 @pytest.mark.parametrize("role", ROLES)
 def test_every_pod_knows_what_to_do_and_has_the_claim(role: str) -> None:
     job = build(role, start="ft_sft_start")
