@@ -44,6 +44,12 @@ def test_a_released_image_is_labelled_and_has_no_rights(name: str) -> None:
     assert re.findall(r"^USER (.+)$", text, re.MULTILINE) == ["65532:65532"]
 
 
+def test_the_trainer_asks_nvidias_runtime_for_computing_and_nvidia_smi_and_for_no_gpus_of_its_own() -> None:
+    """Which GPUs a container has is the device plugin's to say; an image that says `all` is shown those of others."""
+    text = (ROOT / "trainer_image" / "Dockerfile").read_text()
+    assert re.findall(r"(NVIDIA_\w+=\S+)", text) == ["NVIDIA_DRIVER_CAPABILITIES=compute,utility"]
+
+
 @pytest.mark.parametrize("name", DOCKERFILES.values())
 def test_the_base_can_be_named_by_its_digest(name: str) -> None:
     lines = [line for line in (ROOT / name).read_text().splitlines() if not line.startswith("#")]

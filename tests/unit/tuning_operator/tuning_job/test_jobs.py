@@ -201,6 +201,13 @@ def test_the_token_names_this_tuning_job_alone() -> None:
     assert url == "https://llm-tuning-operator.llm-tuning.svc:8443/v1/namespaces/team/tuningjobs/faq/status"
 
 
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_the_pod_leaves_it_to_the_process_how_torch_and_cuda_are_set(gpus: int) -> None:
+    """`llm_tuning.run` sets these, so that one machine has them as well; what the pod set would win."""
+    names = environment_of(build(TRAIN, make_tuning_job(resources={"gpus": gpus}))).keys()
+    assert [name for name in names if name.startswith(("PYTORCH", "CUDA", "NVIDIA", "NCCL"))] == []
+
+
 def test_without_a_progress_server_there_is_no_token() -> None:
     assert "projected" not in str(pod_of(build(TRAIN)))
 
