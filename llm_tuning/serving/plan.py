@@ -2,7 +2,8 @@
 
 | Decision | Rule |
 | --- | --- |
-| device | the GPUs named by gpu_id; the CPU for `cpu`, or where the vLLM found is its CPU build |
+| device | the GPUs numbered by gpu_id, as nvidia-smi does or within CUDA_VISIBLE_DEVICES; the CPU for `cpu`, or where \
+the vLLM found is its CPU build |
 | rank | the adapter's, rounded up to what vLLM allows |
 | chat template | the adapter's (it was trained with it), else the base's own, else the project's plain one |
 
@@ -11,6 +12,7 @@ The command line itself and the dtype are those of `engines.vllm.command`.
 
 from __future__ import annotations
 
+import itertools
 import os
 import shlex
 import socket
@@ -38,6 +40,8 @@ from llm_tuning.proof.prove import LORA_NAME
 USAGE = "launch_llm.sh <port> <gpu_id> <model_path> [lora_path]"
 CPU = "cpu"
 DEFAULT_HOST = "127.0.0.1"
+VISIBLE, ORDER = "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"
+"""CUDA's own: the cards that a process may use, numbered from 0 as they are listed, and how the others are numbered."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,8 @@ def plan_serving(
     notes: list[str] = []
     found = None if isinstance(vllm, InputError) else vllm
     devices = _devices(gpu_id, found, gpus, problems, notes)
+    if devices != CPU:
+        devices = _cards(devices, gpus, environment.get(VISIBLE), problems)
     base: BaseModel | None = None
     try:
         base = inspect_base(model_path)
@@ -166,10 +172,33 @@ def _devices(gpu_id: str, vllm: Vllm | None, gpus: int | None, problems: list[Pr
         else:
             notes.append(f"{vllm.python} is the CPU build of vLLM, so no GPU is used; VLLM_PYTHON names another")
         return CPU
-    if gpus is not None and max(int(number) for number in numbers) >= gpus:
-        rule = f"does not exist: this machine has {gpus} GPUs" if gpus else "does not exist: this machine has no GPU"
-        problems.append(Problem(f"gpu_id {gpu_id}", rule, "for serving on the CPU make its build: `make vllm-env`"))
     return gpu_id
+
+
+def _cards(gpu_id: str, gpus: int | None, visible: str | None, problems: list[Problem]) -> str:
+    """Return the CUDA_VISIBLE_DEVICES of these GPUs; they are numbered within the caller's own, `visible`."""
+    numbers = [int(number) for number in gpu_id.split(",")]
+    listed = _listed(visible) if visible is not None and gpus != 0 else None
+    there = gpus if listed is None else len(listed)
+    if there is not None and max(numbers) >= there:
+        count = f"{there} GPU{'s' * (there != 1)}" if there else "no GPU"
+        rule = f"this machine has {count}"
+        if listed is not None:
+            rule = f"{VISIBLE}={visible} leaves {count}{', numbered from 0' if there else ''}"
+        fix = "for serving on the CPU make its build: `make vllm-env`"
+        problems.append(Problem(f"gpu_id {gpu_id}", f"does not exist: {rule}", fix))
+        return gpu_id
+    cards = [listed[number] if listed is not None else str(number) for number in numbers]
+    if len(cards) > 1 and any(card.startswith("MIG-") for card in cards):
+        rule = "names several, and MIG slices cannot be joined"
+        problems.append(Problem(f"gpu_id {gpu_id}", rule, "give one number"))
+    return ",".join(cards)
+
+
+def _listed(visible: str) -> list[str]:
+    """Read CUDA_VISIBLE_DEVICES as CUDA does: the list ends before the first entry that names no card, as -1."""
+    entries = (entry.strip() for entry in visible.split(","))
+    return list(itertools.takewhile(lambda entry: entry.isdecimal() or entry.startswith(("GPU-", "MIG-")), entries))
 
 
 def _check_names(base: BaseModel, adapter: ServedAdapter, problems: list[Problem]) -> None:
@@ -206,7 +235,8 @@ def _template(base: BaseModel, adapter: ServedAdapter | None, notes: list[str]) 
 
 def _device_environment(devices: str, environment: Mapping[str, str]) -> dict[str, str]:
     if devices != CPU:
-        return {"CUDA_VISIBLE_DEVICES": devices}
+        decided = VISIBLE in environment or ORDER in environment
+        return {VISIBLE: devices} if decided else {VISIBLE: devices, ORDER: "PCI_BUS_ID"}
     return {name: value for name, value in cpu_environment(_free_memory()).items() if name not in environment}
 
 

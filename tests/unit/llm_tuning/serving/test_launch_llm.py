@@ -173,6 +173,49 @@ def test_gpus_are_those_named(tiny_base: Path) -> None:
     assert "CUDA_VISIBLE_DEVICES" not in plan(tiny_base, gpu_id="0").environment
 
 
+MIG = "MIG-11111111-2222-3333-4444-555555555555"
+
+
+@pytest.mark.parametrize(
+    ("visible", "gpu_id", "cards"),
+    [
+        ("3,5", "0", "3"),
+        ("3,5", "1,0", "5,3"),
+        ("3, 5", "1", "5"),
+        ("GPU-8932f937,GPU-01234567", "1", "GPU-01234567"),
+        (MIG, "0", MIG),
+    ],
+)
+def test_gpus_are_counted_among_those_that_the_caller_may_use(
+    visible: str, gpu_id: str, cards: str, tiny_base: Path
+) -> None:
+    made = plan(tiny_base, gpu_id=gpu_id, vllm=CUDA_BUILD, gpus=8, CUDA_VISIBLE_DEVICES=visible)
+    assert made.environment["CUDA_VISIBLE_DEVICES"] == cards
+    assert "CUDA_DEVICE_ORDER" not in made.environment, "the caller's numbers are of the caller's order"
+
+
+def test_numbers_are_those_of_nvidia_smi_unless_the_caller_orders_them(tiny_base: Path) -> None:
+    gpu = {"gpu_id": "0", "vllm": CUDA_BUILD, "gpus": 2}
+    assert plan(tiny_base, **gpu).environment["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    assert "CUDA_DEVICE_ORDER" not in plan(tiny_base, **gpu, CUDA_DEVICE_ORDER="FASTEST_FIRST").environment
+
+
+@pytest.mark.parametrize(
+    ("visible", "gpu_id", "words"),
+    [
+        ("3,5", "2", "gpu_id 2: does not exist: CUDA_VISIBLE_DEVICES=3,5 leaves 2 GPUs, numbered from 0"),
+        ("3", "3", "CUDA_VISIBLE_DEVICES=3 leaves 1 GPU, numbered from 0"),
+        ("", "0", "CUDA_VISIBLE_DEVICES= leaves no GPU"),
+        ("-1", "0", "CUDA_VISIBLE_DEVICES=-1 leaves no GPU"),
+        ("0,-1,1", "1", "CUDA_VISIBLE_DEVICES=0,-1,1 leaves 1 GPU"),
+        (f"{MIG},{MIG}", "0,1", "MIG slices cannot be joined"),
+    ],
+)
+def test_a_gpu_that_the_caller_may_not_use_is_refused(visible: str, gpu_id: str, words: str, tiny_base: Path) -> None:
+    with pytest.raises(InputError, match=re.escape(words)):
+        plan(tiny_base, gpu_id=gpu_id, vllm=CUDA_BUILD, gpus=8, CUDA_VISIBLE_DEVICES=visible)
+
+
 @pytest.mark.parametrize(
     ("gpu_id", "vllm", "gpus", "words"),
     [
