@@ -66,7 +66,7 @@ class ModelSpec(RuledModel):
 
     quantization: Literal["none", "4bit"] = Field(
         "none",
-        description="`4bit` loads the base with bitsandbytes (QLoRA); it needs CUDA, and this project has not run it on a GPU yet.",
+        description="`4bit` loads the base with bitsandbytes (QLoRA): about a third of its size in 16 bits. Slow on a CPU; this project has not run it on a GPU yet.",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 
 from peft.helpers import disable_input_dtype_casting
@@ -28,6 +29,8 @@ from llm_tuning.trainers.policy import Policy
 from llm_tuning.trainers.precision import precision_of_run
 from llm_tuning.trainers.probes import write_parity
 from llm_tuning.trainers.recipe import Recipe, Task
+
+log = logging.getLogger(__name__)
 
 
 def fine_tune(run: TrainRun, mode: type[Recipe]) -> None:
@@ -66,6 +69,8 @@ def load_policy(run: TrainRun, mode: type[Recipe]) -> Policy:
     """Load the base with the run's adapter on it, ready for what `mode` computes."""
     config, dropout = run.config, MODES[run.config.mode].uses_dropout
     dtype = precision_of_run(run)
+    if config.model.quantization == "4bit" and run.device == "cpu" and run.is_main:
+        log.warning("model.quantization is 4bit on a CPU: slower than without it, and meant for trying a run out")
     base = load_base_model(run.base, device=run.device, dtype=dtype, quantization=config.model.quantization)
     model = attach_lora(
         base,

@@ -50,15 +50,16 @@ def load_base_model(
 ) -> PreTrainedModel:
     """Load the base from local safetensors, frozen, onto `device`; never code from its folder.
 
-    `quantization` "4bit" (bitsandbytes NF4 with double quantisation, as in the QLoRA paper, arXiv 2305.14314) needs
-    CUDA. Without `attn_implementation` transformers chooses: sdpa where the architecture has it.
+    `quantization` "4bit" is bitsandbytes' NF4 with double quantisation, as in the QLoRA paper (arXiv 2305.14314); its
+    products are computed in `dtype`. Without `attn_implementation` transformers chooses: sdpa where the architecture
+    has it.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     options: dict[str, Any] = {}
     if quantization == "4bit":
-        options["quantization_config"] = _four_bit(device)
+        options["quantization_config"] = _four_bit(dtype)
         options["device_map"] = {"": device}
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
@@ -85,7 +86,10 @@ def load_base_model(
         )
     model.requires_grad_(False)
     model.config.use_cache = False
-    return model if quantization == "4bit" else model.to(device)
+    if quantization == "4bit":
+        _keep_differentiable(model)
+        return model
+    return model.to(device)
 
 
 @contextmanager
@@ -102,9 +106,7 @@ def _no_progress_bar() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _four_bit(device: str) -> object:
-    if not device.startswith("cuda"):
-        raise InputError(Problem("model.quantization", "4bit needs a CUDA GPU", "set none, or choose a GPU in devices"))
+def _four_bit(dtype: torch.dtype) -> object:
     try:
         import bitsandbytes  # noqa: F401 - asked for here, so that its absence is one sentence
     except ImportError:
@@ -119,8 +121,20 @@ def _four_bit(device: str) -> object:
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_compute_dtype=dtype,
     )
+
+
+def _keep_differentiable(model: PreTrainedModel) -> None:
+    """Keep bitsandbytes from repacking the weights of `model` for inference at the first evaluation on a CPU.
+
+    On CPUs with AVX-512 BF16 it does so in place, and the product of packed weights passes no gradient on.
+    """
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
 
 
 def attach_lora(

@@ -61,6 +61,7 @@ def make_run(
     training: dict[str, Any] | None = None,
     lora: dict[str, Any] | None = None,
     ppo: dict[str, Any] | None = None,
+    quantization: str = "none",
     reporter: Any = None,
     **options: Any,
 ) -> TrainRun:
@@ -68,7 +69,7 @@ def make_run(
     config = TuningConfig.parse(
         {
             "mode": mode,
-            "model": {"path": str(base)},
+            "model": {"path": str(base), "quantization": quantization},
             "dataset": {"path": "rows.jsonl"},
             "training": {"precision": "fp32"} | (training or {}),  # not what this machine is fast in
             "lora": lora or {},

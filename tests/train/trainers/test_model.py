@@ -71,12 +71,6 @@ def test_a_base_comes_frozen_in_the_dtype_asked_for(tiny_base: Path) -> None:
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_four_bit_without_cuda_is_one_sentence(tiny_base: Path) -> None:
-    with pytest.raises(InputError, match=r"model\.quantization: 4bit needs a CUDA GPU; set none") as refused:
-        load_base_model(tiny_base, device="cpu", dtype=torch.float32, quantization="4bit")
-    assert len(refused.value.problems) == 1
-
-
 def copy_of(base: Path, to: Path) -> Path:
     shutil.copytree(base, to)
     return to
