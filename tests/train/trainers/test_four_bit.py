@@ -1,4 +1,4 @@
-"""A base in 4 bits, on bitsandbytes' CPU backend: what the trainer computes with it, from the first step to the stage."""
+"""A base in 4 bits, on bitsandbytes' CPU backend: what the trainer computes with it, from first step to stage."""
 
 from __future__ import annotations
 
