@@ -1,0 +1,70 @@
+"""Every way through the policy on CUDA with its autocast, in models of many families, without a GPU.
+
+CUDA's autocast has LayerNorm in fp32 where the CPU's has not, and a card refuses products, copies and outputs of mixed
+dtypes or devices that a CPU lets pass. The backward pass runs too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from peft.helpers import disable_input_dtype_casting
+
+from llm_tuning.data.token_rows import TokenRow
+from llm_tuning.trainers.micro_batches import flatten, pad
+from llm_tuning.trainers.policy import Policy
+from llm_tuning.trainers.ppo import ppo_loss
+from tests.support.fake_cuda import DEVICE, Work, fake_cuda, onto_cuda
+from tests.support.families import FAMILIES, make_adapted_model
+
+
+@pytest.fixture
+def card() -> Iterator[Work]:
+    with fake_cuda() as work:
+        yield work
+
+
+def make_rows(lengths: tuple[int, ...] = (9, 20)) -> list[TokenRow]:
+    ids = [np.arange(3, 3 + length, dtype=np.int32) for length in lengths]
+    return [TokenRow(row, np.arange(len(row)) > 2, 0.0, number) for number, row in enumerate(ids)]
+
+
+def policy_on_card(family: str, *, with_values: bool = False, dtype: torch.dtype = torch.bfloat16) -> Policy:
+    dropout = 0.0 if family == "experts-mixtral" else 0.05  # PEFT has none for experts
+    model = make_adapted_model(family, dtype, dropout=dropout)
+    return Policy(onto_cuda(model), device=DEVICE, dtype=dtype, with_values=with_values)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_loss_values_scores_and_gradients_in_bf16(card: Work, family: str) -> None:
+    policy = policy_on_card(family, with_values=True)
+    assert policy.head is not None
+    rows = make_rows()
+    learned = sum(int(row.learned.sum()) for row in rows)
+    # Trials always succeed on a card without numbers: what a real one finds is in `FAMILIES`.
+    for flat in {False, bool(FAMILIES[family].flat and policy.flat_rows)}:
+        batch = flatten(rows) if flat else pad(rows)
+        policy.zero_grad()
+        with disable_input_dtype_casting(policy.model):
+            logprobs, values = policy.logprobs_and_values(batch)
+            recorded = {
+                name: torch.zeros(learned, device=DEVICE)
+                for name in ("rewards_N", "reference_logprobs_N", "old_logprobs_N", "old_values_N")
+            }
+            loss, terms = ppo_loss(
+                logprobs, values, **recorded, clip_range=0.2, value_clip_range=0.2, value_loss_coef=0.5, kl_coef=0.1
+            )
+            (loss / learned).backward()
+            states = policy.hidden(batch)
+            scores, right = policy.score(batch)
+            kl = policy.kl(batch, torch.zeros(learned, states.shape[1], dtype=torch.bfloat16))
+        assert (logprobs.dtype, values.dtype, terms.dtype) == (torch.float32, torch.float32, torch.float64)
+        assert (scores.dtype, right.dtype, kl.dtype) == (torch.float32, torch.bool, torch.float32)
+        assert logprobs.shape == values.shape == scores.shape == right.shape == kl.shape == (learned,)
+        assert states.dtype == (torch.float32 if FAMILIES[family].layer_norm else torch.bfloat16)
+        gradients = [parameter.grad for group in policy.gradient_groups() for parameter in group]
+        assert {gradient.dtype for gradient in gradients if gradient is not None} == {torch.float32}
+        assert all(gradient is not None and gradient.device.type == "cuda" for gradient in gradients)
