@@ -59,6 +59,8 @@ class ServeInput(WireMessage):
     """Relative to the claim."""
     base_name: str
     gpus: int
+    memory_bytes: int = 0
+    """Of vLLM's container."""
     vllm: VllmSpec
 
     @classmethod

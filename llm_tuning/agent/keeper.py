@@ -12,7 +12,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -275,7 +275,10 @@ class Keeper:
     def _no_room(self, name: str) -> Misfit | None:
         if len(self._engine_has - {name}) >= self.plan.max_adapters:
             most = self.plan.max_adapters
-            text = f"this engine has room for {most} adapters; set spec.vllm.maxLoras, or use another InferenceService"
+            text = (
+                f"this engine has room for {most} adapters, planned when it started; restart the pods, raise "
+                "spec.resources.memory or spec.vllm.maxLoras, or use another InferenceService"
+            )
             return Misfit(AdapterReason.TOO_MANY_ADAPTERS, text)
         if self.plan.max_loads is not None and self.loads.count >= self.plan.max_loads:
             text = (
@@ -290,6 +293,7 @@ class Keeper:
         try:
             if name in self._engine_has:
                 await self._drop(name)
+            await self._touch_loaded()
             self.loads.set(self.loads.count + 1)  # before, for it may be done although no answer comes
             await self.engine.load(name, str(self.models / name))
         except EngineDown as error:
@@ -305,6 +309,17 @@ class Keeper:
         adapter.loaded()
         self._tell()
         return True
+
+    async def _touch_loaded(self) -> None:
+        """Use each loaded adapter once where the next load makes the engine forget the one unused for longest.
+
+        What it forgot, it would read again from the volume for the next request: files that nobody has proven.
+        """
+        if self.plan.max_loads is not None or self.loads.count < self.plan.max_adapters:
+            return
+        for name in sorted(self._engine_has):
+            with suppress(EngineRefused):  # it was used all the same
+                await self.engine.touch(name)
 
     async def _prove_it(self, adapter: Adapter) -> None:
         name = adapter.model_id

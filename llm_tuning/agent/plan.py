@@ -48,6 +48,7 @@ def make_plan(
         base_path=given.model_path,
         settings=given.vllm,
         gpus=given.gpus,
+        memory_bytes=given.memory_bytes,
         port=engine_port,
     )
     adapters = _fit_adapters(desired, root, pod.base_hash)

@@ -106,7 +106,7 @@ class ServiceResourcesSpec(PlacementSpec):
 
     memory: MemoryQuantity = Field(
         "16Gi",
-        description="Memory of each replica with its unit, request and limit. On the CPU a quarter of it becomes the KV cache.",
+        description="Memory of each replica with its unit, request and limit. A quarter of it is for adapters; on the CPU, for the KV cache.",
     )
 
 

@@ -18,6 +18,8 @@ class EnginePlan:
     base_hash: str
     max_lora_rank: int
     max_adapters: int
+    """Loaded at once. Where loads have no limit, the engine keeps so many in memory, unloaded ones among them, and then
+    forgets the one that was used longest ago."""
     target_modules: tuple[str, ...]
     template: str
     template_source: str

@@ -73,6 +73,9 @@ class Engine(Protocol):
     async def unload(self, name: str) -> None:
         """Forget the adapter `name`."""
 
+    async def touch(self, name: str) -> None:
+        """Use the adapter `name` once, so that it is not the next one to be forgotten."""
+
     async def metrics(self) -> bytes:
         """Return the engine's own metrics in Prometheus' text form."""
 

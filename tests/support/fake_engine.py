@@ -52,8 +52,14 @@ class FakeEngine:
     """(path, name) of each load, unload and question."""
     bodies: list[dict[str, Any]] = field(default_factory=list)
     """Of the questions."""
+    keeps: int | None = None
+    """Adapters in its memory, unloaded ones too; beyond them it forgets the one that was used longest ago."""
+    forgotten: list[str] = field(default_factory=list)
+    """Those of them that were loaded still."""
     ended_early: Counter[str] = field(default_factory=Counter)
     """Questions whose client went away, by name."""
+    _memory: list[tuple[str, int]] = field(default_factory=list)
+    """By their use, the latest last; each load is a new one, whatever its name."""
     _runner: web.AppRunner | None = None
     _transports: set[asyncio.Transport] = field(default_factory=set)
 
@@ -128,6 +134,11 @@ class FakeEngine:
             status, message = self.refuse[name]
             return _error(status, message, "InternalServerError")
         self.loras[name] = body["lora_path"]
+        self._memory.append((name, len(self.calls)))
+        if self.keeps is not None and len(self._memory) > self.keeps:
+            oldest, _ = self._memory.pop(0)
+            if oldest in self.loras and oldest not in [other for other, _ in self._memory]:
+                self.forgotten.append(oldest)
         return web.Response(text=f"Success: LoRA adapter '{name}' added successfully.")
 
     async def _unload(self, request: web.Request) -> web.Response:
@@ -147,6 +158,9 @@ class FakeEngine:
         self.bodies.append(body)
         if name != self.base and name not in self.loras:
             return _error(404, f"The model `{name}` does not exist.", "NotFoundError")
+        if latest := [entry for entry in self._memory if entry[0] == name]:
+            self._memory.remove(latest[-1])
+            self._memory.append(latest[-1])
         if body.get("max_tokens") == -1:
             return _error(400, "max_tokens must be at least 1", "BadRequestError")
         try:

@@ -41,6 +41,10 @@ class VllmEngine:
     async def unload(self, name: str) -> None:
         await self._call("POST", "/v1/unload_lora_adapter", {"lora_name": name}, seconds=LOOK_SECONDS)
 
+    async def touch(self, name: str) -> None:
+        body = {"model": name, "prompt": [0], "max_tokens": 1}
+        await self._call("POST", "/v1/completions", body, seconds=LOAD_SECONDS)
+
     async def metrics(self) -> bytes:
         return await self._call("GET", "/metrics", seconds=LOOK_SECONDS)
 

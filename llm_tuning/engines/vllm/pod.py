@@ -5,13 +5,14 @@
 | rank | `maxLoraRank`, else the highest of the adapters that are wanted now, at least 16 |
 | modules | the base's linear layers but lm_head, and what the wanted adapters change besides |
 | adapters in a batch | `maxLoras`, else one for each wanted adapter, at most 8; on the CPU the most at all |
+| adapters in memory on GPUs | what a quarter of the memory holds, at most 256; at least twice the wanted ones |
 | chat template | the base's own, else the project's plain one; an adapter with another is refused |
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,8 +35,9 @@ from llm_tuning.models.layout import CHAT_TEMPLATE
 
 LEAST_RANK = 16
 MOST_LORAS_BY_DEFAULT = 8
-CPU_LORAS = 256
-"""Adapters that vLLM keeps in memory. Above it, it would read them again from the volume, unproven."""
+MOST_IN_MEMORY = 256
+MEMORY_SHARE = 4
+"""The part of the memory that adapters may take: a quarter. vLLM never lets go of one by itself, unloaded or not."""
 _EMBEDDING = re.compile(r"embed|wte|wpe|norm")
 
 
@@ -50,6 +52,8 @@ class Pod:
     """As the spec names it."""
     settings: VllmSpec
     gpus: int
+    memory_bytes: int
+    """Of the engine's container."""
     port: int
     """On the pod's loopback."""
 
@@ -66,7 +70,7 @@ def plan_pod(pod: Pod, adapters: Sequence[ServedAdapter], *, wanted: int, rank: 
     if own is None:
         template_file.write_text(plain, encoding="utf-8")
     max_rank = settings.max_lora_rank or _rank([rank, *(adapter.max_rank for adapter in adapters)])
-    slots, max_adapters = _slots(pod, wanted)
+    slots, max_adapters = _slots(pod, wanted, max_rank)
     dtype = "auto" if pod.gpus else cpu_dtype(pod.base, (adapter.dtype for adapter in adapters))
     command = build_command(
         StartOptions(
@@ -104,19 +108,33 @@ def plan_pod(pod: Pod, adapters: Sequence[ServedAdapter], *, wanted: int, rank: 
 
 def linear_modules(base: BaseModel) -> set[str]:
     """Read the last name parts of the base's linear layers, as `q_proj`, in its weights' headers; without lm_head."""
-    found = set()
+    return {module for module, _ in _linear_layers(base)}
+
+
+def adapter_bytes(base: BaseModel, rank: int) -> int:
+    """Return what vLLM's memory for an adapter of all linear layers takes: 16 bits a number, pinned.
+
+    torch pins memory in powers of two.
+    """
+    widths = (width for _, shape in _linear_layers(base) for width in shape)
+    return sum(1 << (2 * rank * width - 1).bit_length() for width in widths)
+
+
+def _linear_layers(base: BaseModel) -> Iterator[tuple[str, tuple[int, ...]]]:
     for name, shape in tensor_shapes(base).items():
-        parts = name.split(".")
-        if parts[-1] == "weight" and len(parts) > 1 and len(shape) == 2 and not _EMBEDDING.search(name):
-            found.add(parts[-2])
-    return found - {OUTPUT_HEAD}
+        *above, kind = name.split(".")
+        if above and kind == "weight" and len(shape) == 2 and not _EMBEDDING.search(name) and above[-1] != OUTPUT_HEAD:
+            yield above[-1], shape
 
 
-def _slots(pod: Pod, wanted: int) -> tuple[int, int]:
+def _slots(pod: Pod, wanted: int, max_rank: int) -> tuple[int, int]:
     """Return the LoRA slots of a batch, and the most adapters that may be loaded at once."""
     asked = pod.settings.max_loras
     if pod.gpus:
-        return asked or min(max(wanted, 1), MOST_LORAS_BY_DEFAULT), max(CPU_LORAS, wanted)
+        slots = asked or min(max(wanted, 1), MOST_LORAS_BY_DEFAULT)
+        each = pod.gpus * max(adapter_bytes(pod.base, max_rank), 1)  # one process for each GPU, with all adapters
+        room = min(pod.memory_bytes // MEMORY_SHARE // each, MOST_IN_MEMORY)
+        return slots, max(slots, 2 * wanted, room)
     most = max(asked or max(MOST_LORAS_BY_DEFAULT, 2 * wanted), wanted)
     return most + SPARE_SLOTS, most
 

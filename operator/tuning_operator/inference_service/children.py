@@ -180,7 +180,11 @@ def _deployment(observed: ObservedService, spec: InferenceServiceSpec, settings:
 
 def _pod(observed: ObservedService, spec: InferenceServiceSpec, settings: Settings) -> dict[str, Any]:
     given = ServeInput(
-        model_path=spec.model.path, base_name=spec.base_name, gpus=spec.resources.gpus, vllm=spec.vllm
+        model_path=spec.model.path,
+        base_name=spec.base_name,
+        gpus=spec.resources.gpus,
+        memory_bytes=int(parse_quantity(spec.resources.memory)),
+        vllm=spec.vllm,
     ).encode()
     volumes: list[dict[str, Any]] = [
         {"name": "workspace", "persistentVolumeClaim": {"claimName": spec.volume.claim_name, "readOnly": True}},

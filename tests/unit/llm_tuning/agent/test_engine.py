@@ -16,12 +16,14 @@ async def test_calls_to_the_engine(engine: FakeEngine, pod: Pod) -> None:
     assert await calls.adapters() == {"ft_a"}
     with pytest.raises(EngineRefused, match=r"^400: The lora adapter 'ft_a' has already been loaded"):
         await calls.load("ft_a", "/models/ft_a")
+    await calls.touch("ft_a")
+    assert engine.bodies == [{"model": "ft_a", "prompt": [0], "max_tokens": 1}]
     await calls.unload("ft_a")
     with pytest.raises(EngineRefused, match=r"^404: .*cannot be found"):
         await calls.unload("ft_a")
     assert b"vllm:" in await calls.metrics()
     await engine.kill()
-    for call in (calls.adapters(), calls.load("a", "a"), calls.unload("a"), calls.metrics()):
+    for call in (calls.adapters(), calls.load("a", "a"), calls.unload("a"), calls.touch("a"), calls.metrics()):
         with pytest.raises(EngineDown, match="does not answer"):
             await call
 

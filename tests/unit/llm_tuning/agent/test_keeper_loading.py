@@ -181,6 +181,46 @@ async def test_too_many_adapters_are_refused_and_the_others_stay(make_pod: Calla
     assert pod.keeper.blocked("ft_c") is None
 
 
+async def test_a_wanted_adapter_is_never_forgotten_for_those_that_were_unloaded(make_pod: Callable[..., Pod]) -> None:
+    """A GPU's vLLM keeps what it unloads, up to a number, and reads one that it forgot again: unproven."""
+    pod = make_pod(replace(PLAN, max_adapters=4))
+    pod.engine.keeps = 4
+    for number in range(12):
+        pod.want({"idle": {"ft_a": 0, "ft_b": 1}, "rolled": f"ft_{number}"})
+        await pod.turn()
+        assert pod.reason(f"ft_{number}") == "Effective"
+    assert pod.engine.forgotten == []
+    assert pod.engine.called("load") == ["ft_a", "ft_b", *(f"ft_{number}" for number in range(12))]
+    assert set(pod.engine.called("chat")) == {"ft_a", "ft_b"}, "those that are loaded when another comes"
+
+
+async def test_while_there_is_room_no_adapter_is_asked_for_anything(make_pod: Callable[..., Pod]) -> None:
+    pod = make_pod(replace(PLAN, max_adapters=4))
+    pod.want({name: name for name in ("ft_a", "ft_b", "ft_c", "ft_d")})
+    await pod.turn()
+    assert pod.engine.called("chat") == []
+
+
+async def test_a_load_waits_where_the_wanted_adapters_cannot_be_used(
+    make_pod: Callable[..., Pod], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pod = make_pod(replace(PLAN, max_adapters=2))
+    pod.engine.keeps = 2
+    for name in ("ft_b", "ft_c"):
+        pod.want({"idle": "ft_a", "rolled": name})
+        await pod.turn()
+    pod.engine.hang.add("/v1/completions")
+    monkeypatch.setattr(engine_module, "LOAD_SECONDS", 0.2)
+    pod.want({"idle": "ft_a", "rolled": "ft_d"})
+    await pod.turn()
+    assert "ft_d" not in pod.engine.called("load")
+    assert pod.reason("ft_d") == "LoadFailed"
+    pod.engine.hang.clear()
+    await pod.turn(10)
+    assert pod.reason("ft_d") == "Effective"
+    assert pod.engine.forgotten == []
+
+
 async def test_the_spare_slot_is_never_taken(make_pod: Callable[..., Pod]) -> None:
     """vLLM keeps an unloaded adapter in its slot; on the CPU the base would be answered from the last one."""
     pod = make_pod(replace(PLAN, max_adapters=3, max_loads=3))

@@ -15,7 +15,7 @@ from llm_tuning.api.inference_service import VllmSpec
 from llm_tuning.core.files import write_json
 from llm_tuning.engines.plan import EnginePlan
 from llm_tuning.engines.vllm.command import PLAIN_TEMPLATE, SPARE_SLOTS
-from llm_tuning.engines.vllm.pod import CPU_LORAS, linear_modules
+from llm_tuning.engines.vllm.pod import MOST_IN_MEMORY, adapter_bytes, linear_modules
 from llm_tuning.errors import InputError
 from llm_tuning.models.base import inspect_base, weight_hash
 from tests.unit.llm_tuning.agent.conftest import MODULES, desire, write_adapter, write_safetensors
@@ -59,8 +59,18 @@ class Claim:
     def adapter(self, name: str, **options: Any) -> None:
         write_adapter(self.models, name, **{"base_hash": self.hash, **options})
 
-    def plan(self, *names: str, gpus: int = 0, rank: int = 0, path: str = "base/tiny", **vllm: Any) -> EnginePlan:
-        given = ServeInput(model_path=path, base_name="served", gpus=gpus, vllm=VllmSpec(**vllm))
+    def plan(
+        self,
+        *names: str,
+        gpus: int = 0,
+        memory_bytes: int = 2**34,
+        rank: int = 0,
+        path: str = "base/tiny",
+        **vllm: Any,
+    ) -> EnginePlan:
+        given = ServeInput(
+            model_path=path, base_name="served", gpus=gpus, memory_bytes=memory_bytes, vllm=VllmSpec(**vllm)
+        )
         desired = desire({name: name for name in names}, rank=rank)
         return make_plan(given, desired, self.root, scratch=self.scratch)
 
@@ -129,11 +139,11 @@ def test_rank(claim: Claim, ranks: tuple[int, ...], known: int, field: int | Non
 @pytest.mark.parametrize(
     ("gpus", "wanted", "field", "slots", "most"),
     [
-        (1, 0, None, 1, CPU_LORAS),
-        (1, 3, None, 3, CPU_LORAS),
-        (1, 20, None, 8, CPU_LORAS),
-        (1, 3, 16, 16, CPU_LORAS),
-        (1, CPU_LORAS + 5, None, 8, CPU_LORAS + 5),
+        (1, 0, None, 1, MOST_IN_MEMORY),
+        (1, 3, None, 3, MOST_IN_MEMORY),
+        (1, 20, None, 8, MOST_IN_MEMORY),
+        (1, 3, 16, 16, MOST_IN_MEMORY),
+        (1, MOST_IN_MEMORY, None, 8, 2 * MOST_IN_MEMORY),
         (0, 0, None, 8 + SPARE_SLOTS, 8),
         (0, 3, None, 8 + SPARE_SLOTS, 8),
         (0, 10, None, 20 + SPARE_SLOTS, 20),
@@ -147,6 +157,34 @@ def test_slots(claim: Claim, *, gpus: int, wanted: int, field: int | None, slots
     assert plan.max_adapters == most
     assert plan.max_loads == (None if gpus else most)
     assert int(flag(plan, "--max-cpu-loras") or 0) >= max(slots, most), "vLLM asks for it"
+
+
+@pytest.mark.parametrize(
+    ("gpus", "memory", "wanted", "rank", "most"),
+    [
+        (1, 400, 1, 16, 100),  # a quarter of it, in adapters of this size
+        (2, 400, 1, 16, 50),  # each process of a tensor-parallel engine keeps its own
+        (1, 400, 1, 64, 25),
+        (1, 400, 80, 16, 160),  # what is wanted, and as much again for those that follow
+        (1, 0, 3, 16, 6),
+        (1, 10**6, 1, 16, MOST_IN_MEMORY),
+    ],
+)
+def test_a_gpus_vllm_keeps_as_many_adapters_as_the_memory_holds(
+    claim: Claim, *, gpus: int, memory: int, wanted: int, rank: int, most: int
+) -> None:
+    size = adapter_bytes(inspect_base(claim.base), 16)
+    names = [f"ft_{number}" for number in range(wanted)]
+    plan = claim.plan(*names, gpus=gpus, memory_bytes=memory * size, max_lora_rank=rank)
+    assert plan.max_adapters == most
+    assert flag(plan, "--max-cpu-loras") == str(max(most, int(flag(plan, "--max-loras") or 0)))
+    assert plan.max_loads is None
+
+
+def test_the_size_of_an_adapter_is_that_of_pinned_memory_in_powers_of_two(claim: Claim) -> None:
+    base = inspect_base(claim.base)
+    assert adapter_bytes(base, 16) == 7 * 2 * 4 * 16 * 2, "seven layers of 4 x 4, A and B, two bytes a number"
+    assert adapter_bytes(base, 17) == 2 * adapter_bytes(base, 16)
 
 
 def test_the_bases_own_template_is_left_to_vllm(claim: Claim) -> None:

@@ -126,6 +126,7 @@ def test_what_vllm_is_started_with_is_what_the_spec_says() -> None:
     made = pod(model={"path": "base/qwen", "name": "qwen-base"}, vllm={"maxLoraRank": 64})
     given = ServeInput.decode(str(environment(made, "plan")["LLM_TUNING_SERVE"]))
     assert (given.model_path, given.base_name, given.vllm.max_lora_rank) == ("base/qwen", "qwen-base", 64)
+    assert given.memory_bytes == 16 * 2**30
 
 
 def test_rollout_and_budget() -> None:
