@@ -10,7 +10,7 @@ from typing import Any
 
 from llm_tuning.cli.tables import print_columns, score_titles
 from llm_tuning.errors import EXIT_OK, EXIT_TRY_AGAIN, TryAgain
-from llm_tuning.models.manifest import Manifest
+from llm_tuning.models.manifest import Manifest, hardware_line
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,6 +66,7 @@ def _summary(models: Path, manifest: Manifest) -> list[tuple[str, str]]:
         ("start adapter", f"{start.model_id} (weights {start.weight_hash[:12]})" if start else ""),
         ("created", manifest.created_at),
         ("training", _training(manifest)),
+        ("hardware", hardware_line(manifest.hardware) if manifest.hardware else ""),
         ("stopped early", manifest.training.stopped_early or "" if manifest.training else ""),
         *_data(manifest),
         ("mlflow", f"run {mlflow.run_id} of {mlflow.experiment} in {mlflow.uri}" if mlflow else "not tracked"),

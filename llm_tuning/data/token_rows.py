@@ -242,6 +242,11 @@ class TokenRows:
             return np.asarray(first, dtype=np.int64)
         return np.concatenate([np.arange(*pair, dtype=np.int64) for pair in zip(first, after, strict=True)] or [first])
 
+    def squared_lengths(self, indices: NDArray[np.int64]) -> float:
+        """Sum the squared lengths of the sequences of the rows at `indices`: what attention grows with."""
+        sequences = self.sequences_of(indices)
+        return float(np.square((self._starts[sequences + 1] - self._starts[sequences]).astype(np.float64)).sum())
+
     def count_prompts(self, indices: NDArray[np.int64] | None = None) -> int | None:
         """Count the prompts of the rows (at `indices`); None where they are not known."""
         if self.prompts is None:

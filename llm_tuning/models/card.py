@@ -15,7 +15,7 @@ from typing import Any
 from llm_tuning.core.files import file_hash
 from llm_tuning.data.report import Report, summary_lines
 from llm_tuning.models.layout import ADAPTER_WEIGHTS, CARD
-from llm_tuning.models.manifest import Manifest
+from llm_tuning.models.manifest import Manifest, hardware_line
 from llm_tuning.modes import MODES, all_scores
 
 POLICIES = (("base", "Base"), ("start", "Start adapter"), ("tuned", "Tuned"))
@@ -120,6 +120,8 @@ def _training(manifest: Manifest, curve: str | None) -> str:
             f"{done.steps:,} optimizer steps, {done.epochs:g} epochs, {done.tokens:,} tokens in "
             f"{_duration(done.seconds)} on {_plain(devices)}{ended}."
         )
+    if manifest.hardware is not None:
+        parts.append(f"Hardware: {_plain(hardware_line(manifest.hardware))}.")
     if curve is not None:
         parts.append(f"![Loss curve]({curve})")
     if rows := list(_configuration(manifest)):

@@ -76,6 +76,26 @@ class TrainingRecord(Record):
     stopped_early: str | None = None
 
 
+class HardwareRecord(Record):
+    """What the run was computed on, and how well it used it; memory and figures are those of one device."""
+
+    device: str
+    """The card's name as CUDA has it, or the processor's."""
+    driver: str | None = None
+    precision: str = ""
+    """bf16 or fp32: what `training.precision` came to."""
+    peak_memory: int | None = None
+    """Bytes, of the device with most: on a GPU what torch had allocated at once, on a CPU the process's resident set.
+    Of the start that ended the run: an earlier one may have been somewhere else."""
+    reserved_memory: int | None = None
+    """Bytes that torch's allocator held on the GPU, fragmentation included; what others see as used, but for the
+    context."""
+    teraflops: float | None = None
+    """10^12 operations of training a second, as `models.operations` counts them; None where they cannot be counted."""
+    mfu: float | None = None
+    """`teraflops` over the card's peak in bf16; None in fp32 and on devices whose peak is not known."""
+
+
 class Manifest(Record):
     """Everything about one finished adapter that must never be lost. Names on disk are those of the fields."""
 
@@ -96,6 +116,8 @@ class Manifest(Record):
     mlflow: MlflowRecord | None = None
     library_versions: dict[str, str] = Field(default_factory=dict)
     training: TrainingRecord | None = None
+    hardware: HardwareRecord | None = None
+    """None in manifests of 0.1."""
     devices: list[str] = Field(default_factory=list)
     description: str = ""
     tags: list[str] = Field(default_factory=list)
@@ -108,6 +130,21 @@ class Manifest(Record):
     def weight_hash(self) -> str:
         """sha256 of the adapter's weights, empty where there are none."""
         return self.files.get(ADAPTER_WEIGHTS, "")
+
+
+def hardware_line(hardware: HardwareRecord) -> str:
+    """Say in one line what a run was computed on and how well it used it; figures that are not known are left out."""
+    driver = f" (driver {hardware.driver})" if hardware.driver else ""
+    parts = [f"{hardware.device}{driver}", hardware.precision]
+    if hardware.peak_memory is not None:
+        reserved = hardware.reserved_memory
+        held = f" of {reserved / 2**30:.1f} GiB reserved" if reserved is not None else ""
+        parts.append(f"peak memory {hardware.peak_memory / 2**30:.1f} GiB{held}")
+    if hardware.teraflops is not None:
+        parts.append(f"{hardware.teraflops:g} TFLOP/s")
+    if hardware.mfu is not None:
+        parts.append(f"MFU {hardware.mfu:.1%}")
+    return ", ".join(part for part in parts if part)
 
 
 def read_manifest(folder: Path) -> Manifest | None:

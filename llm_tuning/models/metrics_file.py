@@ -26,9 +26,14 @@ STEP_TOKENS = "train/tokens"
 """Real tokens of one optimizer step, over all ranks."""
 STEP_SECONDS = "train/step_seconds"
 """Wall seconds since the step before, evaluations and checkpoints between them included."""
+STEP_OPERATIONS = "train/operations"
+"""Floating point operations of one optimizer step, over all ranks: see `models.operations`."""
+BUSY_SECONDS = "train/busy_seconds"
+"""STEP_SECONDS without what was done besides the steps; not there for the first step of a start, which warms up."""
 EPOCH = "train/epoch"
-FILE_ONLY = frozenset({STEP_TOKENS, STEP_SECONDS, EPOCH})
-"""For `summarise`; MLflow has the tokens a second, and every value of a step costs its sender 0.1 ms."""
+FILE_ONLY = frozenset({STEP_TOKENS, STEP_SECONDS, STEP_OPERATIONS, BUSY_SECONDS, EPOCH})
+"""For `summarise` and `operations_per_second`; MLflow has the tokens a second, and every value of a step costs its
+sender 0.1 ms."""
 
 
 class MetricsFile:
@@ -137,6 +142,16 @@ def summarise(path: Path) -> TrainingSummary:
         seconds=round(seconds, 3),
         loss=float(f"{loss:.6g}") if loss is not None and math.isfinite(loss) else None,
     )
+
+
+def operations_per_second(path: Path) -> float | None:
+    """Compute the operations a second, over all ranks, of the steps in a metrics.jsonl; None where none tells."""
+    operations = seconds = 0.0
+    for line in read_metrics(path):
+        if STEP_OPERATIONS in line and BUSY_SECONDS in line:
+            operations += line[STEP_OPERATIONS]
+            seconds += line[BUSY_SECONDS]
+    return operations / seconds if seconds > 0 else None
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:

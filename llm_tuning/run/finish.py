@@ -35,6 +35,7 @@ from llm_tuning.models.metrics_file import read_metrics
 from llm_tuning.models.publish import publish
 from llm_tuning.models.registry import Registry
 from llm_tuning.progress import Progress
+from llm_tuning.run.hardware import hardware_metrics, hardware_record, hardware_tags
 from llm_tuning.run.reporter import RunReporter
 from llm_tuning.run.spec import RunSpec, shown_config
 from llm_tuning.tracking import Tracker, summarise
@@ -70,6 +71,9 @@ class Finisher:
         spec = self._spec
         self.reporter.stage("publishing")
         stage = spec.work / STAGE
+        hardware = hardware_record(spec)
+        if hardware is not None:
+            self._tracker.log(summarise(spec.work / METRICS).steps, hardware_metrics(hardware))
         shutil.copyfile(spec.work / METRICS, stage / METRICS)
         curve = draw_loss_curve(read_metrics(spec.work / METRICS), stage / LOSS_CURVE, mode=spec.config.mode)
         manifest = build_manifest(spec, devices=devices, mlflow=mlflow_record(self._tracker))
@@ -91,7 +95,10 @@ def finish_published(spec: RunSpec) -> None:
 
 def _after_rename(spec: RunSpec, tracker: Tracker) -> None:
     Registry(spec.output_dir).heal(published=spec.model_id)
-    result = tracker.finish("FINISHED", artifacts=spec.target)
+    manifest = read_manifest(spec.target)
+    result = tracker.finish(
+        "FINISHED", artifacts=spec.target, tags=hardware_tags(manifest.hardware if manifest else None)
+    )
     if result.note:
         log.warning("%s", result.note)
     shutil.rmtree(spec.work, ignore_errors=True)
@@ -138,6 +145,7 @@ def build_manifest(spec: RunSpec, *, devices: list[str], mlflow: MlflowRecord | 
         mlflow=mlflow,
         library_versions=library_versions(),
         training=training_record(spec),
+        hardware=hardware_record(spec),
         devices=devices,
         description=f"{config.mode} of {spec.base_name} on {Path(config.dataset.path).name}",
         tags=[config.mode],

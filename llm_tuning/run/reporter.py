@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from llm_tuning.core.figures import TOKENS_PER_SECOND
-from llm_tuning.models.metrics_file import EPOCH, STEP_SECONDS, STEP_TOKENS
+from llm_tuning.models.metrics_file import BUSY_SECONDS, EPOCH, FILE_ONLY, STEP_SECONDS, STEP_TOKENS
 from llm_tuning.progress import Progress, Snapshot
 
 WINDOW_STEPS = 20
@@ -49,9 +49,12 @@ class RunReporter:
         """Report one optimizer step with `tokens` real tokens, summed over all ranks."""
         seconds = self._pace.step(step, tokens, time.monotonic())
         measured = {EPOCH: epoch, STEP_TOKENS: tokens, STEP_SECONDS: seconds}
+        if self._now.stepping and self._pace.busy_seconds is not None:
+            measured[BUSY_SECONDS] = self._pace.busy_seconds
         if self._pace.tokens_per_second is not None:
             measured[TOKENS_PER_SECOND] = self._pace.tokens_per_second
         self._metrics_log.log(step, {**metrics, **measured})
+        shown = {name: value for name, value in metrics.items() if name not in FILE_ONLY}
         self._show(
             replace(
                 self._now,
@@ -61,7 +64,7 @@ class RunReporter:
                 stepping=True,
                 tokens_per_second=self._pace.tokens_per_second,
                 remaining_seconds=self._pace.remaining_seconds,
-                metrics={**self._now.metrics, **metrics},
+                metrics={**self._now.metrics, **shown},
             )
         )
 
@@ -112,12 +115,15 @@ class Pace:
         self._window: deque[tuple[int, float]] = deque(maxlen=WINDOW_STEPS)
         self._paused_seconds = 0.0
         self._paused_at: float | None = None
+        self.busy_seconds: float | None = None
+        """Of the last step without what came between; None where it is unknown when it began."""
 
     def step(self, step: int, tokens: int, now: float) -> float:
         """Take in a step that ended `now`; returns the seconds since the one before."""
         seconds = now - self._last
-        if self._paused_at is None:  # otherwise it is unknown when this step began
-            self._window.append((tokens, seconds - self._paused_seconds))
+        self.busy_seconds = seconds - self._paused_seconds if self._paused_at is None else None
+        if self.busy_seconds is not None:
+            self._window.append((tokens, self.busy_seconds))
         self._paused_seconds, self._paused_at = 0.0, None
         self._last, self._step = now, step
         return seconds

@@ -103,6 +103,11 @@ class MlflowRun:
         """Set the status: FINISHED, KILLED or FAILED."""
         self._client.set_terminated(self.run_id, status=status, end_time=end_time_ms)
 
+    def tag(self, tags: Mapping[str, str]) -> None:
+        """Set tags of the run."""
+        for name, value in tags.items():
+            self._client.set_tag(self.run_id, name, value)
+
     def upload(self, adapter: Path) -> None:
         """Log the adapter's path, and its small files as artifacts."""
         self._client.set_tag(self.run_id, ADAPTER_PATH_TAG, str(adapter))

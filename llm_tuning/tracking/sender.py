@@ -17,8 +17,8 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +41,12 @@ LAST_TRIES_DISK = 8
 
 @dataclass(frozen=True)
 class Finish:
-    """The last order: how the run ended, and the folder whose small files become artifacts."""
+    """The last order: how the run ended, what became known of it, and the folder whose small files become artifacts."""
 
     status: str
     artifacts: Path | None
     seconds: float
+    tags: Mapping[str, str] = field(default_factory=dict)
 
 
 class Sender:
@@ -93,6 +94,7 @@ class Sender:
         assert self._run is not None
         try:
             self._run.close(finish.status, ended)
+            self._run.tag(finish.tags)
             if finish.artifacts is not None:
                 self._run.upload(finish.artifacts)
         except Exception as error:
@@ -123,7 +125,7 @@ def follow(sender: Sender, orders: queue.Queue[dict[str, Any] | None]) -> None:
             return
         if order["order"] == "finish":
             artifacts = Path(order["artifacts"]) if order["artifacts"] else None
-            sender.finish(Finish(order["status"], artifacts, order["seconds"]))
+            sender.finish(Finish(order["status"], artifacts, order["seconds"], order["tags"]))
             return
         failures = 0 if sender.attempt() else failures + 1
         pause = min(2.0 ** (failures - 1), LONGEST_PAUSE_SECONDS) if failures else POLL_SECONDS

@@ -148,8 +148,10 @@ class Tracker:
         """Why the store could not be reached at the last attempt; None if it could."""
         return self._note or read_state(self.work_dir).fault
 
-    def finish(self, status: Status, artifacts: Path | None = None) -> TrackingResult:
-        """Send what is left, set the status, upload the small files of `artifacts`; at the deadline, give up."""
+    def finish(
+        self, status: Status, artifacts: Path | None = None, tags: Mapping[str, Any] | None = None
+    ) -> TrackingResult:
+        """Send what is left, set status and `tags`, upload the small files of `artifacts`; at the deadline, give up."""
         self.close()
         if self.store is None:
             return TrackingResult(None, None, self.experiment, 0, None)
@@ -159,6 +161,7 @@ class Tracker:
                 "order": "finish",
                 "status": status,
                 "artifacts": str(artifacts.absolute()) if artifacts else None,
+                "tags": {name: _text(value) for name, value in (tags or {}).items()},
                 "seconds": max(0.0, seconds - CLOSING_SECONDS),
             }
         )

@@ -11,10 +11,11 @@ from llm_tuning.core.files import write_json
 from llm_tuning.core.stopping import raise_if_stopped
 from llm_tuning.data.chat import load_chat_template
 from llm_tuning.data.token_rows import TokenRows
-from llm_tuning.models.layout import TRAINING
+from llm_tuning.models.layout import HARDWARE, TRAINING
 from llm_tuning.modes import MODES
 from llm_tuning.run.context import TrainRun
 from llm_tuning.trainers.evaluate import evaluate_run
+from llm_tuning.trainers.hardware import hardware_of
 from llm_tuning.trainers.loop import fit
 from llm_tuning.trainers.memory import out_of_memory_explained
 from llm_tuning.trainers.model import (
@@ -55,11 +56,13 @@ def fine_tune(run: TrainRun, mode: type[Recipe]) -> None:
             run.reporter.stage("evaluating")
             evaluate_run(run, policy, task.batches, held_out, recipe.scores)
             stop_together("after the evaluation", run.device)
+            hardware = hardware_of(run, policy.dtype)
             if run.is_main:
                 run.reporter.stage("saving")
                 template = load_chat_template(run.base).text
                 save_adapter(policy.model, run.base, run.stage, base_name=str(run.base), chat_template=template)
                 write_parity(run, policy, rows, held_out=held_out, training=training_rows)
+                write_json(run.work / HARDWARE, hardware)
                 summary = recipe.summary()
                 if summary is not None:
                     write_json(run.work / TRAINING, summary)

@@ -38,6 +38,7 @@ from trl.trainer.base_trainer import _BaseTrainer
 from llm_tuning.core.stopping import stop_requested
 from llm_tuning.errors import InputError, Problem, TryAgain
 from llm_tuning.models.layout import ADAPTER_WEIGHTS
+from llm_tuning.models.metrics_file import STEP_OPERATIONS
 from llm_tuning.run.checkpoints import latest_checkpoint, save_checkpoint
 from llm_tuning.run.context import TrainRun
 from llm_tuning.trainers.micro_batches import MicroBatch
@@ -84,6 +85,8 @@ class Step:
     """What the summed loss is divided by, of all ranks."""
     tokens: int
     """Real ones, of all ranks."""
+    operations: float | None
+    """Floating point operations, of all ranks."""
 
 
 class Steps(Dataset[dict[str, Step]]):
@@ -105,7 +108,8 @@ class Steps(Dataset[dict[str, Step]]):
             self._epoch, self._whole, self._share = epoch, task.steps.whole(epoch), task.steps.epoch(epoch)
         share, whole = self._share[at], self._whole[at]
         micro_batches = [task.batches.lay(rows) for rows in task.batches.cut(share)]
-        return {"step": Step(micro_batches, self.recipe.weight(whole), int(task.rows.lengths[whole].sum()))}
+        tokens = int(task.rows.lengths[whole].sum())
+        return {"step": Step(micro_batches, self.recipe.weight(whole), tokens, task.operations_of(whole))}
 
 
 class Loop(_BaseTrainer):
@@ -189,6 +193,8 @@ class Loop(_BaseTrainer):
             "train/grad_norm": float(grad_norm),
             "train/learning_rate": kwargs["learning_rate"],
         }
+        if taken.operations is not None:
+            metrics[STEP_OPERATIONS] = taken.operations
         self.run.reporter.step(step, step / len(steps), metrics, taken.tokens)
         stop, last = any_rank(stop_requested(), self.run.device), step == self.task.total_steps
         evaluate = self.recipe.is_due(step)

@@ -75,6 +75,7 @@ class Ppo(Recipe):
             self.old_logprobs, self.old_values = self.reference.logprobs, torch.zeros(self.layout.size)
             return
         task = self.task
+        task.run.reporter.stage("scoring the epoch's start")
         visited = _rows_visited(task.steps, step, task.total_steps - step)
         self.old_logprobs, self.old_values = score_rows(
             task.policy, task.batches, self.layout, visited, "between two epochs"
@@ -112,6 +113,7 @@ class Ppo(Recipe):
 
     def evaluate(self, step: int) -> None:
         """Hold the run to ppo.targetKl."""
+        self.task.run.reporter.stage("measuring the KL")
         self.kl_target.hold(step)
         self.stopped_early = self.kl_target.stopped_early
         self.task.run.reporter.metrics(step, {"eval/kl": self.kl_target.kl})

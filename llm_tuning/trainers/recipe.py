@@ -10,6 +10,9 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from llm_tuning.data.token_rows import TokenRows
+from llm_tuning.errors import InputError
+from llm_tuning.models.operations import Operations
+from llm_tuning.models.shape import read_shape
 from llm_tuning.run.context import TrainRun
 from llm_tuning.run.devices import tokens_per_pass
 from llm_tuning.trainers.batching import Indices, StepBatches
@@ -27,6 +30,8 @@ class Task:
     batches: MicroBatches
     steps: StepBatches
     held_out: Indices
+    operations: Operations | None = None
+    """What a token costs; None for a base whose sizes are not known, and for a mixture of experts."""
 
     @classmethod
     def of(cls, run: TrainRun, policy: Policy, rows: TokenRows, training_rows: Indices, held_out: Indices) -> Task:
@@ -42,11 +47,21 @@ class Task:
         )
         max_tokens = tokens_per_pass(training, run.device)
         batches = MicroBatches(rows, max_tokens, policy.flat_rows, run.device, run.rank, run.world)
-        return cls(run, policy, batches, steps, held_out)
+        return cls(run, policy, batches, steps, held_out, _operations(run))
 
     @property
     def rows(self) -> TokenRows:
         return self.batches.rows
+
+    def operations_of(self, rows: Indices) -> float | None:
+        """Count the floating point operations of a step with these rows, of all ranks; padding has none."""
+        if self.operations is None:
+            return None
+        return self.operations.training(
+            tokens=int(self.rows.lengths[rows].sum()),
+            squares=self.rows.squared_lengths(rows),
+            learned=int(self.rows.learned_counts[rows].sum()),
+        )
 
     @property
     def total_steps(self) -> int:
@@ -58,6 +73,15 @@ class Task:
     def eval_steps(self) -> int:
         """Steps between evaluations: as configured, or ten times a run."""
         return self.run.config.training.eval_steps or max(1, self.total_steps // 10)
+
+
+def _operations(run: TrainRun) -> Operations | None:
+    try:
+        shape = read_shape(run.base)
+        targets = shape.targets(run.config.lora)
+    except InputError:
+        return None
+    return None if shape.experts else Operations.of(shape, targets, run.config.lora.rank)
 
 
 class Recipe(ABC):

@@ -117,7 +117,7 @@ def test_a_whole_run_is_in_mlflow(server: MlflowServer, tmp_path: Path) -> None:
     run.log(STEPS, {"eval/loss": 0.5, "eval/nan": float("nan")})
     wait_for(work, lambda state: state.run_id is not None)
     run_id = run.run_id
-    result = run.finish("FINISHED", adapter)
+    result = run.finish("FINISHED", adapter, {"hardware.device": "NVIDIA H200"})
     assert result == TrackingResult(run_id, server.url, "experiment", unsent=0, note=None)
 
     client = client_of(server.url)
@@ -128,6 +128,7 @@ def test_a_whole_run_is_in_mlflow(server: MlflowServer, tmp_path: Path) -> None:
     assert kept.data.params["lora.rank"] == "16"
     assert kept.data.params["lora.target_modules"] == ("q_proj," * 1000)[:1000]
     assert kept.data.tags.items() >= {**TAGS, "model_id": "faq-v1", ADAPTER_PATH_TAG: str(adapter)}.items()
+    assert kept.data.tags["hardware.device"] == "NVIDIA H200", "what is known at the end only"
     assert loss_steps(client, run_id) == list(range(1, STEPS + 1))
     assert kept.data.metrics["eval/loss"] == 0.5
     [used] = kept.inputs.dataset_inputs

@@ -10,7 +10,7 @@ import pytest
 
 from llm_tuning.api import TuningConfig
 from llm_tuning.codes.tune_llm import main
-from llm_tuning.models.manifest import DatasetRecord, MlflowRecord, StartAdapterRecord, TrainingRecord
+from llm_tuning.models.manifest import DatasetRecord, HardwareRecord, MlflowRecord, StartAdapterRecord, TrainingRecord
 from llm_tuning.run.spec import RunSpec
 from tests.support.models import publish_model
 
@@ -48,6 +48,9 @@ def test_the_report_of_a_finished_run_says_all_that_counts(models: Path, capsys:
         dataset=DatasetRecord(path="faq.json", hash="cd" * 32, rows=1000, kept=998, refused=2),
         mlflow=MlflowRecord(run_id="4711", uri="sqlite:///mlruns/mlflow.db", experiment="llm_tuning"),
         devices=["cuda:0", "cuda:1"],
+        hardware=HardwareRecord(
+            device="NVIDIA H200", driver="580.65.06", precision="bf16", peak_memory=2**34, teraflops=310.0, mfu=0.313
+        ),
     )
     out, _ = report(capsys, "done")
     assert out == (
@@ -58,6 +61,7 @@ def test_the_report_of_a_finished_run_says_all_that_counts(models: Path, capsys:
         "start adapter  earlier (weights abababababab)\n"
         "created        2026-11-24T20:00:00Z\n"
         "training       120 steps, 2 epochs, 51,200 tokens in 43 s on cuda:0, cuda:1\n"
+        "hardware       NVIDIA H200 (driver 580.65.06), bf16, peak memory 16.0 GiB, 310 TFLOP/s, MFU 31.3%\n"
         "stopped early  target_kl reached\n"
         "data           faq.json: 1,000 rows read, 998 kept, 2 refused (hash cdcdcdcdcdcd)\n"
         "mlflow         run 4711 of llm_tuning in sqlite:///mlruns/mlflow.db\n"

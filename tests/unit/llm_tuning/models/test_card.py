@@ -49,6 +49,13 @@ def card(tmp_path: Path, manifest: Manifest, curve: str | None = "loss_curve.png
     return (tmp_path / "README.md").read_text()
 
 
+def test_the_card_says_what_it_was_trained_on_where_the_manifest_knows(tmp_path: Path) -> None:
+    hardware = {"device": "AMD EPYC <9R14>", "precision": "fp32", "peak_memory": 3 * 2**29, "teraflops": 0.051}
+    found = card(tmp_path, make_manifest(hardware=hardware))
+    assert "\nHardware: AMD EPYC &lt;9R14>, fp32, peak memory 1.5 GiB, 0.051 TFLOP/s.\n" in found
+    assert "Hardware" not in card(tmp_path, make_manifest()), "a manifest of 0.1"
+
+
 def test_front_matter_is_what_the_hub_reads(tmp_path: Path) -> None:
     _, front, body = card(tmp_path, make_manifest()).split("---\n", 2)
     assert yaml.safe_load(front) == {

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from llm_tuning.models.metrics_file import operations_per_second
 from llm_tuning.tracking import MetricsFile, read_metrics, summarise
 from llm_tuning.tracking.outbox import SenderState, Tail
 
@@ -112,6 +113,14 @@ def test_the_summary_counts_every_start(metrics: MetricsFile) -> None:
     summary = summarise(metrics.path)
     assert (summary.steps, summary.tokens, summary.seconds, summary.epochs) == (3, 250, 2.5, 0.75)
     assert summarise(metrics.path.with_name("missing")).steps == 0
+
+
+def test_operations_a_second_are_those_of_the_steps_whose_time_is_known(metrics: MetricsFile) -> None:
+    assert operations_per_second(metrics.path) is None
+    metrics.log(1, {"train/operations": 900.0, "train/step_seconds": 60.0})
+    metrics.log(2, {"train/operations": 100.0, "train/step_seconds": 9.0, "train/busy_seconds": 2.0})
+    metrics.log(3, {"train/operations": 300.0, "train/step_seconds": 2.0, "train/busy_seconds": 2.0})
+    assert operations_per_second(metrics.path) == 100.0
 
 
 def test_tail_hands_out_again_what_was_not_sent(metrics: MetricsFile) -> None:

@@ -57,6 +57,20 @@ def test_a_run_is_kept_and_shown(tmp_path: Path, stream: StringIO) -> None:
     assert (last["stage"], last["percent"], last["step"], last["loss"], last["evalLoss"]) == ("done", 100, 4, 0.25, 0.5)
 
 
+def test_operations_are_kept_and_not_shown_and_the_first_step_warms_up(tmp_path: Path, stream: StringIO) -> None:
+    reporter = make_reporter(tmp_path, stream)
+    reporter.start(3, 0)
+    for step in (1, 2, 3):
+        reporter.step(step, 0.1, {"train/loss": 1.0, "train/operations": 5e9}, tokens=100)
+        reporter.stage("evaluating")
+        if step == 1:
+            reporter.metrics(step, {"eval/loss": 0.5})
+    lines = [line for line in read_metrics(tmp_path / "metrics.jsonl") if "train/loss" in line]
+    assert [line["train/operations"] for line in lines] == [5e9] * 3
+    assert ["train/busy_seconds" in line for line in lines] == [False, True, False], "how long it evaluated is unknown"
+    assert "train/operations" not in reporter._now.metrics
+
+
 def test_a_resumed_run_shows_its_place_and_repeats_no_step(tmp_path: Path, stream: StringIO) -> None:
     killed = make_reporter(tmp_path, StringIO())
     killed.start(10, 0)
