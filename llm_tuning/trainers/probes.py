@@ -2,11 +2,14 @@
 
 At most 32 short probes with token ids and the per-token log-probabilities of the bare base and of the tuned model,
 as the trainer saw them. `llm_tuning.proof` compares differences (tuned minus base here, adapter minus base there), so
-that numerical noise between trainer and engine cancels out of the verdict.
+that numerical noise between trainer and engine cancels out of the verdict. After a run on 4 bits the numbers are those
+of the base without quantisation, as a server has it, wherever that can be loaded.
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,30 +18,41 @@ from numpy.typing import NDArray
 
 from llm_tuning.core.files import write_json
 from llm_tuning.data.token_rows import TokenRow, TokenRows
+from llm_tuning.errors import InputError
 from llm_tuning.models.layout import PARITY
 from llm_tuning.run.context import TrainRun
 from llm_tuning.trainers.micro_batches import pad
 from llm_tuning.trainers.model import bare_base
 from llm_tuning.trainers.policy import Policy
+from llm_tuning.trainers.unquantised import unquantised_policy
+
+log = logging.getLogger(__name__)
 
 MAX_PROBES = 32
 MAX_PROBE_TOKENS = 256
 """Longer rows are cut: a proof should cost a server well under a second."""
+UNQUANTISED = "none"
+
+Scores = tuple[list[float], list[float]]
+"""Log-probabilities of a probe's tokens under the bare base and under the tuned model."""
 
 
 def write_parity(
     run: TrainRun, policy: Policy, rows: TokenRows, *, held_out: NDArray[np.int64], training: NDArray[np.int64]
 ) -> None:
-    """Write `parity.json` into the stage. Probes are held-out rows, or training rows (marked so) without a split."""
+    """Write `parity.json` into the stage. Probes are held-out rows, or training rows (marked so) without a split.
+
+    The adapter must be in the stage. A `policy` on 4 bits cannot be used afterwards.
+    """
     source, pool = ("held_out", held_out) if len(held_out) else ("training", training)
     chosen = choose_probes(rows.lengths, pool)
-    was_training = policy.training
-    policy.eval()
-    with bare_base(policy.model):
-        base = [_logprobs(policy, rows[i]) for i in chosen]
-    tuned = [_logprobs(policy, rows[i]) for i in chosen]
-    policy.train(was_training)
-    probes = [_probe(rows, i, base[k], tuned[k]) for k, i in enumerate(chosen)]
+    shown = [rows[i] for i in chosen]
+    quantization = scored_on = run.config.model.quantization
+    scores = _scores(policy, shown)
+    if quantization != UNQUANTISED:
+        served = _scores_as_served(run, policy, shown)
+        if served is not None:
+            scores, scored_on = served, UNQUANTISED
     write_json(
         run.stage / PARITY,
         {
@@ -47,10 +61,33 @@ def write_parity(
             "base_weight_hash": run.spec.base_weight_hash,
             "template_hash": run.spec.template_hash,
             "dtype": str(policy.dtype).removeprefix("torch."),
+            "quantization": quantization,
+            "scored_on": scored_on,
             "source": source,
-            "probes": probes,
+            "probes": [_probe(rows, i, *of_one) for i, of_one in zip(chosen, scores, strict=True)],
         },
     )
+
+
+def _scores(policy: Policy, rows: Sequence[TokenRow]) -> list[Scores]:
+    was_training = policy.training
+    policy.eval()
+    with bare_base(policy.model):
+        base = [_logprobs(policy, row) for row in rows]
+    tuned = [_logprobs(policy, row) for row in rows]
+    policy.train(was_training)
+    return list(zip(base, tuned, strict=True))
+
+
+def _scores_as_served(run: TrainRun, policy: Policy, rows: Sequence[TokenRow]) -> list[Scores] | None:
+    """Score on the base without quantisation; None where that fails, for the run is done and must not be lost by it."""
+    try:
+        served = unquantised_policy(run, policy)
+        return _scores(served, rows) if served is not None else None
+    except (InputError, OSError, RuntimeError, MemoryError) as error:  # torch's OutOfMemoryError is a RuntimeError
+        why = str(error).strip().split("\n")[0][:300]
+        log.warning("the probes of the proof are scored on 4 bits, for the base could not be loaded again: %s", why)
+        return None
 
 
 def choose_probes(lengths: NDArray[np.int32], pool: NDArray[np.int64]) -> list[int]:

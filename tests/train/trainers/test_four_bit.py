@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,17 @@ import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
+from peft import PeftModel
 from peft.helpers import disable_input_dtype_casting
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from torch import nn
+from transformers import AutoModelForCausalLM
 
 from llm_tuning.core import stopping
 from llm_tuning.errors import InputError, TryAgain
 from llm_tuning.run.context import TrainRun
-from llm_tuning.trainers import ppo, sft
+from llm_tuning.trainers import ppo, sft, unquantised
 from llm_tuning.trainers.micro_batches import pad
 from llm_tuning.trainers.model import attach_lora, load_base_model, start_policy
 from llm_tuning.trainers.policy import Policy
@@ -42,7 +45,7 @@ def four_bits(base: Path, dtype: torch.dtype) -> Any:
     return load_base_model(base, device="cpu", dtype=dtype, quantization="4bit")
 
 
-def whole_weights(base: Path, dtype: torch.dtype) -> Any:
+def whole_weights(base: Path, *, dtype: torch.dtype) -> Any:
     """The base in ordinary layers, whose weights are those that the 4 bits stand for."""
     plain = load_base_model(base, device="cpu", dtype=dtype)
     for name, layer in four_bits(base, dtype).named_modules():
@@ -72,7 +75,7 @@ def test_a_pass_is_that_of_the_weights_which_the_bits_stand_for(
     tiny_base: Path, tmp_path: Path, dtype: torch.dtype
 ) -> None:
     rows = write_rows(tmp_path / "rows", [20, 33])
-    want_scores, want_gradient = pass_of(whole_weights(tiny_base, dtype), dtype, rows)
+    want_scores, want_gradient = pass_of(whole_weights(tiny_base, dtype=dtype), dtype, rows)
     scores, gradient = pass_of(four_bits(tiny_base, dtype), dtype, rows)
     torch.testing.assert_close(scores, want_scores, rtol=1e-5, atol=1e-5)
     assert (gradient - want_gradient).norm() < 1e-5 * want_gradient.norm()
@@ -89,7 +92,7 @@ def test_the_decoder_is_in_4_bits_and_computes_in_the_dtype_of_the_run(tiny_base
 
 
 def test_without_bitsandbytes_it_is_one_sentence(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "bitsandbytes", None)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(InputError, match=r"model\.quantization: 4bit needs bitsandbytes, .*llm-tuning\[qlora\]"):
         four_bits(tiny_base, torch.float32)
 
@@ -228,3 +231,59 @@ def test_the_start_is_the_adapter_given_and_the_base_beneath_it_is_in_4_bits(tin
     layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
     assert layers
     assert all(isinstance(layer.base_layer, Linear4bit) for layer in layers)
+
+
+# The probes of the proof
+
+
+def parity_of(run: TrainRun) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run.stage / "parity.json").read_text())
+    return found
+
+
+@torch.no_grad()
+def scored(model: Any, token_ids: list[int]) -> list[float]:
+    ids_T = torch.tensor(token_ids)
+    logits_TV = model.eval()(input_ids=ids_T[None]).logits[0, :-1]
+    return logits_TV.log_softmax(-1).gather(1, ids_T[1:, None])[:, 0].tolist()
+
+
+@pytest.mark.parametrize("served", ["as it is", "no room", "cannot be loaded"])
+def test_the_probes_are_scored_on_the_base_that_is_served_where_it_can_be_loaded(
+    tiny_base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    served: str,
+) -> None:
+    def full(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 13 GiB.\nand more of it")
+
+    if served == "no room":
+        monkeypatch.setattr(unquantised, "free_bytes", lambda _device: 2**29)
+    if served == "cannot be loaded":
+        monkeypatch.setattr(unquantised, "load_base_model", full)
+    run = trained(tmp_path / "run", tiny_base, max_steps=3, lora={"rank": 4, "alpha": 8})
+    parity = parity_of(run)
+    as_served = served == "as it is"
+    assert (parity["quantization"], parity["scored_on"]) == ("4bit", "none" if as_served else "4bit")
+    load = AutoModelForCausalLM.from_pretrained if as_served else whole_weights
+    for probe in parity["probes"]:
+        base = load(tiny_base, dtype=torch.float32)
+        assert probe["base_logprobs"] == pytest.approx(scored(base, probe["token_ids"]), abs=1e-5)
+        tuned = PeftModel.from_pretrained(base, run.stage)
+        assert probe["tuned_logprobs"] == pytest.approx(scored(tuned, probe["token_ids"]), abs=1e-5)
+    why = {
+        "no room": "scored on 4 bits: the base without quantisation takes 1.0 GiB, 0.5 are free",
+        "cannot be loaded": "loaded again: CUDA out of memory. Tried to allocate 13 GiB.",
+    }
+    said = [record.getMessage() for record in caplog.records if "probes" in record.getMessage()]
+    assert len(said) == (not as_served)
+    assert all(line.endswith(why[served]) for line in said)
+
+
+def test_probes_of_a_run_in_full_precision_say_so(tiny_base: Path, tmp_path: Path) -> None:
+    write_rows(tmp_path / "rows", LENGTHS)
+    run = make_run(tmp_path, tiny_base, training=TRAINING | {"max_steps": 1}, lora=LORA)
+    sft.train(run)
+    assert (parity_of(run)["quantization"], parity_of(run)["scored_on"]) == ("none", "none")
