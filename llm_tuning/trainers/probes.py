@@ -31,7 +31,6 @@ log = logging.getLogger(__name__)
 MAX_PROBES = 32
 MAX_PROBE_TOKENS = 256
 """Longer rows are cut: a proof should cost a server well under a second."""
-UNQUANTISED = "none"
 
 Scores = tuple[list[float], list[float]]
 """Log-probabilities of a probe's tokens under the bare base and under the tuned model."""
@@ -47,12 +46,10 @@ def write_parity(
     source, pool = ("held_out", held_out) if len(held_out) else ("training", training)
     chosen = choose_probes(rows.lengths, pool)
     shown = [rows[i] for i in chosen]
-    quantization = scored_on = run.config.model.quantization
-    scores = _scores(policy, shown)
-    if quantization != UNQUANTISED:
-        served = _scores_as_served(run, policy, shown)
-        if served is not None:
-            scores, scored_on = served, UNQUANTISED
+    quantization = run.config.model.quantization
+    scores, scored_on = _scores(policy, shown), quantization
+    if quantization != "none" and (served := _scores_as_served(run, policy, shown)) is not None:
+        scores, scored_on = served, "none"
     write_json(
         run.stage / PARITY,
         {
