@@ -99,9 +99,10 @@ def head_bytes(shape: ModelShape, setting: Setting) -> int:
     states = setting.learned * shape.hidden * 2 * b
     if setting.memory.value_head:
         states += setting.learned * shape.hidden * 4
-    logits = min(positions_at_a_time(vocabulary), setting.learned) * vocabulary
-    more = 0 if shape.head_is_plain else 2 * b + 4  # scaled, capped, and the slope of the cap
-    return states + logits * (b + 8 + more)
+    at_a_time = positions_at_a_time(vocabulary, "cuda" if setting.cuda else "cpu")
+    logits = min(at_a_time, setting.learned) * vocabulary
+    slope_of_cap = 0 if shape.head_is_plain else 4
+    return states + logits * (8 + slope_of_cap)  # logits and log-probabilities in fp32
 
 
 def device_parts(shape: ModelShape, targets: tuple[Linear, ...], setting: Setting) -> list[Part]:

@@ -19,16 +19,21 @@ CUDA_TOKENS = 4096
 checkpointing. A fixed number and not one by free memory: with dropout micro-batches decide which numbers it draws."""
 
 
-LOGITS_AT_A_TIME = 2**22
-"""Elements: 16 MiB in fp32, small beside any model."""
+CPU_LOGITS = 2**22
+"""Logits at a time, in elements: 16 MiB in fp32, small beside any model."""
+CUDA_LOGITS = 2**27
+"""On a GPU, 512 MiB: for a vocabulary of 152k 883 positions, of which a product needs some 300 to run at full speed.
+Each chunk reads the output layer twice: 27 positions, as a CPU would take, read it for longer than a small base takes
+for all else."""
 POSITIONS_AT_A_TIME = 128
-"""At least as many positions go through the output layer at a time. Each chunk reads the whole layer: 27 of them, as
-many as the logits above allow for a vocabulary of 152k, take twice the time on a CPU."""
+"""At least as many positions go through the output layer at a time, however large the vocabulary: 27 of them take twice
+the time on a CPU."""
 
 
-def positions_at_a_time(vocabulary: int) -> int:
-    """Return the number of positions whose logits are made at a time."""
-    return max(POSITIONS_AT_A_TIME, LOGITS_AT_A_TIME // vocabulary)
+def positions_at_a_time(vocabulary: int, device: str) -> int:
+    """Return the number of positions whose logits are made at a time on `device`, one of torch's names."""
+    logits = CUDA_LOGITS if device.startswith("cuda") else CPU_LOGITS
+    return max(POSITIONS_AT_A_TIME, logits // vocabulary)
 
 
 def gpu_required() -> bool:

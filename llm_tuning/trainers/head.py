@@ -35,17 +35,25 @@ class Head:
     """Gemma's `final_logit_softcapping`."""
 
     def __call__(self, hidden_NH: Tensor) -> Tensor:
-        """Compute logits_NV in fp32, of states in the layer's own precision."""
-        logits_NV = functional.linear(hidden_NH, self.weight, self.bias)
+        """Compute logits_NV in fp32, without gradients; products are of numbers in the layer's own precision."""
+        logits_NV = self._products(hidden_NH)
         if self.scale != 1.0:
-            logits_NV = logits_NV * self.scale
+            logits_NV.mul_(self.scale)
         if self.cap is not None:
-            logits_NV = torch.tanh(logits_NV / self.cap) * self.cap
-        return logits_NV.float()
+            logits_NV.div_(self.cap).tanh_().mul_(self.cap)
+        return logits_NV
 
-    def chunks(self, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-        """Cut the tensors along their first dimension, so that the logits of a chunk have a bounded size."""
-        at_a_time = positions_at_a_time(self.weight.shape[0])
+    def _products(self, hidden_NH: Tensor) -> Tensor:
+        if not self.weight.is_cuda:
+            return functional.linear(hidden_NH, self.weight, self.bias).float()
+        # The sums are fp32 there, and stay so: rounded to bf16, a logit of 20 is off by up to 0.06, and a ratio of
+        # probabilities between passes that sum in another order by as many percent. (This product is not autocast.)
+        logits_NV = torch.mm(hidden_NH.to(self.weight.dtype), self.weight.T, out_dtype=torch.float32)
+        return logits_NV if self.bias is None else logits_NV.add_(self.bias)
+
+    def chunks(self, *tensors: Tensor, logits: int = 1) -> Iterator[tuple[Tensor, ...]]:
+        """Cut the tensors along their first dimension, so that the `logits` of a chunk, so many sets, are bounded."""
+        at_a_time = max(1, positions_at_a_time(self.weight.shape[0], self.weight.device.type) // logits)
         return zip(*(tensor.split(at_a_time) for tensor in tensors), strict=True)
 
     def logprobs(self, hidden_NH: Tensor, targets_N: Tensor) -> Tensor:
@@ -63,16 +71,15 @@ class Head:
         parts = (logprobs_N, right_N)
         for states, targets, logprobs, right in self.chunks(hidden_NH, targets_N, *parts):
             logits = self(states)
-            picked = logits.gather(1, targets[:, None])
-            logprobs.copy_((picked - logits.logsumexp(-1, keepdim=True))[:, 0])
             right.copy_(logits.argmax(-1) == targets)
+            logprobs.copy_(logits.log_softmax(-1).gather(1, targets[:, None])[:, 0])
         return parts
 
     @torch.no_grad()
     def kl(self, hidden_NH: Tensor, start_hidden_NH: Tensor) -> Tensor:
         """Compute the exact KL(pi || pi_start) over the vocabulary at each position, (N,) in fp32, by this one head."""
-        parts = [exact_kl(self(states), self(start)) for states, start in self.chunks(hidden_NH, start_hidden_NH)]
-        return torch.cat(parts)
+        chunks = self.chunks(hidden_NH, start_hidden_NH, logits=2)
+        return torch.cat([exact_kl(self(states), self(start)) for states, start in chunks])
 
 
 class _FrozenHeadLogprobs(torch.autograd.Function):
@@ -81,18 +88,9 @@ class _FrozenHeadLogprobs(torch.autograd.Function):
         logprobs_N = hidden_NH.new_empty(len(targets_N), dtype=torch.float32)
         slope_NH = torch.empty_like(hidden_NH)  # of -log p
         for states, targets, logprobs, slope in head.chunks(hidden_NH, targets_N, logprobs_N, slope_NH):
-            logits = head(states)
-            bent = None if head.cap is None else 1 - (logits / head.cap).square()
-            normaliser = logits.logsumexp(-1, keepdim=True)
-            logprobs.copy_((logits.gather(1, targets[:, None]) - normaliser)[:, 0])
-            # d (-log p) / d logits = softmax - one-hot of the target
-            d_logits = logits.sub_(normaliser).exp_()
-            d_logits.scatter_add_(1, targets[:, None], d_logits.new_full((len(targets), 1), -1.0))
-            if bent is not None:
-                d_logits.mul_(bent)
-            if head.scale != 1.0:
-                d_logits.mul_(head.scale)
-            slope.copy_(torch.mm(d_logits.to(head.weight.dtype), head.weight))
+            of_targets, of_states = _logprobs_and_slope(head, states, targets)
+            logprobs.copy_(of_targets)
+            slope.copy_(of_states)
         ctx.save_for_backward(slope_NH)
         return logprobs_N
 
@@ -100,6 +98,26 @@ class _FrozenHeadLogprobs(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor, None, None]:
         (slope_NH,) = ctx.saved_tensors
         return (slope_NH * -grad_outputs[0][:, None]).to(slope_NH.dtype), None, None
+
+
+def _logprobs_and_slope(head: Head, states_NH: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute log p(target), (N,), and the derivative of -log p(target) by the states, (N, H).
+
+    A function of its own, so that what is as wide as the vocabulary is gone before the next chunk's is made.
+    """
+    logits_NV = head(states_NH)
+    bent_NV = None if head.cap is None else logits_NV.div(head.cap).square_().neg_().add_(1)
+    logprobs_NV = logits_NV.log_softmax(-1)
+    del logits_NV
+    logprobs_N = logprobs_NV.gather(1, targets_N[:, None])[:, 0]
+    # d (-log p) / d logits = softmax - one-hot of the target
+    slope_NV = logprobs_NV.exp_()
+    slope_NV.scatter_add_(1, targets_N[:, None], slope_NV.new_full((len(targets_N), 1), -1.0))
+    if bent_NV is not None:
+        slope_NV.mul_(bent_NV)
+    if head.scale != 1.0:
+        slope_NV.mul_(head.scale)
+    return logprobs_N, torch.mm(slope_NV.to(head.weight.dtype), head.weight)
 
 
 @torch.no_grad()

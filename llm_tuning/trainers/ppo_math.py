@@ -81,4 +81,5 @@ def k3_penalty(logprobs_N: Tensor, reference_logprobs_N: Tensor) -> Tensor:
 def exact_kl(logits_NV: Tensor, reference_logits_NV: Tensor) -> Tensor:
     """Compute KL(pi || pi_ref) = sum over the vocabulary of pi (log pi - log pi_ref), (N,) in nats, by position."""
     logprobs_NV = logits_NV.log_softmax(-1)
-    return (logprobs_NV.exp() * (logprobs_NV - reference_logits_NV.log_softmax(-1))).sum(-1)
+    difference_NV = reference_logits_NV.log_softmax(-1).sub_(logprobs_NV)  # in place: each is the vocabulary wide
+    return -logprobs_NV.exp_().mul_(difference_NV).sum(-1)

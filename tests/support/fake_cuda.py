@@ -11,6 +11,7 @@ Tensors on the CPU stay real. Inside `fake_cuda()` the project's own code runs a
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -45,13 +46,18 @@ class Work:
     """Times that the host waits for the card: for a number read from it, for a copy of memory that is not pinned."""
     bytes_read: Counter[int] = field(default_factory=Counter)
     """Bytes that operations took from each storage, by its address: see `read_of`."""
+    held: int = 0
+    """Bytes on the card now, without what a kernel takes for itself."""
+    peak: int = 0
+    """The most that `held` was."""
 
     def read_of(self, tensor: Tensor) -> int:
         """Return the bytes that operations read of the storage of `tensor`."""
         return self.bytes_read[_address(tensor)]
 
     def clear(self) -> None:
-        """Count from zero."""
+        """Count from zero; the peak from what is held."""
+        self.peak = self.held
         for counter in (self.launches, self.syncs, self.bytes_read):
             counter.clear()
 
@@ -87,6 +93,7 @@ class _FakeOnCuda(FakeTensorMode):
         super().__init__(allow_non_fake_inputs=True)
         self.work = work
         self._within = False
+        self._seen: set[int] = set()
         """An operation of torch's own, by which it computes a fake result: no second one of the code under test."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -106,11 +113,29 @@ class _FakeOnCuda(FakeTensorMode):
             return True
         if func is aten._pin_memory.default:
             return args[0]
+        if func is aten.mm.dtype:
+            assert args[0].dtype == args[1].dtype, f"a card multiplies no {args[0].dtype} by {args[1].dtype}"
         within, self._within = self._within, True
         try:
-            return super().__torch_dispatch__(func, types, args, kwargs)
+            result = super().__torch_dispatch__(func, types, args, kwargs)
         finally:
             self._within = within
+        if not within:
+            self._hold(result)
+        return result
+
+    def _hold(self, result: Any) -> None:
+        for tensor in tree_iter(result):
+            if isinstance(tensor, Tensor) and tensor.device.type == "cuda" and _address(tensor) not in self._seen:
+                storage = tensor.untyped_storage()
+                self._seen.add(_address(tensor))
+                self.work.held += storage.nbytes()
+                self.work.peak = max(self.work.peak, self.work.held)
+                weakref.finalize(storage, self._let_go, _address(tensor), storage.nbytes())
+
+    def _let_go(self, address: int, size: int) -> None:
+        self._seen.discard(address)
+        self.work.held -= size
 
     def _count(self, func: Any, args: Any, kwargs: Any, given: list[Tensor]) -> None:
         name = func.overloadpacket.__name__

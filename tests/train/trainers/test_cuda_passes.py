@@ -6,14 +6,18 @@ dtypes or devices that a CPU lets pass. The backward pass runs too.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 import torch
 from peft.helpers import disable_input_dtype_casting
+from torch import Tensor
 
 from llm_tuning.data.token_rows import TokenRow
+from llm_tuning.run.devices import CUDA_LOGITS
+from llm_tuning.trainers.head import Head
 from llm_tuning.trainers.micro_batches import flatten, pad
 from llm_tuning.trainers.policy import Policy
 from llm_tuning.trainers.ppo import ppo_loss
@@ -68,3 +72,45 @@ def test_loss_values_scores_and_gradients_in_bf16(card: Work, family: str) -> No
         gradients = [parameter.grad for group in policy.gradient_groups() for parameter in group]
         assert {gradient.dtype for gradient in gradients if gradient is not None} == {torch.float32}
         assert all(gradient is not None and gradient.device.type == "cuda" for gradient in gradients)
+
+
+VOCABULARY, HIDDEN, POSITIONS = 151_936, 64, 4_096
+
+
+def head_on_card(**kind: float) -> tuple[Head, Tensor, Tensor]:
+    """A head as wide as Qwen's, states that need a gradient, and targets."""
+    weight = torch.empty(VOCABULARY, HIDDEN, dtype=torch.bfloat16, device=DEVICE)
+    states = torch.empty(POSITIONS, HIDDEN, dtype=torch.bfloat16, device=DEVICE, requires_grad=True)
+    return Head(weight, **kind), states, torch.empty(POSITIONS, dtype=torch.int64, device=DEVICE)
+
+
+@torch.no_grad()
+def test_logits_on_cuda_are_the_products_own_sums_in_fp32(card: Work) -> None:
+    head, states, _ = head_on_card()
+    card.clear()
+    assert head(states[:8]).dtype == torch.float32
+    assert card.launches == {"mm": 1}, "no bf16 in between"
+
+
+@pytest.mark.parametrize("kind", [{}, {"scale": 0.5, "cap": 30.0}], ids=str)
+def test_the_output_layer_on_cuda_is_read_a_few_times_and_logits_stay_bounded(
+    card: Work, kind: dict[str, float]
+) -> None:
+    head, states, targets = head_on_card(**kind)
+    layer = head.weight.numel() * head.weight.element_size()
+    chunks = math.ceil(POSITIONS / (CUDA_LOGITS // VOCABULARY))
+    assert chunks == 5
+    ways: dict[str, Callable[[], object]] = {
+        "logprobs": lambda: head.logprobs(states, targets),
+        "score": lambda: head.score(states, targets),
+        "kl": lambda: head.kl(states.detach(), states.detach()),
+    }
+    reads = {"logprobs": 2 * chunks, "score": chunks, "kl": 4 * chunks}
+    for name, way in ways.items():
+        card.clear()
+        before = card.held
+        way()
+        assert card.read_of(head.weight) == reads[name] * layer, name
+        bounded = 4 * CUDA_LOGITS * (3 if "cap" in kind and name == "logprobs" else 2)
+        assert card.peak - before < 1.02 * bounded, name
+        assert not card.syncs, name

@@ -198,7 +198,7 @@ def test_many_learned_tokens_go_through_the_output_layer_in_chunks(monkeypatch: 
     policy = make_policy("llama")
     rows = make_rows([60, 40, 33], learned=1.0)
     want_loss, want = row_by_row(policy, rows)
-    monkeypatch.setattr("llm_tuning.trainers.head.positions_at_a_time", lambda _vocabulary: 7)
+    monkeypatch.setattr("llm_tuning.trainers.head.positions_at_a_time", lambda _vocabulary, _device: 7)
     loss, got = in_micro_batches(policy, rows, Policy(policy, device="cpu", dtype=torch.float32), flat=True)
     assert loss == pytest.approx(want_loss, rel=1e-5)
     assert relative(got, want) < 1e-5

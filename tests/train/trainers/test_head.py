@@ -35,7 +35,7 @@ CONFIGS = {
 
 
 VOCABULARY = 80_000
-AT_A_TIME = positions_at_a_time(VOCABULARY)
+AT_A_TIME = positions_at_a_time(VOCABULARY, "cpu")
 
 
 def make_head(vocabulary: int = VOCABULARY, hidden: int = 8, **kind: float) -> Head:
