@@ -114,7 +114,7 @@ def make_plan(spec: TuningJobSpec, *, base: Path, dataset: Path | None) -> Plan:
             skip_invalid_rows=spec.dataset.skip_invalid_rows,
         )
         rows = Rows.of(report)
-    setting = _setting(spec, rows)
+    setting = _setting(spec, shape, rows)
     if report is not None:
         steps = count_steps(report.kept, spec.training, processes=setting.processes)
     if rows is not None and steps is not None:
@@ -141,9 +141,9 @@ def make_plan(spec: TuningJobSpec, *, base: Path, dataset: Path | None) -> Plan:
     )
 
 
-def _setting(spec: TuningJobSpec, rows: Rows | None) -> Setting:
+def _setting(spec: TuningJobSpec, shape: ModelShape, rows: Rows | None) -> Setting:
     training, mode, cuda = spec.training, MODES[spec.mode], spec.resources.gpus > 0
-    budget = tokens_per_pass(training, "cuda:0" if cuda else "cpu")
+    budget = tokens_per_pass(training, "cuda:0" if cuda else "cpu", shape.parameters)
     longest = rows.longest if rows is not None else training.max_length  # a row alone may be longer than a micro-batch
     in_a_step = longest * training.batch_size * training.gradient_accumulation_steps
     tokens = max(longest, min(budget, in_a_step))

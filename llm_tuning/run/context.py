@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
 from llm_tuning.api import TuningConfig
+from llm_tuning.models.base import inspect_base
 from llm_tuning.models.layout import CHECKPOINTS, ROWS, STAGE
+from llm_tuning.run.devices import tokens_per_pass
 from llm_tuning.run.spec import RunSpec
 
 
@@ -45,6 +48,11 @@ class TrainRun:
     def base(self) -> Path:
         """The folder of the base model."""
         return Path(self.spec.config.model.path)
+
+    @cached_property
+    def tokens_per_pass(self) -> int:
+        """Tokens of a micro-batch at most, padding counted."""
+        return tokens_per_pass(self.config.training, self.device, inspect_base(self.base).parameters)
 
     @property
     def work(self) -> Path:

@@ -14,9 +14,12 @@ DEFAULT_DEVICES = ["cuda:0"]
 
 CPU_TOKENS = 2048
 """On a CPU larger micro-batches gain nothing: one of this size already keeps the cores busy."""
-CUDA_TOKENS = 4096
-"""On a GPU; by estimate, not yet by measurement, room for a 7B base in bf16 on 80 GiB, or on 24 GiB with gradient
-checkpointing. A fixed number and not one by free memory: with dropout micro-batches decide which numbers it draws."""
+CUDA_TOKENS = ((10**9, 16_384), (25 * 10**8, 8192))
+"""On a GPU, for bases of fewer parameters than the number beside it: a small base must be given more at a time, or the
+GPU waits for Python, which takes as long for a layer of a few tokens as for one of many. By estimate, not yet by
+measurement. The base decides and not the free memory: with dropout micro-batches decide which numbers it draws."""
+CUDA_TOKENS_OF_LARGE = 4096
+"""For other bases. So a full micro-batch of each class takes 25 to 50 GiB, or with gradient checkpointing up to 20."""
 
 
 CPU_LOGITS = 2**22
@@ -46,8 +49,10 @@ def threads_per_process(processes: int) -> int:
     return max(1, len(os.sched_getaffinity(0)) // processes)
 
 
-def tokens_per_pass(training: TrainingSpec, device: str) -> int:
-    """Return `training.maxTokensPerPass`, or the device's default: 2048 padded tokens on a CPU, 4096 on a GPU."""
+def tokens_per_pass(training: TrainingSpec, device: str, parameters: int) -> int:
+    """Return `training.maxTokensPerPass`, or the default of the device and of a base with so many parameters."""
     if training.max_tokens_per_pass is not None:
         return training.max_tokens_per_pass
-    return CUDA_TOKENS if device.startswith("cuda") else CPU_TOKENS
+    if not device.startswith("cuda"):
+        return CPU_TOKENS
+    return next((tokens for below, tokens in CUDA_TOKENS if parameters < below), CUDA_TOKENS_OF_LARGE)

@@ -43,7 +43,7 @@ def fine_tune(run: TrainRun, mode: type[Recipe]) -> None:
     training = run.config.training
     raise_if_stopped("before the first step")
     quiet = warnings.catch_warnings(action="ignore", category=FutureWarning)  # what peft and trl still call
-    with quiet, out_of_memory_explained(training, run.device):
+    with quiet, out_of_memory_explained(training, run.device, run.tokens_per_pass):
         policy = load_policy(run, mode)
         rows = TokenRows.open(run.rows)
         training_rows, held_out = rows.hold_out(training.eval_fraction, training.seed)

@@ -14,7 +14,6 @@ from llm_tuning.errors import InputError
 from llm_tuning.models.operations import Operations
 from llm_tuning.models.shape import read_shape
 from llm_tuning.run.context import TrainRun
-from llm_tuning.run.devices import tokens_per_pass
 from llm_tuning.trainers.batching import Indices, StepBatches
 from llm_tuning.trainers.evaluate import Measured, evaluate_policy
 from llm_tuning.trainers.micro_batches import MicroBatches
@@ -45,8 +44,7 @@ class Task:
             world=run.world,
             lengths=rows.lengths,
         )
-        max_tokens = tokens_per_pass(training, run.device)
-        batches = MicroBatches(rows, max_tokens, policy.flat_rows, run.device, run.rank, run.world)
+        batches = MicroBatches(rows, run.tokens_per_pass, policy.flat_rows, run.device, run.rank, run.world)
         return cls(run, policy, batches, steps, held_out, _operations(run))
 
     @property

@@ -24,7 +24,6 @@ from llm_tuning.core import stopping
 from llm_tuning.data.token_rows import TokenRows
 from llm_tuning.errors import InputError, TryAgain
 from llm_tuning.run.checkpoints import latest_checkpoint
-from llm_tuning.run.devices import CPU_TOKENS, tokens_per_pass
 from llm_tuning.trainers import sft
 from llm_tuning.trainers.batching import StepBatches
 from llm_tuning.trainers.memory import out_of_memory_explained
@@ -310,16 +309,9 @@ def test_a_gpu_out_of_memory_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _device: Properties)
     with (
         pytest.raises(InputError, match=r"is 4096, .* 24 GiB .* set training\.maxTokensPerPass below 4096 or training"),
-        out_of_memory_explained(training, "cuda:0"),
+        out_of_memory_explained(training, "cuda:0", 4096),
     ):
         raise torch.OutOfMemoryError("CUDA out of memory")
-
-
-def test_the_tokens_of_a_pass_are_as_configured_or_by_device() -> None:
-    plain = {"model": {"path": "b"}, "dataset": {"path": "d"}}
-    assert tokens_per_pass(TuningConfig.parse(plain).training, "cpu") == CPU_TOKENS
-    asked = TuningConfig.parse(plain | {"training": {"max_tokens_per_pass": 99}}).training
-    assert tokens_per_pass(asked, "cuda:0") == 99
 
 
 # Two processes
