@@ -152,6 +152,11 @@ class VllmSpec(ApiModel):
         None, description="Start without compiling: quicker to start, slower to serve; without it only on the CPU."
     )
 
+    model_runner_v2: bool | None = Field(
+        None,
+        description="Run the model on GPUs by vLLM's Model Runner V2; without it vLLM's own choice. Try false where answers or proofs are wrong with one version of vLLM.",
+    )
+
     max_choices: Annotated[int, Field(ge=1, le=1024)] | None = Field(
         None,
         description="Most answers to one prompt that a request may ask for (n, best_of); prompts times answers may be 16 times that. Without it 16, so that one request cannot keep the engine from all others.",

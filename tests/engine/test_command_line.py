@@ -21,7 +21,13 @@ from annotated_types import Ge, Le
 from llm_tuning.api.inference_service import ServiceResourcesSpec, VllmSpec
 from llm_tuning.engines.vllm import command as command_module
 from llm_tuning.engines.vllm.adapter import ALLOWED_RANKS, inspect_adapter
-from llm_tuning.engines.vllm.environment import OFFLINE
+from llm_tuning.engines.vllm.environment import (
+    CACHE_ROOT,
+    MANAGED,
+    MODEL_RUNNER_VARIABLE,
+    OFFLINE,
+    cpu_environment,
+)
 from llm_tuning.engines.vllm.install import Vllm
 from llm_tuning.engines.vllm.pod import Pod, plan_pod
 from llm_tuning.models.base import inspect_base
@@ -30,8 +36,8 @@ from tests.support.plain_base import make_plain_adapter
 from tests.support.vllm_server import VLLM_PYTHON, free_port, require_vllm
 
 GPUS = (0, 1, 2, *(bound.le for bound in ServiceResourcesSpec.model_fields["gpus"].metadata if isinstance(bound, Le)))
-OF_THE_AGENT = {"max_choices"}
-"""Fields of spec.vllm that are no flag of the engine."""
+NO_FLAGS = {"max_choices", "model_runner_v2"}
+"""Fields of spec.vllm for the agent, and for the engine's environment."""
 
 ANSWER = """
 import json, sys
@@ -80,10 +86,12 @@ def reads(capacity, uses):
     return worker.read
 
 given = json.load(sys.stdin)
+import vllm.envs
 ranks = next(action.choices for action in parser._actions if "--max-lora-rank" in action.option_strings)
 print(json.dumps({
     "errors": [check(arguments) for arguments in given["commands"]],
     "ranks": list(ranks),
+    "unknown": sorted(set(given["variables"]) - set(vllm.envs.environment_variables)),
     "reads": [reads(*case) for case in given["memory"]],
 }))
 """
@@ -94,6 +102,10 @@ WRONG = {
     "memory": ["--enable-lora", "--max-loras", "4", "--max-cpu-loras", "2"],
     "flag": ["--no-such-flag"],
 }
+
+VARIABLES = [
+    name for name in (MODEL_RUNNER_VARIABLE, *CACHE_ROOT, *MANAGED, *OFFLINE, *cpu_environment(0)) if "VLLM" in name
+]
 
 
 def bounds(name: str) -> list[Any]:
@@ -116,7 +128,7 @@ def _bounds(metadata: tuple[Any, ...] | list[Any]) -> list[Any]:
     return [bound.ge if isinstance(bound, Ge) else bound.le for bound in inner if isinstance(bound, Ge | Le)]
 
 
-FIELDS = {name: bounds(name) for name in VllmSpec.model_fields if name not in OF_THE_AGENT}
+FIELDS = {name: bounds(name) for name in VllmSpec.model_fields if name not in NO_FLAGS}
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +200,7 @@ def answer(pod_commands: list[Any], serving_commands: list[Any], tmp_path_factor
     """What vLLM says of all commands and of uses of its memory."""
     require_vllm()
     commands = [list(command[3:]) for command in [*(command for _, command in pod_commands), *serving_commands]]
-    given = {"commands": [*commands, *WRONG.values()], "memory": MEMORY}
+    given = {"commands": [*commands, *WRONG.values()], "memory": MEMORY, "variables": VARIABLES}
     done = subprocess.run(
         [VLLM_PYTHON, "-c", ANSWER],
         input=json.dumps(given),
@@ -220,6 +232,11 @@ def test_no_flag_and_no_field_is_left_out(pod_commands: list[Any], serving_comma
     assert written - made == set()
     plain = {command for fields, command in pod_commands if not fields}
     assert {name for fields, command in pod_commands if command not in plain for name in fields} == set(FIELDS)
+
+
+def test_vllm_knows_every_variable_of_its_name(answer: Any) -> None:
+    assert len(VARIABLES) > 5
+    assert answer["unknown"] == []
 
 
 def test_the_ranks_are_those_of_vllm(answer: Any) -> None:

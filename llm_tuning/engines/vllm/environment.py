@@ -22,6 +22,7 @@ MANAGED = {
     "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": str(KEEP_ALIVE_SECONDS),
 }
 """For an engine whose adapters the agent loads and unloads."""
+MODEL_RUNNER_VARIABLE = "VLLM_USE_V2_MODEL_RUNNER"
 PYTHON_VARIABLE, ARGUMENTS_VARIABLE, API_KEY_VARIABLE = "VLLM_PYTHON", "VLLM_ARGS", "VLLM_API_KEY"
 """What a user of `launch_llm.sh` sets: a Python that has vLLM, further arguments for it, and the key it requires."""
 

@@ -28,7 +28,7 @@ from llm_tuning.engines.vllm.command import (
     build_command,
     cpu_dtype,
 )
-from llm_tuning.engines.vllm.environment import MANAGED, OFFLINE
+from llm_tuning.engines.vllm.environment import MANAGED, MODEL_RUNNER_VARIABLE, OFFLINE
 from llm_tuning.models.adapter import OUTPUT_HEAD
 from llm_tuning.models.base import BaseModel, tensor_shapes
 from llm_tuning.models.layout import CHAT_TEMPLATE
@@ -93,7 +93,7 @@ def plan_pod(pod: Pod, adapters: Sequence[ServedAdapter], *, wanted: int, rank: 
     )
     return EnginePlan(
         command=command,
-        environment=OFFLINE | MANAGED,
+        environment=OFFLINE | MANAGED | _model_runner(pod),
         base_name=pod.base_name,
         base_hash=pod.base_hash,
         max_lora_rank=max_rank,
@@ -104,6 +104,12 @@ def plan_pod(pod: Pod, adapters: Sequence[ServedAdapter], *, wanted: int, rank: 
         template=plain if own is None else own,
         template_source=f"{pod.base_path}'s own template" if own is not None else "the project's plain template",
     )
+
+
+def _model_runner(pod: Pod) -> dict[str, str]:
+    """Build the choice of vLLM's model runner; the CPU build has the old one only, and ends where another is chosen."""
+    chosen = pod.settings.model_runner_v2
+    return {MODEL_RUNNER_VARIABLE: str(int(chosen))} if pod.gpus and chosen is not None else {}
 
 
 def linear_modules(base: BaseModel) -> set[str]:

@@ -91,6 +91,7 @@ VLLM_FULL: Spec = {
     "maxNumBatchedTokens": 4096,
     "enablePrefixCaching": True,
     "enforceEager": False,
+    "modelRunnerV2": False,
 }
 VLLM_TOGETHER: list[Together] = [
     ("rank-that-vllm-lacks", {"vllm": {"maxLoraRank": 24}}, False, "vllm.maxLoraRank"),

@@ -230,6 +230,16 @@ def test_dtype(claim: Claim, *, gpus: int, field: Any, trained: tuple[str, ...],
     assert flag(plan, "--dtype") == dtype
 
 
+@pytest.mark.parametrize(
+    ("gpus", "field", "value"), [(1, None, None), (1, False, "0"), (2, True, "1"), (0, True, None), (0, False, None)]
+)
+def test_the_model_runner_is_vllms_choice_unless_it_is_said(
+    claim: Claim, *, gpus: int, field: bool | None, value: str | None
+) -> None:
+    """The CPU build has the old one only, and ends where it is told to take the new one."""
+    assert claim.plan(gpus=gpus, model_runner_v2=field).environment.get("VLLM_USE_V2_MODEL_RUNNER") == value
+
+
 def test_engine_flags_are_passed_on(claim: Claim) -> None:
     plan = claim.plan(
         gpus=2,
