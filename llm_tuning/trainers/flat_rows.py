@@ -1,106 +1,153 @@
 """Padding-free: rows end to end in one micro-batch, each attending to itself only.
 
 A model that does not know where a row ends attends across rows, and nothing shows it: the loss differs in the third
-digit, the gradients by half. So the row lengths go to the attention function itself, which attends row by row (no block
-mask of the whole micro-batch, whose cost grows with its square), and a model is trusted with it only after a
-trial in which a change in one row left every bit of the other row as it was.
+digit, the gradients by half. So where rows end goes to the attention function itself (no block mask of the whole
+micro-batch, whose cost grows with its square), and a model is trusted with it only after a trial in which a change in
+one row left every bit of the other row as it was. A kernel is trusted on its device after a trial in which its outputs
+and gradients were those of sdpa.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from torch import Tensor
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
-from transformers.modeling_utils import AttentionInterface
 
-WITHIN_ROWS = "within_rows"
-"""Name of the attention in transformers' registry; without `row_lengths` it is sdpa."""
+from llm_tuning.trainers import attention
+from llm_tuning.trainers.attention import ROW_BY_ROW, ROWS_AT_ONCE, FlatRows, rows_at_once_are_right, to_device
 
 KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 """Kinds of layers that see other tokens through attention alone (a convolution or a state would run on into the
 next row), and whose masks are known here."""
 
 
-def within_rows_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    row_lengths: Sequence[int] | None = None,
-    sliding_window: int | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """Compute causal attention inside each of the rows that lie end to end in (1, heads, tokens, head size)."""
-    if row_lengths is None:
-        out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-        return out, None
-    lengths = list(row_lengths)
-    rows = zip(query.split(lengths, dim=2), key.split(lengths, dim=2), value.split(lengths, dim=2), strict=True)
-    outs = [sdpa_attention_forward(module, q, k, v, _window(q, sliding_window), **kwargs)[0] for q, k, v in rows]
-    return torch.cat(outs, dim=1), None
+@dataclass(frozen=True)
+class RowLayout:
+    """How a model takes the rows of a micro-batch: end to end, or padded."""
 
+    flat: bool
+    why: str
+    """Which kernel computes them, and why not a faster one; or why they are padded."""
 
-def _window(query: Tensor, sliding_window: int | None) -> Tensor | None:
-    """Build the mask (1, 1, T, T) of a row longer than the window; None, plain causal attention, for others."""
-    length = query.shape[2]
-    if sliding_window is None or length <= sliding_window:
-        return None
-    at = torch.arange(length, device=query.device)
-    behind = at[:, None] - at[None, :]
-    return ((behind >= 0) & (behind < sliding_window))[None, None]
-
-
-AttentionInterface.register(WITHIN_ROWS, within_rows_attention)
-AttentionMaskInterface.register(WITHIN_ROWS, sdpa_mask)
+    def __str__(self) -> str:
+        return f"padding-free: {'yes' if self.flat else 'no, rows are padded'} ({self.why})"
 
 
 def flat_arguments(device: torch.device, row_lengths: Sequence[int]) -> dict[str, Any]:
     """Build a decoder's arguments besides `input_ids` (1, tokens): a 4D mask is taken for finished and not made."""
-    positions = torch.cat([torch.arange(length) for length in row_lengths])[None].to(device, non_blocking=True)
+    positions = torch.cat([torch.arange(length) for length in row_lengths])[None]
     mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
-    return {"position_ids": positions, "attention_mask": mask, "row_lengths": row_lengths, "use_cache": False}
+    return {
+        "position_ids": to_device(positions, device),
+        "attention_mask": mask,
+        "flat_rows": FlatRows.of(row_lengths, device),
+        "use_cache": False,
+    }
 
 
 @torch.no_grad()
-def take_flat_rows(causal_lm: Any) -> bool:
-    """Switch `causal_lm` to attention within rows if a trial shows that it works; otherwise leave it as it was."""
+def take_flat_rows(causal_lm: Any) -> RowLayout:
+    """Switch `causal_lm` to attention within rows if a trial shows that it works; otherwise leave it as it was.
+
+    Call it under the autocast of training.
+    """
     config = causal_lm.config.get_text_config()
     before = causal_lm.config._attn_implementation
-    if before != "sdpa" or not set(getattr(config, "layer_types", None) or ()) <= KNOWN_LAYERS:
-        return False
+    if before != "sdpa":
+        return RowLayout(False, f"its attention is {before}, not sdpa")
+    unknown = set(getattr(config, "layer_types", None) or ()) - KNOWN_LAYERS
+    if unknown:
+        return RowLayout(False, f"it has layers of kind {', '.join(sorted(unknown))}")
     if getattr(config, "attention_chunk_size", None) is not None:
-        return False
+        return RowLayout(False, "its attention is chunked")
     was_training = causal_lm.training
     causal_lm.eval()
-    causal_lm.set_attn_implementation(WITHIN_ROWS)
-    try:
-        works = _rows_are_apart(causal_lm.base_model)
-    except Exception:  # decoders that do not take these arguments raise many types
-        works = False
-    causal_lm.train(was_training)
-    if not works:
+    slower = _why_no_varlen(causal_lm) or _why_not(ROWS_AT_ONCE, causal_lm)
+    padded = _why_not(ROW_BY_ROW, causal_lm) if slower else None
+    if padded:
         causal_lm.set_attn_implementation(before)
-    return works
+    causal_lm.train(was_training)
+    how = f"sdpa row by row: {slower}" if slower else "varlen_attn"
+    return RowLayout(padded is None, padded or how)
 
 
-def _rows_are_apart(decoder: Any) -> bool:
+def _why_no_varlen(causal_lm: Any) -> str | None:
+    """Return why varlen_attn need not be tried here, None where it is worth a trial."""
+    if not attention.has_flash(causal_lm.device):
+        return "on the CPU" if causal_lm.device.type == "cpu" else "the GPU is older than Ampere"
+    if (dtype := _dtype_in_attention(causal_lm)) not in attention.FLASH_DTYPES:
+        return f"in {str(dtype).removeprefix('torch.')}"
+    if lacking := attention.varlen_lacks():
+        return f"torch {torch.__version__} lacks {', '.join(lacking)}"
+    return None
+
+
+def _dtype_in_attention(causal_lm: Any) -> torch.dtype:
+    return attention.dtype_in_attention(causal_lm.get_input_embeddings().weight)
+
+
+def _why_not(name: str, causal_lm: Any) -> str | None:
+    """Give the model the attention of that name and try it; returns why its rows cannot lie end to end with it."""
+    decoder = causal_lm.base_model
+    try:
+        causal_lm.set_attn_implementation(name)
+        arguments = flat_arguments(decoder.device, [5, 7])
+        wrong = _what_is_wrong(decoder, arguments)
+        if wrong is None and name == ROWS_AT_ONCE:
+            sizes, dtype = arguments["flat_rows"].at_once, _dtype_in_attention(causal_lm)
+            if not sizes:
+                return "varlen_attn takes none of the layers"
+            if not all(rows_at_once_are_right(decoder.device, dtype, size) for size in sizes):
+                return "varlen_attn is not right on this GPU"
+    except Exception as error:  # decoders that do not take these arguments raise many types
+        return f"a trial ended with {type(error).__name__}"
+    return wrong
+
+
+def _what_is_wrong(decoder: Any, arguments: dict[str, Any]) -> str | None:
+    """Run rows of 5 and 7 tokens end to end: the second must not be touched by the first, and be as it is alone."""
     first, other, second = (
         torch.arange(start, start + n, device=decoder.device) for start, n in ((1, 5), (7, 5), (13, 7))
     )
-    arguments = flat_arguments(decoder.device, [5, 7])
 
     def states_of_second(before: Tensor) -> Tensor:
         ids = torch.cat([before, second])[None]
         states: Tensor = decoder(input_ids=ids, **arguments).last_hidden_state[0, 5:]
         return states
 
-    alone = decoder(input_ids=second[None], use_cache=False).last_hidden_state[0].float()
+    with _windows_of_masks(decoder) as windows:
+        # As many tokens as the others: products of other shapes round otherwise.
+        alone = decoder(input_ids=torch.cat([second, first])[None], use_cache=False).last_hidden_state[0, :7].float()
     flat = states_of_second(first)
-    close = torch.allclose(flat.float(), alone, rtol=1e-2, atol=1e-2 * float(alone.abs().max()))
-    return close and torch.equal(flat, states_of_second(other))
+    if not torch.allclose(flat.float(), alone, rtol=1e-2, atol=1e-2 * float(alone.abs().max())):
+        return "in a trial a row behind another one was not what it is alone"
+    if not torch.equal(flat, states_of_second(other)):
+        return "in a trial a row changed with the one before it"
+    if untold := windows - arguments["flat_rows"].windows:
+        return f"its layers do not tell their attention of the window of {untold.pop()} tokens"
+    return None
+
+
+@contextmanager
+def _windows_of_masks(decoder: Any) -> Iterator[set[int]]:
+    """Collect the sliding windows for which transformers makes masks while the block runs.
+
+    The rows of a trial are shorter than any window: a model that has one in its masks alone would pass without it.
+    """
+    windows: set[int] = set()
+
+    def mask(*args: Any, local_size: int | None = None, **kwargs: Any) -> Any:
+        windows.update({local_size} if local_size else ())
+        return sdpa_mask(*args, local_size=local_size, **kwargs)
+
+    name = decoder.config._attn_implementation
+    AttentionMaskInterface.register(name, mask)
+    try:
+        yield windows
+    finally:
+        AttentionMaskInterface.register(name, sdpa_mask)

@@ -32,13 +32,18 @@ class Policy(nn.Module):
         lm = causal_lm(model)
         with autocast(device, dtype):
             self.head: Head | None = find_head(lm)
-            self.flat_rows = take_flat_rows(lm)
+            self.row_layout = take_flat_rows(lm)
         self.value_head: ValueHead | None = None
         if with_values:
             if self.head is None:
                 rule = f"is a {type(lm).__name__}, whose way from hidden states to logits is not known"
                 raise InputError(Problem("model.path", rule, f"use mode {DEFAULT_MODE}"))
             self.value_head = ValueHead(self.head.weight.shape[1]).to(device)
+
+    @property
+    def flat_rows(self) -> bool:
+        """Whether rows lie end to end in a micro-batch."""
+        return self.row_layout.flat
 
     def adapter(self) -> list[nn.Parameter]:
         """Return what trains inside the model, without the value head."""

@@ -17,8 +17,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, set_seed
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from llm_tuning.data.token_rows import TokenRow
+from llm_tuning.trainers import attention
+from llm_tuning.trainers.attention import ROW_BY_ROW
 from llm_tuning.trainers.batching import full_batches, token_budget_batches
-from llm_tuning.trainers.flat_rows import WITHIN_ROWS, flat_arguments, within_rows_attention
+from llm_tuning.trainers.flat_rows import flat_arguments
 from llm_tuning.trainers.micro_batches import flatten, pad
 from llm_tuning.trainers.model import attach_lora
 from llm_tuning.trainers.policy import Policy
@@ -205,23 +207,23 @@ def test_many_learned_tokens_go_through_the_output_layer_in_chunks(monkeypatch: 
 
 
 def test_a_model_that_ignores_where_rows_end_is_not_given_flat_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    def forgets(*args: Any, row_lengths: object = None, **kwargs: Any) -> Any:
-        return within_rows_attention(*args, **kwargs)
+    def forgets(*args: Any, flat_rows: object = None, **kwargs: Any) -> Any:
+        return attention.row_by_row(*args, **kwargs)
 
     policy = make_policy("llama")
     monkeypatch.setattr(
-        "llm_tuning.trainers.flat_rows.AttentionInterface._global_mapping", {WITHIN_ROWS: forgets, "sdpa": forgets}
+        "llm_tuning.trainers.attention.AttentionInterface._global_mapping", {ROW_BY_ROW: forgets, "sdpa": forgets}
     )
     assert not Policy(policy, device="cpu", dtype=torch.float32).flat_rows
 
 
-def test_with_attention_within_rows_padded_evaluation_gives_the_same_logits() -> None:
+def test_with_attention_row_by_row_padded_evaluation_gives_the_same_logits() -> None:
     model = make_model("sliding-mistral").eval()
     ids = torch.from_numpy(np.random.default_rng(0).integers(3, VOCABULARY, (2, 40)))
     with torch.no_grad():
         before = model(input_ids=ids, use_cache=False).logits
         assert Policy(model, device="cpu", dtype=torch.float32).flat_rows
-        assert model.config._attn_implementation == WITHIN_ROWS
+        assert model.config._attn_implementation == ROW_BY_ROW
         torch.testing.assert_close(model(input_ids=ids, use_cache=False).logits, before, rtol=0, atol=0)
         flat = model.model(input_ids=ids.reshape(1, 80), **flat_arguments(model.device, [40, 40])).last_hidden_state
     torch.testing.assert_close(model.lm_head(flat).reshape(2, 40, -1), before, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,272 @@
+"""Attention over rows that lie end to end: all rows at once by torch's varlen_attn, or row by row by sdpa.
+
+varlen_attn has no kernel for a CPU. Numbers are compared here with its documentation in its place; what a GPU is asked
+for, fake CUDA tensors tell. What only a card can tell, its own arithmetic, each run tries before it trusts it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from llm_tuning.data.token_rows import TokenRow
+from llm_tuning.trainers import attention
+from llm_tuning.trainers.attention import FlatRows, row_by_row, rows_at_once, rows_at_once_are_right
+from llm_tuning.trainers.micro_batches import flatten, pad
+from llm_tuning.trainers.policy import Policy
+from tests.support.fake_cuda import DEVICE, Work, fake_cuda, onto_cuda
+from tests.support.families import FAMILIES, VOCABULARY, Family, make_adapted_model
+from tests.support.varlen import plain_varlen_attn
+
+CPU = torch.device("cpu")
+FLAT = [name for name, family in FAMILIES.items() if family.flat]
+WINDOW = 16
+"""Of the families with one."""
+
+
+def make_rows(*lengths: int) -> list[TokenRow]:
+    random = np.random.default_rng(0)
+    learned = [np.arange(length) > length // 3 for length in lengths]
+    ids = [random.integers(3, VOCABULARY, length).astype(np.int32) for length in lengths]
+    return [TokenRow(*row, 0.0, number) for number, row in enumerate(zip(ids, learned, strict=True))]
+
+
+@pytest.fixture
+def varlen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Give the CPU varlen_attn, in fp32 too; returns the windows that it is called with."""
+    windows: list[tuple[int, int]] = []
+
+    @functools.wraps(plain_varlen_attn)
+    def kept(*args: Any, **kwargs: Any) -> Tensor:
+        windows.append(kwargs["window_size"])
+        return plain_varlen_attn(*args, **kwargs)
+
+    monkeypatch.setattr(attention, "varlen_attn", kept)
+    monkeypatch.setattr(attention, "has_flash", lambda _device: True)
+    monkeypatch.setattr(attention, "FLASH_DTYPES", (torch.float32, torch.bfloat16))
+    return windows
+
+
+def logprobs_and_gradients(policy: Policy, rows: list[TokenRow], *, flat: bool) -> tuple[Tensor, Tensor]:
+    policy.zero_grad()
+    batches = [flatten(rows)] if flat else [pad([row]) for row in rows]
+    logprobs = torch.cat([policy.logprobs(batch) for batch in batches])
+    (logprobs * torch.linspace(-1, 1, len(logprobs))).sum().backward()
+    return logprobs.detach(), torch.cat([p.grad.flatten() for p in policy.adapter() if p.grad is not None])
+
+
+def relative(got: Tensor, want: Tensor) -> float:
+    return float((got.float() - want).norm() / want.norm())
+
+
+@pytest.mark.parametrize("name", FLAT)
+def test_rows_at_once_are_what_each_row_is_alone(name: str, varlen: list[tuple[int, int]]) -> None:
+    policy = Policy(make_adapted_model(name), device="cpu", dtype=torch.float32)
+    assert str(policy.row_layout) == "padding-free: yes (varlen_attn)"
+    rows = make_rows(3, 40, 17, 60, 29)
+    want = logprobs_and_gradients(policy, rows, flat=False)
+    varlen.clear()
+    got = logprobs_and_gradients(policy, rows, flat=True)
+    assert len(varlen) == 2, "once a layer"
+    assert ((WINDOW - 1, 0) in varlen) == name.startswith("sliding")
+    for one, other in zip(got, want, strict=True):
+        assert relative(one, other) < 1e-5
+
+
+def test_rows_no_longer_than_the_window_are_computed_without_it(varlen: list[tuple[int, int]]) -> None:
+    policy = Policy(make_adapted_model("sliding-mistral"), device="cpu", dtype=torch.float32)
+    varlen.clear()
+    policy.score(flatten(make_rows(WINDOW, 5)))
+    policy.score(flatten(make_rows(WINDOW + 1, 5)))
+    assert varlen == [(-1, 0)] * 2 + [(WINDOW - 1, 0)] * 2
+
+
+def test_a_recomputed_forward_has_the_same_rows(varlen: list[tuple[int, int]]) -> None:
+    model, rows = make_adapted_model("sliding-gemma3"), make_rows(20, 30)
+    policy = Policy(model, device="cpu", dtype=torch.float32)
+    _, want = logprobs_and_gradients(policy, rows, flat=False)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.enable_input_require_grads()
+    varlen.clear()
+    _, got = logprobs_and_gradients(policy.train(), rows, flat=True)
+    assert len(varlen) == 4
+    assert relative(got, want) < 1e-5
+
+
+# A kernel is tried before it is trusted.
+
+
+def broken(**wrong: Any) -> Callable[..., Tensor]:
+    @functools.wraps(plain_varlen_attn)
+    def kernel(*args: Any, **kwargs: Any) -> Tensor:
+        return plain_varlen_attn(*args, **kwargs | {key: make(kwargs) for key, make in wrong.items()})
+
+    return kernel
+
+
+@functools.wraps(plain_varlen_attn)
+def without_a_slope(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return plain_varlen_attn(query, key.detach(), value, *args, **kwargs)
+
+
+@functools.wraps(plain_varlen_attn)
+def over_the_ends(query: Tensor, key: Tensor, value: Tensor, ends: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    one = ends[[0, -1]]
+    return plain_varlen_attn(query, key, value, one, one, int(one[1]), int(one[1]), **kwargs)
+
+
+@functools.wraps(plain_varlen_attn)
+def raises(*args: Any, **kwargs: Any) -> Tensor:
+    raise RuntimeError("FlashAttention backward for head dim > 192 requires A100/A800 or H100/H800")
+
+
+def wider(by: int) -> Callable[..., Tensor]:
+    def window(asked: dict[str, Any]) -> tuple[int, int]:
+        left, right = asked["window_size"]
+        return (left + by if left >= 0 else left, right)
+
+    return broken(window_size=window)
+
+
+FAULTS = {
+    "a window of one token more": wider(1),
+    "a window of one token less": wider(-1),
+    "no window": broken(window_size=lambda _: (-1, 0)),
+    "what comes later is seen": broken(window_size=lambda _: (-1, -1)),
+    "another scale": broken(scale=lambda _: 0.3),
+    "keys have no gradient": without_a_slope,
+    "rows see each other": over_the_ends,
+    "raises": raises,
+}
+
+
+@pytest.mark.parametrize("kernel", FAULTS.values(), ids=FAULTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_a_kernel_that_is_not_right_is_not_used(
+    kernel: Callable[..., Tensor], dtype: torch.dtype, varlen: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert rows_at_once_are_right(CPU, dtype, 16)
+    monkeypatch.setattr(attention, "varlen_attn", kernel)
+    layout = Policy(make_adapted_model("llama"), device="cpu", dtype=dtype).row_layout
+    assert layout.flat
+    assert layout.why.startswith("sdpa row by row: ")
+
+
+def test_an_older_torch_whose_kernel_lacks_arguments_goes_row_by_row(
+    varlen: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def of_2_10(query: Tensor, key: Tensor, value: Tensor, *ends: Any, is_causal: bool, scale: float) -> Tensor:
+        raise AssertionError("is not asked")
+
+    for kernel, lacks in ((of_2_10, "window_size, enable_gqa"), (None, "varlen_attn")):
+        monkeypatch.setattr(attention, "varlen_attn", kernel)
+        layout = Policy(make_adapted_model("llama"), device="cpu", dtype=torch.float32).row_layout
+        assert layout.why == f"sdpa row by row: torch {torch.__version__} lacks {lacks}"
+
+
+@pytest.mark.parametrize(
+    ("size", "of_values", "asked"),
+    [(20, 20, {}), (264, 264, {}), (16, 8, {}), (16, 16, {"dropout": 0.1}), (16, 16, {"is_causal": False})],
+    ids=["not by 8", "large", "values of another size", "dropout", "not causal"],
+)
+def test_a_layer_that_the_kernel_does_not_take_goes_row_by_row(
+    size: int, of_values: int, asked: dict[str, Any], varlen: list[tuple[int, int]]
+) -> None:
+    rows = FlatRows.of([4, 9], CPU)
+    query, key, value = (torch.randn(1, 2, 13, n) for n in (size, size, of_values))
+    results = []
+    for attend in (rows_at_once, row_by_row):
+        torch.manual_seed(0)
+        results.append(attend(nn.Module(), query, key, value, None, flat_rows=rows, **asked)[0])
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+    assert varlen == []
+
+
+# Which models may have their rows end to end.
+
+
+def test_a_window_that_a_model_has_in_its_masks_alone_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Qwen2-MoE's layers do not hand their window to the attention, so longer rows would go without it."""
+    experts = {"num_experts": 2, "num_experts_per_tok": 2, "decoder_sparse_step": 10}
+    window = {"sliding_window": WINDOW, "use_sliding_window": True, "max_window_layers": 2}
+    for name, sizes, flat in (("windowed", experts | window, False), ("full", experts, True)):
+        monkeypatch.setitem(FAMILIES, name, Family("qwen2_moe", sizes))
+        layout = Policy(make_adapted_model(name), device="cpu", dtype=torch.float32).row_layout
+        assert layout.flat == flat
+    assert (
+        "the window of 16 tokens"
+        in Policy(make_adapted_model("windowed"), device="cpu", dtype=torch.float32).row_layout.why
+    )
+
+
+REFUSED = {
+    "capped-gemma2": "its attention is eager, not sdpa",
+    "sinks-gpt-oss": "its attention is eager, not sdpa",
+    "bloom": "its attention is eager, not sdpa",
+    "convolution-lfm2": "it has layers of kind conv",
+    "falcon": "in a trial a row behind another one was not what it is alone",
+    "stablelm": "in a trial a row behind another one was not what it is alone",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_padded_model_says_why(name: str, varlen: list[tuple[int, int]]) -> None:
+    model = make_adapted_model(name)
+    before = model.get_base_model().config._attn_implementation
+    policy = Policy(model, device="cpu", dtype=torch.float32)
+    assert str(policy.row_layout) == f"padding-free: no, rows are padded ({REFUSED[name]})"
+    assert not policy.flat_rows
+    assert model.get_base_model().config._attn_implementation == before
+
+
+# What a GPU is asked for.
+
+
+def on_cuda(name: str, dtype: torch.dtype) -> Policy:
+    return Policy(onto_cuda(make_adapted_model(name, dtype)), device=DEVICE, dtype=dtype)
+
+
+def attention_calls(work: Work) -> dict[str, int]:
+    return {
+        name: n for name, n in work.launches.items() if "attention" in name or "varlen" in name or "softmax" in name
+    }
+
+
+@pytest.mark.parametrize("name", FLAT)
+def test_on_a_gpu_a_pass_of_many_rows_is_one_call_a_layer(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = attention.varlen_attn
+
+    @functools.wraps(kernel)
+    def checked(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        assert query.dtype == key.dtype == value.dtype == torch.bfloat16, "the kernel is not cast for by autocast"
+        return kernel(query, key, value, *args, **kwargs)
+
+    monkeypatch.setattr(attention, "varlen_attn", checked)
+    with fake_cuda() as work:
+        policy = on_cuda(name, torch.bfloat16)
+        assert policy.row_layout.why == "varlen_attn"
+        work.clear()
+        policy.logprobs(flatten(make_rows(3, 40, 17, 60, 29))).sum().backward()
+        calls = attention_calls(work)
+    assert calls == {"_varlen_attn": 2, "_varlen_attn_backward": 2}
+
+
+@pytest.mark.parametrize("flat", [True, False], ids=["flat", "padded"])
+@pytest.mark.parametrize("name", ["llama", "sliding-mistral"])
+def test_on_a_gpu_grouped_heads_in_fp32_keep_no_scores(name: str, flat: bool) -> None:
+    with fake_cuda() as work:
+        policy = on_cuda(name, torch.float32)
+        assert policy.row_layout.why == "sdpa row by row: in float32"
+        work.clear()
+        rows = make_rows(40, 60)
+        policy.logprobs(flatten(rows) if flat else pad(rows)).sum().backward()
+        calls = attention_calls(work)
+    each = 4 if flat else 2
+    kernel = "_scaled_dot_product_efficient_attention"
+    assert calls == {kernel: each, f"{kernel}_backward": each}
