@@ -78,6 +78,8 @@ def fake_cuda() -> Iterator[Work]:
         # transformers takes fake tensors for a traced graph, and makes masks that it leaves out in a real run.
         stack.enter_context(patch("transformers.utils.import_utils.is_fake_tensor", lambda _tensor: False))
         stack.enter_context(patch.object(Tensor, "backward", backward))
+        stack.enter_context(patch.object(Tensor, "pin_memory", _pinned))
+        stack.enter_context(patch.object(Tensor, "is_pinned", lambda tensor, *_: hasattr(tensor, "pinned")))
         torch.__future__.set_overwrite_module_params_on_conversion(True)
         stack.callback(torch.__future__.set_overwrite_module_params_on_conversion, overwrites)
         stack.callback(torch.clear_autocast_cache)
@@ -111,8 +113,6 @@ class _FakeOnCuda(FakeTensorMode):
             return {torch.bool: True}.get(args[0].dtype, 1.0 if args[0].dtype.is_floating_point else 1)
         if func in {aten.equal.default, aten.allclose.default}:
             return True
-        if func is aten._pin_memory.default:
-            return args[0]
         if func is aten.mm.dtype:
             assert args[0].dtype == args[1].dtype, f"a card multiplies no {args[0].dtype} by {args[1].dtype}"
         within, self._within = self._within, True
@@ -161,6 +161,12 @@ def _waits(func: Any, args: Any, kwargs: Any) -> bool:
     if to.type == of.device.type or (of.dim() == 0 and to.type == "cuda"):
         return False
     return not (pinned and (of.device.type == "cuda" or of.is_pinned()))
+
+
+def _pinned(tensor: Tensor, *_device: Any) -> Tensor:
+    copy = tensor.clone()
+    copy.pinned = True  # type: ignore[attr-defined]
+    return copy
 
 
 def _address(tensor: Tensor) -> int:

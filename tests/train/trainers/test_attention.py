@@ -147,13 +147,13 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("kernel", FAULTS.values(), ids=FAULTS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_a_kernel_that_is_not_right_is_not_used(
-    kernel: Callable[..., Tensor], dtype: torch.dtype, varlen: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+    kernel: Callable[..., Tensor], varlen: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert rows_at_once_are_right(CPU, dtype, 16)
+    for size in (16, 64, 128, 256):
+        assert rows_at_once_are_right(CPU, torch.bfloat16, size)
     monkeypatch.setattr(attention, "varlen_attn", kernel)
-    layout = Policy(make_adapted_model("llama"), device="cpu", dtype=dtype).row_layout
+    layout = Policy(make_adapted_model("llama", torch.bfloat16), device="cpu", dtype=torch.bfloat16).row_layout
     assert layout.flat
     assert layout.why.startswith("sdpa row by row: ")
 
@@ -238,13 +238,23 @@ def attention_calls(work: Work) -> dict[str, int]:
     }
 
 
-@pytest.mark.parametrize("name", FLAT)
+NORMS_OF_KEYS = "normed-phi"
+"""CUDA's autocast computes its LayerNorms of queries and keys in fp32, and leaves them so; values are in bf16."""
+
+
+@pytest.fixture
+def normed_phi(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(FAMILIES, NORMS_OF_KEYS, Family("phi", {"qk_layernorm": True}))
+
+
+@pytest.mark.usefixtures("normed_phi")
+@pytest.mark.parametrize("name", ["llama", "sliding-gemma3", NORMS_OF_KEYS])
 def test_on_a_gpu_a_pass_of_many_rows_is_one_call_a_layer(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     kernel = attention.varlen_attn
 
     @functools.wraps(kernel)
     def checked(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        assert query.dtype == key.dtype == value.dtype == torch.bfloat16, "the kernel is not cast for by autocast"
+        assert query.dtype == key.dtype == value.dtype == torch.bfloat16
         return kernel(query, key, value, *args, **kwargs)
 
     monkeypatch.setattr(attention, "varlen_attn", checked)
@@ -255,6 +265,12 @@ def test_on_a_gpu_a_pass_of_many_rows_is_one_call_a_layer(name: str, monkeypatch
         policy.logprobs(flatten(make_rows(3, 40, 17, 60, 29))).sum().backward()
         calls = attention_calls(work)
     assert calls == {"_varlen_attn": 2, "_varlen_attn_backward": 2}
+
+
+def test_on_a_gpu_before_ampere_rows_go_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    with fake_cuda():
+        monkeypatch.setattr("torch.cuda.get_device_capability", lambda _device: (7, 5))
+        assert on_cuda("llama", torch.bfloat16).row_layout.why == "sdpa row by row: the GPU is older than Ampere"
 
 
 @pytest.mark.parametrize("flat", [True, False], ids=["flat", "padded"])
@@ -270,3 +286,18 @@ def test_on_a_gpu_grouped_heads_in_fp32_keep_no_scores(name: str, flat: bool) ->
     each = 4 if flat else 2
     kernel = "_scaled_dot_product_efficient_attention"
     assert calls == {kernel: each, f"{kernel}_backward": each}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
+def test_what_a_pass_needs_once_is_not_done_in_every_layer(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither copies that the host waits for, nor masks of windows, which would be kept for the backward pass."""
+    monkeypatch.setitem(FAMILIES, "deep", Family("mistral", {"sliding_window": WINDOW, "num_hidden_layers": 5}))
+    seen = []
+    for name in ("sliding-mistral", "deep"):
+        with fake_cuda() as work:
+            policy = on_cuda(name, dtype)
+            work.clear()
+            policy.logprobs(flatten(make_rows(40, 60, 40))).sum().backward()
+            seen.append((dict(work.syncs), work.launches["masked_fill_"]))
+    assert seen[0] == seen[1]
+    assert seen[0][1] == (0 if dtype == torch.bfloat16 else 2)
