@@ -29,11 +29,16 @@ def plain_varlen_attn(
     assert cu_seq_q.device == query.device
     assert query.dtype == key.dtype == value.dtype
     assert query.stride(-1) == key.stride(-1) == value.stride(-1) == 1
-    assert size % 8 == 0 and size <= 256
-    assert value.shape == key.shape and key.shape[2] == size
-    assert heads % key.shape[1] == 0 and (enable_gqa or heads == key.shape[1])
+    assert size % 8 == 0
+    assert size <= 256
+    assert value.shape == key.shape
+    assert key.shape[2] == size
+    assert heads % key.shape[1] == 0
+    assert enable_gqa or heads == key.shape[1]
     lengths = cu_seq_q.diff()
-    assert torch.equal(cu_seq_q, cu_seq_k) and int(cu_seq_q[0]) == 0 and int(cu_seq_q[-1]) == tokens
+    assert torch.equal(cu_seq_q, cu_seq_k)
+    assert int(cu_seq_q[0]) == 0
+    assert int(cu_seq_q[-1]) == tokens
     assert max_q == max_k == int(lengths.max())
     row = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
     behind = torch.arange(tokens)[:, None] - torch.arange(tokens)[None, :]
