@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def plain_varlen_attn(
+def plain_varlen_attn(  # noqa: PLR0917 - torch's signature
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -21,7 +21,7 @@ def plain_varlen_attn(
 ) -> Tensor:
     """Compute attention of (T, heads, head size) inside each sequence; -1 in `window_size` is no limit on that side.
 
-    What the kernel refuses is refused here: unequal heads unasked for, head sizes that it has not, other dtypes of ends.
+    What the kernel refuses is refused here: groups unasked for, head sizes that it has not, other dtypes of ends.
     """
     tokens, heads, size = query.shape
     assert cu_seq_k is not None
