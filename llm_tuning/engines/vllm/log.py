@@ -8,17 +8,33 @@ import re
 _ERROR = re.compile(r"\b\w*(Error|Exception)\b: ")
 _PREFIX = re.compile(r"^(\(\w+ pid=\d+\) )?([A-Z]+ \d\d-\d\d \d\d:\d\d:\d\d \[[^]]*\] )?")
 """What vLLM's processes put before each line."""
+_FOLLOWS = "root cause"
+"""In the errors of processes that end since another one has."""
+_REMEDIES = {
+    r"Free memory on device .* less than": "another process holds the card (time slicing, MPS, a pod that is ending): "
+    "lower spec.vllm.gpuMemoryUtilization, the share of the whole card that vLLM asks for, or wait",
+}
+"""What to do about an error, in the words of the spec, by a pattern of it."""
 _NOISE = re.compile(r'\s+(File "|For further information visit)')
 
 
 def last_error(log: str, *, most: int) -> str:
-    """Return the last error with the indented lines that continue it (as pydantic's do), else the last, in one line."""
+    """Return the last error with the indented lines that continue it (as pydantic's do), else the last, in one line.
+
+    An error that says that another is the root cause counts only where there is no other.
+    """
     lines = [_PREFIX.sub("", line) for line in log.splitlines()]
     lines = [line for line in lines if line.strip()]
     errors = [number for number, line in enumerate(lines) if _ERROR.search(line)]
-    first = errors[-1] if errors else len(lines) - 1
+    causes = [number for number in errors if _FOLLOWS not in lines[number]]
+    first = (causes or errors or [len(lines) - 1])[-1]
     rest = itertools.takewhile(lambda line: line.startswith("  ") and not _NOISE.match(line), lines[first + 1 :])
     return " ".join(" ".join([*lines[first : first + 1], *rest]).split())[:most]
+
+
+def remedy(error: str) -> str:
+    """Return what to do about an error; empty where only vLLM's own words are known."""
+    return next((fix for pattern, fix in _REMEDIES.items() if re.search(pattern, error)), "")
 
 
 def log_end(log: str, *, lines: int) -> list[str]:

@@ -16,13 +16,12 @@ from llm_tuning.agent.contract import (
     CONFIG_DIR,
     DESIRED_FILE,
     INPUT_VARIABLE,
-    PLAN_FILE,
     REPORT_URL_VARIABLE,
     TOKEN_FILE,
     DesiredRoutes,
     ServeInput,
 )
-from llm_tuning.agent.starting import DRAINED_FILE, RUN_DIR
+from llm_tuning.agent.starting import RUN_DIR
 from llm_tuning.api.inference_service import KIND, InferenceServiceSpec
 from llm_tuning.api.quantity import parse_quantity
 from llm_tuning.engines.vllm.environment import CACHE_ROOT, cpu_environment
@@ -39,6 +38,7 @@ from tuning_operator.core.constants import (
 )
 from tuning_operator.core.settings import Settings
 from tuning_operator.inference_service.observed import AGENT, ENGINE, PLAN, ObservedService
+from tuning_operator.inference_service.scripts import START_ENGINE, WAIT_FOR_AGENT
 from tuning_operator.pods.template import RESTRICTED, owner_reference, placement, pod_security, threads
 
 SERVICE_PORT = 80
@@ -46,30 +46,8 @@ AGENT_MEMORY = "1Gi"
 """The limit of the agent and of the plan."""
 ROLLING_GRACE_SECONDS = 180
 """The agent lets answers under way end for 150 s; then vLLM does."""
-WAIT_FOR_DRAIN_SECONDS = 165
-SILENT_LOOKS = 10
-"""Half a second apart: an agent whose port is closed for so long never started or has ended, and answers no client."""
 START_SECONDS = 3600
 """A base of hundreds of GB from a network volume; what fails to start is restarted at once all the same."""
-
-START_ENGINE = f"""
-import json, os
-with open("{RUN_DIR}/{PLAN_FILE}") as file:
-    plan = json.load(file)
-os.environ.update(plan["environment"])
-os.execvp(plan["command"][0], plan["command"])
-"""
-WAIT_FOR_AGENT = f"""
-import os, socket, time
-end, silent = time.monotonic() + {WAIT_FOR_DRAIN_SECONDS}, 0
-while time.monotonic() < end and silent < {SILENT_LOOKS} and not os.path.exists("{RUN_DIR}/{DRAINED_FILE}"):
-    time.sleep(0.5)
-    try:
-        socket.create_connection(("127.0.0.1", {AGENT_PORT}), 5).close()
-        silent = 0
-    except OSError as error:
-        silent = silent + 1 if isinstance(error, ConnectionRefusedError) else 0
-"""
 
 
 def build_parts(

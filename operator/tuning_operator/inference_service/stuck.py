@@ -7,7 +7,7 @@ from typing import Any
 
 from llm_tuning.api.conditions import Reason, ServiceReason
 from llm_tuning.api.inference_service import InferenceServiceSpec
-from llm_tuning.engines.vllm.log import last_error
+from llm_tuning.engines.vllm.log import last_error, remedy
 from llm_tuning.errors import EXIT_INPUT
 from llm_tuning.pod.contract import CheckResult, parse_result
 from tuning_operator.core.cache import DEPLOYMENTS
@@ -127,5 +127,6 @@ def _last_end(pod: ServingPod, name: str) -> dict[str, Any] | None:
 
 def _ended(pod: ServingPod, name: str, ended: dict[str, Any], what: str) -> str:
     how = f"exit code {ended.get('exitCode')}"
-    words = last_error(str(ended.get("message") or ""), most=LOG_CHARACTERS)
-    return f"{what} ({how}): {words or 'it left no word'}; see `kubectl logs {pod.name} -c {name} --previous`"
+    words = last_error(str(ended.get("message") or ""), most=LOG_CHARACTERS) or "it left no word"
+    fix = f"; {known}" if (known := remedy(words)) else ""
+    return f"{what} ({how}): {words}{fix}; see `kubectl logs {pod.name} -c {name} --previous`"

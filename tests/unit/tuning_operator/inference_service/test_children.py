@@ -17,8 +17,9 @@ from tests.support.operator_objects import SETTINGS
 from tests.support.service_objects import make_service
 from tuning_operator.core.cache import BUDGETS, CONFIG_MAPS, DEPLOYMENTS, NETWORK_POLICIES, SERVICES
 from tuning_operator.core.settings import Settings
-from tuning_operator.inference_service.children import WAIT_FOR_DRAIN_SECONDS, build_parts
+from tuning_operator.inference_service.children import build_parts
 from tuning_operator.inference_service.observed import build_observed_service
+from tuning_operator.inference_service.scripts import WAIT_FOR_DRAIN_SECONDS
 
 REPORTING = SETTINGS.model_copy(
     update={"progress_url": "https://op.llm-tuning.svc:8443", "ca_pem": "CERTIFICATE", "vllm_image": "vllm:1"}

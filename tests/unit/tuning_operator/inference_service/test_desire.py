@@ -270,6 +270,15 @@ PYDANTIC = """(APIServer pid=1) INFO 11-29 08:00:00 [utils.py:299] non-default a
 (APIServer pid=1)     For further information visit https://errors.pydantic.dev/2.12/v/value_error
 """
 
+SHARED_CARD = """ValueError: Free memory on device cuda:0 (30.1/79.1 GiB) on startup is less than desired GPU memory \
+utilization (0.92, 72.8 GiB). Decrease GPU memory utilization or reduce GPU memory used by other processes.
+RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}
+"""
+HEADS = """pydantic_core._pydantic_core.ValidationError: 1 validation error for VllmConfig
+  Value error, Total number of attention heads (28) must be divisible by tensor parallel size (3). [type=value_error]
+    For further information visit https://errors.pydantic.dev/2.14/v/value_error
+"""
+
 STUCK: dict[str, tuple[Raw, str, str]] = {
     "engine": (
         make_serving_pod(ready=False, containerStatuses=[ended("vllm", 1, LOG)]),
@@ -281,6 +290,16 @@ STUCK: dict[str, tuple[Raw, str, str]] = {
         "EngineFailing",
         "ValidationError: 1 validation error for ModelConfig Value error, User-specified max_model_len (1000000) is "
         "greater than the derived max_model_len; see `kubectl logs",
+    ),
+    "a card that others hold": (
+        make_serving_pod(ready=False, containerStatuses=[ended("vllm", 1, SHARED_CARD)]),
+        "EngineFailing",
+        "lower spec.vllm.gpuMemoryUtilization",
+    ),
+    "gpus that do not divide the heads": (
+        make_serving_pod(ready=False, containerStatuses=[ended("vllm", 1, HEADS)]),
+        "EngineFailing",
+        "Total number of attention heads (28) must be divisible by tensor parallel size (3)",
     ),
     "plan": (
         make_serving_pod(
