@@ -6,6 +6,7 @@ Whether a GPU is really there is checked when a rank starts.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 
 from llm_tuning.api.tuning import TrainingSpec
 
@@ -39,9 +40,48 @@ def positions_at_a_time(vocabulary: int, device: str) -> int:
     return max(POSITIONS_AT_A_TIME, logits // vocabulary)
 
 
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+"""CUDA's own list of the cards that a process has, in the order in which they are numbered from 0."""
+
+
+def own_gpu(device: str, visible: str | None) -> str:
+    """Return the CUDA_VISIBLE_DEVICES with which a process has `device` alone, as its cuda:0.
+
+    `visible` is the value that numbers the devices now: numbers, or identifiers of GPUs and MIG devices. Where it has
+    no such GPU, none is left.
+    """
+    number = int(device.removeprefix("cuda:"))
+    if visible is None:
+        return str(number)
+    listed = [entry.strip() for entry in visible.split(",")][: number + 1]
+    named = [entry for entry in listed if entry.isdecimal() or entry.startswith(("GPU-", "MIG-"))]
+    return listed[number] if len(named) > number else ""
+
+
+def gpu_defaults(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return what torch should find in `environment` when it is imported, and what is not decided there yet."""
+    defaults = {}
+    if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & environment.keys():
+        defaults["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"  # passes of changing size fragment the memory
+    if not {"CUDA_DEVICE_ORDER", VISIBLE} & environment.keys():
+        defaults["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # the numbers of nvidia-smi
+    return defaults
+
+
+def gpus_in_words(devices: Sequence[str]) -> str:
+    """Return `GPU 0` or `GPUs 0, 1` for cuda:0 and cuda:1: the numbers of `--devices`."""
+    numbers = ", ".join(device.removeprefix("cuda:") for device in devices)
+    return f"GPU {numbers}" if len(devices) == 1 else f"GPUs {numbers}"
+
+
 def gpu_required() -> bool:
     """Return whether this process must not fall back to the CPU, for the operator gave its pod GPUs."""
     return os.environ.get("LLM_TUNING_REQUIRE_GPU", "") == "1"
+
+
+def in_pod() -> bool:
+    """Return whether the operator started this process: then it chose the devices, and not a user."""
+    return "LLM_TUNING_POD" in os.environ
 
 
 def threads_per_process(processes: int) -> int:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import tempfile
 from pathlib import Path
 
 from llm_tuning.core.console import DEBUG_VARIABLE
 from llm_tuning.core.stopping import stop_requested
 from llm_tuning.errors import EXIT_INPUT, EXIT_TRY_AGAIN, InputError, Problem, TryAgain
-from llm_tuning.run.devices import threads_per_process
-from llm_tuning.run.rank import PARENT_VARIABLE, RankFailure
+from llm_tuning.run.devices import VISIBLE, gpu_defaults, own_gpu, threads_per_process
+from llm_tuning.run.rank import PARENT_VARIABLE, RENDEZVOUS_VARIABLE, RankFailure
 from llm_tuning.run.spec import TRACKING_URI_VARIABLE, RunSpec
 
 STOPPED = "Stopped"
@@ -25,18 +26,21 @@ AGENT_KILLS_AFTER_SECONDS = 30
 
 def launch(spec: RunSpec) -> None:
     """Run all ranks of `spec`; raises InputError, TryAgain or RuntimeError as the rank did that failed first."""
+    from llm_tuning.trainers.gpu import check_visible
     from llm_tuning.trainers.parallel import run_ranks
 
+    check_visible(spec.devices)
     ranks = len(spec.devices)
-    for left in (spec.work / "rendezvous", *(_error_file(spec, rank) for rank in range(ranks))):
-        left.unlink(missing_ok=True)
-    failures = run_ranks(
-        ["-m", "llm_tuning.run.rank", str(spec.work)],
-        ranks=ranks,
-        environment=_environment(spec),
-        error_file=lambda rank: _error_file(spec, rank),
-        stop=stop_requested,
-    )
+    for rank in range(ranks):
+        _error_file(spec, rank).unlink(missing_ok=True)
+    # The ranks' rendezvous is a file that they lock: on a network volume that may be slow or hang.
+    with tempfile.TemporaryDirectory(prefix="llm-tuning-") as local:
+        failures = run_ranks(
+            ["-m", "llm_tuning.run.rank", str(spec.work)],
+            environments=_environments(spec, Path(local) / "rendezvous"),
+            error_file=lambda rank: _error_file(spec, rank),
+            stop=stop_requested,
+        )
     raise_cause(failures, ranks=ranks, stopped=stop_requested())
 
 
@@ -44,18 +48,26 @@ def _error_file(spec: RunSpec, rank: int) -> Path:
     return spec.work / f"error-rank{rank}.json"
 
 
-def _environment(spec: RunSpec) -> dict[str, str]:
-    """Build what the ranks find in their environment beside this process's own and torchrun's variables."""
-    wanted = {PARENT_VARIABLE: str(os.getpid())}
+def _environments(spec: RunSpec, rendezvous: Path) -> list[dict[str, str]]:
+    """Build what each rank finds in its environment beside this process's own and torchrun's variables.
+
+    Each has its own card and no other: no library can open a context on a card that belongs to another rank.
+    """
+    wanted = {PARENT_VARIABLE: str(os.getpid()), RENDEZVOUS_VARIABLE: str(rendezvous)}
     if logging.getLogger("llm_tuning").isEnabledFor(logging.DEBUG):
         wanted[DEBUG_VARIABLE] = "1"
     if spec.config.tracking.uri is not None:
         wanted[TRACKING_URI_VARIABLE] = spec.config.tracking.uri
     defaults = {
         "OMP_NUM_THREADS": str(threads_per_process(len(spec.devices))),
-        "GLOO_SOCKET_IFNAME": "lo",  # one machine: gradients never leave it, and gloo listens on loopback alone
+        # One machine: gradients never leave it, and both listen on loopback alone.
+        "GLOO_SOCKET_IFNAME": "lo",
+        "NCCL_SOCKET_IFNAME": "lo",
+        **gpu_defaults(os.environ),
     }
-    return wanted | {name: value for name, value in defaults.items() if name not in os.environ}
+    common = wanted | {name: value for name, value in defaults.items() if name not in os.environ}
+    visible = os.environ.get(VISIBLE)
+    return [common | ({} if device == "cpu" else {VISIBLE: own_gpu(device, visible)}) for device in spec.devices]
 
 
 def raise_cause(failures: dict[int, RankFailure], *, ranks: int, stopped: bool) -> None:

@@ -19,9 +19,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llm_tuning.core.files import write_json
 from llm_tuning.core.stopping import raise_if_stopped, stop_on_signals, stop_requested
-from llm_tuning.errors import EXIT_INPUT, EXIT_TRY_AGAIN, InputError, Problem, TryAgain
+from llm_tuning.errors import EXIT_INPUT, EXIT_TRY_AGAIN, InputError, TryAgain
 from llm_tuning.modes import MODES
-from llm_tuning.run.devices import DEFAULT_DEVICES, gpu_required
 from llm_tuning.run.spec import TRACKING_URI_VARIABLE, RunSpec, read_run_spec
 
 if TYPE_CHECKING:
@@ -32,6 +31,9 @@ log = logging.getLogger(__name__)
 PARENT_VARIABLE = "LLM_TUNING_PARENT"
 """Process id of the one that a rank must not outlive: run.json, checkpoints and the lock are that one's."""
 
+RENDEZVOUS_VARIABLE = "LLM_TUNING_RENDEZVOUS"
+"""The file by which the ranks of a run find each other."""
+
 PR_SET_PDEATHSIG = 1
 
 
@@ -41,6 +43,7 @@ class Place(NamedTuple):
     rank: int = 0
     local_rank: int = 0
     world: int = 1
+    rendezvous: Path = Path()
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,8 @@ def run_rank(spec: RunSpec, place: Place) -> None:
 
 def _train(spec: RunSpec, place: Place, reporter: Reporter) -> str:
     """Run the recipe as this rank and return the device it ran on."""
+    from llm_tuning.trainers.gpu import usable_device
+
     device = usable_device(spec.devices, place.local_rank)
     raise_if_stopped("before the first step")
     from llm_tuning.run.context import TrainRun
@@ -78,34 +83,9 @@ def _train(spec: RunSpec, place: Place, reporter: Reporter) -> str:
 
     run = TrainRun(spec, device=device, rank=place.rank, world=place.world, reporter=reporter)
     recipe = importlib.import_module(MODES[spec.config.mode].recipe)
-    with process_group(spec.work / "rendezvous", rank=run.rank, world=run.world, device=device):
+    with process_group(place.rendezvous, rank=run.rank, world=run.world, device=device):
         recipe.train(run)
     return device
-
-
-def usable_device(devices: list[str], local_rank: int) -> str:
-    """Return this rank's device after checking that it is there; the default falls back to the CPU, with one warning.
-
-    Raises InputError for a GPU number that this machine does not have, TryAgain where it has no CUDA at all.
-    """
-    device = devices[local_rank]
-    if device == "cpu":
-        return device
-    import torch
-
-    if torch.cuda.is_available():
-        index, count = int(device.removeprefix("cuda:")), torch.cuda.device_count()
-        if index >= count:
-            have = "1 GPU: 0" if count == 1 else f"{count} GPUs: 0 to {count - 1}"
-            raise InputError(Problem("devices", f"there is no GPU {index}", f"this machine has {have}"))
-        return device
-    if devices == DEFAULT_DEVICES and not gpu_required():
-        log.warning("no CUDA on this machine: training on the CPU (devices cpu is how to mean it)")
-        return "cpu"
-    raise TryAgain(
-        "GPUUnavailable",
-        f"devices {', '.join(devices)} were asked for but torch sees no CUDA; check the driver, or {{set:devices=cpu}}",
-    )
 
 
 def main(work: Path) -> int:
@@ -116,7 +96,8 @@ def main(work: Path) -> int:
     set_up_logging(debug=debug)
     if not debug:
         quiet_libraries()
-    place = Place(*(int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")))
+    rank, local_rank, world = (int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
+    place = Place(rank, local_rank, world, Path(os.environ[RENDEZVOUS_VARIABLE]))
     with stop_on_signals():
         end_with_parent(int(os.environ[PARENT_VARIABLE]))
         try:

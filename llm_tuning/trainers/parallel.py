@@ -42,14 +42,14 @@ POLL_SECONDS = 0.1
 def run_ranks(
     arguments: list[str],
     *,
-    ranks: int,
-    environment: dict[str, str],
+    environments: list[dict[str, str]],
     error_file: Callable[[int], Path],
     stop: Callable[[], bool],
 ) -> dict[int, RankFailure]:
     """Run `python ARGUMENTS` once a rank, to its end; returns the ranks that failed, those seen to fail first in front.
 
-    Each rank finds its place in RANK, LOCAL_RANK and WORLD_SIZE, and leaves what went wrong in its `error_file`, whose
+    There is a rank for each of `environments`, which are laid over this process's own. It finds its place in RANK,
+    LOCAL_RANK and WORLD_SIZE, and leaves what went wrong in its `error_file`, whose
     path is in TORCHELASTIC_ERROR_FILE. When one fails, the agent sends SIGTERM to the others, and SIGKILL to those
     that have not ended 30 s later. `stop` is polled: once it is true, every rank gets a SIGTERM.
 
@@ -57,14 +57,14 @@ def run_ranks(
     """
     spec = WorkerSpec(
         role="trainer",
-        local_world_size=ranks,
+        local_world_size=len(environments),
         rdzv_handler=_OneNode(),
         entrypoint=sys.executable,
         args=tuple(argument.replace("$", "$$") for argument in arguments),  # the agent fills in ${local_rank}
         max_restarts=0,  # a run continues from its checkpoint, by the next start: never two generations of ranks
         monitor_interval=POLL_SECONDS,
     )
-    agent = LocalElasticAgent(spec, _RankFiles(environment, error_file))
+    agent = LocalElasticAgent(spec, _RankFiles(environments, error_file))
     with _quiet_agent(), ThreadPoolExecutor(1, "torchrun") as thread:
         ended = thread.submit(agent.run)
         try:
@@ -131,11 +131,11 @@ class _OneNode(RendezvousHandler):
 
 
 class _RankFiles(LogsSpecs):
-    """Ranks write where this process does; `environment` is for them alone, so it never enters this process's own."""
+    """Ranks write where this process does; `environments` are for them alone and never enter this process's own."""
 
-    def __init__(self, environment: dict[str, str], error_file: Callable[[int], Path]) -> None:
+    def __init__(self, environments: list[dict[str, str]], error_file: Callable[[int], Path]) -> None:
         super().__init__()
-        self._environment, self._error_file = environment, error_file
+        self._environments, self._error_file = environments, error_file
 
     @property
     def root_log_dir(self) -> str:
@@ -144,7 +144,7 @@ class _RankFiles(LogsSpecs):
     def reify(self, envs: dict[int, dict[str, str]]) -> LogsDest:
         errors = {local: str(self._error_file(int(env["RANK"]))) for local, env in envs.items()}
         for local, env in envs.items():
-            env.update(self._environment | {"TORCHELASTIC_ERROR_FILE": errors[local]})
+            env.update(self._environments[int(env["RANK"])] | {"TORCHELASTIC_ERROR_FILE": errors[local]})
         ours = dict.fromkeys(envs, "")
         return LogsDest(stdouts=ours, stderrs=ours, error_files=errors)
 
@@ -167,7 +167,8 @@ def _quiet_agent() -> Iterator[None]:
 def process_group(rendezvous: Path, *, rank: int, world: int, device: str) -> Iterator[None]:
     """Join the run's process group while the block runs: gloo on the CPU, NCCL on GPUs; nothing with one process.
 
-    `rendezvous` is a file on the run's folder: no port that another job may hold.
+    `rendezvous` is a file on a local disk: no port that another job may hold. NCCL connects the GPUs here and not at
+    the first collective, so that what keeps it from that ends the run before a model is loaded: TryAgain.
     """
     if world == 1:
         yield
@@ -175,13 +176,18 @@ def process_group(rendezvous: Path, *, rank: int, world: int, device: str) -> It
     cuda = device.startswith("cuda")
     if cuda:
         torch.cuda.set_device(device)
-    dist.init_process_group(
-        "nccl" if cuda else "gloo",
-        init_method=f"file://{rendezvous.resolve()}",
-        rank=rank,
-        world_size=world,
-        timeout=COLLECTIVE_TIMEOUT,
-    )
+    try:
+        dist.init_process_group(
+            "nccl" if cuda else "gloo",
+            init_method=f"file://{rendezvous.resolve()}",
+            rank=rank,
+            world_size=world,
+            timeout=COLLECTIVE_TIMEOUT,
+            device_id=torch.device(device) if cuda else None,
+        )
+    except dist.DistBackendError as error:  # type: ignore[attr-defined]
+        said = str(error).strip().splitlines()[-1]
+        raise TryAgain("GPUUnavailable", f"NCCL cannot connect the {world} GPUs: {said}") from error
     try:
         yield
     finally:

@@ -7,12 +7,17 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from llm_tuning.run.rank import RankFailure
+from tests.support.train_run import make_run
 
 WORKER = "llm_tuning.run.rank"
 LOOPBACK = "0100007F"
@@ -147,6 +152,51 @@ def test_run_tuning_in_a_script_gives_the_curve_of_one_process_with_the_double_b
     assert one.returncode == 0, one.stderr
     assert len(losses(two)) == 16
     assert losses(two) == pytest.approx(losses(Path("models/one")), abs=1e-5)
+
+
+WHAT_A_RANK_SEES = """
+import json, os, sys
+from pathlib import Path
+from llm_tuning.trainers.parallel import gather_objects, process_group
+
+rank = int(os.environ["RANK"])
+with process_group(Path(os.environ["LLM_TUNING_RENDEZVOUS"]), rank=rank, world=2, device="cpu"):
+    seen = gather_objects(dict(os.environ))
+if rank == 0:
+    print(json.dumps(seen), file=Path(sys.argv[1]).open("w"))
+"""
+
+
+def test_each_rank_sees_its_own_card_alone_and_meets_the_others_on_a_local_disk(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Real processes, joined by gloo as this machine has no GPU; the first two of three visible cards are asked for."""
+    from llm_tuning.run import launch
+    from llm_tuning.trainers import gpu, parallel
+
+    run = make_run(tmp_path / "claim/models/.work/m", tmp_path, devices=["cuda:2", "cuda:0"])
+    run.work.mkdir(parents=True)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-8932f937,MIG-fae9f4ac")
+    monkeypatch.delenv("NCCL_SOCKET_IFNAME", raising=False)
+    monkeypatch.setattr(gpu.torch.cuda, "device_count", lambda: 3)
+    started = parallel.run_ranks
+    Path("seen.py").write_text(WHAT_A_RANK_SEES)
+
+    def run_ranks(_arguments: list[str], **options: Any) -> dict[int, RankFailure]:
+        return started(["seen.py", "seen.json"], **options)
+
+    monkeypatch.setattr(parallel, "run_ranks", run_ranks)
+    launch.launch(run.spec)
+    first, second = json.loads(Path("seen.json").read_text())
+    assert (first["CUDA_VISIBLE_DEVICES"], second["CUDA_VISIBLE_DEVICES"]) == ("MIG-fae9f4ac", "4")
+    for rank in (first, second):
+        assert rank["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+        assert rank["GLOO_SOCKET_IFNAME"] == rank["NCCL_SOCKET_IFNAME"] == "lo"
+        rendezvous = Path(rank["LLM_TUNING_RENDEZVOUS"])
+        assert rendezvous.is_relative_to(tempfile.gettempdir())
+        assert not rendezvous.is_relative_to(run.work)
+        assert not rendezvous.parent.exists()  # it goes with the run
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "4,GPU-8932f937,MIG-fae9f4ac"
 
 
 def test_a_killed_rank_is_named_a_stop_ends_all_with_75_and_the_next_start_goes_on(

@@ -11,8 +11,6 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from llm_tuning.data.token_rows import TokenRows, TokenRowsWriter
-from llm_tuning.errors import InputError, TryAgain
-from llm_tuning.run.rank import usable_device
 from llm_tuning.trainers.evaluate import Measured, evaluate_policy
 from llm_tuning.trainers.micro_batches import MicroBatches
 from llm_tuning.trainers.policy import Policy
@@ -106,25 +104,3 @@ def test_whole_rows_are_probed_before_cut_ones_and_at_most_32() -> None:
     lengths = np.array([MAX_PROBE_TOKENS + 1, 10, MAX_PROBE_TOKENS, 400, 5], dtype=np.int32)
     assert choose_probes(lengths, np.array([0, 3, 1, 2])) == [1, 2, 0, 3]
     assert len(choose_probes(np.full(100, 9, dtype=np.int32), np.arange(100))) == MAX_PROBES
-
-
-@pytest.mark.parametrize(("gpus", "have"), [(1, "1 GPU: 0"), (4, "4 GPUs: 0 to 3")])
-def test_a_gpu_that_is_not_there_is_refused_with_those_that_are(
-    monkeypatch: pytest.MonkeyPatch, gpus: int, have: str
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    assert usable_device([f"cuda:{gpus - 1}"], 0) == f"cuda:{gpus - 1}"
-    with pytest.raises(InputError, match=f"devices: there is no GPU 7; this machine has {have}$"):
-        usable_device(["cuda:7"], 0)
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without CUDA")
-def test_only_the_default_device_falls_back_to_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert usable_device(["cuda:0"], 0) == "cpu"
-    with pytest.raises(TryAgain, match="torch sees no CUDA") as caught:
-        usable_device(["cuda:0", "cuda:1"], 1)
-    assert caught.value.reason == "GPUUnavailable"
-    monkeypatch.setenv("LLM_TUNING_REQUIRE_GPU", "1")  # what a pod that was given GPUs has
-    with pytest.raises(TryAgain, match="torch sees no CUDA"):
-        usable_device(["cuda:0"], 0)
