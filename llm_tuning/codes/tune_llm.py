@@ -9,6 +9,7 @@ It stays torch-free until a run really starts, so that help, refusals and small 
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -142,7 +143,10 @@ def _run(arguments: Sequence[str]) -> int:
         quiet_libraries()
     built = build(given, config=config)
     from llm_tuning.cli import report
+    from llm_tuning.run.devices import gpu_defaults
     from llm_tuning.run.tune import tune
+
+    os.environ.update(gpu_defaults(os.environ))  # this process is the run's own; run_tuning's caller keeps its own
 
     model_id = tune(*built)
     report.print_result(Path(built[1].output_dir), model_id)

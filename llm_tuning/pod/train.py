@@ -11,6 +11,7 @@ from llm_tuning.models.registry import Registry
 from llm_tuning.pod.contract import TrainResult
 from llm_tuning.pod.job import PodJob
 from llm_tuning.pod.outcome import result_of
+from llm_tuning.run.devices import gpu_defaults
 
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
@@ -23,6 +24,7 @@ def run(job: PodJob) -> TrainResult:
     if given.spec.model.adapter is not None and given.start_model_id is None:
         raise InputError(Problem("startModelId", "is missing though the spec has a start adapter"))
     quiet_libraries()
+    os.environ.update(gpu_defaults(os.environ))
     config, options = job.config(), job.options()
     job.make_models_folder()
     _use_the_pods_cpus(processes=len(options.devices.split(",")))

@@ -272,7 +272,7 @@ def _arguments(run: TrainRun, *, total: int) -> TrainingArguments:
         max_grad_norm=spec.max_grad_norm,
         seed=spec.seed,
         bf16=False,  # autocast is Policy's; accelerate's would copy every output to fp32
-        use_cpu=run.device == "cpu",
+        use_cpu=True,  # else it takes the first GPU, opening a context there, and all visible ones for nn.DataParallel
         save_strategy="no",
         eval_strategy="no",
         logging_strategy="no",
@@ -281,11 +281,7 @@ def _arguments(run: TrainRun, *, total: int) -> TrainingArguments:
         log_level="error",
         log_level_replica="error",
     )
-    if run.device != "cpu":
-        # TrainingArguments would take the first GPU, and all visible ones for nn.DataParallel.
-        torch.cuda.set_device(run.device)
-        arguments.__dict__["_setup_devices"] = torch.device(run.device)
-        arguments._n_gpu = 1
+    arguments.__dict__["_setup_devices"] = torch.device(run.device)
     return arguments
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,6 +54,7 @@ def load_base_model(
     `quantization` "4bit" is bitsandbytes' NF4 with double quantisation, as in the QLoRA paper (arXiv 2305.14314); its
     products are computed in `dtype`. Without `attn_implementation` transformers chooses: sdpa where the architecture
     has it.
+    A GPU gets the weights tensor by tensor, read, cast and copied: host memory holds one of them at a time.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
@@ -60,6 +62,7 @@ def load_base_model(
     options: dict[str, Any] = {}
     if quantization == "4bit":
         options["quantization_config"] = _four_bit(dtype)
+    if quantization == "4bit" or device.startswith("cuda"):
         options["device_map"] = {"": device}
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
@@ -78,6 +81,10 @@ def load_base_model(
     except (ValueError, OSError, SafetensorError) as error:
         first_sentence = str(error).strip().split("\n")[0][:300]
         raise InputError(Problem("model.path", f"{base} cannot be loaded: {first_sentence}")) from None
+    except RuntimeError as error:
+        if (said := _while_converting(error)) is None:
+            raise
+        raise RuntimeError(f"{base} cannot be loaded: {said}") from error
     # transformers would continue with random numbers in their place
     unusable = sorted(found["missing_keys"]) + sorted(key for key, *_ in found["mismatched_keys"])
     if unusable:
@@ -88,8 +95,20 @@ def load_base_model(
     model.config.use_cache = False
     if quantization == "4bit":
         _keep_differentiable(model)
-        return model
-    return model.to(device)
+    return model
+
+
+def _while_converting(error: RuntimeError) -> str | None:
+    """Return what went wrong as transformers merged or quantised weights while loading; None where nothing did.
+
+    It catches any error there, memory that runs out among them, and raises one that points to a report in its log.
+    """
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        errors = getattr(frame.f_locals.get("loading_info"), "conversion_errors", None)
+        if errors:
+            first: str = next(iter(errors.values()))
+            return first.rpartition("\nError")[0].splitlines()[-1]
+    return None
 
 
 @contextmanager
@@ -172,7 +191,8 @@ def attach_lora(
         ) from None
     _refuse_embeddings(peft_model)
     if start_adapter is not None:
-        peft_model.load_adapter(str(start_adapter), adapter_name=START, is_trainable=False)
+        # Read to the CPU: PEFT would read it to CUDA wherever torch sees a GPU, also in a run on the CPU.
+        peft_model.load_adapter(str(start_adapter), adapter_name=START, is_trainable=False, torch_device="cpu")
         weights = load_peft_weights(str(start_adapter), device="cpu")
         result = set_peft_model_state_dict(peft_model, weights, adapter_name=TRAINED)
         if result.unexpected_keys:

@@ -13,7 +13,9 @@ import torch.distributed as dist
 
 from llm_tuning.errors import InputError, TryAgain
 from llm_tuning.trainers.gpu import check_visible, runs_on, usable_device, why_no_cuda
+from llm_tuning.trainers.loop import _arguments
 from llm_tuning.trainers.parallel import process_group
+from tests.support.train_run import make_run
 
 TOO_OLD = (
     "The NVIDIA driver on your system is too old (found version 12020). Please update your GPU driver by downloading "
@@ -148,6 +150,16 @@ def test_a_rank_of_several_has_its_card_alone(cards: Callable[..., list[str]]) -
     opened = cards(1)
     assert usable_device(["cuda:2", "cuda:5"], 1) == "cuda:0"
     assert set(opened) == {"cuda:0"}
+
+
+@pytest.mark.parametrize("device", ["cuda:3", "cuda:0", "cpu"])
+def test_trainer_opens_no_context_on_the_first_gpu(
+    cards: Callable[..., list[str]], tmp_path: Path, device: str
+) -> None:
+    opened = cards(4)
+    arguments = _arguments(make_run(tmp_path, tmp_path, device=device), total=10)
+    assert opened == []
+    assert (arguments.device, arguments.n_gpu) == (torch.device(device), 0)  # 0: it looks after none
 
 
 # A card that cannot be used

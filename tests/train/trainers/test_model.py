@@ -8,11 +8,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import PeftModel, peft_model
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, Qwen3MoeConfig
+from transformers.core_model_loading import MergeModulelist
 
 from llm_tuning.errors import InputError
 from llm_tuning.trainers.model import (
@@ -69,6 +72,71 @@ def test_a_base_comes_frozen_in_the_dtype_asked_for(tiny_base: Path) -> None:
     model = load(tiny_base, torch.bfloat16)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_gpu_gets_the_base_tensor_by_tensor_and_the_host_no_copy(
+    tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The CPU stands in for the GPU in the map, so transformers' own way of loading by a map is taken."""
+    plain = load(tiny_base, torch.bfloat16).state_dict()
+    read, maps = AutoModelForCausalLM.from_pretrained, []
+
+    def from_pretrained(base: Path, **options: Any) -> Any:
+        maps.append(options["device_map"])
+        return read(base, **options | {"device_map": {"": "cpu"}})
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", from_pretrained)
+    monkeypatch.setattr(torch.nn.Module, "to", lambda *_: pytest.fail("the whole model is moved"))
+    model = load_base_model(tiny_base, device="cuda:3", dtype=torch.bfloat16)
+    assert maps == [{"": "cuda:3"}]
+    loaded = model.state_dict()
+    assert loaded.keys() == plain.keys()
+    assert all(torch.equal(loaded[name], plain[name]) for name in plain)
+    assert not hasattr(model, "hf_device_map")  # else accelerate refuses to train it
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), ValueError("odd")]
+)
+def test_what_goes_wrong_in_a_conversion_of_weights_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """transformers merges the experts as it loads, keeps the error of that to itself and points to its log."""
+    config = Qwen3MoeConfig(
+        vocab_size=64,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        moe_intermediate_size=16,
+        num_experts=4,
+        num_experts_per_tok=2,
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    load(tmp_path)
+
+    def merge(*_: Any, **__: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(MergeModulelist, "convert", merge)
+    with pytest.raises(RuntimeError, match=f" cannot be loaded: {error}$"):
+        load(tmp_path)
+
+
+def test_a_start_adapter_is_read_to_the_cpu_where_peft_would_take_the_first_gpu(
+    tiny_base: Path, start_adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, devices = peft_model.load_peft_weights, []
+
+    def load_peft_weights(folder: str, device: str | None = None, **options: Any) -> Any:
+        devices.append(device)
+        return read(folder, device="cpu", **options)
+
+    monkeypatch.setattr(peft_model, "load_peft_weights", load_peft_weights)
+    monkeypatch.setattr(peft_model, "infer_device", lambda: "cuda")
+    attach(tiny_base, start=start_adapter)
+    assert devices == ["cpu"]
 
 
 def copy_of(base: Path, to: Path) -> Path:
