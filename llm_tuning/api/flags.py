@@ -142,7 +142,7 @@ class FlagWords:
 
     def setting(self, path: str, value: str) -> str:
         """Return how a setting is given: `use --devices cpu`."""
-        return f"use {self.field(path)} {value}"
+        return f"use {self.field(path)}" if value == "true" else f"use {self.field(path)} {value}"
 
     def command(self, name: str) -> str:
         """Return the command as one types it."""

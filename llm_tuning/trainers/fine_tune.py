@@ -17,7 +17,7 @@ from llm_tuning.run.context import TrainRun
 from llm_tuning.trainers.evaluate import evaluate_run
 from llm_tuning.trainers.hardware import hardware_of
 from llm_tuning.trainers.loop import fit
-from llm_tuning.trainers.memory import out_of_memory_explained
+from llm_tuning.trainers.memory import Stage, gpu_errors_explained
 from llm_tuning.trainers.model import (
     attach_lora,
     checkpoint_gradients,
@@ -43,8 +43,9 @@ def fine_tune(run: TrainRun, mode: type[Recipe]) -> None:
     training = run.config.training
     raise_if_stopped("before the first step")
     quiet = warnings.catch_warnings(action="ignore", category=FutureWarning)  # what peft and trl still call
-    with quiet, out_of_memory_explained(training, run.device, run.tokens_per_pass):
-        policy = load_policy(run, mode)
+    with quiet, gpu_errors_explained(run, Stage.TRAINING):
+        with gpu_errors_explained(run, Stage.LOADING):
+            policy = load_policy(run, mode)
         rows = TokenRows.open(run.rows)
         training_rows, held_out = rows.hold_out(training.eval_fraction, training.seed)
         task = Task.of(run, policy, rows, training_rows, held_out)
@@ -54,14 +55,16 @@ def fine_tune(run: TrainRun, mode: type[Recipe]) -> None:
             fit(task, recipe)
 
             run.reporter.stage("evaluating")
-            evaluate_run(run, policy, task.batches, held_out, recipe.scores)
+            with gpu_errors_explained(run, Stage.EVALUATION):
+                evaluate_run(run, policy, task.batches, held_out, recipe.scores)
             stop_together("after the evaluation", run.device)
             hardware = hardware_of(run, policy.dtype)
             if run.is_main:
                 run.reporter.stage("saving")
                 template = load_chat_template(run.base).text
                 save_adapter(policy.model, run.base, run.stage, base_name=str(run.base), chat_template=template)
-                write_parity(run, policy, rows, held_out=held_out, training=training_rows)
+                with gpu_errors_explained(run, Stage.PROBES):
+                    write_parity(run, policy, rows, held_out=held_out, training=training_rows)
                 write_json(run.work / HARDWARE, hardware)
                 summary = recipe.summary()
                 if summary is not None:

@@ -41,6 +41,7 @@ from llm_tuning.models.layout import ADAPTER_WEIGHTS
 from llm_tuning.models.metrics_file import STEP_OPERATIONS
 from llm_tuning.run.checkpoints import latest_checkpoint, save_checkpoint
 from llm_tuning.run.context import TrainRun
+from llm_tuning.trainers.memory import Stage, gpu_errors_explained
 from llm_tuning.trainers.micro_batches import MicroBatch
 from llm_tuning.trainers.model import TRAINED, adapter_weights
 from llm_tuning.trainers.parallel import all_reduce_sum, any_rank, gather_objects, sum_gradients
@@ -71,7 +72,8 @@ def fit(task: Task, recipe: Recipe) -> None:
     if done < total and any_rank(stop_requested(), run.device):
         raise TryAgain("Stopped", f"stopped before step {done + 1} on request; the same command resumes")
     if done > 0 and recipe.is_due(done):  # a checkpoint is of the moment before its evaluation
-        recipe.evaluate(done)
+        with gpu_errors_explained(run, Stage.EVALUATION):
+            recipe.evaluate(done)
     if done < total and not recipe.stopped_early:
         Loop(task, recipe).train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
@@ -208,7 +210,8 @@ class Loop(_BaseTrainer):
                 "resumes",
             )
         if evaluate:
-            self.recipe.evaluate(step)
+            with gpu_errors_explained(self.run, Stage.EVALUATION):
+                self.recipe.evaluate(step)
             self.control.should_training_stop |= self.recipe.stopped_early is not None
 
     # Checkpoints: all that decides the rest of the run, under the names that Trainer's own resume reads.

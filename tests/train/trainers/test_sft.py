@@ -26,7 +26,6 @@ from llm_tuning.errors import InputError, TryAgain
 from llm_tuning.run.checkpoints import latest_checkpoint
 from llm_tuning.trainers import sft
 from llm_tuning.trainers.batching import StepBatches
-from llm_tuning.trainers.memory import out_of_memory_explained
 from llm_tuning.trainers.model import load_base_model
 from tests.support.rows import write_rows
 from tests.support.train_run import KeepingReporter, make_run
@@ -295,23 +294,6 @@ def test_a_loss_that_is_not_a_number_ends_the_run_before_it_reaches_the_weights(
         tune(tmp_path / "run", broken)
     assert latest_checkpoint(tmp_path / "run/checkpoints") is None
     assert not (tmp_path / "run/stage").exists()
-
-
-def test_a_gpu_out_of_memory_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch's error stands in for a full GPU, which this machine cannot show."""
-    training = TuningConfig.parse(
-        {"model": {"path": "b"}, "dataset": {"path": "d"}, "training": {"max_tokens_per_pass": 4096}}
-    ).training
-
-    class Properties:
-        total_memory = 24 * 2**30
-
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _device: Properties)
-    with (
-        pytest.raises(InputError, match=r"is 4096, .* 24 GiB .* set training\.maxTokensPerPass below 4096 or training"),
-        out_of_memory_explained(training, "cuda:0", 4096),
-    ):
-        raise torch.OutOfMemoryError("CUDA out of memory")
 
 
 # Two processes

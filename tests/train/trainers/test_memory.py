@@ -1,0 +1,192 @@
+"""A GPU that fails during a run. Real runs on the CPU, in which torch's error is raised where a GPU would raise it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from llm_tuning.api.flags import FLAG_WORDS
+from llm_tuning.errors import InputError, TryAgain
+from llm_tuning.pod.wording import message_of
+from llm_tuning.trainers import probes, sft
+from llm_tuning.trainers.memory import Memory, Stage, gpu_errors_explained
+from llm_tuning.trainers.policy import Policy
+from tests.support.rows import write_rows
+from tests.support.train_run import make_run
+
+GIB = 1 << 30
+NO_ROOM = torch.OutOfMemoryError(
+    "CUDA out of memory. Tried to allocate 1.50 GiB. GPU 0 has a total capacity of 24.00 GiB of which 1.00 GiB is free."
+)
+
+
+def card(monkeypatch: pytest.MonkeyPatch, *, free: float, reserved: float, total: float = 24) -> None:
+    """A card's memory as torch would report it, in GiB."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (int(free * GIB), int(total * GIB)))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _device: int(reserved * GIB))
+
+
+def fail(error: Exception) -> Any:
+    def raise_it(*_: Any, **__: Any) -> Any:
+        raise error
+
+    return raise_it
+
+
+TOKENS, QUANTIZATION = "training.maxTokensPerPass: is 512, with which ", "model.quantization: is none, with which "
+OF_ROWS = "set max_tokens_per_pass to 256{}; a row longer than a pass is limited by max_length alone"
+OF_BASE = "set quantization to 4bit or use a GPU with more memory or a smaller base"
+
+
+class Point(NamedTuple):
+    """Where memory runs out in a run with these settings, and what is said of it."""
+
+    at: tuple[Any, str]
+    stage: str
+    field: str
+    fix: str
+    training: dict[str, Any] = {}  # noqa: RUF012 - never changed
+
+
+POINTS = {
+    "loading": Point((AutoModelForCausalLM, "from_pretrained"), "while loading the base", QUANTIZATION, OF_BASE),
+    "training": Point(
+        (Policy, "logprobs"), "in training", TOKENS, OF_ROWS.format(" or set gradient_checkpointing to true")
+    ),
+    "checkpointed": Point(
+        (Policy, "logprobs"), "in training", TOKENS, OF_ROWS.format(""), {"gradient_checkpointing": True}
+    ),
+    "evaluation on the way": Point((Policy, "score"), "in evaluation", TOKENS, OF_ROWS.format(""), {"eval_steps": 1}),
+    "last evaluation": Point((Policy, "score"), "in evaluation", TOKENS, OF_ROWS.format(""), {"max_steps": 1}),
+    "probes": Point((probes, "pad"), "while scoring the probes", QUANTIZATION, OF_BASE),
+}
+
+
+@pytest.mark.parametrize("point", POINTS.values(), ids=POINTS)
+def test_memory_that_ran_out_names_the_stage_what_held_it_and_the_field_that_helps(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: Point
+) -> None:
+    write_rows(tmp_path / "rows", [8, 9, 10, 11] * 5)
+    settings = {"batch_size": 4, "max_steps": 2, "max_tokens_per_pass": 512} | point.training
+    run = make_run(tmp_path, tiny_base, devices=["cuda:3"], training=settings)
+    card(monkeypatch, free=1, reserved=22)
+    monkeypatch.setattr(*point.at, fail(NO_ROOM))
+    with pytest.raises(InputError) as caught:
+        sft.train(run)
+    held = "(24.0 GiB, of which this run held 23.0 GiB; 1.5 GiB more was wanted)"
+    assert str(caught.value) == f"{point.field}GPU 3 ran out of memory {point.stage} {held}; {point.fix}"
+    assert not (tmp_path / "stage/parity.json").exists()
+
+
+def test_a_base_that_takes_most_of_the_card_is_told_of_4_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    card(monkeypatch, free=1, reserved=22)
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        file.truncate(14 * GIB)  # a hole, not bytes
+    run = make_run(tmp_path / "work", tmp_path, devices=["cuda:0"], training={"gradient_checkpointing": True})
+    with pytest.raises(InputError) as caught, gpu_errors_explained(run, Stage.TRAINING):
+        raise NO_ROOM
+    (problem,) = caught.value.problems
+    flags = problem.in_words(FLAG_WORDS).fix
+    assert flags.startswith("use --max_tokens_per_pass 1024 or use --quantization 4bit; a row longer than a pass")
+    assert message_of(caught.value, None) == (
+        "spec.training.maxTokensPerPass: is 2048, with which GPU 0 ran out of memory in training (24.0 GiB, of which "
+        "this run held 23.0 GiB; 1.5 GiB more was wanted); set spec.training.maxTokensPerPass to 1024 or set "
+        "spec.model.quantization to 4bit; a row longer than a pass is limited by spec.training.maxLength alone"
+    )
+
+
+def test_memory_that_others_hold_is_tried_again(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_rows(tmp_path / "rows", [8, 9, 10, 11] * 5)
+    card(monkeypatch, free=1, reserved=10)
+    monkeypatch.setattr(Policy, "logprobs", fail(NO_ROOM))
+    with pytest.raises(TryAgain) as caught:
+        sft.train(make_run(tmp_path, tiny_base, devices=["cuda:0"]))
+    assert caught.value.reason == "GPUUnavailable"
+    assert str(caught.value) == (
+        "GPU 0 ran out of memory in training (24.0 GiB, of which this run held 11.0 GiB and other processes 12.0 GiB; "
+        "1.5 GiB more was wanted): they have to end, or the run needs another GPU"
+    )
+
+
+@pytest.mark.parametrize(
+    ("own", "others", "wanted", "passing"),
+    [
+        (22, 1, 0.5, True),
+        (22, 1, 3, False),  # not even alone on the card
+        (23, 0, 1.5, False),
+        (1, 22, 0, True),
+    ],
+)
+def test_only_what_fits_on_the_card_alone_is_tried_again(
+    own: float, others: float, wanted: float, passing: bool
+) -> None:
+    assert Memory(24 * GIB, int(own * GIB), int(others * GIB), int(wanted * GIB)).is_passing is passing
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
+        "CUDA driver error: out of memory",
+        "NCCL error in: x.cpp:77, unhandled cuda error\nncclUnhandledCudaError: Call to CUDA function failed.\n"
+        "Last error:\nCuda failure 2 'out of memory'",
+        "NCCL error in: x.cpp:77\nLast error:\nFailed to CUDA calloc async 608 bytes",
+        "base/m cannot be loaded: CUDA out of memory. Tried to allocate 2.00 GiB.",
+    ],
+)
+def test_other_libraries_run_out_of_the_same_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+    run = make_run(tmp_path, tmp_path, devices=["cuda:0", "cuda:1"], rank=1, world=2)
+    card(monkeypatch, free=0.1, reserved=21.9)  # 2 GiB are what torch does not count of a rank
+    with (
+        pytest.raises(InputError, match="GPU 1 ran out of memory in evaluation"),
+        gpu_errors_explained(run, Stage.EVALUATION),
+    ):
+        raise RuntimeError(said)
+    card(monkeypatch, free=0.1, reserved=5)
+    with pytest.raises(TryAgain, match="other processes"), gpu_errors_explained(run, Stage.EVALUATION):
+        raise RuntimeError(said)
+
+
+def test_a_card_that_does_not_answer_any_more_still_has_its_sentence(tmp_path: Path) -> None:
+    run = make_run(tmp_path, tmp_path, devices=["cuda:0"])
+    with (
+        pytest.raises(InputError, match=r"GPU 0 ran out of memory in training; set"),
+        gpu_errors_explained(run, Stage.TRAINING),
+    ):
+        raise NO_ROOM
+
+
+@pytest.mark.parametrize(
+    ("code", "said"), [(214, "uncorrectable ECC error encountered"), (999, "unknown error"), (46, "busy")]
+)
+def test_a_card_that_fails_on_the_way_is_tried_again(tmp_path: Path, code: int, said: str) -> None:
+    error = torch.AcceleratorError(f"CUDA error: {said}\nSearch for ...")
+    error.error_code = code  # as torch sets it
+    run = make_run(tmp_path, tmp_path, devices=["cuda:0"])
+    with pytest.raises(TryAgain) as caught, gpu_errors_explained(run, Stage.TRAINING):
+        raise error
+    assert caught.value.reason == "GPUUnavailable"
+    assert str(caught.value) == f"GPU 0 failed in training: CUDA error: {said}"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        TryAgain("Stopped", "stopped on request"),
+        torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
+        RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
+        ValueError("CUDA out of memory, says a row of the data set"),
+    ],
+)
+def test_other_errors_stay_what_they_are(tmp_path: Path, error: Exception) -> None:
+    run = make_run(tmp_path, tmp_path, devices=["cuda:0"])
+    with pytest.raises(type(error)) as caught, gpu_errors_explained(run, Stage.TRAINING):
+        raise error
+    assert caught.value is error
