@@ -21,6 +21,8 @@ from llm_tuning.pod.report import ModelNotFound
 from llm_tuning.run.checks import ADAPTER, BASE, DATASET, OUTPUT, TRACKING
 
 _CLAIM = "volume.claimName"
+_OWN = {"model_id": "metadata.name", "output_dir": f"spec.{_CLAIM}", "devices": "spec.resources.gpus"}
+"""What a TuningJob has in the place of a run's options."""
 _FULL_BYTES = 1 << 20
 _OUTPUT_FIX = f"give a claim that user {os.getuid()} may write to and that has room"
 
@@ -30,8 +32,7 @@ class SpecWords:
 
     def field(self, path: str) -> str:
         """Return a field's path in the spec: `spec.training.maxLength`."""
-        own = {"model_id": "metadata.name", "output_dir": f"spec.{_CLAIM}"}
-        return own.get(path) or "spec." + ".".join(map(to_camel, path.split(".")))
+        return _OWN.get(path) or "spec." + ".".join(map(to_camel, path.split(".")))
 
     def setting(self, path: str, value: str) -> str:
         """Return how a field is set: `set spec.lora.rank to 8`; the pod's devices are its GPUs."""
@@ -101,6 +102,8 @@ def _in_spec_word(problem: Problem, job: PodJob | None) -> Problem:
         field = "model.adapter.tuningJob" if job.input.spec.model.adapter.tuning_job else ADAPTER
     if field == BASE:
         where = where.removeprefix("model ")
+    if not field and where in _OWN:
+        return Problem(_OWN[where], rule, fix)
     if not field:
         return Problem(f"spec.{where}" if where and _is_field(where) else where, rule, fix)
     return Problem(f"spec.{field}" if where in ("", problem.field) else f"spec.{field}: {where}", rule, fix)

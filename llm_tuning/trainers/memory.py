@@ -78,11 +78,12 @@ def gpu_errors_explained(run: TrainRun, stage: Stage) -> Iterator[None]:
     except TryAgain:
         raise
     except RuntimeError as error:  # torch's own errors of an accelerator are of this type
-        gpu = gpus_in_words([run.spec.devices[run.rank]])
-        if getattr(error, "error_code", None) in LOST:
-            raise TryAgain(REASON, f"{gpu} failed {stage}: {first_line(error)}") from error
-        if not (isinstance(error, torch.OutOfMemoryError) or NO_ROOM.search(str(error))):
+        is_lost = getattr(error, "error_code", None) in LOST
+        if not (is_lost or isinstance(error, torch.OutOfMemoryError) or NO_ROOM.search(str(error))):
             raise
+        gpu = gpus_in_words([run.spec.devices[run.rank]])
+        if is_lost:
+            raise TryAgain(REASON, f"{gpu} failed {stage}: {first_line(error)}") from error
         memory = memory_at(error, run)
         if memory is not None and memory.is_passing:
             end = "they have to end, or the run needs another GPU"

@@ -15,6 +15,7 @@ from llm_tuning.errors import InputError, Problem
 from llm_tuning.models.layout import PRECISION
 from llm_tuning.run.checkpoints import latest_checkpoint
 from llm_tuning.run.context import TrainRun
+from llm_tuning.run.devices import gpus_in_words
 from llm_tuning.trainers.parallel import gather_objects
 
 log = logging.getLogger(__name__)
@@ -45,12 +46,14 @@ def resolve_precision(precision: str, device: str) -> str:
 def precision_of_run(run: TrainRun) -> torch.dtype:
     """Return the dtype of base weights and activations; noted in the run's folder when it begins with `auto`.
 
-    Raises InputError where a run that began in bf16 is resumed on a GPU that does not support it.
+    Raises InputError where a run that began in bf16 is resumed on a GPU that does not support it, and where `auto` is
+    another precision on one rank's GPU than on another's.
     """
     asked = run.config.training.precision
     if asked != "auto":
         return NAMES[resolve_precision(asked, run.device)]
     here = resolve_precision(asked, run.device)
+    _refuse_different(gather_objects((here, _name_of(run))))
     noted = gather_objects(_noted(run))[0]
     if noted is None:
         if run.is_main:
@@ -65,6 +68,22 @@ def precision_of_run(run: TrainRun) -> torch.dtype:
         slowly = ", which this machine has no instructions for: slower than fp32" if noted == "bf16" else ""
         log.warning("this run began in %s and continues in it%s", noted, slowly)
     return NAMES[noted]
+
+
+def _refuse_different(resolved: list[tuple[str, str]]) -> None:
+    """Raise InputError where the ranks' (precision, device) are not all of one precision."""
+    devices: dict[str, str] = {}
+    for precision, device in resolved:
+        devices.setdefault(precision, device)
+    if len(devices) > 1:
+        rule = "is auto, which is " + " but ".join(f"{precision} on {device}" for precision, device in devices.items())
+        raise InputError(Problem("training.precision", rule, "set fp32, or choose GPUs of one kind"))
+
+
+def _name_of(run: TrainRun) -> str:
+    if not run.device.startswith("cuda"):
+        return run.device
+    return f"{gpus_in_words([run.spec.devices[run.rank]])} ({torch.cuda.get_device_name(run.device)})"
 
 
 def _noted(run: TrainRun) -> str | None:

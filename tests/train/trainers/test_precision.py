@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from llm_tuning.core import stopping
-from llm_tuning.errors import TryAgain
+from llm_tuning.errors import InputError, TryAgain
 from llm_tuning.run.checkpoints import save_checkpoint
 from llm_tuning.run.context import TrainRun
-from llm_tuning.trainers import sft
+from llm_tuning.trainers import precision, sft
 from llm_tuning.trainers.precision import computes_in_bf16, precision_of_run, resolve_precision
 from tests.support.rows import write_rows
 from tests.support.train_run import KeepingReporter, make_run
@@ -65,6 +65,23 @@ def test_a_run_keeps_what_it_began_with_on_another_machine(
     with caplog.at_level(logging.WARNING):
         assert precision_of_run(run) is kept
     assert "this run began in" in caplog.text
+
+
+def test_ranks_whose_gpus_differ_are_refused_with_both_names(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As rank 1 finds it, with what rank 0 sends; torch.cuda and the collective are patched."""
+    monkeypatch.setattr(precision, "computes_in_bf16", lambda _device: False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "Tesla T4")
+    monkeypatch.setattr(precision, "gather_objects", lambda value: [("bf16", "GPU 2 (NVIDIA A10)"), value])
+    place = {"device": "cuda:0", "devices": ["cuda:2", "cuda:5"], "rank": 1, "world": 2}
+    with pytest.raises(InputError) as caught:
+        precision_of_run(make_run(tmp_path, tiny_base, training={"precision": "auto"}, **place))
+    assert str(caught.value) == (
+        "training.precision: is auto, which is bf16 on GPU 2 (NVIDIA A10) but fp32 on GPU 5 (Tesla T4); set fp32, or "
+        "choose GPUs of one kind"
+    )
+    assert not (tmp_path / "precision.json").exists()
 
 
 def test_a_run_of_the_version_before_goes_on_in_fp32_on_a_cpu(run: TrainRun, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,6 +91,13 @@ def test_every_field_that_the_library_names_is_in_the_spec_under_the_pods_word()
             "give another metadata.name",
         ),
         ("or {set:mode=sft}", "or set mode to sft", "or use --tuning_mode sft", "or set spec.mode to sft"),
+        (
+            "{set:training.gradient_checkpointing=true}",
+            "set gradient_checkpointing to true",
+            "use --gradient_checkpointing",
+            "set spec.training.gradientCheckpointing to true",
+        ),
+        ("{field:devices}", "devices", "--devices", "spec.resources.gpus"),
         ("{set:devices=cpu}", "set devices to cpu", "use --devices cpu", "set spec.resources.gpus to 0"),
         (
             "see {command:registry list}",
