@@ -16,6 +16,7 @@ from enum import StrEnum
 import torch
 
 from llm_tuning.errors import InputError, Problem, TryAgain
+from llm_tuning.models.base import inspect_base
 from llm_tuning.run.context import TrainRun
 from llm_tuning.run.devices import gpus_in_words
 from llm_tuning.trainers.gpu import REASON, first_line
@@ -125,7 +126,7 @@ def _what_to_set(run: TrainRun, stage: Stage, ran_out: str, memory: Memory | Non
 
 
 def _bytes_of_base(run: TrainRun) -> int:
-    return sum(file.stat().st_size for file in run.base.glob("*.safetensors"))
+    return sum((run.base / file).stat().st_size for file in inspect_base(run.base).weight_files)
 
 
 def _gib(size: int) -> str:

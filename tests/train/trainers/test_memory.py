@@ -82,19 +82,20 @@ def test_memory_that_ran_out_names_the_stage_what_held_it_and_the_field_that_hel
     assert not (tmp_path / "stage/parity.json").exists()
 
 
-def test_a_base_that_takes_most_of_the_card_is_told_of_4_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    card(monkeypatch, free=1, reserved=22)
-    with (tmp_path / "model.safetensors").open("wb") as file:
-        file.truncate(14 * GIB)  # a hole, not bytes
-    run = make_run(tmp_path / "work", tmp_path, devices=["cuda:0"], training={"gradient_checkpointing": True})
+def test_each_edge_has_its_fields_and_a_base_that_takes_most_of_the_card_is_told_of_4_bits(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = (tiny_base / "model.safetensors").stat().st_size / GIB
+    card(monkeypatch, total=1.5 * size, free=0.5 * size, reserved=size)
+    run = make_run(tmp_path, tiny_base, devices=["cuda:0"], training={"gradient_checkpointing": True})
     with pytest.raises(InputError) as caught, gpu_errors_explained(run, Stage.TRAINING):
         raise NO_ROOM
     (problem,) = caught.value.problems
     flags = problem.in_words(FLAG_WORDS).fix
     assert flags.startswith("use --max_tokens_per_pass 1024 or use --quantization 4bit; a row longer than a pass")
     assert message_of(caught.value, None) == (
-        "spec.training.maxTokensPerPass: is 2048, with which GPU 0 ran out of memory in training (24.0 GiB, of which "
-        "this run held 23.0 GiB; 1.5 GiB more was wanted); set spec.training.maxTokensPerPass to 1024 or set "
+        "spec.training.maxTokensPerPass: is 2048, with which GPU 0 ran out of memory in training (0.0 GiB, of which "
+        "this run held 0.0 GiB; 1.5 GiB more was wanted); set spec.training.maxTokensPerPass to 1024 or set "
         "spec.model.quantization to 4bit; a row longer than a pass is limited by spec.training.maxLength alone"
     )
 
@@ -141,8 +142,10 @@ def test_only_what_fits_on_the_card_alone_is_tried_again(
         "base/m cannot be loaded: CUDA out of memory. Tried to allocate 2.00 GiB.",
     ],
 )
-def test_other_libraries_run_out_of_the_same_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str) -> None:
-    run = make_run(tmp_path, tmp_path, devices=["cuda:0", "cuda:1"], rank=1, world=2)
+def test_other_libraries_run_out_of_the_same_memory(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    run = make_run(tmp_path, tiny_base, devices=["cuda:0", "cuda:1"], rank=1, world=2)
     card(monkeypatch, free=0.1, reserved=21.9)  # 2 GiB are what torch does not count of a rank
     with (
         pytest.raises(InputError, match="GPU 1 ran out of memory in evaluation"),
@@ -154,8 +157,8 @@ def test_other_libraries_run_out_of_the_same_memory(tmp_path: Path, monkeypatch:
         raise RuntimeError(said)
 
 
-def test_a_card_that_does_not_answer_any_more_still_has_its_sentence(tmp_path: Path) -> None:
-    run = make_run(tmp_path, tmp_path, devices=["cuda:0"])
+def test_a_card_that_does_not_answer_any_more_still_has_its_sentence(tiny_base: Path, tmp_path: Path) -> None:
+    run = make_run(tmp_path, tiny_base, devices=["cuda:0"])
     with (
         pytest.raises(InputError, match=r"GPU 0 ran out of memory in training; set"),
         gpu_errors_explained(run, Stage.TRAINING),

@@ -19,7 +19,6 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
-from llm_tuning.api import TuningConfig
 from llm_tuning.core import stopping
 from llm_tuning.data.token_rows import TokenRows
 from llm_tuning.errors import InputError, TryAgain
