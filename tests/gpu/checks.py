@@ -1,0 +1,33 @@
+"""All checks in their order: what everything else rests on first, what takes long last, so that a cut loses least."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check. Its function is named and not imported, so that listing the checks imports no torch."""
+
+    name: str
+    where: str
+    """module:function."""
+    says: str
+    cuda_limit: float
+    """Seconds after which it is stopped on a GPU."""
+    cpu_limit: float
+    """The same in the rehearsal, on one busy core."""
+    optional: bool = False
+    """Information only: left out without harm where time runs out."""
+
+    def limit(self, device: str) -> float:
+        return self.cpu_limit if device == "cpu" else self.cuda_limit
+
+CHECKS = (
+    Check("machine", "tests.gpu.machine:machine", "versions, architectures, the ceilings of products and copies", 40, 240),
+    Check("collectives", "tests.gpu.machine:collectives", "all collective operations in a group of one", 40, 240),
+    Check("families", "tests.gpu.families:families", "a step in bf16 of 15 families", 60, 240),
+    Check("gradients", "tests.gpu.gradients:step_gradients", "sft and ppo against fp32 on the CPU", 60, 240),
+    Check("sft", "tests.gpu.runs:sft_runs", "sft to the end, and killed and resumed", 90, 240),
+    Check("ppo", "tests.gpu.runs:ppo_runs", "ppo to the end; the ratio of a policy to itself", 60, 240),
+)
