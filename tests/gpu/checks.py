@@ -30,4 +30,6 @@ CHECKS = (
     Check("gradients", "tests.gpu.gradients:step_gradients", "sft and ppo against fp32 on the CPU", 60, 240),
     Check("sft", "tests.gpu.runs:sft_runs", "sft to the end, and killed and resumed", 90, 240),
     Check("ppo", "tests.gpu.runs:ppo_runs", "ppo to the end; the ratio of a policy to itself", 60, 240),
+    Check("four-bits", "tests.gpu.fourbit:four_bits", "4 bits against bitsandbytes on the CPU", 60, 240),
+    Check("proof", "tests.gpu.proof:proof", "a served adapter and false ones, against an engine of other arithmetic", 100, 240),
 )
