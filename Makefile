@@ -7,7 +7,7 @@ LOCK = $(UV) pip compile --quiet --python-version 3.11 --generate-hashes --custo
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help setup vllm-env cluster-env demo demo-local test test-all docs check bench lock images release-check clean
+.PHONY: help setup vllm-env cluster-env demo demo-local test test-all gpu-check docs check bench lock images release-check clean
 
 setup: .venv/.ready  ## .venv: training and development
 vllm-env: .venv-vllm/.ready  ## .venv-vllm: the CPU build of vLLM
@@ -64,6 +64,12 @@ test: setup vllm-env check cluster-env  ## what has to hold before a change goes
 test-all: setup vllm-env check cluster-env  ## all there is but benchmarks, before an issue is called resolved
 	$(QUICK_TESTS)
 	$(TESTS) tests/full tests/engine tests/cluster tests/train tests/command tests/docs
+
+# Not from setup on: a machine with a GPU has versions of its own (tests/gpu/README.md).
+DEVICE = cuda
+BUDGET = 540
+gpu-check:  ## what only a GPU can tell, in at most 9.5 minutes, into build/gpu-check; DEVICE=cpu rehearses it
+	$(or $(wildcard $(VENV)/python),$(PYTHON)) -m tests.gpu.check --device $(DEVICE) --budget $(BUDGET) --out build/gpu-check
 
 bench: setup  ## the benchmarks of docs/performance.md, on demand
 	$(VENV)/pytest -s tests/bench

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from llm_tuning.trainers.attention import FlatRows, row_by_row, rows_at_once, varlen_lacks
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from llm_tuning.trainers.attention import FlatRows, row_by_row, rows_at_once, varlen_lacks
 from tests.gpu.findings import Finding, Place, below, not_here, same, shown
 from tests.gpu.models import away
 
@@ -52,7 +52,9 @@ def attention(place: Place) -> Iterator[Finding]:
     lacks = varlen_lacks()
     for case in CASES:
         inputs = _inputs(case)
-        want = _results(_formula, [tensor.double() for tensor in inputs], case, FlatRows.of(LENGTHS, torch.device("cpu")))
+        want = _results(
+            _formula, [tensor.double() for tensor in inputs], case, FlatRows.of(LENGTHS, torch.device("cpu"))
+        )
         for name, function in (("row by row", row_by_row), ("at once", rows_at_once)):
             if function is rows_at_once and not place.cuda:
                 continue
@@ -93,7 +95,14 @@ def _vector(tensors: list[Any]) -> Tensor:
 
 
 def _formula(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: None, *, flat_rows: FlatRows, sliding_window: int | None
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: None,
+    *,
+    flat_rows: FlatRows,
+    sliding_window: int | None,
 ) -> tuple[Tensor]:
     """Compute softmax(q k / sqrt D) v over the tokens of the same row that are not behind the window."""
     row_T = torch.repeat_interleave(torch.arange(len(flat_rows.lengths)), torch.tensor(flat_rows.lengths))

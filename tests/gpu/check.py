@@ -154,7 +154,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the checks and print the table; returns 0 where some passed and none failed."""
     parser = argparse.ArgumentParser(prog="python -m tests.gpu.check", description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda", help="cuda (its first GPU), cuda:N or cpu, the rehearsal")
-    parser.add_argument("--out", type=Path, default=Path("build/gpu-check"), help="folder of findings.jsonl and log.txt")
+    parser.add_argument(
+        "--out", type=Path, default=Path("build/gpu-check"), help="folder of findings.jsonl and log.txt"
+    )
     parser.add_argument("--budget", type=float, default=540.0, help="seconds for all checks")
     parser.add_argument("--only", nargs="*", metavar="CHECK", help=", ".join(check.name for check in CHECKS))
     options = parser.parse_args(arguments)
@@ -185,7 +187,9 @@ def exit_code(lines: Sequence[Line]) -> int:
 
 def _row(line: Line) -> str:
     finding = line.finding
-    return f"{finding.result:8s} {line.seconds:6.1f} s  {line.check}: {finding.name}: {finding.seen} ({finding.expected})"
+    return (
+        f"{finding.result:8s} {line.seconds:6.1f} s  {line.check}: {finding.name}: {finding.seen} ({finding.expected})"
+    )
 
 
 def table(lines: Sequence[Line], seconds: float) -> str:

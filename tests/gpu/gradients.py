@@ -13,7 +13,16 @@ from llm_tuning.data.token_rows import TokenRow
 from llm_tuning.trainers.policy import Policy
 from llm_tuning.trainers.ppo import ppo_loss
 from tests.gpu.findings import Finding, Place, below
-from tests.gpu.models import away, gradients, micro_batches, moved, plain_outputs, random_rows, skewed_lengths, with_lora
+from tests.gpu.models import (
+    away,
+    gradients,
+    micro_batches,
+    moved,
+    plain_outputs,
+    random_rows,
+    skewed_lengths,
+    with_lora,
+)
 
 LIMITS = {
     ("sft", torch.float32): (1e-5, 1e-4),
@@ -87,9 +96,7 @@ def _plain(lora: Any, rows: list[TokenRow], known: dict[int, dict[str, Tensor]] 
     return total, gradients(policy)
 
 
-def _recipes(
-    policy: Policy, rows: list[TokenRow], known: dict[int, dict[str, Tensor]] | None
-) -> tuple[float, Tensor]:
+def _recipes(policy: Policy, rows: list[TokenRow], known: dict[int, dict[str, Tensor]] | None) -> tuple[float, Tensor]:
     """Compute (loss, gradient) in micro-batches as the recipes do."""
     total = 0.0
     with disable_input_dtype_casting(policy.model):

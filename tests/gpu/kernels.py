@@ -37,7 +37,9 @@ def vllm_kernels(place: Place) -> Iterator[Finding]:
             off, touched = lora_off(place.device, rank=rank, tokens=tokens)
             yield below(f"LoRA of rank {rank} on {tokens} tokens: off", off, 1e-2)
             yield below(f"LoRA of rank {rank} on {tokens} tokens: change without an adapter", touched, 1e-30)
-    yield below("prompt log-probabilities, one prompt in two chunks: off", prompt_logprobs_off(place.device), 1e-4, "nats")
+    yield below(
+        "prompt log-probabilities, one prompt in two chunks: off", prompt_logprobs_off(place.device), 1e-4, "nats"
+    )
 
 
 def lora_off(device: str, *, rank: int, tokens: int) -> tuple[float, float]:

@@ -55,7 +55,9 @@ def _gpu(place: Place) -> Iterator[Finding]:
     free, total = torch.cuda.mem_get_info(place.device)
     yield shown("GPU", f"{name}, CUDA {torch.version.cuda}, {total / 2**30:.1f} GiB, {free / 2**30:.1f} free")
     here = properties.major * 10 + properties.minor
-    built = [int(arch.removeprefix("sm_").rstrip("af")) for arch in torch.cuda.get_arch_list() if arch.startswith("sm_")]
+    built = [
+        int(arch.removeprefix("sm_").rstrip("af")) for arch in torch.cuda.get_arch_list() if arch.startswith("sm_")
+    ]
     fits = any(arch // 10 == here // 10 and arch <= here for arch in built)
     yield Finding.of("torch is built for it", expected=f"one for sm_{here}", seen=built, passed=fits)
     yield same("TF32 is off", torch.backends.cuda.matmul.allow_tf32, False)
@@ -63,7 +65,7 @@ def _gpu(place: Place) -> Iterator[Finding]:
     a = torch.randn(8192, 8192, device=place.device, dtype=torch.bfloat16)
     tflops = 2 * 8192**3 / _seconds(lambda: a @ a) / 1e12
     block = torch.empty(2**31, device=place.device, dtype=torch.uint8)
-    tbytes = 2 * block.numel() / _seconds(lambda: block.clone()) / 1e12
+    tbytes = 2 * block.numel() / _seconds(block.clone) / 1e12
     for what, seen, known, unit in (
         ("bf16 product", tflops, PRODUCT_TFLOPS, "TFLOP/s"),
         ("copy", tbytes, COPY_TBYTES, "TB/s"),

@@ -38,11 +38,15 @@ def memory_runs_out(place: Place) -> Iterator[Finding]:
     base = make_base(place.scratch / "memory-base", hidden_size=512, layers=8)
     total = torch.cuda.get_device_properties(place.device).total_memory
     torch.cuda.set_per_process_memory_fraction(LITTLE / total, place.device)
-    yield from _ends(place, base, "training", InputError, "training.maxTokensPerPass", KeepingReporter())
-    yield from _ends(place, base, "evaluation", InputError, "evaluat", _Shrinks(place.device))
+    yield from _ends(
+        place, base, "training", kind=InputError, word="training.maxTokensPerPass", reporter=KeepingReporter()
+    )
+    yield from _ends(place, base, "evaluation", kind=InputError, word="evaluat", reporter=_Shrinks(place.device))
     free, _ = torch.cuda.mem_get_info(place.device)
     with _another_process(place, free - LITTLE):
-        yield from _ends(place, base, "another process", TryAgain, "another process", KeepingReporter())
+        yield from _ends(
+            place, base, "another process", kind=TryAgain, word="another process", reporter=KeepingReporter()
+        )
 
 
 class _Shrinks(KeepingReporter):
@@ -61,7 +65,7 @@ class _Shrinks(KeepingReporter):
             torch.cuda.set_per_process_memory_fraction(torch.cuda.memory_allocated() / total, self._device)
 
 
-def _ends(place: Place, base: Path, name: str, kind: type[Exception], word: str, reporter: Any) -> Iterator[Finding]:
+def _ends(place: Place, base: Path, name: str, *, kind: type[Exception], word: str, reporter: Any) -> Iterator[Finding]:
     """See how a run ends, how soon, and what it leaves on the card; afterwards it may use the whole card again."""
     work = place.scratch / f"memory-{name.replace(' ', '-')}"
     write_rows(work / "rows", [4000] * 40)

@@ -157,7 +157,9 @@ def launches(place: Place, call: Callable[[], None]) -> tuple[int, float]:
     with profile(activities=kinds) as found:
         call()
     events = found.key_averages()
-    wanted = [event for event in events if ("LaunchKernel" in event.key if place.cuda else event.key.startswith("aten::"))]
+    wanted = [
+        event for event in events if ("LaunchKernel" in event.key if place.cuda else event.key.startswith("aten::"))
+    ]
     return sum(event.count for event in wanted), sum(event.self_cpu_time_total for event in events) / 1e3
 
 

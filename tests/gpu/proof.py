@@ -112,6 +112,7 @@ def _pretrain(base: Path, place: Place) -> tuple[float, float]:
 
 def _text(base: Path) -> Tensor:
     import pydoc_data.topics
+
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))

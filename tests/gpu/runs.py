@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,13 @@ def sft_runs(place: Place) -> Iterator[Finding]:
     steps = place.choose(cuda=60, cpu=16)
     base = make_base(place.scratch / "sft-base", hidden_size=256, layers=place.choose(cuda=4, cpu=2))
     lengths = skewed_lengths(place.choose(cuda=400, cpu=100), mean=80, longest=400)
-    training = {"batch_size": 8, "learning_rate": 5e-3, "max_steps": steps, "save_steps": steps // 2, "eval_steps": steps}
+    training = {
+        "batch_size": 8,
+        "learning_rate": 5e-3,
+        "max_steps": steps,
+        "save_steps": steps // 2,
+        "eval_steps": steps,
+    }
 
     def run(name: str, *, reporter: Any = None, lora: dict[str, Any] = LORA, **where: Any) -> Any:
         work = place.scratch / name
@@ -59,10 +66,8 @@ def sft_runs(place: Place) -> Iterator[Finding]:
 
     whole = run("sft-whole", device=place.device, lora=DROPOUT)
     half = KilledAfter(steps // 2 + 1)
-    try:
+    with suppress(Killed):
         run("sft-killed", device=place.device, lora=DROPOUT, reporter=half)
-    except Killed:
-        pass
     folder = place.scratch / "sft-killed"
     yield same("checkpoint of the killed run", (latest_checkpoint(folder / "checkpoints") or (0,))[0], steps // 2)
     states = torch.load(folder / "checkpoints" / f"checkpoint-{steps // 2}" / RNG_STATE, weights_only=True)
@@ -107,7 +112,9 @@ def ppo_runs(place: Place) -> Iterator[Finding]:
     for turn in range(2):
         work = place.scratch / f"ppo-{turn}"
         rows = write_ppo_rows(work / "rows", base, chosen, rewards)
-        made = make_run(work, base, mode="ppo", device=place.device, training=settings, lora=LORA, ppo={"target_kl": 5.0})
+        made = make_run(
+            work, base, mode="ppo", device=place.device, training=settings, lora=LORA, ppo={"target_kl": 5.0}
+        )
         ppo.train(made)
         reporters.append(made.reporter)
     yield from _self_ratio(place, base, rows)
@@ -115,7 +122,9 @@ def ppo_runs(place: Place) -> Iterator[Finding]:
     yield within("first step: mean ratio", first["train/ratio_mean"], 0.998, 1.002)
     yield below("first step: clipped", first["train/clip_fraction"], 1e-6)
     trained = reporters[0].steps[max(reporters[0].steps)]
-    yield shown("last step: mean ratio, clipped", f"{trained['train/ratio_mean']:.4g}, {trained['train/clip_fraction']:.3g}")
+    yield shown(
+        "last step: mean ratio, clipped", f"{trained['train/ratio_mean']:.4g}, {trained['train/clip_fraction']:.3g}"
+    )
     forwards = [reporter.evaluations[0]["train/reference_forwards"] for reporter in reporters]
     passed = forwards[0] > 0 and forwards[1] == 0
     yield Finding.of("forwards of the reference in two runs", expected="some, then 0", seen=forwards, passed=passed)

@@ -25,6 +25,8 @@ def test_every_variable_of_the_makefile_has_a_value_or_may_be_given() -> None:
         (["lock"], ["uv pip compile"]),
         (["images"], ["-m devcluster.release images"]),
         (["images", "ENGINE=podman"], ["-m devcluster.release images --engine podman"]),
+        (["gpu-check"], ["-m tests.gpu.check --device cuda --budget 540 --out build/gpu-check"]),
+        (["gpu-check", "DEVICE=cpu"], ["-m tests.gpu.check --device cpu"]),
         (["release-check"], ["-m devcluster.release check"]),
         (["release-check", "TAG=v1.0.0"], ["-m devcluster.release check --tag v1.0.0"]),
     ],
