@@ -17,8 +17,10 @@ from tests.gpu.findings import Finding, Place, below, not_here, same, shown, wit
 
 LIBRARIES = ("torch", "triton", "transformers", "peft", "trl", "accelerate", "bitsandbytes", "vllm")
 CEILINGS = "ceilings.json"
+PRODUCT, COPY = 8192, 2**31
+"""Rows and columns of the product; bytes of the copy."""
 PRODUCT_TFLOPS = {"H200": (650, 1000), "H100": (500, 1000), "A100": (220, 312)}
-"""Of an 8192^3 product in bf16, by name; other cards have no expectation."""
+"""Of the product in bf16, by name; other cards have no expectation."""
 COPY_TBYTES = {"H200": (3.5, 4.9), "H100": (1.5, 3.4), "A100": (1.1, 2.1)}
 """Bytes read and written a second."""
 
@@ -62,9 +64,9 @@ def _gpu(place: Place) -> Iterator[Finding]:
     yield Finding.of("torch is built for it", expected=f"one for sm_{here}", seen=built, passed=fits)
     yield same("TF32 is off", torch.backends.cuda.matmul.allow_tf32, False)
 
-    a = torch.randn(8192, 8192, device=place.device, dtype=torch.bfloat16)
-    tflops = 2 * 8192**3 / _seconds(lambda: a @ a) / 1e12
-    block = torch.empty(2**31, device=place.device, dtype=torch.uint8)
+    a = torch.randn(PRODUCT, PRODUCT, device=place.device, dtype=torch.bfloat16)
+    tflops = 2 * PRODUCT**3 / _seconds(lambda: a @ a) / 1e12
+    block = torch.empty(COPY, device=place.device, dtype=torch.uint8)
     tbytes = 2 * block.numel() / _seconds(block.clone) / 1e12
     for what, seen, known, unit in (
         ("bf16 product", tflops, PRODUCT_TFLOPS, "TFLOP/s"),
