@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from llm_tuning.trainers.attention import FlatRows, row_by_row, rows_at_once, varlen_lacks
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from llm_tuning.trainers.attention import FlatRows, row_by_row, rows_at_once, varlen_lacks
 from tests.gpu.findings import Finding, Place, below, not_here, same, shown
 from tests.gpu.models import away
 
