@@ -20,6 +20,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
+from llm_tuning.trainers.transfer import to_device
+
 varlen_attn: Any
 try:
     from torch.nn.attention.varlen import varlen_attn
@@ -58,8 +60,8 @@ class FlatRows:
 
     @classmethod
     def of(cls, lengths: Sequence[int], device: torch.device) -> FlatRows:
-        ends = torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32)
-        return cls(tuple(lengths), to_device(ends, device), max(lengths))
+        (ends,) = to_device(device, torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32))
+        return cls(tuple(lengths), ends, max(lengths))
 
     def window_mask(self, length: int, window: int, like: Tensor) -> Tensor:
         """Return what sdpa adds to the scores of a row: (1, 1, length, length), 0 inside the window, -inf outside.
@@ -74,11 +76,6 @@ class FlatRows:
             room = torch.zeros(length, aligned, dtype=key[2], device=like.device)[:, :length]
             self._masks[key] = room.masked_fill_((behind < 0) | (behind >= window), float("-inf"))[None, None]
         return self._masks[key]
-
-
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor of the CPU to `device`; the host does not wait for it."""
-    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 def row_by_row(

@@ -19,7 +19,8 @@ from torch import Tensor
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from llm_tuning.trainers import attention
-from llm_tuning.trainers.attention import ROW_BY_ROW, ROWS_AT_ONCE, FlatRows, rows_at_once_are_right, to_device
+from llm_tuning.trainers.attention import ROW_BY_ROW, ROWS_AT_ONCE, FlatRows, rows_at_once_are_right
+from llm_tuning.trainers.transfer import to_device
 
 KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 """Kinds of layers that see other tokens through attention alone (a convolution or a state would run on into the
@@ -40,10 +41,10 @@ class RowLayout:
 
 def flat_arguments(device: torch.device, row_lengths: Sequence[int]) -> dict[str, Any]:
     """Build a decoder's arguments besides `input_ids` (1, tokens): a 4D mask is taken for finished and not made."""
-    positions = torch.cat([torch.arange(length) for length in row_lengths])[None]
+    (positions,) = to_device(device, torch.cat([torch.arange(length) for length in row_lengths])[None])
     mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
     return {
-        "position_ids": to_device(positions, device),
+        "position_ids": positions,
         "attention_mask": mask,
         "flat_rows": FlatRows.of(row_lengths, device),
         "use_cache": False,

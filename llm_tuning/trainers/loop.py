@@ -121,7 +121,7 @@ class Loop(_BaseTrainer):
         self.task, self.recipe, self.run = task, recipe, task.run
         self.groups = task.policy.gradient_groups()
         self._step: Step | None = None
-        self._metrics: dict[str, float] = {}
+        self._means = self._norms = torch.empty(0)
         with _one_process():
             super().__init__(
                 model=task.policy,
@@ -157,28 +157,37 @@ class Loop(_BaseTrainer):
             sums += terms
         all_reduce_sum(sums)
         sum_gradients([parameter for group in self.groups for parameter in group])
-        means = (sums / step.weight).tolist()
-        self._step = step
-        self._metrics = {f"train/{term}": mean for term, mean in zip(recipe.terms, means, strict=True)}
-        if not math.isfinite(means[0]):
-            raise self._diverged("the loss", means[0])
-        return torch.tensor(means[0], device=self.run.device)
+        self._step, self._means = step, sums / step.weight
+        return self._means[0].float()
 
     def _clip_grad_norm(self, model: Any) -> Tensor:
         """Clip each group by itself (see `Policy.gradient_groups`); returns the norm of the adapter's."""
         limit = self.args.max_grad_norm
-        norms: list[Tensor] = [self.accelerator.clip_grad_norm_(group, limit) for group in self.groups]
+        self._norms = torch.stack([self.accelerator.clip_grad_norm_(group, limit) for group in self.groups])
+        return self._norms[0]
+
+    def _numbers(self) -> dict[str, float]:
+        """Return the step's terms and gradient norm; raises InputError where the step has left the finite numbers.
+
+        All are read at once, when the optimizer's step is on its way: each reading stops a GPU. Weights that a
+        diverged step has spoilt are never saved.
+        """
+        read = torch.cat([self._means, self._norms.double()]).tolist()
+        terms = dict(zip(self.recipe.terms, read, strict=False))
+        norms = read[len(terms) :]
+        if not math.isfinite(read[0]):
+            raise self._diverged("the loss", read[0])
         for norm in norms:
             if not math.isfinite(norm):
-                raise self._diverged("the gradient norm", float(norm))
-        return norms[0]
+                raise self._diverged("the gradient norm", norm)
+        return {f"train/{term}": mean for term, mean in terms.items()} | {"train/grad_norm": norms[0]}
 
     def _diverged(self, what: str, value: float) -> InputError:
         rate = self.run.config.training.resolved_learning_rate(self.run.config.mode)
         return InputError(
             Problem(
                 "training.learningRate",
-                f"is {rate:g}, with which {what} became {value} at step {self.state.global_step + 1}",
+                f"is {rate:g}, with which {what} became {value} at step {self.state.global_step}",
                 self.recipe.if_diverged,
             )
         )
@@ -190,11 +199,7 @@ class Loop(_BaseTrainer):
             return
         taken, self._step = self._step, None
         step, steps = self.state.global_step, self.task.steps
-        metrics = {
-            **self._metrics,
-            "train/grad_norm": float(grad_norm),
-            "train/learning_rate": kwargs["learning_rate"],
-        }
+        metrics = {**self._numbers(), "train/learning_rate": kwargs["learning_rate"]}
         if taken.operations is not None:
             metrics[STEP_OPERATIONS] = taken.operations
         self.run.reporter.step(step, step / len(steps), metrics, taken.tokens)
@@ -279,6 +284,7 @@ def _arguments(run: TrainRun, *, total: int) -> TrainingArguments:
         save_strategy="no",
         eval_strategy="no",
         logging_strategy="no",
+        logging_nan_inf_filter=False,  # which reads the loss once more
         report_to="none",
         disable_tqdm=True,
         log_level="error",

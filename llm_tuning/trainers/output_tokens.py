@@ -11,6 +11,7 @@ from llm_tuning.trainers.batching import Indices
 from llm_tuning.trainers.micro_batches import MicroBatches
 from llm_tuning.trainers.parallel import sum_over_ranks
 from llm_tuning.trainers.policy import Policy
+from llm_tuning.trainers.transfer import one_behind
 
 
 class TokenLayout:
@@ -42,8 +43,9 @@ def score_rows(
     They are laid out flat, with zeros for the layout's other rows.
     """
     flat = torch.zeros(2, layout.size)
-    for batch in batches.mine(indices, doing):
-        flat[:, layout.positions(batch.rows)] = torch.stack(policy.logprobs_and_values(batch)).cpu()
+    passes = ((batch, torch.stack(policy.logprobs_and_values(batch))) for batch in batches.mine(indices, doing))
+    for batch, numbers in one_behind(passes):
+        flat[:, layout.positions(batch.rows)] = numbers.cpu()
     logprobs, values = sum_over_ranks(flat, batches.device)
     return logprobs, values
 
@@ -52,14 +54,16 @@ def start_states(policy: Policy, batches: MicroBatches, layout: TokenLayout, doi
     """Compute hidden_MH of the layout's M output tokens, on the CPU, the same on every rank."""
     assert policy.head is not None
     states = torch.zeros(layout.size, policy.head.weight.shape[1], dtype=policy.dtype)
-    for batch in batches.mine(layout.indices, doing):
-        states[layout.positions(batch.rows)] = policy.hidden(batch).cpu().to(policy.dtype)
+    # In one dtype, whichever the last norm gives: a rank without a pass must agree with the others.
+    passes = ((batch, policy.hidden(batch).to(policy.dtype)) for batch in batches.mine(layout.indices, doing))
+    for batch, hidden in one_behind(passes):
+        states[layout.positions(batch.rows)] = hidden.cpu()
     return sum_over_ranks(states, batches.device)
 
 
 def mean_kl(policy: Policy, batches: MicroBatches, layout: TokenLayout, start_states_MH: Tensor) -> float:
     """Compute the mean exact KL(pi || pi_start) of the layout's output tokens, in nats a token, alike on every rank."""
-    total = torch.zeros(1, dtype=torch.float64)
+    total = torch.zeros(1, dtype=torch.float64, device=batches.device)
     for batch in batches.mine(layout.indices, "while measuring the KL"):
-        total += policy.kl(batch, start_states_MH[layout.positions(batch.rows)]).double().sum().cpu()
+        total += policy.kl(batch, start_states_MH[layout.positions(batch.rows)]).double().sum()
     return float(sum_over_ranks(total, batches.device)) / layout.size

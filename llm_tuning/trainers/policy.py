@@ -16,6 +16,7 @@ from llm_tuning.trainers.flat_rows import flat_arguments, take_flat_rows
 from llm_tuning.trainers.head import Head, find_head
 from llm_tuning.trainers.micro_batches import IGNORED, MicroBatch
 from llm_tuning.trainers.model import autocast, causal_lm
+from llm_tuning.trainers.transfer import to_device
 
 
 class Policy(nn.Module):
@@ -96,32 +97,30 @@ class Policy(nn.Module):
         """Compute the exact KL(pi || pi_start), (N,), at the tokens in the loss, by the start policy's states there."""
         assert self.head is not None
         with autocast(self.device, self.dtype):
-            return self.head.kl(self._states(batch)[0], start_hidden_NH.to(self.device))
+            (start_NH,) = to_device(self.device, start_hidden_NH)
+            return self.head.kl(self._states(batch)[0], start_NH)
 
     def _states(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        ids_BT, arguments = self._inputs(batch)
-        states_BTH = causal_lm(self.model).base_model(input_ids=ids_BT, **arguments).last_hidden_state
-        return self._learned(batch, states_BTH)
+        ids_BT, positions_N, targets_N = self._on_device(batch)
+        states_BTH = causal_lm(self.model).base_model(input_ids=ids_BT, **self._arguments(batch)).last_hidden_state
+        return states_BTH.flatten(0, 1).index_select(0, positions_N), targets_N
 
     def _own_logits(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        ids_BT, arguments = self._inputs(batch)
-        logits_BTV = causal_lm(self.model)(input_ids=ids_BT, **arguments).logits
-        logits_NV, targets_N = self._learned(batch, logits_BTV)
-        return logits_NV.float(), targets_N
+        ids_BT, positions_N, targets_N = self._on_device(batch)
+        logits_BTV = causal_lm(self.model)(input_ids=ids_BT, **self._arguments(batch)).logits
+        return logits_BTV.flatten(0, 1).index_select(0, positions_N).float(), targets_N
 
-    def _inputs(self, batch: MicroBatch) -> tuple[Tensor, dict[str, Any]]:
-        ids_BT = batch.input_ids.to(self.device, non_blocking=True)
+    def _arguments(self, batch: MicroBatch) -> dict[str, Any]:
         if batch.row_lengths is None:
-            return ids_BT, {"use_cache": False}
-        return ids_BT, flat_arguments(ids_BT.device, batch.row_lengths)
+            return {"use_cache": False}
+        return flat_arguments(torch.device(self.device), batch.row_lengths)
 
-    def _learned(self, batch: MicroBatch, outputs_BTX: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (outputs (N, X), targets_N): the output at t - 1, which has seen the tokens before t, predicts t."""
+    def _on_device(self, batch: MicroBatch) -> list[Tensor]:
+        """Return ids_BT, and of each token t in the loss the position t - 1, whose output predicts it, and its id."""
         targets_BT = batch.labels[:, 1:]
         rows_N, columns_N = (targets_BT != IGNORED).nonzero(as_tuple=True)
-        positions_N = (rows_N * batch.labels.shape[1] + columns_N).to(self.device, non_blocking=True)
-        targets_N = targets_BT[rows_N, columns_N].to(self.device, non_blocking=True)
-        return outputs_BTX.flatten(0, 1).index_select(0, positions_N), targets_N
+        positions_N = rows_N * batch.labels.shape[1] + columns_N
+        return to_device(self.device, batch.input_ids, positions_N, targets_BT[rows_N, columns_N])
 
 
 class ValueHead(nn.Module):

@@ -33,6 +33,7 @@ from llm_tuning.trainers.micro_batches import MicroBatch
 from llm_tuning.trainers.output_tokens import TokenLayout, mean_kl, score_rows
 from llm_tuning.trainers.recipe import Recipe, Task
 from llm_tuning.trainers.reference_cache import reference_of_start
+from llm_tuning.trainers.transfer import to_device
 
 
 def train(run: TrainRun) -> None:
@@ -105,7 +106,7 @@ class Ppo(Recipe):
             "old_logprobs_N": self.old_logprobs[where_N],
             "old_values_N": self.old_values[where_N],
         }
-        return {name: values_N.to(device) for name, values_N in known.items()}
+        return dict(zip(known, to_device(device, *known.values()), strict=True))
 
     def is_due(self, step: int) -> bool:
         """Return whether to measure the KL; at the end too, for it is a promise about what is published."""

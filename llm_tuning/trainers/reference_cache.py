@@ -105,7 +105,7 @@ def reference_key(
         "start_adapter": [start_adapter_hash, start_adapter_scale],
         "quantization": quantization,
         "dtype": str(dtype),
-        "device": device.split(":", maxsplit=1)[0],
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }

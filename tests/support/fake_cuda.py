@@ -78,8 +78,6 @@ def fake_cuda() -> Iterator[Work]:
         # transformers takes fake tensors for a traced graph, and makes masks that it leaves out in a real run.
         stack.enter_context(patch("transformers.utils.import_utils.is_fake_tensor", lambda _tensor: False))
         stack.enter_context(patch.object(Tensor, "backward", backward))
-        stack.enter_context(patch.object(Tensor, "pin_memory", _pinned))
-        stack.enter_context(patch.object(Tensor, "is_pinned", lambda tensor, *_: hasattr(tensor, "pinned")))
         torch.__future__.set_overwrite_module_params_on_conversion(True)
         stack.callback(torch.__future__.set_overwrite_module_params_on_conversion, overwrites)
         stack.callback(torch.clear_autocast_cache)
@@ -95,13 +93,21 @@ class _FakeOnCuda(FakeTensorMode):
         super().__init__(allow_non_fake_inputs=True)
         self.work = work
         self._within = False
-        self._seen: set[int] = set()
         """An operation of torch's own, by which it computes a fake result: no second one of the code under test."""
+        self._seen: set[int] = set()
+        self._pinned: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         given = [value for value in tree_iter((args, kwargs)) if isinstance(value, Tensor)]
         fakes = [tensor for tensor in given if isinstance(tensor, FakeTensor)]
+        if func is aten.is_pinned.default:
+            return _address(args[0]) in self._pinned
+        if func is aten._pin_memory.default:
+            pinned = args[0].clone()
+            self._pinned.add(_address(pinned))
+            weakref.finalize(pinned.untyped_storage(), self._pinned.discard, _address(pinned))
+            return pinned
         wanted = kwargs.get("device")
         onto = wanted is not None and torch.device(wanted).type == "cuda"
         if not fakes and not onto:
@@ -124,6 +130,18 @@ class _FakeOnCuda(FakeTensorMode):
             self._hold(result)
         return result
 
+    def _waits(self, func: Any, args: Any, kwargs: Any) -> bool:
+        """Return whether a copy stops the host: all between card and CPU but a non-blocking one of pinned memory."""
+        if func is aten.copy_.default:
+            to, of = args[0].device, args[1]
+            non_blocking = args[2] if len(args) > 2 else kwargs.get("non_blocking", False)
+        else:
+            of = args[0]
+            to, non_blocking = torch.device(kwargs.get("device") or of.device), kwargs.get("non_blocking", False)
+        if to.type == of.device.type:
+            return False
+        return not (non_blocking and of.device.type == "cpu" and _address(of) in self._pinned)
+
     def _hold(self, result: Any) -> None:
         for tensor in tree_iter(result):
             if isinstance(tensor, Tensor) and tensor.device.type == "cuda" and _address(tensor) not in self._seen:
@@ -140,7 +158,7 @@ class _FakeOnCuda(FakeTensorMode):
     def _count(self, func: Any, args: Any, kwargs: Any, given: list[Tensor]) -> None:
         name = func.overloadpacket.__name__
         reads = func in {aten._local_scalar_dense.default, aten.equal.default, aten.allclose.default}
-        if reads or (func in {aten._to_copy.default, aten.copy_.default} and _waits(func, args, kwargs)):
+        if reads or (func in {aten._to_copy.default, aten.copy_.default} and self._waits(func, args, kwargs)):
             self.work.syncs[name] += 1
         if func.is_view or func.namespace == "prim" or func in NO_KERNEL:
             return
@@ -148,25 +166,6 @@ class _FakeOnCuda(FakeTensorMode):
         for tensor in given:
             if tensor.device.type == "cuda":
                 self.work.bytes_read[_address(tensor)] += tensor.numel() * tensor.element_size()
-
-
-def _waits(func: Any, args: Any, kwargs: Any) -> bool:
-    """Return whether a copy stops the host: all between card and CPU but a non-blocking one of pinned memory."""
-    if func is aten.copy_.default:
-        to, of = args[0].device, args[1]
-        pinned = args[2] if len(args) > 2 else kwargs.get("non_blocking", False)
-    else:
-        of = args[0]
-        to, pinned = torch.device(kwargs.get("device") or of.device), kwargs.get("non_blocking", False)
-    if to.type == of.device.type or (of.dim() == 0 and to.type == "cuda"):
-        return False
-    return not (pinned and (of.device.type == "cuda" or of.is_pinned()))
-
-
-def _pinned(tensor: Tensor, *_device: Any) -> Tensor:
-    copy = tensor.clone()
-    copy.pinned = True  # type: ignore[attr-defined]
-    return copy
 
 
 def _address(tensor: Tensor) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,12 +18,16 @@ from torch import Tensor
 
 from llm_tuning.data.token_rows import TokenRow
 from llm_tuning.run.devices import CUDA_LOGITS
+from llm_tuning.trainers.evaluate import evaluate_policy
 from llm_tuning.trainers.head import Head
-from llm_tuning.trainers.micro_batches import flatten, pad
+from llm_tuning.trainers.micro_batches import MicroBatches, flatten, pad
+from llm_tuning.trainers.output_tokens import TokenLayout, mean_kl, score_rows, start_states
 from llm_tuning.trainers.policy import Policy
 from llm_tuning.trainers.ppo import ppo_loss
 from tests.support.fake_cuda import DEVICE, Work, fake_cuda, onto_cuda
 from tests.support.families import FAMILIES, make_adapted_model
+from tests.support.families import VOCABULARY as VOCABULARY_OF_FAMILIES
+from tests.support.rows import write_rows
 
 
 @pytest.fixture
@@ -114,3 +119,39 @@ def test_the_output_layer_on_cuda_is_read_a_few_times_and_logits_stay_bounded(
         bounded = 4 * CUDA_LOGITS * (3 if "cap" in kind and name == "logprobs" else 2)
         assert card.peak - before < 1.02 * bounded, name
         assert not card.syncs, name
+
+
+def test_a_training_pass_stops_the_host_nowhere_and_a_scoring_pass_once(card: Work, tmp_path: Path) -> None:
+    policy = policy_on_card("llama", with_values=True)
+    rows = write_rows(tmp_path / "rows", [12, 9, 30, 17], vocab_size=VOCABULARY_OF_FAMILIES)
+    batches = MicroBatches(rows, 32, True, DEVICE)
+    everything = np.arange(4)
+    layout = TokenLayout(rows, everything)
+    passes = len(batches.cut(everything))
+    assert passes > 1
+    card.clear()
+    for batch in batches.mine(everything, "now"):
+        (-policy.logprobs(batch).sum()).backward()
+    assert not card.syncs
+    ways: dict[str, Callable[[], object]] = {
+        "evaluation": lambda: evaluate_policy(policy, batches, everything),
+        "scores between epochs": lambda: score_rows(policy, batches, layout, everything, "now"),
+        "states of the start": lambda: start_states(policy, batches, layout, "now"),
+    }
+    for name, way in ways.items():
+        card.clear()
+        way()
+        assert sum(card.syncs.values()) == passes, name
+    card.clear()
+    mean_kl(policy, batches, layout, torch.zeros(layout.size, 64, dtype=torch.bfloat16))
+    assert sum(card.syncs.values()) == 1, "the mean alone is read"
+
+
+def test_states_of_the_start_policy_have_the_precision_of_the_run_where_layer_norm_gives_fp32(
+    card: Work, tmp_path: Path
+) -> None:
+    policy = policy_on_card("gpt-neox")
+    rows = write_rows(tmp_path / "rows", [12, 9], vocab_size=VOCABULARY_OF_FAMILIES)
+    batches = MicroBatches(rows, 32, True, DEVICE)
+    assert policy.hidden(batches.lay(np.arange(2))).dtype == torch.float32
+    assert start_states(policy, batches, TokenLayout(rows, np.arange(2)), "now").dtype == torch.bfloat16

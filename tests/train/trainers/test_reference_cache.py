@@ -42,7 +42,11 @@ def _key(rows: TokenRows, **changes: Any) -> str:
 DATA = [([1, 2, 3, 4], 2), ([5, 6], 1), ([7, 8, 9], 1)]
 
 
-def test_the_key_is_over_the_start_policy_the_tokens_and_the_arithmetic(tmp_path: Path):
+def test_the_key_is_over_the_start_policy_the_tokens_and_the_arithmetic(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    gpus = {"cuda:0": "NVIDIA H100", "cuda:1": "NVIDIA H100", "cuda:2": "NVIDIA A100"}
+    monkeypatch.setattr(torch.cuda, "get_device_name", gpus.__getitem__)
     rows = _rows(tmp_path / "rows", DATA)
     same = _key(rows)
     assert _key(_rows(tmp_path / "copy", DATA), device="cuda:1") == same, "which GPU does not count"
@@ -53,6 +57,7 @@ def test_the_key_is_over_the_start_policy_the_tokens_and_the_arithmetic(tmp_path
         "quantization": _key(rows, quantization="4bit"),
         "dtype": _key(rows, dtype=torch.bfloat16),
         "device": _key(rows, device="cpu"),
+        "GPU of another kind": _key(rows, device="cuda:2"),
         "rows scored": _key(rows, scored=np.array([0])),
         "rows measured": _key(rows, measured=np.array([1])),
         "their roles": _key(rows, scored=np.array([0]), measured=np.array([1, 2])),
