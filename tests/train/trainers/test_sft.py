@@ -279,9 +279,7 @@ def test_after_the_last_step_nothing_is_trained_again(tiny_base: Path, tmp_path:
     assert {path: path.read_bytes() for path in (tmp_path / "stage").iterdir()} == want
 
 
-def test_a_loss_that_is_not_a_number_ends_the_run_before_it_reaches_the_weights(
-    tiny_base: Path, tmp_path: Path
-) -> None:
+def test_a_loss_that_is_not_a_number_ends_the_run_and_nothing_of_it_is_saved(tiny_base: Path, tmp_path: Path) -> None:
     weights = load_file(tiny_base / "model.safetensors")
     weights["model.layers.0.mlp.up_proj.weight"][:] = math.inf
     broken = tmp_path / "broken"
