@@ -239,7 +239,10 @@ class RunOptions(ApiModel):
 
     devices: Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(check_devices)] = Field(
         "0",
-        description="GPU numbers with commas between (data-parallel), or `cpu`; `cpu,cpu` trains data-parallel on two processes.",
+        description=(
+            "GPU numbers with commas between (data-parallel), as nvidia-smi has them, or where CUDA_VISIBLE_DEVICES is "
+            "set, counted from 0 among the GPUs that it leaves; or `cpu`; `cpu,cpu` trains data-parallel on two processes."
+        ),
     )
 
     output_dir: PathText = Field("models", description="Folder of the adapters and registry.json.")

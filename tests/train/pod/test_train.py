@@ -71,6 +71,41 @@ def test_missing_cuda_ends_with_75_where_a_gpu_is_required(claim: Claim) -> None
     ended = claim.run("train", training=SHORT, gpus=1, environment={"LLM_TUNING_REQUIRE_GPU": "1"})
     assert ended.code == 75, ended.log
     assert ended.result["reason"] == "GPUUnavailable"
+    said = ended.result["message"]
+    assert said.startswith("GPU 0 was asked for, but torch sees none: ")
+    assert said.endswith("mend that, or set spec.resources.gpus to 0")
+    assert "cuda:0" not in said
+
+
+A_FULL_CARD = """
+import torch
+def backward(*_, **__):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+torch.Tensor.backward = backward
+torch.cuda.mem_get_info = lambda _: (1 << 30, 24 << 30)
+torch.cuda.memory_reserved = lambda _: OWN << 30
+"""
+"""Run as the interpreter starts: torch's error stands in for a card, which this machine does not have."""
+
+
+@pytest.mark.parametrize(
+    ("own", "outcome", "said"),
+    [
+        (22, (64, "InvalidInput"), "spec.training.maxTokensPerPass: is 512, with which GPU "),
+        (9, (75, "GPUUnavailable"), "of which this run held 10.0 GiB and other processes 13.0 GiB"),
+    ],
+    ids=["this run", "others"],
+)
+def test_gpu_memory_that_ran_out_is_final_unless_others_hold_it(
+    claim: Claim, tmp_path: Path, own: int, outcome: tuple[int, str], said: str
+) -> None:
+    (tmp_path / "card").mkdir()
+    (tmp_path / "card/sitecustomize.py").write_text(A_FULL_CARD.replace("OWN", str(own)))
+    training = SHORT | {"maxTokensPerPass": 512}
+    ended = claim.run("train", training=training, environment={"PYTHONPATH": str(tmp_path / "card")})
+    assert (ended.code, ended.result["reason"]) == outcome, ended.log
+    assert said in ended.result["message"]
+    assert " ran out of memory in training (24.0 GiB, " in ended.result["message"]
 
 
 def test_credentials_are_in_no_file_log_or_result(claim: Claim) -> None:
