@@ -14,6 +14,7 @@ from llm_tuning.client.specs import KINDS
 from llm_tuning.core.suggestions import closest, did_you_mean
 from llm_tuning.errors import EXIT_OK, InputError, Problem
 from llm_tuning.planning import Plan, Verdict, make_plan
+from llm_tuning.planning.memory import total
 from llm_tuning.progress.bar import clock
 
 
@@ -122,7 +123,11 @@ def show(name: str, plan: Plan) -> None:
     print_columns(facts, indent="  ")
     print()
     bill = [[part.name, f"{part.size / 2**30:.2f}", part.how] for part in plan.parts]
-    print_table(["memory", "GiB", "of what"], [*bill, ["sum", f"{plan.device_gib:.2f}", ""]])
+    bill.append(["sum", f"{total(plan.parts) / 2**30:.2f}", ""])
+    if plan.evaluation:
+        seen = f"the same without gradients and activations, in passes of {setting.scored:,} tokens"
+        bill.append(["evaluation", f"{total(plan.evaluation) / 2**30:.2f}", seen])
+    print_table(["memory", "GiB", "of what"], bill)
     if plan.verdicts:
         print()
         print_table(["GPU", "fits", "time", "why, or what would help"], [_line(plan, v) for v in plan.verdicts])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,15 +21,23 @@ from llm_tuning.planning.memory import (
     activation_bytes,
     base_bytes,
     device_parts,
+    evaluation_parts,
     host_bytes,
+    peak_bytes,
+    total,
 )
 from llm_tuning.planning.work import Rows, Steps, count_steps, run_operations
 from llm_tuning.run.devices import tokens_per_pass
+from llm_tuning.run.hardware import DENSE_BF16_TERAFLOPS
 
-UTILISATION = (0.15, 0.45)
-"""Share of the peak that a run may reach, from short micro-batches on a small model to long ones on a large. Training
-of large models reaches 0.3 to 0.6 (PaLM, arXiv 2204.02311, section 4.1); of a LoRA with small batches less. Not yet
-measured by this project."""
+UTILISATION = ((10**9, (0.03, 0.3)), (25 * 10**8, (0.08, 0.4)))
+"""Share of the peak that a run may reach with a base of fewer parameters than the number beside it, from short
+micro-batches to full ones: a small base makes a GPU wait for Python. Not yet measured by this project."""
+UTILISATION_OF_LARGE = (0.15, 0.45)
+"""For other bases. Full training of large models reaches 0.3 to 0.6 (PaLM, arXiv 2204.02311, section 4.1)."""
+
+BATCH_ON_A_GPU = (32, 64)
+"""Rows a step that are advised where a step holds less than a micro-batch could."""
 
 
 @dataclass(frozen=True)
@@ -41,16 +49,16 @@ class Gpu:
     usable_gib: float
     """The lowest total that nvidia-smi shows on common cards of the size (T4, A10, A100, L40S, A100, H200)."""
     teraflops: float
-    """Peak of dense bf16 matrix products, by the card's data sheet."""
+    """Peak of dense bf16 matrix products."""
 
 
 GPUS = (
-    Gpu(16, "RTX A4000", 14.7, 77),
-    Gpu(24, "A10", 22.5, 125),
-    Gpu(40, "A100", 39.5, 312),
-    Gpu(48, "L40S", 44.9, 362),
-    Gpu(80, "H100", 79.2, 989),
-    Gpu(141, "H200", 140.4, 989),
+    Gpu(16, "RTX A4000", 14.7, DENSE_BF16_TERAFLOPS["RTX A4000"]),
+    Gpu(24, "A10", 22.5, DENSE_BF16_TERAFLOPS["A10"]),
+    Gpu(40, "A100", 39.5, DENSE_BF16_TERAFLOPS["A100-SXM4-40GB"]),
+    Gpu(48, "L40S", 44.9, DENSE_BF16_TERAFLOPS["L40S"]),
+    Gpu(80, "H100", 79.2, DENSE_BF16_TERAFLOPS["H100 80GB HBM3"]),
+    Gpu(141, "H200", 140.4, DENSE_BF16_TERAFLOPS["H200"]),
 )
 
 
@@ -74,8 +82,11 @@ class Plan:
     adapter_parameters: int
     setting: Setting
     parts: Sequence[Part]
+    """The bill at the peak of a training step."""
+    evaluation: Sequence[Part]
+    """The bill at the peak of an evaluation or a scoring pass; empty where the run has none."""
     host_gib: float
-    """Memory that the pod needs, where there are GPUs: the base goes through it."""
+    """Memory that the pod needs."""
     pod_gib: float
     """Memory that the spec gives it."""
     report: Report | None
@@ -88,8 +99,8 @@ class Plan:
 
     @property
     def device_gib(self) -> float:
-        """The bill's sum."""
-        return sum(part.size for part in self.parts) / GIB
+        """The larger bill's sum."""
+        return max(total(self.parts), total(self.evaluation)) / GIB
 
     @property
     def pod_fits(self) -> bool:
@@ -114,40 +125,48 @@ def make_plan(spec: TuningJobSpec, *, base: Path, dataset: Path | None) -> Plan:
             skip_invalid_rows=spec.dataset.skip_invalid_rows,
         )
         rows = Rows.of(report)
-    setting = _setting(spec, shape, rows)
+    processes = max(1, spec.resources.gpus)
     if report is not None:
-        steps = count_steps(report.kept, spec.training, processes=setting.processes)
+        steps = count_steps(report.kept, spec.training, processes=processes)
+    setting = _setting(spec, shape, rows, steps)
     if rows is not None and steps is not None:
         cost = Operations.of(shape, targets, spec.lora.rank)
         operations = run_operations(cost, setting, rows=rows, steps=steps, training=spec.training)
-    parts = device_parts(shape, targets, setting)
-    needed = sum(part.size for part in parts)
-    seconds_of = operations / setting.processes / 1e12 if operations is not None and setting.cuda else None
+    needed = peak_bytes(shape, targets, setting)
+    seconds_of = operations / processes / 1e12 if operations is not None and setting.cuda else None
+    share = _utilisation(shape)
     return Plan(
         shape=shape,
         adapter_parameters=adapter_parameters(targets, spec.lora.rank),
         setting=setting,
-        parts=parts,
+        parts=device_parts(shape, targets, setting),
+        evaluation=evaluation_parts(shape, targets, setting),
         host_gib=(host_bytes(shape, setting) if setting.cuda else needed) / GIB,
         pod_gib=float(parse_quantity(spec.resources.memory)) / GIB,
         report=report,
         rows=rows,
         steps=steps,
         operations=operations,
-        verdicts=[_verdict(gpu, needed, seconds_of, _remedy(gpu, shape, targets, setting)) for gpu in GPUS]
+        verdicts=[_verdict(gpu, needed, seconds_of, share, _remedy(gpu, shape, targets, setting)) for gpu in GPUS]
         if setting.cuda
         else [],
-        notes=_notes(shape, setting),
+        notes=_notes(spec, shape, targets, setting, rows),
     )
 
 
-def _setting(spec: TuningJobSpec, shape: ModelShape, rows: Rows | None) -> Setting:
+def _setting(spec: TuningJobSpec, shape: ModelShape, rows: Rows | None, steps: Steps | None) -> Setting:
     training, mode, cuda = spec.training, MODES[spec.mode], spec.resources.gpus > 0
-    budget = tokens_per_pass(training, "cuda:0" if cuda else "cpu", shape.parameters)
+    budget = _budget(spec, shape)
     longest = rows.longest if rows is not None else training.max_length  # a row alone may be longer than a micro-batch
     in_a_step = longest * training.batch_size * training.gradient_accumulation_steps
     tokens = max(longest, min(budget, in_a_step))
     learned = rows.learned / rows.tokens if rows is not None else 1.0
+    scored = budget
+    if rows is not None and steps is not None:
+        at_once = steps.training_rows if mode.memory.scoring_passes(steps.epochs) else steps.held_out
+        scored = min(budget, int(at_once * rows.mean))
+    elif training.eval_fraction == 0 and not mode.memory.scoring_passes(training.epochs):
+        scored = 0
     bf16 = training.precision == "bf16" or (training.precision == "auto" and cuda)
     return Setting(
         memory=mode.memory,
@@ -161,13 +180,23 @@ def _setting(spec: TuningJobSpec, shape: ModelShape, rows: Rows | None) -> Setti
         cuda=cuda,
         processes=max(1, spec.resources.gpus),
         start_adapter=spec.model.adapter is not None,
+        scored=max(longest, scored) if scored else 0,
+        longest=longest,
     )
 
 
-def _verdict(gpu: Gpu, needed: int, seconds_of: float | None, remedy: str) -> Verdict:
+def _budget(spec: TuningJobSpec, shape: ModelShape) -> int:
+    return tokens_per_pass(spec.training, "cuda:0" if spec.resources.gpus > 0 else "cpu", shape.parameters)
+
+
+def _utilisation(shape: ModelShape) -> tuple[float, float]:
+    return next((share for below, share in UTILISATION if shape.parameters < below), UTILISATION_OF_LARGE)
+
+
+def _verdict(gpu: Gpu, needed: int, seconds_of: float | None, utilisation: tuple[float, float], remedy: str) -> Verdict:
     """Judge whether the run fits on `gpu`, and how long it takes; `seconds_of` is its time at one teraflop a second."""
     if needed <= gpu.usable_gib * GIB:
-        slowest, fastest = UTILISATION
+        slowest, fastest = utilisation
         took = None if seconds_of is None else seconds_of / gpu.teraflops
         return Verdict(gpu, True, None if took is None else (took / fastest, took / slowest), "")
     return Verdict(gpu, False, None, remedy)
@@ -175,32 +204,50 @@ def _verdict(gpu: Gpu, needed: int, seconds_of: float | None, remedy: str) -> Ve
 
 def _remedy(gpu: Gpu, shape: ModelShape, targets: tuple[Linear, ...], setting: Setting) -> str:
     """Return the first of the ways, from the cheapest on, by which the run would fit."""
-    ways: list[tuple[str, Setting]] = []
+    room = gpu.usable_gib * GIB
+    return next((words for words, way in _ways(setting) if peak_bytes(shape, targets, way) <= room), "")
+
+
+def _ways(setting: Setting) -> Iterator[tuple[str, Setting]]:
+    """Yield (what to set, the setting that it gives): smaller passes first, then what is slower or cuts rows."""
     lighter, said = setting, list[str]()
+    for tokens in (8192, 4096):
+        if setting.longest <= tokens < max(setting.tokens, setting.scored):
+            yield f"training.maxTokensPerPass: {tokens}", _with_tokens(setting, tokens)
     if not setting.checkpointing:
         lighter, said = replace(lighter, checkpointing=True), ["training.gradientCheckpointing: true"]
-        ways.append((said[0], lighter))
-    for tokens in (2048, 1024, 512):
-        if tokens < setting.tokens:
-            fewer = replace(lighter, tokens=tokens, learned=min(tokens, lighter.learned))
-            limit = f"maxTokensPerPass and maxLength: {tokens}"
-            ways.append((" and ".join([*said, f"training.{limit}"]), fewer))
+        yield said[0], lighter
+    for tokens in (8192, 4096, 2048, 1024, 512):
+        if tokens < max(setting.tokens, setting.scored):
+            field = "maxTokensPerPass" if tokens >= setting.longest else "maxTokensPerPass and maxLength"
+            yield " and ".join([*said, f"training.{field}: {tokens}"]), _with_tokens(lighter, tokens)
     if not setting.four_bits:
-        lighter, said = replace(lighter, four_bits=True), ["model.quantization: 4bit", *said]
-        ways.append((" and ".join(said), lighter))
-    for words, way in ways:
-        if sum(part.size for part in device_parts(shape, targets, way)) <= gpu.usable_gib * GIB:
-            return words
-    return ""
+        yield " and ".join(["model.quantization: 4bit", *said]), replace(lighter, four_bits=True)
 
 
-def _notes(shape: ModelShape, setting: Setting) -> list[str]:
+def _with_tokens(setting: Setting, tokens: int) -> Setting:
+    fewer = min(tokens, setting.tokens)
+    return replace(
+        setting,
+        tokens=fewer,
+        learned=min(fewer, setting.learned),
+        scored=min(tokens, setting.scored),
+        longest=min(tokens, setting.longest),
+    )
+
+
+def _notes(
+    spec: TuningJobSpec, shape: ModelShape, targets: tuple[Linear, ...], setting: Setting, rows: Rows | None
+) -> list[str]:
     notes = ["an estimate by formulas (llm_tuning/planning): no GPU has confirmed it yet; leave a tenth free"]
     if setting.cuda:
-        slow, fast = UTILISATION
+        slow, fast = _utilisation(shape)
         notes.append(f"time: {slow:.0%} to {fast:.0%} of the named card's dense bf16 peak, without start and loading")
-        if setting.number_bytes == 2:
-            notes.append("a card without bf16 (T4, V100) trains in fp32: twice the memory, and far slower")
+        if spec.training.precision == "auto":
+            fp32 = peak_bytes(shape, targets, replace(setting, number_bytes=4)) / GIB
+            notes.append(f"a card without bf16 (T4) trains in fp32: {fp32:.1f} GiB there, and far slower")
+        if rows is not None:
+            notes += _small_steps(spec, rows, _budget(spec, shape))
     else:
         notes.append("time is not estimated on a CPU: it depends on the cores far more than on the model")
     if shape.experts:
@@ -209,3 +256,15 @@ def _notes(shape: ModelShape, setting: Setting) -> list[str]:
     if setting.cuda and largest > base_bytes(shape, setting) + CUDA_CONTEXT_BYTES and not setting.checkpointing:
         notes.append("most are activations: training.gradientCheckpointing makes them small, and a run a third slower")
     return notes
+
+
+def _small_steps(spec: TuningJobSpec, rows: Rows, budget: int) -> list[str]:
+    """Say that a GPU is kept waiting where the rows of a step are fewer tokens than a micro-batch takes."""
+    tokens = rows.mean * spec.training.batch_size * spec.training.gradient_accumulation_steps
+    if tokens >= budget:
+        return []
+    fewest, most = BATCH_ON_A_GPU
+    said = f"a step holds some {tokens:,.0f} tokens a GPU, less than the {budget:,} that a pass takes"
+    if spec.training.batch_size >= fewest:
+        return [said]
+    return [f"{said}: training.batchSize {fewest} to {most} keeps a GPU busier (fewer steps: another run)"]

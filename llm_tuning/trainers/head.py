@@ -73,6 +73,7 @@ class Head:
             logits = self(states)
             right.copy_(logits.argmax(-1) == targets)
             logprobs.copy_(logits.log_softmax(-1).gather(1, targets[:, None])[:, 0])
+            del logits  # before the next chunk's are made
         return parts
 
     @torch.no_grad()

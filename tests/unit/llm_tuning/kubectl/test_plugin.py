@@ -176,7 +176,7 @@ async def test_plan_needs_no_cluster(
     assert code == 0
     assert "steps    5 (8 rows a step, 1 epochs, 2 rows held out)" in out
     assert "80 GB (H100)       yes   under a minute" in out
-    assert "pod memory: 1.0 GiB needed, 8.0 GiB given, enough" in out
+    assert "pod memory: 2.0 GiB needed, 8.0 GiB given, enough" in out
     (tmp_path / "datasets" / "faq.json").unlink()
     assert "no steps and no time" in (await call("plan", "-f", file, "--root", str(tmp_path)))[1]
     (tmp_path / "datasets" / "faq.json").write_text('{"prompt": "no answer"}\n' * 3)

@@ -1,0 +1,149 @@
+"""The bill of known bases by hand, and against what is reported of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from llm_tuning.models.shape import ModelShape, adapter_parameters
+from llm_tuning.modes.ppo import PPO
+from llm_tuning.modes.sft import SFT
+from llm_tuning.planning.memory import (
+    CUDA_PROCESS_BYTES,
+    GIB,
+    NCCL_BYTES,
+    Setting,
+    activation_bytes,
+    chunk_bytes,
+    device_parts,
+    evaluation_parts,
+    host_bytes,
+    peak_bytes,
+    total,
+)
+from llm_tuning.run.devices import positions_at_a_time
+from tests.support.shapes import LLAMA_2_7B, LLAMA_3_8B, LLAMA_3_70B, QWEN_25_05B, QWEN_25_7B
+
+SETTING = Setting(
+    memory=SFT.memory,
+    rank=16,
+    dropout=True,
+    tokens=4096,
+    learned=4096,
+    number_bytes=2,
+    four_bits=False,
+    checkpointing=False,
+    cuda=True,
+    processes=1,
+    start_adapter=False,
+    scored=4096,
+    longest=1024,
+)
+
+
+def gib(shape: ModelShape, **changed: Any) -> float:
+    return peak_bytes(shape, shape.linears, replace(SETTING, **changed)) / GIB
+
+
+def bill(shape: ModelShape, **changed: Any) -> dict[str, int]:
+    return {part.name: part.size for part in device_parts(shape, shape.linears, replace(SETTING, **changed))}
+
+
+def test_a_token_of_a_layer_of_llama_2_7b_by_hand() -> None:
+    """Norms' inputs in fp32; query, key, value, output; gate, up, activated; four inputs and masks; A's outputs."""
+    norms, attention, mlp = 2 * 4 * 4096, 4 * 2 * 4096, 3 * 2 * 11008
+    inputs, between = (3 * 4096 + 11008) * (2 + 1), 7 * 16 * 2
+    layer = norms + attention + mlp + inputs + between
+    assert layer == 201_696
+    kept = activation_bytes(LLAMA_2_7B, LLAMA_2_7B.linears, SETTING)
+    assert kept == 4096 * (32 * layer + 4 * 4096), "and the last norm"
+
+
+@pytest.mark.parametrize(
+    ("changed", "least", "most"),
+    [
+        ({}, 40, 48),
+        ({"checkpointing": True}, 16, 18),  # what is commonly reported of LoRA in 16 bits with checkpointing
+        ({"checkpointing": True, "four_bits": True}, 6, 8),  # and of QLoRA
+    ],
+    ids=["plain", "checkpointed", "4 bits"],
+)
+def test_llama_2_7b_takes_what_is_reported_of_it(changed: dict[str, Any], least: float, most: float) -> None:
+    assert least <= gib(LLAMA_2_7B, **changed) <= most
+
+
+def test_70b_in_4_bits_fits_on_48_gb_with_short_rows() -> None:
+    """QLoRA, arXiv 2305.14314: 65B on one card of 48 GB, with rows of 512 tokens."""
+    changed: dict[str, Any] = {"four_bits": True, "checkpointing": True, "tokens": 512, "learned": 512, "scored": 512}
+    assert 38 <= gib(LLAMA_3_70B, **changed) <= 44.9
+
+
+def test_logits_are_a_chunk_in_training_and_in_evaluation() -> None:
+    """A GPU takes 2^27 logits at a time, in fp32, and as many log-probabilities; never those of every position."""
+    positions = positions_at_a_time(QWEN_25_7B.vocabulary, "cuda")
+    chunk = chunk_bytes(QWEN_25_7B, SETTING, 4096)
+    assert chunk == positions * QWEN_25_7B.vocabulary * 8
+    assert 0.99 * GIB <= chunk <= GIB
+    assert chunk_bytes(QWEN_25_7B, SETTING, 10) == 10 * QWEN_25_7B.vocabulary * 8
+    every_position = 4096 * QWEN_25_7B.vocabulary * (2 + 4 + 4)
+    evaluation = evaluation_parts(QWEN_25_7B, QWEN_25_7B.linears, SETTING)
+    forward = next(part for part in evaluation if part.name == "forward pass")
+    assert chunk < forward.size < every_position / 4
+    assert "a chunk of logits" in forward.how
+
+
+def test_an_evaluation_in_full_passes_may_be_the_peak_of_a_run_of_small_steps() -> None:
+    small: dict[str, Any] = {"tokens": 256, "learned": 40, "checkpointing": True, "scored": 16_384}
+    setting = replace(SETTING, **small)
+    training = total(device_parts(QWEN_25_05B, QWEN_25_05B.linears, setting))
+    evaluation = total(evaluation_parts(QWEN_25_05B, QWEN_25_05B.linears, setting))
+    assert evaluation > training
+    assert gib(QWEN_25_05B, **small) == evaluation / GIB
+    forward = next(
+        part for part in evaluation_parts(QWEN_25_05B, QWEN_25_05B.linears, setting) if part.name == "forward pass"
+    )
+    learned = 16_384 * 40 // 256
+    assert forward.size == 2 * 896 * (16_384 + learned) + (2**27 // 151_936) * 151_936 * 8
+    assert evaluation_parts(QWEN_25_05B, QWEN_25_05B.linears, replace(setting, scored=0)) == []
+
+
+def test_several_gpus_have_nccl_and_no_context_of_other_ranks() -> None:
+    one, four = bill(LLAMA_3_8B), bill(LLAMA_3_8B, processes=4)
+    assert four["NCCL"] == NCCL_BYTES
+    assert "NCCL" not in one
+    assert four["CUDA context"] == one["CUDA context"]
+    flat = 8 * adapter_parameters(LLAMA_3_8B.linears, 16)
+    assert four["gradients"] == one["gradients"] + flat, "end to end for the all-reduce"
+
+
+def test_in_4_bits_one_matrix_is_whole_at_a_time() -> None:
+    assert "a matrix" not in bill(LLAMA_3_70B)
+    assert bill(LLAMA_3_70B, four_bits=True)["a matrix"] == 28_672 * 8192 * 2
+
+
+def test_in_fp32_a_gpu_repeats_grouped_keys() -> None:
+    """Flash attention takes no fp32, and the other kernel that keeps no scores takes no groups."""
+    on_gpu, on_cpu = (
+        activation_bytes(LLAMA_3_8B, LLAMA_3_8B.linears, replace(SETTING, number_bytes=4, dropout=False, cuda=cuda))
+        for cuda in (True, False)
+    )
+    assert on_gpu - on_cpu == 4096 * 32 * 2 * (4096 - 1024) * 4
+    ungrouped = [
+        activation_bytes(LLAMA_2_7B, LLAMA_2_7B.linears, replace(SETTING, number_bytes=4, dropout=False, cuda=cuda))
+        for cuda in (True, False)
+    ]
+    assert ungrouped[0] == ungrouped[1]
+
+
+def test_a_value_head_has_states_in_fp32() -> None:
+    with_values = bill(QWEN_25_7B, memory=PPO.memory)
+    assert with_values["output layer"] - bill(QWEN_25_7B)["output layer"] == 4096 * 3584 * 4
+
+
+def test_the_base_goes_through_host_memory_tensor_by_tensor() -> None:
+    of_70b = host_bytes(LLAMA_3_70B, SETTING)
+    assert of_70b == CUDA_PROCESS_BYTES + 2 * 2 * (128_256 * 8192 + 28_672 * 8192)
+    assert of_70b < 8 * GIB
+    assert 2 * of_70b < host_bytes(LLAMA_3_70B, replace(SETTING, processes=2)) < 2 * of_70b + GIB
