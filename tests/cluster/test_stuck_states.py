@@ -88,6 +88,11 @@ ROWS: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
     "failed-mount": ({"volume": {"claimName": "broken"}}, "VolumeMountFailed", ("/nonexistent/folder",)),
     "unschedulable": ({"resources": {"gpus": 3}}, "Unschedulable", ("nvidia.com/gpu",)),
     "quota": ({"resources": {"gpus": 4}}, "QuotaExceeded", ("three-gpus",)),
+    "runtime-class": (
+        {"resources": {"gpus": 1, "runtimeClassName": "none"}},
+        "RuntimeClassNotFound",
+        ("spec.resources.runtimeClassName", "none"),
+    ),
     "pod-security": ({}, "PodSecurityDenied", ("restricted",)),
     "dies": ({"stand_in": "crash", "retries": 3}, "TrainerFailing", ("logs",)),
     "oom": ({"stand_in": "oom", "retries": 3}, "OutOfMemory", ("memory",)),
