@@ -45,7 +45,7 @@ def memory_runs_out(place: Place) -> Iterator[Finding]:
     free, _ = torch.cuda.mem_get_info(place.device)
     with _another_process(place, free - LITTLE):
         yield from _ends(
-            place, base, "another process", kind=TryAgain, word="another process", reporter=KeepingReporter()
+            place, base, "another process", kind=TryAgain, word="other processes", reporter=KeepingReporter()
         )
 
 

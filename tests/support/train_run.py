@@ -81,7 +81,7 @@ def make_run(
         "model_id": "test-run",
         "config": config,
         "config_hash": "c" * 64,
-        "devices": ["cpu"],
+        "devices": [options.get("device", "cpu")] * options.get("world", 1),
         "output_dir": work.parent,
         "base_name": base.name,
         "base_weight_hash": "b" * 64,
