@@ -84,6 +84,10 @@ class HardwareRecord(Record):
     driver: str | None = None
     precision: str = ""
     """bf16 or fp32: what `training.precision` came to."""
+    padding_free: bool | None = None
+    """Whether rows lay end to end in a micro-batch; None in manifests that do not say."""
+    attention: str = ""
+    """What computed attention, and why nothing better did: a faster kernel, or one that keeps rows apart."""
     peak_memory: int | None = None
     """Bytes, of the device with most: on a GPU what torch had allocated at once, on a CPU the process's resident set.
     Of the start that ended the run: an earlier one may have been somewhere else."""
@@ -144,6 +148,8 @@ def hardware_line(hardware: HardwareRecord) -> str:
         parts.append(f"{hardware.teraflops:g} TFLOP/s")
     if hardware.mfu is not None:
         parts.append(f"MFU {hardware.mfu:.1%}")
+    if hardware.padding_free is not None:
+        parts.append(f"{'padding-free' if hardware.padding_free else 'rows padded'} (attention: {hardware.attention})")
     return ", ".join(part for part in parts if part)
 
 

@@ -99,13 +99,14 @@ def hardware_metrics(hardware: HardwareRecord) -> dict[str, float]:
         "reserved_memory_gib": hardware.reserved_memory and hardware.reserved_memory / 2**30,
         "teraflops": hardware.teraflops,
         "mfu": hardware.mfu,
+        "padding_free": hardware.padding_free,
     }
-    return {f"hardware/{name}": value for name, value in figures.items() if value is not None}
+    return {f"hardware/{name}": float(value) for name, value in figures.items() if value is not None}
 
 
 def hardware_tags(hardware: HardwareRecord | None) -> dict[str, str]:
     """Return the names in `hardware` as tags of the MLflow run."""
     if hardware is None:
         return {}
-    found = {"device": hardware.device, "driver": hardware.driver, "precision": hardware.precision}
+    found = {name: getattr(hardware, name) for name in ("device", "driver", "precision", "attention")}
     return {f"hardware.{name}": value for name, value in found.items() if value}

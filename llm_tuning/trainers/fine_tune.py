@@ -15,6 +15,7 @@ from llm_tuning.models.layout import HARDWARE, TRAINING
 from llm_tuning.modes import MODES
 from llm_tuning.run.context import TrainRun
 from llm_tuning.trainers.evaluate import evaluate_run
+from llm_tuning.trainers.flat_rows import agreed
 from llm_tuning.trainers.hardware import hardware_of
 from llm_tuning.trainers.loop import fit
 from llm_tuning.trainers.memory import Stage, gpu_errors_explained
@@ -25,7 +26,7 @@ from llm_tuning.trainers.model import (
     save_adapter,
     silence_dropout,
 )
-from llm_tuning.trainers.parallel import stop_together
+from llm_tuning.trainers.parallel import gather_objects, stop_together
 from llm_tuning.trainers.policy import Policy
 from llm_tuning.trainers.precision import precision_of_run
 from llm_tuning.trainers.probes import write_parity
@@ -58,7 +59,7 @@ def fine_tune(run: TrainRun, mode: type[Recipe]) -> None:
             with gpu_errors_explained(run, Stage.EVALUATION):
                 evaluate_run(run, policy, task.batches, held_out, recipe.scores)
             stop_together("after the evaluation", run.device)
-            hardware = hardware_of(run, policy.dtype)
+            hardware = hardware_of(run, policy)
             if run.is_main:
                 run.reporter.stage("saving")
                 template = load_chat_template(run.base).text
@@ -88,6 +89,9 @@ def load_policy(run: TrainRun, mode: type[Recipe]) -> Policy:
         seed=config.training.seed,
     )
     policy = Policy(model, device=run.device, dtype=dtype, with_values=mode.with_values)
+    policy.row_layout = agreed(gather_objects(policy.row_layout))
+    if run.is_main:
+        log.info("%s", policy.row_layout)
     if config.training.gradient_checkpointing:
         checkpoint_gradients(model)
     if not dropout:

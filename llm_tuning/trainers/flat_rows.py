@@ -32,11 +32,16 @@ class RowLayout:
     """How a model takes the rows of a micro-batch: end to end, or padded."""
 
     flat: bool
-    why: str
-    """Which kernel computes them, and why not a faster one; or why they are padded."""
+    attention: str
+    """What computes it, and why nothing better does: a faster kernel, or one that keeps rows apart."""
 
     def __str__(self) -> str:
-        return f"padding-free: {'yes' if self.flat else 'no, rows are padded'} ({self.why})"
+        return f"padding-free: {'yes' if self.flat else 'no, rows are padded'}; attention: {self.attention}"
+
+
+def agreed(layouts: Sequence[RowLayout]) -> RowLayout:
+    """Return the layout for all ranks, given each one's: ranks deal out the same micro-batches, so one pads for all."""
+    return next((layout for layout in layouts if not layout.flat), layouts[0])
 
 
 def flat_arguments(device: torch.device, row_lengths: Sequence[int]) -> dict[str, Any]:
@@ -60,12 +65,12 @@ def take_flat_rows(causal_lm: Any) -> RowLayout:
     config = causal_lm.config.get_text_config()
     before = causal_lm.config._attn_implementation
     if before != "sdpa":
-        return RowLayout(False, f"its attention is {before}, not sdpa")
+        return RowLayout(False, f"{before}, which has no way to keep rows apart")
     unknown = set(getattr(config, "layer_types", None) or ()) - KNOWN_LAYERS
     if unknown:
-        return RowLayout(False, f"it has layers of kind {', '.join(sorted(unknown))}")
+        return RowLayout(False, f"sdpa, among layers of kind {', '.join(sorted(unknown))}")
     if getattr(config, "attention_chunk_size", None) is not None:
-        return RowLayout(False, "its attention is chunked")
+        return RowLayout(False, "sdpa in chunks")
     was_training = causal_lm.training
     causal_lm.eval()
     slower = _why_no_varlen(causal_lm) or _why_not(ROWS_AT_ONCE, causal_lm)
@@ -73,16 +78,17 @@ def take_flat_rows(causal_lm: Any) -> RowLayout:
     if padded:
         causal_lm.set_attn_implementation(before)
     causal_lm.train(was_training)
-    how = f"sdpa row by row: {slower}" if slower else "varlen_attn"
-    return RowLayout(padded is None, padded or how)
+    if padded:
+        return RowLayout(False, f"sdpa, since {padded}")
+    return RowLayout(True, f"sdpa row by row, since {slower}" if slower else "varlen_attn")
 
 
 def _why_no_varlen(causal_lm: Any) -> str | None:
     """Return why varlen_attn need not be tried here, None where it is worth a trial."""
     if not attention.has_flash(causal_lm.device):
-        return "on the CPU" if causal_lm.device.type == "cpu" else "the GPU is older than Ampere"
-    if (dtype := _dtype_in_attention(causal_lm)) not in attention.FLASH_DTYPES:
-        return f"in {str(dtype).removeprefix('torch.')}"
+        return "varlen_attn is for GPUs" if causal_lm.device.type == "cpu" else "the GPU is older than Ampere"
+    if _dtype_in_attention(causal_lm) not in attention.FLASH_DTYPES:
+        return "the precision is fp32"
     if lacking := attention.varlen_lacks():
         return f"torch {torch.__version__} lacks {', '.join(lacking)}"
     return None
@@ -130,7 +136,7 @@ def _what_is_wrong(decoder: Any, arguments: dict[str, Any]) -> str | None:
     if not torch.equal(flat, states_of_second(other)):
         return "in a trial a row changed with the one before it"
     if untold := windows - arguments["flat_rows"].windows:
-        return f"its layers do not tell their attention of the window of {untold.pop()} tokens"
+        return f"its layers do not tell it of their window of {untold.pop()} tokens"
     return None
 
 

@@ -9,16 +9,19 @@ import torch
 from llm_tuning.run.context import TrainRun
 from llm_tuning.run.hardware import cpu_name, driver_version, peak_resident_bytes
 from llm_tuning.trainers.parallel import gather_objects
+from llm_tuning.trainers.policy import Policy
 from llm_tuning.trainers.precision import NAMES
 
 
-def hardware_of(run: TrainRun, dtype: torch.dtype) -> dict[str, Any]:
+def hardware_of(run: TrainRun, policy: Policy) -> dict[str, Any]:
     """Return fields of the manifest's `HardwareRecord`; all ranks call it, at the end of what is to be measured."""
     ranks = gather_objects(_of_device(run.device))
     return {
         "device": " and ".join(sorted({rank["device"] for rank in ranks})),
         "driver": driver_version() if run.device.startswith("cuda") else None,
-        "precision": next(name for name, known in NAMES.items() if known == dtype),
+        "precision": next(name for name, known in NAMES.items() if known == policy.dtype),
+        "padding_free": policy.row_layout.flat,
+        "attention": policy.row_layout.attention,
         "peak_memory": max((rank["peak"] for rank in ranks if rank["peak"]), default=None),
         "reserved_memory": max((rank["reserved"] for rank in ranks if rank["reserved"]), default=None),
     }

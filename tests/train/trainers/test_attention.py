@@ -7,7 +7,9 @@ for, fake CUDA tensors tell. What only a card can tell, its own arithmetic, each
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 from llm_tuning.data.token_rows import TokenRow
 from llm_tuning.trainers import attention
 from llm_tuning.trainers.attention import FlatRows, row_by_row, rows_at_once, rows_at_once_are_right
+from llm_tuning.trainers.flat_rows import RowLayout, agreed
 from llm_tuning.trainers.micro_batches import flatten, pad
 from llm_tuning.trainers.policy import Policy
 from tests.support.fake_cuda import DEVICE, Work, fake_cuda, onto_cuda
@@ -25,9 +28,25 @@ from tests.support.families import FAMILIES, VOCABULARY, Family, make_adapted_mo
 from tests.support.varlen import plain_varlen_attn
 
 CPU = torch.device("cpu")
-FLAT = [name for name, family in FAMILIES.items() if family.flat]
 WINDOW = 16
 """Of the families with one."""
+SLIDING = {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
+MORE = {
+    "sliding-cohere2": Family("cohere2", SLIDING),
+    "sliding-olmo3": Family("olmo3", SLIDING),
+    "sliding-exaone4": Family("exaone4", SLIDING),
+    "sliding-gemma4": Family("gemma4_text", SLIDING | {"global_head_dim": 32, "hidden_size_per_layer_input": 0}),
+    "nemotron": Family("nemotron", flat=False),
+    "states-qwen3-next": Family("qwen3_next", {"num_experts": 2, "num_experts_per_tok": 1}, flat=False),
+}
+ALL = FAMILIES | MORE
+FLAT = [name for name, family in ALL.items() if family.flat]
+
+
+@pytest.fixture(autouse=True)
+def more_families(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, family in MORE.items():
+        monkeypatch.setitem(FAMILIES, name, family)
 
 
 def make_rows(*lengths: int) -> list[TokenRow]:
@@ -68,7 +87,7 @@ def relative(got: Tensor, want: Tensor) -> float:
 @pytest.mark.parametrize("name", FLAT)
 def test_rows_at_once_are_what_each_row_is_alone(name: str, varlen: list[tuple[int, int]]) -> None:
     policy = Policy(make_adapted_model(name), device="cpu", dtype=torch.float32)
-    assert str(policy.row_layout) == "padding-free: yes (varlen_attn)"
+    assert str(policy.row_layout) == "padding-free: yes; attention: varlen_attn"
     rows = make_rows(3, 40, 17, 60, 29)
     want = logprobs_and_gradients(policy, rows, flat=False)
     varlen.clear()
@@ -155,7 +174,7 @@ def test_a_kernel_that_is_not_right_is_not_used(
     monkeypatch.setattr(attention, "varlen_attn", kernel)
     layout = Policy(make_adapted_model("llama", torch.bfloat16), device="cpu", dtype=torch.bfloat16).row_layout
     assert layout.flat
-    assert layout.why.startswith("sdpa row by row: ")
+    assert layout.attention.startswith("sdpa row by row, since ")
 
 
 def test_an_older_torch_whose_kernel_lacks_arguments_goes_row_by_row(
@@ -167,7 +186,7 @@ def test_an_older_torch_whose_kernel_lacks_arguments_goes_row_by_row(
     for kernel, lacks in ((of_2_10, "window_size, enable_gqa"), (None, "varlen_attn")):
         monkeypatch.setattr(attention, "varlen_attn", kernel)
         layout = Policy(make_adapted_model("llama"), device="cpu", dtype=torch.float32).row_layout
-        assert layout.why == f"sdpa row by row: torch {torch.__version__} lacks {lacks}"
+        assert layout.attention == f"sdpa row by row, since torch {torch.__version__} lacks {lacks}"
 
 
 @pytest.mark.parametrize(
@@ -195,34 +214,50 @@ def test_a_window_that_a_model_has_in_its_masks_alone_is_found_out(monkeypatch: 
     """Qwen2-MoE's layers do not hand their window to the attention, so longer rows would go without it."""
     experts = {"num_experts": 2, "num_experts_per_tok": 2, "decoder_sparse_step": 10}
     window = {"sliding_window": WINDOW, "use_sliding_window": True, "max_window_layers": 2}
-    for name, sizes, flat in (("windowed", experts | window, False), ("full", experts, True)):
-        monkeypatch.setitem(FAMILIES, name, Family("qwen2_moe", sizes))
-        layout = Policy(make_adapted_model(name), device="cpu", dtype=torch.float32).row_layout
-        assert layout.flat == flat
-    assert (
-        "the window of 16 tokens"
-        in Policy(make_adapted_model("windowed"), device="cpu", dtype=torch.float32).row_layout.why
-    )
+    layouts = []
+    for sizes in (experts, experts | window):
+        monkeypatch.setitem(FAMILIES, "qwen2-moe", Family("qwen2_moe", sizes))
+        layouts.append(Policy(make_adapted_model("qwen2-moe"), device="cpu", dtype=torch.float32).row_layout)
+    assert [layout.flat for layout in layouts] == [True, False]
+    assert layouts[1].attention == "sdpa, since its layers do not tell it of their window of 16 tokens"
 
 
-REFUSED = {
-    "capped-gemma2": "its attention is eager, not sdpa",
-    "sinks-gpt-oss": "its attention is eager, not sdpa",
-    "bloom": "its attention is eager, not sdpa",
-    "convolution-lfm2": "it has layers of kind conv",
-    "falcon": "in a trial a row behind another one was not what it is alone",
-    "stablelm": "in a trial a row behind another one was not what it is alone",
+NOT_ALONE = "sdpa, since in a trial a row behind another one was not what it is alone"
+PADDED = {
+    "capped-gemma2": "eager, which has no way to keep rows apart",
+    "sinks-gpt-oss": "eager, which has no way to keep rows apart",
+    "bloom": "eager, which has no way to keep rows apart",
+    "convolution-lfm2": "sdpa, among layers of kind conv",
+    "states-qwen3-next": "sdpa, among layers of kind linear_attention",
+    "falcon": NOT_ALONE,
+    "stablelm": NOT_ALONE,
+    "nemotron": NOT_ALONE,
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", PADDED)
 def test_a_padded_model_says_why(name: str, varlen: list[tuple[int, int]]) -> None:
     model = make_adapted_model(name)
     before = model.get_base_model().config._attn_implementation
     policy = Policy(model, device="cpu", dtype=torch.float32)
-    assert str(policy.row_layout) == f"padding-free: no, rows are padded ({REFUSED[name]})"
     assert not policy.flat_rows
+    assert str(policy.row_layout) == f"padding-free: no, rows are padded; attention: {PADDED[name]}"
     assert model.get_base_model().config._attn_implementation == before
+
+
+def test_the_page_about_it_has_these_models() -> None:
+    page = (Path(__file__).parents[3] / "docs/sft.md").read_text()
+    rows = [line for line in page.partition("| Model types")[2].splitlines() if line.startswith("| `")]
+    listed = {kind: row.rpartition("| ")[2].strip(" |") for row in rows for kind in re.findall(r"`(\w+)`", row)}
+    expected = {True: "end to end", False: "padded", None: "by trial"}
+    assert {family.kind: expected[family.flat] for family in ALL.values()}.items() <= listed.items()
+
+
+def test_one_rank_that_pads_pads_for_all() -> None:
+    """Another card may fail a trial, and ranks deal out micro-batches that each of them cuts by itself."""
+    flat, other, padded = RowLayout(True, "varlen_attn"), RowLayout(True, "sdpa"), RowLayout(False, "sdpa")
+    assert agreed([flat, padded, other]) == padded
+    assert agreed([flat, other]) == flat
 
 
 # What a GPU is asked for.
@@ -259,7 +294,7 @@ def test_on_a_gpu_a_pass_of_many_rows_is_one_call_a_layer(name: str, monkeypatch
     monkeypatch.setattr(attention, "varlen_attn", checked)
     with fake_cuda() as work:
         policy = on_cuda(name, torch.bfloat16)
-        assert policy.row_layout.why == "varlen_attn"
+        assert policy.row_layout.attention == "varlen_attn"
         work.clear()
         policy.logprobs(flatten(make_rows(3, 40, 17, 60, 29))).sum().backward()
         calls = attention_calls(work)
@@ -269,7 +304,10 @@ def test_on_a_gpu_a_pass_of_many_rows_is_one_call_a_layer(name: str, monkeypatch
 def test_on_a_gpu_before_ampere_rows_go_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     with fake_cuda():
         monkeypatch.setattr("torch.cuda.get_device_capability", lambda _device: (7, 5))
-        assert on_cuda("llama", torch.bfloat16).row_layout.why == "sdpa row by row: the GPU is older than Ampere"
+        assert (
+            on_cuda("llama", torch.bfloat16).row_layout.attention
+            == "sdpa row by row, since the GPU is older than Ampere"
+        )
 
 
 @pytest.mark.parametrize("flat", [True, False], ids=["flat", "padded"])
@@ -277,7 +315,7 @@ def test_on_a_gpu_before_ampere_rows_go_one_by_one(monkeypatch: pytest.MonkeyPat
 def test_on_a_gpu_grouped_heads_in_fp32_keep_no_scores(name: str, flat: bool) -> None:
     with fake_cuda() as work:
         policy = on_cuda(name, torch.float32)
-        assert policy.row_layout.why == "sdpa row by row: in float32"
+        assert policy.row_layout.attention == "sdpa row by row, since the precision is fp32"
         work.clear()
         rows = make_rows(40, 60)
         policy.logprobs(flatten(rows) if flat else pad(rows)).sum().backward()

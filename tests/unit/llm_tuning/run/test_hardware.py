@@ -19,6 +19,8 @@ H200 = {
     "device": "NVIDIA H200",
     "driver": "580.65.06",
     "precision": "bf16",
+    "padding_free": True,
+    "attention": "varlen_attn",
     "peak_memory": 3 * 2**30,
     "reserved_memory": 4 * 2**30,
 }
@@ -50,18 +52,21 @@ def test_mfu_is_the_model_s_operations_over_the_card_s_peak(tmp_path: Path) -> N
     assert found.teraflops == 200
     assert found.mfu == pytest.approx(200 / 989, rel=1e-2)
     assert hardware_line(found) == (
-        "NVIDIA H200 (driver 580.65.06), bf16, peak memory 3.0 GiB of 4.0 GiB reserved, 200 TFLOP/s, MFU 20.2%"
+        "NVIDIA H200 (driver 580.65.06), bf16, peak memory 3.0 GiB of 4.0 GiB reserved, 200 TFLOP/s, MFU 20.2%, "
+        "padding-free (attention: varlen_attn)"
     )
     assert hardware_metrics(found) == {
         "hardware/peak_memory_gib": 3.0,
         "hardware/reserved_memory_gib": 4.0,
         "hardware/teraflops": 200.0,
         "hardware/mfu": found.mfu,
+        "hardware/padding_free": 1.0,
     }
     assert hardware_tags(found) == {
         "hardware.device": "NVIDIA H200",
         "hardware.driver": "580.65.06",
         "hardware.precision": "bf16",
+        "hardware.attention": "varlen_attn",
     }
 
 
@@ -85,7 +90,7 @@ def test_without_a_peak_there_is_a_speed_and_no_mfu(tmp_path: Path, changed: dic
     found = record(tmp_path, H200 | changed)
     assert found is not None
     assert (found.teraflops, found.mfu) == (200, None)
-    assert hardware_line(found).endswith("200 TFLOP/s")
+    assert "200 TFLOP/s, padding-free" in hardware_line(found)
 
 
 def test_what_cannot_be_counted_is_left_out(tmp_path: Path) -> None:
@@ -94,6 +99,9 @@ def test_what_cannot_be_counted_is_left_out(tmp_path: Path) -> None:
     assert found is not None
     assert hardware_line(found) == "cpu, fp32"
     assert hardware_metrics(found) == {}
+    padded = found.model_copy(update={"padding_free": False, "attention": "eager"})
+    assert hardware_line(padded) == "cpu, fp32, rows padded (attention: eager)"
+    assert hardware_metrics(padded) == {"hardware/padding_free": 0.0}
     assert hardware_tags(None) == {}
 
 
