@@ -261,7 +261,9 @@ def load_checkpoint(checkpoint: Path, task: Task, recipe: Recipe) -> None:
         own = torch.load(path, map_location="cpu", weights_only=True)
         if own["rows_per_step"] != task.steps.rows_per_step:
             rule = f"give {task.steps.rows_per_step} rows a step, but this run was started with {own['rows_per_step']}"
-            raise InputError(Problem("devices", rule, "start it on as many as before, or under another model_id"))
+            raise InputError(
+                Problem("devices", rule, "start it on as many as before, or under another {field:model_id}")
+            )
         recipe.load_state(own["state"])
     set_peft_model_state_dict(task.policy.model, load_file(checkpoint / ADAPTER_WEIGHTS), adapter_name=TRAINED)
 

@@ -106,7 +106,8 @@ def memory_at(error: RuntimeError, run: TrainRun) -> Memory | None:
     own = min(reserved + UNCOUNTED + (UNCOUNTED_BY_NCCL if run.world > 1 else 0), total - free)
     found = re.search(r"Tried to allocate ([\d.]+) ([KMG])iB", str(error))
     wanted = int(float(found[1]) * 1024 ** (1 + "KMG".index(found[2]))) if found else 0
-    return Memory(total, own, total - free - own, wanted)
+    still_to_load = _least_weights(run) - reserved
+    return Memory(total, own, total - free - own, max(wanted, still_to_load))
 
 
 def _what_to_set(run: TrainRun, stage: Stage, ran_out: str, memory: Memory | None) -> Problem:
@@ -119,14 +120,16 @@ def _what_to_set(run: TrainRun, stage: Stage, ran_out: str, memory: Memory | Non
     ways = [f"{{set:training.max_tokens_per_pass={max(1, now // 2)}}}"]
     if stage is Stage.TRAINING and not training.gradient_checkpointing:
         ways.append("{set:training.gradient_checkpointing=true}")
-    if memory is not None and _bytes_of_base(run) > memory.total / 2:
+    if memory is not None and _least_weights(run) > memory.total / 2:
         ways += four_bits
     fix = " or ".join(ways) + "; a row longer than a pass is limited by {field:training.max_length} alone"
     return Problem("training.maxTokensPerPass", f"is {now}, with which {ran_out}", fix)
 
 
-def _bytes_of_base(run: TrainRun) -> int:
-    return sum((run.base / file).stat().st_size for file in inspect_base(run.base).weight_files)
+def _least_weights(run: TrainRun) -> int:
+    """Return the bytes that the base's weights take at least."""
+    parameters = inspect_base(run.base).parameters
+    return parameters // 2 if run.config.model.quantization == "4bit" else 2 * parameters
 
 
 def _gib(size: int) -> str:

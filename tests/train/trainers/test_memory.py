@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -12,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from llm_tuning.api.flags import FLAG_WORDS
 from llm_tuning.errors import InputError, TryAgain
 from llm_tuning.pod.wording import message_of
-from llm_tuning.trainers import probes, sft
+from llm_tuning.trainers import memory, probes, sft
 from llm_tuning.trainers.memory import Memory, Stage, gpu_errors_explained
 from llm_tuning.trainers.policy import Policy
 from tests.support.rows import write_rows
@@ -86,7 +87,7 @@ def test_each_edge_has_its_fields_and_a_base_that_takes_most_of_the_card_is_told
     tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size = (tiny_base / "model.safetensors").stat().st_size / GIB
-    card(monkeypatch, total=1.5 * size, free=0.5 * size, reserved=size)
+    card(monkeypatch, total=0.8 * size, free=0.1 * size, reserved=0.7 * size)  # in bf16 it takes half of its file
     run = make_run(tmp_path, tiny_base, devices=["cuda:0"], training={"gradient_checkpointing": True})
     with pytest.raises(InputError) as caught, gpu_errors_explained(run, Stage.TRAINING):
         raise NO_ROOM
@@ -113,6 +114,21 @@ def test_memory_that_others_hold_is_tried_again(
         "GPU 0 ran out of memory in training (24.0 GiB, of which this run held 11.0 GiB and other processes 12.0 GiB; "
         "1.5 GiB more was wanted): they have to end, or the run needs another GPU"
     )
+
+
+def test_a_base_that_is_larger_than_the_card_is_not_tried_again_whoever_else_is_there(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card(monkeypatch, total=24, free=20, reserved=0)
+    monkeypatch.setattr(memory, "inspect_base", lambda _path: SimpleNamespace(parameters=14 * 10**9))
+    run = make_run(tmp_path, tiny_base, device="cuda:0")
+    with (
+        pytest.raises(
+            InputError, match=r"other processes 3\.0 GiB; 26\.1 GiB more was wanted\); set quantization to 4bit"
+        ),
+        gpu_errors_explained(run, Stage.LOADING),
+    ):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 21.00 GiB.")
 
 
 @pytest.mark.parametrize(
