@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 from llm_tuning.api.tuning import TrainingSpec
+from llm_tuning.core.cards import card_order, listed_cards
 
 DEFAULT_DEVICES = ["cuda:0"]
 """What `--devices` means when it is not given; only this falls back to the CPU on a machine without CUDA."""
@@ -40,10 +41,6 @@ def positions_at_a_time(vocabulary: int, device: str) -> int:
     return max(POSITIONS_AT_A_TIME, logits // vocabulary)
 
 
-VISIBLE = "CUDA_VISIBLE_DEVICES"
-"""CUDA's own list of the cards that a process has, in the order in which they are numbered from 0."""
-
-
 def own_gpu(device: str, visible: str | None) -> str:
     """Return the CUDA_VISIBLE_DEVICES with which a process has `device` alone, as its cuda:0.
 
@@ -53,9 +50,8 @@ def own_gpu(device: str, visible: str | None) -> str:
     number = int(device.removeprefix("cuda:"))
     if visible is None:
         return str(number)
-    listed = [entry.strip() for entry in visible.split(",")][: number + 1]
-    named = [entry for entry in listed if entry.isdecimal() or entry.startswith(("GPU-", "MIG-"))]
-    return listed[number] if len(named) > number else ""
+    cards = listed_cards(visible)
+    return cards[number] if number < len(cards) else ""
 
 
 def gpu_defaults(environment: Mapping[str, str]) -> dict[str, str]:
@@ -63,9 +59,7 @@ def gpu_defaults(environment: Mapping[str, str]) -> dict[str, str]:
     defaults = {}
     if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & environment.keys():
         defaults["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"  # passes of changing size fragment the memory
-    if not {"CUDA_DEVICE_ORDER", VISIBLE} & environment.keys():
-        defaults["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # the numbers of nvidia-smi
-    return defaults
+    return defaults | card_order(environment)
 
 
 def gpus_in_words(devices: Sequence[str]) -> str:

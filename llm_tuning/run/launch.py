@@ -12,10 +12,11 @@ import signal
 import tempfile
 from pathlib import Path
 
+from llm_tuning.core.cards import VISIBLE
 from llm_tuning.core.console import DEBUG_VARIABLE
 from llm_tuning.core.stopping import stop_requested
 from llm_tuning.errors import EXIT_INPUT, EXIT_TRY_AGAIN, InputError, Problem, TryAgain
-from llm_tuning.run.devices import VISIBLE, gpu_defaults, own_gpu, threads_per_process
+from llm_tuning.run.devices import gpu_defaults, own_gpu, threads_per_process
 from llm_tuning.run.rank import PARENT_VARIABLE, RENDEZVOUS_VARIABLE, RankFailure
 from llm_tuning.run.spec import TRACKING_URI_VARIABLE, RunSpec
 

@@ -12,7 +12,6 @@ The command line itself and the dtype are those of `engines.vllm.command`.
 
 from __future__ import annotations
 
-import itertools
 import os
 import shlex
 import socket
@@ -20,6 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from llm_tuning.core.cards import VISIBLE, card_order, listed_cards
 from llm_tuning.engines.vllm.adapter import ServedAdapter, inspect_adapter
 from llm_tuning.engines.vllm.command import (
     PLAIN_TEMPLATE,
@@ -40,8 +40,6 @@ from llm_tuning.proof.prove import LORA_NAME
 USAGE = "launch_llm.sh <port> <gpu_id> <model_path> [lora_path]"
 CPU = "cpu"
 DEFAULT_HOST = "127.0.0.1"
-VISIBLE, ORDER = "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"
-"""CUDA's own: the cards that a process may use, numbered from 0 as they are listed, and how the others are numbered."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +176,7 @@ def _devices(gpu_id: str, vllm: Vllm | None, gpus: int | None, problems: list[Pr
 def _cards(gpu_id: str, gpus: int | None, visible: str | None, problems: list[Problem]) -> str:
     """Return the CUDA_VISIBLE_DEVICES of these GPUs; they are numbered within the caller's own, `visible`."""
     numbers = [int(number) for number in gpu_id.split(",")]
-    listed = _listed(visible) if visible is not None and gpus != 0 else None
+    listed = listed_cards(visible) if visible is not None and gpus != 0 else None
     there = gpus if listed is None else len(listed)
     if there is not None and max(numbers) >= there:
         count = f"{there} GPU{'s' * (there != 1)}" if there else "no GPU"
@@ -193,12 +191,6 @@ def _cards(gpu_id: str, gpus: int | None, visible: str | None, problems: list[Pr
         rule = "names several, and MIG slices cannot be joined"
         problems.append(Problem(f"gpu_id {gpu_id}", rule, "give one number"))
     return ",".join(cards)
-
-
-def _listed(visible: str) -> list[str]:
-    """Read CUDA_VISIBLE_DEVICES as CUDA does: the list ends before the first entry that names no card, as -1."""
-    entries = (entry.strip() for entry in visible.split(","))
-    return list(itertools.takewhile(lambda entry: entry.isdecimal() or entry.startswith(("GPU-", "MIG-")), entries))
 
 
 def _check_names(base: BaseModel, adapter: ServedAdapter, problems: list[Problem]) -> None:
@@ -235,8 +227,7 @@ def _template(base: BaseModel, adapter: ServedAdapter | None, notes: list[str]) 
 
 def _device_environment(devices: str, environment: Mapping[str, str]) -> dict[str, str]:
     if devices != CPU:
-        decided = VISIBLE in environment or ORDER in environment
-        return {VISIBLE: devices} if decided else {VISIBLE: devices, ORDER: "PCI_BUS_ID"}
+        return {VISIBLE: devices} | card_order(environment)
     return {name: value for name, value in cpu_environment(_free_memory()).items() if name not in environment}
 
 

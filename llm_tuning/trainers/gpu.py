@@ -13,8 +13,9 @@ import warnings
 
 import torch
 
+from llm_tuning.core.cards import VISIBLE
 from llm_tuning.errors import InputError, Problem, TryAgain
-from llm_tuning.run.devices import DEFAULT_DEVICES, VISIBLE, gpu_required, gpus_in_words, in_pod
+from llm_tuning.run.devices import DEFAULT_DEVICES, gpu_required, gpus_in_words, in_pod
 
 log = logging.getLogger(__name__)
 
