@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
+MEMINFO = Path("/proc/meminfo")
 CGROUPS = Path("/sys/fs/cgroup")
 _FILES = (
     ("memory.max", "memory.current", "memory.stat", "inactive_file"),
@@ -14,8 +14,9 @@ _FILES = (
 
 
 def free_host_bytes(cgroups: Path = CGROUPS) -> int:
-    """Return the bytes that are free on the host or, where that is less, below the limit of this container."""
-    free = [os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    """Return the bytes available on the host, caches included, or below the limit of this container if that is less."""
+    available = next(line for line in MEMINFO.read_text().splitlines() if line.startswith("MemAvailable:"))
+    free = [int(available.split()[1]) * 1024]
     for limit, used, statistics, reclaimable in _FILES:
         try:
             left = int((cgroups / limit).read_text()) - int((cgroups / used).read_text())

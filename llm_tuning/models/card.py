@@ -52,12 +52,18 @@ def _summary(manifest: Manifest) -> str:
         ("Base", f"{_code(manifest.base.name)} ({_code(manifest.base.path)})"),
         ("Mode", MODES[manifest.mode].title if manifest.mode in MODES else manifest.mode),
         ("Started from", _code(manifest.start_adapter.model_id) if manifest.start_adapter else "the base itself"),
+        *_quantization(manifest),
         ("Created", manifest.created_at),
         ("MLflow run", _mlflow(manifest)),
     ]
     text = f"# {_plain(manifest.model_name or manifest.model_id)}\n\nA LoRA adapter"
     text += f": {_plain(manifest.description)}." if manifest.description else "."
     return f"{text}\n\n{_table(('', ''), rows)}"
+
+
+def _quantization(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    if (manifest.configuration.get("model") or {}).get("quantization", "none") != "none":
+        yield "Quantisation", "trained and evaluated on a base in 4 bits (NF4), to be served on the base in 16"
 
 
 def _mlflow(manifest: Manifest) -> str:

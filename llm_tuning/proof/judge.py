@@ -9,6 +9,12 @@ For every probe token, with the trainer's numbers from `parity.json` and the eng
 If the adapter takes effect, e - d is the difference of two such n, so its spread is about sqrt(2) rms(n) whatever the
 two dtypes are: the base measures the noise for us, and an fp32 training served in bf16 is still proven. If nothing
 takes effect e is zero. What fits neither is different.
+
+Where the trainer had a base in 4 bits only, n is what the quantisation did to the base, and measures no noise. But d
+and e are each a difference within one program. To first order an adapter's effect is linear in its weights, and a base
+whose weights are off by a tenth, as NF4's are, changes that response by some tenths of itself, however large n is; a
+strong training saturates, and then what is left is n. Seen were e - d of 0.12 to 0.18 d, for d of a third of n to eight
+n, and of n for d of twenty n; for another seed's adapter 0.23 d and more, or four n.
 """
 
 from __future__ import annotations
@@ -30,6 +36,12 @@ SAME_BASE_NATS = (0.05, 0.25)
 same base; in between half the spread of the base's log-probabilities decides: bases that say little differ little."""
 SLOPE_RANGE = (0.8, 1.25)
 """A slope outside is a wrong scaling (alpha / rank) or other weights."""
+FOUR_BITS_SLOPE_RANGE = (0.7, 1.4)
+"""A slope outside is wrong even where d was measured on 4 bits."""
+FOUR_BITS_SAME = (0.2, 2.0)
+"""With d from 4 bits it is the same adapter up to this part of d left over, and this multiple of n."""
+FOUR_BITS_OTHER = (0.5, 4.0)
+"""Above both it is another one; what is in between cannot be told."""
 NO_SLOPE = 0.2
 """Below a fifth of the trained strength an adapter is called without effect."""
 RELATIVE_RESIDUAL = 0.1
@@ -62,7 +74,7 @@ class Numbers:
     slope: float
     """Least squares of e on d through the origin: 1 as trained, 0 without effect."""
     slope_error: float
-    """Standard error of the slope from noise alone."""
+    """Standard error of the slope from noise alone; from the residual, where d was measured on 4 bits."""
     correlation: float
     """Of e and d about zero (no effect is the zero they are measured from)."""
     trained_effect: float
@@ -115,15 +127,17 @@ def judge(
     engine_adapter: Sequence[Sequence[float]],
     *,
     trainer_dtype: str = "float32",
+    scored_on_4_bits: bool = False,
     templates: Templates = Templates(),
     adapts_output_head: bool = False,
 ) -> Proof:
     """Compare a server with the trainer. `engine_*` hold the server's log-probabilities, (T - 1,) a probe, in order.
 
+    `scored_on_4_bits`: the probes' numbers are those of a quantised base, and the server's is not quantised.
     `adapts_output_head`: vLLM leaves an adapter's lm_head out of prompt log-probabilities (vllm-project/vllm#51594), so
     that a missing or different effect says nothing about such an adapter.
     """
-    numbers = measure(probes, engine_base, engine_adapter)
+    numbers = measure(probes, engine_base, engine_adapter, scored_on_4_bits=scored_on_4_bits)
     same_base = numbers.noise <= numbers.noise_limit
     faults = []
     if not same_base:
@@ -134,7 +148,10 @@ def judge(
         )
     if templates.different:
         faults.append(template_fault(templates))
-    verdict, sentence = _adapter_verdict(numbers, trainer_dtype=trainer_dtype, same_base=same_base)
+    if scored_on_4_bits:
+        verdict, sentence = _verdict_from_4_bits(numbers)
+    else:
+        verdict, sentence = _adapter_verdict(numbers, trainer_dtype=trainer_dtype, same_base=same_base)
     if adapts_output_head and verdict in (Verdict.NO_EFFECT, Verdict.DIFFERENT):
         verdict = Verdict.CANNOT_BE_PROVEN
         sentence = f"the adapter changes lm_head, which vLLM leaves out of prompt log-probabilities: {sentence}"
@@ -154,7 +171,11 @@ def template_fault(templates: Templates) -> str:
 
 
 def measure(
-    probes: Sequence[Probe], engine_base: Sequence[Sequence[float]], engine_adapter: Sequence[Sequence[float]]
+    probes: Sequence[Probe],
+    engine_base: Sequence[Sequence[float]],
+    engine_adapter: Sequence[Sequence[float]],
+    *,
+    scored_on_4_bits: bool = False,
 ) -> Numbers:
     """Compute the numbers over all tokens of all probes."""
     base = [x for probe in probes for x in probe.base_logprobs]
@@ -165,9 +186,11 @@ def measure(
     dd, ee = _sum_of_squares(d), _sum_of_squares(e)
     de = math.fsum(x * y for x, y in zip(d, e, strict=True))
     count = max(len(d), 1)
-    noise = _rms(n)
+    noise, residual = _rms(n), _rms([x - y for x, y in zip(e, d, strict=True)])
     certain, impossible = SAME_BASE_NATS
-    error = _difference_noise(noise) * math.sqrt(TOKENS_PER_INDEPENDENT / dd) if dd else math.inf
+    limit = 0.5 * _spread(base)  # another base explains less than three quarters of the variance
+    error = residual if scored_on_4_bits else _difference_noise(noise)
+    error = error * math.sqrt(TOKENS_PER_INDEPENDENT / dd) if dd else math.inf
     return Numbers(
         tokens=len(d),
         probes=len(probes),
@@ -176,9 +199,9 @@ def measure(
         correlation=de / math.sqrt(dd * ee) if dd and ee else 0.0,
         trained_effect=math.sqrt(dd / count),
         served_effect=math.sqrt(ee / count),
-        residual=_rms([x - y for x, y in zip(e, d, strict=True)]),
+        residual=residual,
         noise=noise,
-        noise_limit=max(certain, min(impossible, 0.5 * _spread(base))),
+        noise_limit=max(certain, limit if scored_on_4_bits else min(impossible, limit)),
     )
 
 
@@ -189,34 +212,64 @@ def _adapter_verdict(numbers: Numbers, *, trainer_dtype: str, same_base: bool) -
     noise = _difference_noise(numbers.noise if same_base else 0.0)
     # A bf16 trainer's own rounding is in d as well: it flattens the slope by up to noise^2 / rms(d)^2.
     rounded_trainer = trainer_dtype != "float32"
-    shown = (
-        f"over {numbers.tokens} tokens training moved the log-probabilities by {trained:.2g} and the served adapter "
-        f"moves them by {served:.2g} (slope {numbers.slope:.2f}, correlation {numbers.correlation:.2f}, "
-        f"noise {numbers.noise:.1g})"
-    )
     slope_error = numbers.slope_error * noise / _difference_noise(numbers.noise)
     decidable = trained >= noise * (2 if rounded_trainer else 1) and slope_error <= MAX_SLOPE_ERROR
     if numbers.tokens < MIN_TOKENS or not decidable:
-        return _below_the_noise(numbers, noise, shown)
+        return _below_the_noise(numbers, noise)
     if numbers.slope < NO_SLOPE and served <= max(NO_SLOPE * trained, 2 * noise if same_base else 0.0):
-        return (
-            Verdict.NO_EFFECT,
-            f"the adapter changes nothing: {shown}; see that this name loads the adapter's files and that its weights "
-            f"are not zero",
-        )
+        return _no_effect(numbers)
     flattened = (noise / trained) ** 2 if rounded_trainer else 0.0
     fits = numbers.residual <= math.hypot(RELATIVE_RESIDUAL * trained, NOISE_MARGIN * noise)
     if fits and SLOPE_RANGE[0] - flattened <= numbers.slope <= SLOPE_RANGE[1]:
-        return Verdict.EFFECTIVE, f"the adapter takes effect as trained: {shown}"
+        return _effective(numbers)
+    return _different(numbers)
+
+
+def _verdict_from_4_bits(numbers: Numbers) -> tuple[Verdict, str]:
+    """Return the verdict and its sentence where d was measured on 4 bits and e was not."""
+    trained, slope = numbers.trained_effect, numbers.slope
+    same, other = (min(d * trained, n * numbers.noise) for d, n in (FOUR_BITS_SAME, FOUR_BITS_OTHER))
+    rounding = _difference_noise(min(numbers.noise, SAME_BASE_NATS[0]))  # hidden in n: as much as it may be
+    known = numbers.tokens >= MIN_TOKENS and numbers.slope_error <= MAX_SLOPE_ERROR
+    if known and numbers.residual <= same and SLOPE_RANGE[0] <= slope <= SLOPE_RANGE[1]:
+        return _effective(numbers)
+    if numbers.tokens < MIN_TOKENS or trained < 2 * rounding:
+        return _below_the_noise(numbers, rounding)
+    if slope < NO_SLOPE and numbers.served_effect <= NO_SLOPE * trained:
+        return _no_effect(numbers)
+    scaled = known and not FOUR_BITS_SLOPE_RANGE[0] <= slope <= FOUR_BITS_SLOPE_RANGE[1]
+    if scaled or numbers.residual > math.hypot(other, 2 * rounding):
+        return _different(numbers)
     return (
-        Verdict.DIFFERENT,
-        f"the served adapter does something else than was trained: {shown}; see that this name loads this adapter's "
-        f"files, with r and lora_alpha of adapter_config.json as they were",
+        Verdict.TOO_SMALL_TO_TELL,
+        f"the difference is too small to tell from what 4 bits change: {_shown(numbers)}; train it where the base "
+        f"without quantisation fits into memory, if only at the end",
     )
 
 
-def _below_the_noise(numbers: Numbers, noise: float, shown: str) -> tuple[Verdict, str]:
+def _effective(numbers: Numbers) -> tuple[Verdict, str]:
+    return Verdict.EFFECTIVE, f"the adapter takes effect as trained: {_shown(numbers)}"
+
+
+def _no_effect(numbers: Numbers) -> tuple[Verdict, str]:
+    return (
+        Verdict.NO_EFFECT,
+        f"the adapter changes nothing: {_shown(numbers)}; see that this name loads the adapter's files and that its "
+        f"weights are not zero",
+    )
+
+
+def _different(numbers: Numbers) -> tuple[Verdict, str]:
+    return (
+        Verdict.DIFFERENT,
+        f"the served adapter does something else than was trained: {_shown(numbers)}; see that this name loads this "
+        f"adapter's files, with r and lora_alpha of adapter_config.json as they were",
+    )
+
+
+def _below_the_noise(numbers: Numbers, noise: float) -> tuple[Verdict, str]:
     """Judge where training did too little to be seen; an adapter that does much is another one all the same."""
+    shown = _shown(numbers)
     if numbers.tokens >= MIN_TOKENS and numbers.served_effect > 2 * NOISE_MARGIN * max(noise, numbers.trained_effect):
         return (
             Verdict.DIFFERENT,
@@ -228,6 +281,14 @@ def _below_the_noise(numbers: Numbers, noise: float, shown: str) -> tuple[Verdic
         else "train longer or with a higher learning rate, or lower the noise by serving in the dtype of the training"
     )
     return Verdict.TOO_SMALL_TO_TELL, f"what training changed is too small to tell from noise: {shown}; {fix}"
+
+
+def _shown(numbers: Numbers) -> str:
+    return (
+        f"over {numbers.tokens} tokens training moved the log-probabilities by {numbers.trained_effect:.2g} and the "
+        f"served adapter moves them by {numbers.served_effect:.2g} (slope {numbers.slope:.2f}, correlation "
+        f"{numbers.correlation:.2f}, noise {numbers.noise:.1g})"
+    )
 
 
 def _difference_noise(noise: float) -> float:

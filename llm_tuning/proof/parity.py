@@ -14,6 +14,7 @@ from llm_tuning.models.adapter import SMALL_FILE_BYTES
 from llm_tuning.models.layout import PARITY
 
 PARITY_VERSION = 1
+UNQUANTISED = "none"
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,10 @@ class Parity:
     dtype: str
     """`float32` or `bfloat16`: what the trainer computed in."""
     base_weight_hash: str
+    quantization: str
+    """What the base was trained in: `none`, or `4bit`."""
+    scored_on: str
+    """The same of the base that the probes were scored on; a server's is not quantised."""
     probes: tuple[Probe, ...]
 
 
@@ -58,6 +63,8 @@ def read_parity(adapter: Path) -> Parity:
             model_id=str(value.get("model_id") or ""),
             dtype=str(value.get("dtype") or "float32"),
             base_weight_hash=str(value.get("base_weight_hash") or ""),
+            quantization=str(value.get("quantization") or UNQUANTISED),
+            scored_on=str(value.get("scored_on") or UNQUANTISED),
             probes=tuple(_probe(probe) for probe in value["probes"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -13,7 +13,7 @@ from llm_tuning.models.adapter import adapts_output_head, read_template
 from llm_tuning.models.base import read_object
 from llm_tuning.models.layout import MANIFEST
 from llm_tuning.proof.judge import Proof, Templates, Verdict, judge, template_fault
-from llm_tuning.proof.parity import Probe, read_parity
+from llm_tuning.proof.parity import UNQUANTISED, Probe, read_parity
 
 LORA_NAME = "lora"
 """The name that `launch_llm.sh` serves an adapter under, besides its model_id."""
@@ -55,14 +55,19 @@ def _prove(server: EngineProbe, adapter: Path, *, name: str, base: ServedModel) 
         if templates.different:  # a wrong template needs no log-probabilities to be wrong
             return Proof(Verdict.DIFFERENT, template_fault(templates), templates=templates)
         raise
-    return judge(
+    proof = judge(
         probes,
         engine_base,
         engine_adapter,
         trainer_dtype=parity.dtype,
+        scored_on_4_bits=parity.scored_on != UNQUANTISED,
         templates=templates,
         adapts_output_head=adapts_output_head(adapter),
     )
+    if parity.quantization == UNQUANTISED:
+        return proof
+    probed = "" if parity.scored_on == UNQUANTISED else ", and so were the probes"
+    return replace(proof, message=f"{proof.message} (trained on 4 bits{probed}, served on 16)")
 
 
 def compare_templates(server: EngineProbe, adapter: Path, probes: Sequence[Probe], *, name: str) -> Templates:

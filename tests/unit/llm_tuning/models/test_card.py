@@ -56,6 +56,16 @@ def test_the_card_says_what_it_was_trained_on_where_the_manifest_knows(tmp_path:
     assert "Hardware" not in card(tmp_path, make_manifest()), "a manifest of 0.1"
 
 
+@pytest.mark.parametrize(
+    ("model", "said"), [({"quantization": "4bit"}, True), ({"quantization": "none"}, False), ({}, False)]
+)
+def test_four_bits_are_said(tmp_path: Path, model: dict[str, str], said: bool) -> None:
+    text = card(tmp_path, make_manifest(configuration={"model": model}))
+    assert (
+        "| Quantisation | trained and evaluated on a base in 4 bits (NF4), to be served on the base in 16 |" in text
+    ) == said
+
+
 def test_front_matter_is_what_the_hub_reads(tmp_path: Path) -> None:
     _, front, body = card(tmp_path, make_manifest()).split("---\n", 2)
     assert yaml.safe_load(front) == {

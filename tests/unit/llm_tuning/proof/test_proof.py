@@ -40,6 +40,10 @@ class World:
     """Standard deviation of the base's log-probabilities."""
     dtype: str = "float32"
     adapts_output_head: bool = False
+    shift: float = 0.0
+    """rms by which 4 bits move the base's log-probabilities, where the probes were scored on 4 bits."""
+    response: float = 0.0
+    """The part of the effect that they change."""
     templates: Templates = SAME_TEMPLATE
     seed: int = 0
 
@@ -59,6 +63,9 @@ class World:
         ]
         if not self.strength and not self.stray:
             engine_adapter = engine_base  # the same kernels on the same weights: the same bits
+        if self.shift:
+            d = [x + r for x, r in zip(d, normal(self.effect * self.response), strict=True)]
+            base = [b + s for b, s in zip(base, normal(self.shift), strict=True)]
         trained_base = [b + n for b, n in zip(base, normal(self.trainer_noise), strict=True)]
         tuned = [b + x + n for b, x, n in zip(base, d, normal(self.trainer_noise), strict=True)]
         probe = Probe(tuple(range(self.tokens + 1)), tuple(trained_base), tuple(tuned), None)
@@ -67,10 +74,18 @@ class World:
             [engine_base],
             [engine_adapter],
             trainer_dtype=self.dtype,
+            scored_on_4_bits=bool(self.shift),
             templates=self.templates,
             adapts_output_head=self.adapts_output_head,
         )
 
+
+BF16 = {"noise": 0.01, "trainer_noise": 0.01, "dtype": "bfloat16"}
+NF4 = {"shift": 0.17, "response": 0.14, **BF16}
+"""As a small trained model shows it."""
+NF4_STRONG = NF4 | {"response": 0.06}
+NF4_OF_7B = {"shift": 0.37, "response": 0.25, **BF16}
+"""What published figures of quantised models of 7B parameters make of it, at the most."""
 
 TABLE = [
     ("as trained", World(), "effective"),
@@ -115,6 +130,41 @@ TABLE = [
     ("a handful of tokens", World(tokens=8), "too_small_to_tell"),
     ("no tokens", World(tokens=0), "too_small_to_tell"),
     ("an untrained adapter", World(effect=0.0), "too_small_to_tell"),
+    ("4 bits: as trained", World(**NF4), "effective"),
+    ("4 bits: a light training, less than the quantisation moves the base", World(effect=0.16, **NF4), "effective"),
+    ("4 bits: a strong one", World(effect=1.2, **NF4), "effective"),
+    ("4 bits: a very strong one, whose effect saturates", World(effect=3.0, **NF4_STRONG), "effective"),
+    ("4 bits: few tokens", World(tokens=60, **NF4), "effective"),
+    ("4 bits of a large base", World(**NF4_OF_7B), "too_small_to_tell"),
+    ("4 bits of a base that says little", World(spread=0.4, **NF4), "effective"),
+    ("4 bits: nothing", World(strength=0, **NF4), "no_effect"),
+    ("4 bits: next to nothing", World(strength=0.02, **NF4), "no_effect"),
+    ("4 bits of a large base: nothing", World(strength=0, **NF4_OF_7B), "no_effect"),
+    ("4 bits: nothing and another template", World(strength=0, templates=OTHER_TEMPLATE, **NF4), "no_effect"),
+    ("4 bits: another adapter", World(strength=0, stray=0.3, **NF4), "different"),
+    (
+        "4 bits: a similar adapter, as another seed gives",
+        World(effect=0.5, strength=0.9, stray=0.3, **NF4),
+        "different",
+    ),
+    ("4 bits of a large base: a similar adapter", World(effect=0.5, strength=0.9, stray=0.3, **NF4_OF_7B), "different"),
+    ("4 bits: a similar adapter of a strong training", World(effect=3.0, stray=0.5, **NF4_STRONG), "too_small_to_tell"),
+    ("4 bits: a strong one at twice the strength", World(effect=3.0, stray=1.4, **NF4_STRONG), "different"),
+    ("4 bits: half the strength", World(strength=0.5, **NF4), "different"),
+    ("4 bits: twice the strength", World(strength=2.0, **NF4), "different"),
+    ("4 bits of a large base: half the strength", World(strength=0.5, **NF4_OF_7B), "different"),
+    ("4 bits: the opposite", World(strength=-1.0, **NF4), "different"),
+    ("4 bits: another base", World(other_base=1.6, **NF4), "different"),
+    ("4 bits: another template", World(templates=OTHER_TEMPLATE, **NF4), "different"),
+    ("4 bits: an earlier checkpoint", World(strength=0.8, stray=0.09, **NF4), "too_small_to_tell"),
+    ("4 bits: half of a light training", World(effect=0.06, strength=0.5, **NF4), "too_small_to_tell"),
+    ("4 bits: nothing of a light training", World(effect=0.06, strength=0, **NF4), "too_small_to_tell"),
+    ("4 bits: another adapter for a light one", World(effect=0.06, strength=0, stray=0.06, **NF4), "too_small_to_tell"),
+    ("4 bits: an untrained adapter", World(effect=0.0, **NF4), "too_small_to_tell"),
+    ("4 bits: much from one that learned nothing", World(effect=0.0, strength=0, stray=0.5, **NF4), "different"),
+    ("4 bits: a handful of tokens", World(tokens=8, **NF4), "too_small_to_tell"),
+    ("4 bits, much rougher than NF4", World(shift=0.5, response=0.42, **BF16), "too_small_to_tell"),
+    ("4 bits: lm_head left out by vLLM", World(strength=0, adapts_output_head=True, **NF4), "cannot_be_proven"),
     ("lm_head left out by vLLM", World(strength=0, adapts_output_head=True), "cannot_be_proven"),
     ("lm_head left out in part", World(strength=0.6, adapts_output_head=True), "cannot_be_proven"),
     ("lm_head, seen all the same", World(adapts_output_head=True), "effective"),
@@ -189,9 +239,13 @@ def test_probes_that_cannot_be_used_say_why(tmp_path: Path, content: str | None,
 def test_probes_are_read(tmp_path: Path) -> None:
     messages = [{"role": "user", "content": "hi"}]
     probes = [PROBE, PROBE | {"messages": messages}]
-    (tmp_path / "parity.json").write_text(json.dumps({"version": 1, "dtype": "bfloat16", "probes": probes}))
+    written = {"version": 1, "dtype": "bfloat16", "probes": probes}
+    (tmp_path / "parity.json").write_text(json.dumps(written))
     parity = read_parity(tmp_path)
     assert parity.dtype == "bfloat16"
+    assert (parity.quantization, parity.scored_on) == ("none", "none"), "files from before quantisation was noted"
+    (tmp_path / "parity.json").write_text(json.dumps(written | {"quantization": "4bit", "scored_on": "none"}))
+    assert (read_parity(tmp_path).quantization, read_parity(tmp_path).scored_on) == ("4bit", "none")
     assert parity.probes[0] == Probe((1, 2), (-1.0,), (-2.0,), None)
     assert parity.probes[1].messages == tuple(messages)
 
