@@ -227,8 +227,8 @@ PADDED = {
     "capped-gemma2": "eager, which has no way to keep rows apart",
     "sinks-gpt-oss": "eager, which has no way to keep rows apart",
     "bloom": "eager, which has no way to keep rows apart",
-    "convolution-lfm2": "sdpa, among layers of kind conv",
-    "states-qwen3-next": "sdpa, among layers of kind linear_attention",
+    "convolution-lfm2": "sdpa, since there are layers of kind conv",
+    "states-qwen3-next": "sdpa, since there are layers of kind linear_attention",
     "falcon": NOT_ALONE,
     "stablelm": NOT_ALONE,
     "nemotron": NOT_ALONE,
@@ -308,6 +308,18 @@ def test_on_a_gpu_before_ampere_rows_go_one_by_one(monkeypatch: pytest.MonkeyPat
             on_cuda("llama", torch.bfloat16).row_layout.attention
             == "sdpa row by row, since the GPU is older than Ampere"
         )
+
+
+def test_on_a_gpu_grouped_heads_of_a_padded_model_keep_no_scores_in_fp32() -> None:
+    """LFM2's convolutions run on into the next row."""
+    with fake_cuda() as work:
+        policy = on_cuda("convolution-lfm2", torch.float32)
+        assert not policy.flat_rows
+        work.clear()
+        policy.logprobs(pad(make_rows(40, 60))).sum().backward()
+        calls = attention_calls(work)
+    kernel = "_scaled_dot_product_efficient_attention"
+    assert calls == {kernel: 1, f"{kernel}_backward": 1}
 
 
 @pytest.mark.parametrize("flat", [True, False], ids=["flat", "padded"])
