@@ -22,7 +22,8 @@ vocabulary, r rank, P parameters of the adapter, b bytes of a number in it (2 in
 - 4 bits: a product needs its matrix whole for a moment.
 - Several GPUs: NCCL's buffers. A rank sees its own GPU alone, so no other rank has a context there.
 
-Tests hold the peak of a micro-batch, forward and backward, to what torch allocates on a CPU. Not modelled: convolutions
+Tests hold the peak of a micro-batch, forward and backward, to what torch allocates on a CPU, and to what its operations
+give back on CUDA's FakeTensors, which have no numbers. Not modelled: convolutions
 and recurrent states, attention with soft caps or sinks, the fused experts of a mixture, models that make logits of
 every position since their output layer is not a plain one. Fragmentation is taken as a tenth of the activations, the
 CUDA context with cuBLAS's workspace as 0.8 GiB, NCCL as 1 GiB: assumptions, not yet measured by this project.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import accumulate
@@ -29,6 +30,7 @@ from llm_tuning.planning.memory import (
 from llm_tuning.trainers.micro_batches import MicroBatch
 from llm_tuning.trainers.model import attach_lora, checkpoint_gradients, load_base_model
 from llm_tuning.trainers.policy import Policy
+from tests.support.fake_cuda import DEVICE, fake_cuda, onto_cuda
 from tests.support.tiny_base import make_tokenizer
 
 LENGTHS = [300, 212]
@@ -200,6 +202,67 @@ def test_the_peaks_of_training_and_evaluation_are_what_torch_allocates(
     )
     assert 0.97 <= trained / training <= 1.2
     assert 0.97 <= seen / evaluation <= 1.2
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_the_peaks_on_cuda_are_what_its_operations_allocate(tmp_path: Path, dtype: torch.dtype) -> None:
+    """A pass of 8,192 tokens on a card whose tensors have no numbers (see `fake_cuda`).
+
+    In bf16 FlashAttention takes grouped keys as they are; in fp32 they are repeated.
+    """
+    config = LlamaConfig(
+        vocab_size=16_384,
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=2,
+        num_attention_heads=16,
+        num_key_value_heads=4,
+        tie_word_embeddings=False,
+    )
+    make_tokenizer(tmp_path)
+    base = LlamaForCausalLM(config).to(dtype)
+    base.save_pretrained(tmp_path)
+    shape = read_shape(tmp_path)
+    lengths = [1024] * 8
+    ids = torch.arange(sum(lengths))[None] % 500
+    labels = ids.clone()
+    labels[0, ::1024] = -100
+    batch = MicroBatch(ids, labels, lengths)
+    setting = replace(
+        SETTING,
+        dropout=True,
+        tokens=sum(lengths),
+        learned=sum(lengths) - len(lengths),
+        number_bytes=dtype.itemsize,
+        cuda=True,
+        scored=sum(lengths),
+    )
+    with fake_cuda() as work:
+        model = attach_lora(
+            base.requires_grad_(False), rank=RANK, alpha=8, dropout=0.1, target_modules="all-linear", seed=0
+        )
+        policy = Policy(onto_cuda(model), device=DEVICE, dtype=dtype)
+        assert policy.flat_rows
+        torch.clear_autocast_cache()
+        stays = work.held
+        work.clear()
+        with disable_input_dtype_casting(model):
+            (-policy.logprobs(batch).sum()).backward()
+            training = work.peak - stays
+            policy.zero_grad()
+            gc.collect()
+            stays = work.held
+            work.clear()
+            policy.eval()
+            policy.score(batch)
+            evaluation = work.peak - stays
+    beside = {"base", "adapter", "optimizer", "CUDA context", "fragmentation"}
+    trained, seen = (
+        sum(part.size for part in parts if part.name not in beside)
+        for parts in (device_parts(shape, shape.linears, setting), evaluation_parts(shape, shape.linears, setting))
+    )
+    assert 0.98 <= trained / training <= 1.05
+    assert 0.98 <= seen / evaluation <= 1.05
 
 
 def test_what_costs_memory_and_what_saves_it(tiny_base: Path) -> None:
