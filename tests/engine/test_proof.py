@@ -15,7 +15,9 @@ from llm_tuning.errors import InputError
 from llm_tuning.proof import Proof
 from llm_tuning.proof.prove import prove
 from tests.support.lora_adapters import copy_adapter, make_adapter
+from tests.support.rows import write_rows
 from tests.support.tiny_base import CHAT_TEMPLATE, make_base
+from tests.support.train_run import make_run
 from tests.support.vllm_server import vllm_server, without_prompt_logprobs
 
 SHORT_TEMPLATE = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
@@ -38,13 +40,26 @@ def adapters(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
     make_adapter(root / "of_larger_base", larger_base, b_scale=0.05)
     copy_adapter(root / "good", root / "without_probes")
     (root / "without_probes/parity.json").unlink()
+    _train_on_four_bits(root / "four_bits", tiny_base)
     return root
+
+
+def _train_on_four_bits(folder: Path, base: Path) -> None:
+    """Leave what a run with model.quantization 4bit does, its probes scored on the base as it is served."""
+    from llm_tuning.trainers import sft
+
+    work = folder.with_name("run on four bits")
+    write_rows(work / "rows", range(10, 50, 2))
+    training = {"batch_size": 4, "learning_rate": 0.01, "epochs": 3}
+    run = make_run(work, base, training=training, lora={"rank": 8, "alpha": 16}, quantization="4bit")
+    sft.train(run)
+    run.stage.rename(folder)
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, adapters: Path) -> Iterator[str]:
     """The base in float32 under its own name and under `impostor`, with adapters."""
-    names = ("good", "zeroed", "other", "barely", "bf16", "doubled")
+    names = ("good", "zeroed", "other", "barely", "bf16", "doubled", "four_bits")
     with vllm_server(
         tmp_path_factory.mktemp("float32"),
         tiny_base,
@@ -77,6 +92,7 @@ CASES = {
     # what is served under which name: (expected adapter, served name, verdict, in the message)
     "the adapter": ("good", "good", "effective", "slope 1.00, correlation 1.00"),
     "an adapter trained in bfloat16": ("bf16", "bf16", "effective", "takes effect"),
+    "an adapter trained on 4 bits": ("four_bits", "four_bits", "effective", "(trained on 4 bits, served on 16)"),
     "an adapter with a zeroed B": ("good", "zeroed", "no_effect", "changes nothing"),
     "the base under the adapter's name": ("good", "impostor", "no_effect", "changes nothing"),
     "another adapter's files": ("good", "other", "different", "something else than was trained"),
