@@ -158,6 +158,12 @@ def test_the_losses_are_those_of_the_plain_form(start: Start, tiny_base: Path):
     assert max(step["train/kl_penalty"] for step in steps) > 0.01, "and the penalty"
 
 
+def test_what_is_no_step_is_another_stage_and_so_no_part_of_a_step_s_time(whole: TrainRun):
+    stages = reporter_of(whole).stages
+    assert stages.count("scoring the epoch's start") == 1, "of two epochs; the first begins at the start policy"
+    assert stages.count("measuring the KL") == 3
+
+
 def test_batch_8_x_1_and_1_x_8_give_the_same_adapter(start: Start, whole: TrainRun):
     assert whole.config.training.batch_size == 8
     other = start("other", batch_size=1, gradient_accumulation_steps=8)
