@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+from torch.utils import _foreach_utils
 from torch.utils._pytree import tree_iter
 
 aten = torch.ops.aten
@@ -66,7 +67,6 @@ class Work:
 def fake_cuda() -> Iterator[Work]:
     """Give the block a CUDA device of the kind described above; what it is asked to do is counted in the Work."""
     work = Work()
-    overwrites = torch.__future__.get_overwrite_module_params_on_conversion()
     with ExitStack() as stack:
         # Ask a card that is not there nothing.
         stack.enter_context(patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False))
@@ -78,8 +78,10 @@ def fake_cuda() -> Iterator[Work]:
         # transformers takes fake tensors for a traced graph, and makes masks that it leaves out in a real run.
         stack.enter_context(patch("transformers.utils.import_utils.is_fake_tensor", lambda _tensor: False))
         stack.enter_context(patch.object(Tensor, "backward", backward))
-        torch.__future__.set_overwrite_module_params_on_conversion(True)
-        stack.callback(torch.__future__.set_overwrite_module_params_on_conversion, overwrites)
+        stack.enter_context(patch.object(FakeTensor, "tolist", _tolist))
+        types = [*_foreach_utils._foreach_supported_types, FakeTensor]
+        stack.enter_context(patch.object(_foreach_utils, "_foreach_supported_types", types))
+        stack.enter_context(patch.object(nn.Module, "_apply", _apply))
         stack.callback(torch.clear_autocast_cache)
         stack.enter_context(_ChosenAttention())
         stack.enter_context(_FakeOnCuda(work))
@@ -163,6 +165,8 @@ class _FakeOnCuda(FakeTensorMode):
         if func.is_view or func.namespace == "prim" or func in NO_KERNEL:
             return
         self.work.launches[name] += 1
+        if func is aten.embedding.default:  # reads the rows of its ids alone
+            return
         for tensor in given:
             if tensor.device.type == "cuda":
                 self.work.bytes_read[_address(tensor)] += tensor.numel() * tensor.element_size()
@@ -267,15 +271,45 @@ def _from_outputs_to_leaves(root: Any) -> list[Any]:
     return done[::-1]
 
 
+_real_tolist = FakeTensor.tolist
+
+
+def _tolist(tensor: Tensor) -> Any:
+    """Read all numbers by one copy, as on a card."""
+    return _real_tolist(tensor.cpu())
+
+
+def _apply(module: nn.Module, change: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+    """Do what `nn.Module.to` and its like do, for parameters that have no memory to put other numbers into."""
+    for child in module.children() if recurse else ():
+        child._apply(change)
+    for name, parameter in list(module._parameters.items()):
+        if parameter is None:
+            continue
+        with torch.no_grad():
+            changed = change(parameter)
+        if changed is not parameter:
+            module._parameters[name] = nn.Parameter(changed, requires_grad=parameter.requires_grad)
+    for name, buffer in list(module._buffers.items()):
+        if buffer is not None:
+            module._buffers[name] = change(buffer)
+    return module
+
+
 def onto_cuda(model: nn.Module) -> nn.Module:
-    """Move `model` to the fake card in place; weights that were one tensor stay one. Call it inside `fake_cuda`."""
+    """Move `model` (it may be on "meta") to the fake card in place; weights that were one tensor stay one.
+
+    Call it inside `fake_cuda`.
+    """
     moved: dict[int, nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in list(module._parameters.items()):
             if parameter is not None:
-                on_card = nn.Parameter(parameter.detach().to(DEVICE), requires_grad=parameter.requires_grad)
+                on_card = nn.Parameter(
+                    torch.empty_like(parameter, device=DEVICE), requires_grad=parameter.requires_grad
+                )
                 module._parameters[name] = moved.setdefault(id(parameter), on_card)
         for name, buffer in list(module._buffers.items()):
             if buffer is not None:
-                module._buffers[name] = buffer.to(DEVICE)
+                module._buffers[name] = torch.empty_like(buffer, device=DEVICE)
     return model

@@ -13,8 +13,6 @@ import pytest
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel, set_seed
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from llm_tuning.data.token_rows import TokenRow
 from llm_tuning.trainers import attention
@@ -22,64 +20,8 @@ from llm_tuning.trainers.attention import ROW_BY_ROW
 from llm_tuning.trainers.batching import full_batches, token_budget_batches
 from llm_tuning.trainers.flat_rows import flat_arguments
 from llm_tuning.trainers.micro_batches import flatten, pad
-from llm_tuning.trainers.model import attach_lora
 from llm_tuning.trainers.policy import Policy
-
-VOCABULARY = 96
-SMALL: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "max_position_embeddings": 256,
-    "initializer_range": 0.2,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
-FULL_AND_SLIDING = {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]}
-GPT2 = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256} | dict.fromkeys(
-    ("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0
-)
-
-# name: (model type, what differs from SMALL, rows may be flat, the output layer is known). None: on some processors
-# the products of experts round with the number of rows, which are padded then.
-MODELS: dict[str, tuple[str, dict[str, Any], bool | None, bool]] = {
-    "llama": ("llama", {}, True, True),
-    "tied-qwen3": ("qwen3", {"tie_word_embeddings": True}, True, True),
-    "sliding-mistral": ("mistral", {"sliding_window": 16}, True, True),
-    "sliding-gemma3": ("gemma3_text", FULL_AND_SLIDING, True, True),
-    "capped-gemma2": ("gemma2", FULL_AND_SLIDING, False, True),
-    "scaled-cohere": ("cohere", {"logit_scale": 0.25}, True, True),
-    "scaled-granite": ("granite", {"logits_scaling": 4.0, "embedding_multiplier": 3.0}, True, True),
-    "biased-phi": ("phi", {}, True, True),
-    "learned-positions-gpt2": ("gpt2", GPT2, True, True),
-    "convolution-lfm2": ("lfm2", {"layer_types": ["conv", "full_attention"]}, False, True),
-    "sinks-gpt-oss": ("gpt_oss", {"num_local_experts": 4, **FULL_AND_SLIDING}, False, True),
-    "experts-mixtral": ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}, None, True),
-}
-
-
-def make_model(name: str) -> PreTrainedModel:
-    kind, differing, _, _ = MODELS[name]
-    set_seed(0)
-    config = CONFIG_MAPPING[kind](**(SMALL | differing))
-    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-
-
-def make_policy(name: str) -> PeftModel:
-    """A small random model of the kind with a LoRA that already does something, without dropout."""
-    model = make_model(name)
-    model.requires_grad_(False)
-    targets = ["c_attn"] if name.endswith("gpt2") else "all-linear"
-    policy = attach_lora(model, rank=4, alpha=8, dropout=0.0, target_modules=targets, seed=1)
-    for parameter_name, parameter in policy.named_parameters():
-        if "lora_B" in parameter_name:
-            parameter.data.normal_(std=0.1)
-    return policy
+from tests.support.families import FAMILIES, VOCABULARY, make_adapted_model, make_model
 
 
 def make_rows(lengths: list[int], *, seed: int = 0, learned: float = 0.5) -> list[TokenRow]:
@@ -127,15 +69,15 @@ def relative(got: Tensor, want: Tensor) -> float:
     return float((got - want).norm() / want.norm())
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_gradients_in_every_kind_of_model_are_those_of_its_rows_alone(name: str) -> None:
-    policy = make_policy(name)
+    policy = make_adapted_model(name)
     rows = make_rows([3, 40, 17, 60, 29])
     want_loss, want = row_by_row(policy, rows)
     trained = Policy(policy, device="cpu", dtype=torch.float32)
-    may_be_flat, head_is_known = MODELS[name][2:]
+    may_be_flat = FAMILIES[name].flat
     assert trained.flat_rows in ((True, False) if may_be_flat is None else (may_be_flat,))
-    assert (trained.head is not None) == head_is_known
+    assert trained.head is not None
     for flat in {False, trained.flat_rows}:
         loss, got = in_micro_batches(policy, rows, trained, flat=flat)
         assert loss == pytest.approx(want_loss, rel=1e-5)
@@ -157,7 +99,7 @@ LENGTHS = {
 def test_gradients_over_lengths_seeds_and_dtypes(
     seed: int, lengths: list[int], flat: bool, dtype: torch.dtype, within: float
 ) -> None:
-    policy = make_policy("llama")
+    policy = make_adapted_model("llama")
     rows = make_rows(lengths, seed=seed, learned=[0.1, 0.5, 1.0][seed])
     _, want = row_by_row(policy, rows, dtype=dtype)
     _, got = in_micro_batches(policy, rows, Policy(policy, device="cpu", dtype=dtype), flat=flat)
@@ -166,7 +108,7 @@ def test_gradients_over_lengths_seeds_and_dtypes(
 
 def test_the_comparison_sees_rows_that_attend_to_each_other() -> None:
     """The fault that the tests above are for: plain attention over rows laid end to end."""
-    policy = make_policy("llama")
+    policy = make_adapted_model("llama")
     rows = make_rows([40, 30, 30])
     _, want = row_by_row(policy, rows)
     batch = flatten(rows)
@@ -177,7 +119,7 @@ def test_the_comparison_sees_rows_that_attend_to_each_other() -> None:
 
 
 def test_gradient_checkpointing_does_not_change_flat_gradients() -> None:
-    policy = make_policy("llama")
+    policy = make_adapted_model("llama")
     rows = make_rows([40, 30, 20])
     _, want = row_by_row(policy, rows)
     policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -188,7 +130,7 @@ def test_gradient_checkpointing_does_not_change_flat_gradients() -> None:
 
 
 def test_a_pass_without_anything_learned_costs_zero_and_still_has_gradients() -> None:
-    policy = make_policy("llama")
+    policy = make_adapted_model("llama")
     row = TokenRow(np.arange(5, 15, dtype=np.int32), np.zeros(10, dtype=bool), 0.0, 0)
     loss = -Policy(policy, device="cpu", dtype=torch.float32).logprobs(flatten([row])).sum()
     loss.backward()
@@ -197,7 +139,7 @@ def test_a_pass_without_anything_learned_costs_zero_and_still_has_gradients() ->
 
 
 def test_many_learned_tokens_go_through_the_output_layer_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    policy = make_policy("llama")
+    policy = make_adapted_model("llama")
     rows = make_rows([60, 40, 33], learned=1.0)
     want_loss, want = row_by_row(policy, rows)
     monkeypatch.setattr("llm_tuning.trainers.head.positions_at_a_time", lambda _vocabulary, _device: 7)
@@ -210,7 +152,7 @@ def test_a_model_that_ignores_where_rows_end_is_not_given_flat_rows(monkeypatch:
     def forgets(*args: Any, flat_rows: object = None, **kwargs: Any) -> Any:
         return attention.row_by_row(*args, **kwargs)
 
-    policy = make_policy("llama")
+    policy = make_adapted_model("llama")
     monkeypatch.setattr(
         "llm_tuning.trainers.attention.AttentionInterface._global_mapping", {ROW_BY_ROW: forgets, "sdpa": forgets}
     )
