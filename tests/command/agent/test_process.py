@@ -153,7 +153,7 @@ async def test_fifty_of_the_worst_bodies_at_once_take_little_memory_and_the_agen
             assert await send(b'{"model": "base", "messages": []}', "") == 200
     print(f"at rest {at_rest >> 20} MiB, peak {peak >> 20} MiB, longest wait {longest:.2f} s, {statuses}")
     assert peak < LIMIT_BYTES // 2, peak
-    assert longest < 5, longest  # 30 s are six probes of the kubelet; the machine may be full, see the next test
+    assert longest < 25, longest  # the kubelet gives up after six probes, 30 s
     assert set(statuses["gzip"]) == {415}
     assert set(statuses["empty objects"]) <= {400, 503, 0}
     assert statuses["one text"][200] >= 5
