@@ -63,6 +63,9 @@ def attention(place: Place) -> Iterator[Finding]:
             out, gradient = OFF[case.dtype]
             yield below(f"{case.name}, {name}: outputs off", away(got[0], want[0]), out)
             yield below(f"{case.name}, {name}: gradients off", away(got[1], want[1]), gradient)
+            if function is rows_at_once:
+                takes = case.dtype == torch.bfloat16 and case.size <= 256
+                yield same(f"{case.name}: varlen_attn computes it", case.size in rows.at_once, takes)
     if not place.cuda:
         for what in ("rows at once by varlen_attn", "which kernel computes sdpa", "memory of attention in fp32"):
             yield not_here(what, "needs CUDA")
