@@ -62,7 +62,7 @@ def _summary(models: Path, manifest: Manifest) -> list[tuple[str, str]]:
         ("model_id", manifest.model_id),
         ("adapter", str(models / manifest.model_id)),
         ("mode", manifest.mode),
-        ("base", f"{base.path} (weights {base.weight_hash[:12]})"),
+        ("base", f"{base.path} (weights {base.weight_hash[:12]})" + (", in 4 bits" if manifest.on_four_bits else "")),
         ("start adapter", f"{start.model_id} (weights {start.weight_hash[:12]})" if start else ""),
         ("created", manifest.created_at),
         ("training", _training(manifest)),

@@ -18,6 +18,7 @@ from llm_tuning.models.layout import ADAPTER_WEIGHTS, CARD
 from llm_tuning.models.manifest import Manifest, hardware_line
 from llm_tuning.modes import MODES, all_scores
 
+FOUR_BITS = "trained and evaluated on a base in 4 bits (NF4), to be served on the base in 16"
 POLICIES = (("base", "Base"), ("start", "Start adapter"), ("tuned", "Tuned"))
 
 
@@ -52,18 +53,13 @@ def _summary(manifest: Manifest) -> str:
         ("Base", f"{_code(manifest.base.name)} ({_code(manifest.base.path)})"),
         ("Mode", MODES[manifest.mode].title if manifest.mode in MODES else manifest.mode),
         ("Started from", _code(manifest.start_adapter.model_id) if manifest.start_adapter else "the base itself"),
-        *_quantization(manifest),
+        *([("Quantisation", FOUR_BITS)] if manifest.on_four_bits else []),
         ("Created", manifest.created_at),
         ("MLflow run", _mlflow(manifest)),
     ]
     text = f"# {_plain(manifest.model_name or manifest.model_id)}\n\nA LoRA adapter"
     text += f": {_plain(manifest.description)}." if manifest.description else "."
     return f"{text}\n\n{_table(('', ''), rows)}"
-
-
-def _quantization(manifest: Manifest) -> Iterator[tuple[str, str]]:
-    if (manifest.configuration.get("model") or {}).get("quantization", "none") != "none":
-        yield "Quantisation", "trained and evaluated on a base in 4 bits (NF4), to be served on the base in 16"
 
 
 def _mlflow(manifest: Manifest) -> str:

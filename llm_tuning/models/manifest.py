@@ -135,6 +135,11 @@ class Manifest(Record):
         """sha256 of the adapter's weights, empty where there are none."""
         return self.files.get(ADAPTER_WEIGHTS, "")
 
+    @property
+    def on_four_bits(self) -> bool:
+        """Whether the base was quantised while it was trained and evaluated on."""
+        return (self.configuration.get("model") or {}).get("quantization", "none") != "none"
+
 
 def hardware_line(hardware: HardwareRecord) -> str:
     """Say in one line what a run was computed on and how well it used it; figures that are not known are left out."""

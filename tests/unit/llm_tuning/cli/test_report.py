@@ -74,6 +74,11 @@ def test_the_report_of_a_finished_run_says_all_that_counts(models: Path, capsys:
     )
 
 
+def test_a_base_in_4_bits_is_called_so(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    publish_model(models, "done", configuration={"model": {"path": "base/tiny", "quantization": "4bit"}})
+    assert "base/tiny (weights ba5eba5eba5e), in 4 bits\n" in report(capsys, "done")[0]
+
+
 def test_without_held_out_rows_the_report_says_why(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     metrics = {"source": "none", "held_out_rows": 0, "reason": "NoHeldOutRows", "base": None, "tuned": None}
     publish_model(models, "done", metrics=metrics)
