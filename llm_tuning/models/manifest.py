@@ -138,7 +138,7 @@ class Manifest(Record):
     @property
     def on_four_bits(self) -> bool:
         """Whether the base was quantised while it was trained and evaluated on."""
-        return (self.configuration.get("model") or {}).get("quantization", "none") != "none"
+        return bool((self.configuration.get("model") or {}).get("quantization", "none") != "none")
 
 
 def hardware_line(hardware: HardwareRecord) -> str:
