@@ -12,12 +12,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from llm_tuning.data.token_rows import TokenRow
 from llm_tuning.trainers.batching import full_batches, token_budget_batches
 from llm_tuning.trainers.micro_batches import MicroBatch, flatten, pad
 from llm_tuning.trainers.model import attach_lora
 from llm_tuning.trainers.policy import Policy
+
+if not hasattr(PreTrainedModel, "activation_checkpointing_enable"):  # its older name, in 5.17 for one
+    PreTrainedModel.activation_checkpointing_enable = PreTrainedModel.gradient_checkpointing_enable
 
 
 def random_rows(lengths: Sequence[int], vocabulary: int, *, seed: int = 0) -> list[TokenRow]:
@@ -87,3 +91,8 @@ def plain_outputs(lora: Any, row: TokenRow, values: nn.Module | None = None) -> 
 def away(vector: Tensor, reference: Tensor) -> float:
     """Return the distance of a vector from another, as a share of the other's length."""
     return float((vector - reference).norm() / reference.norm())
+
+
+def most_apart(losses: Sequence[float], others: Sequence[float]) -> float:
+    """Return how far the losses of a run are from those of another at most, as a share."""
+    return max(abs(loss / other - 1) for loss, other in zip(losses, others, strict=True))
