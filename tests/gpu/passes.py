@@ -91,14 +91,14 @@ class Bench:
         learned = sum(int(row.learned.sum()) for row in rows)
         return Measured(sum(lengths), learned, sum(n * n for n in lengths), best, peak)
 
-    def planned(self, measured: Measured) -> int:
-        """Return the bytes that the plan expects allocated: without the context and what fragments."""
+    def planned(self, rows: Sequence[TokenRow]) -> int:
+        """Return the bytes that the plan expects a pass of `rows` to allocate, what fragments left out."""
         setting = Setting(
             memory=MODES["sft"].memory,
             rank=RANK,
             dropout=True,
-            tokens=measured.tokens,
-            learned=measured.learned,
+            tokens=sum(len(row.input_ids) for row in rows),
+            learned=sum(int(row.learned.sum()) for row in rows),
             number_bytes=2,
             four_bits=False,
             checkpointing=self.checkpointing,

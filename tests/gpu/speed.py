@@ -36,15 +36,19 @@ def small_bases(place: Place) -> Iterator[Finding]:
 
 
 def _speed(place: Place, bench: Bench, tokens: int) -> Iterator[Finding]:
-    measured = bench.measure(bench.rows(tokens), place.choose(cuda=3.0, cpu=0.2))
+    rows = bench.rows(tokens)
+    planned = bench.planned(rows)
     what = f"{bench.name}{', checkpointed' if bench.checkpointing else ''}, {tokens:,} a pass"
+    if place.cuda and planned > 0.95 * torch.cuda.get_device_properties(place.device).total_memory:
+        yield not_here(what, f"by the plan it takes {planned / GIB:.0f} GiB, more than this card has")
+        return
+    measured = bench.measure(rows, place.choose(cuda=3.0, cpu=0.2))
     seen = f"{measured.speed:,.0f} tokens/s, {measured.seconds * 1e3:.0f} ms" + _share(place, bench, measured)
     least = LEAST_SPEED.get((bench.name, tokens)) if place.cuda and not bench.checkpointing else None
     if least is not None and "H200" in torch.cuda.get_device_name(place.device):
         yield Finding.of(what, expected=f">= {least:,.0f} tokens/s", seen=seen, passed=measured.speed >= least)
     else:
         yield shown(what, seen)
-    planned = bench.planned(measured)
     if place.cuda:
         low, high = PEAK_OF_PLAN
         passed = low <= measured.peak / planned <= high
