@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from llm_tuning.proof.judge import Verdict, judge
-from llm_tuning.proof.parity import Parity, read_parity
+from llm_tuning.proof.parity import UNQUANTISED, Parity, read_parity
 from llm_tuning.trainers import sft
 from tests.gpu.engine import Engine
 from tests.gpu.findings import Finding, Place, below, not_here, same, shown, within
@@ -69,6 +69,7 @@ def _four_bits(place: Place, base: Path, engine: Engine) -> Iterator[Finding]:
     honest = _judge(parity, bases, _ask(engine, parity, adapter))
     halved = _judge(parity, bases, _ask(engine, parity, adapter, strength=0.5))
     yield shown("trained on 4 bits: noise, rms", f"{honest.numbers.noise:.3g} nats")
+    yield same("trained on 4 bits: probes scored on", parity.scored_on, UNQUANTISED)
     expected = "effective or too small to tell, never different"
     passed = honest.verdict in (Verdict.EFFECTIVE, Verdict.TOO_SMALL_TO_TELL)
     yield Finding.of("trained on 4 bits", expected=expected, seen=honest.verdict, passed=passed)
@@ -82,7 +83,8 @@ def _ask(engine: Engine, parity: Parity, adapter: Path | None, *, strength: floa
 
 
 def _judge(parity: Parity, bases: Any, adapted: Any) -> Any:
-    return judge(parity.probes, bases, adapted, trainer_dtype=parity.dtype)
+    on_4_bits = parity.scored_on != UNQUANTISED
+    return judge(parity.probes, bases, adapted, trainer_dtype=parity.dtype, scored_on_4_bits=on_4_bits)
 
 
 def _pretrain(base: Path, place: Place) -> tuple[float, float]:
