@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from llm_tuning.trainers.gpu import usable_device
 from tests.gpu.findings import Finding, Place, below, not_here, same, shown, within
 
 LIBRARIES = ("torch", "triton", "transformers", "peft", "trl", "accelerate", "bitsandbytes", "vllm")
@@ -62,6 +63,7 @@ def _gpu(place: Place) -> Iterator[Finding]:
     ]
     fits = any(arch // 10 == here // 10 and arch <= here for arch in built)
     yield Finding.of("torch is built for it", expected=f"one for sm_{here}", seen=built, passed=fits)
+    yield same("a run may use it", usable_device([place.device], 0), place.device)
     yield same("TF32 is off", torch.backends.cuda.matmul.allow_tf32, False)
 
     a = torch.randn(PRODUCT, PRODUCT, device=place.device, dtype=torch.bfloat16)
