@@ -23,7 +23,7 @@ from llm_tuning.trainers.micro_batches import MicroBatches
 from llm_tuning.trainers.model import bare_base, start_policy
 from llm_tuning.trainers.parallel import sum_over_ranks
 from llm_tuning.trainers.policy import Policy
-from llm_tuning.trainers.transfer import one_behind
+from llm_tuning.trainers.transfer import read_behind
 
 NO_HELD_OUT_ROWS = "NoHeldOutRows"
 """Reason when the data set is too small for a split (below 20 rows), has one prompt, or the fraction is 0."""
@@ -77,8 +77,8 @@ def evaluate_policy(
     # Of each sequence of the data set: log-probability, number, and number right of its tokens in the loss.
     sums = torch.zeros(3, len(rows.sequence_learned_counts), dtype=torch.float64)
     passes = ((batch, torch.stack(policy.score(batch))) for batch in batches.mine(indices, "during evaluation"))
-    for batch, numbers in one_behind(passes):
-        logprobs_N, right_N = numbers.cpu().double()
+    for batch, numbers in read_behind(passes):
+        logprobs_N, right_N = numbers.double()
         sequences = rows.sequences_of(batch.rows)
         sequence_N = torch.from_numpy(np.repeat(sequences, rows.sequence_learned_counts[sequences]))
         sums.index_add_(1, sequence_N, torch.stack([logprobs_N, torch.ones_like(logprobs_N), right_N]))

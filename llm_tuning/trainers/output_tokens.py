@@ -11,7 +11,7 @@ from llm_tuning.trainers.batching import Indices
 from llm_tuning.trainers.micro_batches import MicroBatches
 from llm_tuning.trainers.parallel import sum_over_ranks
 from llm_tuning.trainers.policy import Policy
-from llm_tuning.trainers.transfer import one_behind
+from llm_tuning.trainers.transfer import read_behind
 
 
 class TokenLayout:
@@ -44,8 +44,8 @@ def score_rows(
     """
     flat = torch.zeros(2, layout.size)
     passes = ((batch, torch.stack(policy.logprobs_and_values(batch))) for batch in batches.mine(indices, doing))
-    for batch, numbers in one_behind(passes):
-        flat[:, layout.positions(batch.rows)] = numbers.cpu()
+    for batch, numbers in read_behind(passes):
+        flat[:, layout.positions(batch.rows)] = numbers
     logprobs, values = sum_over_ranks(flat, batches.device)
     return logprobs, values
 
@@ -56,8 +56,8 @@ def start_states(policy: Policy, batches: MicroBatches, layout: TokenLayout, doi
     states = torch.zeros(layout.size, policy.head.weight.shape[1], dtype=policy.dtype)
     # In one dtype, whichever the last norm gives: a rank without a pass must agree with the others.
     passes = ((batch, policy.hidden(batch).to(policy.dtype)) for batch in batches.mine(layout.indices, doing))
-    for batch, hidden in one_behind(passes):
-        states[layout.positions(batch.rows)] = hidden.cpu()
+    for batch, hidden in read_behind(passes):
+        states[layout.positions(batch.rows)] = hidden
     return sum_over_ranks(states, batches.device)
 
 

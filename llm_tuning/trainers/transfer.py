@@ -24,11 +24,23 @@ def to_device(device: str | torch.device, *tensors: Tensor) -> list[Tensor]:
     return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
 
-def one_behind(items: Iterable[T]) -> Iterator[T]:
-    """Yield each item once the next one is made, so that its numbers are read while a GPU works on the next."""
-    made: list[T] = []
-    for item in items:
-        made.append(item)
+def read_behind(passes: Iterable[tuple[T, Tensor]]) -> Iterator[tuple[T, Tensor]]:
+    """Yield each pass with its numbers on the CPU, once the next pass is made: a GPU then works on that one.
+
+    A copy takes its turn in the GPU's queue, so it is put there before the next pass.
+    """
+    made: list[tuple[T, Tensor, torch.Event | None]] = []
+    for batch, numbers in passes:
+        copy = numbers.to("cpu", non_blocking=True)
+        done = torch.cuda.current_stream(numbers.device).record_event() if numbers.is_cuda else None
+        made.append((batch, copy, done))
         if len(made) == 2:
-            yield made.pop(0)
-    yield from made
+            yield _when_there(*made.pop(0))
+    for last in made:
+        yield _when_there(*last)
+
+
+def _when_there(batch: T, copy: Tensor, done: torch.Event | None) -> tuple[T, Tensor]:
+    if done is not None:
+        done.synchronize()
+    return batch, copy

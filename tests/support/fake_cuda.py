@@ -45,6 +45,8 @@ class Work:
     """Operations on CUDA tensors by name, views and allocations left out: a kernel each, some a few."""
     syncs: Counter[str] = field(default_factory=Counter)
     """Times that the host waits for the card: for a number read from it, for a copy of memory that is not pinned."""
+    left: list[int] = field(default_factory=list)
+    """Launches that the card has yet to do when the host goes on, of each wait: with none it is idle then."""
     bytes_read: Counter[int] = field(default_factory=Counter)
     """Bytes that operations took from each storage, by its address: see `read_of`."""
     held: int = 0
@@ -59,6 +61,7 @@ class Work:
     def clear(self) -> None:
         """Count from zero; the peak from what is held."""
         self.peak = self.held
+        self.left.clear()
         for counter in (self.launches, self.syncs, self.bytes_read):
             counter.clear()
 
@@ -73,6 +76,7 @@ def fake_cuda() -> Iterator[Work]:
         stack.enter_context(patch("torch.cuda.is_bf16_supported", lambda **_: True))
         stack.enter_context(patch("torch.cuda._lazy_init", lambda: None))
         stack.enter_context(patch("torch.cuda.set_device", lambda _device: None))
+        stack.enter_context(patch("torch.cuda.current_stream", lambda *_: _Stream(work)))
         stack.enter_context(patch("torch.cuda.get_device_capability", lambda *_: (9, 0)))
         stack.enter_context(patch("torch.cuda.get_device_name", lambda *_: "Fake GPU"))
         # transformers takes fake tensors for a traced graph, and makes masks that it leaves out in a real run.
@@ -86,6 +90,28 @@ def fake_cuda() -> Iterator[Work]:
         stack.enter_context(_ChosenAttention())
         stack.enter_context(_FakeOnCuda(work))
         yield work
+
+
+@dataclass
+class _Stream:
+    """The card's queue, which does one thing after another."""
+
+    work: Work
+
+    def record_event(self) -> _Event:
+        return _Event(self.work, self.work.launches.total())
+
+
+@dataclass
+class _Event:
+    """A place in the queue."""
+
+    work: Work
+    at: int
+
+    def synchronize(self) -> None:
+        self.work.syncs["event"] += 1
+        self.work.left.append(self.work.launches.total() - self.at)
 
 
 class _FakeOnCuda(FakeTensorMode):
@@ -133,7 +159,10 @@ class _FakeOnCuda(FakeTensorMode):
         return result
 
     def _waits(self, func: Any, args: Any, kwargs: Any) -> bool:
-        """Return whether a copy stops the host: all between card and CPU but a non-blocking one of pinned memory."""
+        """Return whether a copy stops the host: all between card and CPU but a non-blocking one of pinned memory.
+
+        What `to("cpu", non_blocking=True)` makes is pinned.
+        """
         if func is aten.copy_.default:
             to, of = args[0].device, args[1]
             non_blocking = args[2] if len(args) > 2 else kwargs.get("non_blocking", False)
@@ -142,7 +171,8 @@ class _FakeOnCuda(FakeTensorMode):
             to, non_blocking = torch.device(kwargs.get("device") or of.device), kwargs.get("non_blocking", False)
         if to.type == of.device.type:
             return False
-        return not (non_blocking and of.device.type == "cpu" and _address(of) in self._pinned)
+        pinned = _address(of) in self._pinned if of.device.type == "cpu" else func is aten._to_copy.default
+        return not (non_blocking and pinned)
 
     def _hold(self, result: Any) -> None:
         for tensor in tree_iter(result):
@@ -162,6 +192,7 @@ class _FakeOnCuda(FakeTensorMode):
         reads = func in {aten._local_scalar_dense.default, aten.equal.default, aten.allclose.default}
         if reads or (func in {aten._to_copy.default, aten.copy_.default} and self._waits(func, args, kwargs)):
             self.work.syncs[name] += 1
+            self.work.left.append(0)
         if func.is_view or func.namespace == "prim" or func in NO_KERNEL:
             return
         self.work.launches[name] += 1
