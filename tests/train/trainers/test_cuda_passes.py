@@ -121,7 +121,9 @@ def test_the_output_layer_on_cuda_is_read_a_few_times_and_logits_stay_bounded(
         assert not card.syncs, name
 
 
-def test_a_training_pass_stops_the_host_nowhere_and_a_scoring_pass_once_while_the_card_does_the_next_one(card: Work, tmp_path: Path) -> None:
+def test_a_training_pass_stops_the_host_nowhere_and_a_scoring_pass_once_while_the_card_does_the_next_one(
+    card: Work, tmp_path: Path
+) -> None:
     policy = policy_on_card("llama", with_values=True)
     rows = write_rows(tmp_path / "rows", [12, 9, 30, 17], vocab_size=VOCABULARY_OF_FAMILIES)
     batches = MicroBatches(rows, 32, True, DEVICE)
