@@ -39,7 +39,8 @@ def unquantised_policy(run: TrainRun, trained: Policy) -> Policy | None:
         )
         return None
     base = load_base_model(run.base, device=run.device, dtype=trained.dtype)
-    model = PeftModel.from_pretrained(base, str(run.stage), adapter_name=TRAINED)
+    # Read to the CPU, as in `attach_lora`: PEFT would take a GPU wherever torch sees one.
+    model = PeftModel.from_pretrained(base, str(run.stage), adapter_name=TRAINED, torch_device="cpu")
     return Policy(model, device=run.device, dtype=trained.dtype)
 
 

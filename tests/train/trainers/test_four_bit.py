@@ -263,7 +263,9 @@ def test_the_probes_are_scored_on_the_base_that_is_served_where_it_can_be_loaded
         monkeypatch.setattr(unquantised, "free_bytes", lambda _device: 2**29)
     if served == "cannot be loaded":
         monkeypatch.setattr(unquantised, "load_base_model", full)
-    run = trained(tmp_path / "run", tiny_base, max_steps=3, lora={"rank": 4, "alpha": 8})
+    with monkeypatch.context() as patch:
+        patch.setattr("peft.peft_model.infer_device", lambda: pytest.fail("a run on the CPU may not look for GPUs"))
+        run = trained(tmp_path / "run", tiny_base, max_steps=3, lora={"rank": 4, "alpha": 8})
     parity = parity_of(run)
     as_served = served == "as it is"
     assert (parity["quantization"], parity["scored_on"]) == ("4bit", "none" if as_served else "4bit")
