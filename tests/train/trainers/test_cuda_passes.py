@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,14 +22,19 @@ from llm_tuning.data.token_rows import TokenRow
 from llm_tuning.run.devices import CUDA_LOGITS
 from llm_tuning.trainers.evaluate import evaluate_policy
 from llm_tuning.trainers.head import Head
+from llm_tuning.trainers.loop import fit
 from llm_tuning.trainers.micro_batches import MicroBatches, flatten, pad
 from llm_tuning.trainers.output_tokens import TokenLayout, mean_kl, score_rows, start_states
 from llm_tuning.trainers.policy import Policy
 from llm_tuning.trainers.ppo import ppo_loss
+from llm_tuning.trainers.recipe import Task
+from llm_tuning.trainers.sft import Sft
 from tests.support.fake_cuda import DEVICE, Work, fake_cuda, onto_cuda
 from tests.support.families import FAMILIES, make_adapted_model
 from tests.support.families import VOCABULARY as VOCABULARY_OF_FAMILIES
+from tests.support.models import make_light_base
 from tests.support.rows import write_rows
+from tests.support.train_run import KeepingReporter, make_run
 
 
 @pytest.fixture
@@ -160,3 +167,34 @@ def test_states_of_the_start_policy_have_the_precision_of_the_run_where_layer_no
     batches = MicroBatches(rows, 32, True, DEVICE)
     assert policy.hidden(batches.lay(np.arange(2))).dtype == torch.float32
     assert start_states(policy, batches, TokenLayout(rows, np.arange(2)), "now").dtype == torch.bfloat16
+
+
+class SecondStepError(Exception):
+    """Ends a run before its last step, which would be saved."""
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt-neox"])
+def test_a_step_of_the_loop_waits_for_the_card_once_however_many_passes_it_has(
+    card: Work, tmp_path: Path, family: str
+) -> None:
+    waits: list[int] = []
+
+    class Counter(KeepingReporter):
+        def step(self, *args: Any) -> None:
+            super().step(*args)
+            waits.append(card.syncs.total())
+            card.clear()
+            if len(waits) == 2:  # the first one makes the optimizer's state
+                raise SecondStepError
+
+    policy = policy_on_card(family).train()
+    rows = write_rows(tmp_path / "rows", [12, 9, 30, 17] * 3, vocab_size=VOCABULARY_OF_FAMILIES)
+    make_light_base(tmp_path / "base")
+    training = {"precision": "bf16", "batch_size": 4, "max_steps": 3, "max_tokens_per_pass": 32}
+    run = make_run(tmp_path, tmp_path / "base", training=training, reporter=Counter(), device=DEVICE)
+    task = Task.of(run, policy, rows, np.arange(len(rows)), np.arange(0))
+    assert len(task.batches.cut(np.arange(4))) > 1
+    card.clear()
+    with suppress(SecondStepError), disable_input_dtype_casting(policy.model):
+        fit(task, Sft(task))
+    assert waits[1:] == [1], "loss and gradient norm are read together"
