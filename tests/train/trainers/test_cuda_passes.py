@@ -26,13 +26,13 @@ from llm_tuning.trainers.loop import fit
 from llm_tuning.trainers.micro_batches import MicroBatches, flatten, pad
 from llm_tuning.trainers.output_tokens import TokenLayout, mean_kl, score_rows, start_states
 from llm_tuning.trainers.policy import Policy
-from llm_tuning.trainers.ppo import ppo_loss
-from llm_tuning.trainers.recipe import Task
+from llm_tuning.trainers.ppo import Ppo, ppo_loss
+from llm_tuning.trainers.recipe import Recipe, Task
 from llm_tuning.trainers.sft import Sft
 from tests.support.fake_cuda import DEVICE, Work, fake_cuda, onto_cuda
 from tests.support.families import FAMILIES, make_adapted_model
 from tests.support.families import VOCABULARY as VOCABULARY_OF_FAMILIES
-from tests.support.models import make_light_base
+from tests.support.ppo_rows import examples, write_ppo_rows
 from tests.support.rows import write_rows
 from tests.support.train_run import KeepingReporter, make_run
 
@@ -173,9 +173,10 @@ class SecondStepError(Exception):
     """Ends a run before its last step, which would be saved."""
 
 
+@pytest.mark.parametrize("recipe", [Sft, Ppo])
 @pytest.mark.parametrize("family", ["llama", "gpt-neox"])
 def test_a_step_of_the_loop_waits_for_the_card_once_however_many_passes_it_has(
-    card: Work, tmp_path: Path, family: str
+    card: Work, tiny_base: Path, tmp_path: Path, family: str, recipe: type[Recipe]
 ) -> None:
     waits: list[int] = []
 
@@ -187,14 +188,16 @@ def test_a_step_of_the_loop_waits_for_the_card_once_however_many_passes_it_has(
             if len(waits) == 2:  # the first one makes the optimizer's state
                 raise SecondStepError
 
-    policy = policy_on_card(family).train()
-    rows = write_rows(tmp_path / "rows", [12, 9, 30, 17] * 3, vocab_size=VOCABULARY_OF_FAMILIES)
-    make_light_base(tmp_path / "base")
-    training = {"precision": "bf16", "batch_size": 4, "max_steps": 3, "max_tokens_per_pass": 32}
-    run = make_run(tmp_path, tmp_path / "base", training=training, reporter=Counter(), device=DEVICE)
+    policy = policy_on_card(family, with_values=recipe.with_values).train()
+    chosen = examples(held_out=False)[:12]  # ids beyond the vocabulary: a card without numbers does not see it
+    rows = write_ppo_rows(tmp_path / "rows", tiny_base, chosen, [float(example.good) for example in chosen])
+    training = {"precision": "bf16", "batch_size": 4, "max_steps": 3, "eval_steps": 9, "max_tokens_per_pass": 128}
+    mode = recipe.__name__.lower()
+    run = make_run(tmp_path, tiny_base, mode=mode, training=training, reporter=Counter(), device=DEVICE)
     task = Task.of(run, policy, rows, np.arange(len(rows)), np.arange(0))
     assert len(task.batches.cut(np.arange(4))) > 1
+    made = recipe(task)
     card.clear()
     with suppress(SecondStepError), disable_input_dtype_casting(policy.model):
-        fit(task, Sft(task))
-    assert waits[1:] == [1], "loss and gradient norm are read together"
+        fit(task, made)
+    assert waits[1:] == [1], "loss and gradient norms are read together"
