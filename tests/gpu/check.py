@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import queue
+import re
 import shutil
 import signal
 import subprocess
@@ -33,6 +34,19 @@ START_SECONDS = 60.0
 """Within which the worker must have begun: Python alone."""
 LEAST_SECONDS = 10.0
 """A check is not begun with less time than this, nor than its own limit."""
+HELP = (
+    "what a machine needs is in tests/gpu/README.md, and --device cpu (make gpu-check DEVICE=cpu) rehearses the checks "
+    "without a GPU"
+)
+TRIAL = """
+import sys
+try:
+    import torch
+    torch.ones(1, device=sys.argv[1])
+except Exception as error:
+    sys.exit(f"{type(error).__name__}: {error}".split(chr(10))[0])
+"""
+"""A program that ends with 1 and the reason, on one line, where torch cannot compute on the device it is given."""
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
@@ -113,6 +127,18 @@ class Worker:
         self.log.close()
 
 
+def why_unusable(device: str) -> str | None:
+    """Return why torch cannot compute on `device`, None where it can."""
+    command = [sys.executable, "-c", TRIAL, device]
+    try:
+        done = subprocess.run(
+            command, check=False, capture_output=True, text=True, env=_environment(device), timeout=START_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        return f"no answer in {START_SECONDS:.0f} s"
+    return None if done.returncode == 0 else done.stderr.strip().split("\n")[-1]
+
+
 def _environment(device: str) -> dict[str, str]:
     threads = {"OMP_NUM_THREADS": "1"} if device == "cpu" else {}  # threads that wait for each other on busy cores
     path = os.pathsep.join([str(ROOT), str(ROOT / "operator"), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -163,13 +189,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     unknown = set(options.only or ()) - {check.name for check in CHECKS}
     if unknown:
         parser.error(f"--only names no check: {', '.join(sorted(unknown))}")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", options.device):
+        parser.error(f"--device: must be cuda, cuda:N or cpu, got {options.device!r}")
     device = "cuda:0" if options.device == "cuda" else options.device
+    begun, lines = time.monotonic(), []
+    if reason := why_unusable(device):
+        print(f"error: torch cannot compute on {device}: {reason} ({sys.executable}); {HELP}", file=sys.stderr)
+        return 1
     shutil.rmtree(options.out, ignore_errors=True)
     (options.out / "scratch").mkdir(parents=True)
     chosen = [check for check in CHECKS if not options.only or check.name in options.only]
-    begun, lines = time.monotonic(), []
     with (options.out / "findings.jsonl").open("w", buffering=1) as file:
-        for line in run_checks(chosen, device, options.out.resolve(), options.budget):
+        for line in run_checks(chosen, device, options.out.resolve(), options.budget - (time.monotonic() - begun)):
             lines.append(line)
             file.write(json.dumps(line.as_json()) + "\n")
             print(_row(line), flush=True)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 
-from tests.gpu.check import Line, exit_code, run_checks, table
+import pytest
+
+from tests.gpu.check import Line, exit_code, main, run_checks, table
 from tests.gpu.checks import CHECKS, Check
 from tests.gpu.findings import FAILED, NOT_HERE, PASSED, below, within
 
@@ -69,3 +72,26 @@ def test_the_limits_of_all_checks_are_known_and_their_functions_are_there() -> N
     for check in CHECKS:
         module, _, name = check.where.partition(":")
         assert f"def {name}(place: Place)" in (ROOT / f"{module.replace('.', '/')}.py").read_text()
+
+
+def test_a_device_of_another_name_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("0", "gpu", "CPU", "cuda:", "cuda:0,1"):
+        with pytest.raises(SystemExit) as ended:
+            main(["--device", name, "--out", str(tmp_path / "out")])
+        assert ended.value.code == 2
+        assert f"--device: must be cuda, cuda:N or cpu, got {name!r}" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_machine_that_cannot_compute_is_told_so_once_and_no_check_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "torch.py").write_text("raise ImportError('no torch here')\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert main(["--device", "cuda", "--out", str(tmp_path / "out")]) == 1
+    said = capsys.readouterr()
+    assert said.err == (
+        f"error: torch cannot compute on cuda:0: ImportError: no torch here ({sys.executable}); what a machine needs "
+        "is in tests/gpu/README.md, and --device cpu (make gpu-check DEVICE=cpu) rehearses the checks without a GPU\n"
+    )
+    assert not said.out
