@@ -160,7 +160,8 @@ def _devices(gpu_id: str, vllm: Vllm | None, gpus: int | None, problems: list[Pr
         return CPU
     numbers = gpu_id.split(",")
     if not all(number.isascii() and number.isdigit() for number in numbers):
-        problems.append(Problem("gpu_id", f"must be a GPU's number or `cpu`, got {gpu_id!r}", f"usage: {USAGE}"))
+        rule = "must be a GPU's number, several with commas between, or `cpu`"
+        problems.append(Problem("gpu_id", f"{rule}, got {gpu_id!r}", f"usage: {USAGE}"))
         return CPU
     if vllm is None:
         return CPU
@@ -187,7 +188,9 @@ def _cards(gpu_id: str, gpus: int | None, visible: str | None, problems: list[Pr
         problems.append(Problem(f"gpu_id {gpu_id}", f"does not exist: {rule}", fix))
         return gpu_id
     cards = [listed[number] if listed is not None else str(number) for number in numbers]
-    if len(cards) > 1 and any(card.startswith("MIG-") for card in cards):
+    if len(set(cards)) < len(cards):
+        problems.append(Problem(f"gpu_id {gpu_id}", "names a GPU twice", "name each GPU once"))
+    elif len(cards) > 1 and any(card.startswith("MIG-") for card in cards):
         rule = "names several, and MIG slices cannot be joined"
         problems.append(Problem(f"gpu_id {gpu_id}", rule, "give one number"))
     return ",".join(cards)

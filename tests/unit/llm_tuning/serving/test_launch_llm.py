@@ -208,7 +208,8 @@ def test_numbers_are_those_of_nvidia_smi_unless_the_caller_orders_them(tiny_base
         ("", "0", "CUDA_VISIBLE_DEVICES= leaves no GPU"),
         ("-1", "0", "CUDA_VISIBLE_DEVICES=-1 leaves no GPU"),
         ("0,-1,1", "1", "CUDA_VISIBLE_DEVICES=0,-1,1 leaves 1 GPU"),
-        (f"{MIG},{MIG}", "0,1", "MIG slices cannot be joined"),
+        (f"{MIG},{MIG}1", "0,1", "MIG slices cannot be joined"),
+        ("3,3", "0,1", "gpu_id 0,1: names a GPU twice"),
     ],
 )
 def test_a_gpu_that_the_caller_may_not_use_is_refused(visible: str, gpu_id: str, words: str, tiny_base: Path) -> None:
@@ -222,7 +223,9 @@ def test_a_gpu_that_the_caller_may_not_use_is_refused(visible: str, gpu_id: str,
         ("0", CUDA_BUILD, 0, "this machine has no GPU"),
         ("2", CUDA_BUILD, 2, "this machine has 2 GPUs"),
         ("cpu", CUDA_BUILD, 1, "needs the CPU build of vLLM"),
-        ("first", CUDA_BUILD, 1, "must be a GPU's number or `cpu`, got 'first'"),
+        ("first", CUDA_BUILD, 1, "must be a GPU's number, several with commas between, or `cpu`, got 'first'"),
+        ("0,0", CUDA_BUILD, 2, "gpu_id 0,0: names a GPU twice"),
+        ("1,01", CUDA_BUILD, 2, "gpu_id 1,01: names a GPU twice"),
     ],
 )
 def test_a_device_that_is_not_there_is_refused(gpu_id: str, vllm: Vllm, gpus: int, words: str, tiny_base: Path) -> None:
