@@ -37,7 +37,8 @@ def usable_device(devices: list[str], rank: int) -> str:
         return device
     if (reason := why_no_cuda()) is not None:
         if devices == DEFAULT_DEVICES and not gpu_required():
-            log.warning("training on the CPU, as torch sees no GPU here: %s (devices cpu is how to mean it)", reason)
+            why = f"{reason}{_visible_in_words()}"
+            log.warning("training on the CPU, as torch sees no GPU here: %s (devices cpu is how to mean it)", why)
             return "cpu"
         raise _no_cuda([device], reason)
     if len(devices) == 1:
@@ -96,14 +97,18 @@ def _no_cuda(devices: list[str], reason: str) -> TryAgain:
     if built is not None:
         driver = DRIVERS.get(built.split(".", maxsplit=1)[0])
         needs = f"torch is built for CUDA {built}" + (f" and needs driver {driver} or newer" if driver else "")
-    listed = os.environ.get(VISIBLE)
-    only = "" if listed is None else f", and {VISIBLE} is {listed!r}"
     asked = "was" if len(devices) == 1 else "were"
     return TryAgain(
         REASON,
-        f"{gpus_in_words(devices)} {asked} asked for, but torch sees none: {reason}; {needs}{only}; "
+        f"{gpus_in_words(devices)} {asked} asked for, but torch sees none: {reason}; {needs}{_visible_in_words()}; "
         "mend that, or {set:devices=cpu}",
     )
+
+
+def _visible_in_words() -> str:
+    """Return what goes on a sentence of GPUs that are not seen; empty where nothing hides them."""
+    visible = os.environ.get(VISIBLE)
+    return "" if visible is None else f", and {VISIBLE} is {visible!r}"
 
 
 def _check_kernels(gpu: str, device: str) -> None:

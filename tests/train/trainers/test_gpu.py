@@ -102,6 +102,9 @@ def test_only_the_default_device_falls_back_to_the_cpu(
     assert usable_device(["cuda:0"], 0) == "cpu"
     (warning,) = caplog.messages
     assert warning.startswith("training on the CPU, as torch sees no GPU here: ")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert usable_device(["cuda:0"], 0) == "cpu"
+    assert "CUDA_VISIBLE_DEVICES is ''" in caplog.messages[-1]
     with pytest.raises(TryAgain, match="torch sees none"):
         usable_device(["cuda:1"], 0)
     monkeypatch.setenv("LLM_TUNING_REQUIRE_GPU", "1")  # what a pod that was given GPUs has
