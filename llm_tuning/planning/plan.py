@@ -133,7 +133,8 @@ def make_plan(spec: TuningJobSpec, *, base: Path, dataset: Path | None) -> Plan:
         cost = Operations.of(shape, targets, spec.lora.rank)
         operations = run_operations(cost, setting, rows=rows, steps=steps, training=spec.training)
     needed = peak_bytes(shape, targets, setting)
-    seconds_of = operations / processes / 1e12 if operations is not None and setting.cuda else None
+    timed = setting.cuda and setting.number_bytes == 2  # the peaks are those of bf16
+    seconds_of = operations / processes / 1e12 if operations is not None and timed else None
     share = _utilisation(shape)
     return Plan(
         shape=shape,
@@ -242,10 +243,14 @@ def _notes(
     notes = ["an estimate by formulas (llm_tuning/planning): no GPU has confirmed it yet; leave a tenth free"]
     if setting.cuda:
         slow, fast = _utilisation(shape)
-        notes.append(f"time: {slow:.0%} to {fast:.0%} of the named card's dense bf16 peak, without start and loading")
+        if setting.number_bytes == 2:
+            notes.append(
+                f"time: {slow:.0%} to {fast:.0%} of the named card's dense bf16 peak, without start and loading"
+            )
+        else:
+            notes.append("time is not estimated in fp32, which takes several times as long as bf16")
         if spec.training.precision == "auto":
-            fp32 = peak_bytes(shape, targets, replace(setting, number_bytes=4)) / GIB
-            notes.append(f"a card without bf16 (T4) trains in fp32: {fp32:.1f} GiB there, and far slower")
+            notes.append(_without_bf16(GPUS[0], shape, targets, replace(setting, number_bytes=4)))
         if rows is not None:
             notes += _small_steps(spec, rows, _budget(spec, shape))
     else:
@@ -256,6 +261,17 @@ def _notes(
     if setting.cuda and largest > base_bytes(shape, setting) + CUDA_CONTEXT_BYTES and not setting.checkpointing:
         notes.append("most are activations: training.gradientCheckpointing makes them small, and a run a third slower")
     return notes
+
+
+def _without_bf16(gpu: Gpu, shape: ModelShape, targets: tuple[Linear, ...], fp32: Setting) -> str:
+    """Say what the run takes in fp32 on a card without bf16 of this size, and what would make it fit."""
+    needed = peak_bytes(shape, targets, fp32) / GIB
+    said = f"a card without bf16 (T4) trains in fp32, far slower: {needed:.1f} GiB there"
+    if needed <= gpu.usable_gib:
+        return f"{said}, which fits {gpu.gigabytes} GB"
+    remedy = _remedy(gpu, shape, targets, fp32)
+    help_ = f"would fit with {remedy}" if remedy else "a larger GPU"
+    return f"{said}, {needed - gpu.usable_gib:.1f} GiB too much for {gpu.gigabytes} GB; {help_}"
 
 
 def _small_steps(spec: TuningJobSpec, rows: Rows, budget: int) -> list[str]:

@@ -250,3 +250,35 @@ def test_what_is_not_modelled_is_said(large_base: Callable[..., Path]) -> None:
     plan = make_plan(spec(), base=large_base(final_logit_softcapping=30.0, num_experts=8), dataset=None)
     assert any("mixture of experts" in note for note in plan.notes)
     assert any("estimate" in note for note in plan.notes)
+
+
+def test_no_time_is_given_in_fp32_whose_peak_is_another(large_base: Callable[..., Path], dataset: Path) -> None:
+    base = large_base()
+    times = {
+        precision: [verdict.seconds for verdict in plan.verdicts if verdict.fits]
+        for precision in ("bf16", "fp32")
+        for plan in [make_plan(spec(training={"precision": precision}), base=base, dataset=dataset)]
+    }
+    assert all(times["bf16"])
+    assert times["fp32"]
+    assert not any(times["fp32"])
+    notes = make_plan(spec(training={"precision": "fp32"}), base=base, dataset=dataset).notes
+    assert [note for note in notes if "time" in note] == [
+        "time is not estimated in fp32, which takes several times as long as bf16"
+    ]
+
+
+def test_a_card_without_bf16_gets_its_own_verdict(large_base: Callable[..., Path], dataset: Path) -> None:
+    base = large_base()
+    said = [
+        next(note for note in make_plan(spec(**changed), base=base, dataset=dataset).notes if "T4" in note)
+        for changed in (
+            {},
+            {"model": {"path": "base/tiny", "quantization": "4bit"}, "training": {"gradientCheckpointing": True}},
+        )
+    ]
+    assert (
+        "GiB too much for 16 GB; would fit with model.quantization: 4bit and training.gradientCheckpointing: true"
+        in said[0]
+    )
+    assert said[1].endswith("GiB there, which fits 16 GB")
