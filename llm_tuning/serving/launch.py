@@ -51,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def serve(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     """Plan, start, wait, prove; the server is left running only if all of it went well."""
     if not 3 <= len(arguments) <= 4 or any(argument.startswith("-") for argument in arguments):
-        raise InputError(Problem("arguments", f"must be 3 or 4, got {len(arguments)}", f"usage: {USAGE}"))
+        got = shlex.join(arguments)
+        raise InputError(Problem("arguments", f"must be 3 or 4, none a flag, got {got!r}", f"usage: {USAGE}"))
     timeout = _timeout(environment)
     port, gpu_id, model_path = arguments[:3]
     lora_path = arguments[3] if len(arguments) == 4 else None

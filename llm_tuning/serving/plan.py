@@ -180,11 +180,9 @@ def _cards(gpu_id: str, gpus: int | None, visible: str | None, problems: list[Pr
     listed = listed_cards(visible) if visible is not None and gpus != 0 else None
     there = gpus if listed is None else len(listed)
     if there is not None and max(numbers) >= there:
-        count = f"{there} GPU{'s' * (there != 1)}" if there else "no GPU"
-        rule = f"this machine has {count}"
-        if listed is not None:
-            rule = f"{VISIBLE}={visible} leaves {count}{', numbered from 0' if there else ''}"
-        fix = "for serving on the CPU make its build: `make vllm-env`"
+        count = f"{there} GPU{'s' * (there != 1)}, numbered from 0" if there else "no GPU"
+        rule = f"this machine has {count}" if listed is None else f"{VISIBLE}={visible} leaves {count}"
+        fix = f"give numbers below {there}" if there else "for serving on the CPU make its build: `make vllm-env`"
         problems.append(Problem(f"gpu_id {gpu_id}", f"does not exist: {rule}", fix))
         return gpu_id
     cards = [listed[number] if listed is not None else str(number) for number in numbers]

@@ -16,6 +16,7 @@ from llm_tuning.engines.vllm.command import PLAIN_TEMPLATE
 from llm_tuning.engines.vllm.install import Vllm
 from llm_tuning.errors import InputError
 from llm_tuning.models.base import inspect_base
+from llm_tuning.serving.launch import serve
 from llm_tuning.serving.plan import ServePlan, plan_serving
 from tests.support.lora_adapters import copy_adapter
 from tests.support.plain_base import make_plain_adapter
@@ -204,7 +205,7 @@ def test_numbers_are_those_of_nvidia_smi_unless_the_caller_orders_them(tiny_base
     ("visible", "gpu_id", "words"),
     [
         ("3,5", "2", "gpu_id 2: does not exist: CUDA_VISIBLE_DEVICES=3,5 leaves 2 GPUs, numbered from 0"),
-        ("3", "3", "CUDA_VISIBLE_DEVICES=3 leaves 1 GPU, numbered from 0"),
+        ("3", "3", "CUDA_VISIBLE_DEVICES=3 leaves 1 GPU, numbered from 0; give numbers below 1"),
         ("", "0", "CUDA_VISIBLE_DEVICES= leaves no GPU"),
         ("-1", "0", "CUDA_VISIBLE_DEVICES=-1 leaves no GPU"),
         ("0,-1,1", "1", "CUDA_VISIBLE_DEVICES=0,-1,1 leaves 1 GPU"),
@@ -220,8 +221,8 @@ def test_a_gpu_that_the_caller_may_not_use_is_refused(visible: str, gpu_id: str,
 @pytest.mark.parametrize(
     ("gpu_id", "vllm", "gpus", "words"),
     [
-        ("0", CUDA_BUILD, 0, "this machine has no GPU"),
-        ("2", CUDA_BUILD, 2, "this machine has 2 GPUs"),
+        ("0", CUDA_BUILD, 0, "this machine has no GPU; for serving on the CPU make its build"),
+        ("2", CUDA_BUILD, 2, "this machine has 2 GPUs, numbered from 0; give numbers below 2"),
         ("cpu", CUDA_BUILD, 1, "needs the CPU build of vLLM"),
         ("first", CUDA_BUILD, 1, "must be a GPU's number, several with commas between, or `cpu`, got 'first'"),
         ("0,0", CUDA_BUILD, 2, "gpu_id 0,0: names a GPU twice"),
@@ -231,6 +232,13 @@ def test_a_gpu_that_the_caller_may_not_use_is_refused(visible: str, gpu_id: str,
 def test_a_device_that_is_not_there_is_refused(gpu_id: str, vllm: Vllm, gpus: int, words: str, tiny_base: Path) -> None:
     with pytest.raises(InputError, match=re.escape(words)):
         plan(tiny_base, gpu_id=gpu_id, vllm=vllm, gpus=gpus)
+
+
+@pytest.mark.parametrize("arguments", [["8000", "0"], ["8000", "-1", "base"], ["--help"]])
+def test_arguments_that_are_not_the_commands_are_shown(arguments: list[str]) -> None:
+    words = f"arguments: must be 3 or 4, none a flag, got '{' '.join(arguments)}'; usage: launch_llm.sh <port>"
+    with pytest.raises(InputError, match=re.escape(words)):
+        serve(arguments, {})
 
 
 def test_the_cpu_build_on_a_machine_with_gpus_says_that_it_uses_none(tiny_base: Path) -> None:
