@@ -16,13 +16,14 @@ DEFAULT_DEVICES = ["cuda:0"]
 
 CPU_TOKENS = 2048
 """On a CPU larger micro-batches gain nothing: one of this size already keeps the cores busy."""
-CUDA_TOKENS = ((10**9, 16_384), (25 * 10**8, 8192))
-"""On a GPU, for bases of fewer parameters than the number beside it: a small base must be given more at a time, or the
-GPU waits for Python, which takes as long for a layer of a few tokens as for one of many. By estimate, not yet by
-measurement. The base decides and not the free memory: with dropout micro-batches decide which numbers it draws."""
-CUDA_TOKENS_OF_LARGE = 4096
-"""For other bases. So a full micro-batch of each class takes 25 to 50 GiB, or with gradient checkpointing up to 20."""
-
+CUDA_TOKENS = 4096
+"""On a GPU: by estimate 1.5 billion parameters take 18 GiB so, of the 24 GB that most cards have, and 7 billion 18 with
+gradient checkpointing. The base decides and not the free memory: with dropout micro-batches decide which numbers it
+draws."""
+CUDA_TOKENS_OF_SMALL = 8192
+"""For bases of fewer parameters than `SMALL_BASE`, of which a half billion takes 16 GiB: a small base must be given
+more at a time, or the GPU waits for Python, which takes as long for a layer of a few tokens as for one of many."""
+SMALL_BASE = 10**9
 
 CPU_LOGITS = 2**22
 """Logits at a time, in elements: 16 MiB in fp32, small beside any model."""
@@ -89,4 +90,4 @@ def tokens_per_pass(training: TrainingSpec, device: str, parameters: int) -> int
         return training.max_tokens_per_pass
     if not device.startswith("cuda"):
         return CPU_TOKENS
-    return next((tokens for below, tokens in CUDA_TOKENS if parameters < below), CUDA_TOKENS_OF_LARGE)
+    return CUDA_TOKENS_OF_SMALL if parameters < SMALL_BASE else CUDA_TOKENS

@@ -187,6 +187,26 @@ def test_a_step_that_is_less_than_a_pass_is_said(large_base: Callable[..., Path]
     assert note(maxTokensPerPass=64) == ""
 
 
+def test_a_small_base_is_said_to_train_faster_in_a_larger_pass_where_a_card_has_room(
+    tiny_base: Path, large_base: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def note(base: Path, **training: Any) -> str:
+        notes = make_plan(spec(training=training), base=base, dataset=None).notes
+        return next((note for note in notes if "faster" in note), "")
+
+    faster = "training.maxTokensPerPass {} fits GPUs of {} GB and more: faster with a base this small, "
+    assert note(tiny_base) == faster.format(16384, 16) + "with training.batchSize 32 to 64"
+    assert note(tiny_base, maxTokensPerPass=4096) == "", "what was set is meant"
+    assert note(large_base()) == ""
+    small = replace(read_shape(tiny_base), parameters=2 * 10**9)
+    monkeypatch.setattr("llm_tuning.planning.plan.read_shape", lambda _base: small)
+    assert note(tiny_base).startswith(faster.format(8192, 16)), "below 2.5 billion"
+    monkeypatch.setattr("llm_tuning.planning.plan.GPUS", [replace(gpu, usable_gib=gpu.usable_gib / 10) for gpu in GPUS])
+    assert note(tiny_base).startswith(faster.format(8192, 80)), "the base takes 3.7 GiB, the context 0.8"
+    monkeypatch.setattr("llm_tuning.planning.plan.GPUS", [replace(gpu, usable_gib=1) for gpu in GPUS])
+    assert note(tiny_base) == ""
+
+
 def test_the_evaluation_is_in_the_plan(large_base: Callable[..., Path], dataset: Path) -> None:
     base = large_base()
     plan = make_plan(spec(), base=base, dataset=dataset)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from llm_tuning.api.tuning import TrainingSpec
 from llm_tuning.models.shape import ModelShape, adapter_parameters
 from llm_tuning.modes.ppo import PPO
 from llm_tuning.modes.sft import SFT
@@ -23,8 +24,9 @@ from llm_tuning.planning.memory import (
     peak_bytes,
     total,
 )
-from llm_tuning.run.devices import positions_at_a_time
-from tests.support.shapes import LLAMA_2_7B, LLAMA_3_8B, LLAMA_3_70B, QWEN_25_05B, QWEN_25_7B
+from llm_tuning.planning.plan import GPUS
+from llm_tuning.run.devices import positions_at_a_time, tokens_per_pass
+from tests.support.shapes import LLAMA_2_7B, LLAMA_3_8B, LLAMA_3_70B, QWEN_25_05B, QWEN_25_7B, QWEN_25_15B
 
 SETTING = Setting(
     memory=SFT.memory,
@@ -72,6 +74,20 @@ def test_a_token_of_a_layer_of_llama_2_7b_by_hand() -> None:
 )
 def test_llama_2_7b_takes_what_is_reported_of_it(changed: dict[str, Any], least: float, most: float) -> None:
     assert least <= gib(LLAMA_2_7B, **changed) <= most
+
+
+@pytest.mark.parametrize(
+    ("shape", "fits"),
+    [(QWEN_25_05B, (True, True)), (QWEN_25_15B, (True, True)), (QWEN_25_7B, (False, True))],
+    ids=["0.5B", "1.5B", "7B"],
+)
+def test_a_small_base_fits_on_24_gb_as_it_comes_and_7b_with_checkpointing(
+    shape: ModelShape, fits: tuple[bool, bool]
+) -> None:
+    tokens = tokens_per_pass(TrainingSpec(), "cuda:0", shape.parameters)
+    full = {"tokens": tokens, "learned": tokens, "scored": tokens}
+    of_24 = next(gpu for gpu in GPUS if gpu.gigabytes == 24)
+    assert tuple(gib(shape, **full, checkpointing=on) <= of_24.usable_gib for on in (False, True)) == fits
 
 
 def test_70b_in_4_bits_fits_on_48_gb_with_short_rows() -> None:
