@@ -27,7 +27,7 @@ from llm_tuning.planning.memory import (
     total,
 )
 from llm_tuning.planning.work import Rows, Steps, count_steps, run_operations
-from llm_tuning.run.devices import tokens_per_pass
+from llm_tuning.run.devices import SCORING_BYTES, tokens_per_pass
 from llm_tuning.run.hardware import DENSE_BF16_TERAFLOPS
 
 UTILISATION = ((10**9, (0.03, 0.3)), (25 * 10**8, (0.08, 0.4)))
@@ -254,6 +254,8 @@ def _notes(
             notes.append("time is not estimated in fp32, which takes several times as long as bf16")
         if spec.training.precision == "auto":
             notes.append(_without_bf16(GPUS[0], shape, targets, replace(setting, number_bytes=4)))
+        if setting.four_bits:
+            notes.append(_probes(shape, setting))
         if rows is not None:
             notes += _small_steps(spec, rows, _budget(spec, shape))
         notes += _larger_pass(spec, shape, targets, setting)
@@ -292,6 +294,16 @@ def _larger_pass(spec: TuningJobSpec, shape: ModelShape, targets: tuple[Linear, 
     said = f"training.maxTokensPerPass {tokens} fits GPUs of {smallest.gigabytes} GB and more"
     fewest, most = BATCH_ON_A_GPU
     return [f"{said}: faster with a base this small, with training.batchSize {fewest} to {most}"]
+
+
+def _probes(shape: ModelShape, setting: Setting) -> str:
+    """Say what the end of a run on 4 bits takes, which is no part of the bill: without it the run goes on."""
+    needed = base_bytes(shape, replace(setting, four_bits=False)) + SCORING_BYTES + CUDA_CONTEXT_BYTES
+    dtype = "bf16" if setting.number_bytes == 2 else "fp32"
+    return (
+        f"4 bits: at its end the run loads the base in {dtype} to score the proof's probes, {needed / GIB:.1f} GiB; on "
+        "a smaller GPU they are scored on 4 bits, and a small effect may not be provable"
+    )
 
 
 def _small_steps(spec: TuningJobSpec, rows: Rows, budget: int) -> list[str]:

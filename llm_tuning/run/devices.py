@@ -35,6 +35,9 @@ POSITIONS_AT_A_TIME = 128
 """At least as many positions go through the output layer at a time, however large the vocabulary: 27 of them take twice
 the time on a CPU."""
 
+SCORING_BYTES = 2**30
+"""What scoring the proof's probes takes beside the base: the adapter, activations of 256 tokens, a chunk of logits."""
+
 
 def positions_at_a_time(vocabulary: int, device: str) -> int:
     """Return the number of positions whose logits are made at a time on `device`, one of torch's names."""

@@ -12,13 +12,11 @@ import torch
 from llm_tuning.core.host_memory import free_host_bytes
 from llm_tuning.models.base import inspect_base
 from llm_tuning.run.context import TrainRun
+from llm_tuning.run.devices import SCORING_BYTES
 from llm_tuning.trainers.model import TRAINED, load_base_model
 from llm_tuning.trainers.policy import Policy
 
 log = logging.getLogger(__name__)
-
-SCORING_BYTES = 2**30
-"""Beside the base's weights: the adapter, the activations of 256 tokens and a chunk of logits."""
 
 
 def unquantised_policy(run: TrainRun, trained: Policy) -> Policy | None:

@@ -24,9 +24,10 @@ from llm_tuning.models.operations import Operations
 from llm_tuning.models.shape import read_shape
 from llm_tuning.modes.sft import SFT
 from llm_tuning.planning import make_plan
-from llm_tuning.planning.memory import Setting
+from llm_tuning.planning.memory import CUDA_CONTEXT_BYTES, Setting
 from llm_tuning.planning.plan import GPUS
 from llm_tuning.planning.work import Rows, Steps, count_steps, run_operations
+from llm_tuning.run.devices import SCORING_BYTES
 from llm_tuning.trainers.batching import StepBatches
 from llm_tuning.trainers.micro_batches import MicroBatch
 from llm_tuning.trainers.model import attach_lora, load_base_model
@@ -302,3 +303,25 @@ def test_a_card_without_bf16_gets_its_own_verdict(large_base: Callable[..., Path
         in said[0]
     )
     assert said[1].endswith("GiB there, which fits 16 GB")
+
+
+def test_4_bits_say_what_the_proof_needs_at_the_end(large_base: Callable[..., Path]) -> None:
+    base = large_base()
+    said = {
+        (bits, gpus): [note for note in plan.notes if "proof" in note]
+        for bits in ("none", "4bit")
+        for gpus in (0, 1)
+        for plan in [
+            make_plan(
+                spec(model={"path": "base/tiny", "quantization": bits}, resources={"gpus": gpus}),
+                base=base,
+                dataset=None,
+            )
+        ]
+    }
+    needed = (read_shape(base).parameters * 2 + SCORING_BYTES + CUDA_CONTEXT_BYTES) / 2**30
+    assert said["4bit", 1] == [
+        f"4 bits: at its end the run loads the base in bf16 to score the proof's probes, {needed:.1f} GiB; on a "
+        "smaller GPU they are scored on 4 bits, and a small effect may not be provable"
+    ]
+    assert not any(said[case] for case in said if case != ("4bit", 1))
