@@ -26,7 +26,7 @@ from llm_tuning.trainers.model import (
     save_adapter,
     silence_dropout,
 )
-from llm_tuning.trainers.parallel import gather_objects, stop_together
+from llm_tuning.trainers.parallel import gather_objects, leave_process_group, stop_together
 from llm_tuning.trainers.policy import Policy
 from llm_tuning.trainers.precision import precision_of_run
 from llm_tuning.trainers.probes import write_parity
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 
 def fine_tune(run: TrainRun, mode: type[Recipe]) -> None:
-    """Train `run` from its newest checkpoint (or its beginning) to a complete `run.stage`.
+    """Train `run` from its newest checkpoint (or its beginning) to a complete `run.stage`, which rank 0 saves alone.
 
     Raises TryAgain when asked to stop, with a checkpoint saved unless no step was done, and InputError where the
     configuration does not fit the model, the rows or the device.
@@ -60,6 +60,7 @@ def fine_tune(run: TrainRun, mode: type[Recipe]) -> None:
                 evaluate_run(run, policy, task.batches, held_out, recipe.scores)
             stop_together("after the evaluation", run.device)
             hardware = hardware_of(run, policy)
+            leave_process_group()
             if run.is_main:
                 run.reporter.stage("saving")
                 template = load_chat_template(run.base).text

@@ -165,10 +165,11 @@ def _quiet_agent() -> Iterator[None]:
 
 @contextmanager
 def process_group(rendezvous: Path, *, rank: int, world: int, device: str) -> Iterator[None]:
-    """Join the run's process group while the block runs: gloo on the CPU, NCCL on GPUs; nothing with one process.
+    """Join the run's process group: gloo on the CPU, NCCL on GPUs; nothing with one process.
 
-    `rendezvous` is a file on a local disk: no port that another job may hold. NCCL connects the GPUs here and not at
-    the first collective, so that what keeps it from that ends the run before a model is loaded: TryAgain.
+    It lasts until the block ends or `leave_process_group` is called. `rendezvous` is a file on a local disk: no port
+    that another job may hold. NCCL connects the GPUs here and not at the first collective, so that what keeps it from
+    that ends the run before a model is loaded: TryAgain.
     """
     if world == 1:
         yield
@@ -191,6 +192,15 @@ def process_group(rendezvous: Path, *, rank: int, world: int, device: str) -> It
     try:
         yield
     finally:
+        leave_process_group()
+
+
+def leave_process_group() -> None:
+    """Leave the run's process group, if it has one; all ranks do it together, as NCCL may wait for the others in it.
+
+    What a rank does from then on, it does alone, for as long as it takes.
+    """
+    if dist.is_initialized():
         dist.destroy_process_group()
 
 

@@ -302,13 +302,20 @@ from llm_tuning.core import stopping
 from llm_tuning.core.console import quiet_libraries
 from llm_tuning.errors import TryAgain
 quiet_libraries()
-from llm_tuning.trainers import sft
-from llm_tuning.trainers.parallel import gather_objects, process_group
+from llm_tuning.trainers import fine_tune, sft
+from llm_tuning.trainers.parallel import gather_objects, process_group, world_size
 from tests.support.train_run import KeepingReporter, make_run
 
 settings = json.loads(sys.argv[1])
 rank = int(sys.argv[2])
-outcome = {"tuned": {}, "stopped": {}}
+outcome = {"tuned": {}, "stopped": {}, "ranks at the probes": []}
+write_parity = fine_tune.write_parity
+
+def noted(*given, **named):
+    outcome["ranks at the probes"].append(world_size())
+    write_parity(*given, **named)
+
+fine_tune.write_parity = noted
 
 class Stops(KeepingReporter):
     def step(self, step, *rest):
@@ -316,25 +323,25 @@ class Stops(KeepingReporter):
         if rank == 1 and step == settings["stop_rank_1_at"]:
             stopping._requested.set()
 
-def run(name):
+def run(name, rendezvous):
     reporter = Stops() if name == "stopped" else KeepingReporter()
     run = make_run(Path(settings[name]), Path(settings["base"]), training=settings["training"], lora=settings["lora"],
                    reporter=reporter, rank=rank, world=2)
-    try:
-        sft.train(run)
-    except TryAgain as error:
-        outcome[name]["stopped"] = str(error)
-        stopping._requested.clear()
+    with process_group(Path(settings["tuned"]) / rendezvous, rank=rank, world=2, device="cpu"):
+        try:
+            sft.train(run)
+        except TryAgain as error:
+            outcome[name]["stopped"] = str(error)
+            stopping._requested.clear()
+            gather_objects(None)  # the next start finds the checkpoint that rank 0 writes, as after a real end
     outcome[name]["losses"] = reporter.losses
 
-with process_group(Path(settings["tuned"]) / "rendezvous", rank=rank, world=2, device="cpu"):
-    run("tuned")
-    run("stopped")
-    first = dict(outcome["stopped"])
-    settings["stop_rank_1_at"] = 0
-    gather_objects(None)  # the next start finds the checkpoint that rank 0 is still writing, as after a real end
-    run("stopped")
-    outcome["stopped"] = {"first": first, "second": outcome["stopped"]["losses"]}
+run("tuned", "first")
+run("stopped", "second")
+first = dict(outcome["stopped"])
+settings["stop_rank_1_at"] = 0
+run("stopped", "third")
+outcome["stopped"] = {"first": first, "second": outcome["stopped"]["losses"]}
 print(json.dumps(outcome))
 """
 
@@ -370,6 +377,11 @@ def two_ranks(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     ended = [process.communicate(timeout=480) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], [errors[-3000:] for _, errors in ended]
     return {"folder": folder, "ranks": [json.loads(output.splitlines()[-1]) for output, _ in ended]}
+
+
+def test_no_rank_waits_for_the_probes_in_the_process_group(two_ranks: dict[str, Any]) -> None:
+    """After a run on 4 bits they take as long as loading the base: longer than a collective may."""
+    assert [rank["ranks at the probes"] for rank in two_ranks["ranks"]] == [[1, 1], []]
 
 
 def test_two_processes_follow_the_curve_of_one_with_the_double_batch(
