@@ -54,7 +54,10 @@ def read_parity(adapter: Path) -> Parity:
     except (OSError, ValueError) as error:
         raise Unprovable(f"{path} cannot be read ({error}); copy the adapter again") from None
     if value is None and not path.exists():
-        raise Unprovable(f"{adapter} has no {PARITY}: it was not trained by this project, or was copied without it")
+        raise Unprovable(
+            f"{adapter} has no {PARITY}: it was not trained by this project, was copied without it, "
+            "or its training had no memory left to score the probes (its log says so)"
+        )
     version = value.get("version") if isinstance(value, dict) else None
     if version != PARITY_VERSION:
         raise Unprovable(f"{path} has version {version!r} and this program reads {PARITY_VERSION}; use a matching one")

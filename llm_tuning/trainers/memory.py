@@ -2,7 +2,7 @@
 
 Whether a retry may cure it decides what is raised. Memory that other processes hold comes back, and a failed card is
 another one on the next node: TryAgain. What does not fit on the card even alone never will: InputError, with the stage
-that it ran out in, what held the memory, and what to set.
+that it ran out in, what held the memory, and what to set. The probes alone end no run for it: see `probes`.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def gpu_errors_explained(run: TrainRun, stage: Stage) -> Iterator[None]:
         raise
     except RuntimeError as error:  # torch's own errors of an accelerator are of this type
         is_lost = getattr(error, "error_code", None) in LOST
-        if not (is_lost or isinstance(error, torch.OutOfMemoryError) or NO_ROOM.search(str(error))):
+        if not (is_lost or out_of_memory(error)):
             raise
         gpu = gpus_in_words([run.spec.devices[run.rank]])
         if is_lost:
@@ -91,6 +91,11 @@ def gpu_errors_explained(run: TrainRun, stage: Stage) -> Iterator[None]:
             raise TryAgain(REASON, f"{gpu} ran out of memory {stage} ({memory}): {end}") from error
         ran_out = f"{gpu} ran out of memory {stage}" + (f" ({memory})" if memory else "")
         raise InputError(_what_to_set(run, stage, ran_out, memory)) from error
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Return whether this error says that the GPU's memory ran out."""
+    return isinstance(error, torch.OutOfMemoryError) or NO_ROOM.search(str(error)) is not None
 
 
 def memory_at(error: RuntimeError, run: TrainRun) -> Memory | None:
@@ -113,7 +118,7 @@ def memory_at(error: RuntimeError, run: TrainRun) -> Memory | None:
 def _what_to_set(run: TrainRun, stage: Stage, ran_out: str, memory: Memory | None) -> Problem:
     training, quantization = run.config.training, run.config.model.quantization
     four_bits = [] if quantization == "4bit" else ["{set:model.quantization=4bit}"]
-    if stage in (Stage.LOADING, Stage.PROBES):
+    if stage is Stage.LOADING:
         ways = [*four_bits, "use a GPU with more memory", "a smaller base"]
         return Problem("model.quantization", f"is {quantization}, with which {ran_out}", " or ".join(ways))
     now = run.tokens_per_pass

@@ -21,6 +21,8 @@ from llm_tuning.data.token_rows import TokenRow, TokenRows
 from llm_tuning.errors import InputError
 from llm_tuning.models.layout import PARITY
 from llm_tuning.run.context import TrainRun
+from llm_tuning.trainers.gpu import first_line
+from llm_tuning.trainers.memory import Stage, out_of_memory
 from llm_tuning.trainers.micro_batches import pad
 from llm_tuning.trainers.model import bare_base
 from llm_tuning.trainers.policy import Policy
@@ -41,13 +43,26 @@ def write_parity(
 ) -> None:
     """Write `parity.json` into the stage. Probes are held-out rows, or training rows (marked so) without a split.
 
-    The adapter must be in the stage. A `policy` on 4 bits cannot be used afterwards.
+    The adapter must be in the stage. A `policy` on 4 bits cannot be used afterwards. Where the GPU's memory runs out
+    there is no file and a warning: the run is done and must not be lost by it.
     """
     source, pool = ("held_out", held_out) if len(held_out) else ("training", training)
     chosen = choose_probes(rows.lengths, pool)
     shown = [rows[i] for i in chosen]
     quantization = run.config.model.quantization
-    scores, scored_on = _scores(policy, shown), quantization
+    try:
+        scores, scored_on = _scores(policy, shown), quantization
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        (run.stage / PARITY).unlink(missing_ok=True)  # an earlier start's
+        log.warning(
+            "the adapter has no %s, and a server cannot prove it: memory ran out %s (%s)",
+            PARITY,
+            Stage.PROBES,
+            first_line(error),
+        )
+        return
     if quantization != "none" and (served := _scores_as_served(run, policy, shown)) is not None:
         scores, scored_on = served, "none"
     write_json(
@@ -77,12 +92,12 @@ def _scores(policy: Policy, rows: Sequence[TokenRow]) -> list[Scores]:
 
 
 def _scores_as_served(run: TrainRun, policy: Policy, rows: Sequence[TokenRow]) -> list[Scores] | None:
-    """Score on the base without quantisation; None where that fails, for the run is done and must not be lost by it."""
+    """Score on the base without quantisation; None, with a warning, where that fails."""
     try:
         served = unquantised_policy(run, policy)
         return _scores(served, rows) if served is not None else None
     except (InputError, OSError, RuntimeError, MemoryError) as error:  # torch's OutOfMemoryError is a RuntimeError
-        why = str(error).strip().split("\n")[0][:300]
+        why = first_line(error)[:300]
         log.warning("the probes of the proof are scored on 4 bits, for the base could not be loaded again: %s", why)
         return None
 

@@ -11,8 +11,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from llm_tuning.api.flags import FLAG_WORDS
+from llm_tuning.engines.protocol import Unprovable
 from llm_tuning.errors import InputError, TryAgain
 from llm_tuning.pod.wording import message_of
+from llm_tuning.proof.parity import read_parity
 from llm_tuning.trainers import memory, probes, sft
 from llm_tuning.trainers.memory import Memory, Stage, gpu_errors_explained
 from llm_tuning.trainers.policy import Policy
@@ -63,7 +65,6 @@ POINTS = {
     ),
     "evaluation on the way": Point((Policy, "score"), "in evaluation", TOKENS, OF_ROWS.format(""), {"eval_steps": 1}),
     "last evaluation": Point((Policy, "score"), "in evaluation", TOKENS, OF_ROWS.format(""), {"max_steps": 1}),
-    "probes": Point((probes, "pad"), "while scoring the probes", QUANTIZATION, OF_BASE),
 }
 
 
@@ -81,6 +82,55 @@ def test_memory_that_ran_out_names_the_stage_what_held_it_and_the_field_that_hel
     held = "(24.0 GiB, of which this run held 23.0 GiB; 1.5 GiB more was wanted)"
     assert str(caught.value) == f"{point.field}GPU 3 ran out of memory {point.stage} {held}; {point.fix}"
     assert not (tmp_path / "stage/parity.json").exists()
+
+
+@pytest.mark.parametrize(
+    "at",
+    [{"others": 0}, {"others": 12}, {"others": 0, "quantization": "4bit"}],
+    ids=["alone", "with others on the card", "4 bits"],
+)
+def test_memory_that_runs_out_at_the_probes_costs_the_proof_and_not_the_adapter(
+    tiny_base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    at: dict[str, Any],
+) -> None:
+    write_rows(tmp_path / "rows", [8, 9, 10, 11] * 5)
+    run = make_run(
+        tmp_path,
+        tiny_base,
+        devices=["cuda:3"],
+        quantization=at.get("quantization", "none"),
+        training={"max_steps": 2, "save_steps": 1},
+    )
+    sft.train(run)  # the next start finds the probes of this one
+    assert (tmp_path / "stage/parity.json").exists()
+    (tmp_path / "hardware.json").unlink()
+    card(monkeypatch, free=1, reserved=22 - at["others"])
+    monkeypatch.setattr(probes, "pad", fail(NO_ROOM))
+    sft.train(run)
+    assert (tmp_path / "stage/adapter_model.safetensors").exists()
+    assert (tmp_path / "hardware.json").exists()
+    assert [record.getMessage() for record in caplog.records if "parity.json" in record.getMessage()] == [
+        "the adapter has no parity.json, and a server cannot prove it: memory ran out while scoring the probes (CUDA "
+        "out of memory. Tried to allocate 1.50 GiB. GPU 0 has a total capacity of 24.00 GiB of which 1.00 GiB is free.)"
+    ]
+    with pytest.raises(Unprovable, match="no memory left to score the probes"):
+        read_parity(tmp_path / "stage")
+
+
+def test_other_errors_at_the_probes_end_the_run(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_rows(tmp_path / "rows", [8, 9, 10, 11] * 5)
+    run = make_run(tmp_path, tiny_base, devices=["cuda:3"], training={"max_steps": 1})
+    lost = torch.AcceleratorError("CUDA error: unknown error")
+    lost.error_code = 999
+    for error, raised in ((lost, TryAgain), (RuntimeError("mat1 and mat2 shapes"), RuntimeError)):
+        monkeypatch.setattr(probes, "pad", fail(error))
+        with pytest.raises(raised):
+            sft.train(run)
 
 
 def test_each_edge_has_its_fields_and_a_base_that_takes_most_of_the_card_is_told_of_4_bits(
