@@ -5,6 +5,7 @@ The two bases differ by more than rounding: what the adapter does to one is not 
 
 from __future__ import annotations
 
+import gc
 import logging
 
 import torch
@@ -43,7 +44,8 @@ def unquantised_policy(run: TrainRun, trained: Policy) -> Policy | None:
 
 
 def free_bytes(device: str) -> int:
-    """Return the bytes that are free on `device`, of the host's memory for a CPU."""
+    """Return the bytes that are free on `device`, of the host's memory for a CPU, once all that is unused is freed."""
+    gc.collect()
     if not device.startswith("cuda"):
         return free_host_bytes()
     torch.cuda.empty_cache()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -289,3 +291,20 @@ def test_probes_of_a_run_in_full_precision_say_so(tiny_base: Path, tmp_path: Pat
     run = make_run(tmp_path, tiny_base, training=TRAINING | {"max_steps": 1}, lora=LORA)
     sft.train(run)
     assert (parity_of(run)["quantization"], parity_of(run)["scored_on"]) == ("none", "none")
+
+
+def test_what_lies_in_cycles_counts_as_free_when_the_base_is_loaded_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an optimizer's states would, where a library's objects know each other: Python frees them at some time."""
+    held = nn.Linear(1, 1)
+    held.knows_itself = [held]
+    alive = weakref.ref(held)
+    seen: list[bool] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: seen.append(alive() is not None))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (2**30, 2**34))
+    gc.disable()
+    try:
+        del held
+        assert unquantised.free_bytes("cuda:0") == 2**30
+    finally:
+        gc.enable()
+    assert seen == [False]
