@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Generator
 from pathlib import Path
@@ -45,6 +46,15 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
     """Run a test that is `alone` beside no test of another worker; its time does not begin before."""
     with cores.hold_cores(os.environ[devcluster.SESSION], alone=item.get_closest_marker("alone") is not None):
         return (yield)
+
+
+@pytest.fixture(autouse=True)
+def _logging_of_nobody() -> None:
+    """Forget where a command that ran in this process before wrote its lines: a stream that is closed by now."""
+    logger = logging.getLogger("llm_tuning")
+    logger.handlers.clear()
+    logger.setLevel(logging.NOTSET)
+    logger.propagate = True
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 torch's FakeTensors go through the dispatch of a real card: its autocast rules, its checks of devices and dtypes, its
 autograd. What needs a card is put in its place here: `backward`, whose engine asks for a CUDA context, walks the
-graph in Python; a number that leaves the card (`item`, `tolist`, `if tensor`) is one; and
+graph in Python; a number that leaves the card (`item`, `tolist`, `to("cpu")`) is one; and
 `scaled_dot_product_attention`, which asks the card for its kernel, takes the one an Ampere or newer card would take.
 
 Tensors on the CPU stay real. Inside `fake_cuda()` the project's own code runs as it is: `model.to(DEVICE)`,
@@ -143,6 +143,8 @@ class _FakeOnCuda(FakeTensorMode):
         on_card = onto or any(tensor.device.type == "cuda" for tensor in fakes)
         if on_card and not self._within:
             self._count(func, args, kwargs, given)
+        if func is aten._to_copy.default and not onto and wanted is not None and on_card and not self._within:
+            return torch.ones(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
         if func is aten._local_scalar_dense.default:
             return {torch.bool: True}.get(args[0].dtype, 1.0 if args[0].dtype.is_floating_point else 1)
         if func in {aten.equal.default, aten.allclose.default}:
@@ -302,12 +304,9 @@ def _from_outputs_to_leaves(root: Any) -> list[Any]:
     return done[::-1]
 
 
-_real_tolist = FakeTensor.tolist
-
-
 def _tolist(tensor: Tensor) -> Any:
     """Read all numbers by one copy, as on a card."""
-    return _real_tolist(tensor.cpu())
+    return tensor.cpu().tolist()
 
 
 def _apply(module: nn.Module, change: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
