@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +46,10 @@ class Conversation:
     text: str | None = None
     learn_from: int = 0
     """Assistant turns before this index are context only (the prompt of {prompt, completion})."""
+    not_learned: frozenset[int] = frozenset()
+    """Indices of assistant turns that are seen and not learned, as their authors marked them. Never the last message."""
+    prefixes: Mapping[int, int] = field(default_factory=dict)
+    """By index of an assistant turn: how many characters at its start are given with the prompt and not learned."""
 
     @property
     def characters(self) -> int:
@@ -116,8 +120,10 @@ class RowForm:
 class RowParser:
     """Turns the rows of one file into Examples; remembers the file's shape and what it left out."""
 
-    def __init__(self, form: RowForm) -> None:
+    def __init__(self, form: RowForm, columns: Mapping[str, str] | None = None) -> None:
+        """Read rows of `form`; `columns` names the field of the file (value) that stands for one of ours (key)."""
         self.form = form
+        self.columns = dict(columns or {})
         self.shape: Shape | None = None
         self.ignored_fields: set[str] = set()
         self.rows_trimmed = 0
