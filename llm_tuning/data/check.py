@@ -14,9 +14,10 @@ from tokenizers import Tokenizer
 from llm_tuning.core.stopping import raise_if_stopped
 from llm_tuning.data.chat import TemplateForbidden
 from llm_tuning.data.faults import RowFault
+from llm_tuning.data.parser import RowParser
 from llm_tuning.data.reading import DatasetFile, data_hash
 from llm_tuning.data.report import Report
-from llm_tuning.data.rows import Example, RowForm, RowParser
+from llm_tuning.data.rows import Example, RowForm
 from llm_tuning.data.sample import render_sample
 from llm_tuning.data.tally import Tally
 from llm_tuning.data.token_rows import TokenRowsWriter
@@ -149,6 +150,8 @@ def _batches(dataset: DatasetFile, parser: RowParser, tally: Tally) -> Iterator[
         except RowFault as fault:
             tally.refuse(number, fault)
             continue
+        if example is None:
+            continue
         batch.append(example)
         characters += sum(conversation.characters for conversation in example.sequences)
         if len(batch) >= _BATCH_ROWS or characters >= _BATCH_CHARACTERS:
@@ -188,6 +191,7 @@ def _write(writer: TokenRowsWriter, example: Example, row: TokenisedRow) -> None
                 messages=source.messages,
                 text=source.text,
                 learn_from=source.learn_from,
+                not_learned=source.not_learned,
             )
         else:
             writer.append_sequence(sequence.input_ids, sequence.learned, messages=source.messages, text=source.text)

@@ -1,117 +1,184 @@
-"""Texts and messages of a row: checked, and brought to `{"role", "content"}` with the roles of chat templates."""
+"""Messages of a row, brought to `{"role", "content"}` with the roles of chat templates, and what their flags say.
+
+Read are OpenAI's `role` and `content`, ShareGPT's `from` and `value`, and content as parts of text. A turn's flags
+(`train`, `weight`, ...) say whether it is learned; a turn marked `prefix` is the beginning of the next one.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from llm_tuning.core.suggestions import closest
 from llm_tuning.data.faults import Reason, RowFault, got, shown
+from llm_tuning.data.row_fields import FLAG_NAMES, PART_KINDS, PREFIX_NAMES, ROLE_KINDS, TURN_KINDS, plain
+from llm_tuning.data.values import check_text, flag, is_given
 
 Message = dict[str, str]
-"""`role` is system, user, assistant or tool; `content` is text."""
+"""`role` is system, user or assistant; `content` is text."""
 
 MESSAGE_FIELDS = frozenset(("role", "content", "from", "value"))
-ROLES = ("system", "user", "assistant", "tool")
-SHAREGPT_ROLES = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "chatgpt": "assistant",
-    "system": "system",
-    "tool": "tool",
-    "observation": "tool",
-}
+ROLES = ("system", "user", "assistant")
+SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant"} | {role: role for role in ROLES}
 """Role names of ShareGPT files, which no chat template knows."""
 
-_UNSUPPORTED = ("tool_calls", "function_call", "weight", "reasoning_content", "reasoning", "thinking")
-"""Message fields that change what is taught; a row is refused rather than trained without them."""
+_TEXT_PARTS = (None, "text", "input_text", "output_text")
+_BETWEEN_PARTS = "\n"
+"""What vLLM writes between the parts of a text, for a template that takes text."""
 
 
-def check_text(row: Mapping[str, Any], field: str, *, at: str = "", may_be_empty: bool = False) -> str:
-    """Return the text in `row[field]`; raises RowFault if it is missing, null, empty, no text or no valid Unicode."""
-    value = _present(row, field, at=at)
-    if not isinstance(value, str):
-        raise RowFault(
-            Reason.NOT_TEXT, f"`{field}` must be text, got {got(value)}", "write it as text in quotes", at=at
-        )
-    if not may_be_empty and not value.strip():
-        raise RowFault(Reason.EMPTY_FIELD, f"`{field}` is empty", "give a text or remove the row", at=at)
-    if not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise RowFault(
-                Reason.NOT_UNICODE,
-                f"`{field}` holds half of a character (an unpaired surrogate such as \\ud83d)",
-                "write the character whole",
-                at=at,
-            ) from None
-    return value
+@dataclass(slots=True)
+class Turns:
+    """Messages, and what the flags of their fields say, by index."""
+
+    messages: list[Message] = field(default_factory=list)
+    flags: dict[int, bool] = field(default_factory=dict)
+    """Whether an assistant turn is learned, where it says so."""
+    prefixes: set[int] = field(default_factory=set)
+    """Assistant turns that are the beginning of the next one."""
+
+    def __add__(self, other: Turns) -> Turns:
+        """Return these turns and then those of `other`."""
+        shift = len(self.messages)
+        flags = self.flags | {index + shift: learned for index, learned in other.flags.items()}
+        prefixes = self.prefixes | {index + shift for index in other.prefixes}
+        return Turns(self.messages + other.messages, flags, prefixes)
 
 
-def _present(row: Mapping[str, Any], field: str, *, at: str = "") -> Any:
-    if field not in row:
-        raise RowFault(Reason.MISSING_FIELD, f"`{field}` is missing", rename_or(row, field, "add it"), at=at)
-    if row[field] is None:
-        raise RowFault(Reason.NULL_FIELD, f"`{field}` is null", "give a text or remove the row", at=at)
-    return row[field]
-
-
-def rename_or(row: Mapping[str, Any], field: str, otherwise: str) -> str:
-    """Return the fix for a missing field: the name it is nearly spelled as, else `otherwise`."""
-    near = closest(field, row)
-    return f"did you mean to call `{shown(near)}` `{field}`?" if near else otherwise
-
-
-def convert_messages(row: Mapping[str, Any], field: str) -> list[Message]:
-    """Return the messages in `row[field]`, given as {role, content} or ShareGPT's {from, value}; raises RowFault."""
-    items = _present(row, field)
+def convert_messages(row: Mapping[str, Any], name: str) -> Turns:
+    """Return the messages in `row[name]`; raises RowFault."""
+    items = row[name]
     if not isinstance(items, list) or not items:
-        rule = f"`{field}` must be a list of messages, got {'an empty list' if items == [] else got(items)}"
+        rule = f"`{name}` must be a list of messages, got {'an empty list' if items == [] else got(items)}"
         raise RowFault(Reason.NOT_MESSAGES, rule, 'write [{"role": "user", "content": ...}, ...]')
-    return [_convert(item, f"{field}[{index}]", sharegpt=field == "conversations") for index, item in enumerate(items)]
+    turns = Turns()
+    sharegpt = name == "conversations"
+    for index, item in enumerate(items):
+        turns.messages.append(_convert(item, f"{name}[{index}]", sharegpt))
+        if not item.keys() <= MESSAGE_FIELDS:
+            _read_flags(item, f"{name}[{index}]", index, turns)
+    return turns
 
 
-def _convert(item: Any, at: str, *, sharegpt: bool) -> Message:
+def _convert(item: Any, at: str, sharegpt: bool) -> Message:
     if not isinstance(item, Mapping):
-        raise RowFault(
-            Reason.NOT_MESSAGES, f"a message must be an object, got {got(item)}", _message_form(False), at=at
-        )
-    sharegpt = sharegpt and item.get("role") is None  # a Parquet column may hold both forms, one of them null
-    role_field, content_field = ("from", "value") if sharegpt else ("role", "content")
+        rule = f"a message must be an object, got {got(item)}"
+        raise RowFault(Reason.NOT_MESSAGES, rule, _message_form(False), at=at)
+    role_field = _one_of(item, "role", "from", at, otherwise="from" if sharegpt else "role")
     if role_field not in item:
         raise RowFault(Reason.NOT_MESSAGES, f"a message has no `{role_field}`", _message_form(sharegpt), at=at)
-    for name in _UNSUPPORTED:
-        if item.get(name) not in (None, "", 1) and item[name] != []:
-            raise RowFault(
-                Reason.UNSUPPORTED_FIELD,
-                f"`{name}` of a message is not supported",
-                "remove the row or the field",
-                at=at,
-            )
+    if not item.keys() <= MESSAGE_FIELDS:
+        _refuse_fields(item, at)
     given = item[role_field]
-    role = SHAREGPT_ROLES.get(given) if sharegpt and isinstance(given, str) else given
-    if role not in ROLES:
-        known = ", ".join(SHAREGPT_ROLES if sharegpt else ROLES)
-        raise RowFault(
-            Reason.UNKNOWN_ROLE, f"`{role_field}` of a message must be one of {known}", "rename or remove it", at=at
-        )
-    content = check_text(item, content_field, at=at, may_be_empty=role in ("system", "tool"))
-    return {"role": role, "content": content}
+    role = SHAREGPT_ROLES.get(given) if isinstance(given, str) else None
+    if role is None:
+        raise _unknown_role(given, role_field, at)
+    otherwise = "value" if role_field == "from" else "content"
+    content_field = _one_of(item, "content", "value", at, otherwise=otherwise)
+    return {"role": role, "content": read_content(item, content_field, at=at, may_be_empty=role == "system")}
+
+
+def _one_of(item: Mapping[str, Any], one: str, other: str, at: str, *, otherwise: str) -> str:
+    """Return which of two names of one thing a message has; raises RowFault where both are given and differ."""
+    first, second = item.get(one), item.get(other)
+    if first is None:
+        return other if second is not None else otherwise
+    if second is not None and SHAREGPT_ROLES.get(str(first), first) != SHAREGPT_ROLES.get(str(second), second):
+        rule = f"`{one}` and `{other}` of a message differ"
+        raise RowFault(Reason.AMBIGUOUS, rule, "keep one of them", at=at)
+    return one
+
+
+def _unknown_role(given: Any, role_field: str, at: str) -> RowFault:
+    kind = ROLE_KINDS.get(plain(given)) if isinstance(given, str) else None
+    if kind is not None:
+        return kind.fault(given, at=at)
+    known = ", ".join(SHAREGPT_ROLES if role_field == "from" else ROLES)
+    rule = f"`{role_field}` of a message must be one of {known}"
+    return RowFault(Reason.UNKNOWN_ROLE, rule, "rename or remove it", at=at)
 
 
 def _message_form(sharegpt: bool) -> str:
     return 'write {"from": "human", "value": ...}' if sharegpt else 'write {"role": "user", "content": ...}'
 
 
-def check_conversation(messages: list[Message]) -> int:
-    """Count the messages to keep: all up to the last assistant turn. Raises RowFault on an order no template has.
+def _refuse_fields(item: Mapping[str, Any], at: str) -> None:
+    """Raise RowFault for the first field of a message, or of a part, that changes what would be learned."""
+    for name, value in item.items():
+        kind = TURN_KINDS.get(plain(name))
+        if kind is not None and kind.matters(value):
+            raise kind.fault(name, at=at)
 
-    Stricter orders are the template's own, and rendering the row applies them.
-    """
-    roles = [message["role"] for message in messages]
+
+def _read_flags(item: Mapping[str, Any], at: str, index: int, turns: Turns) -> None:
+    """Take in what the flags of a message say of its turn; raises RowFault."""
+    is_answer = turns.messages[index]["role"] == "assistant"
+    learned = read_flags(item, at=at)
+    if learned is not None and is_answer:
+        turns.flags[index] = learned
+    elif learned:
+        rule = "is marked as learned, and is no turn of the assistant"
+        raise RowFault(Reason.UNSUPPORTED_FIELD, rule, "remove the flag: only the assistant's turns are learned", at=at)
+    for name, value in item.items():
+        if plain(name) not in PREFIX_NAMES or not is_given(value):
+            continue
+        if flag(value) is None or not is_answer or learned:
+            rule = f"`{shown(name)}` must be true, on a turn of the assistant that is not learned itself"
+            fix = "put it on the given beginning of an answer, and the rest into the next turn"
+            raise RowFault(Reason.UNSUPPORTED_FIELD, rule, fix, at=at)
+        if flag(value):
+            turns.prefixes.add(index)
+
+
+def read_flags(item: Mapping[str, Any], *, at: str = "") -> bool | None:
+    """Return whether a row or turn is learned, as its flags say; None where it has none. Raises RowFault."""
+    said: dict[bool, str] = {}
+    for name, value in item.items():
+        if plain(name) not in FLAG_NAMES or value is None or value == "":
+            continue
+        learned = flag(value)
+        if learned is None:
+            rule = f"`{shown(name)}` must be 1 or true (learned), 0 or false (seen and not learned), got {got(value)}"
+            fix = "weights between and above are not supported: give one of these, or leave the row out"
+            raise RowFault(Reason.UNSUPPORTED_FIELD, rule, fix, at=at)
+        said.setdefault(learned, name)
+    if len(said) > 1:
+        rule = f"`{shown(said[True])}` says learned, and `{shown(said[False])}` says not learned"
+        raise RowFault(Reason.AMBIGUOUS, rule, "keep one of them", at=at)
+    return next(iter(said), None)
+
+
+def read_content(item: Mapping[str, Any], name: str, *, at: str = "", may_be_empty: bool = False) -> str:
+    """Return the text in `item[name]`, given as text or as parts of text; raises RowFault."""
+    if not isinstance(item.get(name), list):
+        return check_text(item, name, at=at, may_be_empty=may_be_empty)
+    place = f"{at}.{name}" if at else name
+    text = _BETWEEN_PARTS.join(_part(part, f"{place}[{index}]") for index, part in enumerate(item[name]))
+    return check_text({name: text}, name, at=at, may_be_empty=may_be_empty)
+
+
+def _part(part: Any, at: str) -> str:
+    if isinstance(part, str):
+        return part
+    if not isinstance(part, Mapping):
+        rule = f"a part of a text must be an object, got {got(part)}"
+        raise RowFault(Reason.NOT_TEXT, rule, 'write {"type": "text", "text": ...}', at=at)
+    kind = part.get("type")
+    known = PART_KINDS.get(plain(kind)) if isinstance(kind, str) else None
+    if known is not None:
+        raise known.fault(str(kind), at=at)
+    _refuse_fields(part, at)
+    if kind not in _TEXT_PARTS:
+        raise RowFault(Reason.NOT_TEXT, "a part has a `type` that is not text", 'write {"type": "text", ...}', at=at)
+    if read_flags(part, at=at) is not None:
+        rule, fix = "a part of a turn is marked apart", "mark the whole turn, or split it"
+        raise RowFault(Reason.UNSUPPORTED_FIELD, rule, fix, at=at)
+    name = "text" if part.get("text") is not None or part.get("value") is None else "value"
+    return check_text(part, name, at=at, may_be_empty=True)
+
+
+def check_roles(roles: list[str]) -> None:
+    """Raise RowFault on an order of roles that no template has; stricter orders are the template's own."""
     if "assistant" not in roles:
         raise RowFault(Reason.NO_ASSISTANT_TURN, "has no assistant turn", "add the answer to learn")
     if "system" in roles[1:]:
@@ -120,4 +187,3 @@ def check_conversation(messages: list[Message]) -> int:
     first = roles[1] if roles[0] == "system" else roles[0]
     if first != "user":
         raise RowFault(Reason.NO_USER_TURN, "must start with a user turn", "put the user's turn first")
-    return len(roles) - roles[::-1].index("assistant")

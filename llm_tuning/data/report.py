@@ -139,7 +139,9 @@ class Report(_Part):
     ignored_fields: list[str] = []
     """Fields of the rows that nothing uses."""
     rows_trimmed: int = 0
-    """Rows with messages after the last assistant turn; those messages are left out."""
+    """Rows with messages after the last answer that is learned; those messages are left out."""
+    rows_left_out: int = 0
+    """Rows that their author marked as not learned (`train`, `weight`, ...): neither kept nor refused."""
     tokens: TokenReport | None = None
     prompts: int | None = None
     """Different prompts of the kept rows: rows of one prompt are held out together. A row of text is its own prompt."""

@@ -11,8 +11,9 @@ from tokenizers import Tokenizer
 
 from llm_tuning.data.chat import plain_template
 from llm_tuning.data.faults import RowFault
+from llm_tuning.data.parser import RowParser
 from llm_tuning.data.reading import DatasetFile
-from llm_tuning.data.rows import Conversation, Example, RowForm, RowParser
+from llm_tuning.data.rows import Conversation, Example, RowForm
 from llm_tuning.data.spans import render_conversation
 from llm_tuning.data.tokens import RowTokenizer
 
@@ -43,6 +44,8 @@ def render_sample(
     for number, row in DatasetFile(Path(path)):
         try:
             example = parser.parse(number, row)
+            if example is None:
+                continue
             segments = sample_segments(example, tokenizer)
         except RowFault:
             continue

@@ -60,12 +60,21 @@ class PromptGroups:
         self._prompts = array("Q")
         self._longer, self._asks = array("Q"), array("Q")
 
-    def add(self, messages: Sequence[Message] | None, text: str | None = None, *, learn_from: int = 0) -> None:
-        """Take in the next row; the arguments are those of `prompt_key`."""
+    def add(
+        self,
+        messages: Sequence[Message] | None,
+        text: str | None = None,
+        *,
+        learn_from: int = 0,
+        not_learned: frozenset[int] = frozenset(),
+    ) -> None:
+        """Take in the next row; the arguments are those of `prompt_key`, and the answers that it does not learn."""
         key = prompt_key(messages, text, learn_from=learn_from)
         self._prompts.append(key)
         for at, earlier in enumerate(_prefix_keys(messages or ())):
-            if earlier != key and messages and learn_from <= at < len(messages) and messages[at]["role"] == "assistant":
+            if earlier == key or not messages or not learn_from <= at < len(messages) or at in not_learned:
+                continue
+            if messages[at]["role"] == "assistant":
                 self._longer.append(key)
                 self._asks.append(earlier)
 

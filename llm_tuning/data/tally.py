@@ -62,6 +62,8 @@ def _digest(example: Example) -> bytes:
         for message in conversation.messages or ():
             digest.update(f"\x1e{message['role']}\x1f{message['content']}".encode())
         digest.update(b"\x1d" + (conversation.text or "").encode())
+        if conversation.not_learned or conversation.prefixes:
+            digest.update(f"\x1d{sorted(conversation.not_learned)}{sorted(conversation.prefixes.items())}".encode())
     return digest.digest()
 
 
@@ -91,7 +93,7 @@ class Tally:
         self.kept += 1
         self._duplicates.add(example)
         first = example.sequences[0]
-        self._prompts.add(first.messages, first.text, learn_from=first.learn_from)
+        self._prompts.add(first.messages, first.text, learn_from=first.learn_from, not_learned=first.not_learned)
         if not math.isnan(example.number):
             self._rewards.add(example.number)
         if row is not None:

@@ -112,10 +112,11 @@ class TokenRowsWriter:
         messages: Sequence[Message] | None = None,
         text: str | None = None,
         learn_from: int = 0,
+        not_learned: frozenset[int] = frozenset(),
     ) -> None:
         """Begin a row with its first sequence; `messages` or `text` is what its ids were made of.
 
-        `learn_from` is as in `prompt_key`.
+        `learn_from` and `not_learned` are as in a Conversation.
         """
         first = self._sequences
         self.append_sequence(input_ids, learned, messages=messages, text=text)
@@ -123,7 +124,7 @@ class TokenRowsWriter:
         self._write("row_starts", first)
         self._write("numbers", number)
         self._write("row_numbers", row_number)
-        self._prompts.add(messages, text, learn_from=learn_from)
+        self._prompts.add(messages, text, learn_from=learn_from, not_learned=not_learned)
 
     def append_sequence(
         self,

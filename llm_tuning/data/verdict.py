@@ -6,14 +6,19 @@ from pathlib import Path
 
 from llm_tuning.data.faults import Reason
 from llm_tuning.data.json_stream import object_problem, read_object
+from llm_tuning.data.parser import RowParser
 from llm_tuning.data.report import Refused, Report
-from llm_tuning.data.rows import RowForm, RowParser
+from llm_tuning.data.rows import RowForm
 from llm_tuning.data.splitting import MIN_ROWS_TO_SPLIT
 from llm_tuning.data.tokens import RowTokenizer
 from llm_tuning.errors import Problem
 
 MIN_ROWS = 2
 """One row cannot be distinguished from its noise, and nothing could be held out."""
+MAX_NAMES = 500
+"""Fields that are not used, in a note; the report has them all."""
+MANY_TO_ONE = 9
+"""So many good rows for a bad one, and leaving out the bad ones is worth a thought."""
 _DEFECTS = (Reason.UNKNOWN_SHAPE, Reason.MISSING_FIELD)
 
 
@@ -29,7 +34,8 @@ def judge(
     """Complete a report whose counts are written."""
     report.shape = parser.shape.name if parser.shape is not None else None
     report.ignored_fields = sorted(parser.ignored_fields)
-    report.rows_trimmed = parser.rows_trimmed
+    report.rows_trimmed = parser.counts["trimmed"]
+    report.rows_left_out = parser.counts["left out"]
     if tokenizer is not None:
         report.template_hash = tokenizer.template.hash
         report.template_source = tokenizer.template.source
@@ -37,7 +43,7 @@ def judge(
             report.tokens.stop_tokens = tokenizer.stop_tokens
     if report.data_hash is not None:  # else the file itself is the problem, and the counts are of a part of it
         _find_problems(report, parser.form, path, skip_invalid_rows=skip_invalid_rows)
-    _find_warnings(report)
+    _find_warnings(report, parser)
     _find_notes(report, tokenizer, tokenizer_dir)
 
 
@@ -47,7 +53,7 @@ def _find_problems(report: Report, form: RowForm, path: Path, *, skip_invalid_ro
         return
     if report.refusals and (not skip_invalid_rows or report.kept < MIN_ROWS):
         for refused in report.refusals:
-            report.refuse(_refused_problem(report.path, refused))
+            report.refuse(_refused_problem(report.path, refused, _to_skip(report)))
     if report.kept < MIN_ROWS and (skip_invalid_rows or not report.refusals):
         rule = f"holds {report.kept} usable {'row' if report.kept == 1 else 'rows'}"
         report.refuse(Problem(report.path, rule, f"a run needs at least {MIN_ROWS}"))
@@ -56,13 +62,20 @@ def _find_problems(report: Report, form: RowForm, path: Path, *, skip_invalid_ro
             report.refuse(problem)
 
 
-def _refused_problem(path: str, refused: Refused) -> Problem:
+def _to_skip(report: Report) -> str:
+    """Return how to train on the other rows, "" where so many are refused that the file itself is at fault."""
+    if report.kept < MIN_ROWS or report.kept < MANY_TO_ONE * report.refused:
+        return ""
+    return f"or {{set:dataset.skip_invalid_rows=true}} to train on the other {report.kept:,}"
+
+
+def _refused_problem(path: str, refused: Refused, or_else: str) -> Problem:
     first = "first at " if refused.count > 1 else ""
     inside = f", {first}{refused.at}" if refused.at else ""
-    return Problem(f"{path}, {refused}{inside}", refused.fault, refused.fix)
+    return Problem(f"{path}, {refused}{inside}", refused.fault, "; ".join(filter(None, (refused.fix, or_else))))
 
 
-def _find_warnings(report: Report) -> None:
+def _find_warnings(report: Report, parser: RowParser) -> None:
     tokens = report.tokens
     warn = report.warnings.append
     if tokens is not None and report.kept:
@@ -95,6 +108,12 @@ def _find_warnings(report: Report) -> None:
         warn("all rows have one prompt, so none can be held out to show what the adapter has learned")
     if report.duplicates.count:
         warn(f"{report.duplicates} equal to an earlier row: remove repeats that are not meant")
+    if placeholders := parser.counts["placeholders"]:
+        rows = "row" if placeholders == 1 else "rows"
+        warn(
+            f"{placeholders:,} {rows} (first row {parser.first['placeholders']}) hold {{{{name}}}} placeholders: "
+            "they are learned as they stand; fill them in if they stand for something"
+        )
     if report.refusals and report.ok:
         warn(f"{report.refused:,} refused rows are skipped: correct them to train on them")
 
@@ -112,6 +131,10 @@ def _find_notes(report: Report, tokenizer: RowTokenizer | None, tokenizer_dir: P
     if report.tokens is not None and report.tokens.last_turn_only.count:
         note(f"the template rewrites earlier answers: only the last one is learned in {report.tokens.last_turn_only}")
     if report.rows_trimmed:
-        note(f"messages after the last assistant turn are left out in {report.rows_trimmed:,} rows")
+        note(f"messages after the last answer to learn are left out in {report.rows_trimmed:,} rows")
+    if report.rows_left_out:
+        note(f"{report.rows_left_out:,} rows are marked as not learned and left out")
     if report.ignored_fields:
-        note(f"fields that are not used: {', '.join(report.ignored_fields)}")
+        names = report.ignored_fields[:MAX_NAMES]
+        more = len(report.ignored_fields) - len(names)
+        note(f"fields that are not used: {', '.join(names)}" + (f" and {more:,} more" if more else ""))

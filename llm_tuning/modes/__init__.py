@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, TypedDict
 
+from llm_tuning.data.rows import FORMS
 from llm_tuning.modes.mode import SCORES, Line, Memory, Mode, Panel, Score
 from llm_tuning.modes.ppo import PPO, PpoSpec
 from llm_tuning.modes.sft import SFT
@@ -37,6 +38,7 @@ MODULES_VARIABLE = "LLM_TUNING_MODES"
 DEFAULT_MODE = SFT.name
 
 _modes: dict[str, Mode[Any]] = {SFT.name: SFT, PPO.name: PPO}
+FORMS.update((mode.name, mode.rows) for mode in _modes.values())
 MODES: Mapping[str, Mode[Any]] = MappingProxyType(_modes)
 """Every mode by its name, in the order in which help texts list them."""
 _closed: list[bool] = []
@@ -58,6 +60,7 @@ def register(mode: Mode[Any]) -> None:
     if mode.name in _modes:
         raise ValueError(f"there is a mode {mode.name} already")
     _modes[mode.name] = mode
+    FORMS[mode.name] = mode.rows
 
 
 def close() -> tuple[Mode[Any], ...]:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from llm_tuning.core.model import ApiModel
-from llm_tuning.data.rows import PROMPT_COMPLETION, PROMPT_OUTPUT, NumberField, RowForm
+from llm_tuning.data.rows import NumberField, RowForm
+from llm_tuning.data.shapes import PROMPT_COMPLETION, PROMPT_OUTPUT
 from llm_tuning.errors import Problem
 from llm_tuning.modes.mode import (
     HELD_OUT_COLOR,
@@ -74,6 +75,10 @@ PPO = Mode(
         accepted="{prompt, output, reward}",
         number=NumberField(("reward", "rating"), needed="ppo needs a number in every row"),
         judge=judge_rewards,
+        advice={
+            "preference": "write each answer as a row of its own, with a reward",
+            "label": "write it as `reward`",
+        },
     ),
     settings=PpoSpec,
     settings_help="How far training from rewards may go",

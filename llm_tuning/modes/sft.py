@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from llm_tuning.core.model import ApiModel
-from llm_tuning.data.rows import CONVERSATIONS, INSTRUCTION, MESSAGES, PROMPT_COMPLETION, PROMPT_OUTPUT, TEXT, RowForm
+from llm_tuning.data.rows import RowForm
+from llm_tuning.data.shapes import CONVERSATIONS, INSTRUCTION, MESSAGES, PROMPT_COMPLETION, PROMPT_OUTPUT, TEXT
 from llm_tuning.modes.mode import Mode
 
 SFT: Mode[ApiModel] = Mode(
@@ -16,5 +17,10 @@ SFT: Mode[ApiModel] = Mode(
         mode="sft",
         shapes=(MESSAGES, CONVERSATIONS, PROMPT_OUTPUT, PROMPT_COMPLETION, INSTRUCTION, TEXT),
         accepted="{prompt, output or completion}, {messages}, {conversations}, {instruction, input, output} or {text}",
+        learns_history=True,
+        advice={
+            "preference": "write the chosen answer as `output`",
+            "label": "keep the rows with good answers and remove the field",
+        },
     ),
 )

@@ -38,6 +38,8 @@ class SpecWords:
         """Return how a field is set: `set spec.lora.rank to 8`; the pod's devices are its GPUs."""
         if (path, value) == ("devices", "cpu"):
             return "set spec.resources.gpus to 0"
+        if path == "dataset.columns":
+            value = f"{{{value.replace('=', ': ').replace(',', ', ')}}}"
         return f"set {self.field(path)} to {value}"
 
     def command(self, name: str) -> str:

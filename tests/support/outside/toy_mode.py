@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from llm_tuning.core.model import ApiModel
-from llm_tuning.data.rows import RowForm, Shape, prompt_and
+from llm_tuning.data.rows import RowForm, Shape
+from llm_tuning.data.shapes import prompt_and
 from llm_tuning.errors import Problem
 from llm_tuning.modes import Line, Mode, Panel, Score, register
 

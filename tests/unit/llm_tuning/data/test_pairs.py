@@ -10,8 +10,9 @@ import pytest
 
 from llm_tuning.data.check import DatasetRefused, check_dataset
 from llm_tuning.data.report import Report
-from llm_tuning.data.rows import RowForm, Shape, prompt_and
+from llm_tuning.data.rows import RowForm, Shape
 from llm_tuning.data.sample import render_sample
+from llm_tuning.data.shapes import prompt_and
 from llm_tuning.data.token_rows import TokenRows
 
 WriteLines = Callable[[Sequence[Any]], Path]

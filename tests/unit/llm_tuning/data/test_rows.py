@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from llm_tuning.data.faults import Reason, RowFault
-from llm_tuning.data.rows import Example, RowParser
+from llm_tuning.data.parser import RowParser
+from llm_tuning.data.rows import Example
 from llm_tuning.modes import MODES
 
 SECRET = "sECRET-row-content"
@@ -19,7 +20,9 @@ SYSTEM = {"role": "system", "content": "s"}
 
 
 def parse(row: Any, mode: str = "sft") -> Example:
-    return RowParser(MODES[mode].rows).parse(1, row)
+    example = RowParser(MODES[mode].rows).parse(1, row)
+    assert example is not None
+    return example
 
 
 @pytest.mark.parametrize(
@@ -43,17 +46,23 @@ def parse(row: Any, mode: str = "sft") -> Example:
                 "conversations": [
                     {"from": "system", "value": "s"},
                     {"from": "human", "value": "q"},
-                    {"from": "tool", "value": "{}"},
-                    {"from": "gpt", "value": "a"},
+                    {"from": "chatgpt", "value": "a"},
                 ]
             },
-            [SYSTEM, USER, {"role": "tool", "content": "{}"}, ASSISTANT],
+            [SYSTEM, USER, ASSISTANT],
         ),
         ({"conversations": [USER, ASSISTANT]}, [USER, ASSISTANT]),
         (
             {"conversations": [{"from": "human", "value": "q", "role": None}, ASSISTANT | {"from": None}]},
             [USER, ASSISTANT],
         ),
+        ({"messages": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}, [USER, ASSISTANT]),
+        ({"messages": [{"role": "human", "content": "q"}, {"role": "gpt", "content": "a"}]}, [USER, ASSISTANT]),
+        ({"conversations": [{"role": "user", "value": "q"}, {"role": "assistant", "value": "a"}]}, [USER, ASSISTANT]),
+        ({"messages": [USER | {"content": [{"type": "text", "text": "q"}]}, ASSISTANT]}, [USER, ASSISTANT]),
+        ({"messages": [USER | {"content": [{"type": "text", "value": "q"}]}, ASSISTANT]}, [USER, ASSISTANT]),
+        ({"messages": [USER | {"content": [{"text": "q", "image_url": None}]}, ASSISTANT]}, [USER, ASSISTANT]),
+        ({"messages": [USER | {"content": ["q", {"text": "r"}]}, ASSISTANT]}, [USER | {"content": "q\nr"}, ASSISTANT]),
     ],
 )
 def test_conversations_of_every_shape(row: dict[str, Any], messages: list[dict[str, str]]) -> None:
@@ -76,8 +85,10 @@ def test_a_prompt_of_messages_is_context_only() -> None:
 
 def test_messages_after_the_last_answer_are_left_out_and_counted() -> None:
     parser = RowParser(MODES["sft"].rows)
-    assert parser.parse(1, {"messages": [USER, ASSISTANT, USER]}).sequences[0].messages == [USER, ASSISTANT]
-    assert parser.rows_trimmed == 1
+    example = parser.parse(1, {"messages": [USER, ASSISTANT, USER]})
+    assert example is not None
+    assert example.sequences[0].messages == [USER, ASSISTANT]
+    assert parser.counts["trimmed"] == 1
 
 
 @pytest.mark.parametrize(
@@ -87,6 +98,7 @@ def test_messages_after_the_last_answer_are_left_out_and_counted() -> None:
         ({"reward": -0.5, "rating": None}, -0.5),
         ({"rating": 3}, 3.0),
         ({"reward": None, "rating": 0}, 0.0),
+        ({"reward": 2, "rating": 2.0}, 2.0),
         ({"reward": Decimal("0.25")}, 0.25),
     ],
 )
@@ -107,6 +119,7 @@ def test_rewards_of_ppo_rows(row: dict[str, Any], reward: float) -> None:
         ({"reward": math.inf}, Reason.REWARD_NOT_FINITE, "got an infinite number"),
         ({"reward": 10**400}, Reason.REWARD_NOT_FINITE, "got an infinite number"),
         ({"reward": -1e308}, Reason.REWARD_NOT_FINITE, "must be between -1e+100 and 1e+100, got -1e+308"),
+        ({"reward": 5, "rating": 1}, Reason.AMBIGUOUS, "`reward` and `rating` differ"),
     ],
 )
 def test_rewards_that_are_no_finite_number(row: dict[str, Any], reason: Reason, rule: str) -> None:
@@ -136,14 +149,21 @@ REFUSED: list[tuple[dict[str, Any], Reason, str]] = [
     ({"messages": []}, Reason.NOT_MESSAGES, "an empty list"),
     ({"messages": SECRET}, Reason.NOT_MESSAGES, "must be a list of messages, got text"),
     ({"messages": [SECRET]}, Reason.NOT_MESSAGES, "a message must be an object, got text"),
-    ({"messages": [{"from": "human", "value": SECRET}]}, Reason.NOT_MESSAGES, "has no `role`"),
-    ({"messages": [{"role": "human", "content": SECRET}]}, Reason.UNKNOWN_ROLE, "one of system, user, assistant, tool"),
+    ({"messages": [{"name": "human", "value": SECRET}]}, Reason.NOT_MESSAGES, "has no `role`"),
+    ({"messages": [{"role": "bot", "content": SECRET}]}, Reason.UNKNOWN_ROLE, "one of system, user, assistant"),
+    ({"messages": [{"role": "user", "from": "gpt", "content": SECRET}]}, Reason.AMBIGUOUS, "`role` and `from`"),
+    ({"messages": [{"role": "user", "value": "b", "content": SECRET}]}, Reason.AMBIGUOUS, "`content` and `value`"),
     ({"messages": [{"role": [SECRET], "content": SECRET}]}, Reason.UNKNOWN_ROLE, "one of system"),
     ({"messages": [{"role": "user"}]}, Reason.MISSING_FIELD, "`content` is missing"),
-    ({"messages": [{"role": "user", "content": [{"text": SECRET}]}]}, Reason.NOT_TEXT, "`content` must be text"),
+    ({"messages": [{"role": "user", "content": {"text": SECRET}}]}, Reason.NOT_TEXT, "`content` must be text"),
+    ({"messages": [{"role": "user", "content": [3]}]}, Reason.NOT_TEXT, "a part of a text must be an object"),
+    ({"messages": [{"role": "user", "content": [{"type": SECRET}]}]}, Reason.NOT_TEXT, "a `type` that is not text"),
+    ({"messages": [{"role": "user", "content": []}]}, Reason.EMPTY_FIELD, "`content` is empty"),
     ({"messages": [USER, {"role": "assistant", "content": ""}]}, Reason.EMPTY_FIELD, "`content` is empty"),
     ({"messages": [USER, ASSISTANT | {"tool_calls": [{}]}]}, Reason.UNSUPPORTED_FIELD, "`tool_calls`"),
-    ({"messages": [USER, ASSISTANT | {"weight": 0}]}, Reason.UNSUPPORTED_FIELD, "`weight`"),
+    ({"messages": [USER, ASSISTANT | {"weight": 0.5}]}, Reason.UNSUPPORTED_FIELD, "`weight` must be 1 or true"),
+    ({"prompt": {"0": SECRET}, "output": {"0": SECRET}}, Reason.COLUMNS_NOT_ROWS, "holds columns, not rows"),
+    ({"instruction": " ", "input": "", "output": SECRET}, Reason.EMPTY_FIELD, "`instruction` and `input` are empty"),
     ({"messages": [USER, ASSISTANT], "tools": [{}]}, Reason.UNSUPPORTED_FIELD, "`tools`"),
     ({"messages": [USER, SYSTEM, ASSISTANT]}, Reason.SYSTEM_NOT_FIRST, "must come first"),
     ({"messages": [SYSTEM, USER]}, Reason.NO_ASSISTANT_TURN, "no assistant turn"),
@@ -201,7 +221,9 @@ def test_the_first_row_with_a_shape_decides_and_other_shapes_are_refused() -> No
     assert fault.value.reason is Reason.MIXED_SHAPES
     with pytest.raises(RowFault, match="`completion` is null"):
         parser.parse(4, {"prompt": "q", "completion": None})
-    assert parser.parse(5, {"prompt": "q", "completion": "a", "text": "t"}).sequences[0].messages == [USER, ASSISTANT]
+    with pytest.raises(RowFault, match="has the shapes prompt/completion and text") as fault:
+        parser.parse(5, {"prompt": "q", "completion": "a", "text": "t"})
+    assert fault.value.reason is Reason.AMBIGUOUS
 
 
 def test_conversations_are_no_ppo_rows() -> None:
@@ -209,13 +231,15 @@ def test_conversations_are_no_ppo_rows() -> None:
         parse({"messages": [USER, ASSISTANT], "reward": 1}, "ppo")
 
 
-def test_fields_that_nothing_uses_are_named_once_and_few_are_kept() -> None:
+def test_fields_that_nothing_uses_are_named() -> None:
     parser = RowParser(MODES["ppo"].rows)
-    parser.parse(1, {"prompt": "q", "output": "a", "reward": 1, "rating": 2, "id": 7, "note": None})
+    parser.parse(1, {"prompt": "q", "output": "a", "reward": 1, "id": 7, "note": None, "list": [], "tools": "[]"})
     assert parser.ignored_fields == {"id"}
+    parser.parse(2, {"prompt": "q", "output": "a", "reward": 1, "id": 7, "note": "n", "list": [], "tools": "[]"})
+    assert parser.ignored_fields == {"id", "note"}
     for number in range(100):
         parser.parse(number, {"prompt": "q", "output": "a", "reward": 1, f"field{number}": 1})
-    assert len(parser.ignored_fields) == 20
+    assert len(parser.ignored_fields) == 102
     parser = RowParser(MODES["sft"].rows)
-    parser.parse(1, {"messages": [USER | {"name": "x", "weight": None}, ASSISTANT], "reward": 1})
+    parser.parse(1, {"messages": [USER | {"name": "x", "weight": None}, ASSISTANT | {"train": True}], "reward": 1})
     assert parser.ignored_fields == {"messages[].name", "reward"}

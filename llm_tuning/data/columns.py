@@ -1,0 +1,89 @@
+"""Fields of a file by names of its own: `prompt=question` reads the file's `question` where the project has `prompt`.
+
+What an author names so is decided: of two shapes in a row the named one is meant, and what lies beside it is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from llm_tuning.core.suggestions import closest, did_you_mean
+from llm_tuning.data.faults import Reason, RowFault, shown
+from llm_tuning.data.rows import Row, RowForm, Shape
+from llm_tuning.data.values import is_given
+from llm_tuning.errors import InputError, Problem
+
+FIELD = "dataset.columns"
+_OF_MESSAGES = ("role", "content")
+
+
+class Columns:
+    """The fields of a form by the names that a file has for them. Raises InputError for names that make no sense."""
+
+    def __init__(self, form: RowForm, names: Mapping[str, str]) -> None:
+        problems = list(find_column_problems(form, names))
+        if problems:
+            raise InputError(problems)
+        self.names = dict(names)
+        self.shapes: tuple[Shape, ...] = tuple(
+            sorted(form.shapes, key=lambda shape: not set(shape.fields) <= set(names))
+        )
+        """The form's shapes, those that are named in whole first."""
+        self._of_row = {own: given for own, given in names.items() if own not in _OF_MESSAGES}
+        self._of_message = {own: given for own, given in names.items() if own in _OF_MESSAGES and own != given}
+        self._lists = tuple(name for name in form.own_fields if name not in (form.number.names if form.number else ()))
+
+    def rename(self, row: Row) -> Row:
+        """Return `row` with the fields of the form by their own names; raises RowFault where one is not there."""
+        if not self.names:
+            return row
+        for own, given in self._of_row.items():
+            if given not in row:
+                near = closest(given, row)
+                fix = f"did you mean `{shown(near)}`?" if near else f"correct {{field:{FIELD}}}, or add the field"
+                rule = f"`{shown(given)}` is missing, which {{field:{FIELD}}} names for `{own}`"
+                raise RowFault(Reason.MISSING_FIELD, rule, fix)
+        given_names = set(self._of_row.values())
+        renamed = {name: value for name, value in row.items() if name not in given_names}
+        for own, given in self._of_row.items():
+            if is_given(renamed.get(own)):
+                rule = f"`{own}` is there beside `{shown(given)}`, which {{field:{FIELD}}} names for it"
+                raise RowFault(Reason.AMBIGUOUS, rule, "keep one of them")
+            renamed[own] = row[given]
+        if self._of_message:
+            for name in self._lists:
+                if isinstance(renamed.get(name), list):
+                    renamed[name] = [
+                        self._message(item, f"{name}[{index}]") for index, item in enumerate(renamed[name])
+                    ]
+        return renamed
+
+    def _message(self, item: Any, at: str) -> Any:
+        if not isinstance(item, Mapping):
+            return item
+        renamed = dict(item)
+        for own, given in self._of_message.items():
+            if given not in item:
+                rule = f"a message has no `{shown(given)}`, which {{field:{FIELD}}} names for `{own}`"
+                raise RowFault(Reason.MISSING_FIELD, rule, f"correct {{field:{FIELD}}}, or add it", at=at)
+            if is_given(item.get(own)) and own not in self._of_message.values():
+                rule = f"`{own}` of a message is there beside `{shown(given)}`, which {{field:{FIELD}}} names for it"
+                raise RowFault(Reason.AMBIGUOUS, rule, "keep one of them", at=at)
+        for given in self._of_message.values():
+            renamed.pop(given, None)
+        return renamed | {own: item[given] for own, given in self._of_message.items()}
+
+
+def find_column_problems(form: RowForm, names: Mapping[str, str]) -> Iterator[Problem]:
+    """Yield what is wrong with `names`, whatever is in the file."""
+    where = f"{{field:{FIELD}}}"
+    known = form.fields
+    for own in names:
+        if own not in known:
+            fix = did_you_mean(own, known, otherwise=f"the fields of {form.mode} rows are {', '.join(known)}")
+            yield Problem(FIELD, f"{where} has no field `{shown(own)}` to name", fix, field=FIELD)
+    given = list(names.values())
+    for twice in dict.fromkeys(name for name in given if given.count(name) > 1):
+        rule = f"`{shown(twice)}` stands for {' and '.join(f'`{shown(o)}`' for o, g in names.items() if g == twice)}"
+        yield Problem(FIELD, rule, "name a column once", field=FIELD)

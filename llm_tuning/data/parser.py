@@ -1,0 +1,175 @@
+"""The rows of one file to Examples: each field honoured, refused by its name, or named in a note."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from llm_tuning.data.columns import Columns
+from llm_tuning.data.faults import Reason, RowFault, shown
+from llm_tuning.data.messages import MESSAGE_FIELDS, check_roles, read_flags
+from llm_tuning.data.row_fields import FLAG_NAMES, PREFIX_NAMES, plain
+from llm_tuning.data.row_plan import (
+    RowPlan,
+    build_plan,
+    refuse_kinds,
+    refuse_labels,
+    refuse_texts,
+    with_history,
+    with_system,
+)
+from llm_tuning.data.rows import Conversation, Example, Row, RowForm, Shape
+from llm_tuning.data.unknown_rows import converted_fault, number_fault, unfit_fault
+from llm_tuning.data.values import is_given, is_set
+
+MAX_IGNORED_FIELDS = 10_000
+"""Names of unused fields that are kept."""
+_MAX_PLANS = 1_000
+_PLACEHOLDER = re.compile(r"\{\{\s*[\w.]+\s*\}\}")
+
+
+class RowParser:
+    """Turns the rows of one file into Examples; remembers the file's shape and what it left out."""
+
+    def __init__(self, form: RowForm, columns: Mapping[str, str] | None = None) -> None:
+        """Read rows of `form`; `columns` names the field of the file (value) that stands for one of ours (key).
+
+        Raises InputError for columns that the form does not know.
+        """
+        self.form = form
+        self.shape: Shape | None = None
+        self.ignored_fields: set[str] = set()
+        self.counts: Counter[str] = Counter()
+        """Rows by what is said of them: `trimmed` (messages after the last answer to learn were left out),
+        `left out` (their author marked them as not learned), `placeholders`."""
+        self.first: dict[str, int] = {}
+        """The first row of each count."""
+        self._columns = Columns(form, columns or {})
+        self._plans: dict[tuple[str, ...], RowPlan] = {}
+        self._noted: set[tuple[str, str]] = set()
+
+    def parse(self, row_number: int, row: Any) -> Example | None:
+        """Build the Example of one row, None for one whose author leaves it out; raises RowFault."""
+        if isinstance(row, RowFault):
+            raise row
+        row = self._columns.rename(row)
+        shape = self._shape_of(row)
+        plan = self._plan_of(row, shape)
+        refuse_kinds(self.form, plan, row)
+        if shape is None or not shape.fits(row):
+            raise unfit_fault(self.form, self.shape, row)
+        number = self._number(row)
+        if plan.has_flags and read_flags(row) is False:
+            self._count("left out", row_number)
+            return None
+        sequences = self._sequences(row, shape, plan)
+        self._note(row, shape, plan)
+        finished = [_finished(conversation) for conversation in sequences]
+        if not all(finished):
+            self._count("left out", row_number)
+            return None
+        if any(len(a.messages or ()) < len(b.messages or ()) for a, b in zip(finished, sequences, strict=True) if a):
+            self._count("trimmed", row_number)
+        if any(map(_has_placeholder, sequences)):
+            self._count("placeholders", row_number)
+        return Example(row_number, tuple(filter(None, finished)), number)
+
+    def _number(self, row: Row) -> float:
+        if self.form.number is None:
+            return math.nan
+        try:
+            return self.form.number.read(row)
+        except RowFault as fault:
+            raise number_fault(self.form, row, fault) from None
+
+    def _count(self, name: str, row_number: int) -> None:
+        self.counts[name] += 1
+        self.first.setdefault(name, row_number)
+
+    def _sequences(self, row: Row, shape: Shape, plan: RowPlan) -> list[Conversation]:
+        try:
+            sequences = list(shape.convert(row))
+        except RowFault as fault:
+            raise converted_fault(shape, row, fault) from None
+        if plan.is_plain:
+            return sequences
+        if shape.is_text:
+            refuse_labels(plan, row)
+        if plan.texts:
+            refuse_texts(self.form, shape, plan, row, sequences[0])
+        if plan.history is not None and is_given(row[plan.history]):
+            learned = self.form.learns_history
+            sequences = list(with_history(sequences, plan.history, row, shape, learned=learned))
+        return list(with_system(sequences, plan, row, shape))
+
+    def _shape_of(self, row: Row) -> Shape | None:
+        if self.shape is not None and self.shape.fits(row):
+            return self.shape
+        found = next((shape for shape in self._columns.shapes if shape.fits(row)), None)
+        if self.shape is None:
+            self.shape = found
+        elif found is not None:
+            raise RowFault(
+                Reason.MIXED_SHAPES,
+                f"has the shape {found.name}, but the first rows have {self.shape.name}",
+                "keep rows of one shape in a file",
+            )
+        return found or self.shape
+
+    def _plan_of(self, row: Row, shape: Shape | None) -> RowPlan:
+        key = (shape.name if shape is not None else "", *row)
+        plan = self._plans.get(key)
+        if plan is None:
+            if len(self._plans) >= _MAX_PLANS:
+                self._plans.clear()
+            plan = self._plans[key] = build_plan(self.form, shape, row, self._columns.names)
+        return plan
+
+    def _note(self, row: Row, shape: Shape, plan: RowPlan) -> None:
+        for name in [name for name in plan.unnoted if is_set(row[name])]:
+            plan.unnoted.remove(name)
+            self._ignore(shown(name))
+        for name in (*shape.fields, *shape.optional):
+            if isinstance(row.get(name), list):
+                self._note_messages(name, row[name])
+
+    def _note_messages(self, name: str, messages: Iterable[Mapping[str, Any]]) -> None:
+        for message in messages:
+            if message.keys() <= MESSAGE_FIELDS:
+                continue
+            for own in message.keys() - MESSAGE_FIELDS:
+                if (name, own) not in self._noted and is_set(message[own]):
+                    self._noted.add((name, own))
+                    if plain(own) not in FLAG_NAMES | PREFIX_NAMES:
+                        self._ignore(f"{name}[].{shown(own)}")
+
+    def _ignore(self, name: str) -> None:
+        if len(self.ignored_fields) < MAX_IGNORED_FIELDS:
+            self.ignored_fields.add(name)
+
+
+def _finished(conversation: Conversation) -> Conversation | None:
+    """Return the conversation up to its last answer to learn, None where none is; raises RowFault."""
+    if conversation.messages is None:
+        return conversation
+    check_roles([message["role"] for message in conversation.messages])
+    learned = conversation.learned_turns()
+    if not learned:
+        return None
+    last = learned[-1]
+    if last == len(conversation.messages) - 1:
+        return conversation
+    return Conversation(
+        conversation.messages[: last + 1],
+        learn_from=conversation.learn_from,
+        not_learned=frozenset(index for index in conversation.not_learned if index < last),
+        prefixes={index: length for index, length in conversation.prefixes.items() if index <= last},
+    )
+
+
+def _has_placeholder(conversation: Conversation) -> bool:
+    texts = (message["content"] for message in conversation.messages or ())
+    return any("{{" in text and _PLACEHOLDER.search(text) for text in (conversation.text or "", *texts))

@@ -1,0 +1,275 @@
+"""Fields of other projects' rows that change what should be learned: one table of their names and what each means.
+
+A field of the table is honoured, or it refuses the row by its name; only what cannot matter is left to a note. Names
+are compared without upper case, `_` and `-`. docs/reference/rows.md and the table of the README are made from what
+stands here, so a new kind is an entry of KINDS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from llm_tuning.data.faults import Reason, RowFault, shown
+from llm_tuning.data.values import flag, is_given, is_set
+
+Names = tuple[str, ...]
+
+
+def plain(name: str) -> str:
+    """Return a field's name as the table compares it: `toolCalls`, `tool-calls` and `tool_calls` are one."""
+    return name.lower().replace("_", "").replace("-", "")
+
+
+def _words(text: str) -> Names:
+    return tuple(text.split())
+
+
+@dataclass(frozen=True)
+class FieldKind:
+    """Fields that mean one thing, and that no row is learned without."""
+
+    name: str
+    """What a mode that honours them has in `RowForm.takes`."""
+    title: str
+    """What they are, for the documentation."""
+    rule: str
+    """What follows the field's name in a refusal."""
+    fix: str
+    row: Names = ()
+    """Names beside the fields of a shape."""
+    turn: Names = ()
+    """Names in a message, or in a part of its content."""
+    parts: Names = ()
+    """Types of the parts of a message's content."""
+    roles: Names = ()
+    matters: Callable[[Any], bool] = is_given
+    """Which values change something."""
+
+    def fault(self, name: str, *, at: str = "", advice: str = "") -> RowFault:
+        """Build the refusal of a row for its field `name`; `advice` goes before the fix that holds in every mode."""
+        fix = "; ".join(filter(None, (advice, self.fix)))
+        return RowFault(Reason.UNSUPPORTED_FIELD, f"`{shown(name)}` {self.rule}", fix, at=at)
+
+
+def is_label(value: Any) -> bool:
+    """Return whether a label says good or bad, a class or a score; words that name a topic do not."""
+    match value:
+        case None:
+            return False
+        case str():
+            return flag(value) is not None or value.strip().removeprefix("-").replace(".", "", 1).isdigit()
+        case list() | tuple():
+            return any(map(is_label, value))
+        case dict():
+            return any(map(is_label, value.values()))
+    return True
+
+
+def is_false(value: Any) -> bool:
+    """Return whether `value` is false or 0."""
+    return flag(value) is False
+
+
+def is_for_evaluation(value: Any) -> bool:
+    """Return whether a row's split is one that nobody trains on."""
+    return isinstance(value, str) and plain(value.strip()) in _EVALUATION
+
+
+def is_train_on_input(value: Any) -> bool:
+    """Return whether the flag is anything but false."""
+    return is_given(value) and flag(value) is not False
+
+
+def is_list(value: Any) -> bool:
+    """Return whether `value` is a list with something in it."""
+    return isinstance(value, list | tuple) and is_given(value)
+
+
+def is_not_final(value: Any) -> bool:
+    """Return whether `value` is given, and not gpt-oss's channel of answers."""
+    return is_given(value) and value != "final"
+
+
+_EVALUATION = _words("test validation valid val dev eval evaluation holdout heldout")
+
+KINDS = (
+    FieldKind(
+        "tools",
+        "tools and calls of them",
+        "belongs to calls of tools, which are not learned yet",
+        "leave such rows out: without its tools a row would teach calls out of nowhere",
+        row=_words("tools functions tool_calls function_call function_calls tool_definitions tool_schemas"),
+        turn=_words("tool_calls tool_call function_call tool_call_id tool_use tool_responses"),
+        parts=_words("tool_use tool_result tool_call tool_response function_call function"),
+        roles=_words("tool observation function function_call function_response tool_call tool_response ipython"),
+    ),
+    FieldKind(
+        "reasoning",
+        "reasoning apart from the answer",
+        "is reasoning apart from the answer, which is not learned yet",
+        "leave such rows out; without the field the answer is learned without its reasoning",
+        row=_words(
+            "reasoning reasoning_content reasoning_trace reasoning_steps thinking think thought thoughts rationale "
+            "rationales explanation chain_of_thought cot complex_cot cot_content scratchpad analysis"
+        ),
+        turn=_words(
+            "reasoning_content reasoning reasoning_details thinking thinking_blocks thought thoughts think cot channel"
+        ),
+        parts=_words("reasoning reasoning_text thinking redacted_thinking"),
+        roles=_words("reasoning thinking think analysis"),
+        matters=is_not_final,
+    ),
+    FieldKind(
+        "media",
+        "images, audio, video",
+        "belongs to images, audio or video, which are not seen in training",
+        "leave such rows out: a model of text would learn to tell of what it has not seen",
+        row=_words(
+            "image images image_path image_paths image_file image_files image_url image_urls img imgs img_path picture "
+            "pictures pixel_values audio audios audio_path audio_paths audio_url speech video videos video_path "
+            "video_paths video_url multi_modal_data objects bbox bboxes attachments"
+        ),
+        turn=_words(
+            "image images image_url audio audios audio_url input_audio video videos video_url objects bbox attachments"
+        ),
+        parts=_words(
+            "image image_url input_image audio audio_url input_audio video video_url input_video file input_file "
+            "document"
+        ),
+    ),
+    FieldKind(
+        "preference",
+        "two answers, of which one is better",
+        "belongs to preference data",
+        "",
+        row=_words(
+            "chosen rejected chosen_response rejected_response rejected_responses chosen_messages rejected_messages "
+            "rejected_tools rejected_images preferred preferred_output non_preferred non_preferred_output "
+            "dispreferred dispreferred_output preference positive_messages negative_messages score_chosen "
+            "score_rejected chosen_score rejected_score chosen_rating rejected_rating chosen_reward rejected_reward "
+            "margin winner loser better_response worse_response better_response_id safer_response_id response_0 "
+            "response_1 response_a response_b response_j response_k answer_a answer_b output_1 output_2 "
+            "completion_a completion_b conversation_a conversation_b"
+        ),
+        turn=_words("chosen rejected preferred preference"),
+    ),
+    FieldKind(
+        "token ids",
+        "rows that are tokenised already",
+        "holds tokens that another program made",
+        "give the rows as text: the base's own tokenizer makes the tokens",
+        row=_words("input_ids token_ids tokens prompt_ids prompt_token_ids completion_ids attention_mask position_ids"),
+        matters=is_list,
+    ),
+    FieldKind(
+        "label",
+        "whether an answer is good, or its class",
+        "marks the answer as good or bad, or with a class or score: that is not learned",
+        "",
+        row=_words("label labels kto_tag"),
+        turn=_words("label kto_tag"),
+        matters=is_label,
+    ),
+    FieldKind(
+        "judgement",
+        "an answer that is marked as bad",
+        "says that the answer is bad",
+        "leave such rows out",
+        row=_words(
+            "is_correct correct is_chosen is_preferred is_good desirable is_desirable accepted approved thumbs_up"
+        ),
+        turn=_words("is_correct correct accepted approved thumbs_up"),
+        matters=is_false,
+    ),
+    FieldKind(
+        "masks",
+        "which tokens count, and how much",
+        "says what is learned in a way that is not supported",
+        "mark a whole turn that is seen and not learned by `train`: false",
+        row=_words(
+            "loss_mask loss_masks loss_scale loss_scales loss_weights mask masks completion_mask assistant_mask "
+            "assistant_masks train_mask weights token_weights sample_weight sample_weights roles_to_train "
+            "train_on_eos segments"
+        ),
+        turn=_words(
+            "loss_mask loss_scale loss_weights mask masked masks weights train_detail training_detail train_mask "
+            "trainable"
+        ),
+        matters=is_set,
+    ),
+    FieldKind(
+        "train on input",
+        "prompts that are learned, too",
+        "asks for prompts to be learned, and only answers are",
+        "remove the field to learn the answers alone",
+        row=_words("train_on_input train_on_inputs train_on_prompt train_on_source train_on_user"),
+        turn=_words("train_on_input train_on_inputs train_on_prompt"),
+        matters=is_train_on_input,
+    ),
+    FieldKind(
+        "template",
+        "arguments of the chat template",
+        "changes how the chat template writes the row, which is not supported",
+        "remove it where the template's own defaults are meant",
+        row=_words(
+            "chat_template_kwargs template_kwargs chat_template documents enable_thinking thinking_mode "
+            "reasoning_effort builtin_tools model_identity"
+        ),
+        turn=_words("chat_template_kwargs enable_thinking reasoning_effort"),
+        matters=is_set,
+    ),
+    FieldKind(
+        "split",
+        "rows for evaluation",
+        "says that the row is for evaluation, not for training",
+        "put such rows into a file of their own, {field:dataset.evaluation}, or remove the field",
+        row=_words("split"),
+        matters=is_for_evaluation,
+    ),
+)
+"""In the order in which the fields of a row are compared with them."""
+
+FLAGS = _words("train training loss weight loss_weight")
+"""Of a turn or a row: false or 0 is seen and not learned."""
+PREFIX = _words("prefix partial")
+"""Of an assistant turn: true makes it the beginning of the next one, which is given with the prompt."""
+SYSTEM = _words("system system_prompt system_message system_instruction")
+"""Of a row: the first message, of role system."""
+HISTORY = "history"
+"""Of a row: pairs of a question and an answer, before the prompt."""
+
+QUESTIONS = _words("prompt question query instruction instructions problem")
+ANSWERS = _words(
+    "output completion answer response target targets solution reply final_answer correct_answer reference_answer "
+    "expected_output ground_truth"
+)
+CONTEXTS = _words(
+    "input inputs context contexts passage passages paragraph background knowledge document article choices options "
+    "definition premise hypothesis schema prefix suffix"
+)
+OWN_TEXTS = _words("text messages conversations conversation dialog dialogue")
+SUMMARIES = _words("summary highlights")
+LABELS_OF_TEXT = _words(
+    "label labels label_text label_name class class_name class_label category sentiment intent target"
+)
+"""Beside plain text: what a classifier would learn to say of it."""
+
+
+def _by_name(names: Callable[[FieldKind], Iterable[str]]) -> Mapping[str, FieldKind]:
+    return {plain(name): kind for kind in KINDS for name in names(kind)}
+
+
+ROW_KINDS = _by_name(lambda kind: kind.row)
+TURN_KINDS = _by_name(lambda kind: kind.turn)
+PART_KINDS = _by_name(lambda kind: kind.parts)
+ROLE_KINDS = _by_name(lambda kind: kind.roles)
+FLAG_NAMES = frozenset(map(plain, FLAGS))
+PREFIX_NAMES = frozenset(map(plain, PREFIX))
+SYSTEM_NAMES = frozenset(map(plain, SYSTEM))
+TEXT_NAMES = frozenset(map(plain, (*QUESTIONS, *ANSWERS, *CONTEXTS, *OWN_TEXTS)))
+"""Texts that could be asked or answered: beside a shape that does not read them they are a copy of it, or a fault."""
+ASKED_NAMES = frozenset(map(plain, QUESTIONS))
+ANSWER_NAMES = frozenset(map(plain, (*ANSWERS, *SUMMARIES)))
+LABEL_OF_TEXT_NAMES = frozenset(map(plain, LABELS_OF_TEXT))

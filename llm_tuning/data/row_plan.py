@@ -1,0 +1,239 @@
+"""What the fields of a row mean beside its shape, worked out once for all rows with the same fields.
+
+Most files have the same fields in every row, so a row costs a look-up of its plan and a look at the values that matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from llm_tuning.data.faults import Reason, RowFault, shown
+from llm_tuning.data.messages import convert_messages
+from llm_tuning.data.row_fields import (
+    ANSWER_NAMES,
+    ASKED_NAMES,
+    FLAG_NAMES,
+    HISTORY,
+    KINDS,
+    LABEL_OF_TEXT_NAMES,
+    ROW_KINDS,
+    SYSTEM_NAMES,
+    TEXT_NAMES,
+    FieldKind,
+    plain,
+)
+from llm_tuning.data.rows import FORMS, Conversation, Row, RowForm, Shape
+from llm_tuning.data.values import check_text, is_given, texts_in
+
+_ROLE_NAMES = frozenset(("role", "from", "speaker"))
+
+
+@dataclass(slots=True)
+class RowPlan:
+    """The fields of rows that have a shape and the same names, by what they mean."""
+
+    refused: list[tuple[str, FieldKind]] = field(default_factory=list)
+    """Fields that refuse a row where their value matters."""
+    texts: list[str] = field(default_factory=list)
+    """Fields that could be what is asked or answered, and that the shape does not read."""
+    labels: list[str] = field(default_factory=list)
+    """Beside plain text: what it would be labelled with."""
+    systems: list[str] = field(default_factory=list)
+    history: str | None = None
+    has_flags: bool = False
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """The columns that the file's author has named."""
+    unnoted: list[str] = field(default_factory=list)
+    """Fields that nothing uses, until a note names them."""
+
+    @property
+    def is_plain(self) -> bool:
+        """Nothing but the fields of the shape, and what cannot matter."""
+        return not (self.refused or self.texts or self.labels or self.systems or self.history or self.has_flags)
+
+
+def build_plan(form: RowForm, shape: Shape | None, row: Row, columns: Mapping[str, str]) -> RowPlan:
+    """Build the plan of all rows with the fields of `row`; `columns` are those that their author has named."""
+    plan = RowPlan(columns=columns)
+    own = form.own_fields if shape is None else _read_by(form, shape)
+    decided = shape is not None and set(shape.fields) <= columns.keys()
+    kinds_decided = {ROW_KINDS[plain(name)].name for name in columns.values() if plain(name) in ROW_KINDS}
+    others = {name for other in form.shapes for name in other.fields}
+    for name in row:
+        key = plain(name)
+        kind = ROW_KINDS.get(key)
+        if name in own:
+            continue
+        if key in SYSTEM_NAMES:
+            plan.systems.append(name)
+        elif key == HISTORY:
+            plan.history = name
+        elif key in FLAG_NAMES:
+            plan.has_flags = True
+        else:
+            plan.unnoted.append(name)
+            if kind is not None and kind.name not in form.takes | kinds_decided:
+                plan.refused.append((name, kind))
+            if shape is not None and shape.is_text and (key in LABEL_OF_TEXT_NAMES or key in _ROLE_NAMES):
+                plan.labels.append(name)
+            elif not decided and (
+                name in others or key in TEXT_NAMES or (shape and shape.is_text and key in ANSWER_NAMES)
+            ):
+                plan.texts.append(name)
+    plan.refused.sort(key=lambda entry: KINDS.index(entry[1]))
+    return plan
+
+
+def _read_by(form: RowForm, shape: Shape) -> Iterable[str]:
+    return (*shape.fields, *shape.optional, *(form.number.names if form.number is not None else ()))
+
+
+def refuse_kinds(form: RowForm, plan: RowPlan, row: Row) -> None:
+    """Raise RowFault for a field of the row that changes what should be learned, and that the mode does not take."""
+    for name, kind in plan.refused:
+        if kind.matters(row[name]):
+            raise kind.fault(name, advice=advice_on(kind, form))
+
+
+def advice_on(kind: FieldKind, form: RowForm) -> str:
+    """Return which modes take such rows, and what each other mode wants in their place; the mode's own comes first."""
+    forms = sorted((FORMS | {form.mode: form}).values(), key=lambda other: other.mode != form.mode)
+    return "; ".join(filter(None, (_advice_of(other, kind) for other in forms)))
+
+
+def _advice_of(form: RowForm, kind: FieldKind) -> str:
+    if kind.name in form.takes:
+        return f"{{set:mode={form.mode}}}, which learns from it"
+    return f"for {form.mode} {form.advice[kind.name]}" if kind.name in form.advice else ""
+
+
+def refuse_labels(plan: RowPlan, row: Row) -> None:
+    """Raise RowFault for a row of plain text that is a classifier's, or one message of a conversation."""
+    for name in plan.labels:
+        if not is_given(row[name]):
+            continue
+        if plain(name) in _ROLE_NAMES:
+            rule = f"`{shown(name)}` beside `text`: the row is one message, and a conversation is to be one row"
+            raise RowFault(Reason.AMBIGUOUS, rule, 'write {"messages": [...]} with all messages of a conversation')
+        rule = f"`{shown(name)}` labels `text`, and all of `text` would be learned without it"
+        raise RowFault(
+            Reason.AMBIGUOUS, rule, f"{_columns({'prompt': 'text', 'output': name})} to learn it as the answer"
+        )
+
+
+def with_system(conversations: Iterable[Conversation], plan: RowPlan, row: Row, shape: Shape) -> Iterator[Conversation]:
+    """Yield the conversations with the row's own system message before them; raises RowFault."""
+    given = {name: row[name] for name in plan.systems if is_given(row[name])}
+    texts = {name: read_system(row, name) for name in given}
+    if len({text.strip() for text in texts.values()}) > 1:
+        rule = f"{' and '.join(f'`{shown(name)}`' for name in texts)} differ"
+        raise RowFault(Reason.AMBIGUOUS, rule, "keep one of them")
+    for name, text in list(texts.items())[:1]:
+        if shape.is_text:
+            rule = f"`{shown(name)}` beside `text`, which is learned as it stands"
+            raise RowFault(Reason.UNSUPPORTED_FIELD, rule, "write `messages`, or put it into `text`")
+        conversations = [_after_system(conversation, name, text) for conversation in conversations]
+    yield from conversations
+
+
+def read_system(row: Row, name: str) -> str:
+    """Return the text of a system message given beside the turns; raises RowFault."""
+    if isinstance(row[name], list):
+        return convert_messages({name: [{"role": "system", "content": row[name]}]}, name).messages[0]["content"]
+    return check_text(row, name)
+
+
+def _after_system(conversation: Conversation, name: str, text: str) -> Conversation:
+    first = (conversation.messages or [])[0]
+    if first["role"] != "system":
+        return conversation.after([{"role": "system", "content": text}])
+    if first["content"].strip() not in ("", text.strip()):
+        rule = f"`{shown(name)}` and the first message are two system messages that differ"
+        raise RowFault(Reason.AMBIGUOUS, rule, "keep one of them")
+    first["content"] = text
+    return conversation
+
+
+def with_history(
+    conversations: Iterable[Conversation], name: str, row: Row, shape: Shape, *, learned: bool
+) -> Iterator[Conversation]:
+    """Yield the conversations with the row's history before them; raises RowFault."""
+    if not shape.history or isinstance(row[shape.fields[0]], list):
+        rule = f"`{shown(name)}` beside {shape.name if shape.is_text else 'messages'} has no place of its own"
+        raise RowFault(Reason.AMBIGUOUS, rule, "write its turns into the messages, or remove it")
+    turns = _history(row, name)
+    for conversation in conversations:
+        yield conversation.after(turns, learned=learned)
+
+
+def _history(row: Row, name: str) -> list[dict[str, str]]:
+    pairs = row[name]
+    if isinstance(pairs, list) and all(isinstance(pair, dict) for pair in pairs):
+        turns = convert_messages(row, name)
+        if not turns.flags and not turns.prefixes:
+            return turns.messages
+    messages = []
+    for index, pair in enumerate(pairs if isinstance(pairs, list) else [pairs]):
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            rule = f"`{shown(name)}` must be a list of pairs of a question and an answer"
+            raise RowFault(Reason.NOT_MESSAGES, rule, 'write [["question", "answer"], ...]')
+        texts = {"question": pair[0], "answer": pair[1]}
+        for role, part in (("user", "question"), ("assistant", "answer")):
+            messages.append({"role": role, "content": check_text(texts, part, at=f"{name}[{index}]")})
+    return messages
+
+
+def refuse_texts(form: RowForm, shape: Shape, plan: RowPlan, row: Row, conversation: Conversation) -> None:
+    """Raise RowFault where a text that the shape does not read says something that the conversation does not."""
+    given = [name for name in plan.texts if is_given(row[name])]
+    if not given:
+        return
+    own = _normal(_turns(conversation))
+    for other in form.shapes:
+        if other is not shape and set(other.fields) & set(given) and other.fits(row):
+            _compare(shape, other, plan, row, own)
+            given = [name for name in given if name not in (*other.fields, *other.optional)]
+    seen = _normal(message["content"] for message in conversation.messages or ()) or own
+    for name in given:
+        for text in _normal(texts_in(row[name])):
+            if not any(text in content for content in seen) and not all(content in text for content in own):
+                raise _text_beside(shape, plan, name)
+
+
+def _text_beside(shape: Shape, plan: RowPlan, name: str) -> RowFault:
+    fix = "put it where it belongs"
+    if shape.is_text and plain(name) in ASKED_NAMES:
+        fix = f"{_columns({'prompt': name, 'output': 'text'})} where `text` is its answer"
+    elif shape.is_text and plain(name) in ANSWER_NAMES:
+        fix = f"{_columns({'prompt': 'text', 'output': name})} to learn it as the answer to `text`"
+    rule = f"`{shown(name)}` beside {shape.name} is not part of what would be learned"
+    return RowFault(Reason.AMBIGUOUS, rule, f"{fix}, or {_decide(shape, plan)} to leave it out")
+
+
+def _compare(shape: Shape, other: Shape, plan: RowPlan, row: Row, own: list[str]) -> None:
+    said = _normal(_turns(other.convert(row)[0]))
+    if not (all(content in said[0] for content in own) if other.is_text else said == own):
+        rule = f"has the shapes {shape.name} and {other.name}, which say different things"
+        fix = ", or ".join(f"{_decide(one, plan)} to learn {one.name}" for one in (shape, other))
+        raise RowFault(Reason.AMBIGUOUS, rule, fix)
+
+
+def _decide(shape: Shape, plan: RowPlan) -> str:
+    """Return how an author says that a shape alone is meant: its fields are named, if only by their own names."""
+    return _columns(dict(plan.columns) | {name: plan.columns.get(name, name) for name in shape.fields})
+
+
+def _columns(names: Mapping[str, str]) -> str:
+    return f"{{set:dataset.columns={','.join(f'{own}={given}' for own, given in names.items())}}}"
+
+
+def _turns(conversation: Conversation) -> list[str]:
+    """Return the texts of a conversation but for its system message."""
+    if conversation.messages is None:
+        return [conversation.text or ""]
+    return [message["content"] for message in conversation.messages if message["role"] != "system"]
+
+
+def _normal(texts: Iterable[str]) -> list[str]:
+    return [" ".join(text.split()) for text in texts if text.strip()]

@@ -1,0 +1,114 @@
+"""The row shapes that modes choose from, and what makes conversations of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from llm_tuning.data.faults import Reason, RowFault
+from llm_tuning.data.messages import Turns, convert_messages
+from llm_tuning.data.rows import Conversation, Row, Shape
+from llm_tuning.data.values import check_text
+
+Convert = Callable[[Row], tuple[Conversation, ...]]
+
+
+def build_conversation(turns: Turns, *, learn_from: int = 0) -> Conversation:
+    """Build a conversation of which the turns from `learn_from` on are learned, but for those marked otherwise.
+
+    A turn that is a prefix becomes the beginning of the next one. Raises RowFault where flags make no sense.
+    """
+    if any(learned and index < learn_from for index, learned in turns.flags.items()):
+        rule = "a turn of the prompt is marked as learned, and only the answer is"
+        raise RowFault(Reason.UNSUPPORTED_FIELD, rule, "write the whole conversation as `messages`")
+    prefixes: dict[int, int] = {}
+    if turns.prefixes:
+        turns, learn_from, prefixes = _with_prefixes_joined(turns, learn_from)
+    not_learned = frozenset(index for index, learned in turns.flags.items() if not learned)
+    return Conversation(turns.messages, learn_from=learn_from, not_learned=not_learned, prefixes=prefixes)
+
+
+def _with_prefixes_joined(turns: Turns, learn_from: int) -> tuple[Turns, int, dict[int, int]]:
+    """Return the turns with each prefix in the turn that it begins, where learning begins, and their lengths."""
+    joined, prefixes, begun, start = Turns(), {}, "", len(turns.messages)
+    for index, message in enumerate(turns.messages):
+        if begun and message["role"] != "assistant":
+            raise _prefix_alone(index)
+        if index in turns.prefixes:
+            begun += message["content"]
+            continue
+        at = len(joined.messages)
+        if index >= learn_from:
+            start = min(start, at)
+        if index in turns.flags:
+            joined.flags[at] = turns.flags[index]
+        if begun:
+            prefixes[at] = len(begun)
+        joined.messages.append({"role": message["role"], "content": begun + message["content"]})
+        begun = ""
+    if begun:
+        raise _prefix_alone(len(turns.messages))
+    return joined, start, prefixes
+
+
+def _prefix_alone(number: int) -> RowFault:
+    rule = "a turn marked `prefix` has no turn of the assistant after it: nothing is left to learn"
+    fix = "write the answer as the next turn, or remove the flag to learn this one"
+    return RowFault(Reason.NO_ASSISTANT_TURN, rule, fix, at=f"message {number}")
+
+
+def text_or_messages(row: Row, field: str, role: str) -> Turns:
+    """Return `row[field]` as turns: a text is one message of `role`. Raises RowFault."""
+    if isinstance(row[field], list):
+        return convert_messages(row, field)
+    return Turns([{"role": role, "content": check_text(row, field)}])
+
+
+def prompt_and(answer: str) -> Convert:
+    """Return what makes a row of `prompt` and the field `answer` a conversation with the loss on the answer alone."""
+
+    def convert(row: Row) -> tuple[Conversation, ...]:
+        prompt, answers = text_or_messages(row, "prompt", "user"), text_or_messages(row, answer, "assistant")
+        if not any(message["role"] == "assistant" for message in answers.messages):
+            raise RowFault(Reason.NO_ASSISTANT_TURN, f"`{answer}` has no assistant turn", "add the answer to learn")
+        last = len(prompt.messages) - 1
+        if prompt.messages[last]["role"] == "assistant" and last not in prompt.prefixes:
+            rule = f"`prompt` ends with a turn of the assistant, and `{answer}` could go on with it or be another one"
+            fix = f'mark that turn `"prefix": true` where `{answer}` goes on with it, else write `messages`'
+            raise RowFault(Reason.AMBIGUOUS, rule, fix)
+        return (build_conversation(prompt + answers, learn_from=len(prompt.messages)),)
+
+    return convert
+
+
+def _messages_of(field: str) -> Convert:
+    return lambda row: (build_conversation(convert_messages(row, field)),)
+
+
+def _from_instruction(row: Row) -> tuple[Conversation, ...]:
+    asked = [check_text(row, name) for name in ("instruction", "input") if not _is_blank(row.get(name))]
+    if not asked:
+        rule = "`instruction` and `input` are empty"
+        raise RowFault(Reason.EMPTY_FIELD, rule, "give a text or remove the row")
+    answer = check_text(row, "output")
+    return (Conversation([{"role": "user", "content": "\n\n".join(asked)}, {"role": "assistant", "content": answer}]),)
+
+
+def _is_blank(value: object) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+MESSAGES = Shape("messages", ("messages",), _messages_of("messages"))
+CONVERSATIONS = Shape("conversations", ("conversations",), _messages_of("conversations"))
+"""ShareGPT."""
+PROMPT_OUTPUT = Shape("prompt/output", ("prompt", "output"), prompt_and("output"), history=True)
+PROMPT_COMPLETION = Shape("prompt/completion", ("prompt", "completion"), prompt_and("completion"), history=True)
+INSTRUCTION = Shape(
+    "instruction/output",
+    ("instruction", "output"),
+    _from_instruction,
+    optional=("input",),
+    may_be_null=("instruction",),
+    history=True,
+)
+"""Alpaca."""
+TEXT = Shape("text", ("text",), lambda row: (Conversation(text=check_text(row, "text")),), is_text=True)

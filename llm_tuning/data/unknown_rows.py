@@ -1,0 +1,239 @@
+"""What to say of a row that has no shape: the columns that would make it one, or the nearest shape.
+
+Only what is certain is proposed: one text that is asked, one that is answered, at most one that belongs to the
+question, and nothing beside them that could change the meaning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from llm_tuning.core.suggestions import closest
+from llm_tuning.data.faults import Reason, RowFault, shown
+from llm_tuning.data.messages import SHAREGPT_ROLES
+from llm_tuning.data.row_fields import (
+    ANSWERS,
+    CONTEXTS,
+    FLAG_NAMES,
+    HISTORY,
+    QUESTIONS,
+    ROW_KINDS,
+    SYSTEM_NAMES,
+    TEXT_NAMES,
+    plain,
+)
+from llm_tuning.data.rows import Row, RowForm, Shape
+from llm_tuning.data.values import is_given
+
+_ASKED = frozenset(map(plain, (*QUESTIONS, "user", "human", "user_input", "user_message")))
+_ANSWERED = frozenset(map(plain, (*ANSWERS, "assistant", "assistant_message", "bot", "gpt", "summary", "highlights")))
+_AROUND = frozenset(map(plain, CONTEXTS))
+_ASKED_ALONE = frozenset(map(plain, ("input", "inputs", "document", "article", "dialogue", "text")))
+"""What is asked where nothing else is: of `document` and what follows, only where the answer is a summary."""
+_SUMMARIES = frozenset(("summary", "highlights"))
+_RATINGS = frozenset(("score", "rewards", "scores", "rate", "quality"))
+_ROLE_KEYS, _CONTENT_KEYS = ("role", "from", "speaker", "author", "sender"), ("content", "value", "text", "message")
+_PAIRS = (("human", "assistant"), ("user", "assistant"), ("human", "gpt"), ("human", "bot"))
+_PAIRS_OF_CHATS = (("input", "output"), ("question", "answer"), ("prompt", "response"), ("query", "response"))
+"""Pairs of names that are whole rows elsewhere."""
+_CHATS = frozenset(("conversation", "conversations", "messages", "dialog", "dialogue", "chat", "turns"))
+_MAX_NAMES = 12
+
+
+def unfit_fault(form: RowForm, shape: Shape | None, row: Row) -> RowFault:
+    """Build the refusal of a row that lacks fields; `shape` is that of the file, if it is known."""
+    fault = columns_fault(row)
+    if fault is not None:
+        return fault
+    if shape is not None:
+        return _missing(shape, row, _rename_within(shape, row))
+    columns = propose_columns(form, row)
+    near = _nearest_shape(form, row)
+    if columns:
+        fix = f"{{set:dataset.columns={','.join(f'{own}={given}' for own, given in columns.items())}}}"
+        missing = [name for name in columns if near is not None and name in near.fields]
+        if near is not None and len(missing) == 1 and all(name in row for name in near.fields if name not in missing):
+            return RowFault(Reason.MISSING_FIELD, f"`{missing[0]}` is missing", fix)
+        names = " and ".join(f"`{shown(given)}`" for own, given in columns.items() if own not in ("role", "content"))
+        return RowFault(Reason.UNKNOWN_SHAPE, f"has none of the shapes of {form.mode} rows, but {names}", fix)
+    fault = _of_other_lists(row)
+    if fault is not None:
+        return fault
+    if near is not None:
+        return _missing(near, row, None)
+    has = f"; it has {', '.join(map(shown, list(row)[:_MAX_NAMES]))}" if row else ""
+    rule = f"has none of the shapes of {form.mode} rows{has}"
+    return RowFault(Reason.UNKNOWN_SHAPE, rule, f"rows are {form.accepted}")
+
+
+def _missing(shape: Shape, row: Row, fix: str | None) -> RowFault:
+    """Build the refusal of a row for the first field of `shape` that it lacks."""
+    name = next(name for name in shape.fields if row.get(name) is None)
+    if name in row:
+        return RowFault(Reason.NULL_FIELD, f"`{name}` is null", "give a text or remove the row")
+    near = None if fix else _misspelt(name, row)
+    otherwise = f"did you mean to call `{shown(near)}` `{name}`?" if near else "add it"
+    return RowFault(Reason.MISSING_FIELD, f"`{name}` is missing", fix or otherwise)
+
+
+def _rename_within(shape: Shape, row: Row) -> str | None:
+    """Return the fix for a row that says in another word what the file's shape has, None where that is not certain."""
+    missing = [name for name in shape.fields if name not in row]
+    for names in (_ASKED, _ANSWERED):
+        others = [name for name in row if plain(name) in names and name not in shape.fields and is_given(row[name])]
+        if len(missing) == 1 and plain(missing[0]) in names and len(others) == 1:
+            return f"rename `{shown(others[0])}` to `{missing[0]}`, as in the rows before"
+    return None
+
+
+def _nearest_shape(form: RowForm, row: Row) -> Shape | None:
+    """Return the shape whose fields the row has in part, as they are or nearly."""
+    for is_there in (row.__contains__, lambda name: _misspelt(name, row)):
+        for shape in form.shapes:
+            if any(map(is_there, shape.fields)):
+                return shape
+    return None
+
+
+def _misspelt(name: str, row: Row) -> str | None:
+    """Return the field of the row that is nearly `name`, None for one that means something else."""
+    known = ROW_KINDS.keys() | TEXT_NAMES | SYSTEM_NAMES | FLAG_NAMES | {HISTORY}
+    near = closest(name, [other for other in row if plain(other) == plain(name) or plain(other) not in known])
+    return near if near is not None and near[:1].lower() == name[:1] else None
+
+
+def propose_columns(form: RowForm, row: Row) -> dict[str, str] | None:
+    """Return the columns that make a row of the form of `row`, None where that is not certain."""
+    given = {plain(name): name for name, value in row.items() if is_given(value)}
+    asked = [name for key, name in given.items() if key in _ASKED]
+    answered = [name for key, name in given.items() if key in _ANSWERED]
+    around = [name for key, name in given.items() if key in _AROUND]
+    if not asked and len(around) == 1 and plain(around[0]) in _ASKED_ALONE:
+        asked, around = around, []
+    elif not asked and "text" in given:
+        asked = [given["text"]]
+    if len(asked) != 1 or len(answered) != 1 or len(around) > 1:
+        return _chat_columns(form, row)
+    is_summary = plain(answered[0]) in _SUMMARIES
+    if plain(asked[0]) in _ASKED_ALONE - {"input", "inputs"} and not is_summary:
+        return None
+    own = ("instruction", "input", "output") if around else ("prompt", "output")
+    columns = dict(zip(own, (*asked, *around, *answered), strict=True))
+    if not set(own) <= set(form.own_fields) or not all(isinstance(row[name], str) for name in columns.values()):
+        return None
+    return _changed(columns | _rating(form, given, row), row)
+
+
+def _rating(form: RowForm, given: Mapping[str, str], row: Row) -> dict[str, str]:
+    if form.number is None or any(name in row for name in form.number.names):
+        return {}
+    ratings = [name for key, name in given.items() if key in _RATINGS and isinstance(row[name], int | float)]
+    return {form.number.names[0]: ratings[0]} if len(ratings) == 1 else {}
+
+
+def _changed(columns: dict[str, str], row: Row) -> dict[str, str] | None:
+    """Return the columns that have another name; None where one would go onto another field that is there."""
+    taken = set(columns.values())
+    if any(is_given(row.get(own)) and own not in taken for own in columns):
+        return None
+    return {own: name for own, name in columns.items() if own != name} or None
+
+
+def _chat_columns(form: RowForm, row: Row) -> dict[str, str] | None:
+    """Return the columns of the one field that is a list of messages, None where there is not one."""
+    found = [
+        {"messages": name, **keys}
+        for name, value in row.items()
+        if plain(name) not in {HISTORY, *ROW_KINDS} and (keys := _message_keys(value)) is not None
+    ]
+    return _changed(found[0], row) if len(found) == 1 and "messages" in form.own_fields else None
+
+
+def _message_keys(value: Any) -> dict[str, str] | None:
+    if not isinstance(value, list) or not value or not all(isinstance(item, Mapping) for item in value):
+        return None
+    first = value[0]
+    role = next((key for key in _ROLE_KEYS if str(first.get(key)) in SHAREGPT_ROLES), None)
+    content = next((key for key in _CONTENT_KEYS if isinstance(first.get(key), str)), None)
+    if role is None or content is None:
+        return None
+    keys = {}
+    if role not in ("role", "from"):
+        keys["role"] = role
+    if content not in ("content", "value"):
+        keys["content"] = content
+    return keys
+
+
+def number_fault(form: RowForm, row: Row, fault: RowFault) -> RowFault:
+    """Build the refusal of a row whose number is not there; `fault` is what was wrong first."""
+    names = form.number.names if form.number is not None else ()
+    if fault.reason is not Reason.MISSING_REWARD or any(name in row for name in names):
+        return fault
+    near = _misspelt(names[0], row)
+    if near is not None:
+        return RowFault(fault.reason, fault.rule, f"did you mean to call `{shown(near)}` `{names[0]}`?")
+    ratings = _rating(form, {plain(name): name for name in row}, row)
+    fix = "; ".join(f"{{set:dataset.columns={own}={given}}}" for own, given in ratings.items())
+    return RowFault(fault.reason, fault.rule, fix or fault.fix)
+
+
+def _of_other_lists(row: Row) -> RowFault | None:
+    """Build the refusal of turns in forms that no renaming can read."""
+    if str(row.get("role")) in SHAREGPT_ROLES and "content" in row:
+        rule, fix = "is a single message, and a row is a whole conversation", 'write {"messages": [...]} with all of it'
+        return RowFault(Reason.UNKNOWN_SHAPE, rule, fix)
+    for name, value in row.items():
+        if isinstance(value, list) and value and (fault := list_fault(name, value[0])) is not None:
+            return fault
+    return None
+
+
+def list_fault(name: str, item: Any) -> RowFault | None:
+    """Build the refusal of a list whose items are a question with its answer each; else None."""
+    if isinstance(item, Mapping):
+        for question, answer in (*_PAIRS, *(_PAIRS_OF_CHATS if plain(name) in _CHATS else ())):
+            if question in item and answer in item and not {"role", "from"} & item.keys():
+                rule = f"`{shown(name)}` holds a question and its answer in each object (`{question}`, `{answer}`)"
+                fix = (
+                    'write {"messages": [{"role": "user", "content": ...}, {"role": "assistant", "content": ...}, ...]}'
+                )
+                return RowFault(Reason.NOT_MESSAGES, rule, fix)
+    return None
+
+
+def converted_fault(shape: Shape, row: Row, fault: RowFault) -> RowFault:
+    """Build the refusal of a row whose fields are there and hold something else; `fault` is what was wrong first."""
+    found = columns_fault(row)
+    if found is not None or fault.reason is not Reason.NOT_MESSAGES:
+        return found or fault
+    for name in shape.fields:
+        value = row.get(name)
+        if not isinstance(value, list) or not value:
+            continue
+        found = list_fault(name, value[0])
+        keys = _message_keys(value)
+        if keys:
+            fix = f"{{set:dataset.columns={','.join(f'{own}={given}' for own, given in keys.items())}}}"
+            found = RowFault(fault.reason, fault.rule, fix, at=fault.at)
+        if found is not None:
+            return found
+    return fault
+
+
+def columns_fault(row: Row) -> RowFault | None:
+    """Build the refusal of an object that holds a table by its columns, as pandas writes one; else None."""
+    values = [value for value in row.values() if value is not None]
+    by_index = all(isinstance(value, dict) and value and all(map(str.isdigit, value)) for value in values)
+    by_list = len(values) > 1 and len({len(value) if isinstance(value, list) else -1 for value in values}) == 1
+    by_list = by_list and all(isinstance(value, list) and all(map(_is_scalar, value)) for value in values)
+    split = isinstance(row.get("columns"), list) and isinstance(row.get("data"), list)
+    if not values or not (by_index or by_list or split):
+        return None
+    rule = "holds columns, not rows"
+    return RowFault(Reason.COLUMNS_NOT_ROWS, rule, "write rows; in pandas: to_json(orient='records', lines=True)")
+
+
+def _is_scalar(value: Any) -> bool:
+    return value is None or isinstance(value, str | int | float)

@@ -1,0 +1,85 @@
+"""Single values of a row: whether one is given at all, flags, texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from decimal import Decimal
+from typing import Any
+
+from llm_tuning.data.faults import Reason, RowFault, got
+
+_EMPTY_TEXTS = frozenset(("", "[]", "{}", "null", "none", "nan", "[null]"))
+"""What other programs write where there is nothing."""
+_LONGEST_EMPTY_TEXT = 16
+"""Characters of a text, blanks included, that may be nothing."""
+_FLAG_TEXTS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+
+
+def is_given(value: Any) -> bool:
+    """Return whether `value` says anything: null, false, blank text and what holds nothing else do not."""
+    match value:
+        case None | False:
+            return False
+        case str():
+            if len(value) <= _LONGEST_EMPTY_TEXT:
+                return value.strip().lower() not in _EMPTY_TEXTS
+            return not value.isspace()
+        case list() | tuple():
+            return any(isinstance(item, dict) or is_given(item) for item in value)
+        case dict():
+            return any(map(is_given, value.values()))
+    return True
+
+
+def is_set(value: Any) -> bool:
+    """Return whether `value` is given, or false."""
+    if isinstance(value, dict):
+        return any(map(is_set, value.values()))
+    return value is False or is_given(value)
+
+
+def flag(value: Any) -> bool | None:
+    """Return a flag written as true, 1, 1.0 or as text; None where it is neither true nor false."""
+    match value:
+        case bool():
+            return value
+        case int() | float() | Decimal():
+            return bool(value) if value in (0, 1) else None
+        case str():
+            return _FLAG_TEXTS.get(value.strip().lower())
+    return None
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    """Yield the texts in `value`; of messages and parts their content alone."""
+    match value:
+        case str():
+            yield value
+        case list() | tuple():
+            for item in value:
+                yield from texts_in(item)
+        case dict():
+            content = [value[name] for name in ("content", "value", "text") if name in value]
+            for item in content or value.values():
+                yield from texts_in(item)
+
+
+def check_text(row: Mapping[str, Any], field: str, *, at: str = "", may_be_empty: bool = False) -> str:
+    """Return the text in `row[field]`; raises RowFault if it is missing, null, empty, no text or no valid Unicode."""
+    if field not in row:
+        raise RowFault(Reason.MISSING_FIELD, f"`{field}` is missing", "add it", at=at)
+    value = row[field]
+    if value is None:
+        raise RowFault(Reason.NULL_FIELD, f"`{field}` is null", "give a text or remove the row", at=at)
+    if not isinstance(value, str):
+        rule = f"`{field}` must be text, got {got(value)}"
+        raise RowFault(Reason.NOT_TEXT, rule, "write it as text in quotes", at=at)
+    if not may_be_empty and not value.strip():
+        raise RowFault(Reason.EMPTY_FIELD, f"`{field}` is empty", "give a text or remove the row", at=at)
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            rule = f"`{field}` holds half of a character (an unpaired surrogate such as \\ud83d)"
+            raise RowFault(Reason.NOT_UNICODE, rule, "write the character whole", at=at) from None
+    return value

@@ -1,0 +1,147 @@
+"""Every field that changes what should be learned is honoured or refuses its row by name, in every mode."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from llm_tuning.data import rows as rows_module
+from llm_tuning.data.faults import Reason, RowFault
+from llm_tuning.data.parser import RowParser
+from llm_tuning.data.row_fields import FLAG_NAMES, KINDS, PREFIX_NAMES, SYSTEM_NAMES, TEXT_NAMES, FieldKind, plain
+from llm_tuning.data.rows import RowForm
+from llm_tuning.modes import MODES
+
+SECRET = "sECRET-row-content"
+USER = {"role": "user", "content": "q"}
+ASSISTANT = {"role": "assistant", "content": "a"}
+ROWS: dict[str, dict[str, Any]] = {
+    "sft": {"messages": [USER, ASSISTANT]},
+    "ppo": {"prompt": "q", "output": "a", "reward": 1},
+}
+MATTERS: dict[str, Any] = {
+    "label": False,
+    "judgement": False,
+    "token ids": [1, 2],
+    "masks": [0, 1],
+    "train on input": True,
+    "template": {"enable_thinking": False},
+    "split": "test",
+}
+"""Where it is not any text."""
+NOTHING = (None, "", "[]", "{}", [], {}, [None], {"type": None})
+"""What a tools field holds where there are none."""
+
+
+def fault_of(row: dict[str, Any], mode: str) -> RowFault:
+    with pytest.raises(RowFault) as fault:
+        RowParser(MODES[mode].rows).parse(1, row)
+    assert SECRET not in f"{fault.value} {fault.value.fix}"
+    return fault.value
+
+
+@pytest.mark.parametrize("mode", ROWS)
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_a_field_of_a_row_refuses_it_by_its_name(kind: FieldKind, mode: str) -> None:
+    for spelt in (*kind.row, *(name.title().replace("_", "") for name in kind.row)):
+        fault = fault_of(ROWS[mode] | {spelt: MATTERS.get(kind.name, SECRET)}, mode)
+        assert (fault.reason, f"`{spelt}`" in fault.rule) == (Reason.UNSUPPORTED_FIELD, True)
+        assert fault.fix
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_a_field_of_a_turn_refuses_its_row_by_its_name(kind: FieldKind) -> None:
+    for name in kind.turn:
+        fault = fault_of({"messages": [USER, ASSISTANT | {name: MATTERS.get(kind.name, SECRET)}]}, "sft")
+        assert (fault.reason, f"`{name}`" in fault.rule, fault.at) == (Reason.UNSUPPORTED_FIELD, True, "messages[1]")
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_a_part_that_is_no_text_refuses_its_row_by_its_name(kind: FieldKind) -> None:
+    for name in kind.parts:
+        parts = [{"type": "text", "text": "q"}, {"type": name, name: SECRET}]
+        fault = fault_of({"messages": [USER | {"content": parts}, ASSISTANT]}, "sft")
+        assert (fault.reason, f"`{name}`" in fault.rule) == (Reason.UNSUPPORTED_FIELD, True)
+        assert fault.at == "messages[0].content[1]"
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_a_role_that_is_not_learned_refuses_its_row_by_its_name(kind: FieldKind) -> None:
+    turns = [turn for name in kind.roles for turn in ({"role": name, "content": "c"}, {"from": name, "value": "c"})]
+    for turn in turns:
+        fault = fault_of({"messages": [USER, turn, ASSISTANT]}, "sft")
+        assert fault.reason is Reason.UNSUPPORTED_FIELD
+        assert f"`{turn.get('role', turn.get('from'))}`" in fault.rule
+
+
+@pytest.mark.parametrize("value", NOTHING)
+def test_an_empty_field_is_no_field_and_no_note(value: Any) -> None:
+    names = [name for kind in KINDS if kind.name != "train on input" for name in kind.row]
+    for mode, row in ROWS.items():
+        parser = RowParser(MODES[mode].rows)
+        assert parser.parse(1, row | dict.fromkeys([*names, "history", "system", "solution", "id"], value))
+        assert parser.ignored_fields == set()
+    turn = ASSISTANT | dict.fromkeys([name for kind in KINDS for name in kind.turn], value)
+    parser = RowParser(MODES["sft"].rows)
+    assert parser.parse(1, {"messages": [USER, turn]})
+    assert parser.ignored_fields == set()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("label", "billing"),
+        ("labels", ["billing", "card"]),
+        ("is_correct", True),
+        ("split", "train"),
+        ("train_on_input", False),
+        ("correct", "B"),
+        ("tokens", 17),
+        ("id", 1),
+        ("reward", 3),
+        ("category", "open_qa"),
+        ("score", 4.5),
+        ("meta", {"label": False}),
+    ],
+)
+def test_a_value_that_cannot_matter_is_a_note(name: str, value: Any) -> None:
+    parser = RowParser(MODES["sft"].rows)
+    assert parser.parse(1, {"messages": [USER, ASSISTANT], name: value})
+    assert parser.ignored_fields == {name}
+
+
+def test_no_name_means_two_things() -> None:
+    for names in (
+        [plain(name) for kind in KINDS for name in kind.row] + [*FLAG_NAMES, *SYSTEM_NAMES],
+        [plain(name) for kind in KINDS for name in kind.turn] + [*FLAG_NAMES, *PREFIX_NAMES],
+        [plain(name) for kind in KINDS for name in kind.parts],
+        [plain(name) for kind in KINDS for name in kind.roles],
+    ):
+        assert sorted(names) == sorted(set(names))
+    assert not TEXT_NAMES & {plain(name) for kind in KINDS for name in kind.row}
+
+
+PREFERENCE = {"prompt": "q", "chosen": SECRET, "rejected": SECRET}
+
+
+def test_a_refusal_names_what_each_mode_wants_the_asked_one_first() -> None:
+    assert fault_of(PREFERENCE, "sft").fix == (
+        "for sft write the chosen answer as `output`; for ppo write each answer as a row of its own, with a reward"
+    )
+    assert fault_of(PREFERENCE, "ppo").fix.startswith("for ppo write each answer")
+    assert fault_of(PREFERENCE, "sft").rule == "`chosen` belongs to preference data"
+
+
+def test_a_mode_that_takes_such_rows_is_named_without_more_ado(monkeypatch: pytest.MonkeyPatch) -> None:
+    form = replace(MODES["sft"].rows, mode="pairs", takes=frozenset(("preference",)))
+    monkeypatch.setitem(rows_module.FORMS, "pairs", form)
+    assert fault_of(PREFERENCE, "sft").fix.endswith("; {set:mode=pairs}, which learns from it")
+    assert RowParser(form).parse(1, {"prompt": "q", "output": "a", "rejected": "b"})
+
+
+def test_a_field_of_the_modes_own_shapes_is_never_refused() -> None:
+    shape = replace(MODES["sft"].rows.shapes[2], fields=("prompt", "output", "chosen"))
+    form = RowForm(mode="own", shapes=(shape,), accepted="{prompt, output, chosen}")
+    assert RowParser(form).parse(1, {"prompt": "q", "output": "a", "chosen": "b"})
