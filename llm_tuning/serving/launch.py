@@ -71,7 +71,10 @@ def serve(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     try:
         server.wait_until_it_answers(plan.url, timeout_seconds=timeout)
         _say(f"ready after {time.monotonic() - started:.0f} s at {plan.url}: {', '.join(plan.names)}")
-        proof = _prove(plan, environment)
+        try:
+            proof = _prove(plan, environment)
+        except TryAgain as failure:
+            raise server.explain(failure) from None
         if stop_requested():
             raise TryAgain("Stopped", "stopped on request while the adapter was being proven; vLLM was ended too")
         keep = proof is None or proof.verdict not in REJECTED or environment.get("KEEP_UNPROVEN") == "1"

@@ -14,17 +14,21 @@ from pathlib import Path
 import httpx
 
 from llm_tuning.core.stopping import stop_requested
-from llm_tuning.engines.vllm.log import log_end
+from llm_tuning.engines.vllm.log import last_error, log_end, remedy
+from llm_tuning.engines.vllm.probe import SERVER_FAILED, SERVER_UNREACHABLE
 from llm_tuning.errors import InputError, Problem, TryAgain
 
 STOP_SECONDS = 30.0
 """vLLM ends in 3 s after SIGTERM; after this it is killed."""
 POLL_SECONDS = 0.25
+DYING_SECONDS = 8.0
+"""From the end of vLLM's engine, which is an error to the request under way, to that of its API server."""
 SHOWN_LOG_LINES = 12
+CAUSE_CHARACTERS = 500
 
 
 class ServerDied(Exception):  # noqa: N818 - it has ended, which is the whole message
-    """vLLM ended before it answered."""
+    """vLLM ended by itself, or fails for every request; the text has the cause and the log."""
 
 
 class ServerProcess:
@@ -92,19 +96,40 @@ class ServerProcess:
                     )
                 time.sleep(POLL_SECONDS)
 
-    def _healthy(self, client: httpx.Client, url: str) -> bool:
+    def explain(self, failure: TryAgain) -> Exception:
+        """Say what a request's failure was: ServerDied where trying again would fail again, else the failure itself."""
+        if failure.reason not in (SERVER_FAILED, SERVER_UNREACHABLE):
+            return failure
+        deadline = time.monotonic() + DYING_SECONDS
+        while self._process.poll() is None and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+        if self._process.poll() is None:
+            return ServerDied(self._cause(f"vLLM does not compute: {failure}"))
+        return ServerDied(self._cause(f"vLLM ended while the adapter was being proven ({self._how()})"))
+
+    def _how(self) -> str:
         code = self._process.poll()
-        if code is not None:
-            how = f"exit code {code}" if code >= 0 else f"signal {-code}"
-            raise ServerDied(f"vLLM ended before it answered ({how}); the end of {self.log}:\n{self._log_end()}")
+        return f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+
+    def _healthy(self, client: httpx.Client, url: str) -> bool:
+        if self._process.poll() is not None:
+            raise ServerDied(self._cause(f"vLLM ended before it answered ({self._how()})"))
         try:
             return client.get(f"{url}/health").status_code == httpx.codes.OK
         except httpx.TransportError:
             return False
 
+    def _cause(self, what: str) -> str:
+        """Return `what` happened with the cause that the log names, what to do about it, and the log's end."""
+        cause = last_error(self._log(), most=CAUSE_CHARACTERS)
+        fix = f"; {known}" if (known := remedy(cause)) else ""
+        return f"{what}: {cause}{fix}\nthe end of {self.log}:\n{self._log_end()}"
+
     def _log_end(self) -> str:
-        log = self.log.read_text(encoding="utf-8", errors="replace")
-        return "\n".join(f"  {line[:300]}" for line in log_end(log, lines=SHOWN_LOG_LINES))
+        return "\n".join(f"  {line[:300]}" for line in log_end(self._log(), lines=SHOWN_LOG_LINES))
+
+    def _log(self) -> str:
+        return self.log.read_text(encoding="utf-8", errors="replace")
 
     def stop(self) -> None:
         """End the whole group: SIGTERM, and SIGKILL for what is left after 30 s; the pid file goes, the log stays."""

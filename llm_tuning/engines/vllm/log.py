@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import re
 
-_ERROR = re.compile(r"\b\w*(Error|Exception)\b: ")
+_ERROR = re.compile(r"\b\w*(Error|Exception)\b(: |$)")
 _PREFIX = re.compile(r"^(\(\w+ pid=\d+\) )?([A-Z]+ \d\d-\d\d \d\d:\d\d:\d\d \[[^]]*\] )?")
 """What vLLM's processes put before each line."""
-_FOLLOWS = "root cause"
-"""In the errors of processes that end since another one has."""
+FOLLOWS = "root cause|[Cc]heck the logs|raised in subprocess|EngineDeadError"
+"""In errors that only say that another one happened: a pattern that means the same for text and for bytes."""
 _REMEDIES = {
+    "No module named 'torchvision'": "this vLLM has no torchvision, which it needs for every base that also sees or "
+    "hears, also for text alone: `make vllm-env` again, or install the one that matches its torch",
     r"Free memory on device .* less than": "another process holds the card (time slicing, MPS, a pod that is ending): "
     "lower spec.vllm.gpuMemoryUtilization, the share of the whole card that vLLM asks for, or wait",
 }
@@ -26,10 +28,15 @@ def last_error(log: str, *, most: int) -> str:
     lines = [_PREFIX.sub("", line) for line in log.splitlines()]
     lines = [line for line in lines if line.strip()]
     errors = [number for number, line in enumerate(lines) if _ERROR.search(line)]
-    causes = [number for number in errors if _FOLLOWS not in lines[number]]
+    causes = [number for number in errors if not re.search(FOLLOWS, " ".join([lines[number], *_rest(lines, number)]))]
     first = (causes or errors or [len(lines) - 1])[-1]
-    rest = itertools.takewhile(lambda line: line.startswith("  ") and not _NOISE.match(line), lines[first + 1 :])
-    return " ".join(" ".join([*lines[first : first + 1], *rest]).split())[:most]
+    return " ".join(" ".join([*lines[first : first + 1], *_rest(lines, first)]).split())[:most]
+
+
+def _rest(lines: list[str], first: int) -> list[str]:
+    """Return the lines that continue an error."""
+    following = lines[first + 1 :]
+    return list(itertools.takewhile(lambda line: line.startswith("  ") and not _NOISE.match(line), following))
 
 
 def remedy(error: str) -> str:

@@ -17,6 +17,8 @@ from llm_tuning.engines.protocol import ServedModel, TokensRefused, Unprovable
 from llm_tuning.engines.vllm.stream import error_text
 from llm_tuning.errors import InputError, Problem, TryAgain
 
+SERVER_FAILED, SERVER_SILENT, SERVER_UNREACHABLE = "ServerFailed", "ServerSilent", "ServerUnreachable"
+"""Reasons of TryAgain."""
 REFUSED = (400, 404, 405, 422, 501)
 """Statuses of a server that does not support a request, as opposed to being broken or busy."""
 
@@ -127,16 +129,16 @@ class VllmProbe:
     def _expect_ok(self, response: httpx.Response) -> None:
         if response.status_code != httpx.codes.OK:
             text = f"{self.url} answers with {response.status_code}: {_message(response)}; see the server's log"
-            raise TryAgain("ServerFailed", text)
+            raise TryAgain(SERVER_FAILED, text)
 
     @contextmanager
     def _reachable(self) -> Iterator[None]:
         try:
             yield
         except httpx.TimeoutException:
-            raise TryAgain("ServerSilent", f"{self.url} does not answer in time; is it overloaded?") from None
+            raise TryAgain(SERVER_SILENT, f"{self.url} does not answer in time; is it overloaded?") from None
         except httpx.TransportError as error:
-            raise TryAgain("ServerUnreachable", f"no server answers at {self.url} ({error}); start it first") from None
+            raise TryAgain(SERVER_UNREACHABLE, f"no server answers at {self.url} ({error}); start it first") from None
 
 
 def server_root(url: str) -> str:

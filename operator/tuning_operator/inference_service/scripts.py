@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from llm_tuning.agent.contract import AGENT_PORT, PLAN_FILE
 from llm_tuning.agent.starting import DRAINED_FILE, RUN_DIR
+from llm_tuning.engines.vllm.log import FOLLOWS
 from llm_tuning.pod.contract import TERMINATION_LOG
 
 WAIT_FOR_DRAIN_SECONDS = 165
@@ -36,8 +37,9 @@ while pid != engine.pid:  # the first process of a container is the parent of al
     pid, status = os.wait()
 copier.join(2)  # a process that is left may hold the pipe
 code = os.waitstatus_to_exitcode(status)
-error = rb"(?m)^(\(\w+ pid=\d+\) )?([A-Z]+ \S+ \S+ \[[^]]*\] )?[\w.]*(Error|Exception): .*"
-causes = [found for found in re.finditer(error, end) if b"root cause" not in found[0]]
+before = rb"(\(\w+ pid=\d+\) )?([A-Z]+ \S+ \S+ \[[^]]*\] )?"
+error = rb"(?m)^" + before + rb"[\w.]*(Error|Exception): .*(\n" + before + rb"  .*)*"
+causes = [found for found in re.finditer(error, end) if not re.search(rb"{FOLLOWS}", found[0])]
 if causes:  # vLLM also ends with 0 when another of its processes has died
     with open("{TERMINATION_LOG}", "wb") as file:
         file.write(end[causes[-1].start():][:{CAUSE_BYTES}])

@@ -78,6 +78,12 @@ PYDANTIC = """
 print("pydantic_core.ValidationError: 1 validation error for VllmConfig\\n  Value error, heads (2) must be divisible")
 sys.exit(1)
 """
+INSPECTION = """
+print("(APIServer pid=1) ERROR 12-01 06:48:59 [registry.py:1120] ModuleNotFoundError: No module named 'torchvision'")
+print("(APIServer pid=1) pydantic_core.ValidationError: 1 validation error for ModelConfig")
+print("(APIServer pid=1)   Value error, it failed to be inspected. Please check the logs for more details.")
+sys.exit(1)
+"""
 ENDS: dict[str, tuple[str, int, str]] = {
     "well": ("", 0, ""),
     "without a word": ("sys.exit(3)", 3, ""),
@@ -87,6 +93,11 @@ ENDS: dict[str, tuple[str, int, str]] = {
         PYDANTIC,
         1,
         "pydantic_core.ValidationError: 1 validation error for VllmConfig Value error, heads (2)",
+    ),
+    "a cause that is only pointed at": (
+        INSPECTION,
+        1,
+        "ModuleNotFoundError: No module named 'torchvision'",
     ),
     "with a process left that writes": ("subprocess.Popen(['sleep', '60']); sys.exit(4)", 4, ""),
 }

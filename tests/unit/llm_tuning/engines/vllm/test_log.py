@@ -38,3 +38,38 @@ def test_what_followed_is_said_where_the_log_has_nothing_better() -> None:
 def test_a_card_that_others_hold_has_a_remedy_in_the_words_of_the_spec() -> None:
     assert "spec.vllm.gpuMemoryUtilization" in remedy(SHARED_CARD)
     assert remedy("ValueError: anything else") == ""
+
+
+INSPECTION_FAILED = """\
+(APIServer pid=3244) ERROR 12-01 06:48:59 [registry.py:1120] Error in inspecting model architecture 'Qwen3_5ForConditionalGeneration'
+(APIServer pid=3244) ERROR 12-01 06:48:59 [registry.py:1120] subprocess.CalledProcessError: Command '['python', '-m', 'vllm.model_executor.models.registry']' returned non-zero exit status 1.
+(APIServer pid=3244) ERROR 12-01 06:48:59 [registry.py:1120] The above exception was the direct cause of the following exception:
+(APIServer pid=3244) ERROR 12-01 06:48:59 [registry.py:1120] RuntimeError: Error raised in subprocess:
+(APIServer pid=3244) ERROR 12-01 06:48:59 [registry.py:1120]     from torchvision.transforms.v2 import functional as tvF
+(APIServer pid=3244) ERROR 12-01 06:48:59 [registry.py:1120] ModuleNotFoundError: No module named 'torchvision'
+Traceback (most recent call last):
+  File "/x/vllm/engine/arg_utils.py", line 1955, in create_model_config
+    return ModelConfig(
+pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig
+  Value error, Model architectures ['Qwen3_5ForConditionalGeneration'] failed to be inspected. Please check the logs for more details. [type=value_error, input_value=ArgsKwargs(())]
+    For further information visit https://errors.pydantic.dev/2.14/v/value_error
+"""  # noqa: E501
+DIED_OF_A_REQUEST = """\
+(EngineCore pid=41) ERROR 12-01 06:50:00 [core.py:1500] AssertionError: CPU GDN attention requires BF16.
+(APIServer pid=1) ERROR 12-01 06:50:00 [async_llm.py:700] vllm.v1.engine.exceptions.EngineDeadError: EngineCore encountered an issue. See stack trace (above) for the root cause.
+"""  # noqa: E501
+
+
+def test_a_class_that_cannot_be_inspected_has_its_cause_further_up() -> None:
+    cause = "ModuleNotFoundError: No module named 'torchvision'"
+    assert last_error(INSPECTION_FAILED, most=500) == cause
+    assert "make vllm-env" in remedy(cause)
+
+
+def test_an_engine_that_died_of_a_request_has_its_own_last_words() -> None:
+    assert last_error(DIED_OF_A_REQUEST, most=500) == "AssertionError: CPU GDN attention requires BF16."
+
+
+def test_an_error_without_words_is_one_too() -> None:
+    log = "ValueError: earlier\n(EngineCore pid=4) ERROR 12-01 06:50:00 [core.py:1500] AssertionError\nlater"
+    assert last_error(log, most=500) == "AssertionError"
