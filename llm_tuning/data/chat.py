@@ -46,6 +46,8 @@ class ChatTemplate:
     """`chat_template.jinja`, `tokenizer_config.json` or `plain_chat.jinja` (the base has none)."""
     special_tokens: Mapping[str, str] = field(default_factory=dict)
     """bos_token, eos_token and so on, as the template sees them."""
+    now: datetime = field(default_factory=datetime.now, compare=False)
+    """The moment that the template writes: one for all rows, so that a turn is the same in each of its renderings."""
 
     @property
     def hash(self) -> str:
@@ -69,6 +71,7 @@ class ChatTemplate:
                 tools=None,
                 documents=None,
                 add_generation_prompt=add_generation_prompt,
+                strftime_now=self.now.strftime,
                 **self.special_tokens,
             )
         except (SecurityError, OverflowError) as error:
@@ -211,10 +214,6 @@ def _tojson(
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
-def _strftime_now(format: str) -> str:
-    return datetime.now().strftime(format)
-
-
 @lru_cache(maxsize=8)
 def _compile(text: str) -> jinja2.Template:
     environment = ImmutableSandboxedEnvironment(
@@ -222,6 +221,5 @@ def _compile(text: str) -> jinja2.Template:
     )
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
     environment.globals["namespace"] = _Namespace
     return environment.from_string(text)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 
@@ -181,20 +182,26 @@ def _take(
 
 
 def _write(writer: TokenRowsWriter, example: Example, row: TokenisedRow) -> None:
-    for number, (sequence, source) in enumerate(zip(row.sequences, example.sequences, strict=True)):
+    authored = example.sequences[0]
+    for number, sequence in enumerate(row.sequences):
+        of_sequence: dict[str, Any] = {
+            "messages": sequence.messages,
+            "text": sequence.text,
+            "prompt_tokens": sequence.prompt_tokens,
+        }
         if number == 0:
             writer.append(
                 sequence.input_ids,
                 sequence.learned,
                 row_number=example.row_number,
                 number=example.number,
-                messages=source.messages,
-                text=source.text,
-                learn_from=source.learn_from,
-                not_learned=source.not_learned,
+                authored=authored.messages,
+                learn_from=authored.learn_from,
+                not_learned=authored.not_learned,
+                **of_sequence,
             )
         else:
-            writer.append_sequence(sequence.input_ids, sequence.learned, messages=source.messages, text=source.text)
+            writer.append_sequence(sequence.input_ids, sequence.learned, **of_sequence)
 
 
 @contextmanager

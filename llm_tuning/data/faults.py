@@ -37,8 +37,23 @@ class Reason(StrEnum):
     REWARD_NOT_A_NUMBER = "RewardNotANumber"
     REWARD_NOT_FINITE = "RewardNotFinite"
     TEMPLATE_REFUSES = "TemplateRefuses"
+    ALREADY_RENDERED = "AlreadyRendered"
     TOKEN_WITHOUT_EMBEDDING = "TokenWithoutEmbedding"
     NOTHING_TO_LEARN = "NothingToLearn"
+
+
+class Fact(StrEnum):
+    """What is worth saying of a row that is learned; the values are the fields of `report.TokenReport`."""
+
+    SEVERAL_SEQUENCES = "several_sequences"
+    BOUNDARY_MERGES = "boundary_merges"
+    PROMPT_DIFFERS = "prompt_differs"
+    UNPAIRED_THINK = "unpaired_think"
+    LEFT_OUT = "left_out"
+    ENDS_REMOVED = "ends_removed"
+    SPECIAL_TOKENS = "special_tokens"
+    MARKED_TEXTS = "marked_texts"
+    FOREIGN_MARKERS = "foreign_markers"
 
 
 class RowFault(Exception):  # noqa: N818 - a row is refused; the program has no error

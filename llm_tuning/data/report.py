@@ -18,7 +18,8 @@ MAX_LISTED_ROWS = 20
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    # Reports of other versions, beside their adapters, have other fields.
+    model_config = ConfigDict(extra="ignore", use_attribute_docstrings=True)
 
 
 class RowList(_Part):
@@ -59,7 +60,7 @@ class Refused(RowList):
 
 
 class TokenLengths(_Part):
-    """Tokens of the kept rows, before any is cut."""
+    """Tokens of the sequences of the kept rows, before any is cut."""
 
     p50: int
     p90: int
@@ -85,13 +86,31 @@ class TokenReport(_Part):
     stop_tokens: list[str] = []
     """Tokens at which generation stops, as the base says."""
     rows_learning_end: int = 0
-    """Rows whose answer ends with a stop token in the loss."""
+    """Rows whose sequences end with a stop token in the loss."""
+    sequences: int = 0
+    """Sequences that the kept rows became: a conversation is several where its template rewrites earlier turns."""
+    answers: int = 0
+    """Answers in the loss, at least in part; a row of text is one."""
+    answers_cut: int = 0
+    """Answers of kept rows that begin beyond max_length, so that nothing of them is in the loss."""
+    several_sequences: RowList = RowList()
+    """Rows whose answers have sequences of their own."""
     boundary_merges: RowList = RowList()
     """Rows whose prompt alone has other tokens than inside the row."""
-    last_turn_only: RowList = RowList()
-    """Rows whose earlier answers the template rewrites, so that only the last one is in the loss."""
     prompt_differs: RowList = RowList()
     """Rows whose answer the template begins otherwise than its own generation prompt."""
+    unpaired_think: RowList = RowList()
+    """Rows with an answer that closes a think block which it does not open."""
+    left_out: RowList = RowList()
+    """Rows with a message before the answer that is not in the rendered text."""
+    ends_removed: RowList = RowList()
+    """Rows with an answer that ended with an end token of the base."""
+    special_tokens: RowList = RowList()
+    """Rows with a message that holds special tokens of the base."""
+    marked_texts: RowList = RowList()
+    """Rows of text that hold special tokens of the base."""
+    foreign_markers: RowList = RowList()
+    """Rows of text that begin with a chat marker that is no token of the base."""
 
 
 class Duplicates(RowList):
@@ -224,10 +243,16 @@ def _token_lines(report: Report) -> list[tuple[str, str]]:
         return []
     lengths = tokens.lengths
     spread = f"p50 {lengths.p50:,}, p90 {lengths.p90:,}, p95 {lengths.p95:,}, p99 {lengths.p99:,}, max {lengths.max:,}"
-    lines = [("Tokens", f"{lengths.total:,} in all, {tokens.learned:,} learned; a row: {spread}")]
+    several = tokens.several_sequences.count > 0
+    each = "sequence" if several else "row"
+    lines = [("Tokens", f"{lengths.total:,} in all, {tokens.learned:,} learned; a {each}: {spread}")]
+    if several or tokens.answers > report.kept:
+        became = f"{report.kept:,} rows are {tokens.sequences:,} sequences with {tokens.answers:,} learned answers"
+        lines.append(("Answers", became))
     if tokens.truncated.count:
         share = tokens.tokens_lost / lengths.total
         text = f"{tokens.truncated}: {tokens.tokens_lost:,} tokens ({share:.1%}) beyond {tokens.max_length:,} are lost"
+        text += f", and {tokens.answers_cut:,} whole answers" if tokens.answers_cut else ""
         lines.append(("Truncated", text))
     ends = ", ".join(tokens.stop_tokens) or "none known"
     lines.append(("End token", f"{ends}: learned in {tokens.rows_learning_end:,} of {report.kept:,} rows"))

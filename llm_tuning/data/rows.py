@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from llm_tuning.data.faults import Reason, RowFault, got
 from llm_tuning.data.messages import Message
@@ -26,6 +26,8 @@ LARGEST_NUMBER = 1e100
 """Squares of larger ones, and so their spread, are no longer finite."""
 
 Row = Mapping[str, Any]
+Learn = Literal["all", "last"]
+"""Which answers of a conversation are in the loss."""
 
 
 @dataclass(frozen=True, slots=True)

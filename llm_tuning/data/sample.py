@@ -14,7 +14,7 @@ from llm_tuning.data.faults import RowFault
 from llm_tuning.data.parser import RowParser
 from llm_tuning.data.reading import DatasetFile
 from llm_tuning.data.rows import Conversation, Example, RowForm
-from llm_tuning.data.spans import render_conversation
+from llm_tuning.data.spans import Span, TurnRenderer
 from llm_tuning.data.tokens import RowTokenizer
 
 MAX_CHARACTERS = 4000
@@ -56,20 +56,23 @@ def render_sample(
 def sample_segments(example: Example, tokenizer: RowTokenizer | None) -> list[Segment]:
     """Render a row in pieces, its sequences one below the other; raises RowFault where the template refuses it."""
     segments: list[Segment] = []
-    for conversation in example.sequences:
-        segments += [("\n\n", False)] * bool(segments) + _segments(conversation, tokenizer)
+    for text, spans in (shown for conversation in example.sequences for shown in _texts(conversation, tokenizer)):
+        marks = [False] * len(text)
+        for start, end in spans:
+            marks[start:end] = [True] * (end - start)
+        segments += [("\n\n", False)] * bool(segments) + list(_runs(text, marks))
     return segments
 
 
-def _segments(conversation: Conversation, tokenizer: RowTokenizer | None) -> list[Segment]:
-    if conversation.messages is None:
-        return [(conversation.text or "", True)]
-    rendered = render_conversation(tokenizer.template if tokenizer else plain_template(), conversation)
-    marks = [False] * len(rendered.text)
-    spans = rendered.spans if tokenizer is None else tokenizer.learned_characters(rendered)
-    for start, end in spans:
-        marks[start:end] = [True] * (end - start)
-    return list(_runs(rendered.text, marks))
+def _texts(conversation: Conversation, tokenizer: RowTokenizer | None) -> Iterator[tuple[str, list[Span]]]:
+    """Yield the texts that a conversation is trained as, with the characters that are learned."""
+    if tokenizer is not None:
+        yield from tokenizer.shown(conversation)
+    elif conversation.messages is None:
+        yield conversation.text or "", [(0, len(conversation.text or ""))]
+    else:
+        for rendered in TurnRenderer(plain_template()).render(conversation):
+            yield rendered.text, rendered.spans
 
 
 def _runs(text: str, marks: list[bool]) -> Iterator[Segment]:

@@ -1,84 +1,177 @@
-"""Which characters of a rendered conversation are in the loss: the assistant's turns and nothing else.
+"""Conversations as the texts that they are trained as: every learned answer in a text that the server would make.
 
-An assistant turn i is what the template adds between `messages[:i]` with the generation prompt (what the server
-shows the model) and `messages[:i + 1]`. Some templates rewrite earlier turns once later ones follow (they drop old
-reasoning): what was learned there would never be generated, so only the last turn is in the loss then.
+An answer is learned behind the prompt that the server shows for it (`answers.ask`). Where the prompt of the next answer
+goes on from there, one text holds both; where the template writes an earlier turn otherwise once later ones follow
+(it drops reasoning, moves the system prompt, ends a turn with another token), the next answer has a text of its own. So
+a conversation becomes as few texts as can be, and each answer is learned once.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from llm_tuning.data.answers import THINK_END, Asked, ask
 from llm_tuning.data.chat import ChatTemplate, TemplateRefused
-from llm_tuning.data.faults import Reason, RowFault
+from llm_tuning.data.faults import Fact, Reason, RowFault
 from llm_tuning.data.messages import Message
-from llm_tuning.data.rows import Conversation
+from llm_tuning.data.rows import Conversation, Learn
 
 Span = tuple[int, int]
+_SAMPLE: list[Message] = [
+    {"role": "user", "content": "a"},
+    {"role": "assistant", "content": "b"},
+    {"role": "user", "content": "c"},
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A learned answer inside a rendered text: the model generates the characters from `start` to `end`."""
+
+    start: int
+    end: int
+    messages: int
+    """The conversation up to and with the answer is its first so many messages."""
+    continued: bool = False
+    """`start` is behind a given beginning of the answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A conversation as text, with the character spans (start, end) in the loss, in order."""
+    """A text of a conversation and the answers that are learned in it, in order; the last one ends the text."""
 
     text: str
-    spans: list[Span]
-    rewritten: bool = False
-    """The template rewrites earlier turns: only the last one is in the loss."""
-    prompt_differs: bool = False
-    """The generation prompt is not how the template writes the same turn afterwards."""
+    turns: tuple[Turn, ...]
+    facts: frozenset[Fact] = frozenset()
+
+    @property
+    def spans(self) -> list[Span]:
+        """The characters (start, end) in the loss."""
+        return [(turn.start, turn.end) for turn in self.turns]
+
+    def alone(self, turn: Turn) -> Rendered:
+        """Return the text up to the end of `turn`, with that answer alone learned."""
+        return Rendered(self.text[: turn.end], (turn,), self.facts)
 
 
-def render_conversation(template: ChatTemplate, conversation: Conversation) -> Rendered:
-    """Render a conversation (its last message is an assistant turn) and mark what is in the loss; raises RowFault."""
-    messages = conversation.messages
-    assert messages is not None
-    try:
-        text = template.render(messages)
-        last_prompt = template.render(messages[:-1], add_generation_prompt=True)
-    except TemplateRefused as refusal:
-        # A template's own sentence is part of the template; anything else could quote the row.
-        message = str(refusal)
-        said = f": {message}" if message and message in template.text else ""
-        rule = f"the chat template of the base does not take these messages{said}"
-        raise _refused(rule, "order the roles as the template wants, or remove the row") from None
-    if text.startswith(last_prompt):
-        last, prompt_differs = (len(last_prompt), len(text)), False
-    else:
-        last, prompt_differs = (_common_length(last_prompt, text), len(text)), True
-    if messages[-1]["content"].split()[-1] not in text[last[0] :]:
-        raise _refused("the chat template of the base leaves the answer out", "use a base made for text chats")
+class TurnRenderer:
+    """Renders conversations with one template for a base whose generation stops at the tokens `stops`, as text."""
+
+    def __init__(self, template: ChatTemplate, stops: Sequence[str] = ()) -> None:
+        self.template = template
+        self._stops = tuple(sorted(filter(None, stops), key=len, reverse=True))
+        self._stop_next = re.compile(rf"\s*(?:{'|'.join(map(re.escape, self._stops)) or '(?!)'})")
+        self.sample = self._ask_for_a_sample()
+        """How an answer is asked for, by the shortest conversation; None where the template refuses it."""
+        self._next_role = self._end_by_next_role() if self.sample is not None else ""
+
+    def render(self, conversation: Conversation, learn: Learn = "all") -> Iterator[Rendered]:
+        """Yield the texts of `conversation`, the one with its last learned answer last; raises RowFault."""
+        messages = conversation.messages
+        assert messages is not None
+        held: tuple[Asked, int] | None = None
+        turns: list[Turn] = []
+        facts: set[Fact] = set()
+        for index in learned_turns(conversation, learn):
+            asked = ask(self.template, messages, index, given=conversation.prefixes.get(index, 0), stops=self._stops)
+            if held is not None:
+                turn = self._inside(*held, asked.prompt)
+                if turn is None:
+                    yield self._text(*held, turns, facts)
+                    turns, facts = [], set()
+                else:
+                    turns.append(turn)
+            facts |= asked.facts
+            held = asked, index
+        assert held is not None
+        rendered = self._text(*held, turns, facts)
+        if _leaves_out(messages[: held[1]], rendered.text):
+            rendered = Rendered(rendered.text, rendered.turns, rendered.facts | {Fact.LEFT_OUT})
+        yield rendered
+
+    def _inside(self, asked: Asked, index: int, prompt: str) -> Turn | None:
+        """Return an answer as a turn inside the `prompt` of the next one, None where it is written otherwise there."""
+        start = len(asked.prompt)
+        generated = self._generated(asked.answer)
+        answer = asked.answer if generated is None else asked.answer[:generated]
+        if not (prompt.startswith(asked.prompt) and prompt.startswith(answer, start)):
+            return None
+        end = start + len(answer)
+        if generated is None and (stop := self._stop_next.match(prompt, end)):
+            end = stop.end()  # the next turn's first token ends this one
+        return Turn(start, end, index + 1, asked.continued)
+
+    def _text(self, asked: Asked, index: int, turns: list[Turn], facts: set[Fact]) -> Rendered:
+        """Return the text that ends with this answer, after the turns that lie in its prompt."""
+        start, answer = len(asked.prompt), asked.answer
+        generated = self._generated(answer)
+        if generated is None:
+            answer += self._next_role
+            generated = len(answer)
+        turn = Turn(start, start + generated, index + 1, asked.continued)
+        return Rendered(asked.prompt + answer, (*turns, turn), frozenset(facts))
+
+    def _generated(self, answer: str) -> int | None:
+        """Count the characters up to the token that ends the answer, None where none does.
+
+        Behind it may be more of them: some templates end a turn, then the conversation.
+        """
+        end, text = None, answer.rstrip()
+        while stop := next((stop for stop in self._stops if text.endswith(stop)), None):
+            end = len(text)
+            text = text[: -len(stop)].rstrip()
+        return end
+
+    def _ask_for_a_sample(self) -> Asked | None:
+        try:
+            return ask(self.template, _SAMPLE[:2], 1, stops=self._stops)
+        except RowFault:
+            return None
+
+    def _end_by_next_role(self) -> str:
+        """Return the end token that the template leaves to the next turn to write (GLM), "" where it writes one."""
+        assert self.sample is not None
+        text = self.sample.prompt + self.sample.answer
+        try:
+            more = self.template.render(_SAMPLE)
+        except TemplateRefused:
+            return ""
+        if self._generated(self.sample.answer) is not None or not more.startswith(text):
+            return ""
+        stop = self._stop_next.match(more, len(text))
+        return stop[0] if stop else ""
+
+
+def learned_turns(conversation: Conversation, learn: Learn = "all") -> list[int]:
+    """Return the indices of the messages to learn, at least one; raises RowFault."""
     turns = [
         index
-        for index, message in enumerate(messages[:-1])
-        if message["role"] == "assistant" and index >= conversation.learn_from
+        for index, message in enumerate(conversation.messages or ())
+        if message["role"] == "assistant" and index >= conversation.learn_from and index not in conversation.not_learned
     ]
-    spans = []
-    for index in turns:
-        span = _turn(template, messages, index, text)
-        if span is None:
-            return Rendered(text, [last], rewritten=True, prompt_differs=prompt_differs)
-        spans.append(span)
-    return Rendered(text, [*spans, last], prompt_differs=prompt_differs)
+    if not turns:
+        rule = "no answer of it is to be learned"
+        raise RowFault(Reason.NOTHING_TO_LEARN, rule, "mark an answer to learn, or remove the row")
+    return turns[-1:] if learn == "last" else turns
 
 
-def _turn(template: ChatTemplate, messages: list[Message], index: int, text: str) -> Span | None:
-    """Return the span of an earlier turn in the whole text, None where the template writes it differently there."""
-    try:
-        prompt = template.render(messages[:index], add_generation_prompt=True)
-        through = template.render(messages[: index + 1])
-    except TemplateRefused:
-        return None
-    if text.startswith(through) and through.startswith(prompt):
-        return len(prompt), len(through)
-    return None
+def _leaves_out(messages: Sequence[Message], text: str) -> bool:
+    """Return whether a message before the answer is not in the text: some templates skip roles that they do not know.
 
-
-def _common_length(one: str, other: str) -> int:
-    """Count the characters that two texts have in common at their start."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((index for index, (a, b) in pairs if a != b), min(len(one), len(other)))
-
-
-def _refused(rule: str, fix: str) -> RowFault:
-    return RowFault(Reason.TEMPLATE_REFUSES, rule, fix)
+    Only its last word is looked for where its text is not there as it stands: templates quote and trim.
+    """
+    at = 0
+    for message in messages:
+        content = message["content"].strip()
+        if message["role"] == "assistant":
+            content = content.rsplit(THINK_END, 1)[-1].strip()
+        if not content:
+            continue
+        found = text.find(content, at)
+        if found >= 0:
+            at = found + len(content)
+        elif content not in text and content.split()[-1] not in text:
+            return True
+    return False

@@ -106,15 +106,14 @@ class Tally:
             self._lengths[sequence.full_length] += 1
             tokens.learned += int(sequence.learned.sum())
             tokens.tokens_lost += max(0, sequence.full_length - self._max_length)
+        tokens.sequences += len(sequences)
+        tokens.answers += row.answers
+        tokens.answers_cut += row.answers_cut
         tokens.rows_learning_end += all(sequence.learns_end for sequence in sequences)
-        for rows, applies in (
-            (tokens.truncated, any(sequence.full_length > self._max_length for sequence in sequences)),
-            (tokens.boundary_merges, any(sequence.boundary_merge for sequence in sequences)),
-            (tokens.last_turn_only, any(sequence.rewritten for sequence in sequences)),
-            (tokens.prompt_differs, any(sequence.prompt_differs for sequence in sequences)),
-        ):
-            if applies:
-                rows.add(number)
+        if row.answers_cut or any(sequence.full_length > self._max_length for sequence in sequences):
+            tokens.truncated.add(number)
+        for fact in row.facts:
+            getattr(tokens, fact).add(number)
 
     def write(self, report: Report) -> None:
         """Put the counts into the report."""

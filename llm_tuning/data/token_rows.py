@@ -8,7 +8,8 @@ order, and `rows.json`, which is written last and names the size of every other 
                    prompts.bin  uint64 (rows,): `splitting.PromptGroups`
     per sequence   starts.bin  int64 (sequences + 1,) into the tokens
                    learned_counts.bin  int32 (sequences,)    source_starts.bin  int64 (sequences + 1,) bytes
-                   source.jsonl  one line a sequence, {"messages": ...} or {"text": ...}
+                   source.jsonl  one line a sequence, {"messages": ...} or {"text": ...}; with "prompt_tokens"
+                                 where a server makes that many of its ids of the messages before the last one
     per token      input_ids.bin  int32                      learned.bin  bool
 
 Version 1, whose rows had one sequence each, had neither row_starts nor prompts and called numbers rewards; it is read.
@@ -65,6 +66,11 @@ class TokenSequence:
     learned: NDArray[np.bool_]
     """Loss mask: token t is a target of the loss, predicted from the tokens before it; learned[0] is False."""
 
+    @property
+    def sequences(self) -> tuple[TokenSequence, ...]:
+        """Itself, as a row has its sequences."""
+        return (self,)
+
 
 @dataclass(frozen=True, slots=True)
 class TokenRow:
@@ -111,20 +117,24 @@ class TokenRowsWriter:
         number: float = math.nan,
         messages: Sequence[Message] | None = None,
         text: str | None = None,
+        prompt_tokens: int = 0,
+        authored: Sequence[Message] | None = None,
         learn_from: int = 0,
         not_learned: frozenset[int] = frozenset(),
     ) -> None:
         """Begin a row with its first sequence; `messages` or `text` is what its ids were made of.
 
-        `learn_from` and `not_learned` are as in a Conversation.
+        `authored`: the conversation of the row where the sequence is the beginning of it. `learn_from` and
+        `not_learned` are as in a Conversation, and `prompt_tokens` as in `TokenRows.prompt_tokens`.
         """
         first = self._sequences
-        self.append_sequence(input_ids, learned, messages=messages, text=text)
+        self.append_sequence(input_ids, learned, messages=messages, text=text, prompt_tokens=prompt_tokens)
         self._rows += 1
         self._write("row_starts", first)
         self._write("numbers", number)
         self._write("row_numbers", row_number)
-        self._prompts.add(messages, text, learn_from=learn_from, not_learned=not_learned)
+        whole = authored if authored is not None else messages
+        self._prompts.add(whole, text, learn_from=learn_from, not_learned=not_learned)
 
     def append_sequence(
         self,
@@ -133,11 +143,14 @@ class TokenRowsWriter:
         *,
         messages: Sequence[Message] | None = None,
         text: str | None = None,
+        prompt_tokens: int = 0,
     ) -> None:
         """Add a further sequence to the row begun last."""
         if len(input_ids) != len(learned) or len(input_ids) == 0 or learned[0]:
             raise ValueError("a sequence needs as many learned flags as ids, at least one, and the first one False")
-        source = {"messages": messages} if messages is not None else {"text": text}
+        source: dict[str, Any] = {"messages": messages} if messages is not None else {"text": text}
+        if prompt_tokens:
+            source["prompt_tokens"] = prompt_tokens
         line = json.dumps(source, ensure_ascii=False).encode() + b"\n"
         self._files[_SOURCE].write(line)
         self._sequences += 1
@@ -205,6 +218,8 @@ class TokenRows:
         )
         self.lengths: NDArray[np.int32] = np.diff(self._starts[self._row_starts]).astype(np.int32)
         """Tokens of each row, over all its sequences."""
+        self.sequence_lengths: NDArray[np.int32] = np.diff(self._starts).astype(np.int32)
+        """Tokens of each sequence."""
         self.sequence_learned_counts: NDArray[np.int32] = self._columns["learned_counts"]
         """Tokens in the loss mask of each sequence."""
         learned = np.concatenate([[0], np.cumsum(self.sequence_learned_counts, dtype=np.int64)])
@@ -243,10 +258,32 @@ class TokenRows:
             return np.asarray(first, dtype=np.int64)
         return np.concatenate([np.arange(*pair, dtype=np.int64) for pair in zip(first, after, strict=True)] or [first])
 
+    def sequences_of_row(self, index: int) -> NDArray[np.int64]:
+        """Return the numbers of the sequences of one row."""
+        return self.sequences_of(np.asarray([range(len(self))[index]]))
+
+    def rows_of(self, sequences: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the row of each of these sequences."""
+        return np.searchsorted(self._row_starts, sequences, side="right").astype(np.int64) - 1
+
+    def place_of(self, sequence: int) -> tuple[int, int]:
+        """Return the row of a sequence and its place among those of the row."""
+        row = int(self.rows_of(np.asarray([sequence]))[0])
+        return row, sequence - int(self._row_starts[row])
+
+    def padded_lengths(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the tokens of the rows at `indices` with their sequences padded to the longest one of the row."""
+        longest = np.maximum.reduceat(self.sequence_lengths, self._row_starts[:-1])[indices]
+        return longest * np.diff(self._row_starts)[indices]
+
+    def sequence(self, number: int) -> TokenSequence:
+        """Return one sequence by its number in the data set."""
+        part = slice(int(self._starts[number]), int(self._starts[number + 1]))
+        return TokenSequence(self._columns["input_ids"][part], self._columns["learned"][part])
+
     def squared_lengths(self, indices: NDArray[np.int64]) -> float:
         """Sum the squared lengths of the sequences of the rows at `indices`: what attention grows with."""
-        sequences = self.sequences_of(indices)
-        return float(np.square((self._starts[sequences + 1] - self._starts[sequences]).astype(np.float64)).sum())
+        return float(np.square(self.sequence_lengths[self.sequences_of(indices)].astype(np.float64)).sum())
 
     def count_prompts(self, indices: NDArray[np.int64] | None = None) -> int | None:
         """Count the prompts of the rows (at `indices`); None where they are not known."""
@@ -276,6 +313,13 @@ class TokenRows:
     def text(self, index: int, sequence: int = 0) -> str | None:
         """Return the text that was tokenised, None for a conversation."""
         return self._source(index, sequence).get("text")
+
+    def prompt_tokens(self, index: int, sequence: int = 0) -> int:
+        """Count the ids that a server makes of the messages before the last one, with its generation prompt.
+
+        0 where it cannot be asked for them: plain text, a given beginning of the answer, rows of older versions.
+        """
+        return int(self._source(index, sequence).get("prompt_tokens", 0))
 
     def _source(self, index: int, sequence: int) -> dict[str, Any]:
         index = range(len(self))[index]

@@ -1,13 +1,14 @@
 """Examples to token ids and loss masks, by the `tokenizers` library and without transformers.
 
-A conversation is rendered whole and tokenised once, as the server and `apply_chat_template` do, and the
-characters of the loss are mapped to tokens by offsets. A token that begins in the prompt is never in the loss.
+Ids are what the server sees and what it has to make: the prompt of the last answer as it is tokenised alone, then the
+answer. Elsewhere the characters of the loss are mapped to tokens by offsets. A token that begins in the prompt is never
+in the loss.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,25 @@ from tokenizers import Encoding, Tokenizer
 
 from llm_tuning.core.files import check_regular
 from llm_tuning.data.chat import ChatTemplate, load_chat_template, read_object
-from llm_tuning.data.faults import Reason, RowFault
-from llm_tuning.data.rows import Conversation, Example
-from llm_tuning.data.spans import Rendered, Span, render_conversation
+from llm_tuning.data.encoding import Encoder
+from llm_tuning.data.faults import Fact, Reason, RowFault
+from llm_tuning.data.markers import Markers
+from llm_tuning.data.marks import LossMarker, Marked
+from llm_tuning.data.messages import Message
+from llm_tuning.data.rows import Conversation, Example, Learn
+from llm_tuning.data.spans import Rendered, Span, TurnRenderer, learned_turns
 from llm_tuning.errors import InputError, Problem
 
 TOKENIZER_BYTES = 2**28
 """The largest tokenizer.json that is read: the largest of the known ones have 40 MB."""
 _FEWEST_TOKENS = 2
 """Of a row: the first token has nothing before it to be predicted from."""
-_CACHED_TAIL_CHARACTERS = 256
-_CACHED_TAILS = 10_000
+_ENCODED_AT_ONCE = 1 << 19
+"""Characters: an encoding takes some hundred bytes a token."""
+_RENDERED_AT_ONCE = 1 << 18
+"""Characters of a conversation times its answers: its texts may be so many. A longer one is rendered bit by bit."""
+_MARGIN = 64
+"""Characters behind a token that its own characters and no others decide it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,44 +50,73 @@ class TokenisedSequence:
     """Tokens before the cut."""
     learns_end: bool
     """The last token in the loss is one at which generation stops."""
-    boundary_merge: bool = False
-    """The prompt alone has other tokens than the same text inside the whole row."""
-    rewritten: bool = False
-    prompt_differs: bool = False
+    messages: list[Message] | None = None
+    """The messages of which it was made: the last one is an answer. None for plain text."""
+    text: str | None = None
+    prompt_tokens: int = 0
+    """How many of the ids a server makes of the messages before the last one; 0 where it cannot be asked for them."""
+    answers: int = 1
+    """Answers in the loss, before the cut."""
+    answers_cut: int = 0
+    """Those of them that begin behind the cut."""
+    facts: frozenset[Fact] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
 class TokenisedRow:
-    """The sequences of one row, in the order of its Example."""
+    """The sequences of one row: of each conversation of its Example in turn, one or more."""
 
     sequences: tuple[TokenisedSequence, ...]
+    facts: frozenset[Fact] = frozenset()
+    answers: int = 1
+    """Answers that are learned, at least in part."""
+    answers_cut: int = 0
+    """Answers that begin behind the maximum length."""
+
+
+@dataclass(slots=True)
+class _Parts:
+    """What becomes of one conversation."""
+
+    sequences: list[TokenisedSequence] = field(default_factory=list)
+    facts: set[Fact] = field(default_factory=set)
+    unseen: int = 0
+    """Answers that were not even rendered, for they begin behind the cut."""
 
 
 class RowTokenizer:
     """The tokenizer, chat template and stop tokens of one base."""
 
     def __init__(
-        self, encoder: Tokenizer, template: ChatTemplate, *, stop_ids: Sequence[int], embeddings: int | None = None
+        self,
+        encoder: Tokenizer,
+        template: ChatTemplate,
+        *,
+        stop_ids: Sequence[int],
+        embeddings: int | None = None,
+        learn: Learn = "all",
     ) -> None:
         """Use `encoder` as it is, except for truncation and padding, which are off while rows are encoded.
 
         `embeddings`: how many tokens the base has embeddings for; a row with another one is a fault.
         """
         self.template = template
-        self._encoder = encoder
+        self.learn = learn
+        self._encoder = Encoder(encoder)
         self._stop_ids = frozenset(stop_ids)
         eos = template.special_tokens.get("eos_token")
         self._eos_id = encoder.token_to_id(eos) if eos else None
         if self._eos_id is not None:
             self._stop_ids |= {self._eos_id}
-        added = encoder.get_added_tokens_decoder()
         self._embeddings = embeddings
-        self._added_tokens = {number: token.content for number, token in added.items()}
-        self._special_tokens = {number: token.content for number, token in added.items() if token.special}
-        self._tails: dict[str, list[int]] = {}
+        stops = [token for number in self._stop_ids if (token := encoder.id_to_token(number))]
+        self._renderer = TurnRenderer(template, stops)
+        special, bos = self._encoder.special.values(), template.special_tokens.get("bos_token")
+        self._markers = Markers(special, stops, bos, sample=self._renderer.sample)
+        self._marker = LossMarker(self._encoder, self._stop_ids, self._renderer.sample)
 
     @classmethod
-    def load(cls, folder: Path, encoder: Tokenizer | None = None) -> RowTokenizer | None:
+    def load(cls, folder: Path, encoder: Tokenizer | None = None, *, learn: Learn = "all") -> RowTokenizer | None:
         """Load the tokenizer of the base in `folder`; None if it has no tokenizer.json and no `encoder` is given.
 
         Raises InputError if a file in the folder is unusable.
@@ -95,187 +133,215 @@ class RowTokenizer:
                 raise InputError(
                     Problem(str(path), f"is not a tokenizer ({str(error)[:200]})", "copy the base model again")
                 ) from None
-        return cls(encoder, template, stop_ids=_stop_ids(folder), embeddings=_embeddings(folder))
+        return cls(encoder, template, stop_ids=_stop_ids(folder), embeddings=_embeddings(folder), learn=learn)
 
     @property
     def stop_tokens(self) -> list[str]:
         """The tokens at which generation stops."""
-        return [self._encoder.id_to_token(number) or str(number) for number in sorted(self._stop_ids)]
+        return [self._encoder.tokenizer.id_to_token(number) or str(number) for number in sorted(self._stop_ids)]
 
     def tokenise(self, examples: Sequence[Example], *, max_length: int) -> list[TokenisedRow | RowFault]:
         """Tokenise rows of one kind (all conversations or all text), in order; a row that cannot be used is a fault."""
-        self._encoder.no_truncation()
-        self._encoder.no_padding()
         conversations = [conversation for example in examples for conversation in example.sequences]
         if conversations and conversations[0].messages is None:
             found = self._tokenise_texts([conversation.text or "" for conversation in conversations], max_length)
         else:
             found = self._tokenise_conversations(conversations, max_length)
         rest = iter(found)
-        return [self._row([next(rest) for _ in example.sequences], max_length) for example in examples]
+        return [self._row(example, [next(rest) for _ in example.sequences], max_length) for example in examples]
 
-    def learned_characters(self, rendered: Rendered) -> list[Span]:
-        """Return the character spans of the tokens in the loss of a rendered conversation."""
-        encoding = self._encode([rendered.text])[0]
-        learned, _, _ = self._learned_tokens(rendered, encoding)
-        return [encoding.token_to_chars(int(index)) or (0, 0) for index in np.flatnonzero(learned)]
+    def shown(self, conversation: Conversation) -> Iterator[tuple[str, list[Span]]]:
+        """Yield each text of a conversation with the characters of the tokens in the loss; raises RowFault."""
+        if conversation.messages is None:
+            yield conversation.text or "", [(0, len(conversation.text or ""))]
+            return
+        messages, _ = self._markers.clean(conversation.messages)
+        for rendered in self._renderer.render(replace(conversation, messages=messages), self.learn):
+            for marked in self._marker.mark(rendered):
+                yield marked.rendered.text, marked.spans
 
-    def _learned_tokens(self, rendered: Rendered, encoding: Encoding) -> tuple[NDArray[np.bool_], int, bool]:
-        """Return the loss mask of an encoded conversation, its last stop token (-1: none) and whether tokens merge."""
+    def _tokenise_texts(self, texts: list[str], max_length: int) -> list[_Parts | RowFault]:
+        """Tokenise plain texts: with the tokenizer's BOS, and with the end token, where they bring none along."""
+        encoder = self._encoder.tokenizer
+        encoder.no_truncation()
+        encoder.no_padding()
+        with_bos = [not self._markers.begins_with_bos(text) for text in texts]
+        wholes = iter(encoder.encode_batch_fast(_where(texts, with_bos, True), add_special_tokens=True))
+        begun = iter(encoder.encode_batch_fast(_where(texts, with_bos, False), add_special_tokens=False))
+        return [
+            self._text_parts(text, next(wholes if bos else begun), max_length)
+            for text, bos in zip(texts, with_bos, strict=True)
+        ]
+
+    def _text_parts(self, text: str, encoding: Encoding, max_length: int) -> _Parts:
         ids = encoding.ids
-        learned = np.zeros(len(ids), dtype=np.bool_)
-        stop_at, merges = -1, False
-        for start, end in rendered.spans:
-            first = _first_token_from(encoding, start, len(rendered.text))
-            after = _first_token_from(encoding, end, len(rendered.text))
-            stop_at = self._closing_stop(ids[first:after], encoding, first, rendered.text[:end])
-            learned[first : after if stop_at < 0 else stop_at + 1] = True
-            merges = merges or self._prompt_merges(ids[:first], encoding, rendered.text[:start])
-        learned[:1] = False
-        return learned, stop_at, merges
-
-    def _tokenise_texts(self, texts: list[str], max_length: int) -> list[TokenisedSequence | RowFault]:
-        rows: list[TokenisedSequence | RowFault] = []
-        for encoding in self._encoder.encode_batch_fast(texts, add_special_tokens=True):
-            ids = encoding.ids
-            if self._eos_id is not None and ids[-1:] != [self._eos_id]:
+        end = len(ids)
+        while end > 0 and ids[end - 1] not in self._stop_ids and not self._encoder.text_of(ids[end - 1]).strip():
+            end -= 1  # white space behind an end token is never generated
+        if end == 0 or ids[end - 1] not in self._stop_ids:
+            end = len(ids)
+            if self._eos_id is not None:
                 ids.append(self._eos_id)
-            learned = np.ones(min(len(ids), max_length), dtype=np.bool_)
-            learned[:1] = False
-            ends = self._eos_id is not None and len(ids) <= max_length
-            rows.append(TokenisedSequence(np.array(ids[:max_length], dtype=np.int32), learned, len(ids), ends))
-        return rows
+                end += 1
+        learned = np.zeros(len(ids), dtype=np.bool_)
+        learned[1:end] = True
+        sequence = TokenisedSequence(
+            np.array(ids[:max_length], dtype=np.int32),
+            learned[:max_length],
+            len(ids),
+            learns_end=0 < end <= max_length and ids[end - 1] in self._stop_ids,
+            text=text,
+        )
+        return _Parts([sequence], self._markers.of_text(text))
 
     def _tokenise_conversations(
         self, conversations: Sequence[Conversation], max_length: int
-    ) -> list[TokenisedSequence | RowFault]:
-        rendered: list[Rendered | RowFault] = []
-        for conversation in conversations:
+    ) -> list[_Parts | RowFault]:
+        found: list[_Parts | RowFault] = []
+        waiting: list[tuple[Rendered, list[Message], _Parts]] = []
+        for given in conversations:
+            parts = _Parts()
             try:
-                rendered.append(render_conversation(self.template, conversation))
+                messages, facts = self._markers.clean(given.messages or ())
+                parts.facts |= facts
+                conversation = replace(given, messages=messages)
+                turns = len(learned_turns(conversation, self.learn))
+                if turns > 1 and turns * conversation.characters > _RENDERED_AT_ONCE:
+                    self._tokenise_long(conversation, turns, parts, max_length)
+                else:
+                    texts = list(self._renderer.render(conversation, self.learn))
+                    waiting += [(rendered, messages, parts) for rendered in texts]
+                found.append(parts)
             except RowFault as fault:
-                rendered.append(fault)
-        encodings = iter(self._encode([row.text for row in rendered if isinstance(row, Rendered)]))
-        return [
-            row if isinstance(row, RowFault) else self._conversation_sequence(row, next(encodings), max_length)
-            for row in rendered
-        ]
+                found.append(fault)
+        for rendered, messages, parts, encoding in self._encoded(waiting):
+            self._add(parts, self._marker.mark(rendered, encoding), messages, max_length)
+        return found
 
-    def _conversation_sequence(self, rendered: Rendered, encoding: Encoding, max_length: int) -> TokenisedSequence:
-        learned, stop_at, merges = self._learned_tokens(rendered, encoding)
-        ids = np.array(encoding.ids, dtype=np.int32)
+    def _encoded(
+        self, waiting: Sequence[tuple[Rendered, list[Message], _Parts]]
+    ) -> Iterator[tuple[Rendered, list[Message], _Parts, Encoding | None]]:
+        """Encode the texts of a batch together, some at a time; with None where each is to be encoded apart."""
+        for some in _slices(waiting):
+            encodings: Iterable[Encoding | None] = (
+                [None] * len(some)
+                if self._marker.always_apart
+                else self._encoder.encode([rendered.text for rendered, _, _ in some])
+            )
+            for item, encoding in zip(some, encodings, strict=True):
+                yield *item, encoding
+
+    def _tokenise_long(self, conversation: Conversation, turns: int, parts: _Parts, max_length: int) -> None:
+        """Tokenise the texts of a long conversation one by one, as long as their answers begin before the cut."""
+        cut: str | None = None
+        messages = conversation.messages or []
+        seen = 0
+        for rendered in self._renderer.render(conversation, self.learn):
+            if cut is not None and rendered.text.startswith(cut):
+                break
+            seen += len(rendered.turns)
+            marked = self._marker.mark(rendered)
+            self._add(parts, marked, messages, max_length)
+            last = marked[-1]
+            cut = None
+            if last.first[-1] >= max_length:
+                end = last.end_of(max_length - 1) + _MARGIN
+                cut = rendered.text[:end] if end < len(rendered.text) else None
+        else:
+            return
+        parts.unseen = turns - seen
+
+    def _add(self, parts: _Parts, marked: Iterable[Marked], messages: list[Message], max_length: int) -> None:
+        for each in marked:
+            parts.sequences.append(self._sequence(each, messages, max_length))
+            parts.facts |= each.rendered.facts | ({Fact.BOUNDARY_MERGES} if each.merges else set())
+
+    def _sequence(self, marked: Marked, messages: list[Message], max_length: int) -> TokenisedSequence:
+        last = marked.rendered.turns[-1]
         return TokenisedSequence(
-            ids[:max_length],
-            learned[:max_length],
-            len(ids),
-            learns_end=0 <= stop_at < max_length,
-            boundary_merge=merges,
-            rewritten=rendered.rewritten,
-            prompt_differs=rendered.prompt_differs,
+            np.array(marked.ids[:max_length], dtype=np.int32),
+            marked.learned[:max_length],
+            len(marked.ids),
+            learns_end=0 <= marked.stop_at < max_length,
+            messages=messages[: last.messages],
+            prompt_tokens=0 if last.continued or marked.merges else marked.first[-1],
+            answers=len(marked.first),
+            answers_cut=sum(first >= max_length for first in marked.first),
         )
 
-    def _row(self, parts: Sequence[TokenisedSequence | RowFault], max_length: int) -> TokenisedRow | RowFault:
-        """Build the row of these sequences; the first fault among them is the row's."""
+    def _row(self, example: Example, parts: Sequence[_Parts | RowFault], max_length: int) -> TokenisedRow | RowFault:
+        """Build the row of what became of its conversations; the first fault among them is the row's."""
+        is_whole = len(example.sequences) > 1 or example.number == example.number  # a pair, or a row with a number
         sequences: list[TokenisedSequence] = []
+        facts: set[Fact] = set()
+        answers = cut = 0
         for part in parts:
-            fault = part if isinstance(part, RowFault) else self._fault_of(part, max_length)
+            if isinstance(part, RowFault):
+                return part
+            if is_whole and len(part.sequences) + part.unseen > 1:
+                return _several_texts()
+            kept = [sequence for sequence in part.sequences if sequence.learned.any()]
+            fault = self._fault_of(kept or part.sequences, max_length)
             if fault is not None:
                 return fault
-            assert isinstance(part, TokenisedSequence)
-            sequences.append(part)
-        return TokenisedRow(tuple(sequences))
+            sequences += kept
+            facts |= part.facts | ({Fact.SEVERAL_SEQUENCES} if len(part.sequences) + part.unseen > 1 else set())
+            answers += sum(sequence.answers - sequence.answers_cut for sequence in part.sequences)
+            cut += part.unseen + sum(sequence.answers_cut for sequence in part.sequences)
+        return TokenisedRow(tuple(sequences), frozenset(facts), answers, cut)
 
-    def _fault_of(self, sequence: TokenisedSequence, max_length: int) -> RowFault | None:
-        """Return why the model cannot learn from `sequence`, None if it can."""
-        ids = sequence.input_ids
-        if self._embeddings is not None and len(ids) and ids.max() >= self._embeddings:
-            return self._without_embedding(int(ids[ids >= self._embeddings][0]))
-        if sequence.learned.any():
+    def _fault_of(self, sequences: Sequence[TokenisedSequence], max_length: int) -> RowFault | None:
+        """Return why the model cannot learn from the sequences of a conversation, None if it can."""
+        for sequence in sequences:
+            ids = sequence.input_ids
+            if self._embeddings is not None and len(ids) and ids.max() >= self._embeddings:
+                return self._without_embedding(int(ids[ids >= self._embeddings][0]))
+        first = sequences[0]
+        if first.learned.any():
             return None
-        if sequence.full_length > max_length:
+        if first.full_length > max_length:
             limit = f"{{field:training.max_length}} ({max_length} tokens)"
             rule = f"nothing is left to learn: the answer starts after {limit}"
             return RowFault(Reason.NOTHING_TO_LEARN, rule, "raise {field:training.max_length} or shorten the prompt")
-        if sequence.full_length < _FEWEST_TOKENS:
-            cause = f"it has {sequence.full_length} of the {_FEWEST_TOKENS} tokens needed (the first is only context)"
+        if first.full_length < _FEWEST_TOKENS:
+            cause = f"it has {first.full_length} of the {_FEWEST_TOKENS} tokens needed (the first is only context)"
         else:
             cause = "the answer has no token of its own"
         rule = f"no token would be trained on: {cause}"
         return RowFault(Reason.NOTHING_TO_LEARN, rule, "give more text or remove the row")
 
     def _without_embedding(self, number: int) -> RowFault:
-        added = self._added_tokens.get(number)  # any other token is a piece of the row's text
+        added = self._encoder.added.get(number)  # any other token is a piece of the row's text
         token = f"token {added} ({number})" if added is not None else f"token {number}"
         rule = f"has {token}, and the base has {self._embeddings:,} embeddings: 0 to {(self._embeddings or 1) - 1}"
         fix = "resize_token_embeddings() of the base and save it with its tokenizer, or use the tokenizer it came with"
         return RowFault(Reason.TOKEN_WITHOUT_EMBEDDING, rule, fix)
 
-    def _encode(self, texts: list[str]) -> list[Encoding]:
-        # Post-processors of byte-level tokenizers cut blanks out of the offsets, and then leading blanks of an
-        # answer would belong to no token. Without special tokens a post-processor does nothing else.
-        processor = self._encoder.post_processor
-        self._encoder.post_processor = None  # type: ignore[assignment]
-        try:
-            return self._encoder.encode_batch(texts, add_special_tokens=False)
-        finally:
-            if processor is not None:
-                self._encoder.post_processor = processor
 
-    def _closing_stop(self, turn: list[int], encoding: Encoding, first: int, text: str) -> int:
-        """Find the stop token that ends a turn, -1 if none does: what the template writes behind it is never generated.
-
-        `turn` holds the ids of the turn, `first` is the index of its first token, `text` ends with the turn.
-        """
-        closing = -1
-        for index in range(first + len(turn) - 1, first - 1, -1):
-            if turn[index - first] in self._stop_ids:
-                closing = index  # and perhaps one before it: some templates end a turn, then the conversation
-                continue
-            if _source(encoding, index, text).strip():
-                break
-        return closing
-
-    def _prompt_merges(self, prompt_ids: list[int], encoding: Encoding, prompt: str) -> bool:
-        """Return whether the prompt alone is tokenised differently than at the start of the whole row.
-
-        A special token splits the text for certain, so only the part from the last one on is encoded again; with most
-        templates that is the short head of the assistant's turn, the same in every row.
-        """
-        start = len(prompt_ids)
-        while start > 0:
-            start -= 1
-            content = self._special_tokens.get(prompt_ids[start])
-            if content is not None and _source(encoding, start, prompt).strip() == content.strip():
-                break  # written in the text, not an unknown-token standing for something else
-        tail = prompt[_start(encoding, start) :] if start > 0 else prompt
-        ids = self._tails.get(tail)
-        if ids is None:
-            ids = self._encoder.encode(tail, add_special_tokens=False).ids
-            if len(tail) <= _CACHED_TAIL_CHARACTERS and len(self._tails) < _CACHED_TAILS:
-                self._tails[tail] = ids
-        return ids != prompt_ids[start:]
+def _several_texts() -> RowFault:
+    return RowFault(
+        Reason.TEMPLATE_REFUSES,
+        "the chat template rewrites earlier answers, so several of them cannot be learned as the one answer of the row",
+        "let the row learn one answer, with the earlier ones in its prompt",
+    )
 
 
-def _first_token_from(encoding: Encoding, character: int, end: int) -> int:
-    """Return the index of the first token that begins at `character` or later (len of the encoding: none)."""
-    for position in range(character, end):
-        token = encoding.char_to_token(position)
-        if token is None:
-            continue  # the tokenizer drops this character
-        while token < len(encoding) and _start(encoding, token) < character:
-            token += 1
-        return token
-    return len(encoding)
+def _where(texts: Sequence[str], flags: Sequence[bool], want: bool) -> list[str]:
+    return [text for text, flag in zip(texts, flags, strict=True) if flag is want]
 
 
-def _start(encoding: Encoding, token: int) -> int:
-    span = encoding.token_to_chars(token)
-    return span[0] if span is not None else 0
-
-
-def _source(encoding: Encoding, token: int, text: str) -> str:
-    start, end = encoding.token_to_chars(token) or (0, 0)
-    return text[start:end]
+def _slices(
+    waiting: Sequence[tuple[Rendered, list[Message], _Parts]],
+) -> Iterator[Sequence[tuple[Rendered, list[Message], _Parts]]]:
+    """Cut a batch where its texts get too long to encode at once."""
+    start = characters = 0
+    for at, (rendered, _, _) in enumerate(waiting):
+        if characters and characters + len(rendered.text) > _ENCODED_AT_ONCE:
+            yield waiting[start:at]
+            start, characters = at, 0
+        characters += len(rendered.text)
+    if start < len(waiting):
+        yield waiting[start:]
 
 
 def _stop_ids(folder: Path) -> list[int]:

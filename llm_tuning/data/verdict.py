@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llm_tuning.data.faults import Reason
+from llm_tuning.data.faults import Fact, Reason
 from llm_tuning.data.json_stream import object_problem, read_object
 from llm_tuning.data.parser import RowParser
 from llm_tuning.data.report import Refused, Report
@@ -19,6 +19,29 @@ MAX_NAMES = 500
 """Fields that are not used, in a note; the report has them all."""
 MANY_TO_ONE = 9
 """So many good rows for a bad one, and leaving out the bad ones is worth a thought."""
+_WARNINGS: dict[str, str] = {
+    Fact.BOUNDARY_MERGES: "the prompt of {} has other tokens alone than before its answer: let prompts end, or answers "
+    "begin, without white space",
+    Fact.UNPAIRED_THINK: "an answer of {} closes a think block that it does not open: what stands before </think> is "
+    "learned as reasoning",
+    Fact.LEFT_OUT: "the chat template leaves out a message of {}: the answer is learned without it; remove such "
+    "messages, or write them as turns of the user",
+    Fact.SPECIAL_TOKENS: "messages of {} hold special tokens of the base, which are read as tokens and not as text: "
+    "remove them if they were not written on purpose",
+    Fact.FOREIGN_MARKERS: "texts of {} begin with a chat marker that is no token of the base: they are rendered for "
+    "another model",
+}
+"""By the field of the report that holds the rows."""
+_NOTES: dict[str, str] = {
+    Fact.SEVERAL_SEQUENCES: "the template rewrites earlier turns: the answers of {} are learned in sequences of their "
+    "own, each as it is served",
+    Fact.PROMPT_DIFFERS: "the template writes the answer of {} otherwise than its generation prompt begins it: it is "
+    "learned behind the generation prompt, as it is served",
+    Fact.ENDS_REMOVED: "an answer of {} ended with an end token of the base: it is removed, since the template writes "
+    "one",
+    Fact.MARKED_TEXTS: "texts of {} hold special tokens of the base: they are learned as they stand, without a chat "
+    "template around them",
+}
 _DEFECTS = (Reason.UNKNOWN_SHAPE, Reason.MISSING_FIELD)
 
 
@@ -94,16 +117,9 @@ def _find_warnings(report: Report, parser: RowParser) -> None:
         if tokens.truncated.count:
             at = f"{{field:training.max_length}} {tokens.max_length:,}"
             warn(f"{tokens.truncated} cut at {at}: raise it to keep the whole answers")
-        if tokens.boundary_merges.count:
-            warn(
-                f"the prompt of {tokens.boundary_merges} has other tokens alone than before its answer: "
-                "let prompts end, or answers begin, without white space"
-            )
-        if tokens.prompt_differs.count:
-            warn(
-                f"the template begins the answer of {tokens.prompt_differs} otherwise than its generation prompt: "
-                "served answers start from a prompt that was not trained"
-            )
+        for name, sentence in _WARNINGS.items():
+            if (rows := getattr(tokens, name)).count:
+                warn(sentence.format(rows))
     if report.prompts == 1 and report.kept >= MIN_ROWS_TO_SPLIT:
         warn("all rows have one prompt, so none can be held out to show what the adapter has learned")
     if report.duplicates.count:
@@ -128,8 +144,9 @@ def _find_notes(report: Report, tokenizer: RowTokenizer | None, tokenizer_dir: P
         note("the base has no chat template: the project's plain one is used and stored with the adapter")
     elif tokenizer.template.writes_the_date:
         note("the chat template writes the current date into the prompt")
-    if report.tokens is not None and report.tokens.last_turn_only.count:
-        note(f"the template rewrites earlier answers: only the last one is learned in {report.tokens.last_turn_only}")
+    for name, sentence in _NOTES.items():
+        if report.tokens is not None and (rows := getattr(report.tokens, name)).count:
+            note(sentence.format(rows))
     if report.rows_trimmed:
         note(f"messages after the last answer to learn are left out in {report.rows_trimmed:,} rows")
     if report.rows_left_out:

@@ -28,6 +28,8 @@ class Rows:
     tokens: int
     learned: int
     longest: int
+    sequences: int = 0
+    """Sequences of the rows; 0 where each row is one."""
 
     @classmethod
     def of(cls, report: Report) -> Rows | None:
@@ -36,7 +38,8 @@ class Rows:
         if found is None or found.lengths is None:
             return None
         longest = min(found.lengths.max, found.max_length)
-        return cls(report.kept, found.lengths.total - found.tokens_lost, found.learned, longest)
+        left = found.lengths.total - found.tokens_lost
+        return cls(report.kept, left, found.learned, longest, found.sequences)
 
     @property
     def mean(self) -> float:
@@ -73,11 +76,12 @@ def count_steps(rows: int, training: TrainingSpec, *, processes: int) -> Steps:
 def run_operations(
     operations: Operations, setting: Setting, *, rows: Rows, steps: Steps, training: TrainingSpec
 ) -> float:
-    """Count the operations of the whole run, summed over all devices; every row as long as their mean."""
+    """Count the operations of the whole run, summed over all devices; every sequence as long as their mean."""
 
     def work(rows_seen: float, *, trained: bool) -> float:
         tokens = rows_seen * rows.mean
-        amounts = {"tokens": tokens, "squares": tokens * rows.mean, "learned": tokens * rows.learned / rows.tokens}
+        squares = tokens * rows.tokens / (rows.sequences or rows.count)
+        amounts = {"tokens": tokens, "squares": squares, "learned": tokens * rows.learned / rows.tokens}
         forward = operations.forward(**amounts)
         if not trained:
             return forward

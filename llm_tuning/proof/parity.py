@@ -28,7 +28,10 @@ class Probe:
     tuned_logprobs: tuple[float, ...]
     """(T - 1,) the same of the tuned model."""
     messages: tuple[Mapping[str, Any], ...] | None
-    """The conversation whose rendering gives exactly `token_ids`; None for plain text and for rows that were cut."""
+    """The conversation that `token_ids` were made of; None for plain text and for rows that were cut."""
+    prompt_tokens: int = 0
+    """So many of `token_ids` are the prompt for the last message, as a server makes it of the others. 0 in older
+    files: there the rendering of all messages gives exactly `token_ids`."""
 
 
 @dataclass(frozen=True)
@@ -82,4 +85,7 @@ def _probe(value: Mapping[str, Any]) -> Probe:
     if not all(math.isfinite(x) for x in base + tuned):
         raise ValueError("a log-probability is not finite")
     messages = value.get("messages")
-    return Probe(token_ids, base, tuned, tuple(messages) if messages else None)
+    prompt_tokens = value.get("prompt_tokens", 0)
+    if messages and value.get("prompt_tokens") == 0:
+        messages = None  # no server makes this prompt of messages alone
+    return Probe(token_ids, base, tuned, tuple(messages) if messages else None, int(prompt_tokens))

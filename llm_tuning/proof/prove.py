@@ -71,7 +71,7 @@ def _prove(server: EngineProbe, adapter: Path, *, name: str, base: ServedModel) 
 
 
 def compare_templates(server: EngineProbe, adapter: Path, probes: Sequence[Probe], *, name: str) -> Templates:
-    """Render every probe that has a conversation at the server and compare the token ids."""
+    """Render the prompt of every probe that has a conversation at the server and compare the token ids."""
     conversations = [probe for probe in probes if probe.messages]
     if not conversations:
         return Templates(note="no probe is a whole conversation, so the chat template was not compared")
@@ -79,11 +79,22 @@ def compare_templates(server: EngineProbe, adapter: Path, probes: Sequence[Probe
         return Templates(note="the chat template writes today's date, so its renderings cannot be compared")
     different = 0
     for probe in conversations:
-        rendered = server.render(name, probe.messages or ())
+        rendered, want = _render(server, name, probe)
         if rendered is None:
             return Templates(note="the server has no /tokenize, so the chat template was not compared")
-        different += tuple(rendered) != probe.token_ids
+        different += tuple(rendered) != want
     return Templates(checked=len(conversations), different=different)
+
+
+def _render(server: EngineProbe, name: str, probe: Probe) -> tuple[list[int] | None, tuple[int, ...]]:
+    """Return what the server makes of a probe's messages and what the trainer made of them.
+
+    The prompt of the answer is compared, for no server renders the answer: it makes it.
+    """
+    messages = probe.messages or ()
+    if probe.prompt_tokens:
+        return server.render(name, messages[:-1], ask=True), probe.token_ids[: probe.prompt_tokens]
+    return server.render(name, messages), probe.token_ids
 
 
 def _template_text(adapter: Path) -> str:

@@ -79,8 +79,8 @@ def evaluate_policy(
     passes = ((batch, torch.stack(policy.score(batch))) for batch in batches.mine(indices, "during evaluation"))
     for batch, numbers in read_behind(passes):
         logprobs_N, right_N = numbers.double()
-        sequences = rows.sequences_of(batch.rows)
-        sequence_N = torch.from_numpy(np.repeat(sequences, rows.sequence_learned_counts[sequences]))
+        counts = rows.sequence_learned_counts[batch.sequences]
+        sequence_N = torch.from_numpy(np.repeat(batch.sequences, counts))
         sums.index_add_(1, sequence_N, torch.stack([logprobs_N, torch.ones_like(logprobs_N), right_N]))
     policy.train(was_training)
     at = torch.from_numpy(rows.sequences_of(indices))

@@ -109,7 +109,8 @@ class Steps(Dataset[dict[str, Step]]):
         if epoch != self._epoch:
             self._epoch, self._whole, self._share = epoch, task.steps.whole(epoch), task.steps.epoch(epoch)
         share, whole = self._share[at], self._whole[at]
-        micro_batches = [task.batches.lay(rows) for rows in task.batches.cut(share)]
+        cut = task.batches.cut(share, whole_rows=self.recipe.whole_rows)
+        micro_batches = [task.batches.lay(sequences) for sequences in cut]
         tokens = int(task.rows.lengths[whole].sum())
         return {"step": Step(micro_batches, self.recipe.weight(whole), tokens, task.operations_of(whole))}
 

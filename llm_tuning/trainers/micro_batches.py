@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from llm_tuning.data.token_rows import TokenRow, TokenRows
+from llm_tuning.data.token_rows import TokenRow, TokenRows, TokenSequence
 from llm_tuning.trainers.batching import Indices, full_batches, token_budget_batches
 from llm_tuning.trainers.parallel import stop_together
 
@@ -19,7 +19,7 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Rows that go through the model together: B sequences (1 where they lie end to end) of T tokens."""
+    """What goes through the model together: B sequences (1 where they lie end to end) of T tokens."""
 
     input_ids: Tensor
     """(B, T), int64 on the CPU."""
@@ -32,10 +32,12 @@ class MicroBatch:
     Padding needs no attention mask: with causal attention a real position never sees what is on its right.
     """
     rows: Indices = field(default_factory=lambda: np.empty(0, dtype=np.int64))
-    """Which rows of the data set these are, in the order of their tokens."""
+    """Which rows of the data set these are, in the order of their tokens; a row may be here in part."""
+    sequences: Indices = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    """The numbers of the sequences in the data set, in the order of their tokens."""
 
 
-def pad(rows: Sequence[TokenRow], indices: Indices | None = None) -> MicroBatch:
+def pad(rows: Sequence[TokenRow | TokenSequence]) -> MicroBatch:
     """Stack the sequences of rows one below the other, padded on the right with id 0."""
     sequences = [sequence for row in rows for sequence in row.sequences]
     shape = (len(sequences), max(len(sequence.input_ids) for sequence in sequences))
@@ -45,24 +47,23 @@ def pad(rows: Sequence[TokenRow], indices: Indices | None = None) -> MicroBatch:
         length = len(sequence.input_ids)
         input_ids[i, :length] = sequence.input_ids
         labels[i, :length] = np.where(sequence.learned, sequence.input_ids, IGNORED)
-    at = np.arange(len(rows)) if indices is None else indices
-    return MicroBatch(torch.from_numpy(input_ids), torch.from_numpy(labels), None, at)
+    return MicroBatch(torch.from_numpy(input_ids), torch.from_numpy(labels))
 
 
-def flatten(rows: Sequence[TokenRow], indices: Indices | None = None) -> MicroBatch:
+def flatten(rows: Sequence[TokenRow | TokenSequence]) -> MicroBatch:
     """Lay the sequences of rows end to end, without padding."""
     input_ids = np.concatenate([row.input_ids for row in rows]).astype(np.int64)
     labels = np.where(np.concatenate([row.learned for row in rows]), input_ids, IGNORED)
     lengths = [len(sequence.input_ids) for row in rows for sequence in row.sequences]
-    at = np.arange(len(rows)) if indices is None else indices
-    return MicroBatch(torch.from_numpy(input_ids)[None], torch.from_numpy(labels)[None], lengths, at)
+    return MicroBatch(torch.from_numpy(input_ids)[None], torch.from_numpy(labels)[None], lengths)
 
 
 @dataclass(frozen=True)
 class MicroBatches:
     """How rows become micro-batches of at most `max_tokens` tokens (padding counted), and which rank takes which.
 
-    With `flat` they lie end to end: only for a model that keeps them apart (`Policy.flat_rows`).
+    The sequences of a row may go through the model apart, unless the loss needs them together (`whole_rows`). With
+    `flat` sequences lie end to end: only for a model that keeps them apart (`Policy.flat_rows`).
     """
 
     rows: TokenRows
@@ -72,23 +73,32 @@ class MicroBatches:
     rank: int = 0
     world: int = 1
 
-    def cut(self, indices: Indices) -> list[Indices]:
-        """Return the rows of each micro-batch over `indices`."""
+    def cut(self, indices: Indices, *, whole_rows: bool = False) -> list[Indices]:
+        """Return the sequences of each micro-batch over the rows at `indices`, by their numbers in the data set.
+
+        With `whole_rows` those of a row stay together: for a loss that compares them.
+        """
+        rows = self.rows
         cut = full_batches if self.flat else token_budget_batches
-        return [indices[at] for at in cut(self.rows.lengths[indices], self.max_tokens)]
+        if whole_rows:
+            lengths = rows.lengths[indices] if self.flat else rows.padded_lengths(indices)
+            return [rows.sequences_of(indices[at]) for at in cut(lengths, self.max_tokens)]
+        sequences = rows.sequences_of(indices)
+        return [sequences[at] for at in cut(rows.sequence_lengths[sequences], self.max_tokens)]
 
-    def lay(self, at: Indices) -> MicroBatch:
-        """Build one micro-batch of the rows `at`."""
-        rows = [self.rows[int(i)] for i in at]
-        return flatten(rows, at) if self.flat else pad(rows, at)
+    def lay(self, sequences: Indices) -> MicroBatch:
+        """Build one micro-batch of the sequences with these numbers."""
+        laid = (flatten if self.flat else pad)([self.rows.sequence(int(number)) for number in sequences])
+        rows = self.rows.rows_of(sequences)
+        return replace(laid, rows=rows[np.diff(rows, prepend=-1) != 0], sequences=sequences)
 
-    def mine(self, indices: Indices, doing: str) -> Iterator[MicroBatch]:
+    def mine(self, indices: Indices, doing: str, *, whole_rows: bool = False) -> Iterator[MicroBatch]:
         """Yield this rank's share of the micro-batches over `indices`, dealt out in turn.
 
         All ranks take the same number of turns and all-reduce the stop flag in each: a signal to one of them raises
         TryAgain on all, which says what is being left (`doing`).
         """
-        cut = self.cut(indices)
+        cut = self.cut(indices, whole_rows=whole_rows)
         for first in range(0, len(cut), self.world):
             stop_together(doing, self.device)
             if first + self.rank < len(cut):

@@ -43,7 +43,10 @@ def score_rows(
     They are laid out flat, with zeros for the layout's other rows.
     """
     flat = torch.zeros(2, layout.size)
-    passes = ((batch, torch.stack(policy.logprobs_and_values(batch))) for batch in batches.mine(indices, doing))
+    passes = (
+        (batch, torch.stack(policy.logprobs_and_values(batch)))
+        for batch in batches.mine(indices, doing, whole_rows=True)
+    )
     for batch, numbers in read_behind(passes):
         flat[:, layout.positions(batch.rows)] = numbers
     logprobs, values = sum_over_ranks(flat, batches.device)
@@ -55,7 +58,9 @@ def start_states(policy: Policy, batches: MicroBatches, layout: TokenLayout, doi
     assert policy.head is not None
     states = torch.zeros(layout.size, policy.head.weight.shape[1], dtype=policy.dtype)
     # In one dtype, whichever the last norm gives: a rank without a pass must agree with the others.
-    passes = ((batch, policy.hidden(batch).to(policy.dtype)) for batch in batches.mine(layout.indices, doing))
+    passes = (
+        (batch, policy.hidden(batch).to(policy.dtype)) for batch in batches.mine(layout.indices, doing, whole_rows=True)
+    )
     for batch, hidden in read_behind(passes):
         states[layout.positions(batch.rows)] = hidden
     return sum_over_ranks(states, batches.device)
@@ -64,6 +69,6 @@ def start_states(policy: Policy, batches: MicroBatches, layout: TokenLayout, doi
 def mean_kl(policy: Policy, batches: MicroBatches, layout: TokenLayout, start_states_MH: Tensor) -> float:
     """Compute the mean exact KL(pi || pi_start) of the layout's output tokens, in nats a token, alike on every rank."""
     total = torch.zeros(1, dtype=torch.float64, device=batches.device)
-    for batch in batches.mine(layout.indices, "while measuring the KL"):
+    for batch in batches.mine(layout.indices, "while measuring the KL", whole_rows=True):
         total += policy.kl(batch, start_states_MH[layout.positions(batch.rows)]).double().sum()
     return float(sum_over_ranks(total, batches.device)) / layout.size

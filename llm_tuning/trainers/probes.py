@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llm_tuning.core.files import write_json
-from llm_tuning.data.token_rows import TokenRow, TokenRows
+from llm_tuning.data.token_rows import TokenRows, TokenSequence
 from llm_tuning.errors import InputError
 from llm_tuning.models.layout import PARITY
 from llm_tuning.run.context import TrainRun
@@ -47,8 +46,8 @@ def write_parity(
     there is no file and a warning: the run is done and must not be lost by it.
     """
     source, pool = ("held_out", held_out) if len(held_out) else ("training", training)
-    chosen = choose_probes(rows.lengths, pool)
-    shown = [rows[i] for i in chosen]
+    chosen = choose_probes(rows, pool)
+    shown = [rows.sequence(number) for number in chosen]
     quantization = run.config.model.quantization
     try:
         scores, scored_on = _scores(policy, shown), quantization
@@ -81,50 +80,63 @@ def write_parity(
     )
 
 
-def _scores(policy: Policy, rows: Sequence[TokenRow]) -> list[Scores]:
+def _scores(policy: Policy, sequences: Sequence[TokenSequence]) -> list[Scores]:
     was_training = policy.training
     policy.eval()
     with bare_base(policy.model):
-        base = [_logprobs(policy, row) for row in rows]
-    tuned = [_logprobs(policy, row) for row in rows]
+        base = [_logprobs(policy, sequence) for sequence in sequences]
+    tuned = [_logprobs(policy, sequence) for sequence in sequences]
     policy.train(was_training)
     return list(zip(base, tuned, strict=True))
 
 
-def _scores_as_served(run: TrainRun, policy: Policy, rows: Sequence[TokenRow]) -> list[Scores] | None:
+def _scores_as_served(run: TrainRun, policy: Policy, sequences: Sequence[TokenSequence]) -> list[Scores] | None:
     """Score on the base without quantisation; None, with a warning, where that fails."""
     try:
         served = unquantised_policy(run, policy)
-        return _scores(served, rows) if served is not None else None
+        return _scores(served, sequences) if served is not None else None
     except (InputError, OSError, RuntimeError, MemoryError) as error:  # torch's OutOfMemoryError is a RuntimeError
         why = first_line(error)[:300]
         log.warning("the probes of the proof are scored on 4 bits, for the base could not be loaded again: %s", why)
         return None
 
 
-def choose_probes(lengths: NDArray[np.int32], pool: NDArray[np.int64]) -> list[int]:
-    """Choose up to 32 rows of `pool`: whole rows of at most 256 tokens first, as only those can be rendered again."""
-    whole = [int(i) for i in pool if lengths[i] <= MAX_PROBE_TOKENS]
-    cut = [int(i) for i in pool if lengths[i] > MAX_PROBE_TOKENS]
+def choose_probes(rows: TokenRows, pool: NDArray[np.int64]) -> list[int]:
+    """Choose up to 32 sequences, one of each of the rows in `pool`, by their numbers in the data set.
+
+    Whole ones of at most 256 tokens first, as only those can be rendered again; of a row the longest of them.
+    """
+    whole, cut = [], []
+    for row in pool:
+        sequences = rows.sequences_of_row(int(row))
+        short = sequences[rows.sequence_lengths[sequences] <= MAX_PROBE_TOKENS]
+        if len(short):
+            whole.append(int(short[rows.sequence_lengths[short].argmax()]))
+        else:
+            cut.append(int(sequences[-1]))
+        if len(whole) == MAX_PROBES:
+            break
     return (whole + cut)[:MAX_PROBES]
 
 
-def _logprobs(policy: Policy, row: TokenRow) -> list[float]:
+def _logprobs(policy: Policy, sequence: TokenSequence) -> list[float]:
     """Compute log p(id_t | ids before t) for t >= 1 of one probe, in the loss or not, cut to its first 256 tokens."""
-    input_ids = row.input_ids[:MAX_PROBE_TOKENS]
-    probe = replace(row, input_ids=input_ids, learned=np.arange(len(input_ids)) > 0)
-    logprobs_N, _ = policy.score(pad([probe]))
+    input_ids = sequence.input_ids[:MAX_PROBE_TOKENS]
+    logprobs_N, _ = policy.score(pad([TokenSequence(input_ids, np.arange(len(input_ids)) > 0)]))
     return [round(value, 7) for value in logprobs_N.tolist()]
 
 
-def _probe(rows: TokenRows, i: int, base: list[float], tuned: list[float]) -> dict[str, Any]:
-    row = rows[i]
-    whole = len(row.input_ids) <= MAX_PROBE_TOKENS
+def _probe(rows: TokenRows, number: int, base: list[float], tuned: list[float]) -> dict[str, Any]:
+    """Describe a probe; `prompt_tokens` of its ids are what a server makes of its messages before the last one."""
+    sequence = rows.sequence(number)
+    row, part = rows.place_of(number)
+    whole = len(sequence.input_ids) <= MAX_PROBE_TOKENS
     return {
-        "messages": rows.messages(i) if whole else None,
-        "text": rows.text(i) if whole else None,
-        "token_ids": row.input_ids[:MAX_PROBE_TOKENS].tolist(),
-        "learned": row.learned[:MAX_PROBE_TOKENS].astype(int).tolist(),
+        "messages": rows.messages(row, part) if whole else None,
+        "text": rows.text(row, part) if whole else None,
+        "prompt_tokens": rows.prompt_tokens(row, part) if whole else 0,
+        "token_ids": sequence.input_ids[:MAX_PROBE_TOKENS].tolist(),
+        "learned": sequence.learned[:MAX_PROBE_TOKENS].astype(int).tolist(),
         "base_logprobs": base,
         "tuned_logprobs": tuned,
     }

@@ -92,6 +92,8 @@ class Recipe(ABC):
     """What `loss` sums up besides its gradient, reported as `train/<term>`; the first is the loss itself."""
     with_values: ClassVar[bool] = False
     """Whether the policy gets a value head."""
+    whole_rows: ClassVar[bool] = True
+    """Whether the sequences of a row are in one micro-batch; a loss that sums over sequences does not need it."""
     passes_between_epochs: ClassVar[bool] = False
     """Whether `begin_epoch` goes through many rows: a checkpoint is saved before it then."""
     if_diverged: ClassVar[str] = "set a lower one"

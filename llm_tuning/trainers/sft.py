@@ -16,7 +16,12 @@ def train(run: TrainRun) -> None:
 
 
 class Sft(Recipe):
-    """loss = - sum over the tokens t in the loss of log pi(t), divided by their number in the step."""
+    """loss = - sum over the tokens t in the loss of log pi(t), divided by their number in the step.
+
+    A conversation whose answers are sequences of their own has the weight of its tokens, as one sequence would.
+    """
+
+    whole_rows = False
 
     def loss(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """Compute the loss: nats summed over the tokens in the loss mask."""

@@ -100,13 +100,14 @@ class VllmProbe:
             raise Unprovable("the server answers without prompt log-probabilities")
         return _of_prompt(prompt, entries)
 
-    def render(self, model: str, messages: Sequence[Mapping[str, Any]]) -> list[int] | None:
+    def render(self, model: str, messages: Sequence[Mapping[str, Any]], *, ask: bool = False) -> list[int] | None:
         """Return the token ids that the server makes of a whole conversation; [] where its template refuses it.
 
-        None where the server has no /tokenize. No generation prompt: the conversation ends with the answer.
+        None where the server has no /tokenize. With `ask` the generation prompt follows, else the conversation ends
+        with the answer.
         """
         body: dict[str, Any] = {"model": model, "messages": [dict(m) for m in messages]}
-        body |= {"add_generation_prompt": False, "add_special_tokens": False}
+        body |= {"add_generation_prompt": ask, "add_special_tokens": False}
         response = self._request("POST", "/tokenize", body)
         if response.status_code in (400, 422):  # its text may quote the conversation: not shown
             return []

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from llm_tuning.data.token_rows import TokenRows, TokenRowsWriter
 from llm_tuning.trainers.evaluate import Measured, evaluate_policy
-from llm_tuning.trainers.micro_batches import MicroBatches
+from llm_tuning.trainers.micro_batches import MicroBatches, pad
 from llm_tuning.trainers.policy import Policy
 from llm_tuning.trainers.ppo import reward_weighted
 from llm_tuning.trainers.probes import MAX_PROBE_TOKENS, MAX_PROBES, choose_probes
@@ -100,7 +100,49 @@ def test_no_evaluation_makes_logits_of_every_position(tiny_base: Path, rows: Tok
     assert evaluate_policy(policy, MicroBatches(rows, 4096, True, "cpu"), np.arange(4)).tokens == learned
 
 
-def test_whole_rows_are_probed_before_cut_ones_and_at_most_32() -> None:
-    lengths = np.array([MAX_PROBE_TOKENS + 1, 10, MAX_PROBE_TOKENS, 400, 5], dtype=np.int32)
-    assert choose_probes(lengths, np.array([0, 3, 1, 2])) == [1, 2, 0, 3]
-    assert len(choose_probes(np.full(100, 9, dtype=np.int32), np.arange(100))) == MAX_PROBES
+def test_whole_rows_are_probed_before_cut_ones_and_at_most_32(tmp_path: Path) -> None:
+    rows = write_sequences(tmp_path / "rows", [[MAX_PROBE_TOKENS + 1], [10], [MAX_PROBE_TOKENS], [400], [5]])
+    assert choose_probes(rows, np.array([0, 3, 1, 2])) == [1, 2, 0, 3]
+    many = write_sequences(tmp_path / "many", [[9]] * 100)
+    assert len(choose_probes(many, np.arange(100))) == MAX_PROBES
+
+
+def test_of_a_row_of_several_sequences_one_that_fits_is_probed(tmp_path: Path) -> None:
+    rows = write_sequences(tmp_path / "rows", [[9, 40, 300], [7], [300, 400]])
+    assert choose_probes(rows, np.arange(3)) == [1, 3, 5]
+    assert rows.place_of(1) == (0, 1)
+
+
+def test_sequences_of_a_row_are_scored_apart_and_count_once(tiny_base: Path, tmp_path: Path) -> None:
+    """However they are cut into passes: a row of many sequences may be longer than a pass takes."""
+    rows = write_sequences(tmp_path / "rows", [[9, 40, 17], [30], [12, 21]])
+    policy = Policy(AutoModelForCausalLM.from_pretrained(tiny_base), device="cpu", dtype=torch.float32)
+    alone = [policy.score(pad([rows.sequence(number)]))[0].double().sum() for number in range(6)]
+    for flat in (True, False):
+        for tokens in (16, 64, 4096):
+            batches = MicroBatches(rows, tokens, flat, "cpu")
+            cut = batches.cut(np.arange(3))
+            assert sorted(np.concatenate(cut).tolist()) == list(range(6))
+            assert max(len(batches.lay(at).input_ids.flatten()) for at in cut) <= max(tokens, 40)
+            scores = evaluate_policy(policy, batches, np.arange(3))
+            assert scores.loss == pytest.approx(-float(sum(alone)) / scores.tokens, abs=1e-6)
+            whole = batches.cut(np.arange(3), whole_rows=True)
+            assert [sorted(batches.lay(at).rows.tolist()) for at in whole] == [
+                sorted(set(rows.rows_of(at).tolist())) for at in whole
+            ]
+            assert sum(len(set(rows.rows_of(at).tolist())) for at in whole) == 3, "no row is in two of them"
+
+
+def write_sequences(path: Path, lengths: list[list[int]]) -> TokenRows:
+    """Rows of sequences of these lengths; the second half of each is learned."""
+    random = np.random.default_rng(0)
+    with TokenRowsWriter(path) as writer:
+        for number, row in enumerate(lengths, start=1):
+            for part, length in enumerate(row):
+                ids = random.integers(4, 200, length).astype(np.int32)
+                learned = np.arange(length) >= max(1, length // 2)
+                if part == 0:
+                    writer.append(ids, learned, row_number=number, text="")
+                else:
+                    writer.append_sequence(ids, learned, text="")
+    return TokenRows.open(path)

@@ -196,6 +196,7 @@ def test_every_reason_of_a_parsed_row_has_a_case() -> None:
         Reason.DUPLICATE_FIELD,
         Reason.MIXED_SHAPES,
         Reason.TEMPLATE_REFUSES,
+        Reason.ALREADY_RENDERED,
         Reason.NOTHING_TO_LEARN,
         Reason.TOKEN_WITHOUT_EMBEDDING,
     }

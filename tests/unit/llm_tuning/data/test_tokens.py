@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.models import WordLevel
+from tokenizers.normalizers import Replace
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from llm_tuning.data.chat import ChatTemplate, load_chat_template, plain_template
 from llm_tuning.data.check import check_dataset
-from llm_tuning.data.faults import Reason, RowFault
+from llm_tuning.data.faults import Fact, Reason, RowFault
 from llm_tuning.data.rows import Conversation, Example
-from llm_tuning.data.spans import render_conversation
 from llm_tuning.data.tokens import RowTokenizer, TokenisedRow, TokenisedSequence
 from llm_tuning.errors import InputError, in_words
 from llm_tuning.modes import MODES
@@ -68,8 +68,13 @@ def of(number: int, **conversation: Any) -> Example:
     return Example(number, (Conversation(**conversation),))
 
 
-def tokenised(tokenizer: RowTokenizer, example: Example, max_length: int = 100_000) -> TokenisedSequence:
+def row_of(tokenizer: RowTokenizer, example: Example, max_length: int = 100_000) -> TokenisedRow | RowFault:
     (row,) = tokenizer.tokenise([example], max_length=max_length)
+    return row
+
+
+def tokenised(tokenizer: RowTokenizer, example: Example, max_length: int = 100_000) -> TokenisedSequence:
+    row = row_of(tokenizer, example, max_length)
     assert isinstance(row, TokenisedRow), row
     (sequence,) = row.sequences
     return sequence
@@ -92,37 +97,35 @@ def test_learned_tokens_decode_to_the_answers_and_their_end_token(seed: int) -> 
     assert learned_runs(row, encoder) == answers
     assert row.learns_end
     assert not row.learned[0]
-    assert not row.boundary_merge
 
 
 @pytest.mark.parametrize("template", [TURNS, CHAT_TEMPLATE, plain_template().text], ids=["turns", "chatml", "plain"])
 @pytest.mark.parametrize("kind", [byte_level, metaspace])
 @pytest.mark.parametrize("seed", range(12))
-def test_only_a_token_shared_with_the_prompt_is_missing_and_then_it_is_said(
+def test_prompts_have_the_tokens_that_they_have_alone_and_answers_are_learned_whole(
     template: str, kind: Any, seed: int
 ) -> None:
     encoder: Tokenizer = kind()
     chat = ChatTemplate(template, "a template", TOKENS)
     tokenizer = RowTokenizer(encoder, chat, stop_ids=[])
-    example = of(1, messages=random_conversation(seed))
-    rendered = render_conversation(chat, example.sequences[0])
-    row = tokenised(tokenizer, example)
-
-    alone = [encoder.encode(rendered.text[:start], add_special_tokens=False).ids for start, _ in rendered.spans]
-    merges = any(row.input_ids[: len(ids)].tolist() != ids for ids in alone)
-    assert row.boundary_merge == merges
-
-    assert row.input_ids.tolist() == encoder.encode(rendered.text, add_special_tokens=False).ids
-    if not merges:
-        first = [len(ids) for ids in alone]
-        starts = [i for i in range(1, len(row.learned)) if row.learned[i] and not row.learned[i - 1]]
-        assert starts == first
-    learned = {i for start, end in tokenizer.learned_characters(rendered) for i in range(start, end)}
-    text = "".join(rendered.text[i] for i in sorted(learned))
-    answers = [m["content"] for m in example.sequences[0].messages or [] if m["role"] == "assistant"]
+    messages = random_conversation(seed)
+    row = row_of(tokenizer, of(1, messages=messages))
+    assert isinstance(row, TokenisedRow)
+    assert Fact.BOUNDARY_MERGES not in row.facts
+    for sequence in row.sequences:
+        assert sequence.messages is not None
+        prompt = chat.render(sequence.messages[:-1], add_generation_prompt=True)
+        ids = sequence.input_ids.tolist()
+        assert ids[: sequence.prompt_tokens] == encoder.encode(prompt, add_special_tokens=False).ids
+        assert sequence.learned[sequence.prompt_tokens]
+        assert not sequence.learned[sequence.prompt_tokens - 1]
+    texts = [
+        "".join(text[at] for at in sorted({at for span in spans for at in range(*span)}))
+        for text, spans in tokenizer.shown(Conversation(messages))
+    ]
     ends = "<|im_end|>\n" if template == CHAT_TEMPLATE else "</s>"
-    if not merges:
-        assert text == "".join(f"{answer}{ends}" for answer in answers)
+    answers = [f"{m['content']}{ends}" for m in messages if m["role"] == "assistant"]
+    assert sorted("".join(texts)) == sorted("".join(answers))
 
 
 def test_a_batch_gives_the_same_rows_as_one_by_one(tokenizer_dir: Path) -> None:
@@ -130,10 +133,12 @@ def test_a_batch_gives_the_same_rows_as_one_by_one(tokenizer_dir: Path) -> None:
     assert tokenizer is not None
     examples = [of(i, messages=random_conversation(i)) for i in range(10)]
     for example, row in zip(examples, tokenizer.tokenise(examples, max_length=1000), strict=True):
-        alone = tokenised(tokenizer, example, 1000)
+        alone = row_of(tokenizer, example, 1000)
         assert isinstance(row, TokenisedRow)
-        (found,) = row.sequences
-        assert (found.input_ids.tolist(), found.learned.tolist()) == (alone.input_ids.tolist(), alone.learned.tolist())
+        assert isinstance(alone, TokenisedRow)
+        for found, want in zip(row.sequences, alone.sequences, strict=True):
+            assert found.input_ids.tolist() == want.input_ids.tolist()
+            assert found.learned.tolist() == want.learned.tolist()
 
 
 def test_a_prompt_with_answers_in_it_is_context_only() -> None:
@@ -144,26 +149,27 @@ def test_a_prompt_with_answers_in_it_is_context_only() -> None:
     assert learned_runs(row, encoder) == ["learned</s>"]
 
 
-def test_a_template_that_rewrites_history_teaches_the_last_turn_only() -> None:
+def test_a_template_that_rewrites_history_gives_each_answer_a_sequence() -> None:
     encoder = byte_level()
     tokenizer = RowTokenizer(encoder, ChatTemplate(DROPS_OLD_ANSWERS, "drops", TOKENS), stop_ids=[])
-    row = tokenised(
-        tokenizer,
-        of(1, messages=[user("q"), assistant("why|yes"), user("r"), assistant("how|no")]),
-    )
-    assert row.rewritten
-    assert learned_runs(row, encoder) == ["how|no</s>"]
+    messages = [user("q"), assistant("why|yes"), user("r"), assistant("how|no")]
+    row = row_of(tokenizer, of(1, messages=messages))
+    assert isinstance(row, TokenisedRow)
+    assert [learned_runs(sequence, encoder) for sequence in row.sequences] == [["why|yes</s>"], ["how|no</s>"]]
+    assert [sequence.messages for sequence in row.sequences] == [messages[:2], messages]
+    assert Fact.SEVERAL_SEQUENCES in row.facts
 
 
-def test_a_generation_prompt_unlike_the_turn_is_said() -> None:
+def test_an_answer_is_learned_behind_the_generation_prompt_though_the_template_begins_it_otherwise() -> None:
     encoder = byte_level()
     text = TURNS.replace("{% if add_generation_prompt %}<|assistant|>", "{% if add_generation_prompt %}<|assistant|>>>")
-    row = tokenised(
-        RowTokenizer(encoder, ChatTemplate(text, "t", TOKENS), stop_ids=[]),
-        of(1, messages=[user("q"), assistant("a")]),
-    )
-    assert row.prompt_differs
-    assert learned_runs(row, encoder) == ["a</s>"]
+    chat = ChatTemplate(text, "t", TOKENS)
+    row = row_of(RowTokenizer(encoder, chat, stop_ids=[]), of(1, messages=[user("q"), assistant("a")]))
+    assert isinstance(row, TokenisedRow)
+    assert row.facts == {Fact.PROMPT_DIFFERS}
+    (sequence,) = row.sequences
+    assert encoder.decode(sequence.input_ids.tolist(), skip_special_tokens=False).endswith("<|assistant|>>>a</s>\n")
+    assert learned_runs(sequence, encoder) == ["a</s>"]
 
 
 def test_of_two_end_tokens_the_first_ends_the_turn() -> None:
@@ -234,7 +240,8 @@ def test_rows_are_cut_at_the_end_and_what_is_lost_is_known() -> None:
     ],
 )
 def test_a_row_without_a_token_to_train_on_is_refused_with_the_cause(conversation: dict[str, Any], cause: str) -> None:
-    encoder = Tokenizer(WordLevel({"x": 0, "ask": 1, "askme": 2, "?": 3}, unk_token="?"))
+    encoder = Tokenizer(WordLevel({"x": 0, "ask": 1, "?": 2}, unk_token="?"))
+    encoder.normalizer = Replace("me", "")  # type: ignore[assignment]
     encoder.pre_tokenizer = WhitespaceSplit()  # type: ignore[assignment]
     together = ChatTemplate("x {% for m in messages %}{{ m.content }}{% endfor %}", "together", {})
     (fault,) = RowTokenizer(encoder, together, stop_ids=[]).tokenise([of(1, **conversation)], max_length=100)
