@@ -14,9 +14,10 @@ from pathlib import Path
 from llm_tuning.agent.aside import BRIEFLY_SECONDS, StillRunning, within
 from llm_tuning.agent.contract import ENGINE_PORT, DesiredRoutes, ServeInput
 from llm_tuning.core.files import read_file
-from llm_tuning.engines.plan import EnginePlan
+from llm_tuning.engines.plan import EnginePlan, Lookup
 from llm_tuning.engines.vllm.adapter import ServedAdapter, inspect_adapter
 from llm_tuning.engines.vllm.pod import Pod, plan_pod
+from llm_tuning.engines.vllm.tensor_names import read_lookup
 from llm_tuning.errors import InputError, Problem, TryAgain
 from llm_tuning.models.adapter import trained_base
 from llm_tuning.models.base import inspect_base, weight_hash
@@ -51,16 +52,17 @@ def make_plan(
         memory_bytes=given.memory_bytes,
         port=engine_port,
     )
-    adapters = _fit_adapters(desired, root, pod.base_hash)
+    # An adapter of layers that see or hear is one: the engine is then started with them.
+    adapters = _fit_adapters(desired, root, pod.base_hash, read_lookup(base, towers=True))
     return plan_pod(pod, adapters, wanted=len(desired.model_ids), rank=desired.rank, scratch=scratch)
 
 
-def _fit_adapters(desired: DesiredRoutes, root: Path, base_hash: str) -> list[ServedAdapter]:
+def _fit_adapters(desired: DesiredRoutes, root: Path, base_hash: str, lookup: Lookup) -> list[ServedAdapter]:
     found = []
     patience = ADAPTER_SECONDS
     for name in desired.model_ids:
         try:
-            adapter = within(patience, partial(_fit_adapter, root / "models" / name, base_hash))
+            adapter = within(patience, partial(_fit_adapter, root / "models" / name, base_hash, lookup))
         except StillRunning:
             patience = BRIEFLY_SECONDS
         except Exception:  # whatever its files hold, the engine starts for the others
@@ -70,8 +72,8 @@ def _fit_adapters(desired: DesiredRoutes, root: Path, base_hash: str) -> list[Se
     return found
 
 
-def _fit_adapter(path: Path, base_hash: str) -> ServedAdapter | None:
-    return inspect_adapter(path, None) if trained_base(path).weight_hash in ("", base_hash) else None
+def _fit_adapter(path: Path, base_hash: str, lookup: Lookup) -> ServedAdapter | None:
+    return inspect_adapter(path, None, lookup) if trained_base(path).weight_hash in ("", base_hash) else None
 
 
 def _inside(root: Path, relative: str) -> Path:

@@ -136,6 +136,7 @@ class AdapterReason(StrEnum):
     ADAPTER_NOT_FOUND = "AdapterNotFound"
     ADAPTER_INVALID = "AdapterInvalid"
     BASE_MISMATCH = "BaseMismatch"
+    BASE_WITHOUT_LORA = "BaseWithoutLoRA"
     RANK_TOO_HIGH = "RankTooHigh"
     TEMPLATE_MISMATCH = "TemplateMismatch"
     TARGET_MODULES_MISMATCH = "TargetModulesMismatch"

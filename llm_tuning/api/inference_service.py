@@ -123,7 +123,12 @@ class VllmSpec(ApiModel):
 
     dtype: Literal["auto", "bfloat16", "float16", "float32"] | None = Field(
         None,
-        description="Precision of weights and computation; without it what the base was saved in, on the CPU that of the adapters' training.",
+        description="Precision of weights and computation; without it what the base was saved in, on the CPU that of the adapters' training, or bfloat16 where vLLM's CPU kernel has no other (Qwen3.5, Qwen3-Next).",
+    )
+
+    language_model_only: bool | None = Field(
+        None,
+        description="Serve the language model of a base that also sees or hears alone: less memory, no image processor needed, and requests with images are refused. Without it true, since adapters are trained and proven on text, unless an adapter that is wanted when a replica starts changes those layers.",
     )
 
     max_lora_rank: Literal[8, 16, 32, 64, 128, 256, 320, 512] | None = Field(

@@ -8,6 +8,18 @@ from typing import Self
 
 
 @dataclass(frozen=True)
+class Lookup:
+    """How an engine looks up an adapter's tensors by their names."""
+
+    architecture: str = ""
+    """The class of the base, by its config.json."""
+    nested: bool = False
+    """The layers lie below `language_model`: the base also sees or hears."""
+    towers: bool = False
+    """The engine is started with the layers that see or hear."""
+
+
+@dataclass(frozen=True)
 class EnginePlan:
     """The engine's command, and what it fixes for adapters."""
 
@@ -26,6 +38,9 @@ class EnginePlan:
     """Where it is from, for messages."""
     max_loads: int | None = None
     """How often an engine may load an adapter from its start to its end; None without a limit."""
+    lookup: Lookup = Lookup()
+    without_lora: str = ""
+    """Why this engine serves the base alone; empty where it serves adapters."""
 
     def encode(self) -> str:
         return json.dumps(asdict(self))
@@ -33,4 +48,5 @@ class EnginePlan:
     @classmethod
     def decode(cls, text: str) -> Self:
         value = json.loads(text)
-        return cls(**{**value, "command": tuple(value["command"]), "target_modules": tuple(value["target_modules"])})
+        lists = {name: tuple(value[name]) for name in ("command", "target_modules")}
+        return cls(**{**value, **lists, "lookup": Lookup(**value["lookup"])})

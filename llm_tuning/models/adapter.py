@@ -18,7 +18,7 @@ SMALL_FILE_BYTES = 2**21
 HEADER_BYTES = 2**23
 """The largest header of an adapter's weights: more than fifty thousand tensors."""
 OUTPUT_HEAD = "lm_head"
-_MODULE = re.compile(r"(?:^|\.)([^.]+)\.lora_(?:embedding_)?[AB](?:\.|$)")
+_MODULE = re.compile(r"^(?:base_model\.model\.)?(.+)\.lora_(?:embedding_)?[AB](?:\.|$)")
 
 
 def read_small(path: Path, where: str, problems: list[Problem], *, missing: str | None = None) -> dict[str, Any]:
@@ -32,10 +32,18 @@ def read_template(adapter: Path) -> str | None:
     return read_text(path, most=SMALL_FILE_BYTES) if path.exists() else None
 
 
-def adapted_modules(adapter: Path) -> set[str]:
-    """Read the last name parts of the adapted modules, as `q_proj`; raises ValueError or OSError if unreadable."""
+def adapted_paths(adapter: Path) -> set[str]:
+    """Read the names of the adapted modules, as `model.layers.0.self_attn.q_proj`.
+
+    Raises ValueError or OSError if unreadable.
+    """
     found = [_MODULE.search(name) for name in read_header(adapter / ADAPTER_WEIGHTS, most=HEADER_BYTES)]
     return {match.group(1) for match in found if match}
+
+
+def adapted_modules(adapter: Path) -> set[str]:
+    """Read the last name parts of the adapted modules, as `q_proj`; raises as `adapted_paths` does."""
+    return {path.rpartition(".")[2] for path in adapted_paths(adapter)}
 
 
 def adapts_output_head(adapter: Path) -> bool:

@@ -5,6 +5,7 @@
 | device | the GPUs numbered by gpu_id, as nvidia-smi does or within CUDA_VISIBLE_DEVICES; the CPU for `cpu`, or where \
 the vLLM found is its CPU build |
 | rank | the adapter's, rounded up to what vLLM allows |
+| layers that see or hear | not started, unless the adapter changes them |
 | chat template | the adapter's (it was trained with it), else the base's own, else the project's plain one |
 
 The command line itself and the dtype are those of `engines.vllm.command`.
@@ -15,7 +16,7 @@ from __future__ import annotations
 import os
 import shlex
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,14 +33,27 @@ from llm_tuning.engines.vllm.command import (
 )
 from llm_tuning.engines.vllm.environment import API_KEY_VARIABLE, ARGUMENTS_VARIABLE, OFFLINE, cpu_environment
 from llm_tuning.engines.vllm.install import INSTALL, Vllm
+from llm_tuning.engines.vllm.limits import (
+    DELTA_DTYPE,
+    DTYPE_FLAG,
+    has_experts,
+    is_multimodal,
+    value_of_flag,
+    why_no_lora,
+    why_not_on_cpu,
+    wrong_on_cpu,
+)
+from llm_tuning.engines.vllm.tensor_names import read_lookup
 from llm_tuning.errors import InputError, Problem
-from llm_tuning.models.base import BaseModel, inspect_base
+from llm_tuning.models.base import BaseModel, inspect_base, read_config
 from llm_tuning.models.layout import CHAT_TEMPLATE
 from llm_tuning.proof.prove import LORA_NAME
 
 USAGE = "launch_llm.sh <port> <gpu_id> <model_path> [lora_path]"
 CPU = "cpu"
 DEFAULT_HOST = "127.0.0.1"
+WITH_SENSES = "--no-language-model-only"
+"""What starts a base that also sees or hears with those layers."""
 
 
 @dataclass(frozen=True)
@@ -91,11 +105,16 @@ def plan_serving(
         base = inspect_base(model_path)
     except InputError as error:
         problems.extend(error.problems)
+    count = 0 if devices == CPU else devices.count(",") + 1
+    further = shlex.split(environment.get(ARGUMENTS_VARIABLE, ""))
     adapter: ServedAdapter | None = None
     try:
-        adapter = inspect_adapter(Path(lora_path), base) if lora_path else None
+        lookup = read_lookup(base, towers=True) if base is not None else None
+        adapter = inspect_adapter(Path(lora_path), base, lookup) if lora_path else None
     except InputError as error:
         problems.extend(error.problems)
+    if base is not None:
+        _check_runs(base, further, gpus=count, with_adapter=lora_path is not None, problems=problems)
     if base is not None and adapter is not None:
         _check_names(base, adapter, problems)
     if problems or base is None or found is None:
@@ -105,7 +124,13 @@ def plan_serving(
             f"everyone who reaches {host}:{number} can use this server; set {API_KEY_VARIABLE} to ask for a key"
         )
     names = tuple(dict.fromkeys([LORA_NAME, adapter.model_id])) if adapter else ()
-    count = 0 if devices == CPU else devices.count(",") + 1
+    config = read_config(base.path)
+    text_only = is_multimodal(config) and not (adapter is not None and adapter.names.tower)
+    if text_only:
+        notes.append(f"{base.name} also sees or hears; it is served for text ({ARGUMENTS_VARIABLE}={WITH_SENSES})")
+    dtype = "auto" if count else cpu_dtype(base, [adapter.dtype] if adapter else [])
+    if adapter is not None and adapter.dtype not in (dtype, None) and not count:
+        notes.append(f"trained in {adapter.dtype}, served in {dtype}, the only one of vLLM's CPU kernel for this base")
     command = build_command(
         StartOptions(
             python=found.python,
@@ -114,12 +139,13 @@ def plan_serving(
             host=host,
             port=number,
             gpus=count,
-            dtype="auto" if count else cpu_dtype(base, [adapter.dtype] if adapter else []),
+            dtype=dtype,
             # On a CPU the base's context, or what the cache holds; else the base's.
             max_model_len=None if count else "auto",
+            language_model_only=text_only,
             lora=_lora(adapter, names, spare=0 if count else SPARE_SLOTS) if adapter else None,
             template=_template(base, adapter, notes),
-            further=shlex.split(environment.get(ARGUMENTS_VARIABLE, "")),
+            further=further,
         )
     )
     return ServePlan(
@@ -198,6 +224,23 @@ def _check_names(base: BaseModel, adapter: ServedAdapter, problems: list[Problem
     if base.name in (LORA_NAME, adapter.model_id):
         rule = f"would be served as {base.name!r}, which is the adapter's name"
         problems.append(Problem(f"model {base.path}", rule, "rename its folder"))
+
+
+def _check_runs(
+    base: BaseModel, further: Sequence[str], *, gpus: int, with_adapter: bool, problems: list[Problem]
+) -> None:
+    """Append why vLLM cannot run the base, or an adapter on it, as it is asked for."""
+    config, where = read_config(base.path), f"model {base.path}"
+    if with_adapter and (rule := why_no_lora(config, gpus=gpus)):
+        fix = "serve the base alone" if gpus or not has_experts(config) else "serve it on a GPU, or the base alone"
+        problems.append(Problem(where, rule, fix))
+    if gpus:
+        return
+    if rule := why_not_on_cpu(config):
+        problems.append(Problem(where, rule, "serve it on a GPU"))
+    asked = value_of_flag(further, DTYPE_FLAG)
+    if asked and (rule := wrong_on_cpu(config, asked)):
+        problems.append(Problem(f"{ARGUMENTS_VARIABLE} {DTYPE_FLAG}", rule, f"leave it out, or give {DELTA_DTYPE}"))
 
 
 def _lora(adapter: ServedAdapter, names: tuple[str, ...], *, spare: int) -> LoraOptions:

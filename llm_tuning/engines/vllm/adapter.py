@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from llm_tuning.core.files import file_hash
+from llm_tuning.engines.plan import Lookup
+from llm_tuning.engines.vllm.tensor_names import Names, name_faults, read_names
 from llm_tuning.errors import InputError, Problem
-from llm_tuning.models.adapter import adapted_modules, read_small, read_template, trained_base
+from llm_tuning.models.adapter import adapted_paths, read_small, read_template, trained_base
 from llm_tuning.models.base import PICKLE_SUFFIXES, BaseModel, odd_file_problems, weight_hash
 from llm_tuning.models.layout import (
     ADAPTER_CONFIG,
@@ -24,6 +26,13 @@ from llm_tuning.models.layout import (
 
 ALLOWED_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes as --max-lora-rank (it also takes 1, which no adapter of ours has)."""
+_UNSERVED = (
+    *("use_dora", "lora_bias", "modules_to_save", "alora_invocation_tokens", "layer_replication"),
+    *("use_bdlora", "use_qalora", "trainable_token_indices"),
+)
+"""Settings of PEFT's LoRA that change what the adapter computes."""
+_PLAIN_STARTS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga", "true")
+"""Values of init_lora_weights that leave the base's weights as they are."""
 _GIVE = "give the folder that training wrote"
 
 
@@ -34,8 +43,8 @@ class ServedAdapter:
     path: Path
     model_id: str
     """From its manifest, else the folder's name."""
-    modules: tuple[str, ...]
-    """Last name parts of the modules it changes."""
+    names: Names
+    """What the names of its tensors tell."""
     max_rank: int
     """The --max-lora-rank it needs: its rank rounded up to what vLLM allows."""
     dtype: str | None
@@ -43,9 +52,17 @@ class ServedAdapter:
     chat_template: str | None
     """The template it was trained with."""
 
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Return the last name parts of the modules it changes."""
+        return self.names.modules
 
-def inspect_adapter(path: Path, base: BaseModel | None) -> ServedAdapter:
-    """Check an adapter's folder, and that it belongs to `base`; raises InputError with all that is wrong with it."""
+
+def inspect_adapter(path: Path, base: BaseModel | None, lookup: Lookup | None = None) -> ServedAdapter:
+    """Check an adapter's folder, that it belongs to `base`, and that an engine with this `lookup` finds its tensors.
+
+    Raises InputError with all that is wrong with it.
+    """
     where = f"adapter {path}"
     if not path.is_dir():
         raise InputError(Problem(where, "is not a folder", "give models/<model_id> of a run that has finished"))
@@ -55,7 +72,7 @@ def inspect_adapter(path: Path, base: BaseModel | None) -> ServedAdapter:
     config = read_small(path / ADAPTER_CONFIG, where, problems, missing=_GIVE)
     manifest = read_small(path / MANIFEST, where, problems)
     parity = read_small(path / PARITY, where, problems)
-    modules = _check_weights(path, where, problems)
+    names = _check_weights(path, where, problems)
     _check_features(config, where, problems)
     rank = _max_rank(config, where, problems) if config else ALLOWED_RANKS[0]
     has_probes, dtype = bool(parity), parity.get("dtype")
@@ -65,6 +82,8 @@ def inspect_adapter(path: Path, base: BaseModel | None) -> ServedAdapter:
             Problem(where, "has no model.json, so it is not whole", "give the finished models/<model_id>, copied whole")
         )
     template = _template(path, where, problems)
+    if lookup is not None:
+        problems += [Problem(where, rule, fix) for rule, fix in name_faults(names, lookup)]
     if not problems:
         _check_copy(manifest, path, where, problems)
     if base is not None and not problems:
@@ -74,7 +93,7 @@ def inspect_adapter(path: Path, base: BaseModel | None) -> ServedAdapter:
     return ServedAdapter(
         path=path.resolve(),
         model_id=str(manifest.get("model_id") or path.resolve().name),
-        modules=modules,
+        names=names,
         max_rank=rank,
         dtype=None if dtype is None else str(dtype),
         chat_template=template,
@@ -94,8 +113,8 @@ def allowed_rank(rank: int) -> int | None:
     return next((allowed for allowed in ALLOWED_RANKS if allowed >= rank), None)
 
 
-def _check_weights(path: Path, where: str, problems: list[Problem]) -> tuple[str, ...]:
-    """Return the adapted modules, by the weights' own names; append to `problems` what is wrong."""
+def _check_weights(path: Path, where: str, problems: list[Problem]) -> Names:
+    """Return what the weights' names tell; append to `problems` what is wrong."""
     # vLLM reads these names only; other pickles (a trainer's training_args.bin) are never opened.
     pickles = [name for name in (f"adapter_model{suffix}" for suffix in PICKLE_SUFFIXES) if (path / name).exists()]
     if pickles:
@@ -106,20 +125,20 @@ def _check_weights(path: Path, where: str, problems: list[Problem]) -> tuple[str
                 f"save it with safe_serialization=True and remove {pickles[0]}",
             )
         )
-        return ()
+        return Names()
     try:
-        modules = adapted_modules(path)
+        paths = adapted_paths(path)
     except FileNotFoundError:
         problems.append(Problem(where, f"has no {ADAPTER_WEIGHTS}", _GIVE))
-        return ()
+        return Names()
     except (OSError, ValueError) as error:
         problems.append(Problem(f"{where}: {ADAPTER_WEIGHTS}", f"cannot be read ({error})", "copy it again"))
-        return ()
-    if not modules:
+        return Names()
+    if not paths:
         problems.append(
             Problem(f"{where}: {ADAPTER_WEIGHTS}", "holds no LoRA weights", "give the adapter's own folder")
         )
-    return tuple(sorted(modules))
+    return read_names(paths)
 
 
 def _check_copy(manifest: dict[str, Any], path: Path, where: str, problems: list[Problem]) -> None:
@@ -135,14 +154,18 @@ def _check_features(config: dict[str, Any], where: str, problems: list[Problem])
     if config and config.get("peft_type") != "LORA":
         rule = f"is a PEFT adapter of type {config.get('peft_type')}; vLLM serves LoRA only"
         problems.append(Problem(where, rule, "train a LoRA adapter"))
-    unsupported = {
-        "use_dora": config.get("use_dora"),
-        "bias": config.get("bias", "none") != "none" or config.get("lora_bias"),
-        "modules_to_save": config.get("modules_to_save"),
-    }
+    unsupported = {name: config.get(name) for name in _UNSERVED}
+    unsupported["bias"] = config.get("bias", "none") != "none"
     for name, value in unsupported.items():
         if value:
             problems.append(Problem(f"{where}: {ADAPTER_CONFIG}", f"uses {name}, which vLLM does not serve"))
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.lower() not in _PLAIN_STARTS:
+        rule = (
+            f"began with init_lora_weights={start!r}, which changes the base's weights, and vLLM serves those unchanged"
+        )
+        fix = "convert it with PEFT's path_initial_model_for_weight_conversion"
+        problems.append(Problem(f"{where}: {ADAPTER_CONFIG}", rule, fix))
 
 
 def _max_rank(config: dict[str, Any], where: str, problems: list[Problem]) -> int:

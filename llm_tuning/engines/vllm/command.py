@@ -3,8 +3,10 @@
 | Decision | Rule |
 | --- | --- |
 | dtype on a GPU | `auto`: what the base was saved in, as far as the card has it; the proof allows for the rounding |
-| dtype on the CPU | that of the adapters' training: same digits as the trainer; \
-without one float32 if the base was saved so, else `auto` |
+| dtype on the CPU | bfloat16 for delta nets, whose kernel has no other; else that of the adapters' training: same \
+digits as the trainer; without one float32 if the base was saved so, else `auto` |
+| a base that also sees or hears | its language model alone, on which adapters are trained and proven: less memory, no \
+image processor needed |
 | compiling on the CPU | not: it takes minutes |
 | chat template | the base's own, else the project's plain one |
 """
@@ -17,8 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llm_tuning.core.files import read_json, read_text
+from llm_tuning.engines.vllm.limits import DELTA_DTYPE, has_delta_net, saved_dtype
 from llm_tuning.errors import InputError, Problem
-from llm_tuning.models.base import CONFIG, BaseModel
+from llm_tuning.models.base import BaseModel, read_config
 from llm_tuning.models.layout import CHAT_TEMPLATE, TOKENIZER_CONFIG
 
 PLAIN_TEMPLATE = Path(__file__).resolve().parents[2] / "data" / "plain_chat.jinja"
@@ -64,6 +67,8 @@ class StartOptions:
     max_num_batched_tokens: int | None = None
     enable_prefix_caching: bool | None = None
     enforce_eager: bool | None = None
+    language_model_only: bool = False
+    """Start a base that also sees or hears without those layers, and refuse images and sound."""
     lora: LoraOptions | None = None
     template: Path | None = None
     """In place of the base's own."""
@@ -98,6 +103,8 @@ def _settings(options: StartOptions) -> list[str]:
         flags.append("--enable-prefix-caching" if options.enable_prefix_caching else "--no-enable-prefix-caching")
     if options.enforce_eager or (options.enforce_eager is None and not options.gpus):
         flags.append("--enforce-eager")
+    if options.language_model_only:
+        flags.append("--language-model-only")
     return flags
 
 
@@ -113,11 +120,13 @@ def _lora(lora: LoraOptions) -> list[str]:
 
 def cpu_dtype(base: BaseModel, trained: Iterable[str | None]) -> str:
     """Choose the dtype to compute in on the CPU, by the dtypes that the adapters were trained in."""
+    config = read_config(base.path)
+    if has_delta_net(config):
+        return DELTA_DTYPE
     dtypes = set(trained)
     if len(dtypes) == 1 and (dtype := dtypes.pop()) in TRAINED_DTYPES:
         return str(dtype)
-    config = read_json(base.path / CONFIG)
-    return "float32" if (config.get("dtype") or config.get("torch_dtype")) == "float32" else "auto"
+    return "float32" if saved_dtype(config) == "float32" else "auto"
 
 
 def base_template(base: BaseModel) -> str | None:

@@ -3,7 +3,9 @@
 | Decision | Rule |
 | --- | --- |
 | rank | `maxLoraRank`, else the highest of the adapters that are wanted now, at least 16 |
-| modules | the base's linear layers but lm_head, and what the wanted adapters change besides |
+| modules | the layers of the language model whose LoRA vLLM serves (of a class that is not listed, its linear layers \
+but lm_head), and what the wanted adapters change besides |
+| layers that see or hear | not started, unless `languageModelOnly` is false or a wanted adapter changes them |
 | adapters in a batch | `maxLoras`, else one for each wanted adapter, at most 8; on the CPU the most at all |
 | adapters in memory on GPUs | what a quarter of the memory holds, at most 256; at least twice the wanted ones |
 | chat template | the base's own, else the project's plain one; an adapter with another is refused |
@@ -12,9 +14,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from llm_tuning.api.inference_service import VllmSpec
 from llm_tuning.engines.plan import EnginePlan
@@ -29,8 +32,19 @@ from llm_tuning.engines.vllm.command import (
     cpu_dtype,
 )
 from llm_tuning.engines.vllm.environment import MANAGED, MODEL_RUNNER_VARIABLE, OFFLINE
+from llm_tuning.engines.vllm.limits import (
+    DELTA_DTYPE,
+    architecture_of,
+    is_multimodal,
+    why_no_lora,
+    why_not_on_cpu,
+    wrong_on_cpu,
+)
+from llm_tuning.engines.vllm.tensor_names import read_lookup
+from llm_tuning.errors import InputError, Problem
 from llm_tuning.models.adapter import OUTPUT_HEAD
-from llm_tuning.models.base import BaseModel, tensor_shapes
+from llm_tuning.models.base import BaseModel, read_config, tensor_shapes
+from llm_tuning.models.families import FAMILIES, in_layer
 from llm_tuning.models.layout import CHAT_TEMPLATE
 
 LEAST_RANK = 16
@@ -63,7 +77,10 @@ def plan_pod(pod: Pod, adapters: Sequence[ServedAdapter], *, wanted: int, rank: 
 
     `scratch` is a folder that the pod's containers share.
     """
-    settings = pod.settings
+    settings, config = pod.settings, read_config(pod.base.path)
+    _check_runs(pod, config)
+    without_lora = why_no_lora(config, gpus=pod.gpus)
+    text_only = is_text_only(pod, adapters)
     modules = sorted({*linear_modules(pod.base), *(module for adapter in adapters for module in adapter.modules)})
     own, plain = base_template(pod.base), PLAIN_TEMPLATE.read_text(encoding="utf-8")
     template_file = scratch / CHAT_TEMPLATE
@@ -87,7 +104,10 @@ def plan_pod(pod: Pod, adapters: Sequence[ServedAdapter], *, wanted: int, rank: 
             max_num_batched_tokens=settings.max_num_batched_tokens,
             enable_prefix_caching=settings.enable_prefix_caching,
             enforce_eager=settings.enforce_eager,
-            lora=LoraOptions(max_rank=max_rank, slots=slots, modules=modules, in_memory=max_adapters),
+            language_model_only=text_only,
+            lora=None
+            if without_lora
+            else LoraOptions(max_rank=max_rank, slots=slots, modules=modules, in_memory=max_adapters),
             template=template_file if own is None else None,
         )
     )
@@ -103,7 +123,30 @@ def plan_pod(pod: Pod, adapters: Sequence[ServedAdapter], *, wanted: int, rank: 
         target_modules=tuple(modules),
         template=plain if own is None else own,
         template_source=f"{pod.base_path}'s own template" if own is not None else "the project's plain template",
+        lookup=read_lookup(pod.base, towers=not text_only),
+        without_lora=f"{pod.base_path} {without_lora}" if without_lora else "",
     )
+
+
+def is_text_only(pod: Pod, adapters: Sequence[ServedAdapter]) -> bool:
+    """Return whether the engine is started for text alone, though the base also sees or hears."""
+    if not is_multimodal(read_config(pod.base.path)):
+        return False
+    chosen = pod.settings.language_model_only
+    return not any(adapter.names.tower for adapter in adapters) if chosen is None else chosen
+
+
+def _check_runs(pod: Pod, config: Mapping[str, Any]) -> None:
+    """Raise InputError, all problems together, where vLLM cannot run the base as the spec has it."""
+    where, settings = f"model {pod.base_path}", pod.settings
+    problems = []
+    if not pod.gpus:
+        if rule := why_not_on_cpu(config):
+            problems.append(Problem(where, rule, "serve it on GPUs (spec.resources.gpus)"))
+        if settings.dtype and (rule := wrong_on_cpu(config, settings.dtype)):
+            problems.append(Problem("spec.vllm.dtype", rule, f"leave it out, or set {DELTA_DTYPE}"))
+    if problems:
+        raise InputError(problems)
 
 
 def _model_runner(pod: Pod) -> dict[str, str]:
@@ -113,7 +156,7 @@ def _model_runner(pod: Pod) -> dict[str, str]:
 
 
 def linear_modules(base: BaseModel) -> set[str]:
-    """Read the last name parts of the base's linear layers, as `q_proj`, in its weights' headers; without lm_head."""
+    """Read the last name parts of the layers that are prepared for LoRA, as `q_proj`, in the weights' headers."""
     return {module for module, _ in _linear_layers(base)}
 
 
@@ -127,9 +170,16 @@ def adapter_bytes(base: BaseModel, rank: int) -> int:
 
 
 def _linear_layers(base: BaseModel) -> Iterator[tuple[str, tuple[int, ...]]]:
+    family = FAMILIES.get(architecture_of(read_config(base.path)))
     for name, shape in tensor_shapes(base).items():
         *above, kind = name.split(".")
-        if above and kind == "weight" and len(shape) == 2 and not _EMBEDDING.search(name) and above[-1] != OUTPUT_HEAD:
+        if family is not None:
+            inside = in_layer(name)
+            if inside is not None and above[-1] in family.modules and kind == "weight" and len(shape) == 2:
+                yield above[-1], shape
+        elif (
+            above and kind == "weight" and len(shape) == 2 and not _EMBEDDING.search(name) and above[-1] != OUTPUT_HEAD
+        ):
             yield above[-1], shape
 
 

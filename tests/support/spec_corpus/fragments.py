@@ -92,6 +92,7 @@ VLLM_FULL: Spec = {
     "enablePrefixCaching": True,
     "enforceEager": False,
     "modelRunnerV2": False,
+    "languageModelOnly": False,
 }
 VLLM_TOGETHER: list[Together] = [
     ("rank-that-vllm-lacks", {"vllm": {"maxLoraRank": 24}}, False, "vllm.maxLoraRank"),

@@ -80,6 +80,7 @@ def write_adapter(
     *,
     rank: int = 8,
     modules: Iterable[str] = ("q_proj", "v_proj"),
+    inside: str = "model.layers.0.self_attn.",
     base_hash: str = BASE_HASH,
     template: str | None = None,
     dtype: str = "",
@@ -89,8 +90,7 @@ def write_adapter(
     """A whole adapter as the registry publishes it; without probes unless `dtype` is given."""
     folder = models / name
     folder.mkdir(parents=True)
-    prefix = "base_model.model.model.layers.0.self_attn."
-    shapes = {f"{prefix}{module}.lora_{side}.weight": (1, 1) for module in modules for side in "AB"}
+    shapes = {f"base_model.model.{inside}{module}.lora_{side}.weight": (1, 1) for module in modules for side in "AB"}
     write_safetensors(folder / "adapter_model.safetensors", shapes)
     digest = hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()
     made = {"peft_type": "LORA", "r": rank, "lora_alpha": 16, "bias": "none", **(config or {})}

@@ -12,6 +12,7 @@ import pytest
 
 from llm_tuning.agent.fit import find_misfit
 from llm_tuning.api.conditions import AdapterReason
+from llm_tuning.engines.plan import Lookup
 from tests.unit.llm_tuning.agent.conftest import PLAN, TEMPLATE, write_adapter
 
 OTHER_HASH = "c" * 64
@@ -148,6 +149,31 @@ def test_the_same_adapter_fits_an_engine_made_for_it(tmp_path: Path) -> None:
         base_hash=OTHER_HASH,
     )
     assert find_misfit(folder, plan) is None
+
+
+@pytest.mark.parametrize(
+    ("inside", "modules", "words"),
+    [
+        ("model.layers.0.self_attn.", ("q_proj",), "rename its tensors"),
+        ("model.visual.blocks.0.attn.", ("qkv",), "spec.vllm.languageModelOnly: false"),
+        ("model.language_model.layers.0.mlp.experts.", ("base_layer",), "experts in one tensor"),
+    ],
+)
+def test_names_that_vllm_would_not_find(tmp_path: Path, inside: str, modules: tuple[str, ...], words: str) -> None:
+    """Before the modules are compared: those of the language model alone have the right last words."""
+    folder = write_adapter(tmp_path, "ft_a", inside=inside, modules=modules)
+    lookup = Lookup(architecture="Llama4ForConditionalGeneration", nested=True)
+    misfit = find_misfit(folder, replace(PLAN, lookup=lookup))
+    assert misfit is not None
+    assert misfit.reason == AdapterReason.TARGET_MODULES_MISMATCH
+    assert words in misfit.message
+
+
+def test_an_engine_without_lora_takes_none(tmp_path: Path) -> None:
+    misfit = find_misfit(write_adapter(tmp_path, "ft_a"), replace(PLAN, without_lora="base/tiny is one without LoRA"))
+    assert misfit is not None
+    assert misfit.reason == AdapterReason.BASE_WITHOUT_LORA
+    assert misfit.message == "base/tiny is one without LoRA: the base is served alone"
 
 
 def test_every_reason_of_a_misfit_is_tested() -> None:

@@ -10,10 +10,12 @@ import pytest
 
 from llm_tuning.agent import commands as agent_main
 from llm_tuning.agent.contract import DesiredRoutes, ServeInput
+from llm_tuning.agent.fit import find_misfit
 from llm_tuning.agent.plan import make_plan
+from llm_tuning.api.conditions import AdapterReason
 from llm_tuning.api.inference_service import VllmSpec
 from llm_tuning.core.files import write_json
-from llm_tuning.engines.plan import EnginePlan
+from llm_tuning.engines.plan import EnginePlan, Lookup
 from llm_tuning.engines.vllm.command import PLAIN_TEMPLATE, SPARE_SLOTS
 from llm_tuning.engines.vllm.pod import MOST_IN_MEMORY, adapter_bytes, linear_modules
 from llm_tuning.errors import InputError
@@ -348,3 +350,82 @@ def test_an_unfit_base_is_64_with_the_reason(container: Claim, tmp_path: Path) -
 def test_wrong_arguments_are_64() -> None:
     assert agent_main.run([]) == 64
     assert agent_main.run(["run"]) == 64
+
+
+VISION = {"architectures": ["Gemma3ForConditionalGeneration"], "vision_config": {}, "text_config": {"head_dim": 32}}
+DELTA = {"linear_key_head_dim": 128, "linear_value_head_dim": 128, "head_dim": 256}
+QWEN35 = {"architectures": ["Qwen3_5ForConditionalGeneration"], "vision_config": {}, "text_config": DELTA}
+NESTED = {name.replace("model.", "model.language_model.", 1): shape for name, shape in SHAPES.items()}
+NESTED |= {"model.visual.blocks.0.mlp.linear_fc1.weight": (4, 4)}
+
+
+def rename_base(claim: Claim, config: dict[str, Any], shapes: dict[str, tuple[int, ...]] = NESTED) -> None:
+    claim.write("config.json", config)
+    write_safetensors(claim.base / "model.safetensors", shapes)
+
+
+def test_a_base_that_also_sees_is_started_for_text(claim: Claim) -> None:
+    assert "--language-model-only" not in claim.plan().command
+    rename_base(claim, VISION)
+    plan = claim.plan()
+    assert "--language-model-only" in plan.command
+    assert plan.lookup == Lookup("Gemma3ForConditionalGeneration", nested=True, towers=False)
+    assert EnginePlan.decode(plan.encode()) == plan
+    assert "linear_fc1" not in plan.target_modules, "no layer that sees is prepared"
+    seeing = claim.plan(language_model_only=False)
+    assert "--language-model-only" not in seeing.command
+    assert seeing.lookup.towers
+
+
+@pytest.mark.parametrize(("asked", "text_only"), [(None, False), (True, True), (False, False)])
+def test_an_adapter_of_layers_that_see_starts_them(claim: Claim, *, asked: bool | None, text_only: bool) -> None:
+    rename_base(claim, VISION)
+    claim.adapter("ft_a", inside="model.vision_tower.encoder.layers.0.mlp.", modules=("fc1",))
+    assert ("--language-model-only" in claim.plan("ft_a", language_model_only=asked).command) == text_only
+
+
+def test_an_adapter_whose_names_would_be_dropped_is_no_part_of_the_plan(claim: Claim) -> None:
+    rename_base(claim, QWEN35)
+    claim.adapter("ft_old", rank=64)
+    claim.adapter("ft_new", rank=32, inside="model.language_model.layers.0.self_attn.")
+    assert claim.plan("ft_old").max_lora_rank == 16
+    assert claim.plan("ft_old", "ft_new").max_lora_rank == 32
+
+
+def test_a_delta_net_is_computed_in_the_dtype_of_its_kernel(claim: Claim) -> None:
+    rename_base(claim, QWEN35)
+    claim.adapter("ft_a", dtype="float32", inside="model.language_model.layers.0.self_attn.")
+    assert flag(claim.plan("ft_a"), "--dtype") == "bfloat16"
+    assert flag(claim.plan("ft_a", gpus=1), "--dtype") == "auto"
+    assert flag(claim.plan("ft_a", gpus=1, dtype="float32"), "--dtype") == "float32"
+    with pytest.raises(InputError, match="computes in bfloat16 only"):
+        claim.plan("ft_a", dtype="float32")
+
+
+def test_what_the_cpu_build_cannot_run_is_refused_together(claim: Claim) -> None:
+    rename_base(claim, QWEN35 | {"text_config": DELTA | {"head_dim": 16}})
+    with pytest.raises(InputError) as refused:
+        claim.plan(dtype="float16")
+    assert [problem.where for problem in refused.value.problems] == ["model base/tiny", "spec.vllm.dtype"]
+    assert claim.plan(gpus=1)
+
+
+@pytest.mark.parametrize(
+    ("config", "gpus", "words"),
+    [
+        ({"architectures": ["GPT2LMHeadModel"]}, 0, "no LoRA"),
+        ({"architectures": ["GPT2LMHeadModel"]}, 1, "no LoRA"),
+        ({"architectures": ["Qwen3MoeForCausalLM"], "num_experts": 4}, 0, "only without LoRA"),
+        ({"architectures": ["Qwen3MoeForCausalLM"], "num_experts": 4}, 1, ""),
+    ],
+)
+def test_a_base_without_lora_is_served_alone(claim: Claim, config: dict[str, Any], gpus: int, words: str) -> None:
+    rename_base(claim, config, SHAPES)
+    claim.adapter("ft_a")
+    plan = claim.plan("ft_a", gpus=gpus)
+    assert ("--enable-lora" in plan.command) == (not words)
+    misfit = find_misfit(claim.models / "ft_a", plan)
+    assert bool(misfit) == bool(words)
+    if misfit is not None:
+        assert misfit.reason == AdapterReason.BASE_WITHOUT_LORA
+        assert words in misfit.message

@@ -93,6 +93,12 @@ BAD_ADAPTERS = [
     (changing("adapter_config.json", use_dora=True), "uses use_dora"),
     (changing("adapter_config.json", bias="all"), "uses bias"),
     (changing("adapter_config.json", modules_to_save=["lm_head"]), "uses modules_to_save"),
+    (
+        changing("adapter_config.json", init_lora_weights="pissa_niter_4"),
+        "began with init_lora_weights='pissa_niter_4'",
+    ),
+    (changing("adapter_config.json", alora_invocation_tokens=[1]), "uses alora_invocation_tokens"),
+    (changing("adapter_config.json", layer_replication=[[0, 1]]), "uses layer_replication"),
     (changing("adapter_config.json", peft_type="IA3"), "serves LoRA only"),
     (changing("adapter_config.json", r=0), "r must be a whole number from 1 on, got 0"),
     (changing("adapter_config.json", r=513), "rank 513, and vLLM serves at most 512"),
@@ -272,3 +278,72 @@ def test_two_models_of_one_name_are_refused(tmp_path: Path, adapter: Path, tiny_
 
 def test_own_arguments_come_last_so_that_they_win(tiny_base: Path) -> None:
     assert plan(tiny_base, VLLM_ARGS="--max-model-len 64").command[-2:] == ("--max-model-len", "64")
+
+
+QWEN35 = {
+    "architectures": ["Qwen3_5ForConditionalGeneration"],
+    "vision_config": {},
+    "text_config": {"linear_key_head_dim": 128, "linear_value_head_dim": 128, "head_dim": 256},
+}
+MOE = {"architectures": ["Qwen3MoeForCausalLM"], "num_experts": 4, "head_dim": 32}
+GPT2 = {"architectures": ["GPT2LMHeadModel"], "n_head": 2, "n_embd": 64}
+GPU = {"gpu_id": "0", "vllm": CUDA_BUILD, "gpus": 1}
+
+
+@pytest.fixture
+def served(tiny_base: Path, adapter: Path) -> tuple[Path, Path]:
+    """A base and its adapter."""
+    return tiny_base, adapter
+
+
+def with_config(tiny_base: Path, folder: Path, config: dict[str, Any]) -> Path:
+    """The tiny base, by its config.json of another family; the weights and so the adapters' hash stay."""
+    shutil.copytree(tiny_base, folder / "base")
+    (folder / "base" / "config.json").write_text(json.dumps(config))
+    return folder / "base"
+
+
+@pytest.mark.parametrize(
+    ("config", "how", "words"),
+    [
+        (GPT2, {}, "is GPT2LMHeadModel, a class on which vLLM serves no LoRA; serve the base alone"),
+        (GPT2, GPU, "is GPT2LMHeadModel, a class on which vLLM serves no LoRA; serve the base alone"),
+        (MOE, {}, "serve it on a GPU, or the base alone"),
+        (MOE | {"head_dim": 16}, {}, "has attention heads of 16"),
+        (QWEN35, {"VLLM_ARGS": "--dtype float32"}, "VLLM_ARGS --dtype: float32 is asked for"),
+    ],
+)
+def test_what_vllm_cannot_serve_is_refused_before_a_start(
+    config: dict[str, Any], how: dict[str, Any], words: str, tmp_path: Path, served: tuple[Path, Path]
+) -> None:
+    base, adapter = served
+    with pytest.raises(InputError, match=re.escape(words)):
+        plan(with_config(base, tmp_path, config), adapter, **how)
+
+
+@pytest.mark.parametrize(("config", "where"), [(GPT2, {}), (MOE, {}), (MOE, GPU)])
+def test_the_base_alone_is_served_where_adapters_are_not(
+    config: dict[str, Any], where: dict[str, Any], tmp_path: Path, tiny_base: Path
+) -> None:
+    assert "--enable-lora" not in plan(with_config(tiny_base, tmp_path, config), **where).command
+
+
+def test_names_that_vllm_would_drop_are_refused(tmp_path: Path, adapter: Path, tiny_base: Path) -> None:
+    """The weights say that the base's layers lie deeper; here by a header alone."""
+    base = with_config(tiny_base, tmp_path, QWEN35)
+    header = json.dumps({"model.language_model.norm.weight": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}})
+    (base / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header.encode() + bytes(4))
+    with pytest.raises(InputError) as refused:
+        plan(base, adapter)
+    told = "\n".join(map(str, refused.value.problems))
+    assert "would load the adapter and change nothing; train it again" in told
+
+
+def test_a_base_that_also_sees_is_served_for_text_in_the_dtype_of_its_kernel(tmp_path: Path, tiny_base: Path) -> None:
+    base = with_config(tiny_base, tmp_path, QWEN35 | {"dtype": "float32"})
+    made = plan(base)
+    assert value_of(made, "--dtype") == "bfloat16"
+    assert "--language-model-only" in made.command
+    assert any("VLLM_ARGS=--no-language-model-only" in note for note in made.notes)
+    assert value_of(plan(base, **GPU), "--dtype") == "auto"
+    assert plan(base, VLLM_ARGS="--no-language-model-only").command[-1] == "--no-language-model-only", "it wins"
