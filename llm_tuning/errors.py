@@ -90,7 +90,8 @@ class Problem:
 
     def __str__(self) -> str:
         said = self.in_words()
-        text = f"{said.where}: {said.rule}" if said.where else said.rule
+        where = said.where.replace("\n", "\\n")  # a name with a line break must not look like two problems
+        text = f"{where}: {said.rule}" if where else said.rule
         return f"{text}; {said.fix}" if said.fix else text
 
 

@@ -73,7 +73,9 @@ class ModelSpec(RuledModel):
 class DatasetSpec(RuledModel):
     """The training rows."""
 
-    path: PathText = Field(description="JSON array, JSON Lines or Parquet file of rows.")
+    path: PathText = Field(
+        description="File or folder of rows: JSON array, JSON Lines, CSV, TSV, Parquet or Arrow, also with gzip or zstd. `*` in a name takes all files that match; `#name` at the end takes a list in a JSON object, or a split of a folder."
+    )
 
     skip_invalid_rows: bool = Field(
         False,

@@ -92,7 +92,7 @@ class JobDatasetSpec(DatasetSpec):
 
     path: RelativePath | None = Field(  # type: ignore[assignment] # the file may be a ConfigMap's, which is a path in the pod
         None,
-        description="JSON array, JSON Lines or Parquet file of rows on the claim, such as datasets/faq.json. Relative, without `..`.",
+        description="File or folder of rows on the claim, such as datasets/faq.json: JSON array, JSON Lines, CSV, TSV, Parquet or Arrow, also with gzip or zstd. `*` in a name takes all files that match; `#name` at the end takes a list in a JSON object, or a split of a folder. Relative, without `..`.",
     )
 
     config_map: ConfigMapKeyRef | None = Field(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from llm_tuning.core.text import printable
+
 
 def score_titles() -> dict[str, str]:
     """Return the titles, with units, of the held-out scores by their names on disk."""
@@ -16,7 +18,7 @@ def score_titles() -> dict[str, str]:
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print `rows`; the first column is never cut, for it is what gets copied."""
     if sys.stdout.isatty():
-        _print_rich(header, rows)
+        _print_rich(header, [[printable(cell) for cell in row] for row in rows])
     else:
         print_columns([header, *rows])
 
@@ -26,7 +28,7 @@ def print_columns(rows: Sequence[Sequence[str]], *, indent: str = "") -> None:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        print(indent + "  ".join(cells).rstrip())
+        print(printable(indent + "  ".join(cells).rstrip()))
 
 
 def _print_rich(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from llm_tuning.api import TrainingSpec, TuningConfig
 from llm_tuning.api.flags import FLAG_WORDS
+from llm_tuning.api.tuning import DatasetSpec
 from llm_tuning.errors import EXIT_INPUT, EXIT_OK, InputError, Problem
 from llm_tuning.modes import MODES
 
@@ -16,7 +17,9 @@ from llm_tuning.modes import MODES
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of this command."""
     mode, max_length = TuningConfig.model_fields["mode"], TrainingSpec.model_fields["max_length"]
-    parser.add_argument("--dataset_path", required=True, metavar="FILE", help="JSON array, JSON Lines or Parquet file")
+    parser.add_argument(
+        "--dataset_path", required=True, metavar="PATH", help=DatasetSpec.model_fields["path"].description
+    )
     parser.add_argument("--llm_path", metavar="FOLDER", help="base model: its tokenizer and chat template are used")
     parser.add_argument("--tuning_mode", choices=list(MODES), default=mode.default, help=mode.description)
     parser.add_argument("--max_length", type=int, default=max_length.default, metavar="N", help=max_length.description)

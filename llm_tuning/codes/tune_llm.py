@@ -24,6 +24,7 @@ from llm_tuning.api.flags import CLI_DEFAULTS, FLAG_WORDS, Flag, add_flags, conf
 from llm_tuning.cli.parser import Parser
 from llm_tuning.core.stopping import stop_on_signals
 from llm_tuning.core.suggestions import did_you_mean
+from llm_tuning.core.text import printable
 from llm_tuning.errors import EXIT_INPUT, EXIT_TRY_AGAIN, InputError, Problem, TryAgain, in_words
 from llm_tuning.modes import DEFAULT_MODE
 
@@ -207,7 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _say(text: str) -> None:
     if text:
-        print(text, file=sys.stderr)
+        print(printable(text), file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ import os
 import sys
 import warnings
 
+from llm_tuning.core.text import printable
+
 DEBUG_VARIABLE = "LLM_TUNING_DEBUG"
 """Set to 1 for the worker processes of a run with --debug."""
 
@@ -14,11 +16,18 @@ DEBUG_VARIABLE = "LLM_TUNING_DEBUG"
 def set_up_logging(*, debug: bool = False) -> None:
     """Send this project's log lines to standard error, as they are: results alone go to standard output."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(_Printable("%(message)s"))
     logger = logging.getLogger("llm_tuning")
     logger.handlers[:] = [handler]
     logger.setLevel(logging.DEBUG if debug else logging.INFO)
     logger.propagate = False
+
+
+class _Printable(logging.Formatter):
+    """A file's name may hold escape sequences, and a log line is read on a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def quiet_libraries() -> None:

@@ -17,7 +17,7 @@ from llm_tuning.data.chat import TemplateForbidden
 from llm_tuning.data.faults import RowFault
 from llm_tuning.data.parser import RowParser
 from llm_tuning.data.reading import DatasetFile, data_hash
-from llm_tuning.data.report import Report
+from llm_tuning.data.report import Report, describe
 from llm_tuning.data.rows import Example, RowForm
 from llm_tuning.data.sample import render_sample
 from llm_tuning.data.tally import Tally
@@ -110,10 +110,11 @@ def _examine(
     report = Report(path=str(path), mode=form.mode)
     parser = RowParser(form)
     tally = Tally(max_length, with_tokens=tokenizer is not None)
+    dataset: DatasetFile | None = None
     with _rows_writer(out) as writer:
         try:
             dataset = DatasetFile(path)
-            report.format, report.row_numbers = dataset.format, dataset.numbering
+            describe(report, dataset)
             for batch in _batches(dataset, parser, tally):
                 raise_if_stopped("while checking the dataset")
                 _take(batch, tokenizer, tally, writer, max_length=max_length)
@@ -124,6 +125,8 @@ def _examine(
             for problem in error.problems:
                 report.refuse(problem)
         tally.write(report)
+        if dataset is not None:
+            report.name_places(dataset.place)
         judge(report, parser, tokenizer, tokenizer_dir=tokenizer_dir, path=path, skip_invalid_rows=skip_invalid_rows)
         if writer is not None and not report.ok:
             writer.discard()
@@ -149,7 +152,7 @@ def _batches(dataset: DatasetFile, parser: RowParser, tally: Tally) -> Iterator[
         try:
             example = parser.parse(number, row)
         except RowFault as fault:
-            tally.refuse(number, fault)
+            tally.refuse(number, fault, line=dataset.line)
             continue
         if example is None:
             continue

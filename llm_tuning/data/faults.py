@@ -17,6 +17,7 @@ class Reason(StrEnum):
     NOT_UTF8 = "NotUtf8"
     ROW_TOO_LARGE = "RowTooLarge"
     NOT_AN_OBJECT = "NotAnObject"
+    NOT_CSV = "NotCsv"
     DUPLICATE_FIELD = "DuplicateField"
     UNKNOWN_SHAPE = "UnknownShape"
     COLUMNS_NOT_ROWS = "ColumnsNotRows"

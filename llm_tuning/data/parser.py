@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from llm_tuning.data.cells import CellRow, read_cells
 from llm_tuning.data.columns import Columns
 from llm_tuning.data.faults import Reason, RowFault, shown
 from llm_tuning.data.messages import MESSAGE_FIELDS, check_roles, read_flags
@@ -55,7 +56,10 @@ class RowParser:
         """Build the Example of one row, None for one whose author leaves it out; raises RowFault."""
         if isinstance(row, RowFault):
             raise row
+        is_cells = isinstance(row, CellRow)
         row = self._columns.rename(row)
+        if is_cells:
+            row = read_cells(row, self.form.number.names if self.form.number is not None else ())
         shape = self._shape_of(row)
         plan = self._plan_of(row, shape)
         refuse_kinds(self.form, plan, row)

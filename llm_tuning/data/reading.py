@@ -1,123 +1,190 @@
-"""Opens the file of a data set and streams its rows: JSON array, JSON Lines or Parquet, by its content.
+"""The rows of a data set as one stream: of a file, of a list inside it, of a folder or of a glob (`data.files`).
 
-The row number is the line number in JSON Lines (what an editor shows) and the 1-based index in arrays and Parquet.
+A row number is the line number in JSON Lines (what an editor shows) and the 1-based position elsewhere. Over several
+files it counts on, as in one file put together from them; `place` says the file and the row in it.
 """
 
 from __future__ import annotations
 
 import hashlib
-import stat
+from bisect import bisect_right
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Literal
 
-from llm_tuning.data.json_stream import BOM, Row, read_json_array, read_json_lines
-from llm_tuning.data.parquet import read_parquet
+from llm_tuning.data.files.arrow import read_arrow
+from llm_tuning.data.files.content import FORMAT_NAMES, DataFile, Format, look_at
+from llm_tuning.data.files.csv_rows import read_csv
+from llm_tuning.data.files.json_lines import read_json_lines
+from llm_tuning.data.files.json_list import read_json_array, read_json_member
+from llm_tuning.data.files.json_object import holds_rows, object_problem, outline_of
+from llm_tuning.data.files.locate import Located, locate, split_off
+from llm_tuning.data.files.parquet import read_parquet
+from llm_tuning.data.files.rows import Row
+from llm_tuning.data.files.stored import Compression, file_errors
 from llm_tuning.errors import InputError, Problem
 
-Format = Literal["json", "jsonl", "parquet"]
-FORMAT_NAMES: dict[Format, str] = {"json": "JSON array", "jsonl": "JSON Lines", "parquet": "Parquet"}
-
-_PARQUET_MAGIC = b"PAR1"
-_USE_UTF8 = "save it as a JSON array, JSON Lines (both UTF-8) or Parquet"
-_OTHER_CONTENT = (
-    (b"\xff\xfe", "is UTF-16", "save it as UTF-8"),
-    (b"\xfe\xff", "is UTF-16", "save it as UTF-8"),
-    (b"\x1f\x8b", "is compressed with gzip", "unpack it: gunzip"),
-    (b"\x28\xb5\x2f\xfd", "is compressed with zstd", "unpack it: unzstd"),
-    (b"PK\x03\x04", "is a zip archive", "unpack it"),
-)
+__all__ = [
+    "FORMAT_NAMES",
+    "DatasetFile",
+    "Format",
+    "Row",
+    "check_readable",
+    "data_hash",
+    "one_object_problem",
+    "split_off",
+]
 
 
 class DatasetFile:
-    """The file of a data set; iterate it once. Raises InputError for what makes the whole file unusable."""
+    """A data set; iterate it once. Raises InputError for what makes the whole of it unusable."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.format: Format = detect_format(path)
-        self._digest = hashlib.sha256()
+        self._located = locate(path)
+        self._files = _look_at_all(self._located)
+        self._before: list[int] = []
+        """Row numbers used up by the files before each one that was begun."""
+        self._digests: list[str] = []
+
+    @property
+    def format(self) -> Format:
+        """How the rows are written, in all files alike."""
+        return self._files[0].format
+
+    @property
+    def compression(self) -> Compression | None:
+        """How the files are compressed, all alike."""
+        return self._files[0].stored.compression
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that hold the rows, in order."""
+        return tuple(file.stored.path for file in self._files)
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """What lies beside the files and is not read: paths."""
+        read = set(self.files)
+        return (*self._located.skipped, *(str(file) for file in self._located.files if file not in read))
 
     @property
     def numbering(self) -> str:
-        """What a row number counts in this file."""
-        return "line numbers" if self.format == "jsonl" else "positions, from 1"
+        """What a row number counts in this data set."""
+        kind = "line numbers" if self.format == "jsonl" else "positions, from 1"
+        return kind if len(self._files) == 1 else f"{kind}, in the file named"
 
     @property
     def sha256(self) -> str:
-        """Hash (hex) of the file's bytes as they were read; only right after all rows were read."""
-        return self._digest.hexdigest()
+        """Hash (hex) of the bytes as they were read (see `data_hash`); only right after all rows were read."""
+        return _of_all(self._digests, self._located.member)
+
+    @property
+    def line(self) -> int:
+        """The line on which the row yielded last begins, in a CSV; 0 elsewhere."""
+        return self._files[len(self._before) - 1].line
+
+    def place(self, number: int) -> str:
+        """Return where the row of this number is: `row 3`, or `data/part-2.jsonl row 3` in one of several files."""
+        if len(self._files) == 1:
+            return f"row {number}"
+        file = bisect_right(self._before, number - 1) - 1
+        return f"{self.files[file]} row {number - self._before[file]}"
 
     def __iter__(self) -> Iterator[Row]:
-        with _file_errors(self.path), self.path.open("rb") as stream:
-            match self.format:
-                case "json":
-                    yield from read_json_array(self.path, stream, self._digest.update)
-                case "jsonl":
-                    yield from read_json_lines(self.path, stream, self._digest.update)
-                case "parquet":
-                    yield from read_parquet(self.path)
-                    while chunk := stream.read(1 << 20):
-                        self._digest.update(chunk)
+        last = 0
+        for file in self._files:
+            before = last
+            self._before.append(before)
+            if before == 0:
+                for last, row in self._rows_of(file):
+                    yield last, row
+            else:
+                for number, row in self._rows_of(file):
+                    last = before + number
+                    yield last, row
+            self._digests.append(_digest(file))
+
+    def _rows_of(self, file: DataFile) -> Iterator[Row]:
+        match file.format:
+            case "json" if self._located.member:
+                return read_json_member(file.stored, self._located.member)
+            case "json":
+                return read_json_array(file.stored)
+            case "jsonl":
+                return read_json_lines(file.stored)
+            case "parquet":
+                return read_parquet(file.stored)
+            case "arrow":
+                return read_arrow(file.stored)
+            case "csv" | "tsv":
+                return read_csv(file)
+
+
+def one_object_problem(path: Path, *, is_row: bool) -> Problem | None:
+    """Build the problem of a file with one line: what the object on it is instead of a row. Raises InputError.
+
+    None for one that `is_row`, good or bad, unless its lists or columns say otherwise.
+    """
+    file = look_at(locate(path).files[0]).stored
+    outline = outline_of(file)
+    return None if is_row and not holds_rows(outline) else object_problem(file.path, outline)
+
+
+def check_readable(path: Path) -> None:
+    """Find the files of a data set and look at their first bytes; raises InputError for what holds no rows."""
+    _look_at_all(locate(path))
 
 
 def data_hash(path: Path) -> str:
-    """Hash the bytes of a data set's file: sha256 (hex); raises InputError if it cannot be read."""
-    with _file_errors(path):
-        _format_of(path)
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+    """Hash a data set: sha256 (hex); raises InputError if it cannot be read.
+
+    Of one file it is that of its bytes as they are stored. Of several it is the sha256 of theirs, one in a line, in
+    order; the name of a list inside a file stands behind it, with a #.
+    """
+    located = locate(path)
+    files = located.files if len(located.files) == 1 else [file.stored.path for file in _look_at_all(located)]
+    digests = []
+    for file in files:
+        with file_errors(file), file.open("rb") as stream:
+            digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
+    return _of_all(digests, located.member)
 
 
-@contextmanager
-def _file_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError:
-        raise InputError(Problem(str(path), "does not exist", "check the path of the dataset")) from None
-    except OSError as error:
-        raise InputError(Problem(str(path), f"cannot be read: {error.strerror or error}")) from None
+def _of_all(digests: list[str], member: str) -> str:
+    if len(digests) == 1 and not member:
+        return digests[0]
+    lines = "".join(f"{digest}#{member}\n" if member else f"{digest}\n" for digest in digests)
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def detect_format(path: Path) -> Format:
-    """Detect a file's format by its first bytes; raises InputError for what holds no rows, or cannot be read."""
-    with _file_errors(path):
-        return _format_of(path)
+def _digest(file: DataFile) -> str:
+    seeks = file.format in ("parquet", "arrow") and file.stored.compression is None
+    return file.stored.hash() if seeks else file.stored.digest.hexdigest()
 
 
-def _format_of(path: Path) -> Format:
-    mode = path.stat().st_mode
-    if stat.S_ISDIR(mode):
-        raise InputError(Problem(str(path), "is a folder", "give the dataset file in it"))
-    if not stat.S_ISREG(mode):
-        raise InputError(Problem(str(path), "is not a regular file", "write the rows to a file first"))
-    with path.open("rb") as stream:
-        head, line, column = _content_start(stream)
-    if not head:
-        raise InputError(Problem(str(path), "is empty", "give a file with at least 2 rows"))
-    if head.startswith(_PARQUET_MAGIC):
-        return "parquet"
-    if head.startswith(b"["):
-        return "json"
-    if head.startswith(b"{"):
-        return "jsonl"
-    for magic, rule, fix in _OTHER_CONTENT:
-        if head.startswith(magic):
-            raise InputError(Problem(str(path), rule, fix))
-    rule = "is not JSON: a row list starts with [ and a row with {"
-    raise InputError(Problem(f"{path}, line {line}, column {column}", rule, _USE_UTF8))
+def _look_at_all(located: Located) -> list[DataFile]:
+    """Look at every file; those of a folder that are empty are left out. Raises InputError."""
+    if len(located.files) == 1:
+        return [look_at(located.files[0], located.member)]
+    with file_errors(located.path):
+        filled = [file for file in located.files if file.stat().st_size]
+        links = {(at.st_dev, at.st_ino): file for file in filled if (at := file.stat())}
+    if not filled:
+        raise InputError(Problem(str(located.path), "holds empty files alone", "give files with at least 2 rows"))
+    if len(links) < len(filled):
+        twice = next(file for file in filled if file not in links.values())
+        rule = f"names one file twice, {twice.name} by a link"
+        raise InputError(Problem(str(located.path), rule, "give a pattern that matches it once"))
+    files = [look_at(file, located.member) for file in filled]
+    first = files[0]
+    for file in files:
+        if (file.format, file.stored.compression) != (first.format, first.stored.compression):
+            rule = f"mixes {_kind(first)} ({first.stored.path.name}) and {_kind(file)} ({file.stored.path.name})"
+            fix = "give the files of one kind by a pattern: the same rows are often there in both"
+            raise InputError(Problem(str(located.path), rule, fix))
+    return files
 
 
-def _content_start(stream: BinaryIO) -> tuple[bytes, int, int]:
-    """Return the first bytes that are neither BOM nor white space (b"": there are none), with their line and column."""
-    head = stream.read(1 << 16).removeprefix(BOM)
-    line, column = 1, 1
-    while head:
-        content = head.lstrip()
-        blank = head[: len(head) - len(content)]
-        line += blank.count(b"\n")
-        column = len(blank) - blank.rfind(b"\n") if b"\n" in blank else column + len(blank)
-        if content:
-            return content, line, column
-        head = stream.read(1 << 16)
-    return b"", line, column
+def _kind(file: DataFile) -> str:
+    packed = file.stored.compression
+    return f"{FORMAT_NAMES[file.format]}, {packed}" if packed else FORMAT_NAMES[file.format]

@@ -5,14 +5,17 @@ It holds counts, row numbers and field names, never a word of the data set itsel
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from llm_tuning.core.text import one_line
 from llm_tuning.data.faults import Reason
-from llm_tuning.data.reading import FORMAT_NAMES, Format
+from llm_tuning.data.reading import FORMAT_NAMES, DatasetFile, Format
 from llm_tuning.errors import PLAIN, Problem, Words, in_words
 
+MAX_LISTED_FILES = 20
 MAX_LISTED_ROWS = 20
 """Row numbers kept of each kind; the counts beside them are complete."""
 
@@ -28,6 +31,8 @@ class RowList(_Part):
     count: int = 0
     rows: list[int] = []
     """The first row numbers, at most MAX_LISTED_ROWS."""
+    places: list[str] = []
+    """The same rows by file and the number in it, where there are several files."""
 
     def add(self, row_number: int) -> None:
         self.count += 1
@@ -35,12 +40,14 @@ class RowList(_Part):
             self.rows.append(row_number)
 
     def __str__(self) -> str:
-        """Return `row 3`, `rows 3, 5 and 9` or `1,204 rows (3, 5, 9, ...)`."""
+        """Return `row 3`, `rows 3, 5 and 9` or `1,204 rows (3, 5, 9, ...)`; `part-2.jsonl row 3` of several files."""
+        names = self.places or list(map(str, self.rows))
+        rows = "" if self.places else "row " if self.count == 1 else "rows "
         if self.count == 1:
-            return f"row {self.rows[0]}"
+            return f"{rows}{names[0]}"
         if self.count <= 5:
-            return f"rows {', '.join(map(str, self.rows[:-1]))} and {self.rows[-1]}"
-        return f"{self.count:,} rows ({', '.join(map(str, self.rows[:5]))}, ...)"
+            return f"{rows}{', '.join(names[:-1])} and {names[-1]}"
+        return f"{self.count:,} rows ({', '.join(names[:5])}, ...)"
 
 
 class Refused(RowList):
@@ -146,6 +153,13 @@ class Report(_Part):
     path: str
     mode: str
     format: Format | None = None
+    compression: str | None = None
+    """gzip or zstd, where the files are compressed."""
+    files: int = 1
+    """Files that the rows are in. The rows of several are numbered through; `places` beside them names the file."""
+    skipped_files: list[str] = []
+    """What lies beside them and is not read: paths, at most MAX_LISTED_FILES."""
+    skipped_files_count: int = 0
     row_numbers: str = ""
     """What row numbers count: lines (JSON Lines) or positions from 1."""
     shape: str | None = None
@@ -180,6 +194,13 @@ class Report(_Part):
         self.ok = False
         self.problems.append(FoundProblem(where=problem.where, rule=problem.rule, fix=problem.fix))
 
+    def name_places(self, place: Callable[[int], str]) -> None:
+        """Say of every row that is listed where it is, by `place`, if there are several files."""
+        if self.files == 1:
+            return
+        for rows in _row_lists(self):
+            rows.places = list(map(place, rows.rows))
+
     def in_words(self, words: Words = PLAIN) -> Report:
         """Return a copy in an edge's words, with the placeholders in its sentences filled (`llm_tuning.errors`)."""
         return Report.model_validate(_in_words(self.model_dump(), words))
@@ -191,6 +212,23 @@ class Report(_Part):
     def input_problems(self) -> list[Problem]:
         """Return the problems as an InputError takes them."""
         return [Problem(p.where, p.rule, p.fix, field="dataset.path") for p in self.problems]
+
+
+def describe(report: Report, dataset: DatasetFile) -> None:
+    """Put into the report what kind of files the rows are in."""
+    report.format, report.compression = dataset.format, dataset.compression
+    report.files, report.row_numbers = len(dataset.files), dataset.numbering
+    report.skipped_files, report.skipped_files_count = list(dataset.skipped[:MAX_LISTED_FILES]), len(dataset.skipped)
+
+
+def _row_lists(part: BaseModel) -> Iterator[RowList]:
+    for name in type(part).model_fields:
+        value = getattr(part, name)
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, RowList):
+                yield item
+            elif isinstance(item, BaseModel):
+                yield from _row_lists(item)
 
 
 def _in_words(value: Any, words: Words) -> Any:
@@ -208,6 +246,8 @@ def summary_lines(report: Report) -> list[tuple[str, str]]:
     """Return the report as (label, text) lines, without the problems."""
     numbering = f", row numbers are {report.row_numbers}" if report.row_numbers else ""
     kind = FORMAT_NAMES[report.format] if report.format else "unknown format"
+    kind += f", {report.compression}" if report.compression else ""
+    kind = f"{report.files:,} files of {kind}" if report.files > 1 else kind
     shape = f", rows are {report.shape}" if report.shape else ""
     of = f"; {report.prompts:,} different {'prompt' if report.prompts == 1 else 'prompts'}" if report.prompts else ""
     lines = [
@@ -234,7 +274,7 @@ def summary_lines(report: Report) -> list[tuple[str, str]]:
         lines.append(("Template", f"{report.template_source}, sha256 {report.template_hash}"))
     lines += [("Note", note) for note in report.notes]
     lines += [("Warning", warning) for warning in report.warnings]
-    return lines
+    return [(label, one_line(text)) for label, text in lines]
 
 
 def _token_lines(report: Report) -> list[tuple[str, str]]:

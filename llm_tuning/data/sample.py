@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from llm_tuning.core.text import printable
 from llm_tuning.data.chat import plain_template
 from llm_tuning.data.faults import RowFault
 from llm_tuning.data.parser import RowParser
@@ -23,7 +23,6 @@ MAX_CHARACTERS = 4000
 Segment = tuple[str, bool]
 """A piece of the rendered row and whether it is in the loss."""
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _GREEN, _RESET = "\x1b[32m", "\x1b[0m"
 
 
@@ -41,7 +40,8 @@ def render_sample(
     """
     tokenizer = RowTokenizer.load(tokenizer_dir, encoder) if tokenizer_dir is not None else None
     parser = RowParser(form)
-    for number, row in DatasetFile(Path(path)):
+    dataset = DatasetFile(Path(path))
+    for number, row in dataset:
         try:
             example = parser.parse(number, row)
             if example is None:
@@ -49,7 +49,9 @@ def render_sample(
             segments = sample_segments(example, tokenizer)
         except RowFault:
             continue
-        return f"Row {number}; the marked part is learned:\n\n{_paint(segments, color=color)}\n"
+        place = dataset.place(number)
+        head = f"{place[:1].upper()}{place[1:]}" if len(dataset.files) == 1 else printable(place)
+        return f"{head}; the marked part is learned:\n\n{_paint(segments, color=color)}\n"
     return ""
 
 
@@ -84,8 +86,7 @@ def _paint(segments: list[Segment], *, color: bool) -> str:
     left = MAX_CHARACTERS
     parts = []
     for text, learned in segments:
-        # Escape sequences in a row must not reach the terminal.
-        shown = _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text[:left])
+        shown = printable(text[:left])
         left -= len(text[:left])
         if learned and shown:
             shown = f"{_GREEN}{shown}{_RESET}" if color else f">>>{shown}<<<"

@@ -82,11 +82,14 @@ class Tally:
         self._lengths: Counter[int] = Counter()
         self._tokens = TokenReport(max_length=max_length)
 
-    def refuse(self, row_number: int, fault: RowFault) -> None:
+    def refuse(self, row_number: int, fault: RowFault, *, line: int = 0) -> None:
+        """Count a refused row; `line` is the one on which it begins, where its number does not say so."""
         key = (str(fault.reason), fault.rule)
         if key not in self._refused and len(self._refused) >= MAX_DISTINCT_FAULTS:
             key = next(reversed(self._refused))
-        entry = self._refused.setdefault(key, Refused(reason=fault.reason, rule=fault.rule, fix=fault.fix, at=fault.at))
+        at = f"line {line}" if line and not fault.at.startswith("line ") else ""
+        at = ", ".join(filter(None, (at, fault.at)))
+        entry = self._refused.setdefault(key, Refused(reason=fault.reason, rule=fault.rule, fix=fault.fix, at=at))
         entry.add(row_number)
 
     def keep(self, example: Example, row: TokenisedRow | None) -> None:

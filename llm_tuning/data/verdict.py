@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from llm_tuning.data.faults import Fact, Reason
-from llm_tuning.data.json_stream import object_problem, read_object
 from llm_tuning.data.parser import RowParser
+from llm_tuning.data.reading import one_object_problem
 from llm_tuning.data.report import Refused, Report
 from llm_tuning.data.rows import RowForm
 from llm_tuning.data.splitting import MIN_ROWS_TO_SPLIT
@@ -71,9 +71,11 @@ def judge(
 
 
 def _find_problems(report: Report, form: RowForm, path: Path, *, skip_invalid_rows: bool) -> None:
-    if report.format == "jsonl" and report.rows == 1 and any(r.reason in _DEFECTS for r in report.refusals):
-        report.refuse(object_problem(path, read_object(path)))
-        return
+    if report.format == "jsonl" and (report.files, report.rows) == (1, 1) and report.refusals:
+        is_row = not any(refused.reason in _DEFECTS for refused in report.refusals)
+        if (problem := one_object_problem(path, is_row=is_row)) is not None:
+            report.refuse(problem)
+            return
     if report.refusals and (not skip_invalid_rows or report.kept < MIN_ROWS):
         for refused in report.refusals:
             report.refuse(_refused_problem(report.path, refused, _to_skip(report)))
@@ -95,7 +97,8 @@ def _to_skip(report: Report) -> str:
 def _refused_problem(path: str, refused: Refused, or_else: str) -> Problem:
     first = "first at " if refused.count > 1 else ""
     inside = f", {first}{refused.at}" if refused.at else ""
-    return Problem(f"{path}, {refused}{inside}", refused.fault, "; ".join(filter(None, (refused.fix, or_else))))
+    where = str(refused) if refused.places else f"{path}, {refused}"
+    return Problem(f"{where}{inside}", refused.fault, "; ".join(filter(None, (refused.fix, or_else))))
 
 
 def _find_warnings(report: Report, parser: RowParser) -> None:
@@ -151,6 +154,12 @@ def _find_notes(report: Report, tokenizer: RowTokenizer | None, tokenizer_dir: P
         note(f"messages after the last answer to learn are left out in {report.rows_trimmed:,} rows")
     if report.rows_left_out:
         note(f"{report.rows_left_out:,} rows are marked as not learned and left out")
+    if report.files > 1:
+        note(f"the {report.files:,} files are read in the order of their names")
+    if report.skipped_files:
+        more = report.skipped_files_count - len(report.skipped_files)
+        rest = f" and {more:,} more" if more else ""
+        note(f"files that are not read: {', '.join(report.skipped_files)}{rest}")
     if report.ignored_fields:
         names = report.ignored_fields[:MAX_NAMES]
         more = len(report.ignored_fields) - len(names)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from llm_tuning.cli.parser import Parser
+from llm_tuning.core.text import printable
 from llm_tuning.errors import EXIT_INPUT, EXIT_TRY_AGAIN, InputError, TuningError
 
 COMMANDS = {
@@ -58,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr)
+    print(printable(text), file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from llm_tuning.api.yaml import load_yaml_objects
 from llm_tuning.cli.tables import print_columns, print_table
 from llm_tuning.client.specs import KINDS
 from llm_tuning.core.suggestions import closest, did_you_mean
+from llm_tuning.data.files.locate import is_there
 from llm_tuning.errors import EXIT_OK, InputError, Problem
 from llm_tuning.planning import Plan, Verdict, make_plan
 from llm_tuning.planning.memory import total
@@ -83,9 +84,8 @@ def _missing(args: argparse.Namespace, job: TuningJob) -> list[Problem]:
         rule = f"{base} is a file, and a folder is needed" if base.exists() else f"there is no {base} on this machine"
         fix = "give a local copy with --base, or the folder of the claim's files with --root"
         problems.append(Problem("--base" if args.base else "spec.model.path", rule, fix))
-    if dataset is not None and not dataset.is_file():
-        kind = f"{dataset} is a folder, and a file is needed"
-        rule = kind if dataset.exists() else f"there is no {dataset} on this machine"
+    if dataset is not None and not is_there(dataset):
+        rule = f"there is no {dataset} on this machine"
         problems.append(Problem("--dataset" if args.dataset else "spec.dataset.path", rule, "give a local copy of it"))
     return problems
 
@@ -100,7 +100,7 @@ def _dataset(args: argparse.Namespace, job: TuningJob) -> Path | None:
     if job.spec.dataset.path is None:
         return None
     path = Path(args.root) / job.spec.dataset.path
-    return path if path.exists() else None
+    return path if is_there(path) else None
 
 
 def show(name: str, plan: Plan) -> None:

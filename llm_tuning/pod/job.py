@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from llm_tuning.api import RunOptions, TuningConfig
 from llm_tuning.api.tuning_job import tuning_config
 from llm_tuning.core.model import input_error
+from llm_tuning.data.files.locate import locate, readings
 from llm_tuning.errors import InputError, Problem
 from llm_tuning.pod.contract import (
     DATASET_DIR,
@@ -104,7 +105,7 @@ class PodJob:
         inside_base = sorted(base.iterdir()) if base.is_dir() else []  # snapshots of a hub's cache are links, for one
         looked_at = [(BASE, path, self.root) for path in (base, *inside_base)]
         dataset_volume = self.root if self.dataset_file is None else self.dataset_dir
-        looked_at.append((DATASET, Path(config.dataset.path), dataset_volume))
+        looked_at += [(DATASET, path, dataset_volume) for path in _files_of(Path(config.dataset.path))]
         looked_at.append(("", self.models, self.root))
         if config.model.adapter is not None:
             looked_at.append((ADAPTER, self.models / config.model.adapter.model_id, self.root))
@@ -117,6 +118,15 @@ class PodJob:
         ]
         if problems:
             raise OutsideVolume(problems)
+
+
+def _files_of(dataset: Path) -> list[Path]:
+    """Return all that a dataset's path may mean, and every file that it does; the check says what is wrong with it."""
+    meant = [at for at, _ in readings(dataset)]
+    try:
+        return [*meant, *locate(dataset).files]
+    except InputError:
+        return meant
 
 
 def _refuse_local_store(uri: str | None) -> None:

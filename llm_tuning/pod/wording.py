@@ -14,6 +14,7 @@ from pathlib import Path
 from pydantic.alias_generators import to_camel
 
 from llm_tuning.api.tuning_job import TuningJobSpec
+from llm_tuning.data.files.locate import is_there
 from llm_tuning.errors import InputError, Problem, in_words
 from llm_tuning.pod.contract import PodReason
 from llm_tuning.pod.job import OutsideVolume, PodJob
@@ -72,7 +73,7 @@ def reason_of(error: InputError, job: PodJob | None) -> PodReason:
         return PodReason.TRACKING_INVALID
     if DATASET in fields:
         path = job.dataset_file or job.root / str(spec.dataset.path)
-        return PodReason.DATASET_INVALID if path.is_file() else PodReason.DATASET_NOT_FOUND
+        return PodReason.DATASET_INVALID if is_there(path) else PodReason.DATASET_NOT_FOUND
     return PodReason.INVALID_INPUT
 
 

@@ -75,7 +75,7 @@ class Prepared:
 def prepare(config: TuningConfig, options: RunOptions) -> Prepared:
     """Find and check all that the run needs but the rows; raises one InputError with every problem found."""
     from llm_tuning.data.chat import template_hash
-    from llm_tuning.data.reading import detect_format
+    from llm_tuning.data.reading import check_readable
 
     output_dir, base_path = Path(options.output_dir), Path(config.model.path)
     found = Collected()
@@ -86,7 +86,7 @@ def prepare(config: TuningConfig, options: RunOptions) -> Prepared:
     if base is not None:
         found.run(BASE, lambda: check_trainable(base))
     template = found.run(BASE, lambda: template_hash(base_path)) if base is not None else None
-    found.run(DATASET, lambda: detect_format(Path(config.dataset.path)))
+    found.run(DATASET, lambda: check_readable(Path(config.dataset.path)))
     start = found.run(ADAPTER, lambda: find_start_adapter(config, output_dir))
     found.raise_if_any()
     assert base is not None

@@ -16,11 +16,12 @@ MIB = 1 << 20
 READ = """
 import resource, sys, time
 from pathlib import Path
-from llm_tuning.data.parquet import read_parquet
+from llm_tuning.data.files.parquet import read_parquet
+from llm_tuning.data.files.stored import StoredFile
 import pyarrow.parquet
 before, began, rows = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time(), 0
 try:
-    for _ in read_parquet(Path(sys.argv[1])): rows += 1
+    for _ in read_parquet(StoredFile(Path(sys.argv[1]))): rows += 1
 except ValueError as error: print(error)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, time.process_time() - began, rows)
 """

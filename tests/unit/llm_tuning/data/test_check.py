@@ -42,12 +42,12 @@ def with_bad(**change: Any) -> list[dict[str, Any]]:
 BAD_INPUT: dict[str, tuple[str, bytes, list[str]]] = {
     # issue's case: (mode, file, parts of the message: place, rule, fix)
     "empty file": ("sft", b"", ["rows.json", "is empty", "at least 2 rows"]),
-    "not JSON": ("sft", b"prompt,output\nq,a\n", ["line 1, column 1", "is not JSON", "save it as"]),
+    "not JSON": ("sft", b"prompt: q\noutput: a\n", ["line 1, column 1", "is not JSON", "save it as"]),
     "broken array": ("sft", b'[{"prompt": "q"},\n {"prompt" 1}]', ["line 2, column 12", "row 2", "not valid JSON"]),
     "broken line": ("sft", lines(GOOD[0], b'{"prompt" 1}\n', GOOD[1]), ["row 2", "line 2, column 11", "NotJson"]),
     "one object": ("sft", json.dumps({"version": 1, "data": GOOD}, indent=1).encode(),
-                   ["is one JSON object, not a JSON array, JSON Lines or Parquet", "its `data`: save that list alone"]),
-    "one object on a line": ("sft", json.dumps({"rows": GOOD}).encode(), ["is one JSON object", "its `rows`: save"]),
+                   ["is one JSON object that holds lists of rows", "name the list: ", "rows.json#data"]),
+    "one object on a line": ("sft", json.dumps({"rows": GOOD}).encode(), ["is one JSON object", "rows.json#rows"]),
     "one object without a list": ("sft", b'{"a": 1}', ["is one JSON object", "write a JSON array of rows"]),
     "invalid UTF-8 in an array": ("sft", b'[{"prompt": "\xe9"}]', ["line 1, byte 13", "not UTF-8", "save it as UTF-8"]),
     "invalid UTF-8 in a line": ("sft", lines(*GOOD, b'{"prompt": "\xe9"}\n'), ["row 9", "not UTF-8", "as UTF-8"]),
@@ -112,7 +112,9 @@ def test_one_object_larger_than_is_read_at_once_is_named_too(tmp_path: Path, ind
     path = tmp_path / "rows.json"
     rows = [{"prompt": "question " * 100_000, "output": "a"}] * 80
     path.write_text(json.dumps({"data": rows}, indent=indent))
-    with pytest.raises(DatasetRefused, match="is one JSON object, not a JSON array") as error:
+    with pytest.raises(
+        DatasetRefused, match=r"is one JSON object that holds lists of rows; name the list: \S+#data"
+    ) as error:
         check(path, None)
     assert len(error.value.problems) == 1
 
@@ -126,7 +128,8 @@ def test_names_of_fields_that_cannot_be_printed_are_escaped(tmp_path: Path) -> N
 
 
 def test_a_missing_file_and_a_folder_are_refused(tokenizer_dir: Path, tmp_path: Path) -> None:
-    for path, rule in ((tmp_path / "none.json", "does not exist"), (tmp_path, "is a folder")):
+    (tmp_path / "empty").mkdir()
+    for path, rule in ((tmp_path / "none.json", "does not exist"), (tmp_path / "empty", "holds no file of rows")):
         with pytest.raises(InputError, match=rule) as error:
             check(path, tokenizer_dir)
         assert str(path) in str(error.value)

@@ -13,7 +13,8 @@ import pytest
 
 from llm_tuning.data.check import check_dataset
 from llm_tuning.data.faults import Reason, RowFault
-from llm_tuning.data.parquet import read_parquet
+from llm_tuning.data.files.parquet import read_parquet
+from llm_tuning.data.files.stored import StoredFile
 from llm_tuning.data.reading import DatasetFile
 from llm_tuning.errors import InputError
 from llm_tuning.modes.sft import SFT
@@ -29,7 +30,9 @@ def write(path: Path, table: pa.Table, **options: object) -> Path:
 
 def test_a_row_above_the_limit_is_refused_with_its_number(tmp_path: Path) -> None:
     texts = ["a", "b" * (17 * MIB), "c", "d" * (15 * MIB)]
-    rows = dict(read_parquet(write(tmp_path / "rows.parquet", pa.table({"prompt": texts, "output": ["x"] * 4}))))
+    rows = dict(
+        read_parquet(StoredFile(write(tmp_path / "rows.parquet", pa.table({"prompt": texts, "output": ["x"] * 4}))))
+    )
     assert isinstance(rows[2], RowFault)
     assert (rows[2].reason, rows[2].rule) == (Reason.ROW_TOO_LARGE, "is larger than 16 MiB")
     assert [rows[number]["prompt"][0] for number in (1, 3, 4)] == ["a", "c", "d"]
@@ -47,7 +50,7 @@ def test_a_row_is_measured_as_a_whole(tmp_path: Path, kind: str) -> None:
             {"m": pa.ListArray.from_arrays([0, 1, 3], pa.array(["a", part, part]).dictionary_encode())}
         ),
     }[kind]()
-    rows = dict(read_parquet(write(tmp_path / "rows.parquet", table)))
+    rows = dict(read_parquet(StoredFile(write(tmp_path / "rows.parquet", table))))
     assert isinstance(rows[1], dict)
     assert isinstance(rows[2], RowFault)
 
@@ -77,5 +80,5 @@ def test_ordinary_rows_are_no_slower_for_it(tmp_path: Path) -> None:
     table = pa.table({"prompt": [f"question {i}" * 5 for i in range(50_000)], "output": ["answer"] * 50_000})
     path = write(tmp_path / "rows.parquet", table)
     began = time.process_time()
-    assert sum(1 for _ in read_parquet(path)) == 50_000
+    assert sum(1 for _ in read_parquet(StoredFile(path))) == 50_000
     assert time.process_time() - began < 5

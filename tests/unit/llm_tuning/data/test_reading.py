@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from llm_tuning.data import json_stream
 from llm_tuning.data.faults import Reason, RowFault
+from llm_tuning.data.files import rows as limits
 from llm_tuning.data.reading import DatasetFile, data_hash
 from llm_tuning.errors import InputError
 
@@ -76,7 +76,7 @@ def test_an_array_reads_the_same_in_chunks_of_any_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     chance = random.Random(seed)
-    monkeypatch.setattr(json_stream, "CHUNK_BYTES", chance.randint(1, 40))
+    monkeypatch.setattr(limits, "CHUNK_BYTES", chance.randint(1, 40))
     text = json.dumps(ROWS, indent=chance.choice([None, 1]), ensure_ascii=False)
     assert read(written(tmp_path / "data", text)) == list(enumerate(ROWS, 1))
 
@@ -86,7 +86,7 @@ def test_a_broken_array_names_the_same_line_and_column_as_pythons_parser(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     chance = random.Random(seed)
-    monkeypatch.setattr(json_stream, "CHUNK_BYTES", chance.choice([7, 64, 1 << 20]))
+    monkeypatch.setattr(limits, "CHUNK_BYTES", chance.choice([7, 64, 1 << 20]))
     text = json.dumps(ROWS[:10], indent=chance.choice([None, 1]), ensure_ascii=False)
     places = [i for i, character in enumerate(text) if character in '":,']
     place = chance.choice(places)
@@ -112,22 +112,23 @@ def test_an_array_cut_anywhere_is_refused_as_cut_off(tmp_path: Path, cut: int) -
 @pytest.mark.parametrize(
     ("content", "parts"),
     [
-        ("[{}] []", ["line 1, column 6", "after the end of the array"]),
+        ("[{}] 5", ["line 1, column 6", "after the end of the array"]),
+        ("[{}] []", ["line 1, column 6", "a JSON array on each line"]),
         ("[{},]", ["line 1, column 5", "comma after the last row"]),
         ("[{} {}]", ["line 1, column 5", "after row 1", "expecting ,"]),
         ('[{}, {"a": "\\x"}]', ["row 2", "escape", "line 1, column"]),
         (b'[\n{"a": "caf\xe9"}]', ["line 2", "byte 12", "not UTF-8"]),
         ("[" * 100_000, ["row 1", "nested too deeply"]),
         ("[" + "9" * 5000 + "]", ["row 1", "too many digits"]),
-        ("prompt,output\na,b\n", ["line 1, column 1", "not JSON"]),
+        ("a line of prose\n", ["line 1, column 1", "not JSON"]),
         ("\n\n  hello", ["line 3, column 3", "not JSON"]),
         ("", ["empty"]),
         (" \r\n ", ["empty"]),
         (b"\xef\xbb\xbf", ["empty"]),
         ('[{"a": 1}]'.encode("utf-16"), ["UTF-16", "save it as UTF-8"]),
-        (b"\x1f\x8b\x08\x00", ["gzip"]),
+        (b"\x1f\x8b\x08\x00", ["cut off"]),
         (b"PAR1 and no more", ["not a whole Parquet file"]),
-        ('{\n "data": [{"prompt": "a"}]\n}', ["one JSON object", "`data`"]),
+        ('{\n "data": [{"prompt": "a"}]\n}', ["one JSON object", "name the list", "data.json#data"]),
         ('{\n "prompt": "a"\n}', ["one JSON object", "one row a line"]),
         ('{\n "a": 1\n}\n{\n "a": 1\n}', ["objects over several lines"]),
         ('{"a": 1},\n{"a": 2},\n', ["line 1", "comma after the object", "without it"]),
@@ -152,7 +153,7 @@ def test_the_place_of_a_row_that_is_cut_off_is_on_its_own_line(tmp_path: Path) -
 def test_elements_that_are_no_objects_are_refused_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
 ) -> None:
-    monkeypatch.setattr(json_stream, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(limits, "CHUNK_BYTES", chunk)
     rows = read(written(tmp_path / "d", '[123456789, {"a": 1}, "text", null, [1, 2]]'))
     assert [row.rule.partition("got ")[2] if isinstance(row, RowFault) else row for _, row in rows] == [
         "a number",
@@ -165,7 +166,7 @@ def test_elements_that_are_no_objects_are_refused_rows(
 
 def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     assert "does not exist" in refusal(tmp_path / "missing.json")
-    assert "is a folder" in refusal(tmp_path)
+    assert "holds no file of rows" in refusal(tmp_path)
     os.mkfifo(tmp_path / "pipe")
     assert "not a regular file" in refusal(tmp_path / "pipe")
     with pytest.raises(InputError, match="does not exist"):
@@ -196,8 +197,8 @@ def test_a_broken_first_line_is_one_refused_row_if_the_second_is_whole(tmp_path:
 def test_a_row_beyond_the_size_limit_is_refused_and_reading_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(json_stream, "MAX_ROW_BYTES", 64)
-    monkeypatch.setattr(json_stream, "CHUNK_BYTES", 16)
+    monkeypatch.setattr(limits, "MAX_ROW_BYTES", 64)
+    monkeypatch.setattr(limits, "CHUNK_BYTES", 16)
     rows = [{"a": 1}, {"a": "x" * 200}, {"a": 2}]
     _, (_, fault), _ = found = read(written(tmp_path / "d", "\n".join(map(json.dumps, rows))))
     assert fault.reason is Reason.ROW_TOO_LARGE

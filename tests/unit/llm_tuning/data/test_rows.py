@@ -193,6 +193,7 @@ def test_every_reason_of_a_parsed_row_has_a_case() -> None:
         Reason.NOT_UTF8,
         Reason.ROW_TOO_LARGE,
         Reason.NOT_AN_OBJECT,
+        Reason.NOT_CSV,
         Reason.DUPLICATE_FIELD,
         Reason.MIXED_SHAPES,
         Reason.TEMPLATE_REFUSES,

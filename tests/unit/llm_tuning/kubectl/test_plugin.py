@@ -209,9 +209,9 @@ async def test_plan_names_all_that_is_not_here(call: Call, tmp_path: Path) -> No
         f"error: --base: there is no {tmp_path}/b",
         f"error: --dataset: there is no {tmp_path}/d",
     ]
-    err = (await call("plan", "-f", file, "--base", file, "--dataset", str(tmp_path)))[2]
+    err = (await call("plan", "-f", file, "--base", file, "--dataset", f"{tmp_path}/*.csv"))[2]
     assert f"--base: {file} is a file, and a folder is needed" in err
-    assert f"--dataset: {tmp_path} is a folder, and a file is needed" in err
+    assert f"--dataset: there is no {tmp_path}/*.csv on this machine" in err
 
 
 async def test_plan_takes_one_copy_for_several_jobs_only_where_they_share_it(

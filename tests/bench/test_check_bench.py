@@ -1,0 +1,44 @@
+"""The data check: megabytes a second of chats, and the peak of memory for 1 GB in every form.
+
+`BENCH_BEFORE=/path/of/another/checkout make bench` measures that code beside this one, in turns.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+from pathlib import Path
+
+import pytest
+
+from tests.support import large_files
+
+pytestmark = [pytest.mark.timeout(3600)]
+
+MEGABYTES = float(os.environ.get("BENCH_MEGABYTES", "100"))
+LARGE_MEGABYTES = float(os.environ.get("BENCH_LARGE_MEGABYTES", "1000"))
+ROUNDS = 3
+
+
+def test_megabytes_a_second_of_chats(tmp_path: Path, tokenizer_dir: Path) -> None:
+    path, _ = large_files.write(tmp_path, "rows.jsonl", MEGABYTES, chats=True)
+    before = Path(os.environ["BENCH_BEFORE"]) if "BENCH_BEFORE" in os.environ else None
+    for base in (None, tokenizer_dir):
+        seconds: dict[str, list[float]] = {}
+        for _ in range(ROUNDS):
+            for name, checkout in (("now", large_files.ROOT), ("before", before)):
+                if checkout is not None:
+                    seconds.setdefault(name, []).append(large_files.check(path, base, checkout=checkout)["cpu"])
+        medians = {name: statistics.median(values) for name, values in seconds.items()}
+        said = ", ".join(f"{name} {MEGABYTES / value:.1f} MB/s" for name, value in medians.items())
+        ratio = f", ratio {medians['now'] / medians['before']:.2f}" if before else ""
+        print(f"\ncheck of {MEGABYTES:.0f} MB of chats {'with' if base else 'without'} tokens: {said}{ratio}")
+        assert not before or medians["now"] <= 1.2 * medians["before"]
+
+
+@pytest.mark.parametrize("form", large_files.FORMS)
+def test_memory_of_a_gigabyte(tmp_path: Path, form: str) -> None:
+    path, _ = large_files.write(tmp_path, form, LARGE_MEGABYTES)
+    found = large_files.check(path)
+    print(f"\n{form}: {LARGE_MEGABYTES / found['seconds']:.0f} MB/s, peak {found['peak_mib']} MiB")
+    assert found["peak_mib"] < 200
