@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
+from llm_tuning.core.files import expand_home
 from llm_tuning.core.suggestions import did_you_mean
 from llm_tuning.errors import InputError, Problem
 
@@ -19,7 +21,8 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:
         """Refuse unknown arguments here, where the flags of the subcommand are known: the main parser has others."""
-        found, unknown = super().parse_known_args(args, namespace)
+        given = sys.argv[1:] if args is None else args
+        found, unknown = super().parse_known_args([_at_home(argument) for argument in given], namespace)
         flags = [word.partition("=")[0] for word in unknown if word.lstrip("-")[:1].isalpha() and word[0] == "-"]
         see = f"see {self.prog} --help"
         if flags:
@@ -35,3 +38,9 @@ class Parser(argparse.ArgumentParser):
             where = "/".join(action.option_strings) or self.prog
             rule = f"must be one of {', '.join(choices)}, got {str(value)!r}"
             raise InputError(Problem(where, rule, did_you_mean(str(value), choices)))
+
+
+def _at_home(argument: str) -> str:
+    """Expand `~/x` and `--flag=~/x`: a shell does neither in quotes, and the second nowhere."""
+    flag, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+    return f"{flag}{equals}{expand_home(value)}" if value.startswith("~/") else argument

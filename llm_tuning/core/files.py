@@ -38,6 +38,16 @@ class OddFile(OSError):  # noqa: N818 - what it is
         return str(self.strerror)
 
 
+def expand_home(path: str) -> str:
+    """Return `path` with the home folder for a leading `~`, which a shell leaves in `--flag=~/x` and in quotes."""
+    if not path.startswith("~"):
+        return path
+    try:
+        return str(Path(path).expanduser())
+    except RuntimeError:  # no such user
+        return path
+
+
 def temporary_beside(path: Path) -> Path:
     """Return an unused hidden name in the folder of `path`, to write to and then rename.
 

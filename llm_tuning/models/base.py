@@ -13,10 +13,10 @@ from typing import Any
 
 from llm_tuning.core.files import JSON_BYTES, file_hash, odd_files, read_json, temporary_beside, write_json
 from llm_tuning.errors import InputError, Problem
-from llm_tuning.models.layout import TOKENIZER_CONFIG
+from llm_tuning.models.layout import CONFIG, TOKENIZER_CONFIG
+from llm_tuning.models.not_a_base import no_folder_problem, other_kind
 from llm_tuning.models.safetensors import read_header
 
-CONFIG = "config.json"
 SAFETENSORS_INDEX = "model.safetensors.index.json"
 INDEX_BYTES = 2**26
 """A base of a thousand experts has an index of 20 MB."""
@@ -41,16 +41,21 @@ class BaseModel:
     """Whether tokenizer.json is there, so that lengths can be checked without transformers."""
 
 
-def inspect_base(path: str | Path) -> BaseModel:
-    """Check a base model's folder; raises InputError with all that is wrong with it."""
+def inspect_base(path: str | Path, *, adapter_as: str = "") -> BaseModel:
+    """Check a base model's folder; raises InputError with all that is wrong with it.
+
+    `adapter_as` says how the caller's command takes an adapter, where one is given for the base.
+    """
     folder = Path(path)
     where = f"model {path}"
     if not folder.is_dir():
-        rule = "is a file, not a folder" if folder.exists() else "does not exist"
-        raise InputError(Problem(where, rule, "give the folder that holds config.json and the weights"))
+        raise InputError(no_folder_problem(path, where))
     problems = odd_file_problems(folder, where)
     if problems:
         raise InputError(problems)
+    other = other_kind(folder, where, adapter_as=adapter_as)
+    if other is not None:
+        raise InputError(other)
     config = read_object(folder / CONFIG, where, problems, missing=_RESAVE)
     tokenizer_config = read_object(folder / TOKENIZER_CONFIG, where, problems)
     for name, value in ((CONFIG, config), (TOKENIZER_CONFIG, tokenizer_config)):

@@ -71,6 +71,8 @@ def _quantised(folder: Path, method: str) -> Problem:
 
 def quantisation_said(folder: Path, config: Mapping[str, Any]) -> str | None:
     """Return how a base is quantised, by its config or a file beside it; None where neither names a method."""
+    if isinstance(config.get("quantization"), Mapping):
+        return "mlx"
     for found in _quantisation_configs(config):
         return _method(found)
     return next((method for name, method in QUANTISED_FILES.items() if (folder / name).is_file()), None)

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
+from llm_tuning.core.files import expand_home
 from llm_tuning.core.stopping import stop_on_signals, stop_requested
 from llm_tuning.engines.vllm.environment import API_KEY_VARIABLE
 from llm_tuning.engines.vllm.install import Vllm, find_vllm, gpu_count
@@ -54,14 +55,14 @@ def serve(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
         got = shlex.join(arguments)
         raise InputError(Problem("arguments", f"must be 3 or 4, none a flag, got {got!r}", f"usage: {USAGE}"))
     timeout = _timeout(environment)
-    port, gpu_id, model_path = arguments[:3]
-    lora_path = arguments[3] if len(arguments) == 4 else None
+    port, gpu_id, model_path = *arguments[:2], expand_home(arguments[2])
+    lora_path = expand_home(arguments[3]) if len(arguments) == 4 else None
     plan = plan_serving(
         port, gpu_id, model_path, lora_path, environment=environment, vllm=_vllm(environment), gpus=gpu_count()
     )
     for note in plan.notes:
         _warn(f"note: {note}")
-    server = ServerProcess(Path(environment.get("LAUNCH_LOG_DIR") or "logs"), port=plan.port)
+    server = ServerProcess(Path(expand_home(environment.get("LAUNCH_LOG_DIR") or "logs")), port=plan.port)
     if server.left_behind:
         _warn(f"note: {server.pid_file} was left behind by a server that has ended; this one takes its place")
     _say(f"starting vLLM (log {server.log}), up to {timeout:.0f} s")

@@ -102,7 +102,7 @@ def plan_serving(
         devices = _cards(devices, gpus, environment.get(VISIBLE), problems)
     base: BaseModel | None = None
     try:
-        base = inspect_base(model_path)
+        base = inspect_base(model_path, adapter_as="lora_path")
     except InputError as error:
         problems.extend(error.problems)
     count = 0 if devices == CPU else devices.count(",") + 1

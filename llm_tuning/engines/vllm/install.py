@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from llm_tuning.core.files import expand_home
 from llm_tuning.errors import InputError, Problem
 
 _LOOK = """
@@ -38,7 +39,7 @@ class Vllm:
 
 def find_vllm(root: Path, environment: Mapping[str, str]) -> Vllm:
     """Find $VLLM_PYTHON, else `root`/.venv-vllm, else a `python` on the PATH; raises InputError where none has vLLM."""
-    chosen = environment.get("VLLM_PYTHON")
+    chosen = expand_home(environment.get("VLLM_PYTHON") or "")
     if chosen:
         vllm = _look(chosen)
         if vllm is None:
