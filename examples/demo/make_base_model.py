@@ -14,6 +14,7 @@ import argparse
 import hashlib
 import json
 import math
+import os
 import random
 import shutil
 import sys
@@ -201,6 +202,16 @@ def train(folder: Path, recipe: Recipe) -> None:
     model.to(torch.float32).save_pretrained(folder)
 
 
+def use_free_cores() -> None:
+    """Have torch take the cores that nothing else uses: on busy ones its threads wait for each other most of the time.
+
+    Before torch is imported. OMP_NUM_THREADS and OMP_WAIT_POLICY of the caller stay.
+    """
+    busy = round(os.getloadavg()[0])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) - busy)))
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # a thread that waits sleeps, and does not spin
+
+
 def build_model(recipe: Recipe, *, vocab_size: int) -> LlamaForCausalLM:
     """A Llama with random weights."""
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -256,6 +267,7 @@ def main() -> None:
     for name, default in asdict(Recipe()).items():
         parser.add_argument(f"--{name}", type=type(default), default=default)
     values = vars(parser.parse_args())
+    use_free_cores()
     folder = values.pop("folder")
     recipe = Recipe(**values)
     print("trained" if make_base_model(folder, recipe) else "already there", folder)

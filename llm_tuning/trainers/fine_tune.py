@@ -64,7 +64,8 @@ def fine_tune(run: TrainRun, mode: type[Recipe]) -> None:
             if run.is_main:
                 run.reporter.stage("saving")
                 template = load_chat_template(run.base).text
-                save_adapter(policy.model, run.base, run.stage, base_name=str(run.base), chat_template=template)
+                base_name = str(run.base.absolute())  # else no PEFT finds the base from another folder
+                save_adapter(policy.model, run.base, run.stage, base_name=base_name, chat_template=template)
                 with gpu_errors_explained(run, Stage.PROBES):
                     write_parity(run, policy, rows, held_out=held_out, training=training_rows)
                 write_json(run.work / HARDWARE, hardware)

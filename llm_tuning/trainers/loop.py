@@ -43,7 +43,7 @@ from llm_tuning.run.checkpoints import latest_checkpoint, save_checkpoint
 from llm_tuning.run.context import TrainRun
 from llm_tuning.trainers.memory import Stage, gpu_errors_explained
 from llm_tuning.trainers.micro_batches import MicroBatch
-from llm_tuning.trainers.model import TRAINED, adapter_weights
+from llm_tuning.trainers.model import TRAINED, adapter_weights, bare_base
 from llm_tuning.trainers.parallel import all_reduce_sum, any_rank, gather_objects, sum_gradients
 from llm_tuning.trainers.recipe import Recipe, Task
 
@@ -167,8 +167,8 @@ class Loop(_BaseTrainer):
         self._norms = torch.stack([self.accelerator.clip_grad_norm_(group, limit) for group in self.groups])
         return self._norms[0]
 
-    def _numbers(self) -> dict[str, float]:
-        """Return the step's terms and gradient norm; raises InputError where the step has left the finite numbers.
+    def _numbers(self, step: Step) -> dict[str, float]:
+        """Return the terms and gradient norm of `step`; raises InputError where it has left the finite numbers.
 
         All are read at once, when the optimizer's step is on its way: each reading stops a GPU. Weights that a
         diverged step has spoilt are never saved.
@@ -177,21 +177,37 @@ class Loop(_BaseTrainer):
         terms = dict(zip(self.recipe.terms, read, strict=False))
         norms = read[len(terms) :]
         if not math.isfinite(read[0]):
-            raise self._diverged("the loss", read[0])
+            raise self._diverged("the loss", read[0], step)
         for norm in norms:
             if not math.isfinite(norm):
-                raise self._diverged("the gradient norm", norm)
+                raise self._diverged("the gradient norm", norm, step)
         return {f"train/{term}": mean for term, mean in terms.items()} | {"train/grad_norm": norms[0]}
 
-    def _diverged(self, what: str, value: float) -> InputError:
+    def _diverged(self, what: str, value: float, step: Step) -> InputError:
+        """Say whose fault it is: the base's own numbers, the precision's, or else the learning rate's."""
+        at = f"at step {self.state.global_step}"
+        if any_rank(not self._base_is_finite(step), self.run.device):
+            dtype = str(self.task.policy.dtype).removeprefix("torch.")
+            rule = f"gives numbers that are not finite in {dtype} for rows of the data set, without any adapter ({at})"
+            fix = "copy the base again; if it is whole, set {field:training.precision} to fp32"
+            return InputError(Problem("model.path", rule, fix if dtype != "float32" else "copy the base again"))
+        if self.state.global_step == 1:  # before any update: no learning rate has had a part in it
+            rule = f"is {self.run.config.training.precision}, in which {what} became {value} {at}, before any update"
+            return InputError(Problem("training.precision", rule, "set it to fp32, or repair the base"))
         rate = self.run.config.training.resolved_learning_rate(self.run.config.mode)
         return InputError(
             Problem(
                 "training.learningRate",
-                f"is {rate:g}, with which {what} became {value} at step {self.state.global_step}",
+                f"is {rate:g}, with which {what} became {value} {at}",
                 self.recipe.if_diverged,
             )
         )
+
+    def _base_is_finite(self, step: Step) -> bool:
+        """Return whether the bare base gives finite numbers on this rank's rows of the step."""
+        policy = self.task.policy
+        with bare_base(policy.model):
+            return all(bool(policy.score(batch)[0].isfinite().all()) for batch in step.micro_batches)
 
     def _maybe_log_save_evaluate(self, tr_loss: Tensor, grad_norm: Tensor, *args: Any, **kwargs: Any) -> None:
         """Do what follows an optimizer step (Trainer calls it once more at the end of its one epoch)."""
@@ -200,7 +216,7 @@ class Loop(_BaseTrainer):
             return
         taken, self._step = self._step, None
         step, steps = self.state.global_step, self.task.steps
-        metrics = {**self._numbers(), "train/learning_rate": kwargs["learning_rate"]}
+        metrics = {**self._numbers(taken), "train/learning_rate": kwargs["learning_rate"]}
         if taken.operations is not None:
             metrics[STEP_OPERATIONS] = taken.operations
         self.run.reporter.step(step, step / len(steps), metrics, taken.tokens)

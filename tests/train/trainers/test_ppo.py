@@ -488,21 +488,29 @@ def test_a_base_that_gives_no_numbers_is_refused(start: Start, tiny_base: Path, 
         ppo.train(replace(run, spec=spec))
 
 
-def test_a_run_that_diverges_says_so_and_names_the_learning_rate(start: Start, monkeypatch: pytest.MonkeyPatch):
-    """At which rate it does depends on how a processor rounds, so the third step's gradients are made infinite."""
+@pytest.mark.parametrize(
+    ("step", "blamed"), [(3, r"learningRate: is 0\.003, with which"), (1, r"training\.precision: is fp32, in which")]
+)
+def test_a_run_that_diverges_says_so_and_what_is_to_blame(
+    start: Start, monkeypatch: pytest.MonkeyPatch, step: int, blamed: str
+):
+    """At which rate it does depends on how a processor rounds, so a step's gradients are made infinite.
+
+    Before the first update no learning rate has had a part in it.
+    """
     real, calls = loop.sum_gradients, 0
 
     def sum_gradients(parameters: list[torch.nn.Parameter]) -> None:
         nonlocal calls
         real(parameters)
         calls += 1
-        if calls == 3:
+        if calls == step:
             parameters[0].grad = torch.full_like(parameters[0], math.inf)
 
     monkeypatch.setattr(loop, "sum_gradients", sum_gradients)
-    with pytest.raises(InputError, match=r"learningRate: is 0\.003, with which the gradient norm became .* at step 3"):
+    with pytest.raises(InputError, match=rf"{blamed} the gradient norm became .* at step {step}"):
         ppo.train(start("run"))
-    assert calls == 3
+    assert calls == step
 
 
 def test_every_token_belongs_to_its_row(tiny_base: Path, rows_folder: Path):
