@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 
 from llm_tuning.api.tuning import RunOptions, TuningConfig
 from llm_tuning.core.model import ApiModel
+from llm_tuning.errors import InputError, Problem
 from llm_tuning.modes import MODES
 
 DOCUMENTED_NAMES = {
@@ -24,6 +25,7 @@ DOCUMENTED_NAMES = {
     ("model", "path"): "llm_path",
     ("model", "adapter", "model_id"): "init_adapter",
     ("dataset", "path"): "dataset_path",
+    ("dataset", "evaluation"): "eval_dataset_path",
     ("tracking", "uri"): "tracking_uri",
 }
 PREFIXES = {group: f"{group}_" for group in ("lora", *MODES)}
@@ -41,6 +43,8 @@ class Flag:
     choices: tuple[str, ...]
     default: Any
     help: str
+    takes_number: bool = False
+    """A switch that may be given a number, too."""
 
 
 def config_flags() -> list[Flag]:
@@ -58,15 +62,25 @@ def add_flags(parser: argparse._ActionsContainer, flags: list[Flag]) -> None:
     for flag in flags:
         default = f" (default {flag.default})" if flag.default not in (None, False) else ""
         text = (flag.help + default).replace("%", "%%")
-        if flag.kind is bool:
+        if flag.takes_number:
+            add_switch_with_number(parser, flag.name, text, default=argparse.SUPPRESS)
+        elif flag.kind is bool:
             parser.add_argument(
                 f"--{flag.name}", action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text
             )
         else:
-            metavar = "|".join(flag.choices) or {int: "N", float: "X"}.get(flag.kind, "TEXT")
+            metavar = "|".join(flag.choices) or {int: "N", float: "X", dict: "FIELD=COLUMN,..."}.get(flag.kind, "TEXT")
             parser.add_argument(
                 f"--{flag.name}", type=_parser(flag.kind), metavar=metavar, default=argparse.SUPPRESS, help=text
             )
+
+
+def add_switch_with_number(parser: argparse._ActionsContainer, name: str, text: str, *, default: Any) -> None:
+    """Add `--name`, `--name 425` and `--no-name`: True, 425 and False."""
+    parser.add_argument(
+        f"--{name}", nargs="?", const=True, type=_parser(int), metavar="ROW", default=default, help=text
+    )
+    parser.add_argument(f"--no-{name}", dest=name, action="store_false", default=default, help=argparse.SUPPRESS)
 
 
 def merge(values: dict[str, Any], given: dict[str, Any], flags: list[Flag]) -> dict[str, Any]:
@@ -74,8 +88,25 @@ def merge(values: dict[str, Any], given: dict[str, Any], flags: list[Flag]) -> d
     merged = _copied(values)
     for flag in flags:
         if flag.name in given:
-            _put(merged, flag.path, given[flag.name])
+            value = given[flag.name]
+            pairs = flag.kind is dict and isinstance(value, str)
+            _put(merged, flag.path, read_pairs(value, flag.name) if pairs else value)
     return merged
+
+
+def read_pairs(text: str, flag: str) -> dict[str, str]:
+    """Read `prompt=question,output=answer`, the form of a mapping on the command line; raises InputError."""
+    pairs = [part.partition("=") for part in text.split(",")]
+    names = [name.strip() for name, _, _ in pairs]
+    if not all(name and value.strip() for name, (_, _, value) in zip(names, pairs, strict=True)):
+        fix = (
+            "write --columns prompt=question,output=answer; a column with a comma in its name stands in a --config file"
+        )
+        raise InputError(Problem(f"--{flag}", f"must be FIELD=COLUMN with commas between, got {text!r}", fix))
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(Problem(f"--{flag}", f"names the field {name} twice", "give it one column"))
+    return {name: value.strip() for name, (_, _, value) in zip(names, pairs, strict=True)}
 
 
 def _walk(model: type[ApiModel], at: tuple[str, ...]) -> Iterator[Flag]:
@@ -87,7 +118,8 @@ def _walk(model: type[ApiModel], at: tuple[str, ...]) -> Iterator[Flag]:
             continue
         flag = DOCUMENTED_NAMES.get(path, PREFIXES.get(path[0], "") + name if at else name)
         default = CLI_DEFAULTS.get(flag, _default(field))
-        yield Flag(flag, path, kind, choices, default, field.description or "")
+        number = {bool, int} <= set(get_args(field.annotation))
+        yield Flag(flag, path, kind, choices, default, field.description or "", number)
 
 
 def _kind(annotation: Any) -> tuple[type, tuple[str, ...]]:
@@ -97,6 +129,8 @@ def _kind(annotation: Any) -> tuple[type, tuple[str, ...]]:
         return _kind(get_args(annotation)[0])
     if origin is Literal:
         return str, tuple(get_args(annotation))
+    if origin is dict:
+        return dict, ()
     if origin in (types.UnionType,) or (origin is not None and type(None) in get_args(annotation)):
         return _kind(next(arg for arg in get_args(annotation) if arg is not type(None)))
     return annotation, ()
@@ -113,7 +147,7 @@ def _parser(kind: type) -> Any:
         except ValueError:
             return text
 
-    return parse
+    return str if kind is dict else parse
 
 
 def _copied(values: dict[str, Any]) -> dict[str, Any]:

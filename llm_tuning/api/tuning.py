@@ -6,21 +6,35 @@ Field descriptions are the manual: `--help`, `kubectl explain` and the reference
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, StringConstraints
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
 
 from llm_tuning.api.mode_fields import ModeName, learning_rates, mode_help, with_mode_groups, without_dropout
-from llm_tuning.api.rules import RuledModel
-from llm_tuning.core.model import ApiModel
+from llm_tuning.api.rules import Rule, RuledModel, cel_literal
+from llm_tuning.core.files import expand_home
+from llm_tuning.core.model import PATTERN_WORDS, ApiModel
+from llm_tuning.data.rows import Learn
 from llm_tuning.modes import DEFAULT_MODE, MODES
 
 MODEL_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 BASE_NAME_CHARACTERS = 64
 """Of the base's name in a model_id, which has 128 at most."""
 ALL_LINEAR = "all-linear"
+EVAL_FRACTION = 0.05
 
-PathText = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^[^\x00]+$")]
+FIELD_PATTERN = r"^[a-z][a-z0-9_]*$"
+MAX_COLUMNS = 16
+"""More than the fields of any row shape."""
+COLUMN_PATTERN = r"^[^\x00-\x1f\x7f]+$"
+PATTERN_WORDS |= {
+    FIELD_PATTERN: "a field of the rows, such as prompt",
+    COLUMN_PATTERN: "the name of a column, without control characters",
+}
+
+PathText = Annotated[
+    str, StringConstraints(min_length=1, max_length=4096, pattern=r"^[^\x00]+$"), AfterValidator(expand_home)
+]
 
 
 def check_model_id(value: str) -> str:
@@ -70,11 +84,40 @@ class ModelSpec(RuledModel):
     )
 
 
+FieldOfRows = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=FIELD_PATTERN)]
+ColumnName = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=COLUMN_PATTERN)]
+
+
+def _names_no_column_twice(dataset: DatasetSpec) -> bool:
+    names = list((dataset.columns or {}).values())
+    return len(names) == len(set(names))
+
+
+_ONE_FIELD_A_COLUMN = Rule(
+    "!has(self.columns) || self.columns.all(a, self.columns.exists_one(b, self.columns[a] == self.columns[b]))",
+    _names_no_column_twice,
+    "must name each column for one field only",
+    "columns",
+)
+
+
 class DatasetSpec(RuledModel):
     """The training rows."""
 
+    RULES: ClassVar[tuple[Rule, ...]] = (_ONE_FIELD_A_COLUMN,)
+
     path: PathText = Field(
         description="File or folder of rows: JSON array, JSON Lines, CSV, TSV, Parquet or Arrow, also with gzip or zstd. `*` in a name takes all files that match; `#name` at the end takes a list in a JSON object, or a split of a folder."
+    )
+
+    evaluation: PathText | None = Field(
+        None,
+        description="File of rows to evaluate on, of the same mode and columns as `path`; all of its rows are held out, and no row of `path` is. `#validation` alone is that split of `path`. A row whose prompt is also among the training rows is left out of the scores, and counted. Without it a share of `path` is held out (evalFraction).",
+    )
+
+    columns: Annotated[dict[FieldOfRows, ColumnName], Field(min_length=1, max_length=MAX_COLUMNS)] | None = Field(
+        None,
+        description="Names of the columns where the file calls them otherwise, by the field that is meant: {prompt: question, output: answer}.",
     )
 
     skip_invalid_rows: bool = Field(
@@ -139,8 +182,14 @@ class TrainingSpec(ApiModel):
         description="`auto` is bf16 where the GPU or CPU computes in it and fp32 elsewhere; a run keeps what it began with.",
     )
 
+    learn: Learn = Field(
+        "all",
+        description="Which answers of a conversation are learned: `all` of them, each as it will be served, or the `last` one only, with the others as its context.",
+    )
+
     eval_fraction: Annotated[float, Field(ge=0, le=0.5)] = Field(
-        0.05, description="Share of rows held out for evaluation (at least one from 20 rows on, none below that)."
+        EVAL_FRACTION,
+        description="Share of rows held out for evaluation (at least one from 20 rows on, none below that); left at its default where `dataset.evaluation` gives them.",
     )
 
     eval_steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = Field(
@@ -192,7 +241,7 @@ class LoraSpec(ApiModel):
 class TrackingSpec(ApiModel):
     """Where MLflow keeps the run."""
 
-    uri: Annotated[str, StringConstraints(min_length=1, max_length=2048)] | None = Field(
+    uri: Annotated[str, StringConstraints(min_length=1, max_length=2048), AfterValidator(expand_home)] | None = Field(
         None, description="MLflow tracking URI, or a folder (a sqlite store is made in it)."
     )
 
@@ -201,9 +250,19 @@ class TrackingSpec(ApiModel):
     )
 
 
+_ROWS_HELD_OUT_ONCE = Rule(
+    f"!has(self.dataset.evaluation) || self.training.evalFraction == {cel_literal(EVAL_FRACTION, number=True)}",
+    lambda config: config.dataset.evaluation is None or config.training.eval_fraction == EVAL_FRACTION,
+    "is set beside dataset.evaluation, whose rows are all that is held out; remove one of them",
+    "training.evalFraction",
+)
+
+
 @with_mode_groups
 class TuningConfig(RuledModel):
     """One tuning run, complete: what `--config` carries."""
+
+    RULES: ClassVar[tuple[Rule, ...]] = (_ROWS_HELD_OUT_ONCE,)
 
     mode: ModeName = Field(DEFAULT_MODE, description=mode_help())
 
@@ -236,6 +295,13 @@ def device_names(text: str) -> list[str]:
     return [f"cuda:{int(name)}" for name in names]
 
 
+def check_sample(value: object) -> object:
+    """Return `value` if it says whether to show a row, or which one; raises ValueError."""
+    if not isinstance(value, int) or (not isinstance(value, bool) and value < 1):
+        raise ValueError(f"must be a row's number, from 1, or nothing for the first usable row, got {value!r}")
+    return value
+
+
 class RunOptions(ApiModel):
     """What does not decide the weights: where the run happens and what it shows."""
 
@@ -254,7 +320,7 @@ class RunOptions(ApiModel):
         description="Name of the result; starting the same model_id again resumes it. Made from mode, base and time by default.",
     )
 
-    show_sample: bool = Field(
+    show_sample: Annotated[bool | int, BeforeValidator(check_sample)] = Field(
         False,
-        description="Print one rendered row with the learned part marked, also when the output is not a terminal.",
+        description="Print one rendered row with the learned part marked, also when the output is not a terminal: the first usable one, or the one with the number that is given (`--show_sample 425`).",
     )

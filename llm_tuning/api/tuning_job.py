@@ -88,11 +88,16 @@ class JobModelSpec(ModelSpec):
 class JobDatasetSpec(DatasetSpec):
     """The training rows: exactly one of `path` and `configMap`."""
 
-    RULES = (exactly_one_of("path", "configMap"),)
+    RULES = (*DatasetSpec.RULES, exactly_one_of("path", "configMap"))
 
     path: RelativePath | None = Field(  # type: ignore[assignment] # the file may be a ConfigMap's, which is a path in the pod
         None,
         description="File or folder of rows on the claim, such as datasets/faq.json: JSON array, JSON Lines, CSV, TSV, Parquet or Arrow, also with gzip or zstd. `*` in a name takes all files that match; `#name` at the end takes a list in a JSON object, or a split of a folder. Relative, without `..`.",
+    )
+
+    evaluation: RelativePath | None = Field(
+        None,
+        description="File of rows to evaluate on, on the claim, such as datasets/faq-eval.json, of the same mode and columns as the training rows; all of its rows are held out, and no training row is. `#validation` alone is that split of `path`. A row whose prompt is also among the training rows is left out of the scores, and counted. Without it a share of the training rows is held out (training.evalFraction).",
     )
 
     config_map: ConfigMapKeyRef | None = Field(
@@ -321,9 +326,15 @@ def tuning_config(
         TuningConfig,
         spec,
         model=_handed_over(ModelSpec, spec.model, path=str(root / spec.model.path), adapter=adapter),
-        dataset=_handed_over(DatasetSpec, spec.dataset, path=str(dataset)),
+        dataset=_handed_over(DatasetSpec, spec.dataset, path=str(dataset), evaluation=_evaluation(spec, root)),
         tracking=_handed_over(TrackingSpec, spec.tracking),
     )
+
+
+def _evaluation(spec: TuningJobSpec, root: Path) -> str | None:
+    """Return the evaluation file on the mounted claim; a split alone (`#validation`) is of the data set, wherever that is."""
+    given = spec.dataset.evaluation
+    return given if given is None or given.startswith("#") else str(root / given)
 
 
 def _handed_over(to: type[M], value: ApiModel, **differing: Any) -> M:

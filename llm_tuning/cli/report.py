@@ -69,7 +69,7 @@ def _summary(models: Path, manifest: Manifest) -> list[tuple[str, str]]:
         ("hardware", hardware_line(manifest.hardware) if manifest.hardware else ""),
         ("stopped early", manifest.training.stopped_early or "" if manifest.training else ""),
         *_data(manifest),
-        ("mlflow", f"run {mlflow.run_id} of {mlflow.experiment} in {mlflow.uri}" if mlflow else "not tracked"),
+        ("mlflow", f"run {mlflow.run_id} of {mlflow.experiment} in {mlflow.uri}" if mlflow else _not_tracked(manifest)),
     ]
 
 
@@ -82,6 +82,13 @@ def _training(manifest: Manifest) -> str:
         f"{training.steps:,} steps, {training.epochs:g} epochs, {training.tokens:,} tokens "
         f"in {training.seconds:,.0f} s{devices}"
     )
+
+
+def _not_tracked(manifest: Manifest) -> str:
+    """Say why no run is known; a store that was locked may have got it after the manifest was written."""
+    if manifest.mlflow_fault is None:
+        return "not tracked"
+    return f"not known when the adapter was published ({manifest.mlflow_fault}); a run of its name may have come later"
 
 
 def _data(manifest: Manifest) -> list[tuple[str, str]]:
@@ -109,7 +116,9 @@ def _evaluation(metrics: dict[str, Any]) -> list[list[str]]:
         return [["held out", f"no rows{f' ({reason})' if reason else ''}: nothing was compared"]]
     prompts = metrics.get("held_out_prompts")
     of = f" of {prompts} {'prompt' if prompts == 1 else 'prompts'}" if prompts else ""
-    lines = [[f"held out ({metrics.get('held_out_rows', '?')} rows{of})", *columns]]
+    left_out = metrics.get("left_out_rows")
+    less = f", without {left_out:,} whose prompt a training row has" if left_out else ""
+    lines = [[f"held out ({metrics.get('held_out_rows', '?')} rows{of}{less})", *columns]]
     for key, name in score_titles().items():
         values = [metrics[column].get(key) for column in columns]
         if any(value is not None for value in values):

@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
-from llm_tuning.api import TrainingSpec, TuningConfig
-from llm_tuning.api.flags import FLAG_WORDS
+from llm_tuning.api import RunOptions, TrainingSpec, TuningConfig
+from llm_tuning.api.flags import FLAG_WORDS, add_switch_with_number, read_pairs
 from llm_tuning.api.tuning import DatasetSpec
 from llm_tuning.errors import EXIT_INPUT, EXIT_OK, InputError, Problem
+from llm_tuning.models.not_a_base import no_folder_problem, other_kind
 from llm_tuning.modes import MODES
 
 
@@ -23,8 +26,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--llm_path", metavar="FOLDER", help="base model: its tokenizer and chat template are used")
     parser.add_argument("--tuning_mode", choices=list(MODES), default=mode.default, help=mode.description)
     parser.add_argument("--max_length", type=int, default=max_length.default, metavar="N", help=max_length.description)
+    evaluation, columns = DatasetSpec.model_fields["evaluation"], DatasetSpec.model_fields["columns"]
+    parser.add_argument("--eval_dataset_path", metavar="FILE", help=evaluation.description)
+    parser.add_argument("--columns", metavar="FIELD=COLUMN,...", help=columns.description)
+    learn = TrainingSpec.model_fields["learn"]
+    parser.add_argument("--learn", choices=get_args(learn.annotation), default=learn.default, help=learn.description)
     parser.add_argument("--skip_invalid_rows", action="store_true", help="accept the file without its refused rows")
-    parser.add_argument("--show_sample", action="store_true", help="show one row as the model sees it")
+    shown = "show one row as the model sees it: the first usable one, or the one with this number"
+    add_switch_with_number(parser, "show_sample", shown, default=False)
     parser.add_argument("--json", action="store_true", help="print the report as JSON, also when the file is refused")
 
 
@@ -43,35 +52,57 @@ def run(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace) -> int:
     from llm_tuning.data.check import DatasetRefused, examine_dataset
     from llm_tuning.data.report import render_report
-    from llm_tuning.data.sample import render_sample
+    from llm_tuning.data.sample import render_sample, sample_row
     from llm_tuning.models.trainable import training_problems
 
     TrainingSpec.parse({"max_length": args.max_length}, where="training")
+    RunOptions.parse({"show_sample": args.show_sample})
+    columns = read_pairs(args.columns, "columns") if args.columns is not None else None
+    held_out = args.eval_dataset_path
+    given = {"path": args.dataset_path, "evaluation": held_out, "columns": columns}
+    DatasetSpec.parse(given, where="dataset")
     base = Path(args.llm_path) if args.llm_path is not None else None
+    other = _other_than_base(args.llm_path) if args.llm_path is not None else None
+    base = base if other is None else None
     report = examine_dataset(
         args.dataset_path,
         form=MODES[args.tuning_mode].rows,
         tokenizer_dir=base,
         max_length=args.max_length,
         skip_invalid_rows=args.skip_invalid_rows,
+        columns=columns,
+        learn=args.learn,
+        evaluation=held_out,
         words=FLAG_WORDS,
     )
-    if base is not None and not (base / "config.json").exists():
+    if other is not None:
+        report.refuse(replace(other.in_words(FLAG_WORDS), field="model.path"))
+    elif base is not None and not (base / "config.json").exists():
         report.warnings.append(f"{base} has no config.json: it is no base model, and a run would refuse it")
     elif base is not None:
         for problem in training_problems(base):
-            report.refuse(problem.in_words(FLAG_WORDS))
+            report.refuse(replace(problem.in_words(FLAG_WORDS), field="model.path"))
     on_terminal = sys.stdout.isatty()
     print(report.model_dump_json(indent=2) if args.json else render_report(report, color=on_terminal))
     if report.kept and (args.show_sample or (on_terminal and not args.json)):
         where = sys.stderr if args.json else sys.stdout
         form, color = MODES[args.tuning_mode].rows, where.isatty()
-        print(render_sample(args.dataset_path, form=form, tokenizer_dir=base, color=color), file=where)
+        reading = {"form": form, "tokenizer_dir": base, "columns": columns, "learn": args.learn}
+        sample = render_sample(args.dataset_path, **reading, row=sample_row(args.show_sample), color=color)
+        print(sample, file=where)
     if report.ok:
         return EXIT_OK
     if args.json:
         return EXIT_INPUT
     raise DatasetRefused(report)
+
+
+def _other_than_base(path: str) -> Problem | None:
+    """Return the problem of what is neither a base nor the folder of a tokenizer, which is enough to check rows."""
+    where = f"model {path}"
+    if not Path(path).is_dir():
+        return no_folder_problem(path, where)
+    return other_kind(Path(path), where, adapter_as="{field:model.adapter.model_id}")
 
 
 def _in_flags(problem: Problem) -> Problem:

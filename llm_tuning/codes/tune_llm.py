@@ -78,7 +78,7 @@ def build(given: dict[str, Any], *, config: str | Path | None) -> tuple[TuningCo
     """Build configuration and options from a config file and the `given` flags (which win); raises InputError."""
     from llm_tuning.api.yaml import load_yaml_mapping
 
-    values = load_yaml_mapping(Path(config)) if config is not None else {}
+    values = load_yaml_mapping(Path(config).expanduser()) if config is not None else {}
     if {"kind", "spec"} <= values.keys():
         rule = f"is an object for a cluster ({values['kind']}), and a run takes the fields of a configuration"
         fields = ", ".join(TuningConfig.model_fields)

@@ -5,7 +5,7 @@ Reads the file once, in bounded memory: read -> parse -> render and tokenise in 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,15 @@ from llm_tuning.core.stopping import raise_if_stopped
 from llm_tuning.data.chat import TemplateForbidden
 from llm_tuning.data.faults import RowFault
 from llm_tuning.data.parser import RowParser
-from llm_tuning.data.reading import DatasetFile, data_hash
+from llm_tuning.data.reading import DatasetFile, data_hash, evaluation_path
 from llm_tuning.data.report import Report, describe
-from llm_tuning.data.rows import Example, RowForm
+from llm_tuning.data.rows import Example, Learn, RowForm
 from llm_tuning.data.sample import render_sample
+from llm_tuning.data.splitting import PromptGroups
 from llm_tuning.data.tally import Tally
 from llm_tuning.data.token_rows import TokenRowsWriter
 from llm_tuning.data.tokens import RowTokenizer, TokenisedRow
-from llm_tuning.data.verdict import judge
+from llm_tuning.data.verdict import judge, judge_evaluation
 from llm_tuning.errors import PLAIN, InputError, Problem, Words
 
 __all__ = ["DatasetRefused", "check_dataset", "data_hash", "examine_dataset", "render_sample"]
@@ -48,6 +49,9 @@ def check_dataset(
     tokenizer_dir: Path | None,
     max_length: int,
     skip_invalid_rows: bool = False,
+    columns: Mapping[str, str] | None = None,
+    learn: Learn = "all",
+    evaluation: str | Path | None = None,
     out: Path | None = None,
     encoder: Tokenizer | None = None,
     words: Words = PLAIN,
@@ -55,8 +59,9 @@ def check_dataset(
     """Check a data set for a run; with `out` also write its TokenRows there.
 
     `tokenizer_dir` is the folder of the base; `encoder` (the backend of its AutoTokenizer) stands in for a missing
-    tokenizer.json. The report is in `words`. Raises DatasetRefused (an InputError) with all problems; then nothing is
-    left in `out`.
+    tokenizer.json. `columns` maps fields to the file's names of them. The rows of `evaluation`, which may be a split of
+    `path` (`#validation`), are held out: they are checked in the same way and follow the others in `out`. The report is
+    in `words`. Raises DatasetRefused (an InputError) with all problems of both; then nothing is left in `out`.
     """
     report = _examine(
         path,
@@ -64,6 +69,9 @@ def check_dataset(
         tokenizer_dir=tokenizer_dir,
         max_length=max_length,
         skip_invalid_rows=skip_invalid_rows,
+        columns=columns,
+        learn=learn,
+        evaluation=evaluation,
         out=out,
         encoder=encoder,
     )
@@ -79,6 +87,9 @@ def examine_dataset(
     tokenizer_dir: Path | None,
     max_length: int,
     skip_invalid_rows: bool = False,
+    columns: Mapping[str, str] | None = None,
+    learn: Learn = "all",
+    evaluation: str | Path | None = None,
     words: Words = PLAIN,
 ) -> Report:
     """Check a data set without writing its TokenRows; one that does not pass is a report with `ok` False.
@@ -86,7 +97,14 @@ def examine_dataset(
     The arguments are those of `check_dataset`. Raises InputError for a base that has no usable tokenizer or template.
     """
     report = _examine(
-        path, form=form, tokenizer_dir=tokenizer_dir, max_length=max_length, skip_invalid_rows=skip_invalid_rows
+        path,
+        form=form,
+        tokenizer_dir=tokenizer_dir,
+        max_length=max_length,
+        skip_invalid_rows=skip_invalid_rows,
+        columns=columns,
+        learn=learn,
+        evaluation=evaluation,
     )
     return report.in_words(words)
 
@@ -97,27 +115,61 @@ def _examine(
     form: RowForm,
     tokenizer_dir: Path | None,
     max_length: int,
-    skip_invalid_rows: bool = False,
+    skip_invalid_rows: bool,
+    columns: Mapping[str, str] | None,
+    learn: Learn,
+    evaluation: str | Path | None,
     out: Path | None = None,
     encoder: Tokenizer | None = None,
 ) -> Report:
     """Build the report with its placeholders; raises InputError for an unusable base or an unwritable `out`."""
-    path = Path(path)
-    tokenizer = _load_tokenizer(tokenizer_dir, encoder)
+    tokenizer = _load_tokenizer(tokenizer_dir, encoder, learn)
     if out is not None and tokenizer is None:
         where = f"model {tokenizer_dir}"
         raise InputError(Problem(where, "has no tokenizer.json", "save its tokenizer with save_pretrained() first"))
-    report = Report(path=str(path), mode=form.mode)
-    parser = RowParser(form)
-    tally = Tally(max_length, with_tokens=tokenizer is not None)
-    dataset: DatasetFile | None = None
     with _rows_writer(out) as writer:
+        reader = _Reader(form, columns, tokenizer, writer, max_length)
+        report, parser = reader.read(Path(path))
+        if evaluation is not None:
+            if writer is not None:
+                writer.begin_evaluation()
+            report.evaluation, of_evaluation = reader.read(evaluation_path(path, evaluation))
+            judge_evaluation(report.evaluation, of_evaluation, tokenizer, skip_invalid_rows=skip_invalid_rows)
+        judge(report, parser, tokenizer, tokenizer_dir=tokenizer_dir, skip_invalid_rows=skip_invalid_rows)
+        if writer is not None and not report.ok:
+            writer.discard()
+        elif writer is not None:
+            writer.close()
+    return report
+
+
+class _Reader:
+    """Reads the files of a data set one after the other: the training rows, then those to evaluate on."""
+
+    def __init__(
+        self,
+        form: RowForm,
+        columns: Mapping[str, str] | None,
+        tokenizer: RowTokenizer | None,
+        writer: TokenRowsWriter | None,
+        max_length: int,
+    ) -> None:
+        self._form, self._columns, self._max_length = form, columns, max_length
+        self._tokenizer, self._writer = tokenizer, writer
+        self._prompts = PromptGroups()
+
+    def read(self, path: Path) -> tuple[Report, RowParser]:
+        """Read a file and count what is in it; a file that cannot be read is a problem of its report."""
+        report = Report(path=str(path), mode=self._form.mode)
+        parser = RowParser(self._form, columns=self._columns)
+        tally = Tally(self._max_length, with_tokens=self._tokenizer is not None, prompts=self._prompts)
+        dataset: DatasetFile | None = None
         try:
             dataset = DatasetFile(path)
             describe(report, dataset)
             for batch in _batches(dataset, parser, tally):
                 raise_if_stopped("while checking the dataset")
-                _take(batch, tokenizer, tally, writer, max_length=max_length)
+                _take(batch, self._tokenizer, tally, self._writer, max_length=self._max_length)
             report.data_hash = dataset.sha256
         except TemplateForbidden:
             raise
@@ -127,21 +179,16 @@ def _examine(
         tally.write(report)
         if dataset is not None:
             report.name_places(dataset.place)
-        judge(report, parser, tokenizer, tokenizer_dir=tokenizer_dir, path=path, skip_invalid_rows=skip_invalid_rows)
-        if writer is not None and not report.ok:
-            writer.discard()
-        elif writer is not None:
-            writer.close()
-    return report
+        return report, parser
 
 
-def _load_tokenizer(folder: Path | None, encoder: Tokenizer | None) -> RowTokenizer | None:
+def _load_tokenizer(folder: Path | None, encoder: Tokenizer | None, learn: Learn) -> RowTokenizer | None:
     if folder is None:
         return None
     if not folder.is_dir():
         rule = "is not a folder" if folder.exists() else "does not exist"
         raise InputError(Problem(f"model {folder}", rule, "give the folder of the base model"))
-    return RowTokenizer.load(folder, encoder)
+    return RowTokenizer.load(folder, encoder, learn=learn)
 
 
 def _batches(dataset: DatasetFile, parser: RowParser, tally: Tally) -> Iterator[list[Example]]:

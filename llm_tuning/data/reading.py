@@ -30,6 +30,7 @@ __all__ = [
     "Row",
     "check_readable",
     "data_hash",
+    "evaluation_path",
     "one_object_problem",
     "split_off",
 ]
@@ -148,6 +149,14 @@ def data_hash(path: Path) -> str:
         with file_errors(file), file.open("rb") as stream:
             digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
     return _of_all(digests, located.member)
+
+
+def evaluation_path(path: str | Path, evaluation: str | Path) -> Path:
+    """Return where the rows to evaluate on are; `#validation` alone is that part of the data set at `path`."""
+    if not str(evaluation).startswith("#") or Path(evaluation).exists():
+        return Path(evaluation)
+    whole, _ = split_off(str(path))
+    return Path(f"{whole}{evaluation}")
 
 
 def _of_all(digests: list[str], member: str) -> str:

@@ -16,6 +16,8 @@ from llm_tuning.data.reading import FORMAT_NAMES, DatasetFile, Format
 from llm_tuning.errors import PLAIN, Problem, Words, in_words
 
 MAX_LISTED_FILES = 20
+STYLES = {"Refused": "red", "Warning": "yellow", "Note": "cyan"}
+"""Colours of the lines that ask for attention."""
 MAX_LISTED_ROWS = 20
 """Row numbers kept of each kind; the counts beside them are complete."""
 
@@ -143,10 +145,12 @@ class FoundProblem(_Part):
     where: str
     rule: str
     fix: str = ""
+    field: str = "dataset.path"
+    """The API field that it is about."""
 
 
 class Report(_Part):
-    """The whole check of one data set."""
+    """The whole check of one data set, or of the rows to evaluate on inside that of a data set."""
 
     ok: bool = True
     """Whether a run may start on these rows."""
@@ -178,6 +182,8 @@ class Report(_Part):
     tokens: TokenReport | None = None
     prompts: int | None = None
     """Different prompts of the kept rows: rows of one prompt are held out together. A row of text is its own prompt."""
+    in_training: RowList = RowList()
+    """Of rows to evaluate on, those whose prompt is among the training rows: they are left out of the scores."""
     duplicates: Duplicates = Duplicates()
     rewards: RewardSpread | None = None
     data_hash: str | None = None
@@ -188,11 +194,23 @@ class Report(_Part):
     notes: list[str] = []
     warnings: list[str] = []
     problems: list[FoundProblem] = []
+    evaluation: Report | None = None
+    """The rows of `dataset.evaluation`, where they have a file of their own; its problems stand above, too."""
+
+    @property
+    def evaluated(self) -> int:
+        """Rows that scores are made of, in the report of rows to evaluate on."""
+        return self.kept - self.in_training.count
+
+    def take(self, evaluation: Report) -> None:
+        """Make the problems of the rows to evaluate on problems of the whole."""
+        self.ok = self.ok and evaluation.ok
+        self.problems += [found.model_copy(update={"field": "dataset.evaluation"}) for found in evaluation.problems]
 
     def refuse(self, problem: Problem) -> None:
         """Add a reason for which no run may start."""
         self.ok = False
-        self.problems.append(FoundProblem(where=problem.where, rule=problem.rule, fix=problem.fix))
+        self.problems.append(_found(problem))
 
     def name_places(self, place: Callable[[int], str]) -> None:
         """Say of every row that is listed where it is, by `place`, if there are several files."""
@@ -211,7 +229,12 @@ class Report(_Part):
 
     def input_problems(self) -> list[Problem]:
         """Return the problems as an InputError takes them."""
-        return [Problem(p.where, p.rule, p.fix, field="dataset.path") for p in self.problems]
+        return [Problem(p.where, p.rule, p.fix, field=p.field) for p in self.problems]
+
+
+def _found(problem: Problem) -> FoundProblem:
+    found = FoundProblem(where=problem.where, rule=problem.rule, fix=problem.fix)
+    return found.model_copy(update={"field": problem.field}) if problem.field else found
 
 
 def describe(report: Report, dataset: DatasetFile) -> None:
@@ -274,7 +297,18 @@ def summary_lines(report: Report) -> list[tuple[str, str]]:
         lines.append(("Template", f"{report.template_source}, sha256 {report.template_hash}"))
     lines += [("Note", note) for note in report.notes]
     lines += [("Warning", warning) for warning in report.warnings]
-    return [(label, one_line(text)) for label, text in lines]
+    lines = [(label, one_line(text)) for label, text in lines]
+    if report.evaluation is not None:
+        lines += map(_of_evaluation, summary_lines(report.evaluation))
+    return lines
+
+
+def _of_evaluation(line: tuple[str, str]) -> tuple[str, str]:
+    """Tell a line on the rows to evaluate on from the same line on the training rows."""
+    label, text = line
+    if label in STYLES:
+        return label, f"evaluation: {text}"
+    return ("Evaluation" if label == "Dataset" else f"- {label.lower()}"), text
 
 
 def _token_lines(report: Report) -> list[tuple[str, str]]:
@@ -305,12 +339,11 @@ def render_report(report: Report, *, color: bool = False, width: int | None = No
     from rich.table import Table
     from rich.text import Text
 
-    styles = {"Refused": "red", "Warning": "yellow", "Note": "cyan"}
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for label, text in summary_lines(report):
-        style = styles.get(label, "")
+        style = STYLES.get(label, "")
         table.add_row(Text(label, style=style or "bold"), Text(text, style=style))
     console = Console(
         force_terminal=color, no_color=not color, width=width or (None if color else 200), highlight=False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 
@@ -13,9 +13,10 @@ from llm_tuning.data.chat import plain_template
 from llm_tuning.data.faults import RowFault
 from llm_tuning.data.parser import RowParser
 from llm_tuning.data.reading import DatasetFile
-from llm_tuning.data.rows import Conversation, Example, RowForm
+from llm_tuning.data.rows import Conversation, Example, Learn, RowForm
 from llm_tuning.data.spans import Span, TurnRenderer
 from llm_tuning.data.tokens import RowTokenizer
+from llm_tuning.errors import in_words
 
 MAX_CHARACTERS = 4000
 """Characters of the row that are shown."""
@@ -31,28 +32,44 @@ def render_sample(
     *,
     form: RowForm,
     tokenizer_dir: Path | None,
+    columns: Mapping[str, str] | None = None,
+    learn: Learn = "all",
     encoder: Tokenizer | None = None,
+    row: int | None = None,
     color: bool = False,
 ) -> str:
-    """Render the first usable row, "" if there is none; text in the loss is green, or between >>> and <<<.
+    """Render the first usable row, or the one numbered `row`; text in the loss is green, or between >>> and <<<.
 
-    Without a base the row is shown in the project's plain template. Raises InputError as `check_dataset` does.
+    "" where no row is usable; of a given row the reason why it is not. Without a base it is shown in the project's
+    plain template. Raises InputError as `check_dataset` does.
     """
-    tokenizer = RowTokenizer.load(tokenizer_dir, encoder) if tokenizer_dir is not None else None
-    parser = RowParser(form)
+    tokenizer = RowTokenizer.load(tokenizer_dir, encoder, learn=learn) if tokenizer_dir is not None else None
+    parser = RowParser(form, columns=columns)
     dataset = DatasetFile(Path(path))
-    for number, row in dataset:
+    number = 0
+    for number, values in dataset:
         try:
-            example = parser.parse(number, row)
+            example = parser.parse(number, values)
+            if row is not None and number != row:
+                continue
             if example is None:
+                if number == row:
+                    return f"Row {number} is left out: its author marks it as not to be learned\n"
                 continue
             segments = sample_segments(example, tokenizer)
-        except RowFault:
+        except RowFault as fault:
+            if number == row:
+                return in_words(f"Row {number} is refused: {fault.rule} ({fault.reason}); {fault.fix}\n")
             continue
         place = dataset.place(number)
         head = f"{place[:1].upper()}{place[1:]}" if len(dataset.files) == 1 else printable(place)
         return f"{head}; the marked part is learned:\n\n{_paint(segments, color=color)}\n"
-    return ""
+    return "" if row is None else f"There is no row {row}: the last one is {number}\n"
+
+
+def sample_row(asked: bool | int) -> int | None:
+    """Return the row that `--show_sample` asks for by its number; None: the first usable one."""
+    return None if isinstance(asked, bool) else asked
 
 
 def sample_segments(example: Example, tokenizer: RowTokenizer | None) -> list[Segment]:

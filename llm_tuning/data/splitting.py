@@ -78,6 +78,9 @@ class PromptGroups:
                 self._longer.append(key)
                 self._asks.append(earlier)
 
+    def __len__(self) -> int:
+        return len(self._prompts)
+
     def keys(self) -> PromptKeys:
         """Return a key a row, of shape (rows,): equal for rows that must be on one side of a split."""
         prompts, longer, asks = (
@@ -116,6 +119,15 @@ def split(prompts: PromptKeys, fraction: float, seed: int) -> tuple[Indices, Ind
     chosen = _choose(keys, sizes, max(1, round(len(prompts) * fraction)), seed)
     is_held_out = chosen[group_of_row]
     return everything[~is_held_out], everything[is_held_out]
+
+
+def held_out_apart(prompts: PromptKeys, first: int) -> tuple[Indices, Indices]:
+    """Return the indices (training, held out) where the rows from `first` on are there to evaluate on.
+
+    Those whose prompt is among the training rows are in neither: their scores would show what the adapter remembers.
+    """
+    everything = np.arange(len(prompts), dtype=np.int64)
+    return everything[:first], everything[first:][~np.isin(prompts[first:], prompts[:first])]
 
 
 def _choose(keys: PromptKeys, sizes: NDArray[np.int64], target: int, seed: int) -> NDArray[np.bool_]:

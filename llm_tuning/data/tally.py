@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from array import array
 from collections import Counter
 from collections.abc import Iterable
 from itertools import accumulate
@@ -70,14 +71,16 @@ def _digest(example: Example) -> bytes:
 class Tally:
     """What the report says, counted row by row."""
 
-    def __init__(self, max_length: int, *, with_tokens: bool) -> None:
+    def __init__(self, max_length: int, *, with_tokens: bool, prompts: PromptGroups) -> None:
+        """Count the rows of one file; `prompts` holds those of the files before it, whose rows train."""
         self._max_length = max_length
         self._with_tokens = with_tokens
         self.read = 0
         self.kept = 0
         self._refused: dict[tuple[str, str], Refused] = {}
         self._duplicates = DuplicateCounter()
-        self._prompts = PromptGroups()
+        self._prompts, self._before = prompts, len(prompts)
+        self._row_numbers = array("q")
         self._rewards = _Spread()
         self._lengths: Counter[int] = Counter()
         self._tokens = TokenReport(max_length=max_length)
@@ -97,6 +100,8 @@ class Tally:
         self._duplicates.add(example)
         first = example.sequences[0]
         self._prompts.add(first.messages, first.text, learn_from=first.learn_from, not_learned=first.not_learned)
+        if self._before:
+            self._row_numbers.append(example.row_number)
         if not math.isnan(example.number):
             self._rewards.add(example.number)
         if row is not None:
@@ -125,11 +130,18 @@ class Tally:
         report.refusals = sorted(self._refused.values(), key=lambda refused: -refused.count)
         report.refused = sum(refused.count for refused in report.refusals)
         report.duplicates = self._duplicates.result()
-        report.prompts = len(np.unique(self._prompts.keys()))
+        self._write_prompts(report)
         report.rewards = self._rewards.result()
         if self._with_tokens:
             self._tokens.lengths = lengths_of(self._lengths)
             report.tokens = self._tokens
+
+    def _write_prompts(self, report: Report) -> None:
+        keys = self._prompts.keys()
+        trained, own = keys[: self._before], keys[self._before :]
+        report.prompts = len(np.unique(own))
+        for at in np.flatnonzero(np.isin(own, trained)):
+            report.in_training.add(self._row_numbers[at])
 
 
 class _Spread:

@@ -12,7 +12,9 @@ order, and `rows.json`, which is written last and names the size of every other 
                                  where a server makes that many of its ids of the messages before the last one
     per token      input_ids.bin  int32                      learned.bin  bool
 
-Version 1, whose rows had one sequence each, had neither row_starts nor prompts and called numbers rewards; it is read.
+Rows to evaluate on that have a file of their own follow the training rows; `rows.json` says from which row on
+(`evaluation_from`). Version 1, whose rows had one sequence each, had neither row_starts nor prompts and called numbers
+rewards; it is read.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from numpy.typing import NDArray
 
 from llm_tuning.core.files import read_json, write_json
 from llm_tuning.data.messages import Message
-from llm_tuning.data.splitting import PromptGroups, split, split_rows
+from llm_tuning.data.splitting import PromptGroups, held_out_apart, split, split_rows
 
 MARKER = "rows.json"
 FORMAT_VERSION = 2
@@ -105,6 +107,7 @@ class TokenRowsWriter:
         self._files: dict[str, BinaryIO] = {name: (path / name).open("wb") for name in _FILES}
         self._rows = self._sequences = self._tokens = self._source_bytes = 0
         self._prompts = PromptGroups()
+        self._evaluation_from: int | None = None
         self._write("starts", 0)
         self._write("source_starts", 0)
 
@@ -162,6 +165,10 @@ class TokenRowsWriter:
         self._write("learned_counts", np.count_nonzero(learned))
         self._write("source_starts", self._source_bytes)
 
+    def begin_evaluation(self) -> None:
+        """Take the rows that follow for those to evaluate on: none of them trains, and no other is held out."""
+        self._evaluation_from = self._rows
+
     def close(self) -> None:
         """Flush all to disk, then write the marker that makes the folder whole."""
         self._write("row_starts", self._sequences)
@@ -171,7 +178,10 @@ class TokenRowsWriter:
             os.fsync(file.fileno())
             file.close()
         sizes = {name: (self._path / name).stat().st_size for name in _FILES}
-        write_json(self._path / MARKER, {"version": FORMAT_VERSION, "rows": self._rows, "sizes": sizes})
+        marker: dict[str, Any] = {"version": FORMAT_VERSION, "rows": self._rows, "sizes": sizes}
+        if self._evaluation_from is not None:
+            marker["evaluation_from"] = self._evaluation_from
+        write_json(self._path / MARKER, marker)
 
     def discard(self) -> None:
         """Remove what was written; the folder goes too if nothing else is in it."""
@@ -229,6 +239,8 @@ class TokenRows:
         self.row_numbers: NDArray[np.int64] = self._columns["row_numbers"]
         self.prompts: NDArray[np.uint64] | None = self._columns.get("prompts")
         """Equal where rows must be on one side of a split; None in rows that were written before prompts were kept."""
+        self.evaluation_from: int | None = _marker(path).get("evaluation_from")
+        """The first of the rows to evaluate on, which follow the training rows; None where they have no file."""
 
     @classmethod
     def open(cls, path: Path) -> TokenRows:
@@ -246,7 +258,12 @@ class TokenRows:
         )
 
     def hold_out(self, fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the indices of the training rows and of the held-out rows: see `splitting.split`."""
+        """Return the indices of the training rows and of the held-out rows: see `splitting.split`.
+
+        Rows to evaluate on that have a file of their own are all that is held out: see `splitting.held_out_apart`.
+        """
+        if self.evaluation_from is not None and self.prompts is not None:
+            return held_out_apart(self.prompts, self.evaluation_from)
         if self.prompts is None:
             return split_rows(len(self), fraction, seed)
         return split(self.prompts, fraction, seed)

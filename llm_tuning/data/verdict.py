@@ -8,7 +8,6 @@ from llm_tuning.data.faults import Fact, Reason
 from llm_tuning.data.parser import RowParser
 from llm_tuning.data.reading import one_object_problem
 from llm_tuning.data.report import Refused, Report
-from llm_tuning.data.rows import RowForm
 from llm_tuning.data.splitting import MIN_ROWS_TO_SPLIT
 from llm_tuning.data.tokens import RowTokenizer
 from llm_tuning.errors import Problem
@@ -51,40 +50,68 @@ def judge(
     tokenizer: RowTokenizer | None,
     *,
     tokenizer_dir: Path | None,
-    path: Path,
     skip_invalid_rows: bool,
 ) -> None:
-    """Complete a report whose counts are written."""
+    """Complete the report of the training rows, whose counts are written; that of the evaluation rows is complete."""
+    _copy_facts(report, parser, tokenizer)
+    if tokenizer is not None:
+        report.template_hash = tokenizer.template.hash
+        report.template_source = tokenizer.template.source
+    if report.data_hash is not None:  # else the file itself is the problem, and the counts are of a part of it
+        _find_problems(report, skip_invalid_rows=skip_invalid_rows, fewest=MIN_ROWS)
+        if report.kept >= MIN_ROWS:
+            for problem in parser.form.judge(report):
+                report.refuse(problem)
+    _find_warnings(report, parser)
+    if report.evaluation is None and report.prompts == 1 and report.kept >= MIN_ROWS_TO_SPLIT:
+        report.warnings.append("all rows have one prompt, so none can be held out to show what the adapter has learned")
+    _find_notes(report)
+    _find_notes_on_base(report, tokenizer, tokenizer_dir)
+    if report.evaluation is not None:
+        report.take(report.evaluation)
+
+
+def judge_evaluation(
+    report: Report, parser: RowParser, tokenizer: RowTokenizer | None, *, skip_invalid_rows: bool
+) -> None:
+    """Complete the report of rows to evaluate on: one is enough, and they need not make sense to train on."""
+    _copy_facts(report, parser, tokenizer)
+    seen, rows = report.in_training, "row" if report.kept == 1 else "rows"
+    if report.data_hash is not None:
+        _find_problems(report, skip_invalid_rows=skip_invalid_rows, fewest=1)
+        if report.kept and seen.count == report.kept:
+            rule = f"has {report.kept:,} usable {rows}, all with a prompt of the training rows"
+            fix = "give rows with prompts of their own, or leave {field:dataset.evaluation} out: a share is held out"
+            report.refuse(Problem(report.path, rule, fix))
+    _find_warnings(report, parser)
+    if report.ok and seen.count:
+        what = "has its prompt" if seen.count == 1 else "have their prompts"
+        report.warnings.append(f"{seen} {what} among the training rows and no part in the scores")
+    _find_notes(report)
+
+
+def _copy_facts(report: Report, parser: RowParser, tokenizer: RowTokenizer | None) -> None:
+    """Copy what the parser has seen of the file and the tokenizer knows."""
     report.shape = parser.shape.name if parser.shape is not None else None
     report.ignored_fields = sorted(parser.ignored_fields)
     report.rows_trimmed = parser.counts["trimmed"]
     report.rows_left_out = parser.counts["left out"]
-    if tokenizer is not None:
-        report.template_hash = tokenizer.template.hash
-        report.template_source = tokenizer.template.source
-        if report.tokens is not None:
-            report.tokens.stop_tokens = tokenizer.stop_tokens
-    if report.data_hash is not None:  # else the file itself is the problem, and the counts are of a part of it
-        _find_problems(report, parser.form, path, skip_invalid_rows=skip_invalid_rows)
-    _find_warnings(report, parser)
-    _find_notes(report, tokenizer, tokenizer_dir)
+    if tokenizer is not None and report.tokens is not None:
+        report.tokens.stop_tokens = tokenizer.stop_tokens
 
 
-def _find_problems(report: Report, form: RowForm, path: Path, *, skip_invalid_rows: bool) -> None:
+def _find_problems(report: Report, *, skip_invalid_rows: bool, fewest: int) -> None:
     if report.format == "jsonl" and (report.files, report.rows) == (1, 1) and report.refusals:
         is_row = not any(refused.reason in _DEFECTS for refused in report.refusals)
-        if (problem := one_object_problem(path, is_row=is_row)) is not None:
+        if (problem := one_object_problem(Path(report.path), is_row=is_row)) is not None:
             report.refuse(problem)
             return
-    if report.refusals and (not skip_invalid_rows or report.kept < MIN_ROWS):
+    if report.refusals and (not skip_invalid_rows or report.kept < fewest):
         for refused in report.refusals:
             report.refuse(_refused_problem(report.path, refused, _to_skip(report)))
-    if report.kept < MIN_ROWS and (skip_invalid_rows or not report.refusals):
+    if report.kept < fewest and (skip_invalid_rows or not report.refusals):
         rule = f"holds {report.kept} usable {'row' if report.kept == 1 else 'rows'}"
-        report.refuse(Problem(report.path, rule, f"a run needs at least {MIN_ROWS}"))
-    if report.kept >= MIN_ROWS:
-        for problem in form.judge(report):
-            report.refuse(problem)
+        report.refuse(Problem(report.path, rule, f"a run needs at least {fewest}"))
 
 
 def _to_skip(report: Report) -> str:
@@ -123,8 +150,6 @@ def _find_warnings(report: Report, parser: RowParser) -> None:
         for name, sentence in _WARNINGS.items():
             if (rows := getattr(tokens, name)).count:
                 warn(sentence.format(rows))
-    if report.prompts == 1 and report.kept >= MIN_ROWS_TO_SPLIT:
-        warn("all rows have one prompt, so none can be held out to show what the adapter has learned")
     if report.duplicates.count:
         warn(f"{report.duplicates} equal to an earlier row: remove repeats that are not meant")
     if placeholders := parser.counts["placeholders"]:
@@ -137,7 +162,7 @@ def _find_warnings(report: Report, parser: RowParser) -> None:
         warn(f"{report.refused:,} refused rows are skipped: correct them to train on them")
 
 
-def _find_notes(report: Report, tokenizer: RowTokenizer | None, tokenizer_dir: Path | None) -> None:
+def _find_notes_on_base(report: Report, tokenizer: RowTokenizer | None, tokenizer_dir: Path | None) -> None:
     note = report.notes.append
     if tokenizer_dir is None:
         note("token lengths were not checked: give the base with {field:model.path}")
@@ -147,6 +172,10 @@ def _find_notes(report: Report, tokenizer: RowTokenizer | None, tokenizer_dir: P
         note("the base has no chat template: the project's plain one is used and stored with the adapter")
     elif tokenizer.template.writes_the_date:
         note("the chat template writes the current date into the prompt")
+
+
+def _find_notes(report: Report) -> None:
+    note = report.notes.append
     for name, sentence in _NOTES.items():
         if report.tokens is not None and (rows := getattr(report.tokens, name)).count:
             note(sentence.format(rows))

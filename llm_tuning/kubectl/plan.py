@@ -37,7 +37,9 @@ def run(args: argparse.Namespace) -> int:
     if problems:
         raise InputError(list(dict.fromkeys(problems)))
     for number, job in enumerate(jobs):
-        plan = make_plan(job.spec, base=_base(args, job), dataset=_dataset(args, job))
+        plan = make_plan(
+            job.spec, base=_base(args, job), dataset=_dataset(args, job), evaluation=_evaluation(args, job)
+        )
         print("\n" * bool(number), end="")
         show(str(job.metadata.get("name") or "the TuningJob"), plan)
     return EXIT_OK
@@ -101,6 +103,14 @@ def _dataset(args: argparse.Namespace, job: TuningJob) -> Path | None:
         return None
     path = Path(args.root) / job.spec.dataset.path
     return path if is_there(path) else None
+
+
+def _evaluation(args: argparse.Namespace, job: TuningJob) -> str | Path | None:
+    given = job.spec.dataset.evaluation
+    if given is None or given.startswith("#"):
+        return given
+    path = Path(args.root) / given
+    return path if path.exists() else None
 
 
 def show(name: str, plan: Plan) -> None:

@@ -108,8 +108,18 @@ def _evaluation(manifest: Manifest) -> str:
     table = _table(("", *(title for _, title in policies)), rows)
     prompts = metrics.get("held_out_prompts")
     of = f" of {prompts:,} {'prompt' if prompts == 1 else 'prompts'} that no training row has" if prompts else ""
-    held_out = f"{metrics.get('held_out_rows', 0):,} held-out rows{of}"
+    held_out = f"{metrics.get('held_out_rows', 0):,} held-out rows{_evaluation_file(manifest)}{of}"
     return f"## Evaluation\n\nOn {held_out}, the same for every column.\n\n{table}"
+
+
+def _evaluation_file(manifest: Manifest) -> str:
+    """Name the file of the held-out rows, and how many of it were not scored; empty for a share of the data set."""
+    evaluation = manifest.dataset.evaluation if manifest.dataset is not None else None
+    if evaluation is None:
+        return ""
+    left_out = manifest.metrics.get("left_out_rows") or 0
+    less = f" (without {left_out:,} whose prompt a training row has)" if left_out else ""
+    return f" from {_plain(Path(evaluation.path).name)}{less}"
 
 
 def _training(manifest: Manifest, curve: str | None) -> str:

@@ -44,14 +44,21 @@ class StartAdapterRecord(Record):
     weight_hash: str
 
 
-class DatasetRecord(Record):
-    """The training rows. `hash` is over what was trained on."""
+class RowsRecord(Record):
+    """A file of rows. `hash` is over its bytes."""
 
     path: str
     hash: str
     rows: int = 0
     kept: int = 0
     refused: int = 0
+
+
+class DatasetRecord(RowsRecord):
+    """The training rows; the whole report of their check is beside the counts."""
+
+    evaluation: RowsRecord | None = None
+    """The rows of `dataset.evaluation`, where it was given."""
 
 
 class MlflowRecord(Record):
@@ -118,6 +125,8 @@ class Manifest(Record):
     metrics: dict[str, Any] = Field(default_factory=dict)
     """The held-out evaluation, as in `evaluation.json`."""
     mlflow: MlflowRecord | None = None
+    mlflow_fault: str | None = None
+    """Why the run was not in MLflow yet when this was written; it may have got there afterwards."""
     library_versions: dict[str, str] = Field(default_factory=dict)
     training: TrainingRecord | None = None
     hardware: HardwareRecord | None = None
@@ -211,11 +220,12 @@ def deciding_settings(config: TuningConfig, devices: int) -> dict[str, Any]:
     - training.eval_steps where an evaluation only looks; it counts in a mode that an evaluation can stop.
     - lora.dropout in a mode that trains without.
     - The settings of other modes.
-    - model.path, dataset.path: their contents count, by hash. dataset.skip_invalid_rows: the rows that are left are in
-      the data hash, and without it a file with invalid rows never trains.
+    - model.path, dataset.path, dataset.evaluation: their contents count, by hash. dataset.skip_invalid_rows: the rows
+      that are left are in the data hash, and without it a file with invalid rows never trains.
     - tracking.*.
 
-    `training.precision` counts as written: what `auto` turns into is known only on the device.
+    `training.precision` counts as written: what `auto` turns into is known only on the device. Settings that came later
+    (`learn`, `columns`) count where they are set, so that runs of before keep their hash.
     """
     training, lora, mode = config.training, config.lora, MODES[config.mode]
     decides: dict[str, Any] = {
@@ -241,6 +251,10 @@ def deciding_settings(config: TuningConfig, devices: int) -> dict[str, Any]:
             "target_modules": sorted(set(lora.target_modules.split(","))),
         },
     }
+    if training.learn != "all":
+        decides["training"]["learn"] = training.learn
+    if config.dataset.columns:
+        decides["dataset"] = {"columns": dict(config.dataset.columns)}
     if mode.evaluation_decides:
         decides["training"]["eval_steps"] = training.eval_steps
     if mode.uses_dropout:
@@ -258,8 +272,12 @@ def config_hash(
     template_hash: str,
     start_adapter_weight_hash: str | None,
     devices: int,
+    evaluation_hash: str | None = None,
 ) -> str:
-    """Hash what decides the weights, `deciding_settings` and the contents that the run starts from: sha256 (hex)."""
+    """Hash what decides the result, `deciding_settings` and the contents that the run starts from: sha256 (hex).
+
+    `evaluation_hash` is that of the rows of `dataset.evaluation`, which decide the scores; None without them.
+    """
     decides = deciding_settings(config, devices)
     decides |= {
         "hash_version": 1,
@@ -268,5 +286,7 @@ def config_hash(
         "template": template_hash,
         "start_adapter": start_adapter_weight_hash,
     }
+    if evaluation_hash is not None:
+        decides["evaluation"] = evaluation_hash
     text = json.dumps(decides, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()

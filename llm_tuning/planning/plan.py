@@ -111,8 +111,10 @@ class Plan:
         return self.host_gib <= self.pod_gib
 
 
-def make_plan(spec: TuningJobSpec, *, base: Path, dataset: Path | None) -> Plan:
+def make_plan(spec: TuningJobSpec, *, base: Path, dataset: Path | None, evaluation: str | Path | None = None) -> Plan:
     """Plan the run of `spec` with the base in a local folder and, for steps and time, the data set in a local file.
+
+    `evaluation` is a local file of rows to evaluate on, or a split of `dataset` (`#validation`).
 
     Raises InputError for a base that cannot be used, and DatasetRefused for rows with which the run would be refused.
     """
@@ -126,11 +128,14 @@ def make_plan(spec: TuningJobSpec, *, base: Path, dataset: Path | None) -> Plan:
             tokenizer_dir=base,
             max_length=spec.training.max_length,
             skip_invalid_rows=spec.dataset.skip_invalid_rows,
+            columns=spec.dataset.columns,
+            learn=spec.training.learn,
+            evaluation=evaluation,
         )
         rows = Rows.of(report)
     processes = max(1, spec.resources.gpus)
     if report is not None:
-        steps = count_steps(report.kept, spec.training, processes=processes)
+        steps = count_steps(report.kept, spec.training, processes=processes, evaluation=_evaluated(spec, report))
     setting = _setting(spec, shape, rows, steps)
     if rows is not None and steps is not None:
         cost = Operations.of(shape, targets, spec.lora.rank)
@@ -154,8 +159,15 @@ def make_plan(spec: TuningJobSpec, *, base: Path, dataset: Path | None) -> Plan:
         verdicts=[_verdict(gpu, needed, seconds_of, share, _remedy(gpu, shape, targets, setting)) for gpu in GPUS]
         if setting.cuda
         else [],
-        notes=_notes(spec, shape, targets, setting, rows),
+        notes=[*_notes(spec, shape, targets, setting, rows), *_note_on_evaluation(spec, report)],
     )
+
+
+def _evaluated(spec: TuningJobSpec, report: Report) -> int | None:
+    """Count the rows of the evaluation file: None without one, 0 where it is not on this machine."""
+    if report.evaluation is not None:
+        return report.evaluation.evaluated
+    return None if spec.dataset.evaluation is None else 0
 
 
 def _setting(spec: TuningJobSpec, shape: ModelShape, rows: Rows | None, steps: Steps | None) -> Setting:
@@ -267,6 +279,12 @@ def _notes(
     if setting.cuda and largest > base_bytes(shape, setting) + CUDA_CONTEXT_BYTES and not setting.checkpointing:
         notes.append("most are activations: training.gradientCheckpointing makes them small, and a run a third slower")
     return notes
+
+
+def _note_on_evaluation(spec: TuningJobSpec, report: Report | None) -> list[str]:
+    if report is None or report.evaluation is not None or spec.dataset.evaluation is None:
+        return []
+    return ["dataset.evaluation is not on this machine: its rows are not checked, and not in the time"]
 
 
 def _without_bf16(gpu: Gpu, shape: ModelShape, targets: tuple[Linear, ...], fp32: Setting) -> str:

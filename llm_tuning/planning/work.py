@@ -62,15 +62,19 @@ class Steps:
         return self.total / self.per_epoch
 
 
-def count_steps(rows: int, training: TrainingSpec, *, processes: int) -> Steps:
-    """Count steps as `data.splitting.split` holds rows out and `trainers.batching.StepBatches` batches the others."""
-    held_out = 0
-    if rows >= MIN_ROWS_TO_SPLIT and training.eval_fraction > 0:
+def count_steps(rows: int, training: TrainingSpec, *, processes: int, evaluation: int | None = None) -> Steps:
+    """Count steps as `data.splitting.split` holds rows out and `trainers.batching.StepBatches` batches the others.
+
+    `evaluation`: rows of a file to evaluate on, which leaves all of `rows` to the training.
+    """
+    held_out, trained = evaluation or 0, rows
+    if evaluation is None and rows >= MIN_ROWS_TO_SPLIT and training.eval_fraction > 0:
         held_out = max(1, round(rows * training.eval_fraction))
+        trained = rows - held_out
     rows_per_step = training.effective_batch_size(processes)
-    per_epoch = math.ceil((rows - held_out) / rows_per_step)
+    per_epoch = math.ceil(trained / rows_per_step)
     total = training.max_steps if training.max_steps is not None else training.epochs * per_epoch
-    return Steps(rows - held_out, held_out, rows_per_step, per_epoch, total)
+    return Steps(trained, held_out, rows_per_step, per_epoch, total)
 
 
 def run_operations(

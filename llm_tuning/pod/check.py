@@ -36,4 +36,9 @@ def _message(report: Report) -> str:
         if tokens.tokens_lost:
             share = tokens.tokens_lost / lengths.total
             parts.append(f"maxLength {tokens.max_length:,} cuts {share:.1%} of the tokens off")
-    return ". ".join(["; ".join(parts), *(f"Warning: {warning}" for warning in report.warnings)])
+    warnings = [f"Warning: {warning}" for warning in report.warnings]
+    held_out = report.evaluation
+    if held_out is not None:
+        parts.append(f"evaluation: {held_out.evaluated:,} of {held_out.rows:,} rows are scored")
+        warnings += [f"Warning: evaluation: {warning}" for warning in held_out.warnings]
+    return ". ".join(["; ".join(parts), *warnings])

@@ -26,8 +26,9 @@ from llm_tuning.pod.contract import (
     ROOT_VARIABLE,
     PodInput,
 )
-from llm_tuning.run.checks import ADAPTER, BASE, DATASET, TRACKING
+from llm_tuning.run.checks import ADAPTER, BASE, DATASET, EVALUATION, TRACKING
 from llm_tuning.run.devices import gpu_required
+from llm_tuning.run.rows import evaluation_file
 from llm_tuning.tracking.stores import check_tracking_uri, redact, resolve_store
 
 STORES = ".mlflow"
@@ -106,6 +107,10 @@ class PodJob:
         looked_at = [(BASE, path, self.root) for path in (base, *inside_base)]
         dataset_volume = self.root if self.dataset_file is None else self.dataset_dir
         looked_at += [(DATASET, path, dataset_volume) for path in _files_of(Path(config.dataset.path))]
+        if (held_out := evaluation_file(config)) is not None:
+            is_split = config.dataset.evaluation != str(held_out)
+            volume = dataset_volume if is_split else self.root
+            looked_at += [(EVALUATION, path, volume) for path in _files_of(held_out)]
         looked_at.append(("", self.models, self.root))
         if config.model.adapter is not None:
             looked_at.append((ADAPTER, self.models / config.model.adapter.model_id, self.root))

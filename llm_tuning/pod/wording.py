@@ -16,10 +16,11 @@ from pydantic.alias_generators import to_camel
 from llm_tuning.api.tuning_job import TuningJobSpec
 from llm_tuning.data.files.locate import is_there
 from llm_tuning.errors import InputError, Problem, in_words
+from llm_tuning.models.not_a_base import HUB_NAME, hub_fix
 from llm_tuning.pod.contract import PodReason
 from llm_tuning.pod.job import OutsideVolume, PodJob
 from llm_tuning.pod.report import ModelNotFound
-from llm_tuning.run.checks import ADAPTER, BASE, DATASET, OUTPUT, TRACKING
+from llm_tuning.run.checks import ADAPTER, BASE, DATASET, EVALUATION, OUTPUT, TRACKING
 
 _CLAIM = "volume.claimName"
 _OWN = {"model_id": "metadata.name", "output_dir": f"spec.{_CLAIM}", "devices": "spec.resources.gpus"}
@@ -71,9 +72,12 @@ def reason_of(error: InputError, job: PodJob | None) -> PodReason:
         return PodReason.ADAPTER_INVALID if there else PodReason.ADAPTER_NOT_FOUND
     if TRACKING in fields:
         return PodReason.TRACKING_INVALID
+    training = job.dataset_file or job.root / str(spec.dataset.path)
     if DATASET in fields:
-        path = job.dataset_file or job.root / str(spec.dataset.path)
-        return PodReason.DATASET_INVALID if is_there(path) else PodReason.DATASET_NOT_FOUND
+        return _dataset_reason(training)
+    if EVALUATION in fields:
+        given = str(spec.dataset.evaluation)
+        return _dataset_reason(training if given.startswith("#") else job.root / given)
     return PodReason.INVALID_INPUT
 
 
@@ -105,6 +109,7 @@ def _in_spec_word(problem: Problem, job: PodJob | None) -> Problem:
         field = "model.adapter.tuningJob" if job.input.spec.model.adapter.tuning_job else ADAPTER
     if field == BASE:
         where = where.removeprefix("model ")
+        fix = _hub_fix(job) or fix
     if not field and where in _OWN:
         return Problem(_OWN[where], rule, fix)
     if not field:
@@ -112,8 +117,20 @@ def _in_spec_word(problem: Problem, job: PodJob | None) -> Problem:
     return Problem(f"spec.{field}" if where in ("", problem.field) else f"spec.{field}: {where}", rule, fix)
 
 
+def _hub_fix(job: PodJob | None) -> str:
+    """Return what to do about a base that is named as on the hub, empty where it is a path: no owner is a folder."""
+    given = job.input.spec.model.path if job is not None else ""
+    if job is None or not HUB_NAME.fullmatch(given) or (job.root / given).parent.is_dir():
+        return ""
+    return hub_fix(given)
+
+
 def _is_field(where: str) -> bool:
     return where.partition(".")[0] in TuningJobSpec.model_fields
+
+
+def _dataset_reason(path: Path) -> PodReason:
+    return PodReason.DATASET_INVALID if is_there(path) else PodReason.DATASET_NOT_FOUND
 
 
 def _volume_reason(root: Path) -> PodReason:

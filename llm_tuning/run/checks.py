@@ -10,10 +10,11 @@ from llm_tuning.errors import InputError, Problem
 
 T = TypeVar("T")
 
-BASE, ADAPTER, DATASET, TRACKING, OUTPUT = (
+BASE, ADAPTER, DATASET, EVALUATION, TRACKING, OUTPUT = (
     "model.path",
     "model.adapter.modelId",
     "dataset.path",
+    "dataset.evaluation",
     "tracking.uri",
     "output_dir",
 )

@@ -26,6 +26,7 @@ from llm_tuning.models.manifest import (
     DatasetRecord,
     Manifest,
     MlflowRecord,
+    RowsRecord,
     StartAdapterRecord,
     TrainingRecord,
     read_manifest,
@@ -86,7 +87,10 @@ class Finisher:
             self._tracker.log(summarise(spec.work / METRICS).steps, hardware_metrics(hardware))
         shutil.copyfile(spec.work / METRICS, stage / METRICS)
         curve = draw_loss_curve(read_metrics(spec.work / METRICS), stage / LOSS_CURVE, mode=spec.config.mode)
-        manifest = build_manifest(spec, devices=devices, mlflow=mlflow_record(self._tracker))
+        tracked = mlflow_record(self._tracker)
+        manifest = build_manifest(spec, devices=devices, mlflow=tracked)
+        if tracked is None and self._tracker.store is not None:
+            manifest = manifest.model_copy(update={"mlflow_fault": self._tracker.reason or "it did not answer in time"})
         write_model_card(stage, manifest, LOSS_CURVE if curve else None)
         raise_if_stopped("before publishing")
         publish(stage, spec.target, manifest)
@@ -111,6 +115,8 @@ def _after_rename(spec: RunSpec, tracker: Tracker) -> None:
     )
     if result.note:
         log.warning("%s", result.note)
+    elif result.run_id is not None and manifest is not None and manifest.mlflow is None:
+        log.info("MLflow at %s has the run after all: %s", result.uri, result.run_id)
     shutil.rmtree(spec.work, ignore_errors=True)
 
 
@@ -131,7 +137,11 @@ def start_tracker(spec: RunSpec) -> Tracker:
             "base_weight_hash": spec.base_weight_hash,
             "llm_tuning.version": __version__,
         },
-        dataset={"path": config.dataset.path, "hash": spec.data_hash, **report_counts(spec)},
+        dataset={
+            "path": config.dataset.path,
+            "hash": spec.data_hash,
+            **report_counts(read_json(spec.work / DATA_REPORT)),
+        },
     )
 
 
@@ -149,7 +159,7 @@ def build_manifest(spec: RunSpec, *, devices: list[str], mlflow: MlflowRecord | 
         start_adapter=StartAdapterRecord(model_id=start.model_id, weight_hash=start.weight_hash) if start else None,
         configuration=shown_config(config).model_dump(mode="json", by_alias=True),
         config_hash=spec.config_hash,
-        dataset=DatasetRecord(path=config.dataset.path, hash=spec.data_hash, report=report, **report_counts(spec)),
+        dataset=dataset_record(spec, report),
         template_hash=spec.template_hash,
         metrics=read_json(spec.work / EVALUATION),
         mlflow=mlflow,
@@ -170,9 +180,18 @@ def mlflow_record(tracker: Tracker) -> MlflowRecord | None:
     return MlflowRecord(run_id=run_id, uri=tracker.store.shown, experiment=tracker.experiment)
 
 
-def report_counts(spec: RunSpec) -> dict[str, int]:
-    """Return the rows read, kept and refused by the run's data check."""
-    report = read_json(spec.work / DATA_REPORT)
+def dataset_record(spec: RunSpec, report: dict[str, Any]) -> DatasetRecord:
+    """Build the record of the rows, by the report of their check."""
+    path, evaluation = spec.config.dataset.path, None
+    if spec.evaluation_hash is not None:
+        checked = report["evaluation"]
+        evaluation = RowsRecord(path=checked["path"], hash=spec.evaluation_hash, **report_counts(checked))
+    counts = report_counts(report)
+    return DatasetRecord(path=path, hash=spec.data_hash, evaluation=evaluation, report=report, **counts)
+
+
+def report_counts(report: dict[str, Any]) -> dict[str, int]:
+    """Return the rows read, kept and refused, by the report of their check."""
     return {name: report[name] for name in ("rows", "kept", "refused")}
 
 

@@ -17,7 +17,8 @@ from llm_tuning.models.base import BaseModel, check_writable, inspect_base, weig
 from llm_tuning.models.layout import BASE_HASHES, CACHE_FOLDER, WORK_FOLDER
 from llm_tuning.models.manifest import config_hash
 from llm_tuning.models.trainable import check_trainable
-from llm_tuning.run.checks import ADAPTER, BASE, DATASET, OUTPUT, TRACKING, Collected
+from llm_tuning.run.checks import ADAPTER, BASE, DATASET, EVALUATION, OUTPUT, TRACKING, Collected
+from llm_tuning.run.rows import RowHashes, evaluation_file
 from llm_tuning.run.spec import RunSpec
 from llm_tuning.run.start_adapter import StartAdapter, check_belongs, find_start_adapter, lora_of
 
@@ -45,16 +46,17 @@ class Prepared:
     def work(self) -> Path:
         return self.output_dir / WORK_FOLDER / self.model_id
 
-    def spec(self, data_hash: str, *, created: int | None = None) -> RunSpec:
-        """Build the run's spec on rows of this hash; `created` is the time of its first start, where this is not it."""
+    def spec(self, hashes: RowHashes, *, created: int | None = None) -> RunSpec:
+        """Build the run's spec on rows of these hashes; `created` is the time of its first start, if this is not it."""
         start_hash = self.start.manifest.weight_hash if self.start else None
         decides = config_hash(
             self.config,
             devices=len(self.devices),
             base_weight_hash=self.base_weight_hash,
-            data_hash=data_hash,
+            data_hash=hashes.training,
             template_hash=self.template_hash,
             start_adapter_weight_hash=start_hash,
+            evaluation_hash=hashes.evaluation,
         )
         return RunSpec(
             model_id=self.model_id,
@@ -65,7 +67,8 @@ class Prepared:
             base_name=self.base.name,
             base_weight_hash=self.base_weight_hash,
             template_hash=self.template_hash,
-            data_hash=data_hash,
+            data_hash=hashes.training,
+            evaluation_hash=hashes.evaluation,
             start_adapter=self.start.path if self.start else None,
             start_adapter_hash=start_hash,
             created=self.now if created is None else created,
@@ -82,11 +85,13 @@ def prepare(config: TuningConfig, options: RunOptions) -> Prepared:
     devices = device_names(options.devices)
     found.run(OUTPUT, lambda: check_writable(output_dir))
     found.run(TRACKING, lambda: _check_tracking(config.tracking.uri))
-    base = found.run(BASE, lambda: inspect_base(base_path))
+    base = found.run(BASE, lambda: inspect_base(config.model.path, adapter_as="{field:model.adapter.model_id}"))
     if base is not None:
         found.run(BASE, lambda: check_trainable(base))
     template = found.run(BASE, lambda: template_hash(base_path)) if base is not None else None
     found.run(DATASET, lambda: check_readable(Path(config.dataset.path)))
+    if (held_out := evaluation_file(config)) is not None:
+        found.run(EVALUATION, lambda: check_readable(held_out))
     start = found.run(ADAPTER, lambda: find_start_adapter(config, output_dir))
     found.raise_if_any()
     assert base is not None

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from llm_tuning.api import TuningConfig
 from llm_tuning.errors import PLAIN, Words
 from llm_tuning.modes import MODES
+from llm_tuning.run.checks import DATASET, EVALUATION, of_field
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -24,9 +25,9 @@ def check_rows(config: TuningConfig, *, with_tokens: bool = True, words: Words =
     return _read(config, out=None, encoder=None, with_tokens=with_tokens, words=words)
 
 
-def tokenise_rows(config: TuningConfig, out: Path, *, show_sample: bool) -> Report:
+def tokenise_rows(config: TuningConfig, out: Path, *, show_sample: bool | int) -> Report:
     """Check the rows and write them tokenised to `out`; raises InputError, and leaves nothing in `out` then."""
-    from llm_tuning.data.sample import render_sample
+    from llm_tuning.data.sample import render_sample, sample_row
 
     base = Path(config.model.path)
     encoder = None if (base / "tokenizer.json").exists() else _slow_tokenizer(base)
@@ -35,16 +36,49 @@ def tokenise_rows(config: TuningConfig, out: Path, *, show_sample: bool) -> Repo
     color = sys.stderr.isatty()
     if show_sample or color:
         form = MODES[config.mode].rows
-        sample = render_sample(config.dataset.path, form=form, tokenizer_dir=base, encoder=encoder, color=color)
+        sample = render_sample(
+            config.dataset.path,
+            form=form,
+            tokenizer_dir=base,
+            columns=config.dataset.columns,
+            learn=config.training.learn,
+            encoder=encoder,
+            row=sample_row(show_sample),
+            color=color,
+        )
         sys.stderr.write(sample)  # not a log line: logs never hold text of the data set
     return report
 
 
-def hash_rows(config: TuningConfig) -> str:
-    """Hash the data set, for a run whose rows are tokenised already: sha256 (hex); raises InputError."""
+class RowHashes(NamedTuple):
+    """What the rows of a run are, by the bytes of their files: sha256 (hex)."""
+
+    training: str
+    evaluation: str | None = None
+    """Of the rows of `dataset.evaluation`; None without them."""
+
+    @classmethod
+    def of(cls, report: Report) -> RowHashes:
+        """Take the hashes from the report of a check that has passed."""
+        assert report.data_hash is not None
+        return cls(report.data_hash, report.evaluation.data_hash if report.evaluation is not None else None)
+
+
+def hash_rows(config: TuningConfig) -> RowHashes:
+    """Hash the files, for a run whose rows are tokenised already; raises InputError, of the field of the file."""
     from llm_tuning.data.reading import data_hash
 
-    return data_hash(Path(config.dataset.path))
+    training = of_field(DATASET, lambda: data_hash(Path(config.dataset.path)))
+    held_out = evaluation_file(config)
+    return RowHashes(training, None if held_out is None else of_field(EVALUATION, lambda: data_hash(held_out)))
+
+
+def evaluation_file(config: TuningConfig) -> Path | None:
+    """Return where the rows to evaluate on are; None where a share of the data set is held out."""
+    from llm_tuning.data.reading import evaluation_path
+
+    given = config.dataset.evaluation
+    return None if given is None else evaluation_path(config.dataset.path, given)
 
 
 def _read(
@@ -63,6 +97,9 @@ def _read(
         tokenizer_dir=Path(config.model.path) if with_tokens else None,
         max_length=config.training.max_length,
         skip_invalid_rows=config.dataset.skip_invalid_rows,
+        columns=config.dataset.columns,
+        learn=config.training.learn,
+        evaluation=config.dataset.evaluation,
         out=out,
         encoder=encoder,
         words=words,

@@ -27,6 +27,8 @@ class RunSpec(BaseModel):
     base_weight_hash: str
     template_hash: str
     data_hash: str
+    evaluation_hash: str | None = None
+    """Of the rows of `dataset.evaluation`; None without them."""
     start_adapter: Path | None
     start_adapter_hash: str | None
     created: int

@@ -18,7 +18,7 @@ from llm_tuning.errors import PLAIN, InputError, Problem, Words
 from llm_tuning.models.layout import CHECKPOINTS
 from llm_tuning.models.registry import Registry
 from llm_tuning.run.checkpoints import newest_whole
-from llm_tuning.run.checks import BASE, DATASET, of_field
+from llm_tuning.run.checks import BASE, DATASET, EVALUATION, of_field
 from llm_tuning.run.prepare import prepare
 from llm_tuning.run.rows import check_rows
 from llm_tuning.run.spec import RunSpec
@@ -51,7 +51,7 @@ def tune(config: TuningConfig, options: RunOptions) -> str:
                 if spec is None:
                     spec = begin_or_resume(run, show_sample=options.show_sample)
                     raise_if_stopped("before the training")
-                    newest_whole(spec.work / CHECKPOINTS)
+                    _say_where_it_resumes(newest_whole(spec.work / CHECKPOINTS))
                     _train(spec)
                     return spec.model_id
         log.info("%s is finished already: %s", spec.model_id, spec.target)
@@ -76,8 +76,11 @@ def check_run(config: TuningConfig, options: RunOptions, *, words: Words = PLAIN
 
 def _further_data_problems(config: TuningConfig, error: InputError) -> tuple[Problem, ...]:
     """Find what is wrong with the rows by themselves, for a run that is refused for other things already."""
-    if any(problem.field == DATASET for problem in error.problems):
+    fields = {problem.field for problem in error.problems}
+    if DATASET in fields:
         return ()  # there is no file to look into
+    if EVALUATION in fields:
+        config = config.model_copy(update={"dataset": config.dataset.model_copy(update={"evaluation": None})})
     try:
         check_rows(config, with_tokens=False)
     except InputError as refused:
@@ -90,6 +93,11 @@ def _guarded(output_dir: Path) -> Iterator[None]:
     """Turn signals into stop requests and a full disk into one problem; after a refusal remove what it made."""
     with stop_on_signals(), nothing_left_of_a_refusal(output_dir), disk_errors_as_input_errors(output_dir):
         yield
+
+
+def _say_where_it_resumes(found: tuple[int, Path] | None) -> None:
+    if found is not None:
+        log.info("resumed from step %d (%s)", found[0], found[1].name)
 
 
 def _complete(spec: RunSpec) -> None:

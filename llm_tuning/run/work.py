@@ -18,9 +18,9 @@ from llm_tuning.errors import InputError, Problem, TryAgain, TuningError
 from llm_tuning.models.layout import CACHE_FOLDER, CHECKPOINTS, DATA_REPORT, MANIFEST, ROWS, RUN_LOCK, WORK_FOLDER
 from llm_tuning.models.manifest import deciding_settings, read_manifest
 from llm_tuning.run.checkpoints import latest_checkpoint
-from llm_tuning.run.checks import DATASET, OUTPUT, of_field
+from llm_tuning.run.checks import OUTPUT
 from llm_tuning.run.prepare import Prepared
-from llm_tuning.run.rows import hash_rows, tokenise_rows
+from llm_tuning.run.rows import RowHashes, hash_rows, tokenise_rows
 from llm_tuning.run.spec import RunSpec, read_run_spec
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ def _lock(path: Path, model_id: str) -> Iterator[None]:
         # The run that held it finished and removed the folder in between: take the lock of the new one.
 
 
-def begin_or_resume(run: Prepared, *, show_sample: bool) -> RunSpec:
+def begin_or_resume(run: Prepared, *, show_sample: bool | int) -> RunSpec:
     """Write the run's spec and tokenised rows into its work folder, or find them there; raises InputError.
 
     The data set is read once: for its rows and their hash at the first start, for its hash alone at a later one. The
@@ -63,17 +63,17 @@ def begin_or_resume(run: Prepared, *, show_sample: bool) -> RunSpec:
     earlier = read_run_spec(run.work)
     report_file = run.work / DATA_REPORT
     if earlier is not None:
-        _refuse_other(earlier, run.spec(earlier.data_hash))  # the settings, before the file is read
+        hashes = RowHashes(earlier.data_hash, earlier.evaluation_hash)
+        _refuse_other(earlier, run.spec(hashes))  # the settings, before the file is read
         if report_file.exists():
-            spec = run.spec(of_field(DATASET, lambda: hash_rows(run.config)), created=earlier.created)
+            spec = run.spec(hash_rows(run.config), created=earlier.created)
             _refuse_other(earlier, spec)
             log.info("data check: passed when this run was started")
             spec.write()
             return spec
     report_file.unlink(missing_ok=True)
     report = tokenise_rows(run.config, run.work / ROWS, show_sample=show_sample)
-    assert report.data_hash is not None
-    spec = run.spec(report.data_hash, created=earlier.created if earlier else None)
+    spec = run.spec(RowHashes.of(report), created=earlier.created if earlier else None)
     if earlier is not None:
         _refuse_other(earlier, spec)
     spec.write()
@@ -89,7 +89,7 @@ def finished(run: Prepared) -> RunSpec | None:
             rule = f"{run.target} exists but holds no complete model (no {MANIFEST})"
             raise InputError(Problem("model_id", rule, "choose another or move it away"))
         return None
-    spec = run.spec(of_field(DATASET, lambda: hash_rows(run.config)))
+    spec = run.spec(hash_rows(run.config))
     if manifest.config_hash != spec.config_hash:
         try:
             earlier = TuningConfig.parse(manifest.configuration)

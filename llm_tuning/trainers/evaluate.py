@@ -112,6 +112,8 @@ def evaluate_run(
     rows = batches.rows
     if (prompts := rows.count_prompts(held_out)) is not None:
         result |= {"held_out_prompts": prompts, "prompts": rows.count_prompts()}
+    if rows.evaluation_from is not None:
+        result["left_out_rows"] = len(rows) - rows.evaluation_from - len(held_out)  # their prompts are in training
     if len(held_out) == 0:
         why = _why_none(rows, run.config.training.eval_fraction)
         result |= {"source": "none", "reason": NO_HELD_OUT_ROWS, "message": why}

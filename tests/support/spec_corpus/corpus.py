@@ -146,7 +146,9 @@ class Corpus:
                 yield "", False
             yield from _lengths(schema)
         elif kind == "object" and "maxProperties" in schema:
-            yield from [({f"k{i}": "v" for i in range(schema["maxProperties"] + more)}, not more) for more in (0, 1)]
+            yield from [
+                ({f"k{i}": f"v{i}" for i in range(schema["maxProperties"] + more)}, not more) for more in (0, 1)
+            ]
         elif kind == "array":
             element = self.elements[shown(at)]
             yield [], not schema.get("minItems")

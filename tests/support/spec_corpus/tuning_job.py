@@ -22,6 +22,7 @@ FULL: Spec = {
     **MINIMAL,
     "mode": "ppo",
     "model": {"path": "base/tiny", "adapter": {"tuningJob": "earlier"}, "quantization": "none"},
+    "dataset": {**MINIMAL["dataset"], "evaluation": "datasets/faq-eval.json", "columns": {"prompt": "question"}},
     "training": {"maxSteps": 10, "learningRate": 5e-5, "maxTokensPerPass": 4096, "evalSteps": 10},
     "tracking": {"uri": "http://mlflow:5000", "credentialsSecret": {"name": "llm-tuning-mlflow"}},
     "resources": fragments.RESOURCES_FULL,
@@ -57,6 +58,7 @@ SURROUNDINGS: dict[str, Spec] = {
 PATTERNS: dict[str, Texts] = {
     "model.path": fragments.PATHS,
     "dataset.path": fragments.PATHS,
+    "dataset.evaluation": fragments.PATHS,
     "model.adapter.tuningJob": fragments.NAMES,
     "model.adapter.modelId": fragments.MODEL_IDS,
     "dataset.configMap.name": fragments.NAMES,
@@ -80,6 +82,39 @@ TOGETHER: list[Together] = [
     ("both-datasets", {"dataset": {"path": "a", "configMap": {"name": "a", "key": "b"}}}, False, "dataset"),
     ("no-dataset", {"dataset": {}}, False, "dataset"),
     ("null-beside-a-dataset", {"dataset": {"path": "a", "configMap": None}}, True, ""),
+    *[
+        (f"dataset: {name}", {"dataset": {**MINIMAL["dataset"], **change}}, good, at)
+        for name, change, good, at in [
+            ("a split to evaluate on", {"evaluation": "#validation"}, True, ""),
+            ("a split of another file", {"evaluation": "datasets/all.json#validation"}, True, ""),
+            ("columns", {"columns": {"prompt": "question", "output": "the answer, in words"}}, True, ""),
+            ("no columns", {"columns": {}}, False, "dataset.columns"),
+            ("an empty column", {"columns": {"prompt": ""}}, False, "dataset.columns.prompt"),
+            ("a column without a field", {"columns": {"": "question"}}, False, "dataset.columns"),
+            ("a field in capitals", {"columns": {"Prompt": "question"}}, False, "dataset.columns"),
+            ("a column with a line break", {"columns": {"prompt": "a\nb"}}, False, "dataset.columns.prompt"),
+            ("a column for two fields", {"columns": {"prompt": "a", "output": "a"}}, False, "dataset.columns"),
+        ]
+    ],
+    ("a-split-of-a-config-map", {"dataset": {**CONFIG_MAP["dataset"], "evaluation": "#validation"}}, True, ""),
+    (
+        "evaluation-and-a-fraction",
+        {"dataset": {**MINIMAL["dataset"], "evaluation": "a"}, "training": {"evalFraction": 0.1}},
+        False,
+        "training.evalFraction",
+    ),
+    (
+        "evaluation-and-no-fraction",
+        {"dataset": {**MINIMAL["dataset"], "evaluation": "a"}, "training": {"evalFraction": 0}},
+        False,
+        "training.evalFraction",
+    ),
+    (
+        "evaluation-and-the-default-fraction",
+        {"dataset": {**MINIMAL["dataset"], "evaluation": "a"}, "training": {"evalFraction": 0.05}},
+        True,
+        "",
+    ),
     ("ppo-setting-in-sft", {"ppo": {"klCoef": 0.1}}, False, "ppo.klCoef"),
     ("ppo-default-in-sft", {"ppo": {"klCoef": 0.05, "valueLossCoef": 0.5}}, True, ""),
     ("ppo-setting-in-ppo", {"mode": "ppo", "ppo": {"klCoef": 1}}, True, ""),

@@ -18,6 +18,7 @@ TEXTS = {"target_modules": "q_proj,v_proj", "uri": "http://mlflow:5000", "experi
 PLACES = {
     ("model", "path"): ("base/other", "/claim/base/other"),
     ("dataset", "path"): ("datasets/other.json", "/claim/datasets/other.json"),
+    ("dataset", "evaluation"): ("datasets/eval.json", "/claim/datasets/eval.json"),
     ("model", "adapter", "model_id"): ("start", "start"),
 }
 """Fields whose value is another in the run: what the job has, and what the run is to have."""
@@ -49,6 +50,8 @@ def another(path: tuple[str, ...], node: dict[str, Any]) -> Any:
     default = node.get("default")
     if path in PLACES:
         return PLACES[path][0]
+    if node.get("type") == "object":
+        return {"prompt": "question"}
     if "enum" in node:
         return next(choice for choice in node["enum"] if choice != default)
     if node["type"] == "boolean":
@@ -90,6 +93,11 @@ def test_a_field_of_the_job_is_a_field_of_the_run(path: tuple[str, ...]) -> None
     for name in path:
         arrived = getattr(arrived, name)
     assert arrived == PLACES.get(path, (None, value))[1]
+
+
+def test_a_split_alone_is_of_the_data_set_wherever_that_is() -> None:
+    spec = spec_with(("dataset", "evaluation"), "#validation")
+    assert tuning_config(spec, root=ROOT).dataset.evaluation == "#validation"
 
 
 @pytest.mark.parametrize("group", ["training", "lora"])

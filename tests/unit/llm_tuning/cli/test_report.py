@@ -74,6 +74,21 @@ def test_the_report_of_a_finished_run_says_all_that_counts(models: Path, capsys:
     )
 
 
+def test_a_run_that_mlflow_did_not_have_in_time_says_why(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    publish_model(models, "slow", mlflow_fault="database is locked")
+    said = "not known when the adapter was published (database is locked); a run of its name may have come later\n"
+    assert said in report(capsys, "slow")[0]
+    publish_model(models, "untracked")
+    assert "not tracked\n" in report(capsys, "untracked")[0]
+
+
+def test_rows_to_evaluate_on_that_training_has_seen_are_counted(
+    models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publish_model(models, "done", metrics=SCORES | {"left_out_rows": 3})
+    assert "held out (5 rows, without 3 whose prompt a training row has)" in report(capsys, "done")[0]
+
+
 def test_a_base_in_4_bits_is_called_so(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     publish_model(models, "done", configuration={"model": {"path": "base/tiny", "quantization": "4bit"}})
     assert "base/tiny (weights ba5eba5eba5e), in 4 bits\n" in report(capsys, "done")[0]

@@ -76,7 +76,12 @@ def test_a_refused_dataset_raises_for_people_and_is_a_report_for_machines(
     report = json.loads(capsys.readouterr().out)
     assert not report["ok"]
     assert report["problems"] == [
-        {"where": "rows.jsonl, row 6", "rule": "`output` is missing (MissingField)", "fix": "add it"}
+        {
+            "where": "rows.jsonl, row 6",
+            "rule": "`output` is missing (MissingField)",
+            "fix": "add it",
+            "field": "dataset.path",
+        }
     ]
     assert report["refusals"][0]["rows"] == [6]
     assert run(*flags, "--skip_invalid_rows") == 0
@@ -97,6 +102,7 @@ def test_bad_flags_are_named(flags: list[str], where: str, rule: str, capsys: py
     (problem,) = error.value.problems
     assert problem.where == where
     assert rule in problem.rule
+    capsys.readouterr()
     assert run("--dataset_path", path, *flags, "--json") == 64
     report = json.loads(capsys.readouterr().out)
     assert not report["ok"]
@@ -125,3 +131,27 @@ def test_a_base_that_cannot_be_trained_is_refused_with_the_rows(
     assert run(*flags, "--json") == 64
     captured = capsys.readouterr().out
     assert '"ok": false' in captured
+
+
+def test_what_is_no_base_is_refused_with_the_rows_that_are_wrong(base: Path) -> None:
+    with pytest.raises(InputError) as error:
+        run("--dataset_path", dataset([*ROWS, {"prompt": "q"}]), "--llm_path", "Qwen/Qwen3-0.6B")
+    said = str(error.value)
+    assert "row 6: `output` is missing" in said
+    assert "model Qwen/Qwen3-0.6B: does not exist; it looks like a name on the hub: fetch it with `hf download" in said
+
+
+def test_rows_to_evaluate_on_are_checked_by_the_same_names(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    named = [{"question": row["prompt"], "output": row["output"]} for row in ROWS]
+    Path("eval.jsonl").write_text(json.dumps({"question": "another", "output": "one"}))
+    flags = ["--dataset_path", dataset(named), "--llm_path", str(base), "--columns", "prompt=question"]
+    assert run(*flags, "--eval_dataset_path", "eval.jsonl") == 0
+    out = capsys.readouterr().out
+    assert "1 read, 1 kept, 0 refused" in out
+    with pytest.raises(InputError, match=r"all with a prompt of the training rows.* leave --eval_dataset_path out"):
+        run(*flags, "--eval_dataset_path", "rows.jsonl")
+
+
+def test_a_given_row_is_shown(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("--dataset_path", dataset(ROWS), "--llm_path", str(base), "--show_sample", "4")
+    assert "Row 4; the marked part is learned:" in capsys.readouterr().out

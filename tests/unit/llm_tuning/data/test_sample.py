@@ -47,3 +47,15 @@ def test_long_rows_are_cut_and_no_row_is_nothing(tokenizer_dir: Path, write_line
     assert "characters more" in text
     assert len(text) < MAX_CHARACTERS + 200
     assert render_sample(write_lines([{"prompt": ""}] * 2), form=SFT.rows, tokenizer_dir=tokenizer_dir) == ""
+
+
+def test_a_row_is_shown_by_its_number_or_the_reason_why_not(tokenizer_dir: Path, write_lines: WriteLines) -> None:
+    path = write_lines([ROW, {"prompt": "", "output": "a"}, {"prompt": "the odd one", "output": "here"}])
+
+    def shown(row: int) -> str:
+        return render_sample(path, form=SFT.rows, tokenizer_dir=tokenizer_dir, row=row)
+
+    assert shown(3).startswith("Row 3; the marked part is learned:")
+    assert "the odd one" in shown(3)
+    assert shown(2).startswith("Row 2 is refused: `prompt` is empty (EmptyField); ")
+    assert shown(4) == "There is no row 4: the last one is 3\n"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from llm_tuning.api import LoraSpec, ModelSpec, PpoSpec, TrainingSpec, TuningConfig
+from llm_tuning.api import DatasetSpec, LoraSpec, ModelSpec, PpoSpec, TrainingSpec, TuningConfig
 from llm_tuning.errors import InputError
 from llm_tuning.models.manifest import config_hash, file_hashes, read_manifest, read_model, write_manifest
 from tests.support.models import make_manifest
@@ -133,12 +133,18 @@ OTHER_TRAINING: dict[str, Any] = {
     "max_tokens_per_pass": 64,
     "gradient_checkpointing": True,
     "precision": "fp32",
+    "learn": "last",
     "eval_fraction": 0.1,
     "eval_steps": 3,
     "save_steps": 3,
     "seed": 1,
 }
 OTHER_LORA: dict[str, Any] = {"rank": 8, "alpha": 8, "dropout": 0.1, "target_modules": "q_proj"}
+KNOWN_HASHES = {
+    "sft": "38a0c0984633e78ed232549450f5fe50b22481f8904f95855d9d3e5a9ffb9b38",
+    "ppo": "193dc0ebbe050ddf060d60437aba872bc8e2f487715d40b54678d68011e07ed2",
+}
+"""Of `make_config(mode)`, as they were before any later field."""
 NEVER_DECIDES = {"max_tokens_per_pass", "gradient_checkpointing", "save_steps"}
 
 
@@ -147,6 +153,7 @@ def test_every_field_of_a_group_has_a_case_here() -> None:
     assert OTHER_TRAINING.keys() == TrainingSpec.model_fields.keys()
     assert OTHER_LORA.keys() == LoraSpec.model_fields.keys()
     assert {"path", "adapter", "quantization"} == ModelSpec.model_fields.keys()
+    assert {"path", "evaluation", "columns", "skip_invalid_rows"} == DatasetSpec.model_fields.keys()
 
 
 @pytest.mark.parametrize("mode", ["sft", "ppo"])
@@ -176,11 +183,27 @@ def test_every_ppo_field_counts_in_ppo(field: str) -> None:
         {"data_hash": "x"},
         {"template_hash": "x"},
         {"start_adapter_weight_hash": "x"},
+        {"evaluation_hash": "x"},
         {"devices": 2},
     ],
 )
 def test_the_hash_covers_base_data_template_start_and_rows_a_step(part: dict[str, Any]) -> None:
     assert hash_of(make_config(), **part) != hash_of(make_config())
+
+
+def test_the_columns_count_and_the_place_of_the_evaluation_rows_does_not() -> None:
+    def of(**dataset: Any) -> str:
+        return hash_of(make_config(dataset={"path": "d", **dataset}))
+
+    assert len({of(), of(columns={"prompt": "a"}), of(columns={"prompt": "b"}), of(columns={"output": "a"})}) == 4
+    assert of(columns={"prompt": "a", "output": "b"}) == of(columns={"output": "b", "prompt": "a"})
+    assert of(evaluation="here") == of(evaluation="there")
+
+
+@pytest.mark.parametrize(("mode", "known"), KNOWN_HASHES.items())
+def test_a_run_of_before_keeps_its_hash(mode: str, known: str) -> None:
+    """A finished run is found again by the next version: fields that came later do not count at their defaults."""
+    assert hash_of(make_config(mode)) == known
 
 
 def test_the_mode_and_the_quantization_of_the_base_count() -> None:
