@@ -54,10 +54,27 @@ def convert_messages(row: Mapping[str, Any], name: str) -> Turns:
     turns = Turns()
     sharegpt = name == "conversations"
     for index, item in enumerate(items):
+        message = _ordinary(item)
+        if message is not None:
+            turns.messages.append(message)
+            continue
         turns.messages.append(_convert(item, f"{name}[{index}]", sharegpt))
         if not item.keys() <= MESSAGE_FIELDS:
             _read_flags(item, f"{name}[{index}]", index, turns)
     return turns
+
+
+def _ordinary(item: Any) -> Message | None:
+    """Return the message of an item that has a role and a text in ASCII, and nothing else; None leaves it to _convert.
+
+    Most items are so, and a file has millions.
+    """
+    if not isinstance(item, dict) or len(item) != 2:
+        return None
+    role, content = item.get("role"), item.get("content")
+    if role not in ROLES or not isinstance(content, str) or not content.isascii() or not content.strip():
+        return None
+    return {"role": role, "content": content}
 
 
 def _convert(item: Any, at: str, sharegpt: bool) -> Message:

@@ -61,9 +61,9 @@ class RowParser:
         if is_cells:
             row = read_cells(row, self.form.number.names if self.form.number is not None else ())
         shape = self._shape_of(row)
-        plan = self._plan_of(row, shape)
+        plan = self._plan_of(row, shape or self.shape)
         refuse_kinds(self.form, plan, row)
-        if shape is None or not shape.fits(row):
+        if shape is None:
             raise unfit_fault(self.form, self.shape, row)
         number = self._number(row)
         if plan.has_flags and read_flags(row) is False:
@@ -71,15 +71,18 @@ class RowParser:
             return None
         sequences = self._sequences(row, shape, plan)
         self._note(row, shape, plan)
-        finished = [_finished(conversation) for conversation in sequences]
-        if not all(finished):
-            self._count("left out", row_number)
-            return None
-        if any(len(a.messages or ()) < len(b.messages or ()) for a, b in zip(finished, sequences, strict=True) if a):
+        finished = []
+        for conversation in sequences:
+            kept = _finished(conversation)
+            if kept is None:
+                self._count("left out", row_number)
+                return None
+            finished.append(kept)
+        if any(kept is not conversation for kept, conversation in zip(finished, sequences, strict=True)):
             self._count("trimmed", row_number)
-        if any(map(_has_placeholder, sequences)):
+        if any(map(_has_placeholder, finished)):
             self._count("placeholders", row_number)
-        return Example(row_number, tuple(filter(None, finished)), number)
+        return Example(row_number, tuple(finished), number)
 
     def _number(self, row: Row) -> float:
         if self.form.number is None:
@@ -110,6 +113,7 @@ class RowParser:
         return list(with_system(sequences, plan, row, shape))
 
     def _shape_of(self, row: Row) -> Shape | None:
+        """Return the shape that the row fits, None where it fits none; raises RowFault where the file's is another."""
         if self.shape is not None and self.shape.fits(row):
             return self.shape
         found = next((shape for shape in self._columns.shapes if shape.fits(row)), None)
@@ -121,7 +125,7 @@ class RowParser:
                 f"has the shape {found.name}, but the first rows have {self.shape.name}",
                 "keep rows of one shape in a file",
             )
-        return found or self.shape
+        return found
 
     def _plan_of(self, row: Row, shape: Shape | None) -> RowPlan:
         key = (shape.name if shape is not None else "", *row)
@@ -133,9 +137,10 @@ class RowParser:
         return plan
 
     def _note(self, row: Row, shape: Shape, plan: RowPlan) -> None:
-        for name in [name for name in plan.unnoted if is_set(row[name])]:
-            plan.unnoted.remove(name)
-            self._ignore(shown(name))
+        if plan.unnoted:
+            for name in [name for name in plan.unnoted if is_set(row[name])]:
+                plan.unnoted.remove(name)
+                self._ignore(shown(name))
         for name in (*shape.fields, *shape.optional):
             if isinstance(row.get(name), list):
                 self._note_messages(name, row[name])
@@ -160,12 +165,11 @@ def _finished(conversation: Conversation) -> Conversation | None:
     if conversation.messages is None:
         return conversation
     check_roles([message["role"] for message in conversation.messages])
-    learned = conversation.learned_turns()
-    if not learned:
-        return None
-    last = learned[-1]
+    last = conversation.last_learned()
     if last == len(conversation.messages) - 1:
         return conversation
+    if last is None:
+        return None
     return Conversation(
         conversation.messages[: last + 1],
         learn_from=conversation.learn_from,
@@ -175,5 +179,7 @@ def _finished(conversation: Conversation) -> Conversation | None:
 
 
 def _has_placeholder(conversation: Conversation) -> bool:
-    texts = (message["content"] for message in conversation.messages or ())
-    return any("{{" in text and _PLACEHOLDER.search(text) for text in (conversation.text or "", *texts))
+    for message in conversation.messages or ({"content": conversation.text or ""},):
+        if "{{" in message["content"] and _PLACEHOLDER.search(message["content"]):
+            return True
+    return False

@@ -56,6 +56,14 @@ class Conversation:
             if message["role"] == "assistant" and index >= self.learn_from and index not in self.not_learned
         ]
 
+    def last_learned(self) -> int | None:
+        """Return the index of the last message that is learned, None where none is."""
+        messages = self.messages or ()
+        for index in range(len(messages) - 1, self.learn_from - 1, -1):
+            if messages[index]["role"] == "assistant" and index not in self.not_learned:
+                return index
+        return None
+
     def after(self, messages: list[Message], *, learned: bool = False) -> Conversation:
         """Return this conversation with `messages` before it; `learned`: their assistant turns and all of its own are.
 

@@ -17,6 +17,8 @@ def build_conversation(turns: Turns, *, learn_from: int = 0) -> Conversation:
 
     A turn that is a prefix becomes the beginning of the next one. Raises RowFault where flags make no sense.
     """
+    if not turns.flags and not turns.prefixes:
+        return Conversation(turns.messages, learn_from=learn_from)
     if any(learned and index < learn_from for index, learned in turns.flags.items()):
         rule = "a turn of the prompt is marked as learned, and only the answer is"
         raise RowFault(Reason.UNSUPPORTED_FIELD, rule, "write the whole conversation as `messages`")
@@ -67,6 +69,10 @@ def prompt_and(answer: str) -> Convert:
     """Return what makes a row of `prompt` and the field `answer` a conversation with the loss on the answer alone."""
 
     def convert(row: Row) -> tuple[Conversation, ...]:
+        if isinstance(row["prompt"], str) and isinstance(row[answer], str):
+            asked = {"role": "user", "content": check_text(row, "prompt")}
+            answered = {"role": "assistant", "content": check_text(row, answer)}
+            return (Conversation([asked, answered], learn_from=1),)
         prompt, answers = text_or_messages(row, "prompt", "user"), text_or_messages(row, answer, "assistant")
         if not any(message["role"] == "assistant" for message in answers.messages):
             raise RowFault(Reason.NO_ASSISTANT_TURN, f"`{answer}` has no assistant turn", "add the answer to learn")
