@@ -36,6 +36,7 @@ from llm_tuning.engines.vllm.install import INSTALL, Vllm
 from llm_tuning.engines.vllm.limits import (
     DELTA_DTYPE,
     DTYPE_FLAG,
+    has_delta_net,
     has_experts,
     is_multimodal,
     value_of_flag,
@@ -114,7 +115,8 @@ def plan_serving(
     except InputError as error:
         problems.extend(error.problems)
     if base is not None:
-        _check_runs(base, further, gpus=count, with_adapter=lora_path is not None, problems=problems)
+        on_cpu = found is not None and found.cpu_build
+        _check_runs(base, further, on_cpu=on_cpu, with_adapter=lora_path is not None, problems=problems)
     if base is not None and adapter is not None:
         _check_names(base, adapter, problems)
     if problems or base is None or found is None:
@@ -125,11 +127,12 @@ def plan_serving(
         )
     names = tuple(dict.fromkeys([LORA_NAME, adapter.model_id])) if adapter else ()
     config = read_config(base.path)
-    text_only = is_multimodal(config) and not (adapter is not None and adapter.names.tower)
+    all_of_it = WITH_SENSES in further or (adapter is not None and bool(adapter.names.tower))
+    text_only = is_multimodal(config) and not all_of_it
     if text_only:
         notes.append(f"{base.name} also sees or hears; it is served for text ({ARGUMENTS_VARIABLE}={WITH_SENSES})")
     dtype = "auto" if count else cpu_dtype(base, [adapter.dtype] if adapter else [])
-    if adapter is not None and adapter.dtype not in (dtype, None) and not count:
+    if adapter is not None and not count and has_delta_net(config) and adapter.dtype not in (dtype, None):
         notes.append(f"trained in {adapter.dtype}, served in {dtype}, the only one of vLLM's CPU kernel for this base")
     command = build_command(
         StartOptions(
@@ -227,14 +230,14 @@ def _check_names(base: BaseModel, adapter: ServedAdapter, problems: list[Problem
 
 
 def _check_runs(
-    base: BaseModel, further: Sequence[str], *, gpus: int, with_adapter: bool, problems: list[Problem]
+    base: BaseModel, further: Sequence[str], *, on_cpu: bool, with_adapter: bool, problems: list[Problem]
 ) -> None:
     """Append why vLLM cannot run the base, or an adapter on it, as it is asked for."""
     config, where = read_config(base.path), f"model {base.path}"
-    if with_adapter and (rule := why_no_lora(config, gpus=gpus)):
-        fix = "serve the base alone" if gpus or not has_experts(config) else "serve it on a GPU, or the base alone"
+    if with_adapter and (rule := why_no_lora(config, on_cpu=on_cpu)):
+        fix = "serve it on a GPU, or the base alone" if on_cpu and has_experts(config) else "serve the base alone"
         problems.append(Problem(where, rule, fix))
-    if gpus:
+    if not on_cpu:
         return
     if rule := why_not_on_cpu(config):
         problems.append(Problem(where, rule, "serve it on a GPU"))

@@ -25,12 +25,12 @@ _SENSES = ("vision_config", "audio_config", "video_config")
 DTYPE_FLAG = "--dtype"
 
 
-def why_no_lora(config: Mapping[str, Any], *, gpus: int) -> str | None:
-    """Say why vLLM serves no adapter on this base (on the CPU where `gpus` is 0); None where it does."""
+def why_no_lora(config: Mapping[str, Any], *, on_cpu: bool) -> str | None:
+    """Say why vLLM serves no adapter on this base; None where it does."""
     architecture = architecture_of(config)
     if architecture in WITHOUT_LORA:
         return f"is {architecture}, a class on which vLLM serves no LoRA"
-    if not gpus and has_experts(config):
+    if on_cpu and has_experts(config):
         return "is a mixture of experts, and vLLM's CPU build computes those only without LoRA (its kernel is Triton's)"
     return None
 

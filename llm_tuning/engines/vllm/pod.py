@@ -79,7 +79,7 @@ def plan_pod(pod: Pod, adapters: Sequence[ServedAdapter], *, wanted: int, rank: 
     """
     settings, config = pod.settings, read_config(pod.base.path)
     _check_runs(pod, config)
-    without_lora = why_no_lora(config, gpus=pod.gpus)
+    without_lora = why_no_lora(config, on_cpu=not pod.gpus)
     text_only = is_text_only(pod, adapters)
     modules = sorted({*linear_modules(pod.base), *(module for adapter in adapters for module in adapter.modules)})
     own, plain = base_template(pod.base), PLAIN_TEMPLATE.read_text(encoding="utf-8")

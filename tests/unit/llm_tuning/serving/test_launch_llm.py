@@ -14,7 +14,7 @@ import pytest
 from llm_tuning.engines.vllm.adapter import inspect_adapter
 from llm_tuning.engines.vllm.command import PLAIN_TEMPLATE
 from llm_tuning.engines.vllm.install import Vllm
-from llm_tuning.errors import InputError
+from llm_tuning.errors import InputError, Problem
 from llm_tuning.models.base import inspect_base
 from llm_tuning.serving.launch import serve
 from llm_tuning.serving.plan import ServePlan, plan_serving
@@ -345,5 +345,19 @@ def test_a_base_that_also_sees_is_served_for_text_in_the_dtype_of_its_kernel(tmp
     assert value_of(made, "--dtype") == "bfloat16"
     assert "--language-model-only" in made.command
     assert any("VLLM_ARGS=--no-language-model-only" in note for note in made.notes)
+    all_of_it = plan(base, VLLM_ARGS="--no-language-model-only")
+    assert "--language-model-only" not in all_of_it.command
+    assert not all_of_it.notes
     assert value_of(plan(base, **GPU), "--dtype") == "auto"
-    assert plan(base, VLLM_ARGS="--no-language-model-only").command[-1] == "--no-language-model-only", "it wins"
+
+
+def test_limits_of_the_cpu_build_are_no_matter_where_another_vllm_is_meant(
+    tmp_path: Path, served: tuple[Path, Path]
+) -> None:
+    """A wrong gpu_id, or none found: what would be said of a CPU is not said."""
+    base, adapter = served
+    moe = with_config(base, tmp_path, MOE | {"head_dim": 16})
+    for vllm in (CUDA_BUILD, InputError(Problem("vLLM", "was not found"))):
+        with pytest.raises(InputError) as refused:
+            plan_serving(str(free_port()), "first", str(moe), str(adapter), environment={}, vllm=vllm, gpus=1)
+        assert not [problem for problem in refused.value.problems if problem.where.startswith("model")]

@@ -18,23 +18,23 @@ MLA = {"architectures": ["DeepseekV3ForCausalLM"], "kv_lora_rank": 64, "head_dim
 
 
 @pytest.mark.parametrize(
-    ("config", "gpus", "words"),
+    ("config", "on_cpu", "words"),
     [
-        (LLAMA, 0, ""),
-        (QWEN35, 0, ""),
-        (MOE, 1, ""),
-        ({**MOE, "num_experts": 0}, 0, ""),
-        (MOE, 0, "mixture of experts"),
-        (QWEN_NEXT, 0, "mixture of experts"),
-        (MLA, 0, "mixture of experts"),
-        ({"text_config": {"num_local_experts": 16}}, 0, "mixture of experts"),
-        (GPT2, 0, "is GPT2LMHeadModel, a class on which vLLM serves no LoRA"),
-        (GPT2, 1, "is GPT2LMHeadModel"),
-        ({}, 0, ""),
+        (LLAMA, True, ""),
+        (QWEN35, True, ""),
+        (MOE, False, ""),
+        ({**MOE, "num_experts": 0}, True, ""),
+        (MOE, True, "mixture of experts"),
+        (QWEN_NEXT, True, "mixture of experts"),
+        (MLA, True, "mixture of experts"),
+        ({"text_config": {"num_local_experts": 16}}, True, "mixture of experts"),
+        (GPT2, True, "is GPT2LMHeadModel, a class on which vLLM serves no LoRA"),
+        (GPT2, False, "is GPT2LMHeadModel"),
+        ({}, True, ""),
     ],
 )
-def test_where_no_adapter_is_served(config: dict[str, Any], gpus: int, words: str) -> None:
-    found = limits.why_no_lora(config, gpus=gpus)
+def test_where_no_adapter_is_served(config: dict[str, Any], words: str, *, on_cpu: bool) -> None:
+    found = limits.why_no_lora(config, on_cpu=on_cpu)
     assert words in (found or "")
     assert bool(found) == bool(words)
 
