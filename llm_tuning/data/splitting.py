@@ -69,14 +69,16 @@ class PromptGroups:
         not_learned: frozenset[int] = frozenset(),
     ) -> None:
         """Take in the next row; the arguments are those of `prompt_key`, and the answers that it does not learn."""
-        key = prompt_key(messages, text, learn_from=learn_from)
+        if messages is None:
+            self._prompts.append(prompt_key(None, text))
+            return
+        keys = list(_prefix_keys(messages[:-1]))  # the last turn, the longest most often, is in none
+        key = keys[learn_from or -1]
         self._prompts.append(key)
-        for at, earlier in enumerate(_prefix_keys(messages or ())):
-            if earlier == key or not messages or not learn_from <= at < len(messages) or at in not_learned:
-                continue
-            if messages[at]["role"] == "assistant":
+        for at in range(learn_from, len(messages)):
+            if messages[at]["role"] == "assistant" and at not in not_learned and keys[at] != key:
                 self._longer.append(key)
-                self._asks.append(earlier)
+                self._asks.append(keys[at])
 
     def __len__(self) -> int:
         return len(self._prompts)
