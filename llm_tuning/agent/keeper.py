@@ -239,7 +239,10 @@ class Keeper:
         """Load one adapter and prove it; its state holds the outcome."""
         name = adapter.model_id
         if self._blame.is_deadly(name):
-            text = f"the engine ended {DEADLY_TIMES} times while it was loaded or proven; this pod tries no more"
+            text = (
+                f"the engine ended {DEADLY_TIMES} times while it was loaded or proven; this pod tries no more; "
+                "the error is in the log of its container vllm (kubectl logs POD -c vllm --previous)"
+            )
             self._note(adapter, lambda: adapter.refused(Misfit(AdapterReason.LOAD_FAILED, text), self.clock()))
             return
         if not adapter.is_loaded and not await self._fits(adapter):
