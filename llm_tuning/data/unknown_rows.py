@@ -106,9 +106,7 @@ def _misspelt(name: str, row: Row) -> str | None:
 def propose_columns(form: RowForm, row: Row) -> dict[str, str] | None:
     """Return the columns that make a row of the form of `row`, None where that is not certain."""
     given = {plain(name): name for name, value in row.items() if is_given(value)}
-    asked = [name for key, name in given.items() if key in _ASKED]
-    answered = [name for key, name in given.items() if key in _ANSWERED]
-    around = [name for key, name in given.items() if key in _AROUND]
+    asked, answered, around = (_named(row, names) for names in (_ASKED, _ANSWERED, _AROUND))
     if not asked and len(around) == 1 and plain(around[0]) in _ASKED_ALONE:
         asked, around = around, []
     elif not asked and "text" in given:
@@ -120,9 +118,19 @@ def propose_columns(form: RowForm, row: Row) -> dict[str, str] | None:
         return None
     own = ("instruction", "input", "output") if around else ("prompt", "output")
     columns = dict(zip(own, (*asked, *around, *answered), strict=True))
-    if not set(own) <= set(form.own_fields) or not all(isinstance(row[name], str) for name in columns.values()):
+    if not set(own) <= set(form.own_fields) or not all(isinstance(row[name], str | None) for name in columns.values()):
         return None
     return _changed(columns | _rating(form, given, row), row)
+
+
+def _named(row: Row, names: frozenset[str]) -> list[str]:
+    """Return the fields of the row by any of `names`: of several those that are not empty.
+
+    An empty one counts, since it is not in other rows: what is proposed has to be right for all rows of a file.
+    """
+    there = [name for name, value in row.items() if plain(name) in names and isinstance(value, str | None)]
+    given = [name for name in row if plain(name) in names and is_given(row[name])]
+    return there if len(there) == 1 and set(given) <= set(there) else given
 
 
 def _rating(form: RowForm, given: Mapping[str, str], row: Row) -> dict[str, str]:

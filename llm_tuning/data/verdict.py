@@ -180,7 +180,7 @@ def _find_notes(report: Report) -> None:
     if report.rows_trimmed:
         note(f"messages after the last answer to learn are left out in {report.rows_trimmed:,} rows")
     if report.rows_left_out:
-        note(f"{report.rows_left_out:,} rows are marked as not learned and left out")
+        note(f"rows that are marked as not learned are left out: {report.rows_left_out:,}")
     if report.files > 1:
         note(f"the {report.files:,} files are read in the order of their names")
     if report.skipped_files:

@@ -229,6 +229,27 @@ REFUSED: list[tuple[str, Row, Reason, str, str]] = [
         "set columns to input=context,output=response",
     ),
     (
+        "dolly without a context",
+        {"instruction": "q", "context": "", "response": "a"},
+        Reason.MISSING_FIELD,
+        "`output` is missing",
+        "set columns to input=context,output=response",
+    ),
+    (
+        "Alpaca by other names, from Parquet",
+        {"instruction": "q", "input": None, "response": "a"},
+        Reason.MISSING_FIELD,
+        "`output` is missing",
+        "set columns to output=response",
+    ),
+    (
+        "an empty answer",
+        {"question": "q", "answer": ""},
+        Reason.UNKNOWN_SHAPE,
+        "but `question` and `answer`",
+        "set columns to prompt=question,output=answer",
+    ),
+    (
         "prompt/response",
         {"prompt": "q", "response": "a", "helpfulness": 3},
         Reason.MISSING_FIELD,
@@ -704,6 +725,7 @@ def test_every_proposed_column_makes_the_row_work() -> None:
         if not said:
             continue
         columns = dict(pair.split("=") for pair in said.split(","))
-        assert RowParser(MODES["sft"].rows, columns).parse(1, row), name
+        filled = row | {field: "text" for field, value in row.items() if value == ""}
+        assert RowParser(MODES["sft"].rows, columns).parse(1, filled), name
         tried += 1
     assert tried > 20

@@ -33,7 +33,7 @@ def rows(count: int) -> list[dict[str, Any]]:
 def test_rows_marked_as_not_learned_are_counted_and_noted(write_lines: WriteLines, mode: str) -> None:
     report = check(write_lines([*rows(3), rows(1)[0] | {"weight": 0}, rows(1)[0] | {"train": False}]), mode)
     assert (report.rows, report.kept, report.refused, report.rows_left_out) == (5, 3, 0, 2)
-    assert "2 rows are marked as not learned and left out" in report.notes
+    assert "rows that are marked as not learned are left out: 2" in report.notes
     assert not any("weight" in note or "train" in note for note in report.notes)
 
 

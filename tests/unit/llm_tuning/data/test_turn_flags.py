@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +12,7 @@ import pytest
 from llm_tuning.data.faults import Reason, RowFault
 from llm_tuning.data.parser import RowParser
 from llm_tuning.data.rows import Conversation
+from llm_tuning.data.sample import render_sample
 from llm_tuning.modes import MODES
 
 USER = {"role": "user", "content": "q"}
@@ -140,3 +144,28 @@ def test_marks_that_say_something_else_are_refused(row: dict[str, Any], reason: 
     assert fault.value.reason is reason
     assert rule in fault.value.rule
     assert fault.value.fix
+
+
+BEGUN = {"role": "assistant", "content": "It is", "prefix": True}
+MARKED: list[tuple[dict[str, Any], list[str]]] = [
+    ({"messages": [USER, ASSISTANT | {"content": "bad", "train": False}, USER, ASSISTANT]}, ["a"]),
+    ({"messages": [USER, ASSISTANT | {"content": "one"}, USER, ASSISTANT | {"content": "bad", "loss": 0}]}, ["one"]),
+    ({"messages": [USER, BEGUN, ASSISTANT | {"content": " four."}]}, [" four."]),
+    ({"prompt": [USER, BEGUN], "completion": " four."}, [" four."]),
+    (
+        {"instruction": "q", "output": "Nine.", "system": "s", "history": [["What?", "Tea."]]},
+        ["Tea.", "Nine."],
+    ),
+]
+
+
+@pytest.mark.parametrize("with_base", [False, True])
+@pytest.mark.parametrize(("row", "learned"), MARKED)
+def test_what_is_learned_is_what_is_marked(
+    row: dict[str, Any], learned: list[str], with_base: bool, tokenizer_dir: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "row.jsonl"
+    path.write_text(json.dumps(row))
+    text = render_sample(path, form=MODES["sft"].rows, tokenizer_dir=tokenizer_dir if with_base else None)
+    found = re.findall(r">>>(.*?)<<<", text, flags=re.DOTALL)
+    assert [part.removesuffix("<|im_end|>").removesuffix("\n\n") for part in found] == learned
