@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, PrivateAttr
 
 from llm_tuning.core.text import one_line
 from llm_tuning.data.faults import Reason
@@ -20,6 +20,10 @@ STYLES = {"Refused": "red", "Warning": "yellow", "Note": "cyan"}
 """Colours of the lines that ask for attention."""
 MAX_LISTED_ROWS = 20
 """Row numbers kept of each kind; the counts beside them are complete."""
+
+
+def _single(row_number: int) -> str:
+    return f"row {row_number}"
 
 
 class _Part(BaseModel):
@@ -154,6 +158,7 @@ class Report(_Part):
 
     ok: bool = True
     """Whether a run may start on these rows."""
+    _place: Callable[[int], str] = PrivateAttr(default_factory=lambda: _single)
     path: str
     mode: str
     format: Format | None = None
@@ -212,10 +217,15 @@ class Report(_Part):
         self.ok = False
         self.problems.append(_found(problem))
 
+    def place(self, row_number: int) -> str:
+        """Return where the row of this number is: `row 3`, or the file and the number in it."""
+        return self._place(row_number)
+
     def name_places(self, place: Callable[[int], str]) -> None:
         """Say of every row that is listed where it is, by `place`, if there are several files."""
         if self.files == 1:
             return
+        self._place = place
         for rows in _row_lists(self):
             rows.places = list(map(place, rows.rows))
 

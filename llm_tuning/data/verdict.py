@@ -153,7 +153,7 @@ def _find_warnings(report: Report, parser: RowParser) -> None:
     if report.duplicates.count:
         warn(f"{report.duplicates} equal to an earlier row: remove repeats that are not meant")
     if placeholders := parser.counts["placeholders"]:
-        first = f"row {parser.first['placeholders']}"
+        first = report.place(parser.first["placeholders"])
         where = f"{placeholders:,} rows, the first is {first}" if placeholders > 1 else first
         warn(f"{{{{name}}}} placeholders are learned as they stand: fill them in if they stand for something ({where})")
     if report.refusals and report.ok:

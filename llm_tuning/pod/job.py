@@ -106,11 +106,11 @@ class PodJob:
         inside_base = sorted(base.iterdir()) if base.is_dir() else []  # snapshots of a hub's cache are links, for one
         looked_at = [(BASE, path, self.root) for path in (base, *inside_base)]
         dataset_volume = self.root if self.dataset_file is None else self.dataset_dir
-        looked_at += [(DATASET, path, dataset_volume) for path in _files_of(Path(config.dataset.path))]
+        looked_at += [(DATASET, path, dataset_volume) for path in _files_of(Path(config.dataset.path), dataset_volume)]
         if (held_out := evaluation_file(config)) is not None:
             is_split = config.dataset.evaluation != str(held_out)
             volume = dataset_volume if is_split else self.root
-            looked_at += [(EVALUATION, path, volume) for path in _files_of(held_out)]
+            looked_at += [(EVALUATION, path, volume) for path in _files_of(held_out, volume)]
         looked_at.append(("", self.models, self.root))
         if config.model.adapter is not None:
             looked_at.append((ADAPTER, self.models / config.model.adapter.model_id, self.root))
@@ -119,15 +119,24 @@ class PodJob:
                 str(path), "leads out of the volume by a symbolic link", "copy the files into the claim", field=field
             )
             for field, path, volume in looked_at
-            if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(volume))
+            if not _is_inside(path, volume)
         ]
         if problems:
             raise OutsideVolume(problems)
 
 
-def _files_of(dataset: Path) -> list[Path]:
-    """Return all that a dataset's path may mean, and every file that it does; the check says what is wrong with it."""
+def _is_inside(path: Path, volume: Path) -> bool:
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(volume))
+
+
+def _files_of(dataset: Path, volume: Path) -> list[Path]:
+    """Return all that a dataset's path may mean, and every file that it does; the check says what is wrong with it.
+
+    What lies outside the volume is not looked into: a message would list it.
+    """
     meant = [at for at, _ in readings(dataset)]
+    if not all(_is_inside(at, volume) for at in meant):
+        return meant
     try:
         return [*meant, *locate(dataset).files]
     except InputError:

@@ -90,7 +90,7 @@ def in_claim_words(text: str, job: PodJob | None) -> str:
     """Rewrite `text` with paths as a user of the claim knows them, and fields for flags."""
     if job is not None:
         for folder in (job.root, job.dataset_dir):
-            text = re.sub(rf"{re.escape(str(folder))}/(?=[\w.])", "", text)
+            text = re.sub(rf"{re.escape(str(folder))}/(?=[\w.*?\[])", "", text)
     return in_words(text, SPEC_WORDS)
 
 

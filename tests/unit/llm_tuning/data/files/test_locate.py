@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import json
 import os
 from pathlib import Path
 
 import pytest
 
+from llm_tuning.data.check import examine_dataset
 from llm_tuning.data.files.locate import is_there, locate, split_off
+from llm_tuning.data.reading import DatasetFile, data_hash
+from llm_tuning.data.report import render_report
 from llm_tuning.errors import InputError
+from llm_tuning.modes.sft import SFT
 
 
 def make(root: Path, *names: str, content: str = '{"text": "a"}\n') -> list[Path]:
@@ -199,3 +205,72 @@ def test_a_saved_dataset_has_the_files_that_it_names(tmp_path: Path) -> None:
     for text in ("[]", "{}", "", '{"_data_files": [{"filename": "../x"}]}', "[" * 100_000):
         (tmp_path / "state.json").write_text(text)
         assert "save it again" in refusal(tmp_path)
+
+
+def test_rows_of_several_files_are_named_by_file_and_row(tmp_path: Path) -> None:
+    good = '{"prompt": "a", "output": "b"}\n'
+    (tmp_path / "part-1.jsonl").write_text(good * 3)
+    (tmp_path / "part-2.jsonl").write_text(f'\n{good}{{"prompt": "{{{{name}}}}", "output": "b"}}\n{{"prompt": "a"}}\n')
+    (tmp_path / "part-3.jsonl").write_text("")
+    (tmp_path / "part-4.jsonl").write_text(f"{good}nonsense\n{good}")
+    report = examine_dataset(tmp_path, form=SFT.rows, tokenizer_dir=None, max_length=64)
+    assert [problem.where for problem in report.problems] == [
+        f"{tmp_path}/part-2.jsonl row 4",
+        f"{tmp_path}/part-4.jsonl row 2, line 2, column 1",
+    ]
+    assert f"({tmp_path}/part-2.jsonl row 3)" in " ".join(report.warnings)
+    assert report.duplicates.places[:2] == [f"{tmp_path}/part-1.jsonl row 2", f"{tmp_path}/part-1.jsonl row 3"]
+    assert (report.files, report.rows, report.skipped_files) == (3, 9, [f"{tmp_path}/part-3.jsonl"])
+    summary = report.summary()
+    assert (
+        f"Dataset: {tmp_path} (3 files of JSON Lines, rows are prompt/output, row numbers are line numbers" in summary
+    )
+    assert f"Note: files that are not read: {tmp_path}/part-3.jsonl" in summary
+    lines = "".join(
+        hashlib.sha256(file.read_bytes()).hexdigest() + "\n" for file in locate(tmp_path).files if file.stat().st_size
+    )
+    assert report.data_hash == data_hash(tmp_path) == hashlib.sha256(lines.encode()).hexdigest()
+
+
+def test_the_hash_of_a_single_file_is_that_of_its_bytes_wherever_it_is_found(tmp_path: Path) -> None:
+    [file] = make(tmp_path, "rows.jsonl")
+    assert data_hash(tmp_path) == data_hash(file) == hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "rule"),
+    [
+        (b'{"text": "a"}\n', b'[{"text": "a"}]', "mixes JSON Lines (a.json) and JSON array (b.json)"),
+        (b"prompt,output\na,b\n", b"prompt\toutput\na\tb\n", "mixes CSV (a.json) and TSV (b.json)"),
+        (
+            b'{"text": "a"}\n',
+            gzip.compress(b'{"text": "a"}\n'),
+            "mixes JSON Lines (a.json) and JSON Lines, gzip (b.json)",
+        ),
+    ],
+)
+def test_files_of_two_kinds_are_not_mixed(tmp_path: Path, one: bytes, other: bytes, rule: str) -> None:
+    (tmp_path / "a.json").write_bytes(one)
+    (tmp_path / "b.json").write_bytes(other)
+    with pytest.raises(InputError) as error:
+        DatasetFile(tmp_path)
+    assert rule in str(error.value)
+
+
+def test_a_file_that_is_there_twice_by_a_link_is_refused(tmp_path: Path) -> None:
+    [file] = make(tmp_path, "part-1.jsonl")
+    (tmp_path / "latest.jsonl").symlink_to(file)
+    with pytest.raises(InputError, match="names one file twice"):
+        DatasetFile(tmp_path)
+
+
+def test_names_with_escape_sequences_do_not_reach_a_terminal(tmp_path: Path) -> None:
+    name = "na\nme\x1b[31m.jsonl"
+    [file] = make(tmp_path, name, content='{"text": "a"}\n{"text": "b"}\n')
+    report = examine_dataset(file, form=SFT.rows, tokenizer_dir=None, max_length=64)
+    for text in (report.summary(), render_report(report), render_report(report, color=True)):
+        assert "na\\nme\\x1b[31m.jsonl" in text.replace("\n", "").replace(" ", "")
+        assert "\x1b[31m.jsonl" not in text
+    with pytest.raises(InputError) as error:
+        locate(tmp_path / f"{name}.none")
+    assert "na\\nme" in str(error.value)

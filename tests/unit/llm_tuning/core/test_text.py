@@ -1,0 +1,31 @@
+"""Names of files and rows do not command the terminal that they are shown on."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import pytest
+
+from llm_tuning.core.console import set_up_logging
+from llm_tuning.core.text import one_line, printable
+
+NAME = "na\nme\t\x1b[31m\r\x07\x7f\x9b\u2028\u202e.jsonl"
+
+
+def test_commands_are_shown_and_not_sent() -> None:
+    assert printable(NAME) == "na\nme\t\\x1b[31m\\x0d\\x07\\x7f\\x9b\\u2028\\u202e.jsonl"
+    assert one_line(NAME) == printable(NAME).replace("\n", "\\n").replace("\t", "\\t")
+    assert printable("é 你好 🙂") == one_line("é 你好 🙂") == "é 你好 🙂"
+
+
+def test_neither_does_a_log_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    logger = logging.getLogger("llm_tuning")
+    monkeypatch.setattr(logger, "handlers", [])
+    monkeypatch.setattr(logger, "propagate", False)
+    set_up_logging()
+    logger.info("read %s", NAME)
+    sys.stderr.flush()
+    err = capsys.readouterr().err
+    assert "\x1b" not in err
+    assert "\\x1b[31m" in err
