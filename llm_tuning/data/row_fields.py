@@ -61,9 +61,9 @@ def is_label(value: Any) -> bool:
         case str():
             return flag(value) is not None or value.strip().removeprefix("-").replace(".", "", 1).isdigit()
         case list() | tuple():
-            return any(map(is_label, value))
+            return any(isinstance(item, list | dict) or is_label(item) for item in value)
         case dict():
-            return any(map(is_label, value.values()))
+            return is_label(list(value.values()))
     return True
 
 

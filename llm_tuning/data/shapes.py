@@ -76,6 +76,11 @@ def prompt_and(answer: str) -> Convert:
         prompt, answers = text_or_messages(row, "prompt", "user"), text_or_messages(row, answer, "assistant")
         if not any(message["role"] == "assistant" for message in answers.messages):
             raise RowFault(Reason.NO_ASSISTANT_TURN, f"`{answer}` has no assistant turn", "add the answer to learn")
+        if answers.messages[0]["role"] == "user":
+            rule = f"`{answer}` begins with a turn of the user, and so does `prompt`: the question would be there twice"
+            raise RowFault(
+                Reason.AMBIGUOUS, rule, "give the answer alone, or write the whole conversation as `messages`"
+            )
         last = len(prompt.messages) - 1
         if prompt.messages[last]["role"] == "assistant" and last not in prompt.prefixes:
             rule = f"`prompt` ends with a turn of the assistant, and `{answer}` could go on with it or be another one"

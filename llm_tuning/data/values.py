@@ -15,8 +15,14 @@ _LONGEST_EMPTY_TEXT = 16
 _FLAG_TEXTS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 
 
-def is_given(value: Any) -> bool:
+_DEPTH = 8
+"""Levels of lists and objects that are looked into: JSON may hold a thousand."""
+
+
+def is_given(value: Any, depth: int = _DEPTH) -> bool:
     """Return whether `value` says anything: null, false, blank text and what holds nothing else do not."""
+    if not depth:
+        return bool(value)
     match value:
         case None | False:
             return False
@@ -25,16 +31,16 @@ def is_given(value: Any) -> bool:
                 return value.strip().lower() not in _EMPTY_TEXTS
             return not value.isspace()
         case list() | tuple():
-            return any(isinstance(item, dict) or is_given(item) for item in value)
+            return any(isinstance(item, dict) or is_given(item, depth - 1) for item in value)
         case dict():
-            return any(map(is_given, value.values()))
+            return any(is_given(item, depth - 1) for item in value.values())
     return True
 
 
-def is_set(value: Any) -> bool:
+def is_set(value: Any, depth: int = _DEPTH) -> bool:
     """Return whether `value` is given, or false."""
-    if isinstance(value, dict):
-        return any(map(is_set, value.values()))
+    if isinstance(value, dict) and depth:
+        return any(is_set(item, depth - 1) for item in value.values())
     return value is False or is_given(value)
 
 
@@ -50,18 +56,20 @@ def flag(value: Any) -> bool | None:
     return None
 
 
-def texts_in(value: Any) -> Iterator[str]:
-    """Yield the texts in `value`; of messages and parts their content alone."""
+def texts_in(value: Any, depth: int = _DEPTH) -> Iterator[str]:
+    """Yield the texts in `value`, of messages and parts their content alone; what lies too deep is one text."""
     match value:
         case str():
             yield value
+        case list() | tuple() | dict() if not depth:
+            yield str(type(value))
         case list() | tuple():
             for item in value:
-                yield from texts_in(item)
+                yield from texts_in(item, depth - 1)
         case dict():
             content = [value[name] for name in ("content", "value", "text") if name in value]
             for item in content or value.values():
-                yield from texts_in(item)
+                yield from texts_in(item, depth - 1)
 
 
 def check_text(row: Mapping[str, Any], field: str, *, at: str = "", may_be_empty: bool = False) -> str:

@@ -28,6 +28,12 @@ def test_no_page_differs_and_no_other_is_there() -> None:
     assert {path.name for path in (ROOT / FOLDER).iterdir()} == set(PAGES)
 
 
+def test_the_table_of_the_readme_is_made_from_the_code() -> None:
+    block = reference.render_block(ROOT / "README.md", reference.readme_table())
+    assert block == (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "\n| `{messages}` | every answer is learned |" in block
+
+
 def test_a_page_that_differs_is_told(
     tmp_path: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

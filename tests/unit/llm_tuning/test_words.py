@@ -100,6 +100,12 @@ def test_every_field_that_the_library_names_is_in_the_spec_under_the_pods_word()
             "set spec.training.gradientCheckpointing to true",
         ),
         ("{field:devices}", "devices", "--devices", "spec.resources.gpus"),
+        (
+            "{set:dataset.columns=prompt=question,output=answer}",
+            "set columns to prompt=question,output=answer",
+            "use --columns prompt=question,output=answer",
+            "set spec.dataset.columns to {prompt: question, output: answer}",
+        ),
         ("{set:devices=cpu}", "set devices to cpu", "use --devices cpu", "set spec.resources.gpus to 0"),
         (
             "see {command:registry list}",

@@ -625,6 +625,13 @@ REFUSED: list[tuple[str, Row, Reason, str, str]] = [
         "the row is one message",
         'write {"messages": [...]}',
     ),
+    (
+        "UltraFeedback, the question in both",
+        {"prompt": "q", "completion": [user("q"), assistant("a")]},
+        Reason.AMBIGUOUS,
+        "`completion` begins with a turn of the user",
+        "give the answer alone",
+    ),
     # What the template, a tokenizer or a trainer of its own would do.
     (
         "template arguments",

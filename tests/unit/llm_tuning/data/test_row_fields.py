@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import random
 from dataclasses import replace
 from typing import Any
 
@@ -145,3 +147,30 @@ def test_a_field_of_the_modes_own_shapes_is_never_refused() -> None:
     shape = replace(MODES["sft"].rows.shapes[2], fields=("prompt", "output", "chosen"))
     form = RowForm(mode="own", shapes=(shape,), accepted="{prompt, output, chosen}")
     assert RowParser(form).parse(1, {"prompt": "q", "output": "a", "chosen": "b"})
+
+
+NAMES = ("messages", "conversations", "prompt", "output", "completion", "instruction", "input", "text", "reward")
+FURTHER = ("system", "history", "weight", "train", "label", "tools", "question", "answer", "context", "solution", "id")
+VALUES: tuple[Any, ...] = (
+    *(None, "", "a", "q", "[]", 0, 1, 0.5, True, False, [], {}, [[]], [{}], ["a"], {"0": "a"}, [["a", "b"]]),
+    *([USER, ASSISTANT], [USER], [ASSISTANT | {"prefix": True}], [USER, ASSISTANT | {"weight": "x"}]),
+    *([{"role": ["user"], "from": {}, "content": 3}], [{"human": "q", "assistant": "a"}], [[["a"]], {"type": []}]),
+    json.loads("[" * 900 + "]" * 900),
+    json.loads('{"a":' * 900 + "1" + "}" * 900),
+)
+
+
+@pytest.mark.parametrize("mode", ROWS)
+@pytest.mark.parametrize("seed", range(5))
+def test_whatever_a_row_holds_it_is_an_example_or_a_refusal(mode: str, seed: int) -> None:
+    chance = random.Random(seed)
+    parser = RowParser(MODES[mode].rows)
+    refusals: list[RowFault] = []
+    for number in range(400):
+        names = chance.sample((*NAMES, *FURTHER), chance.randint(0, 6))
+        try:
+            parser.parse(number, {name: chance.choice(VALUES) for name in names})
+        except RowFault as fault:
+            refusals.append(fault)
+    assert refusals
+    assert all(fault.rule and fault.fix for fault in refusals)
