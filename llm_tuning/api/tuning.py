@@ -231,11 +231,10 @@ class LoraSpec(ApiModel):
 
     target_modules: Annotated[
         str, StringConstraints(min_length=1, max_length=2048, pattern=r"^[A-Za-z0-9_.-]+(,[A-Za-z0-9_.-]+)*$")
-    ] = Field(ALL_LINEAR, description="`all-linear`, or module names with commas between: `q_proj,v_proj`.")
-
-    def module_names(self) -> str | list[str]:
-        """Return `target_modules` as PEFT's LoraConfig takes it."""
-        return ALL_LINEAR if self.target_modules == ALL_LINEAR else self.target_modules.split(",")
+    ] = Field(
+        ALL_LINEAR,
+        description="`all-linear`, or module names with commas between: `q_proj,v_proj`. `all-linear` is every linear layer of the language model whose LoRA vLLM serves for this family: no router, fused experts, tower, embedding or output layer. Other names are refused.",
+    )
 
 
 class TrackingSpec(ApiModel):

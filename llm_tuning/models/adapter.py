@@ -18,6 +18,8 @@ SMALL_FILE_BYTES = 2**21
 HEADER_BYTES = 2**23
 """The largest header of an adapter's weights: more than fifty thousand tensors."""
 OUTPUT_HEAD = "lm_head"
+_OWN_STARTS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
+"""Values of init_lora_weights that begin elsewhere and leave the base as it is; PiSSA, OLoRA, CorDA, LoftQ do not."""
 _MODULE = re.compile(r"^(?:base_model\.model\.)?(.+)\.lora_(?:embedding_)?[AB](?:\.|$)")
 
 
@@ -32,6 +34,30 @@ def read_template(adapter: Path) -> str | None:
     return read_text(path, most=SMALL_FILE_BYTES) if path.exists() else None
 
 
+def unserved_features(config: dict[str, Any]) -> list[str]:
+    """Name what an adapter_config.json asks for that is more than the LoRA that vLLM serves; [] for a plain one."""
+    if config.get("peft_type") != "LORA":
+        return [f"peft_type {config.get('peft_type')}"]
+    start = config.get("init_lora_weights")
+    asks = {
+        "use_dora": config.get("use_dora"),
+        "bias": config.get("bias", "none") != "none",
+        f"init_lora_weights {start}": isinstance(start, str) and start.lower() not in _OWN_STARTS,
+    } | {name: config.get(name) for name in _MORE_THAN_LORA}
+    return [name for name, value in asks.items() if value]
+
+
+_MORE_THAN_LORA = (
+    "lora_bias",
+    "modules_to_save",
+    "trainable_token_indices",
+    "layer_replication",
+    "alora_invocation_tokens",
+    "use_bdlora",
+    "use_qalora",
+)
+
+
 def adapted_paths(adapter: Path) -> set[str]:
     """Read the names of the adapted modules, as `model.layers.0.self_attn.q_proj`.
 
@@ -42,8 +68,11 @@ def adapted_paths(adapter: Path) -> set[str]:
 
 
 def adapted_modules(adapter: Path) -> set[str]:
-    """Read the last name parts of the adapted modules, as `q_proj`; raises as `adapted_paths` does."""
-    return {path.rpartition(".")[2] for path in adapted_paths(adapter)}
+    """Read the last name parts of the adapted modules, as `q_proj`; raises as `adapted_paths` does.
+
+    PEFT puts the LoRA of a second tensor of fused experts on `experts.base_layer`: that is `experts` here.
+    """
+    return {path.removesuffix(".base_layer").rpartition(".")[2] for path in adapted_paths(adapter)}
 
 
 def adapts_output_head(adapter: Path) -> bool:

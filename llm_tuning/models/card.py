@@ -14,6 +14,7 @@ from typing import Any
 
 from llm_tuning.core.files import file_hash
 from llm_tuning.data.report import Report, summary_lines
+from llm_tuning.models.families import describe
 from llm_tuning.models.layout import ADAPTER_WEIGHTS, CARD
 from llm_tuning.models.manifest import Manifest, hardware_line
 from llm_tuning.modes import MODES, all_scores
@@ -49,10 +50,12 @@ def _front_matter(manifest: Manifest) -> str:
 
 
 def _summary(manifest: Manifest) -> str:
+    adapter = manifest.adapter
     rows = [
         ("Base", f"{_code(manifest.base.name)} ({_code(manifest.base.path)})"),
         ("Mode", MODES[manifest.mode].title if manifest.mode in MODES else manifest.mode),
         ("Started from", _code(manifest.start_adapter.model_id) if manifest.start_adapter else "the base itself"),
+        *([("Changes", _plain(describe(adapter.modules, adapter.left_out)))] if adapter and adapter.modules else []),
         *([("Quantisation", FOUR_BITS)] if manifest.on_four_bits else []),
         ("Created", manifest.created_at),
         ("MLflow run", _mlflow(manifest)),
@@ -74,10 +77,7 @@ def _usage(manifest: Manifest) -> str:
 With transformers and PEFT, from the folder above `{manifest.model_id}`; the chat template is the one of the training:
 
 ```python
-from peft import AutoPeftModelForCausalLM
-from transformers import AutoTokenizer
-
-model = AutoPeftModelForCausalLM.from_pretrained({json.dumps(manifest.model_id)})
+{_load(manifest)}
 tokenizer = AutoTokenizer.from_pretrained({json.dumps(manifest.model_id)})
 inputs = tokenizer.apply_chat_template(
     [{{"role": "user", "content": "..."}}], add_generation_prompt=True, return_tensors="pt", return_dict=True
@@ -90,6 +90,18 @@ With vLLM, as the model `{manifest.model_id}`, proven to take effect:
 ```bash
 bash config/llm/launch_llm.sh 8000 0 {shlex.quote(manifest.base.path)} models/{manifest.model_id}
 ```"""
+
+
+def _load(manifest: Manifest) -> str:
+    """Write the lines that load base and adapter, by the class in which every tensor has a place."""
+    model_class = manifest.adapter.model_class if manifest.adapter else "AutoModelForCausalLM"
+    folder = json.dumps(manifest.model_id)
+    if model_class == "AutoModelForCausalLM":
+        imports = "from peft import AutoPeftModelForCausalLM\nfrom transformers import AutoTokenizer"
+        return f"{imports}\n\nmodel = AutoPeftModelForCausalLM.from_pretrained({folder})"
+    imports = f"from peft import PeftModel\nfrom transformers import {model_class}, AutoTokenizer"
+    base = f"base = {model_class}.from_pretrained({json.dumps(manifest.base.path)})"
+    return f"{imports}\n\n{base}\nmodel = PeftModel.from_pretrained(base, {folder})"
 
 
 def _evaluation(manifest: Manifest) -> str:

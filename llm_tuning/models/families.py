@@ -24,6 +24,7 @@ LISTED = "docs/families.md lists the families that can be trained"
 
 ROUTER = "the router stays the base's, so that the experts' balance does"
 EXPERTS = "vLLM's LoRA takes fused experts in another form than PEFT writes"
+UNDROPPED = "PEFT trains fused experts without dropout only"
 TAKEN_FOR_EXPERTS = "PEFT takes these names for the experts in this family"
 MAMBA = "Mamba's kernels read its weight past the LoRA"
 ABSORBED = "vLLM merges its weight into the attention and does not call it"
@@ -42,6 +43,11 @@ class Servable:
     """Whether the server takes a LoRA on fused experts as PEFT writes it; then one may be continued."""
     names: str = ""
     """What stands before `layers.N` in the tensor names that the server looks up; empty where training has the same."""
+
+    @property
+    def model_class(self) -> str:
+        """The class of transformers in which the published names have a place: the whole model's, where they differ."""
+        return "AutoModelForImageTextToText" if self.names else "AutoModelForCausalLM"
 
     def why_not(self, module: str) -> str | None:
         """Return why `module`, a last name part, is not trained; None where it is, or is unknown."""
@@ -79,6 +85,7 @@ _NO_KV_B = {"kv_b_proj": ABSORBED}
 _PLAIN = Servable(_QKVO + _GATED)
 _UNGATED = Servable((*_QKVO, "up_proj", "down_proj"))
 _ATTENTION = Servable(_QKVO, _MOE)
+_GPT_OSS = Servable(_QKVO, _MOE | {"experts": UNDROPPED}, fused_experts=True)
 _ATTENTION_OF_MOE = Servable(_QKVO, _NO_MLP)
 _MLA_OF_MOE = Servable(_MLA, _NO_MLP | _NO_KV_B)
 _QWEN_NEXT_DENSE = Servable((*_QKVO, *_DELTA, *_GATED))
@@ -121,10 +128,9 @@ FAMILIES: dict[str, Servable] = {
     "PhiForCausalLM": Servable(("q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2")),
     "Starcoder2ForCausalLM": Servable((*_QKVO, "c_fc", "c_proj")),
     # mixtures of experts
-    **dict.fromkeys(
-        ("GptOssForCausalLM", "GraniteMoeForCausalLM", "MixtralForCausalLM", "PhiMoEForCausalLM"), _ATTENTION
-    ),
+    **dict.fromkeys(("GraniteMoeForCausalLM", "MixtralForCausalLM", "PhiMoEForCausalLM"), _ATTENTION),
     "PhimoeForCausalLM": _ATTENTION,
+    "GptOssForCausalLM": _GPT_OSS,
     **dict.fromkeys(
         ("Ernie4_5_MoeForCausalLM", "Glm4MoeForCausalLM", "OlmoeForCausalLM", "Qwen3MoeForCausalLM"),
         _ATTENTION_OF_MOE,

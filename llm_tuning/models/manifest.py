@@ -69,6 +69,17 @@ class MlflowRecord(Record):
     experiment: str = ""
 
 
+class AdapterRecord(Record):
+    """What the adapter changes."""
+
+    modules: list[str] = Field(default_factory=list)
+    """Last name parts of the layers that have a LoRA."""
+    left_out: dict[str, str] = Field(default_factory=dict)
+    """Why other layers of the language model have none, by last name part; empty where names were given."""
+    model_class: str = "AutoModelForCausalLM"
+    """The class of transformers on which plain PEFT finds the place of every tensor."""
+
+
 class TrainingRecord(Record):
     """How the training went; `tokens` counts real ones, `stopped_early` says why it ended before its last step.
 
@@ -117,6 +128,8 @@ class Manifest(Record):
     """ISO 8601, UTC, whole seconds."""
     base: BaseRecord
     start_adapter: StartAdapterRecord | None = None
+    adapter: AdapterRecord | None = None
+    """None in older manifests."""
     configuration: dict[str, Any] = Field(default_factory=dict)
     """The TuningConfig, complete, by its aliases (camelCase)."""
     config_hash: str = ""

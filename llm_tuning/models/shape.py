@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,9 @@ from llm_tuning.api.tuning import ALL_LINEAR, LoraSpec
 from llm_tuning.core.files import read_json
 from llm_tuning.errors import InputError, Problem
 from llm_tuning.models.base import SHARED_INPUTS, inspect_base, tensor_shapes
+from llm_tuning.models.families import family_of, in_layer
+from llm_tuning.models.targets import is_asked, last
 from llm_tuning.models.trainable import check_trainable
-
-_IN_A_LAYER = re.compile(r"\.(\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -26,6 +25,8 @@ class Linear:
     outputs: int
     share: float = 1.0
     """Of the tokens that go through it: an expert sees some only."""
+    path: str = ""
+    """The module's name from its layer on: `layers.0.self_attn.q_proj`."""
 
     @property
     def size(self) -> int:
@@ -53,18 +54,31 @@ class ModelShape:
     """No scale or soft cap after the output layer, as far as config.json says."""
     experts: int
     """0 for a dense model."""
+    served: tuple[str, ...] = ()
+    """Names of the matrices on which a LoRA is served; none means all."""
 
     def targets(self, lora: LoraSpec) -> tuple[Linear, ...]:
         """Return the matrices that get an adapter; raises InputError where there are none."""
+        served = tuple(
+            linear
+            for linear in self.linears
+            if (linear.name in self.served and ".experts." not in linear.path) or not self.served
+        )
         if lora.target_modules == ALL_LINEAR:
-            return self.linears
-        names = {name.rpartition(".")[2] for name in lora.target_modules.split(",")}
-        found = tuple(linear for linear in self.linears if linear.name in names)
+            return served
+        asked = [_from_layer(name) for name in lora.target_modules.split(",")]
+        found = tuple(linear for linear in served if is_asked(linear.path or linear.name, asked))
         if not found:
-            known = ", ".join(sorted({linear.name for linear in self.linears}))
+            known = ", ".join(sorted({linear.name for linear in served}))
             rule = f"{lora.target_modules} names no linear module of this model"
             raise InputError(Problem("spec.lora.targetModules", rule, f"it has {known}"))
         return found
+
+
+def _from_layer(name: str) -> str:
+    """Return a name that was asked for from its layer on, where it begins before that."""
+    found = in_layer(name)
+    return f"layers.{found[0]}.{found[1]}" if found else name
 
 
 def adapter_parameters(targets: tuple[Linear, ...], rank: int) -> int:
@@ -116,6 +130,7 @@ def read_shape(folder: Path) -> ModelShape:
             config.get(name) for name in ("final_logit_softcapping", "logit_scale", "logits_scaling")
         ),
         experts=experts,
+        served=family_of(whole).modules,
     )
 
 
@@ -128,15 +143,16 @@ def _size(folder: Path, config: dict[str, Any], *names: str) -> int:
 
 
 def _linears(shapes: dict[str, tuple[int, ...]], vocabulary: int, *, share: float) -> list[Linear]:
-    """List PEFT's `all-linear`: every matrix of a layer but the output layer; embeddings are none."""
+    """List every matrix of the language model's layers; embeddings and the output layer are none."""
     found = []
     for name, shape in shapes.items():
-        layer = _IN_A_LAYER.search(name)
-        if layer is None or len(shape) != 2 or not name.endswith(".weight") or vocabulary in shape:
+        place = in_layer(name)
+        if place is None or len(shape) != 2 or not name.endswith(".weight") or vocabulary in shape:
             continue
-        module = name.removesuffix(".weight").rpartition(".")[2]
+        layer, inner = place[0], place[1].removesuffix(".weight")
         outputs, inputs = shape
-        found.append(Linear(module, int(layer[1]), inputs, outputs, share if ".experts." in name else 1.0))
+        of_tokens = share if ".experts." in name else 1.0
+        found.append(Linear(last(inner), layer, inputs, outputs, of_tokens, f"layers.{layer}.{inner}"))
     return found
 
 

@@ -1,4 +1,4 @@
-"""Whether a base that may be served can be trained as well: its weights not quantised, its sizes of one piece."""
+"""Whether a base can be trained: a class whose LoRA vLLM serves, weights not quantised, sizes of one piece."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from llm_tuning.errors import InputError, Problem
 from llm_tuning.models.base import BaseModel, inspect_base, read_config, tensor_dtypes, tensor_shapes
+from llm_tuning.models.families import Refusal, servable
 
 QUANTISED_FILES = {
     "quantize_config.json": "gptq",
@@ -22,9 +23,12 @@ _FLOATS = ("F64", "F32", "F16", "BF16")
 _INPUT_EMBEDDINGS = re.compile(r"(^|\.)(embed_tokens|wte|embed_in|word_embeddings|tok_embeddings|embeddings)\.weight$")
 
 
-def check_trainable(base: BaseModel) -> None:
-    """Raise InputError where the weights of `base` are quantised, or where config.json has other sizes than they."""
+def check_trainable(base: BaseModel) -> BaseModel:
+    """Return `base`; raises InputError for a class whose LoRA is not served, quantised weights, sizes that differ."""
     config, where = read_config(base.path), f"model {base.path}"
+    served = servable(config)
+    if isinstance(served, Refusal):
+        raise InputError(served.problem(where))
     method = quantisation_said(base.path, config) or _quantisation_seen(base)
     if method is not None:
         raise InputError(_quantised(base.path, method))
@@ -37,6 +41,7 @@ def check_trainable(base: BaseModel) -> None:
                 "save model and tokenizer together: resize_token_embeddings(), then save_pretrained()",
             )
         )
+    return base
 
 
 def training_problems(folder: Path) -> list[Problem]:
@@ -47,6 +52,9 @@ def training_problems(folder: Path) -> list[Problem]:
         return []
     if not isinstance(config, dict):
         return []
+    served = servable(config)
+    if isinstance(served, Refusal):
+        return [served.problem(f"model {folder}")]
     method = quantisation_said(folder, config)
     if method is not None:
         return [_quantised(folder, method)]

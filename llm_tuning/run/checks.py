@@ -10,11 +10,12 @@ from llm_tuning.errors import InputError, Problem
 
 T = TypeVar("T")
 
-BASE, ADAPTER, DATASET, EVALUATION, TRACKING, OUTPUT = (
+BASE, ADAPTER, DATASET, EVALUATION, TARGETS, TRACKING, OUTPUT = (
     "model.path",
     "model.adapter.modelId",
     "dataset.path",
     "dataset.evaluation",
+    "lora.targetModules",
     "tracking.uri",
     "output_dir",
 )

@@ -18,10 +18,14 @@ from llm_tuning import __version__
 from llm_tuning.core.files import read_json
 from llm_tuning.core.stopping import raise_if_stopped
 from llm_tuning.errors import TryAgain
+from llm_tuning.models.adapter import adapted_modules
+from llm_tuning.models.base import inspect_base, read_config
 from llm_tuning.models.card import write_model_card
+from llm_tuning.models.families import family_of
 from llm_tuning.models.layout import DATA_REPORT, EVALUATION, LOSS_CURVE, METRICS, STAGE, TRAINING
 from llm_tuning.models.loss_curve import draw_loss_curve
 from llm_tuning.models.manifest import (
+    AdapterRecord,
     BaseRecord,
     DatasetRecord,
     Manifest,
@@ -35,6 +39,7 @@ from llm_tuning.models.manifest import (
 from llm_tuning.models.metrics_file import read_metrics
 from llm_tuning.models.publish import publish
 from llm_tuning.models.registry import Registry
+from llm_tuning.models.targets import find_targets
 from llm_tuning.progress import Progress
 from llm_tuning.run.hardware import hardware_metrics, hardware_record, hardware_tags
 from llm_tuning.run.reporter import RunReporter
@@ -157,6 +162,7 @@ def build_manifest(spec: RunSpec, *, devices: list[str], mlflow: MlflowRecord | 
         created_at=utc_now(),
         base=BaseRecord(path=config.model.path, name=spec.base_name, weight_hash=spec.base_weight_hash),
         start_adapter=StartAdapterRecord(model_id=start.model_id, weight_hash=start.weight_hash) if start else None,
+        adapter=adapter_record(spec),
         configuration=shown_config(config).model_dump(mode="json", by_alias=True),
         config_hash=spec.config_hash,
         dataset=dataset_record(spec, report),
@@ -170,6 +176,15 @@ def build_manifest(spec: RunSpec, *, devices: list[str], mlflow: MlflowRecord | 
         description=f"{config.mode} of {spec.base_name} on {Path(config.dataset.path).name}",
         tags=[config.mode],
     )
+
+
+def adapter_record(spec: RunSpec) -> AdapterRecord:
+    """Say what the adapter in the stage changes, and why it leaves out the rest."""
+    modules = adapted_modules(spec.work / STAGE)
+    targets = find_targets(inspect_base(spec.config.model.path), spec.config.lora) if not spec.start_adapter else None
+    in_order = [name for name in targets.modules if name in modules] if targets else sorted(modules)
+    family = family_of(read_config(Path(spec.config.model.path)))
+    return AdapterRecord(modules=in_order, left_out=targets.left_out if targets else {}, model_class=family.model_class)
 
 
 def mlflow_record(tracker: Tracker) -> MlflowRecord | None:

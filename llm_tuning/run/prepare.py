@@ -16,8 +16,9 @@ from llm_tuning.errors import InputError
 from llm_tuning.models.base import BaseModel, check_writable, inspect_base, weight_hash
 from llm_tuning.models.layout import BASE_HASHES, CACHE_FOLDER, WORK_FOLDER
 from llm_tuning.models.manifest import config_hash
+from llm_tuning.models.targets import Targets, find_targets
 from llm_tuning.models.trainable import check_trainable
-from llm_tuning.run.checks import ADAPTER, BASE, DATASET, EVALUATION, OUTPUT, TRACKING, Collected
+from llm_tuning.run.checks import ADAPTER, BASE, DATASET, EVALUATION, OUTPUT, TARGETS, TRACKING, Collected
 from llm_tuning.run.rows import RowHashes, evaluation_file
 from llm_tuning.run.spec import RunSpec
 from llm_tuning.run.start_adapter import StartAdapter, check_belongs, find_start_adapter, lora_of
@@ -35,6 +36,7 @@ class Prepared:
     base_weight_hash: str
     template_hash: str
     start: StartAdapter | None
+    targets: Targets
     now: int
 
     @property
@@ -86,8 +88,8 @@ def prepare(config: TuningConfig, options: RunOptions) -> Prepared:
     found.run(OUTPUT, lambda: check_writable(output_dir))
     found.run(TRACKING, lambda: _check_tracking(config.tracking.uri))
     base = found.run(BASE, lambda: inspect_base(config.model.path, adapter_as="{field:model.adapter.model_id}"))
-    if base is not None:
-        found.run(BASE, lambda: check_trainable(base))
+    trainable = found.run(BASE, lambda: check_trainable(base)) if base is not None else None
+    targets = found.run(TARGETS, lambda: find_targets(trainable, config.lora)) if trainable is not None else None
     template = found.run(BASE, lambda: template_hash(base_path)) if base is not None else None
     found.run(DATASET, lambda: check_readable(Path(config.dataset.path)))
     if (held_out := evaluation_file(config)) is not None:
@@ -96,16 +98,19 @@ def prepare(config: TuningConfig, options: RunOptions) -> Prepared:
     found.raise_if_any()
     assert base is not None
     assert template is not None
+    assert targets is not None
 
     base_hash = weight_hash(base, output_dir / CACHE_FOLDER / BASE_HASHES)
     if start is not None:
         found.run(ADAPTER, lambda: check_belongs(start, base, base_hash, template))
-        resolved = found.run("", lambda: lora_of(start, config.lora))
+        resolved = found.run("", lambda: lora_of(start, config.lora, base))
         found.raise_if_any()
+        assert resolved is not None
         config = config.model_copy(update={"lora": resolved})
+        targets = Targets(tuple(resolved.target_modules.split(",")))
     now = int(time.time())
     model_id = options.model_id or form_model_id(config.mode, base.name, created=now, digest=secrets.token_hex(3))
-    return Prepared(model_id, config, devices, output_dir, base, base_hash, template, start, now)
+    return Prepared(model_id, config, devices, output_dir, base, base_hash, template, start, targets, now)
 
 
 def _check_tracking(uri: str | None) -> None:

@@ -49,6 +49,7 @@ def tune(config: TuningConfig, options: RunOptions) -> str:
             with held(run):
                 spec = finished(run)  # another process may have finished it meanwhile
                 if spec is None:
+                    log.info("%s", run.targets)
                     spec = begin_or_resume(run, show_sample=options.show_sample)
                     raise_if_stopped("before the training")
                     _say_where_it_resumes(newest_whole(spec.work / CHECKPOINTS))

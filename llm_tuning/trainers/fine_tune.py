@@ -11,6 +11,8 @@ from llm_tuning.core.files import write_json
 from llm_tuning.core.stopping import raise_if_stopped
 from llm_tuning.data.chat import load_chat_template
 from llm_tuning.data.token_rows import TokenRows
+from llm_tuning.models.base import read_config
+from llm_tuning.models.families import family_of
 from llm_tuning.models.layout import HARDWARE, TRAINING
 from llm_tuning.modes import MODES
 from llm_tuning.run.context import TrainRun
@@ -22,6 +24,7 @@ from llm_tuning.trainers.memory import Stage, gpu_errors_explained
 from llm_tuning.trainers.model import (
     attach_lora,
     checkpoint_gradients,
+    linear_targets,
     load_base_model,
     save_adapter,
     silence_dropout,
@@ -81,13 +84,15 @@ def load_policy(run: TrainRun, mode: type[Recipe]) -> Policy:
     if config.model.quantization == "4bit" and run.device == "cpu" and run.is_main:
         log.warning("model.quantization is 4bit on a CPU: slower than without it, and meant for trying a run out")
     base = load_base_model(run.base, device=run.device, dtype=dtype, quantization=config.model.quantization)
+    family, start = family_of(read_config(run.base)), run.spec.start_adapter
     model = attach_lora(
         base,
         rank=config.lora.rank,
         alpha=config.lora.alpha,
         dropout=config.lora.dropout if dropout else 0.0,
-        target_modules=config.lora.module_names(),
-        start_adapter=run.spec.start_adapter,
+        target_modules=linear_targets(base, family, config.lora.target_modules) if start is None else (),
+        start_adapter=start,
+        family=family,
         seed=config.training.seed,
     )
     policy = Policy(model, device=run.device, dtype=dtype, with_values=mode.with_values)

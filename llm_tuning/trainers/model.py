@@ -16,12 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from llm_tuning.api.tuning import ALL_LINEAR
 from llm_tuning.errors import InputError, Problem
+from llm_tuning.models.base import read_config
+from llm_tuning.models.families import Servable, family_of, in_layer, published_name, trained_name
 from llm_tuning.models.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CHAT_TEMPLATE, TOKENIZER_CONFIG
+from llm_tuning.models.targets import FIELD, is_asked, last
 from llm_tuning.trainers.dropout import share_dropout
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel
 
 TRAINED = "default"
@@ -164,21 +168,24 @@ def attach_lora(
     dropout: float,
     target_modules: str | Sequence[str],
     start_adapter: Path | None = None,
+    family: Servable | None = None,
     seed: int,
 ) -> PeftModel:
     """Put a trainable LoRA adapter in fp32 on `model`; it starts at `start_adapter`'s weights, or at no change at all.
 
-    A fresh adapter's weights depend on `seed` only. With `start_adapter`, whose rank and alpha must be the ones
-    asked for, its modules are taken and a frozen copy of it is there as "start".
+    A fresh adapter's weights depend on `seed` only. `target_modules` is PEFT's; see `linear_targets`. With
+    `start_adapter`, whose rank and alpha must be the ones asked for, all its configuration is taken (modules,
+    parameters, patterns), and a frozen copy of it is there as "start". `family` tells its tensors' names.
     """
-    from peft import LoraConfig, get_peft_model, load_peft_weights, set_peft_model_state_dict
+    from peft import LoraConfig, get_peft_model
 
     targets = target_modules if isinstance(target_modules, str) else list(target_modules)
     if start_adapter is not None:
-        targets = _modules_of(start_adapter, rank=rank, alpha=alpha)
-    config = LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, bias="none", task_type="CAUSAL_LM"
-    )
+        config = _config_of(start_adapter, rank=rank, alpha=alpha, dropout=dropout)
+    else:
+        config = LoraConfig(
+            r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, bias="none", task_type="CAUSAL_LM"
+        )
     torch.manual_seed(seed)
     try:
         peft_model = get_peft_model(model, config)
@@ -186,19 +193,14 @@ def attach_lora(
         if "arget modules" not in str(error):
             raise
         wanted = targets if isinstance(targets, str) else ",".join(targets)
-        raise InputError(
-            Problem("lora.targetModules", f"{wanted} names no linear module of this model", "use all-linear")
-        ) from None
+        raise InputError(Problem(FIELD, f"{wanted} names no linear module of this model", "use all-linear")) from None
     _refuse_embeddings(peft_model)
     if start_adapter is not None:
-        # Read to the CPU: PEFT would read it to CUDA wherever torch sees a GPU, also in a run on the CPU.
-        peft_model.load_adapter(str(start_adapter), adapter_name=START, is_trainable=False, torch_device="cpu")
-        weights = load_peft_weights(str(start_adapter), device="cpu")
-        result = set_peft_model_state_dict(peft_model, weights, adapter_name=TRAINED)
-        if result.unexpected_keys:
-            raise InputError(
-                Problem(str(start_adapter), f"has weights this base has no place for: {result.unexpected_keys[0]}")
-            )
+        frozen = _config_of(start_adapter, rank=rank, alpha=alpha, dropout=0.0)
+        frozen.inference_mode = True
+        peft_model.add_adapter(START, frozen)
+        for name in (START, TRAINED):
+            read_adapter(peft_model, start_adapter, name, family)
         peft_model.set_adapter(TRAINED)
     for parameter in peft_model.parameters():
         if parameter.requires_grad:
@@ -214,13 +216,50 @@ def _refuse_embeddings(model: PeftModel) -> None:
         if hasattr(layer, "lora_A"):
             name = next(name for name, module in model.get_base_model().named_modules() if module is layer)
             rule = f"includes {name} (embeddings or output layer), which LoRA does not train here"
-            raise InputError(Problem("lora.targetModules", rule, "leave it out, or use all-linear"))
+            raise InputError(Problem(FIELD, rule, "leave it out, or use all-linear"))
 
 
-def _modules_of(start_adapter: Path, *, rank: int, alpha: int) -> list[str] | str:
-    """Return the target modules of `start_adapter`; raises InputError where its rank or alpha are not those given."""
-    found = json.loads((start_adapter / ADAPTER_CONFIG).read_text())
-    asked = {"rank": (found["r"], rank), "alpha": (found["lora_alpha"], alpha)}
+def linear_targets(model: PreTrainedModel, family: Servable, asked: str) -> list[str]:
+    """List the names of the linear layers of the language model that get a LoRA, by what `lora.targetModules` asks for.
+
+    Raises InputError where that is none. `all-linear` is not PEFT's, which takes towers, and experts with their router.
+    """
+    served = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and in_layer(name) is not None and last(name) in family.modules
+    ]
+    wanted = asked.split(",")
+    targets = served if asked == ALL_LINEAR else [name for name in served if is_asked(name, wanted)]
+    if not targets:
+        raise InputError(Problem(FIELD, f"{asked} names no linear module of this model", "use all-linear"))
+    return targets
+
+
+def read_adapter(model: PeftModel, folder: Path, name: str, family: Servable | None) -> None:
+    """Read the weights in `folder`, whose names may be the server's, into the adapter `name` of `model`.
+
+    They are read to the CPU: PEFT would read to CUDA wherever torch sees a GPU, also in a run on the CPU. Raises
+    InputError where they are not all of the adapter's, or more.
+    """
+    from peft import load_peft_weights, set_peft_model_state_dict
+
+    weights = load_peft_weights(str(folder), device="cpu")
+    if family is not None:
+        weights = {trained_name(key, family): value for key, value in weights.items()}
+    found = set_peft_model_state_dict(model, weights, adapter_name=name)
+    lacking = [key for key in found.missing_keys if f".{name}." in key and ".lora_" in key]
+    for keys, rule in ((found.unexpected_keys, "has weights this base has no place for"), (lacking, "lacks weights")):
+        if keys:
+            raise InputError(Problem(str(folder), f"{rule}: {keys[0]}"))
+
+
+def _config_of(start_adapter: Path, *, rank: int, alpha: int, dropout: float) -> LoraConfig:
+    """Read all of `start_adapter`'s configuration; raises InputError where its rank or alpha are not those given."""
+    from peft import LoraConfig
+
+    found = LoraConfig.from_pretrained(str(start_adapter))
+    asked = {"rank": (found.r, rank), "alpha": (found.lora_alpha, alpha)}
     problems = [
         Problem(f"lora.{name}", f"is {wanted} but the start adapter has {has}", f"set lora.{name} to {has}")
         for name, (has, wanted) in asked.items()
@@ -228,8 +267,8 @@ def _modules_of(start_adapter: Path, *, rank: int, alpha: int) -> list[str] | st
     ]
     if problems:
         raise InputError(problems)
-    modules: list[str] | str = found["target_modules"]
-    return modules
+    found.inference_mode, found.lora_dropout = False, dropout
+    return found
 
 
 def causal_lm(model: Any) -> Any:
@@ -300,9 +339,15 @@ def save_adapter(
     from safetensors.torch import save_file
 
     stage.mkdir(parents=True, exist_ok=True)
-    save_file(adapter_weights(model), stage / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    family = family_of(read_config(tokenizer) or {})
+    weights = {published_name(name, family): weight for name, weight in adapter_weights(model).items()}
+    save_file(weights, stage / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     config = model.peft_config[TRAINED].to_dict()
-    config |= {"base_model_name_or_path": base_name, "inference_mode": True, "target_modules": _short_names(model)}
+    config |= {
+        "base_model_name_or_path": base_name,
+        "inference_mode": True,
+        "target_modules": _short_names(model, family),
+    }
     (stage / ADAPTER_CONFIG).write_text(json.dumps(_ordered(config), indent=2, sort_keys=True) + "\n")
     for name in TOKENIZER_FILES:
         if (tokenizer / name).is_file():
@@ -311,13 +356,18 @@ def save_adapter(
         (stage / CHAT_TEMPLATE).write_text(chat_template)
 
 
-def _short_names(model: PeftModel) -> list[str]:
-    """Shorten target modules to their last name parts (q_proj), as people write them, where they mean the same ones."""
+def _short_names(model: PeftModel, family: Servable) -> list[str]:
+    """Shorten target modules to their last name parts (q_proj), as people write them, where they mean the same ones.
+
+    Otherwise they are whole; from `layers` on where the base is also loaded by a class that has more before that.
+    """
     targeted = set(model.base_model.targeted_module_names)
-    short = {name.rpartition(".")[2] for name in targeted}
-    named = {name for name, _ in model.get_base_model().named_modules() if name.rpartition(".")[2] in short}
+    short = {last(name) for name in targeted}
+    named = {name for name, _ in model.get_base_model().named_modules() if last(name) in short}
     layers = {name for name in named if ".lora_" not in name}
-    return sorted(short if layers == targeted else targeted)
+    if layers == targeted:
+        return sorted(short)
+    return sorted(name.removeprefix("model.") if family.names else name for name in targeted)
 
 
 def _ordered(value: object) -> object:

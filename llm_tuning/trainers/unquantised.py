@@ -11,10 +11,11 @@ import logging
 import torch
 
 from llm_tuning.core.host_memory import free_host_bytes
-from llm_tuning.models.base import inspect_base
+from llm_tuning.models.base import inspect_base, read_config
+from llm_tuning.models.families import family_of
 from llm_tuning.run.context import TrainRun
 from llm_tuning.run.devices import SCORING_BYTES
-from llm_tuning.trainers.model import TRAINED, load_base_model
+from llm_tuning.trainers.model import TRAINED, load_base_model, read_adapter
 from llm_tuning.trainers.policy import Policy
 
 log = logging.getLogger(__name__)
@@ -25,7 +26,7 @@ def unquantised_policy(run: TrainRun, trained: Policy) -> Policy | None:
 
     `trained` gives up its base for it and cannot be used afterwards. Raises what loading raises.
     """
-    from peft import PeftModel
+    from peft import LoraConfig, get_peft_model
 
     _give_up_base(trained)
     needed = inspect_base(run.base).parameters * trained.dtype.itemsize + SCORING_BYTES
@@ -38,8 +39,8 @@ def unquantised_policy(run: TrainRun, trained: Policy) -> Policy | None:
         )
         return None
     base = load_base_model(run.base, device=run.device, dtype=trained.dtype)
-    # Read to the CPU, as in `attach_lora`: PEFT would take a GPU wherever torch sees one.
-    model = PeftModel.from_pretrained(base, str(run.stage), adapter_name=TRAINED, torch_device="cpu")
+    model = get_peft_model(base, LoraConfig.from_pretrained(str(run.stage)), adapter_name=TRAINED)
+    read_adapter(model, run.stage, TRAINED, family_of(read_config(run.base)))
     return Policy(model, device=run.device, dtype=trained.dtype)
 
 

@@ -57,7 +57,7 @@ def kept_by_autograd(base: Path, *, dtype: torch.dtype, dropout: float, targets:
         rank=RANK,
         alpha=8,
         dropout=dropout,
-        target_modules=LoraSpec(target_modules=targets).module_names(),
+        target_modules=targets if targets == "all-linear" else targets.split(","),
         seed=0,
     )
     loss = Policy(model, device="cpu", dtype=dtype)

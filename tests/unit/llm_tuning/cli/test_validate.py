@@ -115,6 +115,8 @@ def test_bad_flags_are_named(flags: list[str], where: str, rule: str, capsys: py
         ({"quantization_config": {"quant_method": "gptq"}}, r"is quantised \(gptq\).*with --quantization 4bit the run"),
         ({"text_config": {"quantization_config": {"load_in_4bit": True}}}, r"is quantised \(bitsandbytes\)"),
         ({"vocab_size": 600}, "says vocab_size 600, but the embeddings have 512 rows"),
+        ({"architectures": ["GPT2LMHeadModel"]}, r"is GPT2LMHeadModel, and vLLM serves no LoRA .*docs/families.md"),
+        ({"architectures": ["Qwen2_5_VLForConditionalGeneration"]}, r"is not trained by itself here; .*\(Qwen2.5\)"),
     ],
 )
 def test_a_base_that_cannot_be_trained_is_refused_with_the_rows(

@@ -163,3 +163,13 @@ def test_the_data_check_is_summed_up_without_its_rows(tmp_path: Path) -> None:
     report = {"path": "faq.json", "mode": "sft", "rows": 100, "kept": 97, "refused": 3, "shape": "prompt, output"}
     dataset = {"path": "faq.json", "hash": "d" * 64, "report": report}
     assert "| Rows | 100 read, 97 kept, 3 refused |" in card(tmp_path, make_manifest(dataset=dataset))
+
+
+def test_the_card_says_what_the_adapter_changes_and_by_which_class_it_loads(tmp_path: Path) -> None:
+    adapter = {"modules": ["q_proj", "v_proj"], "left_out": {"gate": "the router stays"}}
+    found = card(tmp_path, make_manifest(adapter=adapter))
+    assert "| Changes | LoRA on q_proj, v_proj; left out: gate (the router stays) |" in found
+    assert "AutoPeftModelForCausalLM.from_pretrained" in found
+    found = card(tmp_path, make_manifest(adapter=adapter | {"model_class": "AutoModelForImageTextToText"}))
+    assert 'base = AutoModelForImageTextToText.from_pretrained("base/tiny llama")' in found
+    assert "AutoPeftModelForCausalLM" not in found
