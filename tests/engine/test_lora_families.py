@@ -16,7 +16,7 @@ import pytest
 
 from llm_tuning.models.families import FAMILIES, WITHOUT_LORA, family_of, in_layer, published_name
 from llm_tuning.models.targets import last
-from tests.support.zoo import hub_config
+from tests.support.zoo import bare_config
 
 REPO = Path(__file__).parents[2]
 VLLM = REPO / ".venv-vllm" / "bin" / "python"
@@ -48,14 +48,14 @@ def reached(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("bases")
     for name in KINDS:
         (folder / name).mkdir()
-        (folder / name / "config.json").write_text(json.dumps(hub_config(name)))
+        (folder / name / "config.json").write_text(json.dumps(bare_config(name)))
     answer = ask("reach", *(str(folder / name) for name in KINDS))
     return {Path(base).name: found for base, found in answer.items()}
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_every_layer_of_the_table_is_reached_under_its_published_name(name: str, reached: dict[str, Any]) -> None:
-    family, found = family_of(hub_config(name)), reached[name]
+    family, found = family_of(bare_config(name)), reached[name]
     assert "error" not in found, found["error"]
     inside = {layer: way for layer, way in found["linears"].items() if in_layer(layer)}
     trained = {layer: way for layer, way in inside.items() if last(layer) in family.modules}

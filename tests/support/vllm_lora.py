@@ -57,7 +57,11 @@ def build(base: str) -> tuple[Any, Any, Any]:
     from vllm.lora.utils import get_supported_lora_modules, is_moe_model
     from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
     from vllm.model_executor.model_loader.utils import initialize_model
+    from vllm.model_executor.models import registry as models
 
+    models._run_in_subprocess = lambda look: (
+        look()
+    )  # it looks at each class in a process of its own, which imports vLLM
     config = EngineArgs(
         model=base,
         enforce_eager=True,

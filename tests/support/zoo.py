@@ -73,6 +73,11 @@ def make_base(name: str, folder: Path) -> Path:
     return folder
 
 
+def bare_config(name: str) -> dict[str, Any]:
+    """Return the config.json of that family for a tiny vocabulary: for what looks at names and shapes alone."""
+    return _hub_config(families()[name], Written({"a": 511}, None, None, None))
+
+
 def _hub_config(family: Family, tokenizer: Written) -> dict[str, Any]:
     text = yaml.safe_load((DATA / "sizes.yaml").read_text())[family.sizes] | {"vocab_size": tokenizer.size}
     whole = {"architectures": [family.architecture or family.class_name], "torch_dtype": family.dtype}
