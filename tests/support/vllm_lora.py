@@ -6,8 +6,7 @@
 
 The answer is one JSON object on the last line.
 
-The model is built by vLLM's class on the meta device (no weights are read), wrapped by its LoRA manager, and the
-adapter goes through the code that a server runs at /v1/load_lora_adapter, up to the layers' own buffers.
+The model is built by vLLM's class (no weights are read), wrapped by its LoRA manager, and the adapter goes through the code that a server runs at /v1/load_lora_adapter, up to the layers' own buffers.
 """
 
 from __future__ import annotations
@@ -49,16 +48,23 @@ def registry() -> dict[str, bool]:
 
 
 def build(base: str) -> tuple[Any, Any, Any]:
-    """Return vLLM's configuration, its model on the meta device, and the LoRA manager of a worker around it."""
+    """Return vLLM's configuration, its model, and the LoRA manager of a worker around it."""
     import torch
     from vllm.config import set_current_vllm_config
-    from vllm.distributed import ensure_model_parallel_initialized, init_distributed_environment
+    from vllm.distributed import init_distributed_environment, initialize_model_parallel
+    from vllm.distributed.parallel_state import destroy_model_parallel
     from vllm.engine.arg_utils import EngineArgs
-    from vllm.lora.utils import get_supported_lora_modules, is_moe_model
+    from vllm.lora import model_manager
     from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
     from vllm.model_executor.model_loader.utils import initialize_model
     from vllm.model_executor.models import registry as models
 
+    wrapped = model_manager.is_supported_lora_module
+    if not hasattr(model_manager, "_with_experts"):  # its CPU build has no LoRA layer for fused experts, and would end
+        model_manager._with_experts = wrapped
+        model_manager.is_supported_lora_module = lambda name, module, names: (
+            not isinstance(module, model_manager.MoERunner) and wrapped(name, module, names)
+        )
     models._run_in_subprocess = lambda look: (
         look()
     )  # it looks at each class in a process of its own, which imports vLLM
@@ -75,13 +81,11 @@ def build(base: str) -> tuple[Any, Any, Any]:
     with set_current_vllm_config(config):
         store = Path(tempfile.mkdtemp(), "store")
         init_distributed_environment(1, 0, f"file://{store}", 0, "gloo")
-        ensure_model_parallel_initialized(1, 1)
+        destroy_model_parallel()  # of the base before: one of experts needs a group that others have not
+        initialize_model_parallel(1, 1)
         torch.set_default_dtype(torch.bfloat16)
-        with torch.device("meta"):
-            model = initialize_model(vllm_config=config)
+        model = initialize_model(vllm_config=config)
         torch.set_default_dtype(torch.float32)
-        if is_moe_model(model):  # its CPU build has no LoRA layer for fused experts, and would end here
-            config.lora_config.target_modules = sorted(set(get_supported_lora_modules(model)) - {"experts"})
         worker = LRUCacheWorkerLoRAManager(config, torch.device("cpu"), model.embedding_modules)
         worker.create_lora_manager(model, config)
     return config, model, worker
@@ -101,14 +105,14 @@ def reach(base: str) -> dict[str, Any]:
     from transformers import AutoConfig, AutoModelForCausalLM
     from vllm.lora.utils import parse_fine_tuned_lora_name
 
+    hf_config = AutoConfig.from_pretrained(base)
+    with torch.device("meta"):  # first: where vLLM has no class of its own it changes that of transformers
+        hf = AutoModelForCausalLM.from_config(hf_config)
     _, model, worker = build(base)
     manager = worker._adapter_manager
     names = served(manager)
     mapper = getattr(model, "hf_to_vllm_mapper", None)
     mapper = mapper.get_rename_mapper() if mapper is not None else None
-    hf_config = AutoConfig.from_pretrained(base)
-    with torch.device("meta"):
-        hf = AutoModelForCausalLM.from_config(hf_config)
 
     def reached(name: str) -> bool:
         target, _ = parse_fine_tuned_lora_name(f"base_model.model.{name}.lora_A.weight", mapper)
