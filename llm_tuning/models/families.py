@@ -28,6 +28,7 @@ UNDROPPED = "PEFT trains fused experts without dropout only"
 TAKEN_FOR_EXPERTS = "PEFT takes these names for the experts in this family"
 MAMBA = "Mamba's kernels read its weight past the LoRA"
 ABSORBED = "vLLM merges its weight into the attention and does not call it"
+LOOKED_UP_IN_PARTS = "vLLM looks it up as gate_proj and up_proj"
 NOT_WRAPPED = "vLLM has no LoRA layer for it in this family"
 
 
@@ -103,9 +104,13 @@ FAMILIES: dict[str, Servable] = {
             "Gemma2ForCausalLM",
             "Gemma3ForCausalLM",
             "Gemma3ForConditionalGeneration",
+            "Gemma4ForCausalLM",
+            "Gemma4ForConditionalGeneration",
             "GemmaForCausalLM",
             "GraniteForCausalLM",
+            "GraniteSWAForCausalLM",
             "HunYuanDenseV1ForCausalLM",
+            "HyperCLOVAXForCausalLM",
             "LlamaForCausalLM",
             "Ministral3ForCausalLM",
             "MistralForCausalLM",
@@ -121,7 +126,7 @@ FAMILIES: dict[str, Servable] = {
     ),
     **dict.fromkeys(("ApertusForCausalLM", "NemotronForCausalLM"), _UNGATED),
     **dict.fromkeys(("Phi3ForCausalLM",), Servable(("qkv_proj", "o_proj", "gate_up_proj", "down_proj"))),
-    "Glm4ForCausalLM": Servable((*_QKVO, "gate_up_proj", "down_proj")),
+    "Glm4ForCausalLM": Servable((*_QKVO, "down_proj"), {"gate_up_proj": LOOKED_UP_IN_PARTS}),
     "GlmForCausalLM": Servable((*_QKVO, "gate_up_proj", "down_proj")),
     "GPTNeoXForCausalLM": Servable(("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")),
     "OPTForCausalLM": Servable(("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")),

@@ -6,7 +6,8 @@
 
 The answer is one JSON object on the last line.
 
-The model is built by vLLM's class (no weights are read), wrapped by its LoRA manager, and the adapter goes through the code that a server runs at /v1/load_lora_adapter, up to the layers' own buffers.
+The model is built by vLLM's class (no weights are read), wrapped by its LoRA manager, and the adapter goes through the
+code that a server runs at /v1/load_lora_adapter, up to the layers' own buffers.
 """
 
 from __future__ import annotations
