@@ -50,7 +50,7 @@ def run(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
 
 
 def test_it_is_small_and_free_of_torch() -> None:
-    assert len((OUTSIDE / "toy_mode.py").read_text().splitlines()) < 80
+    assert len((OUTSIDE / "toy_mode.py").read_text().splitlines()) <= 80
     python("-c", "import llm_tuning.api, sys; assert 'toy_mode' in sys.modules; assert 'torch' not in sys.modules")
 
 

@@ -176,3 +176,33 @@ def test_another_adapter_is_not_proven_under_the_name_lora(adapter: Path) -> Non
     with pytest.raises(InputError, match="serves no first; it serves base, lora, second; name one with --name"):
         proof_of(adapter, answers(models=status(200, **others)))
     assert proof_of(adapter, answers()).name == "lora"  # served alone, under no other name
+
+
+@pytest.mark.parametrize(("prompt_tokens", "verdict"), [(3, "effective"), (5, "different")])
+def test_the_prompt_of_an_answer_is_compared_where_the_trainer_counted_it(
+    adapter: Path, prompt_tokens: int, verdict: str
+) -> None:
+    """No server renders the answer that it makes; tokenised as one text it may have other tokens than it is made of."""
+    parity = json.loads((adapter / "parity.json").read_text())
+    parity["probes"][0]["prompt_tokens"] = prompt_tokens
+    (adapter / "parity.json").write_text(json.dumps(parity))
+    asked = []
+
+    def tokenize(request: httpx.Request) -> httpx.Response:
+        asked.append(json.loads(request.content))
+        return httpx.Response(200, json={"tokens": [0, 1, 2]})
+
+    assert proof_of(adapter, answers(tokenize=tokenize)).verdict == verdict
+    assert [(len(body["messages"]), body["add_generation_prompt"]) for body in asked if "messages" in body] == [
+        (1, True)
+    ]
+
+
+def test_a_prompt_that_no_server_makes_of_messages_is_not_compared(adapter: Path) -> None:
+    """It ends with the given beginning of the answer."""
+    parity = json.loads((adapter / "parity.json").read_text())
+    parity["probes"][0]["prompt_tokens"] = 0
+    (adapter / "parity.json").write_text(json.dumps(parity))
+    proof = proof_of(adapter, answers(tokenize=status(500)))
+    assert proof.verdict == "effective"
+    assert "was not compared" in proof.message
