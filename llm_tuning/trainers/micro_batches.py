@@ -35,19 +35,21 @@ class MicroBatch:
     """Which rows of the data set these are, in the order of their tokens; a row may be here in part."""
     sequences: Indices = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     """The numbers of the sequences in the data set, in the order of their tokens."""
+    padded_lengths: list[int] | None = None
+    """Tokens of padded sequences without their padding; None where none has any, or they lie end to end."""
 
 
 def pad(rows: Sequence[TokenRow | TokenSequence]) -> MicroBatch:
     """Stack the sequences of rows one below the other, padded on the right with id 0."""
     sequences = [sequence for row in rows for sequence in row.sequences]
-    shape = (len(sequences), max(len(sequence.input_ids) for sequence in sequences))
+    lengths = [len(sequence.input_ids) for sequence in sequences]
+    shape = (len(sequences), max(lengths))
     input_ids = np.zeros(shape, dtype=np.int64)
     labels = np.full(shape, IGNORED, dtype=np.int64)
-    for i, sequence in enumerate(sequences):
-        length = len(sequence.input_ids)
+    for i, (sequence, length) in enumerate(zip(sequences, lengths, strict=True)):
         input_ids[i, :length] = sequence.input_ids
         labels[i, :length] = np.where(sequence.learned, sequence.input_ids, IGNORED)
-    return MicroBatch(torch.from_numpy(input_ids), torch.from_numpy(labels))
+    return MicroBatch(torch.from_numpy(input_ids), torch.from_numpy(labels), padded_lengths=lengths)
 
 
 def flatten(rows: Sequence[TokenRow | TokenSequence]) -> MicroBatch:

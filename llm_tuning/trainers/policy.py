@@ -16,6 +16,7 @@ from llm_tuning.trainers.flat_rows import flat_arguments, take_flat_rows
 from llm_tuning.trainers.head import Head, find_head
 from llm_tuning.trainers.micro_batches import IGNORED, MicroBatch
 from llm_tuning.trainers.model import autocast, causal_lm
+from llm_tuning.trainers.rope import padded_positions, take_rope_by_row
 from llm_tuning.trainers.transfer import to_device
 
 
@@ -31,6 +32,7 @@ class Policy(nn.Module):
         super().__init__()
         self.model, self.device, self.dtype = model, device, dtype
         lm = causal_lm(model)
+        self._short_row = take_rope_by_row(lm)
         with autocast(device, dtype):
             self.head: Head | None = find_head(lm)
             self.row_layout = take_flat_rows(lm)
@@ -111,9 +113,13 @@ class Policy(nn.Module):
         return logits_BTV.flatten(0, 1).index_select(0, positions_N).float(), targets_N
 
     def _arguments(self, batch: MicroBatch) -> dict[str, Any]:
-        if batch.row_lengths is None:
-            return {"use_cache": False}
-        return flat_arguments(torch.device(self.device), batch.row_lengths)
+        if batch.row_lengths is not None:
+            return flat_arguments(torch.device(self.device), batch.row_lengths)
+        arguments: dict[str, Any] = {"use_cache": False}
+        width, lengths = batch.input_ids.shape[1], batch.padded_lengths
+        if self._short_row is not None and width > self._short_row and lengths is not None and min(lengths) < width:
+            (arguments["position_ids"],) = to_device(self.device, padded_positions(lengths, width))
+        return arguments
 
     def _on_device(self, batch: MicroBatch) -> list[Tensor]:
         """Return ids_BT, and of each token t in the loss the position t - 1, whose output predicts it, and its id."""
