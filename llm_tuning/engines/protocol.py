@@ -58,6 +58,9 @@ class Probe(Protocol):
         With `ask` it is what the model is shown for the next answer: the generation prompt follows.
         """
 
+    def tokenise(self, model: str, text: str) -> list[int] | None:
+        """Return the token ids of a text as it is, without special tokens around it; None where that is unknown."""
+
     def close(self) -> None:
         """Close the connections."""
 

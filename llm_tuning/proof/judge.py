@@ -27,6 +27,11 @@ from typing import Any
 
 from llm_tuning.proof.parity import Probe
 
+READ_AS_IT_IS = (
+    'set "tokenizer_class": "PreTrainedTokenizerFast" in its tokenizer_config.json, so that every version of '
+    "transformers reads tokenizer.json as it is"
+)
+"""What makes the trainer and every server tokenise alike; seen with transformers 5.19 and 5.24."""
 MIN_TOKENS = 16
 """Below this the noise cannot be estimated: its own error is then a fifth or more (1 / sqrt(2 x 16))."""
 NOISE_FLOOR = 1e-6
@@ -91,12 +96,24 @@ class Numbers:
 
 @dataclass(frozen=True)
 class Templates:
-    """How the server renders the probes' conversations against the rendering that was trained on."""
+    """How the server renders and tokenises the probes' conversations against what was trained on."""
 
     checked: int = 0
     different: int = 0
+    """Conversations that become another text, or other tokens where their text is not known."""
     note: str = ""
     """Why they could not be compared, if so."""
+    texts: int = 0
+    """Rendered texts of the training that the server was given to tokenise."""
+    other_ids: int = 0
+    """Those that it gives other token ids than the training."""
+    first_other_id: int = 0
+    """The place (from 1) of the first other id in the first of them."""
+
+    @property
+    def fit(self) -> bool:
+        """Whether nothing differs, as far as it was compared."""
+        return not self.different and not self.other_ids
 
 
 @dataclass(frozen=True)
@@ -146,8 +163,7 @@ def judge(
             f"{numbers.noise:.2g}, the most for the same base is {numbers.noise_limit:.2g}): serve the base that "
             f"model.json names, with the same weights"
         )
-    if templates.different:
-        faults.append(template_fault(templates))
+    faults += template_faults(templates)
     if scored_on_4_bits:
         verdict, sentence = _verdict_from_4_bits(numbers)
     else:
@@ -162,12 +178,27 @@ def judge(
     return Proof(verdict, f"{sentence} ({templates.note})" if templates.note else sentence, numbers, templates)
 
 
-def template_fault(templates: Templates) -> str:
-    """Return the sentence for a server whose chat template is not the one of training."""
-    return (
-        f"the chat template differs from the one trained with ({templates.different} of {templates.checked} "
-        f"conversations become other tokens): start the server with the adapter's --chat-template (chat_template.jinja)"
-    )
+def template_faults(templates: Templates) -> list[str]:
+    """Return a sentence each for a server whose tokenizer or whose chat template is not that of the training."""
+    found = []
+    if templates.other_ids:
+        found.append(
+            f"the server's tokenizer gives other token ids for the same text ({templates.other_ids} of "
+            f"{templates.texts} texts, the first at token {templates.first_other_id}), so prompts reach the adapter as "
+            f"it never saw them: serve the base folder of the training, and {READ_AS_IT_IS}"
+        )
+    if templates.different:
+        unknown = (
+            ""
+            if templates.texts
+            else f". If it has that one, its tokenizer differs: in the base's folder, {READ_AS_IT_IS}"
+        )
+        found.append(
+            f"the chat template differs from the one trained with ({templates.different} of {templates.checked} "
+            f"conversations become other tokens): start the server with the adapter's --chat-template "
+            f"(chat_template.jinja){unknown}"
+        )
+    return found
 
 
 def measure(

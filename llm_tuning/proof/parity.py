@@ -12,6 +12,7 @@ from llm_tuning.core.files import read_json
 from llm_tuning.engines.protocol import Unprovable
 from llm_tuning.models.adapter import SMALL_FILE_BYTES
 from llm_tuning.models.layout import PARITY
+from llm_tuning.models.rope import LengthDependentRope
 
 PARITY_VERSION = 1
 UNQUANTISED = "none"
@@ -32,6 +33,8 @@ class Probe:
     prompt_tokens: int = 0
     """So many of `token_ids` are the prompt for the last message, as a server makes it of the others. 0 in older
     files: there the rendering of all messages gives exactly `token_ids`."""
+    rendered: str | None = None
+    """The text of which those ids are made, by the trainer's rendering; None in older files and where it is not known."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ class Parity:
     scored_on: str
     """The same of the base that the probes were scored on; a server's is not quantised."""
     probes: tuple[Probe, ...]
+    ropes: tuple[LengthDependentRope, ...] = ()
+    """Those of the base that depend on a row's length; the probes are short."""
 
 
 def read_parity(adapter: Path) -> Parity:
@@ -72,6 +77,7 @@ def read_parity(adapter: Path) -> Parity:
             quantization=str(value.get("quantization") or UNQUANTISED),
             scored_on=str(value.get("scored_on") or UNQUANTISED),
             probes=tuple(_probe(probe) for probe in value["probes"]),
+            ropes=tuple(LengthDependentRope(str(kind), int(original)) for kind, original in value.get("ropes") or ()),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise Unprovable(f"{path} is damaged ({error!r}); copy the adapter again") from None
@@ -88,4 +94,12 @@ def _probe(value: Mapping[str, Any]) -> Probe:
     prompt_tokens = value.get("prompt_tokens", 0)
     if messages and value.get("prompt_tokens") == 0:
         messages = None  # no server makes this prompt of messages alone
-    return Probe(token_ids, base, tuned, tuple(messages) if messages else None, int(prompt_tokens))
+    rendered = value.get("rendered")
+    return Probe(
+        token_ids,
+        base,
+        tuned,
+        tuple(messages) if messages else None,
+        int(prompt_tokens),
+        rendered if isinstance(rendered, str) else None,
+    )

@@ -12,7 +12,8 @@ from llm_tuning.errors import InputError, Problem
 from llm_tuning.models.adapter import adapts_output_head, read_template
 from llm_tuning.models.base import read_object
 from llm_tuning.models.layout import MANIFEST
-from llm_tuning.proof.judge import Proof, Templates, Verdict, judge, template_fault
+from llm_tuning.models.rope import served_otherwise
+from llm_tuning.proof.judge import Proof, Templates, Verdict, judge, template_faults
 from llm_tuning.proof.parity import UNQUANTISED, Probe, read_parity
 
 LORA_NAME = "lora"
@@ -52,8 +53,8 @@ def _prove(server: EngineProbe, adapter: Path, *, name: str, base: ServedModel) 
         message = f"the server cannot take the tokens the adapter was trained on ({refusal}): it serves another base"
         return Proof(Verdict.DIFFERENT, message, templates=templates)
     except Unprovable:
-        if templates.different:  # a wrong template needs no log-probabilities to be wrong
-            return Proof(Verdict.DIFFERENT, template_fault(templates), templates=templates)
+        if not templates.fit:  # a wrong template needs no log-probabilities to be wrong
+            return Proof(Verdict.DIFFERENT, ". Also, ".join(template_faults(templates)), templates=templates)
         raise
     proof = judge(
         probes,
@@ -64,6 +65,8 @@ def _prove(server: EngineProbe, adapter: Path, *, name: str, base: ServedModel) 
         templates=templates,
         adapts_output_head=adapts_output_head(adapter),
     )
+    if (otherwise := served_otherwise(parity.ropes, base.max_model_len)) is not None:
+        proof = replace(proof, message=f"{proof.message}. Also, {otherwise}")
     if parity.quantization == UNQUANTISED:
         return proof
     probed = "" if parity.scored_on == UNQUANTISED else ", and so were the probes"
@@ -71,30 +74,52 @@ def _prove(server: EngineProbe, adapter: Path, *, name: str, base: ServedModel) 
 
 
 def compare_templates(server: EngineProbe, adapter: Path, probes: Sequence[Probe], *, name: str) -> Templates:
-    """Render the prompt of every probe that has a conversation at the server and compare the token ids."""
+    """Render the prompt of every probe that has a conversation at the server and compare the token ids.
+
+    Where they differ, the trainer's rendered text says whose fault it is: the server tokenises it as it is.
+    """
     conversations = [probe for probe in probes if probe.messages]
     if not conversations:
         return Templates(note="no probe is a whole conversation, so the chat template was not compared")
-    if "strftime_now" in _template_text(adapter):
-        return Templates(note="the chat template writes today's date, so its renderings cannot be compared")
-    different = 0
+    dated = "strftime_now" in _template_text(adapter)
+    different, texts, other = 0, 0, list[int]()
     for probe in conversations:
-        rendered, want = _render(server, name, probe)
-        if rendered is None:
+        rendered = None if dated else _render(server, name, probe)
+        if rendered is None and not dated:
             return Templates(note="the server has no /tokenize, so the chat template was not compared")
-        different += tuple(rendered) != want
-    return Templates(checked=len(conversations), different=different)
+        want = probe.token_ids[: probe.prompt_tokens] if probe.prompt_tokens else probe.token_ids
+        if rendered is not None and tuple(rendered) == want:
+            texts += probe.rendered is not None
+            continue
+        ids = server.tokenise(name, probe.rendered) if probe.rendered is not None else None
+        if ids is not None:
+            texts += 1
+            if tuple(ids) != want:
+                other.append(_first_difference(ids, want))
+        different += rendered is not None and rendered != ids
+    return Templates(
+        checked=0 if dated else len(conversations),
+        different=different,
+        note="the chat template writes today's date, so its renderings cannot be compared" if dated else "",
+        texts=texts,
+        other_ids=len(other),
+        first_other_id=other[0] if other else 0,
+    )
 
 
-def _render(server: EngineProbe, name: str, probe: Probe) -> tuple[list[int] | None, tuple[int, ...]]:
-    """Return what the server makes of a probe's messages and what the trainer made of them.
+def _first_difference(got: Sequence[int], want: Sequence[int]) -> int:
+    """Return the place, from 1, of the first token that differs."""
+    pairs = zip(got, want, strict=False)
+    return next((at for at, (a, b) in enumerate(pairs, start=1) if a != b), min(len(got), len(want)) + 1)
+
+
+def _render(server: EngineProbe, name: str, probe: Probe) -> list[int] | None:
+    """Return what the server makes of a probe's messages.
 
     The prompt of the answer is compared, for no server renders the answer: it makes it.
     """
     messages = probe.messages or ()
-    if probe.prompt_tokens:
-        return server.render(name, messages[:-1], ask=True), probe.token_ids[: probe.prompt_tokens]
-    return server.render(name, messages), probe.token_ids
+    return server.render(name, messages[:-1], ask=True) if probe.prompt_tokens else server.render(name, messages)
 
 
 def _template_text(adapter: Path) -> str:

@@ -29,6 +29,8 @@ from llm_tuning.engines.vllm.command import (
     StartOptions,
     base_template,
     build_command,
+    context_note,
+    context_to_serve,
     cpu_dtype,
 )
 from llm_tuning.engines.vllm.environment import API_KEY_VARIABLE, ARGUMENTS_VARIABLE, OFFLINE, cpu_environment
@@ -134,6 +136,8 @@ def plan_serving(
     dtype = "auto" if count else cpu_dtype(base, [adapter.dtype] if adapter else [])
     if adapter is not None and not count and has_delta_net(config) and adapter.dtype not in (dtype, None):
         notes.append(f"trained in {adapter.dtype}, served in {dtype}, the only one of vLLM's CPU kernel for this base")
+    if (note := context_note(base, further)) is not None:
+        notes.append(note)
     command = build_command(
         StartOptions(
             python=found.python,
@@ -144,7 +148,7 @@ def plan_serving(
             gpus=count,
             dtype=dtype,
             # On a CPU the base's context, or what the cache holds; else the base's.
-            max_model_len=None if count else "auto",
+            max_model_len=context_to_serve(base, None if count else "auto"),
             language_model_only=text_only,
             lora=_lora(adapter, names, spare=0 if count else SPARE_SLOTS) if adapter else None,
             template=_template(base, adapter, notes),

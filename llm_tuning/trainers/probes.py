@@ -16,9 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llm_tuning.core.files import write_json
+from llm_tuning.data.chat import TemplateRefused
+from llm_tuning.data.messages import Message
 from llm_tuning.data.token_rows import TokenRows, TokenSequence
+from llm_tuning.data.tokens import RowTokenizer
 from llm_tuning.errors import InputError
+from llm_tuning.models.base import read_config
 from llm_tuning.models.layout import PARITY
+from llm_tuning.models.rope import length_dependent_ropes
 from llm_tuning.run.context import TrainRun
 from llm_tuning.trainers.gpu import first_line
 from llm_tuning.trainers.memory import Stage, out_of_memory
@@ -64,6 +69,8 @@ def write_parity(
         return
     if quantization != "none" and (served := _scores_as_served(run, policy, shown)) is not None:
         scores, scored_on = served, "none"
+    tokenizer = RowTokenizer.load(run.base)
+    ropes = length_dependent_ropes(read_config(run.base)).values()
     write_json(
         run.stage / PARITY,
         {
@@ -75,7 +82,8 @@ def write_parity(
             "quantization": quantization,
             "scored_on": scored_on,
             "source": source,
-            "probes": [_probe(rows, i, *of_one) for i, of_one in zip(chosen, scores, strict=True)],
+            "ropes": [[rope.kind, rope.original] for rope in ropes],
+            "probes": [_probe(rows, i, *of_one, tokenizer) for i, of_one in zip(chosen, scores, strict=True)],
         },
     )
 
@@ -126,17 +134,34 @@ def _logprobs(policy: Policy, sequence: TokenSequence) -> list[float]:
     return [round(value, 7) for value in logprobs_N.tolist()]
 
 
-def _probe(rows: TokenRows, number: int, base: list[float], tuned: list[float]) -> dict[str, Any]:
+def _probe(
+    rows: TokenRows, number: int, base: list[float], tuned: list[float], tokenizer: RowTokenizer | None
+) -> dict[str, Any]:
     """Describe a probe; `prompt_tokens` of its ids are what a server makes of its messages before the last one."""
     sequence = rows.sequence(number)
     row, part = rows.place_of(number)
     whole = len(sequence.input_ids) <= MAX_PROBE_TOKENS
+    messages = rows.messages(row, part) if whole else None
+    prompt_tokens = rows.prompt_tokens(row, part) if whole else 0
+    rendered = None
+    if messages and prompt_tokens and tokenizer:
+        rendered = _rendered_prompt(messages, sequence.input_ids[:prompt_tokens].tolist(), tokenizer)
     return {
-        "messages": rows.messages(row, part) if whole else None,
+        "messages": messages,
         "text": rows.text(row, part) if whole else None,
-        "prompt_tokens": rows.prompt_tokens(row, part) if whole else 0,
+        "rendered": rendered,
+        "prompt_tokens": prompt_tokens,
         "token_ids": sequence.input_ids[:MAX_PROBE_TOKENS].tolist(),
         "learned": sequence.learned[:MAX_PROBE_TOKENS].astype(int).tolist(),
         "base_logprobs": base,
         "tuned_logprobs": tuned,
     }
+
+
+def _rendered_prompt(messages: list[Message], ids: list[int], tokenizer: RowTokenizer) -> str | None:
+    """Render the prompt of the last message again; None where that is not what `ids` were made of."""
+    try:
+        text = tokenizer.template.render(messages[:-1], add_generation_prompt=True)
+    except TemplateRefused:
+        return None
+    return text if tokenizer.ids([text]) == [ids] else None

@@ -70,7 +70,8 @@ def make_adapter(
         ids = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
         with tuned.disable_adapter():
             base_logprobs = logprobs(ids)
-        probe = {"messages": messages, "text": None, "token_ids": ids, "learned": [0] * len(ids)}
+        rendered = tokenizer.apply_chat_template(messages, tokenize=False)
+        probe = {"messages": messages, "text": None, "rendered": rendered, "token_ids": ids, "learned": [0] * len(ids)}
         probes.append(probe | {"base_logprobs": base_logprobs, "tuned_logprobs": logprobs(ids)})
     base_hash = weight_hash(inspect_base(base), folder.parent / f"{folder.name}.base_hashes.json")
     parity = {

@@ -13,7 +13,9 @@ image processor needed |
 
 from __future__ import annotations
 
+import argparse
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,7 @@ from llm_tuning.engines.vllm.limits import DELTA_DTYPE, has_delta_net, saved_dty
 from llm_tuning.errors import InputError, Problem
 from llm_tuning.models.base import BaseModel, read_config
 from llm_tuning.models.layout import CHAT_TEMPLATE, TOKENIZER_CONFIG
+from llm_tuning.models.rope import context_as_trained, length_dependent_ropes, served_otherwise
 
 PLAIN_TEMPLATE = Path(__file__).resolve().parents[2] / "data" / "plain_chat.jinja"
 """By its path: a machine that starts vLLM need not have what renders templates."""
@@ -127,6 +130,29 @@ def cpu_dtype(base: BaseModel, trained: Iterable[str | None]) -> str:
     if len(dtypes) == 1 and (dtype := dtypes.pop()) in TRAINED_DTYPES:
         return str(dtype)
     return "float32" if saved_dtype(config) == "float32" else "auto"
+
+
+def context_to_serve(base: BaseModel, asked: int | str | None) -> int | str | None:
+    """Return `asked`, a number or what vLLM makes of the base, or instead of the latter all that a dynamic rope has."""
+    return asked if isinstance(asked, int) else context_as_trained(read_config(base.path)) or asked
+
+
+def context_note(base: BaseModel, further: Sequence[str]) -> str | None:
+    """Say what a context among further arguments, `--max-model-len N`, makes other than training; None: nothing."""
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--max-model-len", "--max_model_len", dest="length")
+    try:
+        asked = parser.parse_known_args(list(further))[0].length
+    except (argparse.ArgumentError, SystemExit):
+        return None  # vLLM will say what is wrong
+    return served_otherwise(length_dependent_ropes(read_config(base.path)).values(), _tokens(asked or ""))
+
+
+def _tokens(text: str) -> int | None:
+    """Read a number of tokens as vLLM does, `8k` for 8,000 and `8K` for 8,192; None for what is no number."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([kKmM]?)", text.strip())
+    factors = {"": 1, "k": 10**3, "K": 2**10, "m": 10**6, "M": 2**20}
+    return int(float(found[1]) * factors[found[2]]) if found else None
 
 
 def base_template(base: BaseModel) -> str | None:

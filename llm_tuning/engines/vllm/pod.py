@@ -29,6 +29,7 @@ from llm_tuning.engines.vllm.command import (
     StartOptions,
     base_template,
     build_command,
+    context_to_serve,
     cpu_dtype,
 )
 from llm_tuning.engines.vllm.environment import MANAGED, MODEL_RUNNER_VARIABLE, OFFLINE
@@ -98,7 +99,7 @@ def plan_pod(pod: Pod, adapters: Sequence[ServedAdapter], *, wanted: int, rank: 
             port=pod.port,
             gpus=pod.gpus,
             dtype=settings.dtype or dtype,
-            max_model_len=settings.max_model_len or "auto",
+            max_model_len=context_to_serve(pod.base, settings.max_model_len or "auto"),
             gpu_memory_utilization=settings.gpu_memory_utilization,
             max_num_seqs=settings.max_num_seqs,
             max_num_batched_tokens=settings.max_num_batched_tokens,

@@ -111,12 +111,12 @@ class VllmProbe:
         response = self._request("POST", "/tokenize", body)
         if response.status_code in (400, 422):  # its text may quote the conversation: not shown
             return []
-        if response.status_code != httpx.codes.OK:
-            return None
-        try:
-            return [int(token) for token in response.json()["tokens"]]
-        except (ValueError, KeyError, TypeError):
-            return None
+        return _tokens(response)
+
+    def tokenise(self, model: str, text: str) -> list[int] | None:
+        """Return the token ids of a text as it is, without special tokens around it; None without a /tokenize."""
+        body = {"model": model, "prompt": text, "add_special_tokens": False}
+        return _tokens(self._request("POST", "/tokenize", body))
 
     def _request(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> httpx.Response:
         with self._reachable():
@@ -161,6 +161,16 @@ def _of_prompt(prompt: Sequence[int], entries: Sequence[Mapping[str, Any] | None
     if any(value > 1e-3 for value in values):
         raise Unprovable("the server gives logits instead of log-probabilities; start it without --logprobs-mode")
     return values
+
+
+def _tokens(response: httpx.Response) -> list[int] | None:
+    """Read the answer of /tokenize; None where it is none."""
+    if response.status_code != httpx.codes.OK:
+        return None
+    try:
+        return [int(token) for token in response.json()["tokens"]]
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _message(response: httpx.Response) -> str:

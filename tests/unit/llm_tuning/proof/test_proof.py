@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,12 +14,14 @@ from llm_tuning.engines.vllm.probe import server_root
 from llm_tuning.errors import InputError
 from llm_tuning.models.adapter import adapted_modules
 from llm_tuning.proof import Probe, Proof, Templates, Unprovable, judge, read_parity
+from llm_tuning.proof.prove import compare_templates
 
 FP32, BF16_SMALL, BF16_LARGE, INT4 = 3e-7, 4e-3, 4e-2, 0.15
 """rms of engine - trainer on the same base: seen on a tiny model, and what large models and quantised bases show."""
 
 
 SAME_TEMPLATE, OTHER_TEMPLATE = Templates(checked=4), Templates(checked=4, different=4)
+"""As parity.json of before rendered texts were kept shows them."""
 
 
 @dataclass(frozen=True)
@@ -186,6 +189,84 @@ def test_two_faults_are_both_said() -> None:
     wrong = World(stray=0.5, templates=OTHER_TEMPLATE).proof().message
     assert "something else than was trained" in wrong
     assert "chat template differs" in wrong
+
+
+def test_other_ids_for_the_same_text_blame_the_tokenizer_and_not_the_template() -> None:
+    other_ids = Templates(checked=4, texts=4, other_ids=2, first_other_id=5)
+    proof = World(templates=other_ids).proof()
+    assert proof.verdict == "different"
+    assert "2 of 4 texts, the first at token 5" in proof.message
+    assert '"tokenizer_class": "PreTrainedTokenizerFast"' in proof.message
+    assert "--chat-template" not in proof.message
+    both = World(templates=Templates(checked=4, different=1, texts=4, other_ids=2, first_other_id=5)).proof()
+    assert "PreTrainedTokenizerFast" in both.message
+    assert "--chat-template" in both.message
+
+
+def test_a_template_is_not_blamed_alone_where_the_rendered_texts_are_not_known() -> None:
+    assert "PreTrainedTokenizerFast" in World(templates=OTHER_TEMPLATE).proof().message
+    known = World(templates=Templates(checked=4, different=4, texts=4)).proof().message
+    assert "the chat template differs" in known
+    assert "PreTrainedTokenizerFast" not in known
+
+
+class Server:
+    """A server that renders with a template of its own and tokenises by characters, digits moved by `shift`."""
+
+    def __init__(self, template: str = "{}.", shift: int = 0, *, tokenises: bool = True) -> None:
+        self.template, self.shift, self.tokenises = template, shift, tokenises
+
+    def render(self, model: str, messages: Sequence[Mapping[str, str]]) -> list[int] | None:
+        return self._ids(self.template.format(messages[0]["content"])) if self.tokenises else None
+
+    def tokenise(self, model: str, text: str) -> list[int] | None:
+        return self._ids(text) if self.tokenises else None
+
+    def _ids(self, text: str) -> list[int]:
+        return [ord(character) + (self.shift if character.isdigit() else 0) for character in text]
+
+
+def compared(tmp_path: Path, server: Server, *, rendered: bool = True, template: str = "") -> Templates:
+    (tmp_path / "chat_template.jinja").write_text(template)
+    probes = [
+        Probe(
+            tuple(map(ord, f"{content}.")),
+            (0.0,),
+            (0.0,),
+            ({"role": "user", "content": content},),
+            f"{content}." if rendered else None,
+        )
+        for content in ("no digit", "the 1", "1 and 2")
+    ]
+    return compare_templates(server, tmp_path, probes, name="lora")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("server", "want"),
+    [
+        (Server(), Templates(checked=3, texts=3)),
+        (Server("{}!"), Templates(checked=3, different=3, texts=3)),
+        (Server(shift=1), Templates(checked=3, texts=3, other_ids=2, first_other_id=5)),
+        (Server("{}!", shift=1), Templates(checked=3, different=3, texts=3, other_ids=2, first_other_id=5)),
+    ],
+    ids=["alike", "another template", "another tokenizer", "both"],
+)
+def test_text_and_ids_are_told_apart(tmp_path: Path, server: Server, want: Templates) -> None:
+    assert compared(tmp_path, server) == want
+
+
+def test_probes_without_their_rendered_text_are_compared_as_before(tmp_path: Path) -> None:
+    assert compared(tmp_path, Server(shift=1), rendered=False) == Templates(checked=3, different=2)
+
+
+def test_a_template_with_the_date_leaves_the_tokenizer_to_compare(tmp_path: Path) -> None:
+    found = compared(tmp_path, Server("{} today", shift=1), template="{{ strftime_now('%d') }}")
+    assert (found.checked, found.different, found.texts, found.other_ids) == (0, 0, 3, 2)
+    assert "today's date" in found.note
+
+
+def test_a_server_without_tokenize_compares_nothing(tmp_path: Path) -> None:
+    assert "no /tokenize" in compared(tmp_path, Server(tokenises=False)).note
 
 
 def test_what_was_not_compared_is_said_with_an_effective_verdict() -> None:

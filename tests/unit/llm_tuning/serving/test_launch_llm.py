@@ -361,3 +361,35 @@ def test_limits_of_the_cpu_build_are_no_matter_where_another_vllm_is_meant(
         with pytest.raises(InputError) as refused:
             plan_serving(str(free_port()), "first", str(moe), str(adapter), environment={}, vllm=vllm, gpus=1)
         assert not [problem for problem in refused.value.problems if problem.where.startswith("model")]
+
+
+def rope_base(tmp_path: Path, tiny_base: Path, **config: object) -> Path:
+    folder = tmp_path / "base"
+    shutil.copytree(tiny_base, folder)
+    changing("config.json", **config)(folder)
+    return folder
+
+
+LONGROPE = {"original_max_position_embeddings": 4096, "rope_parameters": None, "rope_scaling": {"type": "longrope"}}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [("", False), ("--max-model-len 4096", False), ("--max-model-len=8192", True), ("--max_model_len 8k", True)],
+)
+def test_a_context_beyond_a_ropes_original_length_is_said(
+    tmp_path: Path, tiny_base: Path, arguments: str, said: bool
+) -> None:
+    base = rope_base(tmp_path, tiny_base, **LONGROPE)
+    notes = plan(base, VLLM_ARGS=arguments).notes
+    assert any("takes them for every prompt" in note for note in notes) == said
+
+
+def test_a_dynamic_rope_is_served_with_the_context_that_it_has_angles_for(tmp_path: Path, tiny_base: Path) -> None:
+    scaling = {"type": "dynamic", "factor": 4.0}
+    base = rope_base(tmp_path, tiny_base, max_position_embeddings=2048, rope_parameters=None, rope_scaling=scaling)
+    assert value_of(plan(base), "--max-model-len") == "2048"
+    assert value_of(plan(tiny_base), "--max-model-len") == "auto"
+    beyond = plan(base, VLLM_ARGS="--max-model-len 4096")
+    assert beyond.command[-2:] == ("--max-model-len", "4096")
+    assert any("vLLM has no angles there" in note for note in beyond.notes)
