@@ -54,6 +54,7 @@ def _run(args: argparse.Namespace) -> int:
     from llm_tuning.data.report import render_report
     from llm_tuning.data.sample import render_sample, sample_row
     from llm_tuning.models.trainable import training_problems
+    from llm_tuning.run.base_checks import served_as_trained
 
     TrainingSpec.parse({"max_length": args.max_length}, where="training")
     RunOptions.parse({"show_sample": args.show_sample})
@@ -73,6 +74,7 @@ def _run(args: argparse.Namespace) -> int:
         columns=columns,
         learn=args.learn,
         evaluation=held_out,
+        check_base=served_as_trained(base) if base is not None else None,
         words=FLAG_WORDS,
     )
     if other is not None:

@@ -5,7 +5,7 @@ Reads the file once, in bounded memory: read -> parse -> render and tokenise in 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from llm_tuning.core.stopping import raise_if_stopped
 from llm_tuning.data.chat import TemplateForbidden
 from llm_tuning.data.faults import RowFault
+from llm_tuning.data.id_sample import IdSample
 from llm_tuning.data.parser import RowParser
 from llm_tuning.data.reading import DatasetFile, data_hash, evaluation_path
 from llm_tuning.data.report import Report, describe
@@ -32,6 +33,10 @@ __all__ = ["DatasetRefused", "check_dataset", "data_hash", "examine_dataset", "r
 _BATCH_ROWS = 256
 _BATCH_CHARACTERS = 1 << 18
 """A batch of encodings takes some hundred bytes a token."""
+
+
+BaseCheck = Callable[[Report, RowTokenizer, IdSample], None]
+"""Adds to a finished report what is wrong with the base for these rows (`run.base_checks`)."""
 
 
 class DatasetRefused(InputError):  # noqa: N818 - the input is at fault, not the program
@@ -54,14 +59,16 @@ def check_dataset(
     evaluation: str | Path | None = None,
     out: Path | None = None,
     encoder: Tokenizer | None = None,
+    check_base: BaseCheck | None = None,
     words: Words = PLAIN,
 ) -> Report:
     """Check a data set for a run; with `out` also write its TokenRows there.
 
     `tokenizer_dir` is the folder of the base; `encoder` (the backend of its AutoTokenizer) stands in for a missing
     tokenizer.json. `columns` maps fields to the file's names of them. The rows of `evaluation`, which may be a split of
-    `path` (`#validation`), are held out: they are checked in the same way and follow the others in `out`. The report is
-    in `words`. Raises DatasetRefused (an InputError) with all problems of both; then nothing is left in `out`.
+    `path` (`#validation`), are held out: they are checked in the same way and follow the others in `out`. `check_base`
+    sees the report and a choice of the rows. The report is in `words`. Raises DatasetRefused (an InputError) with all
+    problems of both; then nothing is left in `out`.
     """
     report = _examine(
         path,
@@ -74,6 +81,7 @@ def check_dataset(
         evaluation=evaluation,
         out=out,
         encoder=encoder,
+        check_base=check_base,
     )
     if not report.ok:
         raise DatasetRefused(report)
@@ -90,6 +98,7 @@ def examine_dataset(
     columns: Mapping[str, str] | None = None,
     learn: Learn = "all",
     evaluation: str | Path | None = None,
+    check_base: BaseCheck | None = None,
     words: Words = PLAIN,
 ) -> Report:
     """Check a data set without writing its TokenRows; one that does not pass is a report with `ok` False.
@@ -105,6 +114,7 @@ def examine_dataset(
         columns=columns,
         learn=learn,
         evaluation=evaluation,
+        check_base=check_base,
     )
     return report.in_words(words)
 
@@ -121,21 +131,25 @@ def _examine(
     evaluation: str | Path | None,
     out: Path | None = None,
     encoder: Tokenizer | None = None,
+    check_base: BaseCheck | None = None,
 ) -> Report:
     """Build the report with its placeholders; raises InputError for an unusable base or an unwritable `out`."""
     tokenizer = _load_tokenizer(tokenizer_dir, encoder, learn)
     if out is not None and tokenizer is None:
         where = f"model {tokenizer_dir}"
         raise InputError(Problem(where, "has no tokenizer.json", "save its tokenizer with save_pretrained() first"))
+    sample = IdSample() if check_base is not None and tokenizer is not None else None
     with _rows_writer(out) as writer:
         reader = _Reader(form, columns, tokenizer, writer, max_length)
-        report, parser = reader.read(Path(path))
+        report, parser = reader.read(Path(path), sample)
         if evaluation is not None:
             if writer is not None:
                 writer.begin_evaluation()
             report.evaluation, of_evaluation = reader.read(evaluation_path(path, evaluation))
             judge_evaluation(report.evaluation, of_evaluation, tokenizer, skip_invalid_rows=skip_invalid_rows)
         judge(report, parser, tokenizer, tokenizer_dir=tokenizer_dir, skip_invalid_rows=skip_invalid_rows)
+        if check_base is not None and tokenizer is not None and sample is not None:
+            check_base(report, tokenizer, sample)
         if writer is not None and not report.ok:
             writer.discard()
         elif writer is not None:
@@ -158,8 +172,11 @@ class _Reader:
         self._tokenizer, self._writer = tokenizer, writer
         self._prompts = PromptGroups()
 
-    def read(self, path: Path) -> tuple[Report, RowParser]:
-        """Read a file and count what is in it; a file that cannot be read is a problem of its report."""
+    def read(self, path: Path, sample: IdSample | None = None) -> tuple[Report, RowParser]:
+        """Read a file and count what is in it; a file that cannot be read is a problem of its report.
+
+        Kept rows are offered to `sample`.
+        """
         report = Report(path=str(path), mode=self._form.mode)
         parser = RowParser(self._form, columns=self._columns)
         tally = Tally(self._max_length, with_tokens=self._tokenizer is not None, prompts=self._prompts)
@@ -169,7 +186,7 @@ class _Reader:
             describe(report, dataset)
             for batch in _batches(dataset, parser, tally):
                 raise_if_stopped("while checking the dataset")
-                _take(batch, self._tokenizer, tally, self._writer, max_length=self._max_length)
+                _take(batch, self._tokenizer, tally, self._writer, sample, max_length=self._max_length)
             report.data_hash = dataset.sha256
         except TemplateForbidden:
             raise
@@ -217,6 +234,7 @@ def _take(
     tokenizer: RowTokenizer | None,
     tally: Tally,
     writer: TokenRowsWriter | None,
+    sample: IdSample | None,
     *,
     max_length: int,
 ) -> None:
@@ -227,6 +245,8 @@ def _take(
             tally.refuse(example.row_number, row)
             continue
         tally.keep(example, row)
+        if sample is not None:
+            sample.offer(example)
         if writer is not None and row is not None:
             _write(writer, example, row)
 

@@ -140,6 +140,12 @@ class RowTokenizer:
         """The tokens at which generation stops."""
         return [self._encoder.tokenizer.id_to_token(number) or str(number) for number in sorted(self._stop_ids)]
 
+    def ids(self, texts: Sequence[str], *, add_special_tokens: bool = False) -> list[list[int]]:
+        """Return the token ids of texts as they are, or with the special tokens that the tokenizer sets around them."""
+        self._encoder.no_truncation()
+        self._encoder.no_padding()
+        return [found.ids for found in self._encoder.encode_batch_fast(texts, add_special_tokens=add_special_tokens)]
+
     def tokenise(self, examples: Sequence[Example], *, max_length: int) -> list[TokenisedRow | RowFault]:
         """Tokenise rows of one kind (all conversations or all text), in order; a row that cannot be used is a fault."""
         conversations = [conversation for example in examples for conversation in example.sequences]

@@ -11,6 +11,8 @@ from __future__ import annotations
 REGISTRY = "registry.json"
 WORK_FOLDER = ".work"
 CACHE_FOLDER = ".cache"
+SERVED_IDS = "served_ids.json"
+"""In the cache: for which tokenizers and texts a server has the same token ids."""
 BASE_HASHES = "base_hashes.json"
 """In the cache: what the files of large bases hash to."""
 

@@ -48,6 +48,11 @@ class Prepared:
     def work(self) -> Path:
         return self.output_dir / WORK_FOLDER / self.model_id
 
+    @property
+    def cache(self) -> Path:
+        """Where runs remember what the next one need not find out again."""
+        return self.output_dir / CACHE_FOLDER
+
     def spec(self, hashes: RowHashes, *, created: int | None = None) -> RunSpec:
         """Build the run's spec on rows of these hashes; `created` is the time of its first start, if this is not it."""
         start_hash = self.start.manifest.weight_hash if self.start else None

@@ -9,29 +9,41 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from llm_tuning.api import TuningConfig
 from llm_tuning.errors import PLAIN, Words
+from llm_tuning.models.layout import SERVED_IDS
 from llm_tuning.modes import MODES
 from llm_tuning.run.checks import DATASET, EVALUATION, of_field
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+    from llm_tuning.data.check import BaseCheck
     from llm_tuning.data.report import Report
 
 log = logging.getLogger(__name__)
 
 
-def check_rows(config: TuningConfig, *, with_tokens: bool = True, words: Words = PLAIN) -> Report:
-    """Check the rows and write nothing; raises InputError. Without tokens no base is needed."""
-    return _read(config, out=None, encoder=None, with_tokens=with_tokens, words=words)
+def check_rows(
+    config: TuningConfig, *, with_tokens: bool = True, cache: Path | None = None, words: Words = PLAIN
+) -> Report:
+    """Check the rows and write nothing; raises InputError. Without tokens no base is needed.
+
+    `cache` is the folder that remembers which token ids are those of a server (`run.served_ids`).
+    """
+    check = _check_of_base(config, cache, apart=True) if with_tokens else None
+    return _read(config, out=None, encoder=None, check_base=check, with_tokens=with_tokens, words=words)
 
 
-def tokenise_rows(config: TuningConfig, out: Path, *, show_sample: bool | int) -> Report:
-    """Check the rows and write them tokenised to `out`; raises InputError, and leaves nothing in `out` then."""
+def tokenise_rows(config: TuningConfig, out: Path, *, cache: Path, apart: bool, show_sample: bool | int) -> Report:
+    """Check the rows and write them tokenised to `out`; raises InputError, and leaves nothing in `out` then.
+
+    `apart`: this process never imports torch.
+    """
     from llm_tuning.data.sample import render_sample, sample_row
 
     base = Path(config.model.path)
     encoder = None if (base / "tokenizer.json").exists() else _slow_tokenizer(base)
-    report = _read(config, out=out, encoder=encoder)
+    check = _check_of_base(config, cache, apart=apart)
+    report = _read(config, out=out, encoder=encoder, check_base=check)
     log.info("%s", report.summary())
     color = sys.stderr.isatty()
     if show_sample or color:
@@ -86,6 +98,7 @@ def _read(
     *,
     out: Path | None,
     encoder: Tokenizer | None,
+    check_base: BaseCheck | None,
     with_tokens: bool = True,
     words: Words = PLAIN,
 ) -> Report:
@@ -102,8 +115,15 @@ def _read(
         evaluation=config.dataset.evaluation,
         out=out,
         encoder=encoder,
+        check_base=check_base,
         words=words,
     )
+
+
+def _check_of_base(config: TuningConfig, cache: Path | None, *, apart: bool) -> BaseCheck:
+    from llm_tuning.run.base_checks import served_as_trained
+
+    return served_as_trained(Path(config.model.path), cache=cache / SERVED_IDS if cache else None, apart=apart)
 
 
 def _slow_tokenizer(base: Path) -> Tokenizer:

@@ -72,7 +72,7 @@ def check_run(config: TuningConfig, options: RunOptions, *, words: Words = PLAIN
             run = prepare(config, options)
         except InputError as error:
             raise InputError([*error.problems, *_further_data_problems(config, error)]) from None
-        return of_field(BASE, lambda: check_rows(run.config, words=words))  # those of rows name their own
+        return of_field(BASE, lambda: check_rows(run.config, cache=run.cache, words=words))  # rows' have their own
 
 
 def _further_data_problems(config: TuningConfig, error: InputError) -> tuple[Problem, ...]:

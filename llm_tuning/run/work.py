@@ -72,7 +72,9 @@ def begin_or_resume(run: Prepared, *, show_sample: bool | int) -> RunSpec:
             spec.write()
             return spec
     report_file.unlink(missing_ok=True)
-    report = tokenise_rows(run.config, run.work / ROWS, show_sample=show_sample)
+    # With one device this process trains, so it imports what transformers needs sooner or later.
+    apart = len(run.devices) > 1
+    report = tokenise_rows(run.config, run.work / ROWS, cache=run.cache, apart=apart, show_sample=show_sample)
     spec = run.spec(RowHashes.of(report), created=earlier.created if earlier else None)
     if earlier is not None:
         _refuse_other(earlier, spec)

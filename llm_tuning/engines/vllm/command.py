@@ -13,7 +13,6 @@ image processor needed |
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -21,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llm_tuning.core.files import read_json, read_text
-from llm_tuning.engines.vllm.limits import DELTA_DTYPE, has_delta_net, saved_dtype
+from llm_tuning.engines.vllm.limits import DELTA_DTYPE, has_delta_net, saved_dtype, value_of_flag
 from llm_tuning.errors import InputError, Problem
 from llm_tuning.models.base import BaseModel, read_config
 from llm_tuning.models.layout import CHAT_TEMPLATE, TOKENIZER_CONFIG
@@ -139,12 +138,7 @@ def context_to_serve(base: BaseModel, asked: int | str | None) -> int | str | No
 
 def context_note(base: BaseModel, further: Sequence[str]) -> str | None:
     """Say what a context among further arguments, `--max-model-len N`, makes other than training; None: nothing."""
-    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
-    parser.add_argument("--max-model-len", "--max_model_len", dest="length")
-    try:
-        asked = parser.parse_known_args(list(further))[0].length
-    except (argparse.ArgumentError, SystemExit):
-        return None  # vLLM will say what is wrong
+    asked = value_of_flag(further, "--max-model-len")
     return served_otherwise(length_dependent_ropes(read_config(base.path)).values(), _tokens(asked or ""))
 
 
