@@ -142,9 +142,10 @@ class RowTokenizer:
 
     def ids(self, texts: Sequence[str], *, add_special_tokens: bool = False) -> list[list[int]]:
         """Return the token ids of texts as they are, or with the special tokens that the tokenizer sets around them."""
-        self._encoder.no_truncation()
-        self._encoder.no_padding()
-        return [found.ids for found in self._encoder.encode_batch_fast(texts, add_special_tokens=add_special_tokens)]
+        tokenizer = self._encoder.tokenizer
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return [found.ids for found in tokenizer.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)]
 
     def tokenise(self, examples: Sequence[Example], *, max_length: int) -> list[TokenisedRow | RowFault]:
         """Tokenise rows of one kind (all conversations or all text), in order; a row that cannot be used is a fault."""

@@ -34,7 +34,7 @@ class Probe:
     """So many of `token_ids` are the prompt for the last message, as a server makes it of the others. 0 in older
     files: there the rendering of all messages gives exactly `token_ids`."""
     rendered: str | None = None
-    """The text of which those ids are made, as the trainer rendered it; None in older files and where it is not known."""
+    """The text of which those ids are made, as the trainer rendered it; None in older files and where it is unknown."""
 
 
 @dataclass(frozen=True)

@@ -216,7 +216,8 @@ class Server:
     def __init__(self, template: str = "{}.", shift: int = 0, *, tokenises: bool = True) -> None:
         self.template, self.shift, self.tokenises = template, shift, tokenises
 
-    def render(self, model: str, messages: Sequence[Mapping[str, str]]) -> list[int] | None:
+    def render(self, model: str, messages: Sequence[Mapping[str, str]], *, ask: bool) -> list[int] | None:
+        assert ask
         return self._ids(self.template.format(messages[0]["content"])) if self.tokenises else None
 
     def tokenise(self, model: str, text: str) -> list[int] | None:
@@ -230,11 +231,12 @@ def compared(tmp_path: Path, server: Server, *, rendered: bool = True, template:
     (tmp_path / "chat_template.jinja").write_text(template)
     probes = [
         Probe(
-            tuple(map(ord, f"{content}.")),
+            tuple(map(ord, f"{content}.yes")),
             (0.0,),
             (0.0,),
-            ({"role": "user", "content": content},),
-            f"{content}." if rendered else None,
+            ({"role": "user", "content": content}, {"role": "assistant", "content": "yes"}),
+            prompt_tokens=len(content) + 1,
+            rendered=f"{content}." if rendered else None,
         )
         for content in ("no digit", "the 1", "1 and 2")
     ]
