@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llm_tuning.models.families import WITHOUT_LORA
+from llm_tuning.models.rope import text_config
 
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 CPU_DELTA_SIZES = (64, 128)
@@ -96,12 +97,6 @@ def value_of_flag(arguments: Sequence[str], flag: str) -> str | None:
         if name.replace("_", "-") == flag:
             found = value if equals else next(iter(arguments[number + 1 :]), None)
     return found
-
-
-def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the part of a config that is the language model's."""
-    text = config.get("text_config")
-    return text if isinstance(text, Mapping) else config
 
 
 def _head_size(text: Mapping[str, Any]) -> int | None:
