@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,8 +21,10 @@ from transformers import AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 from llm_tuning.core import stopping
+from llm_tuning.data.check import check_dataset
 from llm_tuning.data.token_rows import TokenRows
 from llm_tuning.errors import InputError, TryAgain
+from llm_tuning.modes.sft import SFT
 from llm_tuning.run.checkpoints import latest_checkpoint
 from llm_tuning.trainers import sft
 from llm_tuning.trainers.batching import StepBatches
@@ -35,6 +38,7 @@ TRAINING: dict[str, Any] = {"batch_size": 4, "learning_rate": 0.01, "epochs": 2,
 NO_DROPOUT = {"rank": 4, "alpha": 8, "dropout": 0.0}
 DROPOUT = {"rank": 4, "alpha": 8, "dropout": 0.3}
 REPO = Path(__file__).parents[3]
+ROLES = ("user", "assistant")
 
 
 def tune(
@@ -416,3 +420,37 @@ def test_a_run_of_one_step_learns_in_it(tiny_base: Path, tmp_path: Path) -> None
     """Warm-up begins at a rate of zero: rounded up, it would be all of such a run."""
     reporter = tune(tmp_path, tiny_base, max_steps=1)
     assert reporter.steps[1]["train/learning_rate"] == pytest.approx(0.01)
+
+
+REWRITES = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.role == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}"
+    "{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_a_chat_whose_template_rewrites_turns_trains_as_its_sequences(tiny_base: Path, tmp_path: Path) -> None:
+    """However they are cut into passes; its probes are what a server is asked for."""
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    (base / "chat_template.jinja").write_text(REWRITES)
+    chats = []
+    for number in range(20):
+        texts = [f"{word} {number}.{turn}" for turn in range(1 + number % 3) for word in ("Question", "Answer")]
+        chats.append({"messages": [{"role": ROLES[at % 2], "content": text} for at, text in enumerate(texts)]})
+    (tmp_path / "chats.json").write_text(json.dumps(chats))
+    losses = []
+    for tokens in (64, 4096):
+        work = tmp_path / str(tokens)
+        form, out = SFT.rows, work / "rows"
+        check_dataset(tmp_path / "chats.json", form=form, tokenizer_dir=base, max_length=512, out=out)
+        losses.append(tune(work, base, epochs=1, max_tokens_per_pass=tokens).losses)
+        rows = TokenRows.open(work / "rows")
+        assert [len(row.sequences) for row in rows] == [1 + number % 3 for number in range(20)]
+        for probe in json.loads((work / "stage/parity.json").read_text())["probes"]:
+            ids, prompt = probe["token_ids"], probe["prompt_tokens"]
+            assert probe["learned"][prompt] == 1
+            assert sum(probe["learned"][:prompt]) == 0
+            assert probe["messages"][-1]["content"].startswith("Answer")
+            assert len(probe["tuned_logprobs"]) == len(ids) - 1
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
