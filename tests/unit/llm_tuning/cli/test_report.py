@@ -108,8 +108,10 @@ def test_the_data_check_of_the_run_is_shown_where_this_version_can_read_it(
     told = {"path": "faq.json", "mode": "sft", "rows": 9, "kept": 8, "refused": 1, "warnings": ["short answers"]}
     publish_model(models, "now", dataset=DatasetRecord(**record, report=told))
     publish_model(models, "later", dataset=DatasetRecord(**record, report=told | {"new_field": 1}))
+    publish_model(models, "other", dataset=DatasetRecord(**record, report=told | {"rows": "many"}))
     assert "warning   short answers\n" in report(capsys, "now")[0]
-    assert "data      faq.json: 9 rows read, 8 kept, 1 refused (hash 00)\n" in report(capsys, "later")[0]
+    assert "warning   short answers\n" in report(capsys, "later")[0]
+    assert "data      faq.json: 9 rows read, 8 kept, 1 refused (hash 00)\n" in report(capsys, "other")[0]
 
 
 def test_json_is_the_whole_manifest(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
