@@ -2,9 +2,9 @@
 
     .venv-vllm/bin/python -P tests/support/vllm_lora.py registry                 # which architectures support LoRA
     .venv-vllm/bin/python -P tests/support/vllm_lora.py reach BASE...            # which layers of each a LoRA reaches
-    .venv-vllm/bin/python -P tests/support/vllm_lora.py load BASE ADAPTER        # what of an adapter's tensors arrives
+    .venv-vllm/bin/python -P tests/support/vllm_lora.py load BASE ADAPTER...     # which of its tensors arrive
 
-The answer is one JSON object on the last line.
+The answer is JSON on the last line: an object, for `load` a list in the order of the pairs.
 
 The model is built by vLLM's class (no weights are read), wrapped by its LoRA manager, and the adapter goes through the
 code that a server runs at /v1/load_lora_adapter, up to the layers' own buffers.
@@ -160,7 +160,7 @@ def main() -> None:
     answers = {
         "registry": registry,
         "reach": lambda: {base: _or_error(reach, base) for base in asked.folders},
-        "load": lambda: _or_error(load, *asked.folders),
+        "load": lambda: [_or_error(load, *pair) for pair in zip(asked.folders[::2], asked.folders[1::2], strict=True)],
     }
     print(json.dumps(answers[asked.question]()))
 

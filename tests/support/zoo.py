@@ -43,6 +43,7 @@ class Family:
     architecture: str | None = None
     hub_names: tuple[tuple[str, str], ...] = ()
     beyond: int | None = None
+    logits_of: str = ""
 
 
 @cache

@@ -1,0 +1,20 @@
+"""Five families of five kinds, held to a plain forward; tests/full/families has every one."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.zoo_results import Trials, hold
+
+FIVE = ["phi3_128k", "gemma2", "qwen3_moe", "qwen3_5", "gemma3_mm"]
+"""A rope by length; windows and capped logits; experts; states, in a folder that also sees; a tower beside the text."""
+
+
+@pytest.fixture(scope="module")
+def trials(tmp_path_factory: pytest.TempPathFactory) -> Trials:
+    return Trials(tmp_path_factory.mktemp("families"))
+
+
+@pytest.mark.parametrize("name", FIVE)
+def test_a_family_is_trained_as_transformers_computes_it_and_its_adapter_can_be_used(name: str, trials: Trials) -> None:
+    hold(trials.of(name))
