@@ -38,7 +38,7 @@ class Servable:
 
     modules: tuple[str, ...]
     """Last name parts of the linear layers that are trained by `all-linear`, in the order of a layer."""
-    left_out: Mapping[str, str] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
     """Why other layers of the language model are not trained: a reason by last name part."""
     fused_experts: bool = False
     """Whether the server takes a LoRA on fused experts as PEFT writes it; then one may be continued."""
@@ -77,6 +77,7 @@ _QKVO = ("q_proj", "k_proj", "v_proj", "o_proj")
 _GATED = ("gate_proj", "up_proj", "down_proj")
 _MLA = ("q_proj", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "o_proj")
 _DELTA = ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj")
+_LFM2 = ("in_proj", "q_proj", "k_proj", "v_proj", "out_proj", "w1", "w3", "w2")
 _SHARED = ("input_linear", "output_linear")
 
 _MOE = {"gate": ROUTER, "router": ROUTER, "experts": EXPERTS}
@@ -121,10 +122,11 @@ FAMILIES: dict[str, Servable] = {
             "Qwen3ForCausalLM",
             "SeedOssForCausalLM",
             "SmolLM3ForCausalLM",
+            "VaultGemmaForCausalLM",
         ),
         _PLAIN,
     ),
-    **dict.fromkeys(("ApertusForCausalLM", "NemotronForCausalLM"), _UNGATED),
+    **dict.fromkeys(("ApertusForCausalLM", "Jais2ForCausalLM", "NemotronForCausalLM"), _UNGATED),
     **dict.fromkeys(("Phi3ForCausalLM",), Servable(("qkv_proj", "o_proj", "gate_up_proj", "down_proj"))),
     "Glm4ForCausalLM": Servable((*_QKVO, "down_proj"), {"gate_up_proj": LOOKED_UP_IN_PARTS}),
     "GlmForCausalLM": Servable((*_QKVO, "gate_up_proj", "down_proj")),
@@ -137,64 +139,69 @@ FAMILIES: dict[str, Servable] = {
     "PhimoeForCausalLM": _ATTENTION,
     "GptOssForCausalLM": _GPT_OSS,
     **dict.fromkeys(
-        ("Ernie4_5_MoeForCausalLM", "Glm4MoeForCausalLM", "OlmoeForCausalLM", "Qwen3MoeForCausalLM"),
+        (
+            "Ernie4_5_MoeForCausalLM",
+            "ExaoneMoeForCausalLM",
+            "FlexOlmoForCausalLM",
+            "Glm4MoeForCausalLM",
+            "MellumForCausalLM",
+            "OlmoeForCausalLM",
+            "Qwen3MoeForCausalLM",
+        ),
         _ATTENTION_OF_MOE,
     ),
     "Qwen2MoeForCausalLM": Servable(_QKVO + _GATED, _MOE | {"shared_expert_gate": ROUTER}),
-    "GraniteMoeSharedForCausalLM": Servable(_QKVO + _SHARED, _MOE),
-    **dict.fromkeys(("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM"), _MLA_OF_MOE),
+    **dict.fromkeys(
+        ("GraniteMoeSharedForCausalLM", "GraniteMoeSWAForCausalLM"),
+        Servable((*_QKVO, "output_linear"), _MOE | {"input_linear": NOT_WRAPPED}),
+    ),
+    **dict.fromkeys(("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "Glm4MoeLiteForCausalLM"), _MLA_OF_MOE),
     "Llama4ForCausalLM": Servable(_QKVO + _GATED, _MOE),
     "Llama4ForConditionalGeneration": Servable(_QKVO + _GATED, _MOE, names="language_model.model."),
     # layers without attention
     "FalconH1ForCausalLM": Servable(("in_proj", *_QKVO, *_GATED), {"out_proj": MAMBA}),
     "GraniteMoeHybridForCausalLM": Servable(("in_proj", *_QKVO, *_SHARED), _MOE | {"out_proj": MAMBA}),
     "JambaForCausalLM": Servable(("in_proj", "x_proj", "out_proj", *_QKVO, *_GATED), _MOE | {"dt_proj": MAMBA}),
-    "Lfm2ForCausalLM": Servable(("in_proj", "q_proj", "k_proj", "v_proj", "out_proj", "w1", "w3", "w2")),
+    "Lfm2ForCausalLM": Servable(_LFM2),
+    "Lfm2MoeForCausalLM": Servable(_LFM2, _MOE),
     "NemotronHForCausalLM": Servable(("in_proj", *_QKVO, "up_proj", "down_proj"), _MOE | {"out_proj": MAMBA}),
-    "Qwen3NextForCausalLM": Servable((*_QKVO, "in_proj_qkvz", "in_proj_ba", "out_proj"), _NO_MLP),
+    "Qwen3NextForCausalLM": Servable(
+        (*_QKVO, "in_proj_qkvz", "in_proj_ba", "out_proj"), _NO_MLP | {"shared_expert_gate": ROUTER}
+    ),
     "Qwen3_5ForCausalLM": _QWEN_NEXT_DENSE,
     "Qwen3_5MoeForCausalLM": _QWEN_NEXT_MOE,
     "Qwen3_5ForConditionalGeneration": Servable(_QWEN_NEXT_DENSE.modules, names="model.language_model."),
     "Qwen3_5MoeForConditionalGeneration": Servable(
-        _QWEN_NEXT_MOE.modules, _QWEN_NEXT_MOE.left_out, names="model.language_model."
+        _QWEN_NEXT_MOE.modules,
+        _QWEN_NEXT_MOE.left_out | {"experts": UNDROPPED},
+        fused_experts=True,
+        names="model.language_model.",
     ),
 }
 """What is served, by the architecture that config.json names: vLLM goes by it, too."""
 
-WITHOUT_LORA = frozenset(
-    [
-        "AriaForConditionalGeneration",
-        "BailingMoeV2_5ForCausalLM",
-        "BailingMoeV3ForCausalLM",
-        "BloomForCausalLM",
-        "Cohere2MoeForCausalLM",
-        "Cohere2VisionForConditionalGeneration",
-        "DbrxForCausalLM",
-        "FalconForCausalLM",
-        "FalconMambaForCausalLM",
-        "GPT2LMHeadModel",
-        "GPTJForCausalLM",
-        "Gemma3nForCausalLM",
-        "Gemma3nForConditionalGeneration",
-        "HrmTextForCausalLM",
-        "KimiK25ForConditionalGeneration",
-        "KimiLinearForCausalLM",
-        "KimiVLForConditionalGeneration",
-        "LlavaOnevisionForConditionalGeneration",
-        "MambaForCausalLM",
-        "Mamba2ForCausalLM",
-        "MiMoV2FlashForCausalLM",
-        "MiMoV2ForCausalLM",
-        "MiniMaxM3SparseForCausalLM",
-        "MiniMaxM3SparseForConditionalGeneration",
-        "OrionForCausalLM",
-        "Qwen2AudioForConditionalGeneration",
-        "StableLmForCausalLM",
-        "Step3TextForCausalLM",
-        "Step3p5ForCausalLM",
-        "Zamba2ForCausalLM",
-    ]
-)
+_WITHOUT_LORA = """
+AriaForConditionalGeneration BailingMoeV2_5ForCausalLM BailingMoeV3ForCausalLM
+BailingMoeV3VLForConditionalGeneration BeeForConditionalGeneration BloomForCausalLM Cohere2MoeForCausalLM
+Cohere2VisionForConditionalGeneration CohereAsrForConditionalGeneration Cosmos3EdgeForConditionalGeneration
+DbrxForCausalLM DeepseekV41ForCausalLM DeepseekV4ForCausalLM DeepseekV4ForConditionalGeneration
+DeepseekVLV2ForCausalLM DiffusionGemmaForBlockDiffusion Dots3NoteForCausalLM FalconForCausalLM
+FalconMambaForCausalLM FireRedASR2ForConditionalGeneration FunASRForConditionalGeneration
+FunAudioChatForConditionalGeneration Gemma3nForCausalLM Gemma3nForConditionalGeneration Glm5NextForCausalLM
+GPT2LMHeadModel GPTJForCausalLM HCXVisionV2ForCausalLM HfMoondream HrmTextForCausalLM
+IQuestLoopCoderForCausalLM KananaVForConditionalGeneration KimiK25ForConditionalGeneration
+KimiK3ForConditionalGeneration KimiLinearForCausalLM KimiVLForConditionalGeneration
+LlavaOnevision2ForConditionalGeneration LlavaOnevisionForConditionalGeneration Mamba2ForCausalLM
+MambaForCausalLM MiDashengLMModel MiMoV2FlashForCausalLM MiMoV2ForCausalLM MiMoV2OmniForCausalLM
+MiniMaxM3SparseForCausalLM MiniMaxM3SparseForConditionalGeneration Moondream3ForCausalLM
+MoonshotKimiaForCausalLM MossTranscribeDiarizeForConditionalGeneration NemotronParseForConditionalGeneration
+OpenVLAForActionPrediction OrionForCausalLM Ovis Ovis2_5 Ovis2_6_MoeForCausalLM Ovis2_6ForCausalLM
+PaddleOCRVLForConditionalGeneration Phi3VForCausalLM Phi4ForCausalLMV Qwen2AudioForConditionalGeneration
+RForConditionalGeneration SkyworkR1VChatModel StableLmForCausalLM Step1ForCausalLM Step3p5ForCausalLM
+Step3p7ForConditionalGeneration Step3TextForCausalLM Step3VLForConditionalGeneration
+StepVLForConditionalGeneration Zamba2ForCausalLM
+"""
+WITHOUT_LORA = frozenset(_WITHOUT_LORA.split())
 """Classes that vLLM serves and whose LoRA it does not."""
 
 _TEXT_INSTEAD = {
