@@ -20,8 +20,8 @@ from tests.support.zoo import bare_config
 
 REPO = Path(__file__).parents[2]
 VLLM = REPO / ".venv-vllm" / "bin" / "python"
-KINDS = ("qwen3", "qwen3_moe", "qwen3_5_text", "falcon_h1", "deepseek_v3")
-"""Plain, a mixture of experts, delta-net, Mamba, multi-head latent attention."""
+KINDS = ("qwen3", "qwen3_moe", "qwen3_5", "falcon_h1", "deepseek_v3")
+"""Plain, a mixture of experts, a model that also sees, Mamba, multi-head latent attention."""
 
 
 def ask(*question: str) -> Any:
