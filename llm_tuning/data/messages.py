@@ -18,6 +18,7 @@ Message = dict[str, str]
 """`role` is system, user or assistant; `content` is text."""
 
 MESSAGE_FIELDS = frozenset(("role", "content", "from", "value"))
+PART_FIELDS = frozenset(("type", "text", "value"))
 ROLES = ("system", "user", "assistant")
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant"} | {role: role for role in ROLES}
 """Role names of ShareGPT files, which no chat template knows."""

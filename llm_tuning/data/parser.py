@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from llm_tuning.data.cells import CellRow, read_cells
 from llm_tuning.data.columns import Columns
 from llm_tuning.data.faults import Reason, RowFault, shown
-from llm_tuning.data.messages import MESSAGE_FIELDS, check_roles, read_flags
+from llm_tuning.data.messages import MESSAGE_FIELDS, PART_FIELDS, check_roles, read_flags
 from llm_tuning.data.row_fields import FLAG_NAMES, PREFIX_NAMES, plain
 from llm_tuning.data.row_plan import (
     RowPlan,
@@ -45,7 +45,7 @@ class RowParser:
         self.ignored_fields: set[str] = set()
         self.counts: Counter[str] = Counter()
         """Rows by what is said of them: `trimmed` (messages after the last answer to learn were left out),
-        `left out` (their author marked them as not learned), `placeholders`."""
+        `left out` (their author marked them as not learned), and those of _WARNED."""
         self.first: dict[str, int] = {}
         """The first row of each count."""
         self._columns = Columns(form, columns or {})
@@ -80,8 +80,9 @@ class RowParser:
             finished.append(kept)
         if any(kept is not conversation for kept, conversation in zip(finished, sequences, strict=True)):
             self._count("trimmed", row_number)
-        if any(map(_has_placeholder, finished)):
-            self._count("placeholders", row_number)
+        for name, holds in _WARNED.items():
+            if any(holds(text) for conversation in finished for text in conversation.texts):
+                self._count(name, row_number)
         return Example(row_number, tuple(finished), number)
 
     def _number(self, row: Row) -> float:
@@ -147,13 +148,20 @@ class RowParser:
 
     def _note_messages(self, name: str, messages: Iterable[Mapping[str, Any]]) -> None:
         for message in messages:
-            if message.keys() <= MESSAGE_FIELDS:
-                continue
-            for own in message.keys() - MESSAGE_FIELDS:
-                if (name, own) not in self._noted and is_set(message[own]):
-                    self._noted.add((name, own))
-                    if plain(own) not in FLAG_NAMES | PREFIX_NAMES:
-                        self._ignore(f"{name}[].{shown(own)}")
+            if not message.keys() <= MESSAGE_FIELDS:
+                self._note_others(f"{name}[].", message, MESSAGE_FIELDS)
+            if isinstance(message.get("content"), list):
+                for part in message["content"]:
+                    if isinstance(part, Mapping):
+                        self._note_others(f"{name}[].content[].", part, PART_FIELDS)
+
+    def _note_others(self, where: str, values: Mapping[str, Any], known: frozenset[str]) -> None:
+        """Note the fields of a message or part that nothing uses."""
+        for own in values.keys() - known:
+            if (where, own) not in self._noted and is_set(values[own]):
+                self._noted.add((where, own))
+                if plain(own) not in FLAG_NAMES | PREFIX_NAMES:
+                    self._ignore(f"{where}{shown(own)}")
 
     def _ignore(self, name: str) -> None:
         if len(self.ignored_fields) < MAX_IGNORED_FIELDS:
@@ -178,8 +186,8 @@ def _finished(conversation: Conversation) -> Conversation | None:
     )
 
 
-def _has_placeholder(conversation: Conversation) -> bool:
-    for message in conversation.messages or ({"content": conversation.text or ""},):
-        if "{{" in message["content"] and _PLACEHOLDER.search(message["content"]):
-            return True
-    return False
+_WARNED: Mapping[str, Callable[[str], object]] = {
+    "placeholders": lambda text: "{{" in text and _PLACEHOLDER.search(text),
+    "images": lambda text: "<image>" in text,
+}
+"""What a text is warned of, by the name of its count."""

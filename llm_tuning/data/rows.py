@@ -44,9 +44,16 @@ class Conversation:
     """By index of an assistant turn: how many characters at its start are given with the prompt and not learned."""
 
     @property
+    def texts(self) -> list[str]:
+        """Its texts, one a message."""
+        if self.messages is None:
+            return [self.text or ""]
+        return [message["content"] for message in self.messages]
+
+    @property
     def characters(self) -> int:
         """Characters of its texts."""
-        return len(self.text or "") + sum(len(message["content"]) for message in self.messages or ())
+        return sum(map(len, self.texts))
 
     def learned_turns(self) -> list[int]:
         """Return the indices of the messages that are learned."""

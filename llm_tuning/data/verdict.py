@@ -41,6 +41,11 @@ _NOTES: dict[str, str] = {
     Fact.MARKED_TEXTS: "texts of {} hold special tokens of the base: they are learned as they stand, without a chat "
     "template around them",
 }
+_OF_TEXTS = {
+    "placeholders": "{{name}} placeholders are learned as they stand: fill them in if they stand for something",
+    "images": "`<image>` stands for an image that is not seen in training: leave such rows out",
+}
+"""What is said of texts that a RowParser counts."""
 _DEFECTS = (Reason.UNKNOWN_SHAPE, Reason.MISSING_FIELD)
 
 
@@ -152,10 +157,10 @@ def _find_warnings(report: Report, parser: RowParser) -> None:
                 warn(sentence.format(rows))
     if report.duplicates.count:
         warn(f"{report.duplicates} equal to an earlier row: remove repeats that are not meant")
-    if placeholders := parser.counts["placeholders"]:
-        first = report.place(parser.first["placeholders"])
-        where = f"{placeholders:,} rows, the first is {first}" if placeholders > 1 else first
-        warn(f"{{{{name}}}} placeholders are learned as they stand: fill them in if they stand for something ({where})")
+    for name, said in _OF_TEXTS.items():
+        if count := parser.counts[name]:
+            first = report.place(parser.first[name])
+            warn(f"{said} ({first if count == 1 else f'{count:,} rows, the first is {first}'})")
     if report.refusals and report.ok:
         warn(f"{report.refused:,} refused rows are skipped: correct them to train on them")
 

@@ -20,6 +20,24 @@ def test_a_good_run_passes_with_counts_and_leaves_the_hash_of_the_base(claim: Cl
     assert not (claim.models / ".work").exists()
 
 
+def test_rows_to_evaluate_on_are_counted_and_those_that_training_has_seen_are_said(claim: Claim) -> None:
+    datasets = claim.root / "datasets"
+    seen = (datasets / "good.jsonl").read_text().splitlines()[0]
+    (datasets / "eval.jsonl").write_text(json.dumps({"prompt": "another one", "output": "yes"}) + f"\n{seen}\n")
+    ended = claim.run("check", dataset={"path": "datasets/good.jsonl", "evaluation": "datasets/eval.jsonl"})
+    assert ended.code == 0, ended.log
+    assert "; evaluation: 1 of 2 rows are scored" in ended.result["message"]
+    assert "Warning: evaluation: row 2 has its prompt among the training rows" in ended.result["message"]
+
+
+def test_a_link_of_the_rows_to_evaluate_on_out_of_the_claim_is_refused(claim: Claim, tmp_path: Path) -> None:
+    (tmp_path / "outside.jsonl").write_text("")
+    (claim.root / "datasets" / "eval.jsonl").symlink_to(tmp_path / "outside.jsonl")
+    ended = claim.run("check", dataset={"path": "datasets/good.jsonl", "evaluation": "datasets/eval.jsonl"})
+    assert ended.result["reason"] == "PathOutsideVolume"
+    assert "spec.dataset.evaluation" in ended.result["message"]
+
+
 def test_skipped_rows_and_cut_ones_are_counted(claim: Claim) -> None:
     dataset = {"path": "datasets/bad.jsonl", "skipInvalidRows": True}
     ended = claim.run("check", dataset=dataset, training={"maxLength": 36})
@@ -39,7 +57,22 @@ def test_skipped_rows_and_cut_ones_are_counted(claim: Claim) -> None:
             "spec.dataset.path: datasets/bad.jsonl, row 5:",
         ),
         ({"dataset": {"path": "datasets/none.jsonl"}}, "DatasetNotFound", "datasets/none.jsonl: does not exist"),
+        (
+            {"dataset": {"path": "datasets/good.jsonl", "evaluation": "datasets/none.jsonl"}},
+            "DatasetNotFound",
+            "spec.dataset.evaluation: datasets/none.jsonl: does not exist",
+        ),
+        (
+            {"dataset": {"path": "datasets/good.jsonl", "evaluation": "datasets/bad.jsonl"}},
+            "DatasetInvalid",
+            "spec.dataset.evaluation: datasets/bad.jsonl, row 5:",
+        ),
         ({"model": {"path": "base/none"}}, "BaseModelNotFound", "spec.model.path: base/none: does not exist"),
+        (
+            {"model": {"path": "Qwen/Qwen3-0.6B"}},
+            "BaseModelNotFound",
+            "does not exist; it looks like a name on the hub: fetch it with `hf download Qwen/Qwen3-0.6B --local-dir",
+        ),
         ({"model": {"path": "datasets"}}, "BaseModelInvalid", "has no config.json"),
         ({"mode": "ppo"}, "DatasetInvalid", "MissingReward"),
         (
@@ -54,7 +87,19 @@ def test_skipped_rows_and_cut_ones_are_counted(claim: Claim) -> None:
         ),
         ({"tracking": {"uri": "tracking:5000"}}, "TrackingInvalid", "spec.tracking.uri: must be a folder or a URI"),
     ],
-    ids=["rows", "no dataset", "no base", "bad base", "no rewards", "no adapter", "local store", "no scheme"],
+    ids=[
+        "rows",
+        "no dataset",
+        "no evaluation",
+        "rows to evaluate on",
+        "no base",
+        "a hub's name",
+        "bad base",
+        "no rewards",
+        "no adapter",
+        "local store",
+        "no scheme",
+    ],
 )
 def test_bad_input_ends_with_64_and_names_the_field(
     claim: Claim, given: dict[str, Any], reason: str, said: str

@@ -38,7 +38,7 @@ def of_the_library() -> list[tuple[str, str]]:
     return found
 
 
-COMMANDS = ("models/card.py", "models/not_a_base.py")
+COMMANDS = ("models/card.py", "models/not_a_base.py", "data/files/locate.py")
 """Files whose texts hold commands to copy, of other programs too, and no flag of ours."""
 FLAGS_OF_OTHERS = {"--repo-type", "--local-dir", "--max-model-len"}
 """Of `hf` and of vLLM, in sentences that name our settings besides."""

@@ -86,6 +86,15 @@ def test_placeholders_are_warned_of(write_lines: WriteLines, output: str, warned
     assert said == [text] * warned
 
 
+def test_the_place_of_an_image_is_warned_of(write_lines: WriteLines) -> None:
+    rows_of_images = [{"prompt": "<image>What is it?", "output": f"{n}"} for n in range(2)]
+    report = check(write_lines([*rows(2), *rows_of_images]))
+    assert (
+        "`<image>` stands for an image that is not seen in training: leave such rows out (2 rows, the first is row 3)"
+        in report.warnings
+    )
+
+
 def test_rows_of_which_other_turns_are_learned_are_no_duplicates() -> None:
     counter = DuplicateCounter()
     messages = [USER, ASSISTANT, USER, ASSISTANT]

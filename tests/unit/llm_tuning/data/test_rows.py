@@ -245,3 +245,6 @@ def test_fields_that_nothing_uses_are_named() -> None:
     parser = RowParser(MODES["sft"].rows)
     parser.parse(1, {"messages": [USER | {"name": "x", "weight": None}, ASSISTANT | {"train": True}], "reward": 1})
     assert parser.ignored_fields == {"messages[].name", "reward"}
+    parts = [{"type": "text", "text": "q", "cache_control": {"type": "ephemeral"}, "annotations": []}]
+    parser.parse(2, {"messages": [USER | {"content": parts}, ASSISTANT]})
+    assert parser.ignored_fields == {"messages[].name", "reward", "messages[].content[].cache_control"}
