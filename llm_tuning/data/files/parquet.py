@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 _BUFFER_BYTES = 1 << 20
-"""Read of a column at once: without a buffer a whole row group is read, and a memory map keeps all that was touched."""
+"""Read of a column at once. By default pyarrow reads a row group whole, and a memory map keeps all that was touched."""
+
+_BATCH_BYTES = 4 << 20
 
 
 def read_parquet(stored: StoredFile) -> Iterator[Row]:
@@ -37,7 +39,7 @@ def _read(path: Path, at: Path) -> Iterator[Row]:
     number = 0
     try:
         with limited_memory():
-            file = pq.ParquetFile(at, buffer_size=_BUFFER_BYTES)
+            file = pq.ParquetFile(at, buffer_size=_BUFFER_BYTES, pre_buffer=False)
         with file:
             check_names(path, file.schema_arrow)
             unfolding = Unfolding(path, at.stat().st_size)
@@ -61,11 +63,17 @@ def _batches(file: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
     for group in range(file.num_row_groups):
         done = 0
         try:
-            for batch in _group(file, group, BATCH_ROWS):
+            for batch in _group(file, group, _rows_at_once(file, group)):
                 yield batch
                 done += batch.num_rows
         except MemoryError:
             yield from islice(_group(file, group, 1), done, None)
+
+
+def _rows_at_once(file: pq.ParquetFile, group: int) -> int:
+    """Return how many rows to decode together: fewer of long ones, as far as the file says how long they are."""
+    described = file.metadata.row_group(group)
+    return max(1, min(BATCH_ROWS, _BATCH_BYTES * described.num_rows // max(1, described.total_byte_size)))
 
 
 def _group(file: pq.ParquetFile, group: int, rows: int) -> Iterator[pa.RecordBatch]:

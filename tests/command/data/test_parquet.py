@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -12,19 +13,30 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.support import large_files
+
 MIB = 1 << 20
 READ = """
-import resource, sys, time
+import re, sys, time
 from pathlib import Path
 from llm_tuning.data.files.parquet import read_parquet
 from llm_tuning.data.files.stored import StoredFile
 import pyarrow.parquet
-before, began, rows = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time(), 0
+def peak():  # ru_maxrss would count the parent's memory before the exec
+    return int(re.search("VmHWM: +([0-9]+)", Path("/proc/self/status").read_text().replace(chr(9), " "))[1])
+before, began, rows = peak(), time.process_time(), 0
 try:
     for _ in read_parquet(StoredFile(Path(sys.argv[1]))): rows += 1
 except ValueError as error: print(error)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, time.process_time() - began, rows)
+print(peak() - before, time.process_time() - began, rows)
 """
+
+
+def read(path: Path) -> subprocess.CompletedProcess[str]:
+    """Read a file in a process of its own."""
+    environment = os.environ | {"PYTHONPATH": str(large_files.ROOT)}
+    command = [sys.executable, "-c", READ, str(path)]
+    return subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
 
 
 def write(path: Path, table: pa.Table) -> Path:
@@ -66,10 +78,22 @@ def test_a_small_file_that_unfolds_without_end_is_refused(tmp_path: Path, kind: 
     make, want, least = BOMBS[kind]
     path = write(tmp_path / "rows.parquet", make())
     assert path.stat().st_size < MIB
-    done = subprocess.run([sys.executable, "-c", READ, str(path)], capture_output=True, text=True, check=True)
+    done = read(path)
     said, figures = done.stdout.splitlines()
     kibibytes, seconds, rows = map(float, figures.split())
     assert re.search(want, said), said
     assert kibibytes < 700 * 1024
     assert seconds < 20
     assert rows >= least
+
+
+def test_a_row_group_is_not_read_whole(tmp_path: Path) -> None:
+    """Texts that do not compress: the file is as large as they are."""
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"text": [os.urandom(1500).hex() for _ in range(40_000)]}), path, use_dictionary=False)
+    assert path.stat().st_size > 70 * MIB
+    done = read(path)
+    kibibytes, _, rows = map(float, done.stdout.split())
+    print(f"{kibibytes / 1024:.0f} MiB more")
+    assert rows == 40_000
+    assert kibibytes < 64 * 1024
