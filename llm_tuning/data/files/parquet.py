@@ -73,7 +73,8 @@ def _batches(file: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
 def _rows_at_once(file: pq.ParquetFile, group: int) -> int:
     """Return how many rows to decode together: fewer of long ones, as far as the file says how long they are."""
     described = file.metadata.row_group(group)
-    return max(1, min(BATCH_ROWS, _BATCH_BYTES * described.num_rows // max(1, described.total_byte_size)))
+    fitting = _BATCH_BYTES * int(described.num_rows) // max(1, int(described.total_byte_size))
+    return max(1, min(BATCH_ROWS, fitting))
 
 
 def _group(file: pq.ParquetFile, group: int, rows: int) -> Iterator[pa.RecordBatch]:
