@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 
 from tokenizers import Encoding, Tokenizer
 
+from llm_tuning.errors import InputError, Problem
+
 _CACHED_TAIL_CHARACTERS = 256
 _CACHED_TAILS = 10_000
 _ANCHORS = ("\n", "a", ".", ":", "]", ">", "0")
@@ -80,7 +82,7 @@ class Encoder:
         self._begins_with_blank = bool(first) and first[0][:1] in ("\u2581", "\u0120")
 
     def encode(self, texts: Sequence[str]) -> list[Encoding]:
-        """Encode texts that hold all their special tokens."""
+        """Encode texts that hold all their special tokens; raises InputError where the tokenizer cannot."""
         # Post-processors of byte-level tokenizers cut blanks out of the offsets, and then leading blanks of an
         # answer would belong to no token. Without special tokens a post-processor does nothing else.
         tokenizer = self.tokenizer
@@ -90,6 +92,9 @@ class Encoder:
         tokenizer.post_processor = None  # type: ignore[assignment]
         try:
             return tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        except Exception as error:  # the library raises bare Exception
+            rule = f"cannot encode every text ({str(error)[:200]})"
+            raise InputError(Problem("tokenizer.json of the base", rule, "give it an unknown token")) from None
         finally:
             if processor is not None:
                 tokenizer.post_processor = processor

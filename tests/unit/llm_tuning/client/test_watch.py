@@ -19,8 +19,8 @@ async def seen_by_wait(client: AsyncTuningClient) -> list[str]:
     return [f"{job.phase} {job.snapshot().step}" async for job in client.watch("faq")]
 
 
-async def until_watched(server: FakeApiServer) -> None:
-    while not any("watch=true" in path for _, path, _, _ in server.requests):
+async def until_watched(server: FakeApiServer, times: int = 1) -> None:
+    while sum("watch=true" in path for _, path, _, _ in server.requests) < times:
         await asyncio.sleep(0.01)
 
 
@@ -34,7 +34,7 @@ async def run_through(server: FakeApiServer) -> None:
 async def test_every_version_from_now_to_the_end(server: FakeApiServer, client: AsyncTuningClient) -> None:
     await server.put("tuningjobs", "faq", spec=SPEC)
     watching = asyncio.create_task(seen_by_wait(client))
-    await asyncio.sleep(0.1)
+    await asyncio.wait_for(until_watched(server), 10)
     await run_through(server)
     assert await asyncio.wait_for(watching, 5) == ["Pending 0", "Training 1", "Training 50", "Succeeded 100"]
 
@@ -50,7 +50,7 @@ async def test_a_version_that_is_forgotten_is_read_anew(server: FakeApiServer, c
     server.next_watches += [expired, in_the_stream]
     await server.put("tuningjobs", "faq", spec=SPEC)
     watching = asyncio.create_task(seen_by_wait(client))
-    await asyncio.sleep(0.3)
+    await asyncio.wait_for(until_watched(server, times=3), 10)
     await run_through(server)
     seen = await asyncio.wait_for(watching, 5)
     assert seen[:3] == ["Pending 0"] * 3, "two lists more"
@@ -72,7 +72,7 @@ async def test_a_cut_connection_goes_on_after_the_last_version(
     server.next_watches += [half_an_event, half_an_event]
     await server.put("tuningjobs", "faq", spec=SPEC)
     watching = asyncio.create_task(seen_by_wait(client))
-    await asyncio.sleep(0.4)
+    await asyncio.wait_for(until_watched(server, times=3), 10)
     await run_through(server)
     assert await asyncio.wait_for(watching, 5) == [
         *("Pending 0", "Training 7", "Training 8"),
