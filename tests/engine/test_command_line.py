@@ -141,6 +141,21 @@ def bare_base(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path
 
 
 @pytest.fixture(scope="module")
+def seeing_base(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
+    """A base whose class also sees; by its config alone, for no engine is started."""
+    folder = tmp_path_factory.mktemp("base") / "seeing"
+    shutil.copytree(tiny_base, folder)
+    config = {
+        "architectures": ["Gemma3ForConditionalGeneration"],
+        "model_type": "gemma3",
+        "text_config": json.loads((folder / "config.json").read_text()) | {"model_type": "gemma3_text"},
+        "vision_config": {"hidden_size": 32},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(scope="module")
 def adapter(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
     folder = tmp_path_factory.mktemp("models") / "ft_sft_tiny"
     return make_plain_adapter(folder, tiny_base, rank=24, chat_template="{{ messages }}")
@@ -148,7 +163,7 @@ def adapter(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def pod_commands(
-    tiny_base: Path, bare_base: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory
+    tiny_base: Path, bare_base: Path, seeing_base: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> list[Any]:
     """(settings, command) of pods: each field at each of its values, with each number of GPUs."""
     scratch = tmp_path_factory.mktemp("scratch")
@@ -158,7 +173,12 @@ def pod_commands(
 
     def made() -> Iterator[Any]:
         for gpus, fields in itertools.product(GPUS, settings):
-            for base, adapters, wanted in ((tiny_base, served, 1), (bare_base, [], 0), (tiny_base, served, 2048)):
+            for base, adapters, wanted in (
+                (tiny_base, served, 1),
+                (bare_base, [], 0),
+                (seeing_base, [], 0),
+                (tiny_base, served, 2048),
+            ):
                 pod = Pod(
                     base=inspect_base(base),
                     base_name="base",
@@ -175,7 +195,7 @@ def pod_commands(
 
 
 @pytest.fixture(scope="module")
-def serving_commands(tiny_base: Path, bare_base: Path, adapter: Path) -> list[Any]:
+def serving_commands(tiny_base: Path, bare_base: Path, seeing_base: Path, adapter: Path) -> list[Any]:
     """Commands of `launch_llm.sh`."""
     return [
         plan_serving(
@@ -189,7 +209,7 @@ def serving_commands(tiny_base: Path, bare_base: Path, adapter: Path) -> list[An
         ).command
         for gpu_id, (base, lora), (host, further) in itertools.product(
             ("cpu", "0", "0,1", "0,1,2,3,4,5,6,7"),
-            ((tiny_base, None), (tiny_base, adapter), (bare_base, None)),
+            ((tiny_base, None), (tiny_base, adapter), (bare_base, None), (seeing_base, None)),
             (("127.0.0.1", ""), ("0.0.0.0", "--max-model-len 4096 --gpu-memory-utilization 0.8")),
         )
     ]
