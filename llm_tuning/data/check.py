@@ -18,7 +18,7 @@ from llm_tuning.data.faults import RowFault
 from llm_tuning.data.id_sample import IdSample
 from llm_tuning.data.parser import RowParser
 from llm_tuning.data.reading import DatasetFile, data_hash, evaluation_path
-from llm_tuning.data.report import Report, describe
+from llm_tuning.data.report import Report, describe, name_skipped
 from llm_tuning.data.rows import Example, Learn, RowForm
 from llm_tuning.data.sample import render_sample
 from llm_tuning.data.splitting import PromptGroups
@@ -146,6 +146,7 @@ def _examine(
             if writer is not None:
                 writer.begin_evaluation()
             report.evaluation, of_evaluation = reader.read(evaluation_path(path, evaluation))
+            reader.name_skipped_files()
             judge_evaluation(report.evaluation, of_evaluation, tokenizer, skip_invalid_rows=skip_invalid_rows)
         judge(report, parser, tokenizer, tokenizer_dir=tokenizer_dir, skip_invalid_rows=skip_invalid_rows)
         if check_base is not None and tokenizer is not None and sample is not None:
@@ -171,6 +172,7 @@ class _Reader:
         self._form, self._columns, self._max_length = form, columns, max_length
         self._tokenizer, self._writer = tokenizer, writer
         self._prompts = PromptGroups()
+        self._found: list[tuple[Report, DatasetFile]] = []
 
     def read(self, path: Path, sample: IdSample | None = None) -> tuple[Report, RowParser]:
         """Read a file and count what is in it; a file that cannot be read is a problem of its report.
@@ -184,6 +186,7 @@ class _Reader:
         try:
             dataset = DatasetFile(path)
             describe(report, dataset)
+            self._found.append((report, dataset))
             for batch in _batches(dataset, parser, tally):
                 raise_if_stopped("while checking the dataset")
                 _take(batch, self._tokenizer, tally, self._writer, sample, max_length=self._max_length)
@@ -197,6 +200,12 @@ class _Reader:
         if dataset is not None:
             report.name_places(dataset.place)
         return report, parser
+
+    def name_skipped_files(self) -> None:
+        """Take from the files that each report says are not read those that were read for another."""
+        read = {str(file) for _, dataset in self._found for file in dataset.files}
+        for report, dataset in self._found:
+            name_skipped(report, [file for file in dataset.skipped if file not in read])
 
 
 def _load_tokenizer(folder: Path | None, encoder: Tokenizer | None, learn: Learn) -> RowTokenizer | None:

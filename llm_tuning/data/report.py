@@ -5,7 +5,7 @@ It holds counts, row numbers and field names, never a word of the data set itsel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr
@@ -251,7 +251,12 @@ def describe(report: Report, dataset: DatasetFile) -> None:
     """Put into the report what kind of files the rows are in."""
     report.format, report.compression = dataset.format, dataset.compression
     report.files, report.row_numbers = len(dataset.files), dataset.numbering
-    report.skipped_files, report.skipped_files_count = list(dataset.skipped[:MAX_LISTED_FILES]), len(dataset.skipped)
+    name_skipped(report, dataset.skipped)
+
+
+def name_skipped(report: Report, files: Sequence[str]) -> None:
+    """Put into the report what lies beside its files and is not read: paths."""
+    report.skipped_files, report.skipped_files_count = list(files[:MAX_LISTED_FILES]), len(files)
 
 
 def _row_lists(part: BaseModel) -> Iterator[RowList]:

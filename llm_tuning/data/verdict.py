@@ -110,6 +110,7 @@ def _find_problems(report: Report, *, skip_invalid_rows: bool, fewest: int) -> N
         is_row = not any(refused.reason in _DEFECTS for refused in report.refusals)
         if (problem := one_object_problem(Path(report.path), is_row=is_row)) is not None:
             report.refuse(problem)
+            report.refusals = []  # their remedies are for a row, which the object is none of
             return
     if report.refusals and (not skip_invalid_rows or report.kept < fewest):
         for refused in report.refusals:
@@ -168,7 +169,7 @@ def _find_warnings(report: Report, parser: RowParser) -> None:
 def _find_notes_on_base(report: Report, tokenizer: RowTokenizer | None, tokenizer_dir: Path | None) -> None:
     note = report.notes.append
     if tokenizer_dir is None:
-        note("token lengths were not checked: give the base with {field:model.path}")
+        note("token lengths were not checked: that takes a base ({field:model.path})")
     elif tokenizer is None:
         note("the base has no tokenizer.json: token lengths are checked in the run")
     elif tokenizer.template.is_plain and report.shape != "text":

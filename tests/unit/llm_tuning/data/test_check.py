@@ -230,7 +230,7 @@ def test_answers_that_will_not_stop_are_warned_of(
 def test_without_a_base_rows_are_checked_and_the_report_says_what_was_not(write_lines: WriteLines) -> None:
     report = check(write_lines(GOOD), None)
     assert (report.kept, report.tokens, report.template_hash) == (8, None, None)
-    assert any("give the base with model.path" in note for note in report.notes)
+    assert any("not checked: that takes a base (model.path)" in note for note in report.notes)
 
 
 def test_a_base_without_tokenizer_json_is_checked_by_the_given_encoder(

@@ -48,6 +48,19 @@ def test_all_rows_of_the_file_are_held_out_and_no_other(training: Path, tokenize
     assert rows.row_numbers[held_out].tolist() == [1, 2, 3, 4, 5]
 
 
+def test_a_file_that_either_side_reads_is_not_said_to_be_left_out(tmp_path: Path) -> None:
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    written(folder / "train.jsonl", TRAINING)
+    written(folder / "validation.jsonl", HELD_OUT)
+    written(folder / "test.jsonl", HELD_OUT)
+    form = MODES["sft"].rows
+    report = check_dataset(f"{folder}#train", form=form, tokenizer_dir=None, max_length=200, evaluation="#validation")
+    assert report.evaluation is not None
+    for part in (report, report.evaluation):
+        assert (part.skipped_files, part.skipped_files_count) == ([f"{folder}/test.jsonl"], 1)
+
+
 def test_few_rows_will_do_on_either_side(tokenizer_dir: Path, tmp_path: Path) -> None:
     """Below 20 rows nothing is split off, but what is given is used."""
     few = written(tmp_path / "few.jsonl", TRAINING[:2])

@@ -68,6 +68,7 @@ def test_a_list_that_is_not_named_is_refused_with_the_exact_names(tmp_path: Path
     assert [(problem.rule, problem.fix) for problem in report.problems] == [
         ("is one JSON object that holds lists of rows", f"name the list: {path}#train or {path}#test")
     ]
+    assert "Refused" not in report.summary()  # with a remedy for a row, which the object is none of
     assert examine_dataset(named(path, "train"), form=SFT.rows, tokenizer_dir=None, max_length=64).rows == 20
 
 
