@@ -103,7 +103,7 @@ class ConfigMapKeyRef(ApiModel):
     name: ObjectName = Field(description="Name of the ConfigMap.")
 
     key: Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]*[-_a-zA-Z0-9]$")] = (
-        Field(description="Key whose value is the file; its ending gives the form (.json, .jsonl, .parquet).")
+        Field(description="Key whose value is the file of rows, in any of the forms that a file on the claim may have.")
     )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from pydantic.alias_generators import to_camel
 
 from llm_tuning.api.tuning_job import TuningJobSpec
+from llm_tuning.data.files.json_object import NAME_THE_LIST
 from llm_tuning.data.files.locate import is_there
 from llm_tuning.errors import InputError, Problem, in_words
 from llm_tuning.models.not_a_base import HUB_NAME, hub_fix
@@ -27,6 +28,7 @@ _OWN = {"model_id": "metadata.name", "output_dir": f"spec.{_CLAIM}", "devices": 
 """What a TuningJob has in the place of a run's options."""
 _FULL_BYTES = 1 << 20
 _OUTPUT_FIX = f"give a claim that user {os.getuid()} may write to and that has room"
+_KEY_FIX = "keep the rows alone in the key, or put the file on the claim"
 
 
 class SpecWords:
@@ -105,6 +107,7 @@ def _in_spec_word(problem: Problem, job: PodJob | None) -> Problem:
         where, fix = where.removeprefix("output_dir "), _OUTPUT_FIX
     if field == DATASET and job is not None and job.dataset_file is not None:
         field = "dataset.configMap"
+        fix = _KEY_FIX if fix.startswith(NAME_THE_LIST) else fix  # a key has no `#train` behind it
     if field == ADAPTER and job is not None and job.input.spec.model.adapter is not None:
         field = "model.adapter.tuningJob" if job.input.spec.model.adapter.tuning_job else ADAPTER
     if field == BASE:

@@ -12,6 +12,7 @@ from llm_tuning.errors import Problem
 
 MAX_MEMBERS = 1000
 """Members of an object kept; what has more of them is a table by its index."""
+NAME_THE_LIST = "name the list: "
 _OF_A_MESSAGE = ("role", "content", "from", "value")
 _AS_RECORDS = "with pandas: to_json(path, orient='records', lines=True)"
 
@@ -89,7 +90,7 @@ def object_problem(path: Path, outline: Outline) -> Problem:
     """Build the problem of a file that is one JSON object instead of rows."""
     if lists := lists_of(outline):
         exact = " or ".join(f"{path}#{shown(name)}" for name in lists)
-        return Problem(str(path), "is one JSON object that holds lists of rows", f"name the list: {exact}")
+        return Problem(str(path), "is one JSON object that holds lists of rows", f"{NAME_THE_LIST}{exact}")
     if _holds_columns(outline):
         return Problem(str(path), "holds columns, not rows", f"save it by rows, {_AS_RECORDS}")
     fix = "write a JSON array of rows [...] or one row a line"

@@ -167,6 +167,15 @@ def test_rows_of_a_config_map_are_read_through_the_links_that_the_kubelet_makes(
     assert ended.result["message"].startswith("spec.dataset.configMap: rows.jsonl, row 5: ")
 
 
+def test_a_list_in_a_config_map_is_refused_with_what_can_be_done(claim: Claim, tmp_path: Path) -> None:
+    """A key has no `#train`: the API server refuses it."""
+    (tmp_path / "rows.json").write_text('{"train": [{"prompt": "q", "output": "a"}], "test": []}')
+    dataset = {"configMap": {"name": "rows", "key": "rows.json"}}
+    ended = claim.run("check", dataset=dataset, environment={"LLM_TUNING_DATASET_DIR": str(tmp_path)})
+    want = "is one JSON object that holds lists of rows; keep the rows alone in the key, or put the file on the claim"
+    assert ended.result["message"] == f"spec.dataset.configMap: rows.json: {want}"
+
+
 def test_a_claim_that_cannot_be_written_has_its_reason(claim: Claim) -> None:
     claim.models.write_text("a file where the folder belongs")
     ended = claim.run("check")
