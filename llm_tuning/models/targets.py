@@ -27,13 +27,15 @@ class Targets:
 def find_targets(base: BaseModel, lora: LoraSpec) -> Targets:
     """Find what `lora` trains on `base`; raises InputError for all names that cannot be trained or served."""
     family = family_of(read_config(base.path))
-    names = module_names(tensor_shapes(base))
+    tensors = tensor_shapes(base)
+    names = module_names(tensors)
     inside = {inner for name in names if (found := in_layer(name)) is not None for inner in [last(found[1])]}
     known = tuple(module for module in family.modules if module in inside)
     if lora.target_modules == ALL_LINEAR:
         return Targets(known, left_out(inside, family))
     asked = lora.target_modules.split(",")
-    problems = [problem for name in asked if (problem := _problem(name, names, known, family)) is not None]
+    experts = _inside_experts(tensors) - {last(name) for name in names}
+    problems = [problem for name in asked if (problem := _problem(name, names, known, family, experts)) is not None]
     if problems:
         raise InputError(problems)
     return Targets(tuple(module for module in known if module in {last(name) for name in asked}))
@@ -58,7 +60,15 @@ def is_asked(name: str, asked: Iterable[str]) -> bool:
     return any(name == one or name.endswith(f".{one}") for one in asked)
 
 
-def _problem(name: str, names: set[str], known: tuple[str, ...], family: Servable) -> Problem | None:
+def _inside_experts(tensors: Iterable[str]) -> set[str]:
+    """Return the last name parts of what lies in the experts, one by one or fused."""
+    found = (tensor.partition(f".{EXPERTS_MODULE}.")[2] for tensor in tensors)
+    return {last(inner.removesuffix(".weight")) for inner in found if inner}
+
+
+def _problem(
+    name: str, names: set[str], known: tuple[str, ...], family: Servable, experts: set[str]
+) -> Problem | None:
     can = f"it has {', '.join(known)}; or use all-linear"
     module = last(name)
     matching = [one for one in names if is_asked(one, [name]) or is_asked(_of_text_model(one), [name])]
@@ -70,6 +80,8 @@ def _problem(name: str, names: set[str], known: tuple[str, ...], family: Servabl
     if matching:
         rule = f"{name} is no layer of the language model whose LoRA vLLM serves"
         return Problem(FIELD, rule, can)
+    if module in experts and (why := family.why_not(EXPERTS_MODULE)):
+        return Problem(FIELD, f"{name} is not trained: {why}", can)
     return Problem(FIELD, f"{name} is no module of this model", can)
 
 

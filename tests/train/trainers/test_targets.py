@@ -93,6 +93,7 @@ def test_the_check_and_the_plan_know_what_is_trained(base: Path) -> None:
     [
         ("qwen3_moe", "q_proj,gate", r"gate is not trained: the router .*it has q_proj, k_proj, v_proj, o_proj"),
         ("qwen3_moe", "experts", r"experts is not trained: vLLM's LoRA takes fused experts in another form"),
+        ("qwen3_moe", "q_proj,up_proj", r"up_proj is not trained: vLLM's LoRA takes fused experts in another form"),
         ("qwen3_moe", "lm_head", r"lm_head is not trained: the losses"),
         ("qwen3_moe", "q_proj,c_attn", r"c_attn is no module of this model; it has q_proj"),
         ("gemma3_mm", "fc1", r"fc1 is no layer of the language model"),
