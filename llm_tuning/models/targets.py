@@ -66,9 +66,7 @@ def _inside_experts(tensors: Iterable[str]) -> set[str]:
     return {last(inner.removesuffix(".weight")) for inner in found if inner}
 
 
-def _problem(
-    name: str, names: set[str], known: tuple[str, ...], family: Servable, experts: set[str]
-) -> Problem | None:
+def _problem(name: str, names: set[str], known: tuple[str, ...], family: Servable, experts: set[str]) -> Problem | None:
     can = f"it has {', '.join(known)}; or use all-linear"
     module = last(name)
     matching = [one for one in names if is_asked(one, [name]) or is_asked(_of_text_model(one), [name])]
