@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from docs.tools.tables import table
-from llm_tuning.data.row_fields import FLAGS, KINDS, PREFIX, SYSTEM, FieldKind
+from llm_tuning.data.row_fields import FLAGS, HISTORY, KINDS, PREFIX, SYSTEM, FieldKind
 from llm_tuning.data.rows import RowForm, Shape
 from llm_tuning.data.unknown_rows import propose_columns
 from llm_tuning.modes import MODES
@@ -40,7 +40,7 @@ def rows_page() -> Lines:
     )
     yield from ("## Shapes", "", *table(("Row", *_FORMS), _shapes()))
     yield 'A `content` may be given as parts (`[{"type": "text", "text": ...}]`): line breaks join them, as in vLLM.'
-    yield from ("", "## Fields that are honoured", "", *table(("Field", *_FORMS), _honoured()))
+    yield from ("", "## Fields that are honoured", "", *table(("Field", *_FORMS), _honoured(_code)))
     yield from ("## Fields that refuse a row", "")
     yield from table(("What", "Of a row", "Of a turn, a part or a role", *_FORMS), map(_refused, KINDS))
     yield from (
@@ -59,7 +59,7 @@ def rows_page() -> Lines:
 
 def readme_table() -> Lines:
     """Return the same in short."""
-    yield from table(("Row or field", *_FORMS), (*_shapes(), *_honoured(), *map(_in_short, KINDS)))
+    yield from table(("Row or field", *_FORMS), (*_shapes(), *_honoured(_few), *map(_in_short, KINDS)))
 
 
 def _shapes() -> Iterator[tuple[str, ...]]:
@@ -81,11 +81,11 @@ def _shape_in(form: RowForm, shape: Shape) -> str:
     return ("every answer is learned" if not shape.history else "the answer is learned") + number
 
 
-def _honoured() -> Iterator[tuple[str, ...]]:
+def _honoured(names: Callable[[tuple[str, ...]], str]) -> Iterator[tuple[str, ...]]:
     count = len(_FORMS)
-    yield (_code(SYSTEM), *("the first message",) * count)
+    yield (names(SYSTEM), *("the first message",) * count)
     learned = ("before the prompt, its answers learned", "before the prompt, its answers not learned")
-    yield ("`history`", *(learned[not form.learns_history] for form in _FORMS.values()))
+    yield (names(HISTORY), *(learned[not form.learns_history] for form in _FORMS.values()))
     yield (f"{_code(FLAGS)} of a turn", *("0 or false: seen, not learned",) * count)
     yield (f"{_code(FLAGS)} of a row", *("0 or false: left out, and counted",) * count)
     yield (f"{_code(PREFIX)} of an assistant turn", *("given with the prompt; the next turn goes on with it",) * count)
@@ -97,8 +97,7 @@ def _refused(kind: FieldKind) -> tuple[str, ...]:
 
 
 def _in_short(kind: FieldKind) -> tuple[str, ...]:
-    few = _code(kind.row[:_FEW]) + (", ..." if len(kind.row) > _FEW else "")
-    return (f"{kind.title}: {few}", *(_in(form, kind) for form in _FORMS.values()))
+    return (f"{kind.title}: {_few(kind.row)}", *(_in(form, kind) for form in _FORMS.values()))
 
 
 def _in(form: RowForm, kind: FieldKind) -> str:
@@ -112,6 +111,10 @@ def _proposed() -> Iterator[tuple[str, ...]]:
         columns = propose_columns(_FORMS["sft"], dict.fromkeys(sample, "text"))
         assert columns, sample
         yield _code(sample), f"`{','.join(f'{own}={given}' for own, given in columns.items())}`"
+
+
+def _few(names: Sequence[str]) -> str:
+    return _code(names[:_FEW]) + (", ..." if len(names) > _FEW else "")
 
 
 def _code(names: Iterable[str]) -> str:

@@ -12,9 +12,10 @@ from collections.abc import Collection
 from typing import Any
 
 from llm_tuning.data.faults import Reason, RowFault, shown
+from llm_tuning.data.row_fields import HISTORY
 
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,4})?", re.ASCII)
-_LISTS = ("messages", "conversations", "history", "tools", "functions")
+_LISTS = ("messages", "conversations", *HISTORY, "tools", "functions")
 _KEEP_LISTS = "save the rows as JSON Lines or Parquet, such as to_json(path, orient='records', lines=True)"
 """pandas and `datasets` write lists into CSV in the spelling of Python."""
 

@@ -23,6 +23,13 @@ ROLES = ("system", "user", "assistant")
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant"} | {role: role for role in ROLES}
 """Role names of ShareGPT files, which no chat template knows."""
 
+_ROLES_ELSEWHERE = {role: role for role in ROLES} | {
+    **dict.fromkeys(("developer", "sys"), "system"),
+    **dict.fromkeys(("prompter", "human"), "user"),
+    **dict.fromkeys(("model", "bot", "chatbot", "ai", "gpt", "chatgpt"), "assistant"),
+}
+"""What the roles of other programs are here, for the words of a refusal."""
+
 _TEXT_PARTS = (None, "text", "input_text", "output_text")
 _BETWEEN_PARTS = "\n"
 """What vLLM writes between the parts of a text, for a template that takes text."""
@@ -113,7 +120,9 @@ def _unknown_role(given: Any, role_field: str, at: str) -> RowFault:
         return kind.fault(given, at=at)
     known = ", ".join(SHAREGPT_ROLES if role_field == "from" else ROLES)
     rule = f"`{role_field}` of a message must be one of {known}"
-    return RowFault(Reason.UNKNOWN_ROLE, rule, "rename or remove it", at=at)
+    meant = _ROLES_ELSEWHERE.get(given.strip().lower()) if isinstance(given, str) else None
+    fix = f"write `{meant}`" if meant else "rename it to the one that is meant, or leave the row out"
+    return RowFault(Reason.UNKNOWN_ROLE, rule, fix, at=at)
 
 
 def _message_form(sharegpt: bool) -> str:
@@ -204,4 +213,8 @@ def check_roles(roles: list[str]) -> None:
         raise RowFault(Reason.SYSTEM_NOT_FIRST, "a system message must come first", "move it to the start", at=at)
     first = roles[1] if roles[0] == "system" else roles[0]
     if first != "user":
-        raise RowFault(Reason.NO_USER_TURN, "must start with a user turn", "put the user's turn first")
+        raise RowFault(
+            Reason.NO_USER_TURN,
+            "must start with a user turn",
+            "remove the turns before the user's first, or add the turn that they answer",
+        )

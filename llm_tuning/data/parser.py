@@ -24,7 +24,7 @@ from llm_tuning.data.row_plan import (
 )
 from llm_tuning.data.rows import Conversation, Example, Row, RowForm, Shape
 from llm_tuning.data.unknown_rows import converted_fault, number_fault, unfit_fault
-from llm_tuning.data.values import is_given, is_set
+from llm_tuning.data.values import is_set
 
 MAX_IGNORED_FIELDS = 10_000
 """Names of unused fields that are kept."""
@@ -108,9 +108,8 @@ class RowParser:
             refuse_labels(plan, row)
         if plan.texts:
             refuse_texts(self.form, shape, plan, row, sequences[0])
-        if plan.history is not None and is_given(row[plan.history]):
-            learned = self.form.learns_history
-            sequences = list(with_history(sequences, plan.history, row, shape, learned=learned))
+        if plan.histories:
+            sequences = list(with_history(sequences, plan, row, shape, learned=self.form.learns_history))
         return list(with_system(sequences, plan, row, shape))
 
     def _shape_of(self, row: Row) -> Shape | None:

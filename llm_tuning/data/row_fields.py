@@ -72,6 +72,11 @@ def is_false(value: Any) -> bool:
     return flag(value) is False
 
 
+def is_true(value: Any) -> bool:
+    """Return whether `value` is true or 1."""
+    return flag(value) is True
+
+
 def is_for_evaluation(value: Any) -> bool:
     """Return whether a row's split is one that nobody trains on."""
     return isinstance(value, str) and plain(value.strip()) in _EVALUATION
@@ -112,7 +117,8 @@ KINDS = (
         "leave such rows out; without the field the answer is learned without its reasoning",
         row=_words(
             "reasoning reasoning_content reasoning_trace reasoning_steps thinking think thought thoughts rationale "
-            "rationales explanation chain_of_thought cot complex_cot cot_content scratchpad analysis"
+            "rationales explanation chain_of_thought cot complex_cot cot_content scratchpad analysis "
+            "thinking_trajectory thinking_trajectories reasoning_chain reasoning_process thought_process"
         ),
         turn=_words(
             "reasoning_content reasoning reasoning_details thinking thinking_blocks thought thoughts think cot channel"
@@ -151,7 +157,9 @@ KINDS = (
             "score_rejected chosen_score rejected_score chosen_rating rejected_rating chosen_reward rejected_reward "
             "margin winner loser better_response worse_response better_response_id safer_response_id response_0 "
             "response_1 response_a response_b response_j response_k answer_a answer_b output_1 output_2 "
-            "completion_a completion_b conversation_a conversation_b"
+            "completion_a completion_b conversation_a conversation_b chosen_output chosen_answer chosen_completion "
+            "rejected_output rejected_outputs rejected_answer rejected_completion bad_output bad_response bad_answer "
+            "negative_output negative_response negative_answer worst_response"
         ),
         turn=_words("chosen rejected preferred preference"),
     ),
@@ -178,10 +186,25 @@ KINDS = (
         "says that the answer is bad",
         "leave such rows out",
         row=_words(
-            "is_correct correct is_chosen is_preferred is_good desirable is_desirable accepted approved thumbs_up"
+            "is_correct correct is_chosen is_preferred is_good desirable is_desirable accepted approved thumbs_up "
+            "is_valid valid review_result passed"
         ),
-        turn=_words("is_correct correct accepted approved thumbs_up"),
+        turn=_words("is_correct correct accepted approved thumbs_up is_valid valid review_result"),
         matters=is_false,
+    ),
+    FieldKind(
+        "left out",
+        "what is wrong, or not to be used",
+        "says that it is wrong, or not to be used",
+        "leave such rows out; a turn that is seen and not learned is marked by `train`: false",
+        row=_words(
+            "deleted is_deleted discard discarded exclude excluded ignore ignored skip skipped incorrect is_incorrect "
+            "wrong is_wrong is_bad is_rejected"
+        ),
+        turn=_words(
+            "deleted is_deleted exclude excluded ignore ignored skip incorrect is_incorrect wrong is_wrong is_bad"
+        ),
+        matters=is_true,
     ),
     FieldKind(
         "masks",
@@ -191,11 +214,11 @@ KINDS = (
         row=_words(
             "loss_mask loss_masks loss_scale loss_scales loss_weights mask masks completion_mask assistant_mask "
             "assistant_masks train_mask weights token_weights sample_weight sample_weights roles_to_train "
-            "train_on_eos segments"
+            "train_on_eos segments learn compute_loss calculate_loss"
         ),
         turn=_words(
             "loss_mask loss_scale loss_weights mask masked masks weights train_detail training_detail train_mask "
-            "trainable"
+            "trainable learn learnable compute_loss calculate_loss is_train do_train train_on_turn supervised is_masked"
         ),
         matters=is_set,
     ),
@@ -225,7 +248,7 @@ KINDS = (
         "rows for evaluation",
         "says that the row is for evaluation, not for training",
         "put such rows into a file of their own, {field:dataset.evaluation}, or remove the field",
-        row=_words("split"),
+        row=_words("split data_split dataset_split partition fold subset set"),
         matters=is_for_evaluation,
     ),
 )
@@ -235,9 +258,15 @@ FLAGS = _words("train training loss weight loss_weight")
 """Of a turn or a row: false or 0 is seen and not learned."""
 PREFIX = _words("prefix partial")
 """Of an assistant turn: true makes it the beginning of the next one, which is given with the prompt."""
-SYSTEM = _words("system system_prompt system_message system_instruction")
+SYSTEM = _words(
+    "system system_prompt system_message system_instruction system_text system_content sys_prompt meta_instruction "
+    "developer_message developer_prompt"
+)
 """Of a row: the first message, of role system."""
-HISTORY = "history"
+HISTORY = _words(
+    "history chat_history conversation_history dialogue_history dialog_history message_history previous_messages "
+    "previous_turns"
+)
 """Of a row: pairs of a question and an answer, before the prompt."""
 
 QUESTIONS = _words("prompt question query instruction instructions problem")
@@ -249,10 +278,24 @@ CONTEXTS = _words(
     "input inputs context contexts passage passages paragraph background knowledge document article choices options "
     "definition premise hypothesis schema prefix suffix"
 )
+BESIDE = _words(
+    "prefill assistant_prefix response_prefix answer_prefix few_shot few_shots few_shot_examples demonstrations "
+    "evidence docs facts table tables retrieved_context retrieved_documents sql_context code_context corrected "
+    "corrected_output corrected_response corrected_answer revised_output revised_response revised_answer "
+    "improved_output edited_output"
+)
+"""Texts that belong to the question or correct the answer, and that no shape has a place for."""
 OWN_TEXTS = _words("text messages conversations conversation dialog dialogue")
 SUMMARIES = _words("summary highlights")
+ANSWERS_TO_TEXT = _words(
+    "code canonical_solution sql translation translations translated paraphrase paraphrases rewrite rewritten "
+    "correction output_text target_text text_target"
+)
+"""Beside plain text: what is made of it, as in a task of code or translation."""
 LABELS_OF_TEXT = _words(
-    "label labels label_text label_name class class_name class_label category sentiment intent target"
+    "label labels label_text label_name label_id class class_name class_label category sentiment intent target "
+    "gold_label coarse_label fine_label emotion emotions polarity stars spam is_spam toxic hate ner ner_tags pos_tags "
+    "entities spans annotations"
 )
 """Beside plain text: what a classifier would learn to say of it."""
 
@@ -268,8 +311,10 @@ ROLE_KINDS = _by_name(lambda kind: kind.roles)
 FLAG_NAMES = frozenset(map(plain, FLAGS))
 PREFIX_NAMES = frozenset(map(plain, PREFIX))
 SYSTEM_NAMES = frozenset(map(plain, SYSTEM))
-TEXT_NAMES = frozenset(map(plain, (*QUESTIONS, *ANSWERS, *CONTEXTS, *OWN_TEXTS)))
+HISTORY_NAMES = frozenset(map(plain, HISTORY))
+TEXT_NAMES = frozenset(map(plain, (*QUESTIONS, *ANSWERS, *CONTEXTS, *BESIDE, *OWN_TEXTS)))
 """Texts that could be asked or answered: beside a shape that does not read them they are a copy of it, or a fault."""
 ASKED_NAMES = frozenset(map(plain, QUESTIONS))
 ANSWER_NAMES = frozenset(map(plain, (*ANSWERS, *SUMMARIES)))
+ANSWER_TO_TEXT_NAMES = ANSWER_NAMES | frozenset(map(plain, ANSWERS_TO_TEXT))
 LABEL_OF_TEXT_NAMES = frozenset(map(plain, LABELS_OF_TEXT))

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from llm_tuning.data.faults import Reason, RowFault, shown
 from llm_tuning.data.messages import convert_messages
 from llm_tuning.data.row_fields import (
-    ANSWER_NAMES,
+    ANSWER_TO_TEXT_NAMES,
     ASKED_NAMES,
     FLAG_NAMES,
-    HISTORY,
+    HISTORY_NAMES,
     KINDS,
     LABEL_OF_TEXT_NAMES,
     ROW_KINDS,
@@ -24,7 +24,7 @@ from llm_tuning.data.row_fields import (
     plain,
 )
 from llm_tuning.data.rows import FORMS, Conversation, Row, RowForm, Shape
-from llm_tuning.data.values import check_text, is_given, texts_in
+from llm_tuning.data.values import check_text, is_given, is_set, texts_in
 
 _ROLE_NAMES = frozenset(("role", "from", "speaker"))
 
@@ -40,7 +40,7 @@ class RowPlan:
     labels: list[str] = field(default_factory=list)
     """Beside plain text: what it would be labelled with."""
     systems: list[str] = field(default_factory=list)
-    history: str | None = None
+    histories: list[str] = field(default_factory=list)
     has_flags: bool = False
     columns: Mapping[str, str] = field(default_factory=dict)
     """The columns that the file's author has named."""
@@ -50,7 +50,7 @@ class RowPlan:
     @property
     def is_plain(self) -> bool:
         """Nothing but the fields of the shape, and what cannot matter."""
-        return not (self.refused or self.texts or self.labels or self.systems or self.history or self.has_flags)
+        return not (self.refused or self.texts or self.labels or self.systems or self.histories or self.has_flags)
 
 
 def build_plan(form: RowForm, shape: Shape | None, row: Row, columns: Mapping[str, str]) -> RowPlan:
@@ -67,18 +67,19 @@ def build_plan(form: RowForm, shape: Shape | None, row: Row, columns: Mapping[st
             continue
         if key in SYSTEM_NAMES:
             plan.systems.append(name)
-        elif key == HISTORY:
-            plan.history = name
+        elif key in HISTORY_NAMES:
+            plan.histories.append(name)
         elif key in FLAG_NAMES:
             plan.has_flags = True
         else:
             plan.unnoted.append(name)
-            if kind is not None and kind.name not in form.takes | kinds_decided:
+            is_label = shape is not None and shape.is_text and (key in LABEL_OF_TEXT_NAMES or key in _ROLE_NAMES)
+            if kind is not None and not is_label and kind.name not in form.takes | kinds_decided:
                 plan.refused.append((name, kind))
-            if shape is not None and shape.is_text and (key in LABEL_OF_TEXT_NAMES or key in _ROLE_NAMES):
+            if is_label:
                 plan.labels.append(name)
             elif not decided and (
-                name in others or key in TEXT_NAMES or (shape and shape.is_text and key in ANSWER_NAMES)
+                name in others or key in TEXT_NAMES or (shape and shape.is_text and key in ANSWER_TO_TEXT_NAMES)
             ):
                 plan.texts.append(name)
     plan.refused.sort(key=lambda entry: KINDS.index(entry[1]))
@@ -111,15 +112,16 @@ def _advice_of(form: RowForm, kind: FieldKind) -> str:
 def refuse_labels(plan: RowPlan, row: Row) -> None:
     """Raise RowFault for a row of plain text that is a classifier's, or one message of a conversation."""
     for name in plan.labels:
-        if not is_given(row[name]):
+        if not is_set(row[name]):
             continue
         if plain(name) in _ROLE_NAMES:
             rule = f"`{shown(name)}` beside `text`: the row is one message, and a conversation is to be one row"
             raise RowFault(Reason.AMBIGUOUS, rule, 'write {"messages": [...]} with all messages of a conversation')
         rule = f"`{shown(name)}` labels `text`, and all of `text` would be learned without it"
-        raise RowFault(
-            Reason.AMBIGUOUS, rule, f"{_columns({'prompt': 'text', 'output': name})} to learn it as the answer"
-        )
+        fix = f"{_columns({'prompt': 'text', 'output': name})} to learn it as the answer"
+        if not isinstance(row[name], str):
+            fix = f"write it as text, such as the name of its class, and {fix}"
+        raise RowFault(Reason.AMBIGUOUS, rule, fix)
 
 
 def with_system(conversations: Iterable[Conversation], plan: RowPlan, row: Row, shape: Shape) -> Iterator[Conversation]:
@@ -156,9 +158,17 @@ def _after_system(conversation: Conversation, name: str, text: str) -> Conversat
 
 
 def with_history(
-    conversations: Iterable[Conversation], name: str, row: Row, shape: Shape, *, learned: bool
+    conversations: Iterable[Conversation], plan: RowPlan, row: Row, shape: Shape, *, learned: bool
 ) -> Iterator[Conversation]:
     """Yield the conversations with the row's history before them; raises RowFault."""
+    given = [name for name in plan.histories if is_given(row[name])]
+    if not given:
+        yield from conversations
+        return
+    if len(given) > 1:
+        rule = f"{' and '.join(f'`{shown(name)}`' for name in given)} are both turns before the prompt"
+        raise RowFault(Reason.AMBIGUOUS, rule, "keep the one that is meant")
+    name = given[0]
     if not shape.history or isinstance(row[shape.fields[0]], list):
         rule = f"`{shown(name)}` beside {shape.name if shape.is_text else 'messages'} has no place of its own"
         raise RowFault(Reason.AMBIGUOUS, rule, "write its turns into the messages, or remove it")
@@ -171,6 +181,9 @@ def _history(row: Row, name: str) -> list[dict[str, str]]:
     pairs = row[name]
     if isinstance(pairs, list) and all(isinstance(pair, dict) for pair in pairs):
         turns = convert_messages(row, name)
+        if turns.messages[-1]["role"] != "assistant":
+            rule = f"`{shown(name)}` ends with a turn without its answer, and the prompt is the next turn of the user"
+            raise RowFault(Reason.AMBIGUOUS, rule, "end it with the assistant's turn before the prompt")
         if not turns.flags and not turns.prefixes:
             return turns.messages
     messages = []
@@ -205,7 +218,7 @@ def _text_beside(shape: Shape, plan: RowPlan, name: str) -> RowFault:
     fix = "put it where it belongs"
     if shape.is_text and plain(name) in ASKED_NAMES:
         fix = f"{_columns({'prompt': name, 'output': 'text'})} where `text` is its answer"
-    elif shape.is_text and plain(name) in ANSWER_NAMES:
+    elif shape.is_text and plain(name) in ANSWER_TO_TEXT_NAMES:
         fix = f"{_columns({'prompt': 'text', 'output': name})} to learn it as the answer to `text`"
     rule = f"`{shown(name)}` beside {shape.name} is not part of what would be learned"
     return RowFault(Reason.AMBIGUOUS, rule, f"{fix}, or {_decide(shape, plan)} to leave it out")
@@ -213,6 +226,10 @@ def _text_beside(shape: Shape, plan: RowPlan, name: str) -> RowFault:
 
 def _compare(shape: Shape, other: Shape, plan: RowPlan, row: Row, own: list[str]) -> None:
     said = _normal(_turns(other.convert(row)[0]))
+    values = [row.get(name) for name in (*shape.fields, *shape.optional)]
+    if other.is_text and all(isinstance(value, str | None) for value in values):
+        # a template may write between them, as Alpaca's does between an instruction and its input
+        own = _normal(value for value in values if value)
     if not (all(content in said[0] for content in own) if other.is_text else said == own):
         rule = f"has the shapes {shape.name} and {other.name}, which say different things"
         fix = ", or ".join(f"{_decide(one, plan)} to learn {one.name}" for one in (shape, other))

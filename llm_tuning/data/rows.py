@@ -168,7 +168,7 @@ class RowForm:
     @property
     def fields(self) -> tuple[str, ...]:
         """Every field of a row or message that has a meaning to the mode."""
-        return (*self.own_fields, *SYSTEM[:1], HISTORY, "role", "content")
+        return (*self.own_fields, *SYSTEM[:1], *HISTORY[:1], "role", "content")
 
 
 FORMS: dict[str, RowForm] = {}

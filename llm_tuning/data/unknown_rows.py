@@ -16,7 +16,7 @@ from llm_tuning.data.row_fields import (
     ANSWERS,
     CONTEXTS,
     FLAG_NAMES,
-    HISTORY,
+    HISTORY_NAMES,
     QUESTIONS,
     ROW_KINDS,
     SYSTEM_NAMES,
@@ -98,9 +98,11 @@ def _nearest_shape(form: RowForm, row: Row) -> Shape | None:
 
 def _misspelt(name: str, row: Row) -> str | None:
     """Return the field of the row that is nearly `name`, None for one that means something else."""
-    known = ROW_KINDS.keys() | TEXT_NAMES | SYSTEM_NAMES | FLAG_NAMES | {HISTORY}
+    known = ROW_KINDS.keys() | TEXT_NAMES | SYSTEM_NAMES | FLAG_NAMES | HISTORY_NAMES
     near = closest(name, [other for other in row if plain(other) == plain(name) or plain(other) not in known])
-    return near if near is not None and near[:1].lower() == name[:1] else None
+    if near is None or near[:1].lower() != name[:1] or (name in _CHATS and not isinstance(row[near], list)):
+        return None
+    return near
 
 
 def propose_columns(form: RowForm, row: Row) -> dict[str, str] | None:
@@ -150,10 +152,13 @@ def _changed(columns: dict[str, str], row: Row) -> dict[str, str] | None:
 
 def _chat_columns(form: RowForm, row: Row) -> dict[str, str] | None:
     """Return the columns of the one field that is a list of messages, None where there is not one."""
+    parts = _ASKED | ROW_KINDS.keys()
+    if _named(row, _ASKED | _ANSWERED):
+        parts |= HISTORY_NAMES
     found = [
         {"messages": name, **keys}
         for name, value in row.items()
-        if plain(name) not in {HISTORY, *ROW_KINDS} and (keys := _message_keys(value)) is not None
+        if plain(name) not in parts and (keys := _message_keys(value)) is not None
     ]
     return _changed(found[0], row) if len(found) == 1 and "messages" in form.own_fields else None
 

@@ -488,7 +488,7 @@ REFUSED: list[tuple[str, Row, Reason, str, str]] = [
         "`label` labels `text`",
         "set columns to prompt=text,output=label to learn it as the answer",
     ),
-    ("a classifier's row by number", {"text": "t", "label": 0}, Reason.UNSUPPORTED_FIELD, "`label` marks", "for sft"),
+    ("a classifier's row by number", {"text": "t", "label": 0}, Reason.AMBIGUOUS, "`label` labels", "write it as text"),
     # Media.
     (
         "LLaMA-Factory images",

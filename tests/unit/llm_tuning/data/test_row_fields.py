@@ -26,6 +26,7 @@ ROWS: dict[str, dict[str, Any]] = {
 MATTERS: dict[str, Any] = {
     "label": False,
     "judgement": False,
+    "left out": True,
     "token ids": [1, 2],
     "masks": [0, 1],
     "train on input": True,
@@ -97,6 +98,10 @@ def test_an_empty_field_is_no_field_and_no_note(value: Any) -> None:
         ("label", "billing"),
         ("labels", ["billing", "card"]),
         ("is_correct", True),
+        ("is_valid", True),
+        ("deleted", False),
+        ("ignore", "case"),
+        ("subset", "en"),
         ("split", "train"),
         ("train_on_input", False),
         ("correct", "B"),
