@@ -121,7 +121,7 @@ def refuse_labels(plan: RowPlan, row: Row) -> None:
         fix = f"{_columns({'prompt': 'text', 'output': name})} to learn it as the answer"
         if not isinstance(row[name], str):
             fix = f"write it as text, such as the name of its class, and {fix}"
-        raise RowFault(Reason.AMBIGUOUS, rule, fix)
+        raise RowFault(Reason.AMBIGUOUS, rule, f"{fix}, or remove it to learn the text alone")
 
 
 def with_system(conversations: Iterable[Conversation], plan: RowPlan, row: Row, shape: Shape) -> Iterator[Conversation]:

@@ -87,6 +87,7 @@ def test_a_label_of_a_text_is_no_note(name: str) -> None:
     for value in (0, 1, False, True, [0, 3]):
         fault = fault_of({"text": "a good film", name: value})
         assert (fault.reason, "write it as text" in fault.fix) == (Reason.AMBIGUOUS, True)
+        assert fault.fix.endswith(", or remove it to learn the text alone")
 
 
 def test_a_text_that_a_template_made_of_the_same_row_is_no_other_shape() -> None:
