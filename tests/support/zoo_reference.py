@@ -36,10 +36,15 @@ class Reference:
         base.requires_grad_(False)
         self.model: Any = PeftModel.from_pretrained(base, adapter, is_trainable=True).eval()
         self._text = base.get_submodule(logits_of) if logits_of else self.model
+        rope = getattr(base.config.get_text_config(), "rope_parameters", None) or {}
+        self._remembers = rope.get("rope_type") == "dynamic"
 
     def logprobs(self, input_ids: Sequence[int]) -> Tensor:
         """log p(id_t | ids before t) for t >= 1, (tokens - 1,)."""
         ids = torch.tensor([list(input_ids)])
+        if self._remembers:  # the longest row so far, for rows that are shorter; a single token makes it forget
+            with torch.no_grad():
+                self._text(input_ids=ids[:, :1], use_cache=False)
         logits: Tensor = self._text(input_ids=ids, use_cache=False).logits[0, :-1].float()
         return logits.log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
 

@@ -85,7 +85,7 @@ class Seen:
 def try_family(name: str, folder: Path) -> Outcome:
     """Take the family through SFT, the reference, plain PEFT and PPO in `folder`; what it makes stays there."""
     family = families()[name]
-    outcome = Outcome(name, family.class_name)
+    outcome = Outcome(name, family.architecture or family.class_name)
     base = make_base(name, folder / "base")
     common = SETTINGS | {"output_dir": str(folder / "models"), "tracking_uri": str(folder.parent / "mlruns")}
     with seen_steps() as seen:
