@@ -47,13 +47,13 @@ def ids_as_served(folder: Path, *, cache: Path | None, apart: bool = True) -> Ba
 
     That is without transformers (as in the operator's image: the training pod compares then, before it loads a model),
     and for a base without tokenizer.json, whose rows are tokenised by what transformers builds. `apart`: in a process
-    of its own.
+    of its own, as always where the rows are refused and nothing else of this process needs transformers.
     """
     if transformers_version() is None or not (folder / TOKENIZER).exists():
         return None
-    rebuild = rebuild_apart if apart else rebuild_here
 
     def compare(report: Report, tokenizer: RowTokenizer, sample: IdSample) -> None:
+        rebuild = rebuild_here if report.ok and not apart else rebuild_apart
         _compare(folder, report, tokenizer, sample, rebuild=rebuild, cache=cache)
 
     return compare

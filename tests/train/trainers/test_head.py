@@ -78,7 +78,7 @@ def test_the_kl_in_chunks_equals_that_of_torch_distributions():
     want = torch.distributions.kl_divergence(
         torch.distributions.Categorical(logits=head(policy)), torch.distributions.Categorical(logits=head(start))
     )
-    torch.testing.assert_close(head.kl(policy, start), want)
+    torch.testing.assert_close(head.kl(policy, start), want, rtol=1e-5, atol=1e-5)  # processors sum in other orders
 
 
 @pytest.mark.parametrize("family", CONFIGS)
