@@ -69,6 +69,7 @@ def tarred() -> bytes:
         ),
         ("[]\n[]\n", "JSON array on each line", '{"messages"'),
     ],
+    ids=lambda value: "bytes" if isinstance(value, bytes) else None,  # archives hold the time: no name of a test
 )
 def test_it_is_called_by_its_name(tmp_path: Path, content: bytes | str, rule: str, fix: str) -> None:
     from llm_tuning.data.check import examine_dataset
