@@ -32,6 +32,8 @@ from tests.support.zoo import make_base
 pytestmark = [pytest.mark.alone]
 
 FAMILIES = ("qwen3", "phi3_128k", "qwen3_5")
+CONTEXT = {"qwen3": {"maxModelLen": 512}, "qwen3_5": {"maxModelLen": 512}}
+"""A long rope is served as trained within the original context alone, which is vLLM's own choice."""
 SERVICES = "inferenceservices.tuning.llmtuning.dev"
 ROWS = [
     {
@@ -86,10 +88,10 @@ print(json.dumps([answer.status, answer.headers["X-Model-Id"], json.load(answer)
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_family_is_trained_served_and_proven(space: TuningNamespace, family: str, tmp_path: Path) -> None:
-    base, name = make_base(family, tmp_path / family), family.replace("_", "-")
+    base, name = make_base(family, tmp_path / family), f"{family.replace('_', '-')}-chat"
     copy_base(space, base)
     shutil.rmtree(base)
-    served = {"name": name, "resources": {"gpus": 0, "cpu": "200m", "memory": "5Gi"}, "vllm": {"maxModelLen": 512}}
+    served = {"name": name, "resources": {"gpus": 0, "cpu": "200m", "memory": "5Gi"}, "vllm": CONTEXT.get(family, {})}
     space.apply(
         tuning_job(
             name,
