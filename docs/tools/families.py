@@ -18,6 +18,8 @@ from docs.tools.tables import table
 ROOT = Path(__file__).resolve().parents[2]
 RECORD = ROOT / "docs/families.json"
 FINDINGS = ROOT / "build/families"
+OF_THE_TOKENIZER = "other token ids"
+"""In a refusal that tells of the tokenizer which stands in for the family's own, and nothing of the family."""
 LIBRARIES = ("torch", "transformers", "peft")
 TITLES = ("Family, class", "Trained layers", "Rows", "Loss, gradient", "Plain PEFT", "PPO after it", "vLLM")
 
@@ -63,7 +65,9 @@ def main() -> int:
     """Take the findings of the last run over into the record."""
     record = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {"families": {}}
     for path in sorted(FINDINGS.glob("*.json")):
-        record["families"][path.stem] = record["families"].get(path.stem, {}) | json.loads(path.read_text())
+        found = json.loads(path.read_text())
+        if OF_THE_TOKENIZER not in found.get("refused", ""):
+            record["families"][path.stem] = record["families"].get(path.stem, {}) | found
     record["versions"] = {name: importlib.metadata.version(name) for name in LIBRARIES}
     record["families"] = dict(sorted(record["families"].items()))
     RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
