@@ -43,7 +43,7 @@ def micro_batches(rows: Sequence[TokenRow], max_tokens: int, *, flat: bool) -> l
     """Cut rows as a run would."""
     cut = (full_batches if flat else token_budget_batches)([len(row.input_ids) for row in rows], max_tokens)
     lay = flatten if flat else pad
-    return [lay([rows[i] for i in at], at) for at in cut]
+    return [lay([rows[i] for i in at]) for at in cut]
 
 
 def with_lora(model: Any, *, rank: int = 8, alpha: int = 16, dropout: float = 0.0, seed: int = 0) -> Any:
