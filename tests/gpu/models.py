@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,7 @@ def micro_batches(rows: Sequence[TokenRow], max_tokens: int, *, flat: bool) -> l
     """Cut rows as a run would."""
     cut = (full_batches if flat else token_budget_batches)([len(row.input_ids) for row in rows], max_tokens)
     lay = flatten if flat else pad
-    return [lay([rows[i] for i in at]) for at in cut]
+    return [replace(lay([rows[i] for i in at]), rows=at) for at in cut]
 
 
 def with_lora(model: Any, *, rank: int = 8, alpha: int = 16, dropout: float = 0.0, seed: int = 0) -> Any:
