@@ -1,4 +1,4 @@
-"""A module's families are tried once each."""
+"""A module's families are tried once each; a module for each kind, since `make` hands whole files to its workers."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import datasets
 import pytest
 
 from llm_tuning.data.check import examine_dataset
@@ -11,7 +12,6 @@ from llm_tuning.data.reading import DatasetFile, data_hash
 from llm_tuning.errors import InputError
 from llm_tuning.modes.sft import SFT
 
-datasets = pytest.importorskip("datasets", reason="the train extra")
 ROWS = [
     {"messages": [{"role": "user", "content": f"q {i}"}, {"role": "assistant", "content": f"a {i}"}]} for i in range(30)
 ]
