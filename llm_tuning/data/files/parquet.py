@@ -7,6 +7,7 @@ bytes can be gigabytes of text. What bounds them is the memory that the decoder 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,7 +39,7 @@ def _read(path: Path, at: Path) -> Iterator[Row]:
 
     number = 0
     try:
-        with limited_memory():
+        with limited_memory(), _malloc():
             file = pq.ParquetFile(at, buffer_size=_BUFFER_BYTES, pre_buffer=False)
         with file:
             check_names(path, file.schema_arrow)
@@ -56,6 +57,19 @@ def _read(path: Path, at: Path) -> Iterator[Row]:
         is_text = isinstance(error, UnicodeDecodeError)
         rule = "holds text that is not UTF-8" if is_text else "is not a whole Parquet file"
         raise InputError(Problem(where, rule, COPY_AGAIN)) from None
+
+
+@contextmanager
+def _malloc() -> Iterator[None]:
+    """Let what is opened here allocate from the system, which gives pages back; Arrow's own pool keeps more."""
+    import pyarrow as pa
+
+    usual = pa.default_memory_pool()
+    pa.set_memory_pool(pa.system_memory_pool())
+    try:
+        yield
+    finally:
+        pa.set_memory_pool(usual)
 
 
 def _batches(file: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
