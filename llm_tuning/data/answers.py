@@ -13,6 +13,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from llm_tuning.data.calls import Tools
 from llm_tuning.data.chat import ChatTemplate, TemplateRefused
 from llm_tuning.data.faults import Fact, Reason, RowFault
 from llm_tuning.data.messages import Message
@@ -37,15 +38,21 @@ class Asked:
 
 
 def ask(
-    template: ChatTemplate, messages: Sequence[Message], index: int, *, given: int = 0, stops: Sequence[str] = ()
+    template: ChatTemplate,
+    messages: Sequence[Message],
+    index: int,
+    *,
+    tools: Tools | None = None,
+    given: int = 0,
+    stops: Sequence[str] = (),
 ) -> Asked:
     """Render the answer `messages[index]`; the first `given` characters of its content are shown and not asked for.
 
     `stops` are the texts of the tokens at which generation stops. Raises RowFault.
     """
     try:
-        prompt = template.render(messages[:index], add_generation_prompt=True)
-        through = template.render(messages[: index + 1])
+        prompt = template.render(messages[:index], tools=tools, add_generation_prompt=True)
+        through = template.render(messages[: index + 1], tools=tools)
         asked = Asked(prompt, "")
         content = messages[index]["content"]
         if through.startswith(prompt):
@@ -53,7 +60,9 @@ def ask(
         else:
             asked.facts.add(Fact.PROMPT_DIFFERS)
             upto = messages[: index + 1]
-            asked.answer = _behind_another_start(template, upto, prompt=prompt, through=through, stops=stops)
+            asked.answer = _behind_another_start(
+                template, upto, tools=tools, prompt=prompt, through=through, stops=stops
+            )
     except TemplateRefused as refusal:
         # A template's own sentence is part of the template; anything else could quote the row.
         message = str(refusal)
@@ -67,7 +76,13 @@ def ask(
 
 
 def _behind_another_start(
-    template: ChatTemplate, messages: Sequence[Message], *, prompt: str, through: str, stops: Sequence[str]
+    template: ChatTemplate,
+    messages: Sequence[Message],
+    *,
+    tools: Tools | None,
+    prompt: str,
+    through: str,
+    stops: Sequence[str],
 ) -> str:
     """Return the answer, the last of `messages`, behind a prompt that the rendering `through` does not begin with."""
     at = _common_length(prompt, through)
@@ -77,7 +92,7 @@ def _behind_another_start(
         return rest
     if head.strip() == THINK:
         return _in_open_think_block(content, rest)
-    before = template.render(messages[:-1])
+    before = template.render(messages[:-1], tools=tools)
     if through.startswith(before) and rest.lstrip().startswith(content.strip()):
         return rest  # only the start of the turn differs, and the answer is all that follows
     added = prompt[len(before) :] if prompt.startswith(before) else ""

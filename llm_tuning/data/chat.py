@@ -22,6 +22,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from llm_tuning.core.files import OddFile, read_json, read_text
+from llm_tuning.data.calls import Tools, for_template
 from llm_tuning.data.messages import Message
 from llm_tuning.errors import InputError, Problem
 
@@ -63,12 +64,19 @@ class ChatTemplate:
         """Whether rendering may differ from day to day."""
         return "strftime_now" in self.text
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
+    @property
+    def reads_thinking(self) -> bool:
+        """Whether it has reasoning by the name `thinking` alone, as gpt-oss's has."""
+        return "message.thinking" in self.text and "reasoning_content" not in self.text
+
+    def render(
+        self, messages: Sequence[Message], *, tools: Tools | None = None, add_generation_prompt: bool = False
+    ) -> str:
         """Return the conversation as the model sees it; raises TemplateRefused or TemplateForbidden."""
         try:
             return _compile(self.text).render(
-                messages=messages,
-                tools=None,
+                messages=for_template(messages, thinking=self.reads_thinking),
+                tools=tools,
                 documents=None,
                 add_generation_prompt=add_generation_prompt,
                 strftime_now=self.now.strftime,

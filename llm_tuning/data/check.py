@@ -265,6 +265,7 @@ def _write(writer: TokenRowsWriter, example: Example, row: TokenisedRow) -> None
     for number, sequence in enumerate(row.sequences):
         of_sequence: dict[str, Any] = {
             "messages": sequence.messages,
+            "tools": sequence.tools,
             "text": sequence.text,
             "prompt_tokens": sequence.prompt_tokens,
         }

@@ -116,7 +116,7 @@ def _text(conversation: Conversation, template: ChatTemplate) -> str | None:
     if conversation.messages is None:
         return conversation.text
     try:
-        return template.render(conversation.messages)
+        return template.render(conversation.messages, tools=conversation.tools)
     except TemplateRefused:
         return None
 
@@ -124,7 +124,7 @@ def _text(conversation: Conversation, template: ChatTemplate) -> str | None:
 def _blocks(example: Example) -> set[int]:
     found: set[int] = set()
     for conversation in example.sequences:
-        for text in (conversation.text or "", *(message["content"] for message in conversation.messages or ())):
+        for text in conversation.texts:
             if not text.isascii():
                 found |= {ord(character) >> _BLOCK_BITS for character in set(text)}
     return found

@@ -14,8 +14,13 @@ from llm_tuning.data.faults import Reason, RowFault, got, shown
 from llm_tuning.data.row_fields import FLAG_NAMES, PART_KINDS, PREFIX_NAMES, ROLE_KINDS, TURN_KINDS, plain
 from llm_tuning.data.values import check_text, flag, is_given
 
-Message = dict[str, str]
-"""`role` is system, user or assistant; `content` is text."""
+Message = dict[str, Any]
+"""`role` is system, user, assistant or tool; `content` is text, "" where an answer is calls and nothing else.
+
+An assistant's turn may have `reasoning_content` (text) and `tool_calls`, each
+`{"id"?, "function": {"arguments", "name"}, "type": "function"}` with the arguments as an object, in the order in which
+vLLM hands them to a template. A tool's turn may have `tool_call_id` and `name`.
+"""
 
 MESSAGE_FIELDS = frozenset(("role", "content", "from", "value"))
 PART_FIELDS = frozenset(("type", "text", "value"))

@@ -179,6 +179,7 @@ def _finished(conversation: Conversation) -> Conversation | None:
         return None
     return Conversation(
         conversation.messages[: last + 1],
+        tools=conversation.tools,
         learn_from=conversation.learn_from,
         not_learned=frozenset(index for index in conversation.not_learned if index < last),
         prefixes={index: length for index, length in conversation.prefixes.items() if index <= last},

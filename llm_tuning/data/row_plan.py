@@ -142,7 +142,8 @@ def with_system(conversations: Iterable[Conversation], plan: RowPlan, row: Row, 
 def read_system(row: Row, name: str) -> str:
     """Return the text of a system message given beside the turns; raises RowFault."""
     if isinstance(row[name], list):
-        return convert_messages({name: [{"role": "system", "content": row[name]}]}, name).messages[0]["content"]
+        content: str = convert_messages({name: [{"role": "system", "content": row[name]}]}, name).messages[0]["content"]
+        return content
     return check_text(row, name)
 
 

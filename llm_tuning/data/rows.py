@@ -36,6 +36,8 @@ class Conversation:
 
     messages: list[Message] | None = None
     text: str | None = None
+    tools: list[dict[str, Any]] | None = None
+    """The tools that the answers may call, as vLLM hands OpenAI's `tools` to a template; None without any."""
     learn_from: int = 0
     """Assistant turns before this index are context only (the prompt of {prompt, completion})."""
     not_learned: frozenset[int] = frozenset()
@@ -45,15 +47,18 @@ class Conversation:
 
     @property
     def texts(self) -> list[str]:
-        """Its texts, one a message."""
+        """Its texts, of each message its content and then its reasoning."""
         if self.messages is None:
             return [self.text or ""]
-        return [message["content"] for message in self.messages]
+        return [
+            message[name] for message in self.messages for name in ("content", "reasoning_content") if name in message
+        ]
 
     @property
     def characters(self) -> int:
-        """Characters of its texts."""
-        return sum(map(len, self.texts))
+        """Characters of its texts and of its calls, about; its tools are not counted."""
+        calls = sum(len(str(message["tool_calls"])) for message in self.messages or () if "tool_calls" in message)
+        return sum(map(len, self.texts)) + calls
 
     def learned_turns(self) -> list[int]:
         """Return the indices of the messages that are learned."""
@@ -79,6 +84,7 @@ class Conversation:
         count = len(messages)
         return Conversation(
             messages + (self.messages or []),
+            tools=self.tools,
             learn_from=0 if learned else self.learn_from + count,
             not_learned=frozenset(index + count for index in self.not_learned),
             prefixes={index + count: length for index, length in self.prefixes.items()},

@@ -75,7 +75,14 @@ class TurnRenderer:
         turns: list[Turn] = []
         facts: set[Fact] = set()
         for index in learned_turns(conversation, learn):
-            asked = ask(self.template, messages, index, given=conversation.prefixes.get(index, 0), stops=self._stops)
+            asked = ask(
+                self.template,
+                messages,
+                index,
+                tools=conversation.tools,
+                given=conversation.prefixes.get(index, 0),
+                stops=self._stops,
+            )
             if held is not None:
                 turn = self._inside(*held, asked.prompt)
                 if turn is None:

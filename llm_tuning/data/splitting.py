@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from llm_tuning.data.calls import Tools, key_text, tools_key
 from llm_tuning.data.messages import Message
 
 MIN_ROWS_TO_SPLIT = 20
@@ -22,26 +23,29 @@ Indices = NDArray[np.int64]
 PromptKeys = NDArray[np.uint64]
 
 
-def prompt_key(messages: Sequence[Message] | None, text: str | None = None, *, learn_from: int = 0) -> int:
+def prompt_key(
+    messages: Sequence[Message] | None, text: str | None = None, *, tools: Tools | None = None, learn_from: int = 0
+) -> int:
     """Hash a row's prompt to 64 bits: equal for rows of one prompt, whatever white space it is written with.
 
     The prompt is the conversation up to `learn_from` where the row names one, else up to its last turn, which is the
-    answer; an empty system message is none. A row of plain `text` is its own prompt.
+    answer; an empty system message is none. Its tools, and the calls and reasoning of earlier
+    turns, are part of it. A row of plain `text` is its own prompt.
     """
     if messages is None:
         return _key(hashlib.blake2b(b"\x1d" + " ".join((text or "").split()).encode(), digest_size=8))
-    *_, last = _prefix_keys(messages[: learn_from or -1])
+    *_, last = _prefix_keys(messages[: learn_from or -1], tools)
     return last
 
 
-def _prefix_keys(messages: Sequence[Message]) -> Iterator[int]:
+def _prefix_keys(messages: Sequence[Message], tools: Tools | None) -> Iterator[int]:
     """Yield the hash of no message, of the first one, of the first two, and so on."""
-    digest = hashlib.blake2b(digest_size=8)
+    digest = hashlib.blake2b(tools_key(tools).encode(), digest_size=8)
     yield _key(digest)
     for message in messages:
         content = " ".join(message["content"].split())
         if content or message["role"] != "system":
-            digest.update(f"\x1e{message['role']}\x1f{content}".encode())
+            digest.update(f"\x1e{message['role']}\x1f{content}{key_text(message)}".encode())
         yield _key(digest)
 
 
@@ -65,6 +69,7 @@ class PromptGroups:
         messages: Sequence[Message] | None,
         text: str | None = None,
         *,
+        tools: Tools | None = None,
         learn_from: int = 0,
         not_learned: frozenset[int] = frozenset(),
     ) -> None:
@@ -72,7 +77,7 @@ class PromptGroups:
         if messages is None:
             self._prompts.append(prompt_key(None, text))
             return
-        keys = list(_prefix_keys(messages[:-1]))  # the last turn, the longest most often, is in none
+        keys = list(_prefix_keys(messages[:-1], tools))  # the last turn, the longest most often, is in none
         key = keys[learn_from or -1]
         self._prompts.append(key)
         for at in range(learn_from, len(messages)):

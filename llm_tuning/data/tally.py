@@ -11,6 +11,7 @@ from itertools import accumulate
 
 import numpy as np
 
+from llm_tuning.data.calls import key_text, tools_key
 from llm_tuning.data.faults import RowFault
 from llm_tuning.data.report import Duplicates, Refused, Report, RewardSpread, RowList, TokenLengths, TokenReport
 from llm_tuning.data.rows import Example
@@ -61,7 +62,8 @@ def _digest(example: Example) -> bytes:
     digest = hashlib.blake2b(repr(example.number).encode(), digest_size=16)
     for conversation in example.sequences:
         for message in conversation.messages or ():
-            digest.update(f"\x1e{message['role']}\x1f{message['content']}".encode())
+            digest.update(f"\x1e{message['role']}\x1f{message['content']}{key_text(message)}".encode())
+        digest.update(tools_key(conversation.tools).encode())
         digest.update(b"\x1d" + (conversation.text or "").encode())
         if conversation.not_learned or conversation.prefixes:
             digest.update(f"\x1d{sorted(conversation.not_learned)}{sorted(conversation.prefixes.items())}".encode())
@@ -99,7 +101,13 @@ class Tally:
         self.kept += 1
         self._duplicates.add(example)
         first = example.sequences[0]
-        self._prompts.add(first.messages, first.text, learn_from=first.learn_from, not_learned=first.not_learned)
+        self._prompts.add(
+            first.messages,
+            first.text,
+            tools=first.tools,
+            learn_from=first.learn_from,
+            not_learned=first.not_learned,
+        )
         if self._before:
             self._row_numbers.append(example.row_number)
         if not math.isnan(example.number):

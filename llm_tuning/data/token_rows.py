@@ -8,8 +8,9 @@ order, and `rows.json`, which is written last and names the size of every other 
                    prompts.bin  uint64 (rows,): `splitting.PromptGroups`
     per sequence   starts.bin  int64 (sequences + 1,) into the tokens
                    learned_counts.bin  int32 (sequences,)    source_starts.bin  int64 (sequences + 1,) bytes
-                   source.jsonl  one line a sequence, {"messages": ...} or {"text": ...}; with "prompt_tokens"
-                                 where a server makes that many of its ids of the messages before the last one
+                   source.jsonl  one line a sequence, {"messages": ...} or {"text": ...}; with "tools" where
+                                 there are some, and "prompt_tokens" where a server makes that many of its ids
+                                 of the messages before the last one
     per token      input_ids.bin  int32                      learned.bin  bool
 
 Rows to evaluate on that have a file of their own follow the training rows; `rows.json` says from which row on
@@ -34,6 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llm_tuning.core.files import read_json, write_json
+from llm_tuning.data.calls import Tools
 from llm_tuning.data.messages import Message
 from llm_tuning.data.splitting import PromptGroups, held_out_apart, split, split_rows
 
@@ -119,25 +121,26 @@ class TokenRowsWriter:
         row_number: int,
         number: float = math.nan,
         messages: Sequence[Message] | None = None,
+        tools: Tools | None = None,
         text: str | None = None,
         prompt_tokens: int = 0,
         authored: Sequence[Message] | None = None,
         learn_from: int = 0,
         not_learned: frozenset[int] = frozenset(),
     ) -> None:
-        """Begin a row with its first sequence; `messages` or `text` is what its ids were made of.
+        """Begin a row with its first sequence; `messages` (and `tools`) or `text` is what its ids were made of.
 
         `authored`: the conversation of the row where the sequence is the beginning of it. `learn_from` and
         `not_learned` are as in a Conversation, and `prompt_tokens` as in `TokenRows.prompt_tokens`.
         """
         first = self._sequences
-        self.append_sequence(input_ids, learned, messages=messages, text=text, prompt_tokens=prompt_tokens)
+        self.append_sequence(input_ids, learned, messages=messages, tools=tools, text=text, prompt_tokens=prompt_tokens)
         self._rows += 1
         self._write("row_starts", first)
         self._write("numbers", number)
         self._write("row_numbers", row_number)
         whole = authored if authored is not None else messages
-        self._prompts.add(whole, text, learn_from=learn_from, not_learned=not_learned)
+        self._prompts.add(whole, text, tools=tools, learn_from=learn_from, not_learned=not_learned)
 
     def append_sequence(
         self,
@@ -145,6 +148,7 @@ class TokenRowsWriter:
         learned: NDArray[np.bool_],
         *,
         messages: Sequence[Message] | None = None,
+        tools: Tools | None = None,
         text: str | None = None,
         prompt_tokens: int = 0,
     ) -> None:
@@ -152,6 +156,8 @@ class TokenRowsWriter:
         if len(input_ids) != len(learned) or len(input_ids) == 0 or learned[0]:
             raise ValueError("a sequence needs as many learned flags as ids, at least one, and the first one False")
         source: dict[str, Any] = {"messages": messages} if messages is not None else {"text": text}
+        if tools:
+            source["tools"] = tools
         if prompt_tokens:
             source["prompt_tokens"] = prompt_tokens
         line = json.dumps(source, ensure_ascii=False).encode() + b"\n"
@@ -326,6 +332,10 @@ class TokenRows:
     def messages(self, index: int, sequence: int = 0) -> list[Message] | None:
         """Return the conversation whose rendering was tokenised, None for a sequence of plain text."""
         return self._source(index, sequence).get("messages")
+
+    def tools(self, index: int, sequence: int = 0) -> Tools | None:
+        """Return the tools of that conversation's prompts, None without any."""
+        return self._source(index, sequence).get("tools")
 
     def text(self, index: int, sequence: int = 0) -> str | None:
         """Return the text that was tokenised, None for a conversation."""

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
 from llm_tuning.core.files import check_regular
+from llm_tuning.data.calls import Tools
 from llm_tuning.data.chat import ChatTemplate, load_chat_template, read_object
 from llm_tuning.data.encoding import Encoder
 from llm_tuning.data.faults import Fact, Reason, RowFault
@@ -52,6 +53,8 @@ class TokenisedSequence:
     """The last token in the loss is one at which generation stops."""
     messages: list[Message] | None = None
     """The messages of which it was made: the last one is an answer. None for plain text."""
+    tools: Tools | None = None
+    """The tools of their prompts."""
     text: str | None = None
     prompt_tokens: int = 0
     """How many of the ids a server makes of the messages before the last one; 0 where it cannot be asked for them."""
@@ -82,6 +85,9 @@ class _Parts:
     facts: set[Fact] = field(default_factory=set)
     unseen: int = 0
     """Answers that were not even rendered, for they begin behind the cut."""
+
+
+_Waiting = tuple[Rendered, Conversation, _Parts]
 
 
 class RowTokenizer:
@@ -205,7 +211,7 @@ class RowTokenizer:
         self, conversations: Sequence[Conversation], max_length: int
     ) -> list[_Parts | RowFault]:
         found: list[_Parts | RowFault] = []
-        waiting: list[tuple[Rendered, list[Message], _Parts]] = []
+        waiting: list[_Waiting] = []
         for given in conversations:
             parts = _Parts()
             try:
@@ -217,17 +223,15 @@ class RowTokenizer:
                     self._tokenise_long(conversation, turns, parts, max_length)
                 else:
                     texts = list(self._renderer.render(conversation, self.learn))
-                    waiting += [(rendered, messages, parts) for rendered in texts]
+                    waiting += [(rendered, conversation, parts) for rendered in texts]
                 found.append(parts)
             except RowFault as fault:
                 found.append(fault)
-        for rendered, messages, parts, encoding in self._encoded(waiting):
-            self._add(parts, self._marker.mark(rendered, encoding), messages, max_length)
+        for rendered, conversation, parts, encoding in self._encoded(waiting):
+            self._add(parts, self._marker.mark(rendered, encoding), conversation, max_length)
         return found
 
-    def _encoded(
-        self, waiting: Sequence[tuple[Rendered, list[Message], _Parts]]
-    ) -> Iterator[tuple[Rendered, list[Message], _Parts, Encoding | None]]:
+    def _encoded(self, waiting: Sequence[_Waiting]) -> Iterator[tuple[Rendered, Conversation, _Parts, Encoding | None]]:
         """Encode the texts of a batch together, some at a time; with None where each is to be encoded apart."""
         for some in _slices(waiting):
             encodings: Iterable[Encoding | None] = (
@@ -241,14 +245,13 @@ class RowTokenizer:
     def _tokenise_long(self, conversation: Conversation, turns: int, parts: _Parts, max_length: int) -> None:
         """Tokenise the texts of a long conversation one by one, as long as their answers begin before the cut."""
         cut: str | None = None
-        messages = conversation.messages or []
         seen = 0
         for rendered in self._renderer.render(conversation, self.learn):
             if cut is not None and rendered.text.startswith(cut):
                 break
             seen += len(rendered.turns)
             marked = self._marker.mark(rendered)
-            self._add(parts, marked, messages, max_length)
+            self._add(parts, marked, conversation, max_length)
             last = marked[-1]
             cut = None
             if last.first[-1] >= max_length:
@@ -258,19 +261,20 @@ class RowTokenizer:
             return
         parts.unseen = turns - seen
 
-    def _add(self, parts: _Parts, marked: Iterable[Marked], messages: list[Message], max_length: int) -> None:
+    def _add(self, parts: _Parts, marked: Iterable[Marked], conversation: Conversation, max_length: int) -> None:
         for each in marked:
-            parts.sequences.append(self._sequence(each, messages, max_length))
+            parts.sequences.append(self._sequence(each, conversation, max_length))
             parts.facts |= each.rendered.facts | ({Fact.BOUNDARY_MERGES} if each.merges else set())
 
-    def _sequence(self, marked: Marked, messages: list[Message], max_length: int) -> TokenisedSequence:
+    def _sequence(self, marked: Marked, conversation: Conversation, max_length: int) -> TokenisedSequence:
         last = marked.rendered.turns[-1]
         return TokenisedSequence(
             np.array(marked.ids[:max_length], dtype=np.int32),
             marked.learned[:max_length],
             len(marked.ids),
             learns_end=0 <= marked.stop_at < max_length,
-            messages=messages[: last.messages],
+            messages=(conversation.messages or [])[: last.messages],
+            tools=conversation.tools,
             prompt_tokens=0 if last.continued or marked.merges else marked.first[-1],
             answers=len(marked.first),
             answers_cut=sum(first >= max_length for first in marked.first),
@@ -337,9 +341,7 @@ def _where(texts: Sequence[str], flags: Sequence[bool], want: bool) -> list[str]
     return [text for text, flag in zip(texts, flags, strict=True) if flag is want]
 
 
-def _slices(
-    waiting: Sequence[tuple[Rendered, list[Message], _Parts]],
-) -> Iterator[Sequence[tuple[Rendered, list[Message], _Parts]]]:
+def _slices(waiting: Sequence[_Waiting]) -> Iterator[Sequence[_Waiting]]:
     """Cut a batch where its texts get too long to encode at once."""
     start = characters = 0
     for at, (rendered, _, _) in enumerate(waiting):

@@ -52,7 +52,14 @@ class Probe(Protocol):
     def logprobs(self, model: str, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
         """Return log p(token t | tokens before t) for t >= 1 of every prompt; raises Unprovable and TokensRefused."""
 
-    def render(self, model: str, messages: Sequence[Mapping[str, Any]], *, ask: bool = False) -> list[int] | None:
+    def render(
+        self,
+        model: str,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        ask: bool = False,
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> list[int] | None:
         """Return the token ids of a whole conversation; [] where its template refuses it, None where it is unknown.
 
         With `ask` it is what the model is shown for the next answer: the generation prompt follows.

@@ -35,6 +35,8 @@ class Probe:
     files: there the rendering of all messages gives exactly `token_ids`."""
     rendered: str | None = None
     """The text of which those ids are made, as the trainer rendered it; None in older files and where it is unknown."""
+    tools: tuple[Mapping[str, Any], ...] = ()
+    """The tools that the prompt shows, in OpenAI's form."""
 
 
 @dataclass(frozen=True)
@@ -102,4 +104,5 @@ def _probe(value: Mapping[str, Any]) -> Probe:
         tuple(messages) if messages else None,
         int(prompt_tokens),
         rendered if isinstance(rendered, str) else None,
+        tuple(value.get("tools") or ()),
     )

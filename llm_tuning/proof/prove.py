@@ -119,7 +119,9 @@ def _render(server: EngineProbe, name: str, probe: Probe) -> list[int] | None:
     The prompt of the answer is compared, for no server renders the answer: it makes it.
     """
     messages = probe.messages or ()
-    return server.render(name, messages[:-1], ask=True) if probe.prompt_tokens else server.render(name, messages)
+    if probe.prompt_tokens:
+        return server.render(name, messages[:-1], ask=True, tools=probe.tools)
+    return server.render(name, messages, tools=probe.tools)
 
 
 def _template_text(adapter: Path) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llm_tuning.core.files import write_json
+from llm_tuning.data.calls import Tools
 from llm_tuning.data.chat import TemplateRefused
 from llm_tuning.data.messages import Message
 from llm_tuning.data.token_rows import TokenRows, TokenSequence
@@ -142,12 +143,14 @@ def _probe(
     row, part = rows.place_of(number)
     whole = len(sequence.input_ids) <= MAX_PROBE_TOKENS
     messages = rows.messages(row, part) if whole else None
+    tools = rows.tools(row, part) if whole else None
     prompt_tokens = rows.prompt_tokens(row, part) if whole else 0
     rendered = None
     if messages and prompt_tokens and tokenizer:
-        rendered = _rendered_prompt(messages, sequence.input_ids[:prompt_tokens].tolist(), tokenizer)
+        rendered = _rendered_prompt(messages, tools, sequence.input_ids[:prompt_tokens].tolist(), tokenizer)
     return {
         "messages": messages,
+        "tools": tools,
         "text": rows.text(row, part) if whole else None,
         "rendered": rendered,
         "prompt_tokens": prompt_tokens,
@@ -158,10 +161,12 @@ def _probe(
     }
 
 
-def _rendered_prompt(messages: list[Message], ids: list[int], tokenizer: RowTokenizer) -> str | None:
+def _rendered_prompt(
+    messages: list[Message], tools: Tools | None, ids: list[int], tokenizer: RowTokenizer
+) -> str | None:
     """Render the prompt of the last message again; None where that is not what `ids` were made of."""
     try:
-        text = tokenizer.template.render(messages[:-1], add_generation_prompt=True)
+        text = tokenizer.template.render(messages[:-1], tools=tools, add_generation_prompt=True)
     except TemplateRefused:
         return None
     return text if tokenizer.ids([text]) == [ids] else None

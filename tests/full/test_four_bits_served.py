@@ -62,7 +62,7 @@ class Engine:
             found.append(logits_TV.log_softmax(-1).gather(1, ids_T[1:, None])[:, 0].tolist())
         return found
 
-    def render(self, model: str, messages: Sequence[Mapping[str, Any]]) -> None:
+    def render(self, model: str, messages: Sequence[Mapping[str, Any]], *, tools: object) -> None:
         return None
 
     def close(self) -> None: ...

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from llm_tuning.data.calls import for_request
 from llm_tuning.engines.protocol import ServedModel, TokensRefused, Unprovable
 from llm_tuning.engines.vllm.stream import error_text
 from llm_tuning.errors import InputError, Problem, TryAgain
@@ -100,14 +101,23 @@ class VllmProbe:
             raise Unprovable("the server answers without prompt log-probabilities")
         return _of_prompt(prompt, entries)
 
-    def render(self, model: str, messages: Sequence[Mapping[str, Any]], *, ask: bool = False) -> list[int] | None:
+    def render(
+        self,
+        model: str,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        ask: bool = False,
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> list[int] | None:
         """Return the token ids that the server makes of a whole conversation; [] where its template refuses it.
 
         None where the server has no /tokenize. With `ask` the generation prompt follows, else the conversation ends
         with the answer.
         """
-        body: dict[str, Any] = {"model": model, "messages": [dict(m) for m in messages]}
+        body: dict[str, Any] = {"model": model, "messages": for_request(messages)}
         body |= {"add_generation_prompt": ask, "add_special_tokens": False}
+        if tools:
+            body["tools"] = list(tools)
         response = self._request("POST", "/tokenize", body)
         if response.status_code in (400, 422):  # its text may quote the conversation: not shown
             return []

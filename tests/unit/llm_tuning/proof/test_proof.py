@@ -216,7 +216,9 @@ class Server:
     def __init__(self, template: str = "{}.", shift: int = 0, *, tokenises: bool = True) -> None:
         self.template, self.shift, self.tokenises = template, shift, tokenises
 
-    def render(self, model: str, messages: Sequence[Mapping[str, str]], *, ask: bool) -> list[int] | None:
+    def render(
+        self, model: str, messages: Sequence[Mapping[str, str]], *, ask: bool, tools: object
+    ) -> list[int] | None:
         assert ask
         return self._ids(self.template.format(messages[0]["content"])) if self.tokenises else None
 
