@@ -12,13 +12,17 @@ from llm_tuning.api.tuning import (
     TuningConfig,
 )
 from llm_tuning.api.tuning_job import Evaluation, Progress, TuningJob, TuningJobSpec, TuningJobStatus
+from llm_tuning.modes.dpo import DpoSpec
+from llm_tuning.modes.kto import KtoSpec
 from llm_tuning.modes.ppo import PpoSpec
 
 __all__ = [
     "AdapterRef",
     "Condition",
     "DatasetSpec",
+    "DpoSpec",
     "Evaluation",
+    "KtoSpec",
     "LoraSpec",
     "ModelSpec",
     "PpoSpec",

@@ -16,6 +16,8 @@ from types import MappingProxyType
 from typing import Any, TypedDict
 
 from llm_tuning.data.rows import FORMS
+from llm_tuning.modes.dpo import DPO, DpoSpec
+from llm_tuning.modes.kto import KTO, KtoSpec
 from llm_tuning.modes.mode import SCORES, Line, Memory, Mode, Panel, Score
 from llm_tuning.modes.ppo import PPO, PpoSpec
 from llm_tuning.modes.sft import SFT
@@ -37,7 +39,7 @@ __all__ = [
 MODULES_VARIABLE = "LLM_TUNING_MODES"
 DEFAULT_MODE = SFT.name
 
-_modes: dict[str, Mode[Any]] = {SFT.name: SFT, PPO.name: PPO}
+_modes: dict[str, Mode[Any]] = {mode.name: mode for mode in (SFT, PPO, DPO, KTO)}
 FORMS.update((mode.name, mode.rows) for mode in _modes.values())
 MODES: Mapping[str, Mode[Any]] = MappingProxyType(_modes)
 """Every mode by its name, in the order in which help texts list them."""
@@ -48,6 +50,8 @@ class ModeSettings(TypedDict, total=False):
     """The settings groups of the package's own modes, for editors and type checkers."""
 
     ppo: Mapping[str, Any] | PpoSpec
+    dpo: Mapping[str, Any] | DpoSpec
+    kto: Mapping[str, Any] | KtoSpec
 
 
 def register(mode: Mode[Any]) -> None:

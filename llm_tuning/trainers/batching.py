@@ -65,6 +65,13 @@ class StepBatches:
         starts = range(0, len(order), self.rows_per_step)
         return [order[start : start + self.rows_per_step] for start in starts]
 
+    def visited(self, first_step: int, steps: int) -> Indices:
+        """Return the rows of all ranks in at most one epoch of `steps` from `first_step` on, rising, each once."""
+        epoch, done = divmod(first_step, len(self))
+        if steps >= len(self):
+            return np.sort(self.rows)
+        return np.sort(np.concatenate(self.whole(epoch)[done : done + steps]))
+
     def total_steps(self, epochs: int, max_steps: int | None) -> int:
         """Return the optimizer steps of a run: `max_steps` where it is set (as in transformers), else whole epochs."""
         return max_steps if max_steps is not None else epochs * len(self)

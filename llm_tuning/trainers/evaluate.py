@@ -103,13 +103,13 @@ def evaluate_run(
     batches: MicroBatches,
     held_out: Indices,
     of_mode: ScoresOfMode = no_more_scores,
-) -> None:
+) -> Scores | None:
     """Score base, start policy (where training began at an adapter) and tuned; write the run's `evaluation.json`.
 
-    All ranks call it; rank 0 writes and reports.
+    All ranks call it; rank 0 writes. Returns the tuned model's scores, None without held-out rows.
     """
     result: dict[str, object] = {"source": "held_out", "held_out_rows": len(held_out)}
-    rows = batches.rows
+    rows, tuned = batches.rows, None
     if (prompts := rows.count_prompts(held_out)) is not None:
         result |= {"held_out_prompts": prompts, "prompts": rows.count_prompts()}
     if rows.evaluation_from is not None:
@@ -133,6 +133,7 @@ def evaluate_run(
         }
     if run.is_main:
         write_json(run.work / EVALUATION, result)
+    return tuned
 
 
 def _why_none(rows: TokenRows, fraction: float) -> str:

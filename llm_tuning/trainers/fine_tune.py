@@ -60,7 +60,10 @@ def fine_tune(run: TrainRun, mode: type[Recipe]) -> None:
 
             run.reporter.stage("evaluating")
             with gpu_errors_explained(run, Stage.EVALUATION):
-                evaluate_run(run, policy, task.batches, held_out, recipe.scores)
+                tuned = evaluate_run(run, policy, task.batches, held_out, recipe.scores)
+            warning = recipe.warning(tuned.of_mode) if tuned is not None else None
+            if warning is not None and run.is_main:
+                log.warning("%s", warning)
             stop_together("after the evaluation", run.device)
             hardware = hardware_of(run, policy)
             leave_process_group()

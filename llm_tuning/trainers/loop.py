@@ -41,6 +41,7 @@ from llm_tuning.models.layout import ADAPTER_WEIGHTS
 from llm_tuning.models.metrics_file import STEP_OPERATIONS
 from llm_tuning.run.checkpoints import latest_checkpoint, save_checkpoint
 from llm_tuning.run.context import TrainRun
+from llm_tuning.trainers.batching import Indices
 from llm_tuning.trainers.memory import Stage, gpu_errors_explained
 from llm_tuning.trainers.micro_batches import MicroBatch
 from llm_tuning.trainers.model import TRAINED, adapter_weights, bare_base
@@ -83,6 +84,8 @@ class Step:
     """One optimizer step as this rank sees it."""
 
     micro_batches: list[MicroBatch]
+    rows: Indices
+    """Of all ranks."""
     weight: int
     """What the summed loss is divided by, of all ranks."""
     tokens: int
@@ -112,7 +115,7 @@ class Steps(Dataset[dict[str, Step]]):
         cut = task.batches.cut(share, whole_rows=self.recipe.whole_rows)
         micro_batches = [task.batches.lay(sequences) for sequences in cut]
         tokens = int(task.rows.lengths[whole].sum())
-        return {"step": Step(micro_batches, self.recipe.weight(whole), tokens, task.operations_of(whole))}
+        return {"step": Step(micro_batches, whole, self.recipe.weight(whole), tokens, task.operations_of(whole))}
 
 
 class Loop(_BaseTrainer):
@@ -151,6 +154,7 @@ class Loop(_BaseTrainer):
         epoch, at = divmod(done, len(self.task.steps))
         if at == 0:
             recipe.begin_epoch(epoch, done)
+        recipe.begin_step(step.rows, done)
         sums = torch.zeros(len(recipe.terms), dtype=torch.float64, device=self.run.device)
         for batch in step.micro_batches:
             loss, terms = recipe.loss(batch)
@@ -181,7 +185,8 @@ class Loop(_BaseTrainer):
         for norm in norms:
             if not math.isfinite(norm):
                 raise self._diverged("the gradient norm", norm, step)
-        return {f"train/{term}": mean for term, mean in terms.items()} | {"train/grad_norm": norms[0]}
+        figures = self.recipe.figures(terms)
+        return {f"train/{name}": value for name, value in figures.items()} | {"train/grad_norm": norms[0]}
 
     def _diverged(self, what: str, value: float, step: Step) -> InputError:
         """Say whose fault it is: the base's own numbers, the precision's, or else the learning rate's."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from llm_tuning.data.token_rows import TokenRow, TokenRows, TokenSequence
@@ -81,18 +82,25 @@ class MicroBatches:
         With `whole_rows` those of a row stay together: for a loss that compares them.
         """
         rows = self.rows
-        cut = full_batches if self.flat else token_budget_batches
         if whole_rows:
             lengths = rows.lengths[indices] if self.flat else rows.padded_lengths(indices)
-            return [rows.sequences_of(indices[at]) for at in cut(lengths, self.max_tokens)]
+            return [rows.sequences_of(indices[at]) for at in self.cut_lengths(lengths)]
         sequences = rows.sequences_of(indices)
-        return [sequences[at] for at in cut(rows.sequence_lengths[sequences], self.max_tokens)]
+        return [sequences[at] for at in self.cut_lengths(rows.sequence_lengths[sequences])]
+
+    def cut_lengths(self, lengths: NDArray[np.integer] | Sequence[int]) -> list[Indices]:
+        """Cut sequences of these lengths into micro-batches; returns positions in `lengths`."""
+        return (full_batches if self.flat else token_budget_batches)(lengths, self.max_tokens)
 
     def lay(self, sequences: Indices) -> MicroBatch:
         """Build one micro-batch of the sequences with these numbers."""
-        laid = (flatten if self.flat else pad)([self.rows.sequence(int(number)) for number in sequences])
+        laid = self.lay_out([self.rows.sequence(int(number)) for number in sequences])
         rows = self.rows.rows_of(sequences)
         return replace(laid, rows=rows[np.diff(rows, prepend=-1) != 0], sequences=sequences)
+
+    def lay_out(self, sequences: Sequence[TokenSequence]) -> MicroBatch:
+        """Build one micro-batch of sequences that may be no rows of the data set."""
+        return (flatten if self.flat else pad)(sequences)
 
     def mine(self, indices: Indices, doing: str, *, whole_rows: bool = False) -> Iterator[MicroBatch]:
         """Yield this rank's share of the micro-batches over `indices`, dealt out in turn.

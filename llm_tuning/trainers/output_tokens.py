@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from llm_tuning.data.token_rows import TokenRows
@@ -32,6 +33,21 @@ class TokenLayout:
         return torch.from_numpy(
             np.concatenate([np.arange(s, s + n) for s, n in zip(starts, self._counts[at], strict=True)])
         )
+
+
+@torch.no_grad()
+def score_logprobs(policy: Policy, batches: MicroBatches, layout: TokenLayout, doing: str) -> Tensor:
+    """Compute the logprobs of the layout's output tokens, fp32 on the CPU, the same on every rank."""
+    logprobs = torch.zeros(layout.size)
+    passes = ((batch, policy.logprobs(batch).float()) for batch in batches.mine(layout.indices, doing, whole_rows=True))
+    for batch, numbers in read_behind(passes):
+        logprobs[layout.positions(batch.rows)] = numbers
+    return sum_over_ranks(logprobs, batches.device)
+
+
+def sums_of(numbers_N: Tensor, counts_S: NDArray[np.integer]) -> Tensor:
+    """Sum numbers of tokens by sequence, (S,); differentiable, and the same each time on a GPU too."""
+    return torch.stack([part.sum() for part in numbers_N.split(counts_S.tolist())])
 
 
 @torch.no_grad()

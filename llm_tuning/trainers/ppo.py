@@ -25,14 +25,14 @@ from torch import Tensor
 from llm_tuning.modes.ppo import PPO
 from llm_tuning.run.context import TrainRun
 from llm_tuning.trainers import ppo_math
-from llm_tuning.trainers.batching import Indices, StepBatches
+from llm_tuning.trainers.batching import Indices
 from llm_tuning.trainers.evaluate import Measured
 from llm_tuning.trainers.fine_tune import fine_tune
 from llm_tuning.trainers.kl_target import KlTarget, rows_to_measure
 from llm_tuning.trainers.micro_batches import MicroBatch
 from llm_tuning.trainers.output_tokens import TokenLayout, mean_kl, score_rows
 from llm_tuning.trainers.recipe import Recipe, Task
-from llm_tuning.trainers.reference_cache import reference_of_start
+from llm_tuning.trainers.reference_cache import logprobs_of_start, reference_of_start, states_of_start
 from llm_tuning.trainers.transfer import to_device
 
 
@@ -59,25 +59,27 @@ class Ppo(Recipe):
         rewards[steps.rows] = ppo_math.standardise_rewards(torch.from_numpy(rows.numbers[steps.rows]))
         self.rewards = rewards.float()
         self.settings = PPO.settings_of(run.config)
-        self.layout = TokenLayout(rows, _rows_visited(steps, 0, task.total_steps))
+        self.layout = TokenLayout(rows, steps.visited(0, task.total_steps))
         measured = task.held_out if len(task.held_out) else steps.rows
         kl_layout = TokenLayout(rows, rows_to_measure(rows, measured, run.config.training.seed))
-        self.reference = reference_of_start(run, task.policy, task.batches, self.layout, kl_layout)
+        scored = logprobs_of_start(task.policy, task.batches, self.layout)
+        measured_states = states_of_start(task.policy, task.batches, kl_layout)
+        self.reference_logprobs, start_states = reference_of_start(run, task.policy, (scored, measured_states))
         self.old_logprobs = self.old_values = torch.empty(0)
         self.kl_target = KlTarget(
             task.policy.adapter(),
-            lambda: mean_kl(task.policy, task.batches, kl_layout, self.reference.kl_states),
+            lambda: mean_kl(task.policy, task.batches, kl_layout, start_states),
             self.settings.target_kl,
         )
 
     def begin_epoch(self, epoch: int, step: int) -> None:
         """Compute pi_old and V_old: in the first epoch the start policy, whose value head gives zero."""
         if epoch == 0:
-            self.old_logprobs, self.old_values = self.reference.logprobs, torch.zeros(self.layout.size)
+            self.old_logprobs, self.old_values = self.reference_logprobs, torch.zeros(self.layout.size)
             return
         task = self.task
         task.run.reporter.stage("scoring the epoch's start")
-        visited = _rows_visited(task.steps, step, task.total_steps - step)
+        visited = task.steps.visited(step, task.total_steps - step)
         self.old_logprobs, self.old_values = score_rows(
             task.policy, task.batches, self.layout, visited, "between two epochs"
         )
@@ -102,7 +104,7 @@ class Ppo(Recipe):
         counts = torch.from_numpy(self.task.rows.learned_counts[rows].astype(np.int64))
         known = {
             "rewards_N": self.rewards[torch.from_numpy(rows)].repeat_interleave(counts),
-            "reference_logprobs_N": self.reference.logprobs[where_N],
+            "reference_logprobs_N": self.reference_logprobs[where_N],
             "old_logprobs_N": self.old_logprobs[where_N],
             "old_values_N": self.old_values[where_N],
         }
@@ -184,11 +186,3 @@ def ppo_loss(
     clipped_N = ppo_math.is_clipped(ratio_N, advantages_N, clip_range=clip_range)
     terms = torch.stack([loss_N, policy_N, value_N, penalty_N, clipped_N.float(), ratio_N])
     return loss_N.sum(), terms.detach().double().sum(1)
-
-
-def _rows_visited(batches: StepBatches, first_step: int, steps: int) -> Indices:
-    """Return the rows of all ranks in at most one epoch of `steps` from `first_step` on, in rising order, each once."""
-    epoch, done = divmod(first_step, len(batches))
-    if steps >= len(batches):
-        return np.sort(batches.rows)
-    return np.sort(np.concatenate(batches.whole(epoch)[done : done + steps]))

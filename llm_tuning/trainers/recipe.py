@@ -116,6 +116,13 @@ class Recipe(ABC):
     def begin_epoch(self, epoch: int, step: int) -> None:  # noqa: B027 - a mode may have nothing to prepare
         """Prepare an epoch, before its first step; `step` steps are done."""
 
+    def begin_step(self, rows: Indices, step: int) -> None:  # noqa: B027 - most losses need no pass of their own before
+        """Prepare the step with these rows, of all ranks and in one order on each; `step` steps are done."""
+
+    def figures(self, means: Mapping[str, float]) -> Mapping[str, float]:
+        """Return what is reported of the means of `terms` over a step, the loss among it."""
+        return means
+
     def is_due(self, step: int) -> bool:
         """Return whether to evaluate once `step` steps are done. The final evaluation follows the last one anyway."""
         return len(self.task.held_out) > 0 and step % self.task.eval_steps == 0 and step < self.task.total_steps
@@ -129,8 +136,15 @@ class Recipe(ABC):
         reporter.metrics(step, {f"eval/{name}": value for name, value in figures.items()})
 
     def scores(self, measured: Measured) -> Mapping[str, float]:
-        """Compute scores of held-out rows that only this mode has, by the names that its Mode gives them."""
+        """Compute scores of held-out rows that only this mode has, by the names that its Mode gives them.
+
+        All ranks call it, with the policy that was measured still in place.
+        """
         return {}
+
+    def warning(self, scores: Mapping[str, float]) -> str | None:
+        """Return what the tuned model's `scores` warn of, in a sentence; None for nothing."""
+        return None
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint must hold besides adapter, optimizer and random numbers: tensors and plain data."""

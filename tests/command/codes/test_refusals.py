@@ -82,7 +82,7 @@ BAD_FLAGS = [
     (["--learning_rate", "nan"], "must be a finite number, got nan"),
     (["--learning_rate", "1e9"], "must be at most 0.1"),
     (["--lora_rank", "0"], "lora.rank (--lora_rank): must be at least 1, got 0"),
-    (["--tuning_mode", "dream"], "mode (--tuning_mode): must be 'sft' or 'ppo', got 'dream'"),
+    (["--tuning_mode", "dream"], "mode (--tuning_mode): must be 'sft', 'ppo', 'dpo' or 'kto', got 'dream'"),
     (["--config", "text.yaml"], "model: must be a mapping of fields, got 'base'"),
     (["--devices", "tpu"], "devices (--devices): must be GPU numbers"),
     (["--model_id", "a/b"], "model_id (--model_id): must be 1 to 128"),

@@ -45,7 +45,7 @@ def _serving(spec: Spec) -> Spec:
 
 SERVED_SURROUNDINGS = {**fragments.RESOURCES_SURROUNDINGS, **fragments.API_KEY_SURROUNDINGS}
 SURROUNDINGS: dict[str, Spec] = {
-    "ppo": {"mode": "ppo"},
+    **{mode: {"mode": mode} for mode in ("ppo", "dpo", "kto")},
     "model.adapter.tuningJob": {"model": {"path": "base/tiny", "adapter": {}}},
     "model.adapter.modelId": {"model": {"path": "base/tiny", "adapter": {}}},
     "model.adapter": {"model": {"path": "base/tiny", "adapter": {"modelId": "ft_sft_tiny_1_abcdef"}}},
@@ -117,6 +117,8 @@ TOGETHER: list[Together] = [
     ),
     ("ppo-setting-in-sft", {"ppo": {"klCoef": 0.1}}, False, "ppo.klCoef"),
     ("ppo-default-in-sft", {"ppo": {"klCoef": 0.05, "valueLossCoef": 0.5}}, True, ""),
+    ("dpo-setting-in-kto", {"mode": "kto", "dpo": {"beta": 0.5}}, False, "dpo.beta"),
+    ("kto-setting-in-dpo", {"mode": "dpo", "kto": {"desirableWeight": 2}}, False, "kto.desirableWeight"),
     ("ppo-setting-in-ppo", {"mode": "ppo", "ppo": {"klCoef": 1}}, True, ""),
     *fragments.RESOURCES_TOGETHER,
     ("beyond-64-bits", {"retries": 10**20}, False, "retries"),

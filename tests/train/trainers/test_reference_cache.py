@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from llm_tuning.data.token_rows import TokenRows, TokenRowsWriter
-from llm_tuning.trainers.reference_cache import Reference, read_reference, reference_key, write_reference
+from llm_tuning.trainers.reference_cache import read_reference, reference_key, write_reference
 
-REFERENCE = Reference(torch.tensor([-1.5, -0.25, -3.0]), torch.arange(8, dtype=torch.bfloat16).reshape(2, 4))
+REFERENCE = torch.arange(12, dtype=torch.bfloat16).reshape(3, 4)
 
 
 def _rows(path: Path, rows: list[tuple[list[int], int]]) -> TokenRows:
@@ -24,7 +24,7 @@ def _rows(path: Path, rows: list[tuple[list[int], int]]) -> TokenRows:
     return TokenRows.open(path)
 
 
-def _key(rows: TokenRows, **changes: Any) -> str:
+def _key(rows: TokenRows, at: tuple[int, ...] = (0, 1, 2), **changes: Any) -> str:
     given: dict[str, Any] = {
         "base_weight_hash": "base",
         "start_adapter_hash": "",
@@ -32,9 +32,8 @@ def _key(rows: TokenRows, **changes: Any) -> str:
         "quantization": "none",
         "dtype": torch.float32,
         "device": "cuda:0",
-        "rows": rows,
-        "scored": np.array([0, 1]),
-        "measured": np.array([2]),
+        "kind": "logprobs",
+        "sequences": [sequence for index in at for sequence in rows[index].sequences],
     }
     return reference_key(**(given | changes))
 
@@ -58,9 +57,9 @@ def test_the_key_is_over_the_start_policy_the_tokens_and_the_arithmetic(
         "dtype": _key(rows, dtype=torch.bfloat16),
         "device": _key(rows, device="cpu"),
         "GPU of another kind": _key(rows, device="cuda:2"),
-        "rows scored": _key(rows, scored=np.array([0])),
-        "rows measured": _key(rows, measured=np.array([1])),
-        "their roles": _key(rows, scored=np.array([0]), measured=np.array([1, 2])),
+        "rows": _key(rows, (0, 1)),
+        "their order": _key(rows, (0, 2, 1)),
+        "what of them": _key(rows, kind="states"),
         "a token": _key(_rows(tmp_path / "a", [([1, 2, 3, 5], 2), *DATA[1:]])),
         "what is learned": _key(_rows(tmp_path / "b", [([1, 2, 3, 4], 1), *DATA[1:]])),
         "where rows end": _key(_rows(tmp_path / "c", [([1, 2, 3], 2), ([4, 5, 6], 1), DATA[2]])),
@@ -70,13 +69,12 @@ def test_the_key_is_over_the_start_policy_the_tokens_and_the_arithmetic(
 
 def test_what_was_written_is_read_bit_for_bit(tmp_path: Path):
     path = tmp_path / "reference" / "key.safetensors"
-    assert read_reference(path, tokens=3, kl_tokens=2) is None
+    assert read_reference(path, size=3) is None
     write_reference(path, REFERENCE)
-    found = read_reference(path, tokens=3, kl_tokens=2)
+    found = read_reference(path, size=3)
     assert found is not None
-    assert torch.equal(found.logprobs, REFERENCE.logprobs)
-    assert torch.equal(found.kl_states, REFERENCE.kl_states)
-    assert found.kl_states.dtype == torch.bfloat16
+    assert torch.equal(found, REFERENCE)
+    assert found.dtype == torch.bfloat16
     assert [p.name for p in path.parent.iterdir()] == ["key.safetensors"], "nothing temporary is left"
 
 
@@ -95,7 +93,7 @@ def _empty(path: Path) -> None:
 
 
 def _other_rows(path: Path) -> None:
-    write_reference(path, Reference(torch.zeros(4), REFERENCE.kl_states))
+    write_reference(path, torch.zeros(4))
 
 
 @pytest.mark.parametrize("damage", [_truncate, _flip_a_bit, _empty, _other_rows], ids=lambda damage: damage.__name__)
@@ -104,7 +102,7 @@ def test_a_damaged_file_is_reported_and_not_believed(tmp_path: Path, caplog: pyt
     write_reference(path, REFERENCE)
     damage(path)
     with caplog.at_level(logging.WARNING):
-        assert read_reference(path, tokens=3, kl_tokens=2) is None
+        assert read_reference(path, size=3) is None
     assert "the start policy is scored again" in caplog.text
 
 

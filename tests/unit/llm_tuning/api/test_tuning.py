@@ -32,7 +32,7 @@ def problems_of(values: dict[str, Any]) -> list[str]:
         ({"lora": {"rank": 0}}, "lora.rank: must be at least 1, got 0"),
         ({"lora": {"rank": 513}}, "lora.rank: must be at most 512, got 513"),
         ({"lora": {"targetModules": "q proj"}}, "lora.targetModules: must match pattern"),
-        ({"mode": "grpo"}, "mode: must be 'sft' or 'ppo', got 'grpo'"),
+        ({"mode": "grpo"}, "mode: must be 'sft', 'ppo', 'dpo' or 'kto', got 'grpo'"),
         ({"mdoe": "sft"}, "mdoe: is not a known field; did you mean mode?"),
         ({"trainning": {}}, "trainning: is not a known field; did you mean training?"),
         (

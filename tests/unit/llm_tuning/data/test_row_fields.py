@@ -135,7 +135,9 @@ PREFERENCE = {"prompt": "q", "chosen": SECRET, "rejected": SECRET}
 
 def test_a_refusal_names_what_each_mode_wants_the_asked_one_first() -> None:
     assert fault_of(PREFERENCE, "sft").fix == (
-        "for sft write the chosen answer as `output`; for ppo write each answer as a row of its own, with a reward"
+        "for sft write the chosen answer as `output`; for ppo write each answer as a row of its own, with a reward; "
+        "{set:mode=dpo}, which learns from it; for kto write each answer as a row of its own, with `label`: true or "
+        "false"
     )
     assert fault_of(PREFERENCE, "ppo").fix.startswith("for ppo write each answer")
     assert fault_of(PREFERENCE, "sft").rule == "`chosen` belongs to preference data"

@@ -18,7 +18,14 @@ from llm_tuning.modes import MODES, ModeSettings, all_scores, register
 from llm_tuning.modes.sft import SFT
 
 ROOT = Path(__file__).parents[4]
-RECIPES = ("trainers/sft.py", "trainers/ppo*.py", "trainers/kl_target.py")
+RECIPES = (
+    "trainers/sft.py",
+    "trainers/ppo*.py",
+    "trainers/kl_target.py",
+    "trainers/dpo.py",
+    "trainers/kto.py",
+    "trainers/mismatched.py",
+)
 """Of the package's own modes, with the parts that only one of them has."""
 WORD = re.compile(rf"(?<![\w.])({'|'.join(MODES)})(?![\w])")
 

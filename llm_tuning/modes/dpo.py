@@ -1,0 +1,74 @@
+"""Direct preference optimisation: learn which of two answers is better."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from llm_tuning.core.model import ApiModel
+from llm_tuning.data.pair_shapes import PREFERENCE
+from llm_tuning.data.rows import RowForm
+from llm_tuning.modes.mode import LOSS_PANEL, OTHER_COLOR, TRAINING_COLOR, Line, Memory, Mode, Panel, Score
+
+LossType = Literal["sigmoid", "ipo", "sigmoid_norm"]
+
+
+class DpoSpec(ApiModel):
+    """Direct preference optimisation; used when mode is dpo."""
+
+    loss_type: LossType = Field(
+        "sigmoid",
+        description="Loss of a pair: sigmoid is that of DPO, ipo keeps the distance between the answers finite, and "
+        "sigmoid_norm is sigmoid with means over the tokens of an answer in place of sums.",
+    )
+
+    beta: Annotated[float, Field(ge=0.0001, le=100)] = Field(
+        0.1, description="How much it costs to leave the start policy: the higher, the nearer the model stays to it."
+    )
+
+    label_smoothing: Annotated[float, Field(ge=0, le=0.49)] = Field(
+        0.0, description="The share of pairs that are taken to have their answers the wrong way round."
+    )
+
+
+PREFERENCE_PANELS = (
+    Panel(LOSS_PANEL.title, "", (Line("train/loss", "training", TRAINING_COLOR),)),
+    Panel("Reward accuracy", "share of pairs", (Line("train/reward_accuracy", "training", TRAINING_COLOR),)),
+    Panel(
+        "Log-likelihood against the start policy",
+        "nats an answer",
+        (
+            Line("train/chosen_change", "chosen", OTHER_COLOR),
+            Line("train/rejected_change", "rejected", TRAINING_COLOR),
+        ),
+    ),
+)
+
+DPO = Mode(
+    name="dpo",
+    help="learn which of two answers is better",
+    title="direct preference optimisation (the chosen answer is made likelier than the rejected one)",
+    recipe="llm_tuning.trainers.dpo",
+    default_learning_rate=5e-5,
+    rows=RowForm(
+        mode="dpo",
+        shapes=(PREFERENCE,),
+        accepted="{prompt, chosen, rejected}",
+        takes=frozenset(("preference",)),
+    ),
+    settings=DpoSpec,
+    settings_help="How preferences are learned",
+    uses_dropout=False,
+    scores=(
+        Score("reward_accuracy", "Reward accuracy"),
+        Score("reward_margin", "Reward margin"),
+        Score("chosen_change", "Change of chosen answers", "nats an answer"),
+        Score("rejected_change", "Change of rejected answers", "nats an answer"),
+        Score("short_accuracy", "Reward accuracy where the shorter answer is chosen"),
+        Score("short_pairs", "Pairs whose shorter answer is chosen"),
+        Score("length_correlation", "Correlation of margin and length"),
+    ),
+    panels=PREFERENCE_PANELS,
+    memory=Memory(scoring_passes=lambda epochs: 1),
+)
