@@ -20,6 +20,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from llm_tuning.trainers import attention
 from llm_tuning.trainers.attention import ROW_BY_ROW, ROWS_AT_ONCE, FlatRows, rows_at_once_are_right
+from llm_tuning.trainers.model import decoder_of
 from llm_tuning.trainers.transfer import to_device
 
 KNOWN_LAYERS = {"full_attention", "sliding_attention"}
@@ -98,10 +99,10 @@ def _take_sdpa_without_groups(causal_lm: Any) -> None:
     Some models have other code for names of attention that they do not know.
     """
     before, ids = causal_lm.config._attn_implementation, torch.arange(1, 13, device=causal_lm.device)[None]
-    want = causal_lm.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    want = decoder_of(causal_lm)(input_ids=ids, use_cache=False).last_hidden_state
     try:
         causal_lm.set_attn_implementation(ROW_BY_ROW)
-        got = causal_lm.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        got = decoder_of(causal_lm)(input_ids=ids, use_cache=False).last_hidden_state
         same = torch.allclose(got, want, rtol=1e-3, atol=1e-3 * float(want.abs().max()))
     except Exception:  # as in a trial of rows
         same = False
@@ -126,7 +127,7 @@ def _dtype_in_attention(causal_lm: Any) -> torch.dtype:
 
 def _why_not(name: str, causal_lm: Any) -> str | None:
     """Give the model the attention of that name and try it; returns why its rows cannot lie end to end with it."""
-    decoder = causal_lm.base_model
+    decoder = decoder_of(causal_lm)
     try:
         causal_lm.set_attn_implementation(name)
         arguments = flat_arguments(decoder.device, [5, 7])

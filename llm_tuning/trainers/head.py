@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from llm_tuning.run.devices import positions_at_a_time
+from llm_tuning.trainers.model import decoder_of
 from llm_tuning.trainers.ppo_math import exact_kl
 
 
@@ -138,7 +139,7 @@ def find_head(causal_lm: Any) -> Head | None:
     was_training = causal_lm.training
     causal_lm.eval()
     want = causal_lm(input_ids=ids_BT, use_cache=False).logits[0].float()
-    got = head(causal_lm.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state[0])
+    got = head(decoder_of(causal_lm)(input_ids=ids_BT, use_cache=False).last_hidden_state[0])
     causal_lm.train(was_training)
     # Weights that give no numbers are found when rows are scored or trained on, and named as what they are.
     tolerance = 1e-2 * float(want.nan_to_num().abs().max())

@@ -276,6 +276,12 @@ def causal_lm(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def decoder_of(causal_lm: Any) -> Any:
+    """Return the part of a transformers model that gives hidden states: all but its output layer."""
+    base = causal_lm.base_model
+    return base if base is not causal_lm else causal_lm.model  # Llama 4 names its prefix otherwise
+
+
 def autocast(device: str, dtype: torch.dtype) -> torch.autocast:
     """Return a context that computes in bf16 where `dtype` says so; with fp32 it does nothing."""
     return torch.autocast(device.split(":", maxsplit=1)[0], dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)

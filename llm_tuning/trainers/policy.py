@@ -15,7 +15,7 @@ from llm_tuning.modes import DEFAULT_MODE
 from llm_tuning.trainers.flat_rows import flat_arguments, take_flat_rows
 from llm_tuning.trainers.head import Head, find_head
 from llm_tuning.trainers.micro_batches import IGNORED, MicroBatch
-from llm_tuning.trainers.model import autocast, causal_lm
+from llm_tuning.trainers.model import autocast, causal_lm, decoder_of
 from llm_tuning.trainers.rope import padded_positions, take_rope_by_row
 from llm_tuning.trainers.transfer import to_device
 
@@ -104,7 +104,7 @@ class Policy(nn.Module):
 
     def _states(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         ids_BT, positions_N, targets_N = self._on_device(batch)
-        states_BTH = causal_lm(self.model).base_model(input_ids=ids_BT, **self._arguments(batch)).last_hidden_state
+        states_BTH = decoder_of(causal_lm(self.model))(input_ids=ids_BT, **self._arguments(batch)).last_hidden_state
         return states_BTH.flatten(0, 1).index_select(0, positions_N), targets_N
 
     def _own_logits(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
