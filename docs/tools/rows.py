@@ -25,6 +25,14 @@ _SAMPLES = (
     ("article", "highlights"),
     ("Prompt", "Output"),
 )
+_PAIRS = (
+    ("question", "chosen", "rejected"),
+    ("prompt", "chosen_response", "rejected_response"),
+    ("query", "response", "rejected_response"),
+    ("prompt", "preferred", "dispreferred"),
+    ("instruction", "better_response", "worse_response"),
+    ("question", "context", "chosen_answer", "rejected_answer"),
+)
 _FEW = 4
 """Names of a kind that the README shows."""
 
@@ -73,12 +81,21 @@ def _fields(shape: Shape) -> str:
 
 
 def _shape_in(form: RowForm, shape: Shape) -> str:
-    if shape not in form.shapes:
+    own = next((own for own in form.shapes if own.name == shape.name), None)
+    if own is None:
         return "refused"
-    if shape.is_text:
+    if own.is_text:
         return "all of it is learned"
-    number = f", with `{'` or `'.join(form.number.names)}`" if form.number is not None else ""
-    return ("every answer is learned" if not shape.history else "the answer is learned") + number
+    if form.sides and not own.numbered:
+        return "both answers are compared"
+    if form.number is None:
+        return "every answer is learned" if not own.history else "the answer is learned"
+    *others, last = (f"`{name}`" for name in form.number.names)
+    names = f"{', '.join(others)} or {last}"
+    if form.pairing is not None:
+        return f"answers of one prompt are compared, by {names}"
+    which = "the answer" if own.history else "the last answer"
+    return f"{which} is learned, with {names}"
 
 
 def _honoured(names: Callable[[tuple[str, ...]], str]) -> Iterator[tuple[str, ...]]:
@@ -102,13 +119,14 @@ def _in_short(kind: FieldKind) -> tuple[str, ...]:
 
 def _in(form: RowForm, kind: FieldKind) -> str:
     if kind.name in form.takes:
-        return "learned from"
+        return form.advice.get(kind.name, "learned from")
     return f"refused: {form.advice[kind.name]}" if kind.name in form.advice else "refused"
 
 
 def _proposed() -> Iterator[tuple[str, ...]]:
-    for sample in _SAMPLES:
-        columns = propose_columns(_FORMS["sft"], dict.fromkeys(sample, "text"))
+    of_pairs = next(form for form in _FORMS.values() if form.sides)
+    for form, sample in (*((_FORMS["sft"], sample) for sample in _SAMPLES), *((of_pairs, pair) for pair in _PAIRS)):
+        columns = propose_columns(form, dict.fromkeys(sample, "text"))
         assert columns, sample
         yield _code(sample), f"`{','.join(f'{own}={given}' for own, given in columns.items())}`"
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import get_args
 
 from llm_tuning.api import RunOptions, TrainingSpec, TuningConfig
-from llm_tuning.api.flags import FLAG_WORDS, add_switch_with_number, read_pairs
+from llm_tuning.api.flags import FLAG_WORDS, Flag, add_flags, add_switch_with_number, config_flags, read_pairs
 from llm_tuning.api.tuning import DatasetSpec
+from llm_tuning.data.rows import RowForm
 from llm_tuning.errors import EXIT_INPUT, EXIT_OK, InputError, Problem
 from llm_tuning.models.not_a_base import no_folder_problem, other_kind
 from llm_tuning.modes import MODES
@@ -31,10 +32,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--columns", metavar="FIELD=COLUMN,...", help=columns.description)
     learn = TrainingSpec.model_fields["learn"]
     parser.add_argument("--learn", choices=get_args(learn.annotation), default=learn.default, help=learn.description)
+    add_flags(parser, _row_flags())
     parser.add_argument("--skip_invalid_rows", action="store_true", help="accept the file without its refused rows")
     shown = "show one row as the model sees it: the first usable one, or the one with this number"
     add_switch_with_number(parser, "show_sample", shown, default=False)
     parser.add_argument("--json", action="store_true", help="print the report as JSON, also when the file is refused")
+
+
+def _row_flags() -> list[Flag]:
+    """List the flags of the settings that decide how the rows of a mode are read."""
+    paths = {(mode.name, name) for mode in MODES.values() for name in mode.row_settings}
+    return [flag for flag in config_flags() if flag.path in paths]
+
+
+def _form(args: argparse.Namespace) -> RowForm:
+    """Return the form of the rows under the given settings; raises InputError for those of another mode."""
+    mode = MODES[args.tuning_mode]
+    given = [flag for flag in _row_flags() if hasattr(args, flag.name)]
+    for flag in given:
+        if flag.path[0] != mode.name:
+            fix = f"use --tuning_mode {flag.path[0]} or remove it"
+            raise InputError(Problem(f"--{flag.name}", f"is set but mode is not {flag.path[0]}", fix))
+    if mode.rows_by_settings is None or mode.settings is None:
+        return mode.rows
+    values = {flag.path[1]: getattr(args, flag.name) for flag in given}
+    return mode.rows_by_settings(mode.settings.parse(values, where=mode.name))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -62,12 +84,13 @@ def _run(args: argparse.Namespace) -> int:
     held_out = args.eval_dataset_path
     given = {"path": args.dataset_path, "evaluation": held_out, "columns": columns}
     DatasetSpec.parse(given, where="dataset")
+    form = _form(args)
     base = Path(args.llm_path) if args.llm_path is not None else None
     other = _other_than_base(args.llm_path) if args.llm_path is not None else None
     base = base if other is None else None
     report = examine_dataset(
         args.dataset_path,
-        form=MODES[args.tuning_mode].rows,
+        form=form,
         tokenizer_dir=base,
         max_length=args.max_length,
         skip_invalid_rows=args.skip_invalid_rows,
@@ -88,9 +111,8 @@ def _run(args: argparse.Namespace) -> int:
     print(report.model_dump_json(indent=2) if args.json else render_report(report, color=on_terminal))
     if report.kept and (args.show_sample or (on_terminal and not args.json)):
         where = sys.stderr if args.json else sys.stdout
-        form, color = MODES[args.tuning_mode].rows, where.isatty()
         reading = {"form": form, "tokenizer_dir": base, "columns": columns, "learn": args.learn}
-        sample = render_sample(args.dataset_path, **reading, row=sample_row(args.show_sample), color=color)
+        sample = render_sample(args.dataset_path, **reading, row=sample_row(args.show_sample), color=where.isatty())
         print(sample, file=where)
     if report.ok:
         return EXIT_OK

@@ -10,13 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tokenizers import Tokenizer
 
 from llm_tuning.core.stopping import raise_if_stopped
 from llm_tuning.data.chat import TemplateForbidden
-from llm_tuning.data.faults import RowFault
+from llm_tuning.data.faults import Reason, RowFault
 from llm_tuning.data.id_sample import IdSample
 from llm_tuning.data.parser import RowParser
+from llm_tuning.data.rated_rows import RatedRows
 from llm_tuning.data.reading import DatasetFile, data_hash, evaluation_path
 from llm_tuning.data.report import Report, describe, name_skipped
 from llm_tuning.data.rows import Example, Learn, RowForm
@@ -181,7 +183,8 @@ class _Reader:
         """
         report = Report(path=str(path), mode=self._form.mode)
         parser = RowParser(self._form, columns=self._columns)
-        tally = Tally(self._max_length, with_tokens=self._tokenizer is not None, prompts=self._prompts)
+        tally = Tally(self._form, self._max_length, with_tokens=self._tokenizer is not None, prompts=self._prompts)
+        rated = RatedRows(self._form.pairing, self._writer) if self._form.pairing is not None else None
         dataset: DatasetFile | None = None
         try:
             dataset = DatasetFile(path)
@@ -189,17 +192,39 @@ class _Reader:
             self._found.append((report, dataset))
             for batch in _batches(dataset, parser, tally):
                 raise_if_stopped("while checking the dataset")
-                _take(batch, self._tokenizer, tally, self._writer, sample, max_length=self._max_length)
+                self._take(batch, tally, rated, sample)
+            if rated is not None and len(rated):
+                tally.keep_pairs(rated)
             report.data_hash = dataset.sha256
         except TemplateForbidden:
             raise
         except InputError as error:
             for problem in error.problems:
                 report.refuse(problem)
+        finally:
+            if rated is not None:
+                rated.discard()
         tally.write(report)
         if dataset is not None:
             report.name_places(dataset.place)
         return report, parser
+
+    def _take(self, batch: list[Example], tally: Tally, rated: RatedRows | None, sample: IdSample | None) -> None:
+        rows: list[TokenisedRow | RowFault] | list[None]
+        tokenizer = self._tokenizer
+        rows = tokenizer.tokenise(batch, max_length=self._max_length) if tokenizer else [None] * len(batch)
+        for example, found in zip(batch, rows, strict=True):
+            row = found if isinstance(found, RowFault) else _fault_of_pair(self._form, found) or found
+            if isinstance(row, RowFault):
+                tally.refuse(example.row_number, row)
+                continue
+            tally.keep(example, row)
+            if sample is not None:
+                sample.offer(example)
+            if rated is not None and len(example.sequences) == 1:
+                rated.add(example, row)
+            elif self._writer is not None and row is not None:
+                _write(self._writer, example, row)
 
     def name_skipped_files(self) -> None:
         """Take from the files that each report says are not read those that were read for another."""
@@ -238,26 +263,19 @@ def _batches(dataset: DatasetFile, parser: RowParser, tally: Tally) -> Iterator[
         yield batch
 
 
-def _take(
-    batch: list[Example],
-    tokenizer: RowTokenizer | None,
-    tally: Tally,
-    writer: TokenRowsWriter | None,
-    sample: IdSample | None,
-    *,
-    max_length: int,
-) -> None:
-    rows: list[TokenisedRow | RowFault] | list[None]
-    rows = tokenizer.tokenise(batch, max_length=max_length) if tokenizer else [None] * len(batch)
-    for example, row in zip(batch, rows, strict=True):
-        if isinstance(row, RowFault):
-            tally.refuse(example.row_number, row)
-            continue
-        tally.keep(example, row)
-        if sample is not None:
-            sample.offer(example)
-        if writer is not None and row is not None:
-            _write(writer, example, row)
+def _fault_of_pair(form: RowForm, row: TokenisedRow | None) -> RowFault | None:
+    """Return the fault of a pair whose sides are the same tokens, as a template or the maximum length makes them."""
+    if not form.sides or row is None or len(row.sequences) != len(form.sides):
+        return None
+    one, other = row.sequences
+    if not np.array_equal(one.input_ids, other.input_ids):
+        return None
+    names = " and ".join(f"`{name}`" for name in form.sides)
+    if one.full_length > len(one.input_ids) or other.full_length > len(other.input_ids):
+        rule = f"{names} are the same up to {{field:training.max_length}}"
+        return RowFault(Reason.EQUAL_SIDES, rule, "raise it, or shorten the answers")
+    rule = f"{names} are the same tokens: neither is better"
+    return RowFault(Reason.EQUAL_SIDES, rule, "give two answers that differ, or remove the row")
 
 
 def _write(writer: TokenRowsWriter, example: Example, row: TokenisedRow) -> None:

@@ -27,9 +27,9 @@ class Columns:
             raise InputError(problems)
         self.names = dict(names)
         self.shapes: tuple[Shape, ...] = tuple(
-            sorted(form.shapes, key=lambda shape: not set(shape.fields) <= set(names))
+            sorted(form.shapes, key=lambda shape: not set(shape.fields) <= set(names) or _is_part(shape, form))
         )
-        """The form's shapes, those that are named in whole first."""
+        """The form's shapes, those that are named in whole first: but for one that is a part of another."""
         self._of_row = {own: given for own, given in names.items() if own not in _OF_MESSAGES}
         self._of_message = {own: given for own, given in names.items() if own in _OF_MESSAGES and own != given}
         self._lists = tuple(name for name in form.own_fields if name not in (form.number.names if form.number else ()))
@@ -73,6 +73,10 @@ class Columns:
         for given in self._of_message.values():
             renamed.pop(given, None)
         return renamed | {own: item[given] for own, given in self._of_message.items()}
+
+
+def _is_part(shape: Shape, form: RowForm) -> bool:
+    return any(set(shape.fields) < set(other.fields) for other in form.shapes)
 
 
 def find_column_problems(form: RowForm, names: Mapping[str, str]) -> Iterator[Problem]:

@@ -59,13 +59,14 @@ class RowParser:
         is_cells = isinstance(row, CellRow)
         row = self._columns.rename(row)
         if is_cells:
-            row = read_cells(row, self.form.number.names if self.form.number is not None else ())
+            row = read_cells(row, self.form.number.ratings if self.form.number is not None else ())
+        row = self.form.unfold(row)
         shape = self._shape_of(row)
         plan = self._plan_of(row, shape or self.shape)
         refuse_kinds(self.form, plan, row)
         if shape is None:
             raise unfit_fault(self.form, self.shape, row)
-        number = self._number(row)
+        number = self._number(row, shape)
         if plan.has_flags and read_flags(row) is False:
             self._count("left out", row_number)
             return None
@@ -85,8 +86,8 @@ class RowParser:
                 self._count(name, row_number)
         return Example(row_number, tuple(finished), number)
 
-    def _number(self, row: Row) -> float:
-        if self.form.number is None:
+    def _number(self, row: Row, shape: Shape) -> float:
+        if self.form.number is None or not shape.numbered:
             return math.nan
         try:
             return self.form.number.read(row)
@@ -101,13 +102,13 @@ class RowParser:
         try:
             sequences = list(shape.convert(row))
         except RowFault as fault:
-            raise converted_fault(shape, row, fault) from None
+            raise converted_fault(self.form, shape, row, fault) from None
         if plan.is_plain:
             return sequences
         if shape.is_text:
             refuse_labels(plan, row)
         if plan.texts:
-            refuse_texts(self.form, shape, plan, row, sequences[0])
+            refuse_texts(self.form, shape, plan, row, sequences)
         if plan.histories:
             sequences = list(with_history(sequences, plan, row, shape, learned=self.form.learns_history))
         return list(with_system(sequences, plan, row, shape))
@@ -142,11 +143,14 @@ class RowParser:
                 plan.unnoted.remove(name)
                 self._ignore(shown(name))
         for name in (*shape.fields, *shape.optional):
-            if isinstance(row.get(name), list):
-                self._note_messages(name, row[name])
+            value = row.get(name)
+            if isinstance(value, list | dict):
+                self._note_messages(name, value if isinstance(value, list) else [value])
 
-    def _note_messages(self, name: str, messages: Iterable[Mapping[str, Any]]) -> None:
+    def _note_messages(self, name: str, messages: Iterable[Any]) -> None:
         for message in messages:
+            if not isinstance(message, dict):
+                continue
             if not message.keys() <= MESSAGE_FIELDS:
                 self._note_others(f"{name}[].", message, MESSAGE_FIELDS)
             if isinstance(message.get("content"), list):

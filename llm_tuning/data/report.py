@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, PrivateAttr
+from pydantic import BaseModel, PrivateAttr
 
 from llm_tuning.core.text import one_line
+from llm_tuning.data.compared import ComparedReport, LabelReport, PairReport
 from llm_tuning.data.faults import Reason
 from llm_tuning.data.reading import FORMAT_NAMES, DatasetFile, Format
 from llm_tuning.errors import PLAIN, Problem, Words, in_words
@@ -27,8 +28,7 @@ def _single(row_number: int) -> str:
 
 
 class _Part(BaseModel):
-    # Reports of other versions, beside their adapters, have other fields.
-    model_config = ConfigDict(extra="ignore", use_attribute_docstrings=True)
+    model_config = ComparedReport.model_config
 
 
 class RowList(_Part):
@@ -191,6 +191,10 @@ class Report(_Part):
     """Of rows to evaluate on, those whose prompt is among the training rows: they are left out of the scores."""
     duplicates: Duplicates = Duplicates()
     rewards: RewardSpread | None = None
+    pairs: PairReport | None = None
+    """Of a mode that compares two answers."""
+    labels: LabelReport | None = None
+    """Of a mode that learns from answers marked as good or bad."""
     data_hash: str | None = None
     """sha256 of the file's bytes; None if it could not be read to its end."""
     template_hash: str | None = None
@@ -203,8 +207,20 @@ class Report(_Part):
     """The rows of `dataset.evaluation`, where they have a file of their own; its problems stand above, too."""
 
     @property
+    def compared(self) -> list[ComparedReport]:
+        """What is said of pairs or labels, where there are some."""
+        return [part for part in (self.pairs, self.labels) if part is not None]
+
+    @property
+    def examples(self) -> int:
+        """What is trained on: the kept rows, or the pairs that they make."""
+        return self.pairs.count if self.pairs is not None else self.kept
+
+    @property
     def evaluated(self) -> int:
-        """Rows that scores are made of, in the report of rows to evaluate on."""
+        """Examples that scores are made of, in the report of rows to evaluate on."""
+        if self.pairs is not None and self.pairs.from_ratings:
+            return self.pairs.count - self.pairs.in_training
         return self.kept - self.in_training.count
 
     def take(self, evaluation: Report) -> None:
@@ -306,6 +322,7 @@ def summary_lines(report: Report) -> list[tuple[str, str]]:
         spread = report.rewards
         text = f"min {spread.min:g}, mean {spread.mean:.4g}, max {spread.max:g}, std {spread.std:.4g}"
         lines.append(("Rewards", text))
+    lines += [(compared.title, compared.line()) for compared in report.compared]
     if report.data_hash:
         lines.append(("Data hash", f"sha256 {report.data_hash}"))
     if report.template_hash:
@@ -335,7 +352,7 @@ def _token_lines(report: Report) -> list[tuple[str, str]]:
     several = tokens.several_sequences.count > 0
     each = "sequence" if several else "row"
     lines = [("Tokens", f"{lengths.total:,} in all, {tokens.learned:,} learned; a {each}: {spread}")]
-    if several or tokens.answers > report.kept:
+    if several or (report.pairs is None and tokens.answers > report.kept):
         became = f"{report.kept:,} rows are {tokens.sequences:,} sequences with {tokens.answers:,} learned answers"
         lines.append(("Answers", became))
     if tokens.truncated.count:

@@ -39,6 +39,8 @@ class FieldKind:
     fix: str
     row: Names = ()
     """Names beside the fields of a shape."""
+    remarks: Names = ()
+    """Those of `row` that a mode which takes the kind can leave to a note."""
     turn: Names = ()
     """Names in a message, or in a part of its content."""
     parts: Names = ()
@@ -160,6 +162,10 @@ KINDS = (
             "completion_a completion_b conversation_a conversation_b chosen_output chosen_answer chosen_completion "
             "rejected_output rejected_outputs rejected_answer rejected_completion bad_output bad_response bad_answer "
             "negative_output negative_response negative_answer worst_response"
+        ),
+        remarks=_words(
+            "score_chosen score_rejected chosen_score rejected_score chosen_rating rejected_rating chosen_reward "
+            "rejected_reward margin"
         ),
         turn=_words("chosen rejected preferred preference"),
     ),
@@ -306,6 +312,7 @@ def _by_name(names: Callable[[FieldKind], Iterable[str]]) -> Mapping[str, FieldK
 
 ROW_KINDS = _by_name(lambda kind: kind.row)
 TURN_KINDS = _by_name(lambda kind: kind.turn)
+REMARKS = frozenset(plain(name) for kind in KINDS for name in kind.remarks)
 PART_KINDS = _by_name(lambda kind: kind.parts)
 ROLE_KINDS = _by_name(lambda kind: kind.roles)
 FLAG_NAMES = frozenset(map(plain, FLAGS))

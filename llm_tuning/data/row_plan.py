@@ -5,7 +5,7 @@ Most files have the same fields in every row, so a row costs a look-up of its pl
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from llm_tuning.data.faults import Reason, RowFault, shown
@@ -17,6 +17,7 @@ from llm_tuning.data.row_fields import (
     HISTORY_NAMES,
     KINDS,
     LABEL_OF_TEXT_NAMES,
+    REMARKS,
     ROW_KINDS,
     SYSTEM_NAMES,
     TEXT_NAMES,
@@ -76,10 +77,14 @@ def build_plan(form: RowForm, shape: Shape | None, row: Row, columns: Mapping[st
             is_label = shape is not None and shape.is_text and (key in LABEL_OF_TEXT_NAMES or key in _ROLE_NAMES)
             if kind is not None and not is_label and kind.name not in form.takes | kinds_decided:
                 plan.refused.append((name, kind))
+            is_taken = kind is not None and kind.name in form.takes and key not in REMARKS
             if is_label:
                 plan.labels.append(name)
             elif not decided and (
-                name in others or key in TEXT_NAMES or (shape and shape.is_text and key in ANSWER_TO_TEXT_NAMES)
+                name in others
+                or is_taken
+                or key in TEXT_NAMES
+                or (shape and shape.is_text and key in ANSWER_TO_TEXT_NAMES)
             ):
                 plan.texts.append(name)
     plan.refused.sort(key=lambda entry: KINDS.index(entry[1]))
@@ -87,7 +92,8 @@ def build_plan(form: RowForm, shape: Shape | None, row: Row, columns: Mapping[st
 
 
 def _read_by(form: RowForm, shape: Shape) -> Iterable[str]:
-    return (*shape.fields, *shape.optional, *(form.number.names if form.number is not None else ()))
+    numbers = form.number.names if form.number is not None and shape.numbered else ()
+    return (*shape.fields, *shape.optional, *numbers)
 
 
 def refuse_kinds(form: RowForm, plan: RowPlan, row: Row) -> None:
@@ -98,8 +104,11 @@ def refuse_kinds(form: RowForm, plan: RowPlan, row: Row) -> None:
 
 
 def advice_on(kind: FieldKind, form: RowForm) -> str:
-    """Return which modes take such rows, and what each other mode wants in their place; the mode's own comes first."""
-    forms = sorted((FORMS | {form.mode: form}).values(), key=lambda other: other.mode != form.mode)
+    """Return what the mode itself wants in their place, then which modes take such rows, then what each other wants."""
+    forms = sorted(
+        (FORMS | {form.mode: form}).values(),
+        key=lambda other: (other.mode != form.mode, kind.name not in other.takes),
+    )
     return "; ".join(filter(None, (_advice_of(other, kind) for other in forms)))
 
 
@@ -198,17 +207,17 @@ def _history(row: Row, name: str) -> list[dict[str, str]]:
     return messages
 
 
-def refuse_texts(form: RowForm, shape: Shape, plan: RowPlan, row: Row, conversation: Conversation) -> None:
-    """Raise RowFault where a text that the shape does not read says something that the conversation does not."""
+def refuse_texts(form: RowForm, shape: Shape, plan: RowPlan, row: Row, conversations: Sequence[Conversation]) -> None:
+    """Raise RowFault where a text that the shape does not read says something that the conversations do not."""
     given = [name for name in plan.texts if is_given(row[name])]
     if not given:
         return
-    own = _normal(_turns(conversation))
-    for other in form.shapes:
+    own = _normal(text for conversation in conversations for text in _turns(conversation))
+    for other in form.shapes if len(conversations) == 1 else ():
         if other is not shape and set(other.fields) & set(given) and other.fits(row):
             _compare(shape, other, plan, row, own)
             given = [name for name in given if name not in (*other.fields, *other.optional)]
-    seen = _normal(message["content"] for message in conversation.messages or ()) or own
+    seen = _normal(text for conversation in conversations for text in conversation.texts)
     for name in given:
         for text in _normal(texts_in(row[name])):
             if not any(text in content for content in seen) and not all(content in text for content in own):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from llm_tuning.data.faults import Reason, RowFault, got
 from llm_tuning.data.messages import Message
+from llm_tuning.data.pairing import Pairing
 from llm_tuning.data.row_fields import HISTORY, SYSTEM
 
 if TYPE_CHECKING:
@@ -117,6 +118,8 @@ class Shape:
     """The prompt is a text, and pairs of questions and answers may be given to come before it."""
     is_text: bool = False
     """Plain text without turns."""
+    numbered: bool = True
+    """Its rows carry the number of a mode that has one."""
 
     def fits(self, row: Row) -> bool:
         """Return whether `row` has all the fields."""
@@ -130,6 +133,11 @@ class NumberField:
     names: tuple[str, ...]
     needed: str
     """Who needs it, as a fix says it."""
+
+    @property
+    def ratings(self) -> tuple[str, ...]:
+        """Those of its names that hold any number."""
+        return self.names
 
     def read(self, row: Row) -> float:
         """Return the number of `row`; raises RowFault."""
@@ -157,6 +165,12 @@ class RowForm:
     number: NumberField | None = None
     judge: Callable[[Report], Iterable[Problem]] = lambda report: ()
     """What makes the whole data set senseless for the mode, seen in the finished counts of at least two rows."""
+    sides: tuple[str, ...] = ()
+    """The names of an example's sequences, where there are several."""
+    pairing: Pairing | None = None
+    """Rows of a numbered shape, one answer each, become pairs of answers of one prompt."""
+    unfold: Callable[[Row], Row] = lambda row: row
+    """Bring what lies deeper in a row to its top, before its shape is looked for; raises RowFault."""
     learns_history: bool = False
     """Answers in a row's history are learned, too; else the row's own answer alone."""
     takes: frozenset[str] = frozenset()

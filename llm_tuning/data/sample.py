@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from llm_tuning.core.text import printable
 from llm_tuning.data.chat import plain_template
 from llm_tuning.data.faults import RowFault
+from llm_tuning.data.labels import GOOD, LabelField
 from llm_tuning.data.parser import RowParser
 from llm_tuning.data.reading import DatasetFile
 from llm_tuning.data.rows import Conversation, Example, Learn, RowForm
@@ -24,6 +25,8 @@ MAX_CHARACTERS = 4000
 Segment = tuple[str, bool]
 """A piece of the rendered row and whether it is in the loss."""
 
+_BETWEEN = "\n\n"
+"""Between two texts."""
 _GREEN, _RESET = "\x1b[32m", "\x1b[0m"
 
 
@@ -56,14 +59,14 @@ def render_sample(
                 if number == row:
                     return f"Row {number} is left out: its author marks it as not to be learned\n"
                 continue
-            segments = sample_segments(example, tokenizer)
+            segments = sample_segments(example, tokenizer, form.sides)
         except RowFault as fault:
             if number == row:
                 return in_words(f"Row {number} is refused: {fault.rule} ({fault.reason}); {fault.fix}\n")
             continue
         place = dataset.place(number)
         head = f"{place[:1].upper()}{place[1:]}" if len(dataset.files) == 1 else printable(place)
-        return f"{head}; the marked part is learned:\n\n{_paint(segments, color=color)}\n"
+        return f"{head}{_said_of(example, form)}; the marked part is learned:\n\n{_paint(segments, color=color)}\n"
     return "" if row is None else f"There is no row {row}: the last one is {number}\n"
 
 
@@ -72,14 +75,30 @@ def sample_row(asked: bool | int) -> int | None:
     return None if isinstance(asked, bool) else asked
 
 
-def sample_segments(example: Example, tokenizer: RowTokenizer | None) -> list[Segment]:
-    """Render a row in pieces, its sequences one below the other; raises RowFault where the template refuses it."""
+def _said_of(example: Example, form: RowForm) -> str:
+    """Return what the number of a row says of its answer."""
+    if form.pairing is not None and len(example.sequences) == 1:
+        return f" (reward {example.number:g}), which makes pairs with the other answers of its prompt"
+    if isinstance(form.number, LabelField):
+        return ", a good answer" if example.number == GOOD else ", a bad answer"
+    return ""
+
+
+def sample_segments(example: Example, tokenizer: RowTokenizer | None, sides: Sequence[str] = ()) -> list[Segment]:
+    """Render a row in pieces, its sequences one below the other; raises RowFault where the template refuses it.
+
+    `sides` are the names of the sequences of a pair.
+    """
     segments: list[Segment] = []
-    for text, spans in (shown for conversation in example.sequences for shown in _texts(conversation, tokenizer)):
-        marks = [False] * len(text)
-        for start, end in spans:
-            marks[start:end] = [True] * (end - start)
-        segments += [("\n\n", False)] * bool(segments) + list(_runs(text, marks))
+    named = len(sides) == len(example.sequences)
+    for number, conversation in enumerate(example.sequences):
+        if named:
+            segments.append((f"{_BETWEEN * bool(segments)}{sides[number]}:\n", False))
+        for text, spans in _texts(conversation, tokenizer):
+            marks = [False] * len(text)
+            for start, end in spans:
+                marks[start:end] = [True] * (end - start)
+            segments += [(_BETWEEN, False)] * (bool(segments) and not named) + list(_runs(text, marks))
     return segments
 
 

@@ -76,32 +76,51 @@ def prompt_and(answer: str) -> Convert:
         prompt, answers = text_or_messages(row, "prompt", "user"), text_or_messages(row, answer, "assistant")
         if not any(message["role"] == "assistant" for message in answers.messages):
             raise RowFault(Reason.NO_ASSISTANT_TURN, f"`{answer}` has no assistant turn", "add the answer to learn")
-        if answers.messages[0]["role"] == "user":
-            rule = f"`{answer}` begins with a turn of the user, and so does `prompt`: the question would be there twice"
-            raise RowFault(
-                Reason.AMBIGUOUS, rule, "give the answer alone, or write the whole conversation as `messages`"
-            )
-        last = len(prompt.messages) - 1
-        if prompt.messages[last]["role"] == "assistant" and last not in prompt.prefixes:
-            rule = f"`prompt` ends with a turn of the assistant, and `{answer}` could go on with it or be another one"
-            fix = f'mark that turn `"prefix": true` where `{answer}` goes on with it, else write `messages`'
-            raise RowFault(Reason.AMBIGUOUS, rule, fix)
+        check_joint(prompt, answers, answer)
         return (build_conversation(prompt + answers, learn_from=len(prompt.messages)),)
 
     return convert
+
+
+def check_joint(prompt: Turns, answers: Turns, answer: str) -> None:
+    """Raise RowFault where the turns of the field `answer` cannot be what follows `prompt`."""
+    if answers.messages[0]["role"] == "user":
+        rule = f"`{answer}` begins with a turn of the user, and so does `prompt`: the question would be there twice"
+        raise RowFault(Reason.AMBIGUOUS, rule, "give the answer alone, or write the whole conversation as `messages`")
+    last = len(prompt.messages) - 1
+    if prompt.messages[last]["role"] == "assistant" and last not in prompt.prefixes:
+        rule = f"`prompt` ends with a turn of the assistant, and `{answer}` could go on with it or be another one"
+        fix = f'mark that turn `"prefix": true` where `{answer}` goes on with it, else write `messages`'
+        raise RowFault(Reason.AMBIGUOUS, rule, fix)
 
 
 def _messages_of(field: str) -> Convert:
     return lambda row: (build_conversation(convert_messages(row, field)),)
 
 
+def _last_answer_of(field: str) -> Convert:
+    """Return what makes the messages in `field` a conversation with the loss on its last answer."""
+
+    def convert(row: Row) -> tuple[Conversation, ...]:
+        turns = convert_messages(row, field)
+        answers = [index for index, message in enumerate(turns.messages) if message["role"] == "assistant"]
+        return (build_conversation(turns, learn_from=answers[-1] if answers else 0),)
+
+    return convert
+
+
 def _from_instruction(row: Row) -> tuple[Conversation, ...]:
+    asked, answer = read_instruction(row), check_text(row, "output")
+    return (Conversation([{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]),)
+
+
+def read_instruction(row: Row) -> str:
+    """Return what an Alpaca row asks: its instruction and its input, where they are not empty. Raises RowFault."""
     asked = [check_text(row, name) for name in ("instruction", "input") if not _is_blank(row.get(name))]
     if not asked:
         rule = "`instruction` and `input` are empty"
         raise RowFault(Reason.EMPTY_FIELD, rule, "give a text or remove the row")
-    answer = check_text(row, "output")
-    return (Conversation([{"role": "user", "content": "\n\n".join(asked)}, {"role": "assistant", "content": answer}]),)
+    return "\n\n".join(asked)
 
 
 def _is_blank(value: object) -> bool:
@@ -111,6 +130,9 @@ def _is_blank(value: object) -> bool:
 MESSAGES = Shape("messages", ("messages",), _messages_of("messages"))
 CONVERSATIONS = Shape("conversations", ("conversations",), _messages_of("conversations"))
 """ShareGPT."""
+LAST_OF_MESSAGES = Shape("messages", ("messages",), _last_answer_of("messages"))
+LAST_OF_CONVERSATIONS = Shape("conversations", ("conversations",), _last_answer_of("conversations"))
+"""The same conversations in a mode whose rows carry a number, which is that of the last answer."""
 PROMPT_OUTPUT = Shape("prompt/output", ("prompt", "output"), prompt_and("output"), history=True)
 PROMPT_COMPLETION = Shape("prompt/completion", ("prompt", "completion"), prompt_and("completion"), history=True)
 INSTRUCTION = Shape(

@@ -10,11 +10,15 @@ from collections.abc import Iterable
 from itertools import accumulate
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llm_tuning.data.calls import key_text, tools_key
+from llm_tuning.data.compared import LabelCounts, PairCounts, Unit, answer_characters
 from llm_tuning.data.faults import RowFault
+from llm_tuning.data.labels import GOOD, LabelField
+from llm_tuning.data.rated_rows import RatedRows
 from llm_tuning.data.report import Duplicates, Refused, Report, RewardSpread, RowList, TokenLengths, TokenReport
-from llm_tuning.data.rows import Example
+from llm_tuning.data.rows import Conversation, Example, RowForm
 from llm_tuning.data.splitting import PromptGroups
 from llm_tuning.data.tokens import TokenisedRow
 
@@ -73,9 +77,13 @@ def _digest(example: Example) -> bytes:
 class Tally:
     """What the report says, counted row by row."""
 
-    def __init__(self, max_length: int, *, with_tokens: bool, prompts: PromptGroups) -> None:
+    def __init__(self, form: RowForm, max_length: int, *, with_tokens: bool, prompts: PromptGroups) -> None:
         """Count the rows of one file; `prompts` holds those of the files before it, whose rows train."""
         self._max_length = max_length
+        unit: Unit = "tokens" if with_tokens else "characters"
+        self._pairs = PairCounts(unit) if form.sides else None
+        self._labels = LabelCounts(unit) if isinstance(form.number, LabelField) else None
+        self._rated: RatedRows | None = None
         self._with_tokens = with_tokens
         self.read = 0
         self.kept = 0
@@ -110,10 +118,31 @@ class Tally:
         )
         if self._before:
             self._row_numbers.append(example.row_number)
-        if not math.isnan(example.number):
+        if self._labels is not None:
+            self._labels.add(first, good=example.number == GOOD, length=_length(first, row, 0))
+        elif not math.isnan(example.number):
             self._rewards.add(example.number)
+        if self._pairs is not None and len(example.sequences) == 2:
+            one, other = example.sequences
+            self._pairs.add(one, other, lengths=(_length(one, row, 0), _length(other, row, 1)))
         if row is not None:
             self._count_tokens(example.row_number, row)
+
+    def keep_pairs(self, rated: RatedRows) -> None:
+        """Count the pairs that kept rows make, in whose place they are trained on, and write them."""
+        assert self._pairs is not None
+        self._rated, tokens = rated, self._tokens
+        self._lengths.clear()
+        tokens.learned = tokens.tokens_lost = tokens.sequences = 0
+        for pair in rated.pairs():
+            one, other = rated.learned(pair.chosen), rated.learned(pair.rejected)
+            self._pairs.add_rated(pair.chosen, lengths=(one, other))
+            for place, learned in ((pair.chosen, one), (pair.rejected, other)):
+                full = rated.full_length(place)
+                self._lengths[full] += 1
+                tokens.learned += learned
+                tokens.tokens_lost += max(0, full - self._max_length)
+                tokens.sequences += 1
 
     def _count_tokens(self, number: int, row: TokenisedRow) -> None:
         """Count lengths by sequence, which max_length cuts, and what warnings list by row."""
@@ -138,18 +167,31 @@ class Tally:
         report.refusals = sorted(self._refused.values(), key=lambda refused: -refused.count)
         report.refused = sum(refused.count for refused in report.refusals)
         report.duplicates = self._duplicates.result()
-        self._write_prompts(report)
+        in_training = self._write_prompts(report)
+        if self._labels is not None:
+            report.labels = self._labels.result()
+        if self._pairs is not None:
+            made = self._rated.counts if self._rated is not None else None
+            report.pairs = self._pairs.result(made=made, in_training=in_training)
         report.rewards = self._rewards.result()
         if self._with_tokens:
             self._tokens.lengths = lengths_of(self._lengths)
             report.tokens = self._tokens
 
-    def _write_prompts(self, report: Report) -> None:
+    def _write_prompts(self, report: Report) -> NDArray[np.bool_]:
+        """Count the prompts, and return which of the kept rows have one of the files before."""
         keys = self._prompts.keys()
         trained, own = keys[: self._before], keys[self._before :]
         report.prompts = len(np.unique(own))
-        for at in np.flatnonzero(np.isin(own, trained)):
+        in_training = np.isin(own, trained)
+        for at in np.flatnonzero(in_training):
             report.in_training.add(self._row_numbers[at])
+        return in_training
+
+
+def _length(conversation: Conversation, row: TokenisedRow | None, number: int) -> int:
+    """Return the learned tokens of a sequence, or the characters of its answer where there is no tokenizer."""
+    return answer_characters(conversation) if row is None else int(row.sequences[number].learned.sum())
 
 
 class _Spread:

@@ -171,6 +171,11 @@ class TokenRowsWriter:
         self._write("learned_counts", np.count_nonzero(learned))
         self._write("source_starts", self._source_bytes)
 
+    @property
+    def path(self) -> Path:
+        """The folder of the rows."""
+        return self._path
+
     def begin_evaluation(self) -> None:
         """Take the rows that follow for those to evaluate on: none of them trains, and no other is held out."""
         self._evaluation_from = self._rows

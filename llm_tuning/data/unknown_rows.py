@@ -12,19 +12,21 @@ from typing import Any
 from llm_tuning.core.suggestions import closest
 from llm_tuning.data.faults import Reason, RowFault, shown
 from llm_tuning.data.messages import SHAREGPT_ROLES
+from llm_tuning.data.pair_names import find_sides, has_prompt, holds_whole_conversations, numbered_fault
 from llm_tuning.data.row_fields import (
     ANSWERS,
     CONTEXTS,
     FLAG_NAMES,
     HISTORY_NAMES,
+    KINDS,
     QUESTIONS,
     ROW_KINDS,
     SYSTEM_NAMES,
     TEXT_NAMES,
     plain,
 )
-from llm_tuning.data.rows import Row, RowForm, Shape
-from llm_tuning.data.values import is_given
+from llm_tuning.data.rows import FORMS, Row, RowForm, Shape
+from llm_tuning.data.values import flag, is_given
 
 _ASKED = frozenset(map(plain, (*QUESTIONS, "user", "human", "user_input", "user_message")))
 _ANSWERED = frozenset(map(plain, (*ANSWERS, "assistant", "assistant_message", "bot", "gpt", "summary", "highlights")))
@@ -33,6 +35,7 @@ _ASKED_ALONE = frozenset(map(plain, ("input", "inputs", "document", "article", "
 """What is asked where nothing else is: of `document` and what follows, only where the answer is a summary."""
 _SUMMARIES = frozenset(("summary", "highlights"))
 _RATINGS = frozenset(("score", "rewards", "scores", "rate", "quality"))
+_JUDGED = frozenset(plain(name) for kind in KINDS if kind.name == "judgement" for name in kind.row)
 _ROLE_KEYS, _CONTENT_KEYS = ("role", "from", "speaker", "author", "sender"), ("content", "value", "text", "message")
 _PAIRS = (("human", "assistant"), ("user", "assistant"), ("human", "gpt"), ("human", "bot"))
 _PAIRS_OF_CHATS = (("input", "output"), ("question", "answer"), ("prompt", "response"), ("query", "response"))
@@ -48,10 +51,13 @@ def unfit_fault(form: RowForm, shape: Shape | None, row: Row) -> RowFault:
         return fault
     if shape is not None:
         return _missing(shape, row, _rename_within(shape, row))
+    fault = numbered_fault(row) if form.sides else None
+    if fault is not None:
+        return fault
     columns = propose_columns(form, row)
     near = _nearest_shape(form, row)
     if columns:
-        fix = f"{{set:dataset.columns={','.join(f'{own}={given}' for own, given in columns.items())}}}"
+        fix = _set_columns(columns)
         missing = [name for name in columns if near is not None and name in near.fields]
         if near is not None and len(missing) == 1 and all(name in row for name in near.fields if name not in missing):
             return RowFault(Reason.MISSING_FIELD, f"`{missing[0]}` is missing", fix)
@@ -61,20 +67,41 @@ def unfit_fault(form: RowForm, shape: Shape | None, row: Row) -> RowFault:
     if fault is not None:
         return fault
     if near is not None:
-        return _missing(near, row, None)
+        return _missing(near, row, None, other_modes(form, row))
     has = f"; it has {', '.join(map(shown, list(row)[:_MAX_NAMES]))}" if row else ""
     rule = f"has none of the shapes of {form.mode} rows{has}"
-    return RowFault(Reason.UNKNOWN_SHAPE, rule, f"rows are {form.accepted}")
+    fix = "; ".join(filter(None, (f"rows are {form.accepted}", other_modes(form, row))))
+    return RowFault(Reason.UNKNOWN_SHAPE, rule, fix)
 
 
-def _missing(shape: Shape, row: Row, fix: str | None) -> RowFault:
+def _set_columns(columns: Mapping[str, str]) -> str:
+    return f"{{set:dataset.columns={','.join(f'{own}={given}' for own, given in columns.items())}}}"
+
+
+def other_modes(form: RowForm, row: Row) -> str:
+    """Return which other modes have a shape that the row fits, as the end of a fix; "" where none has."""
+    fitting = [
+        f"{{set:mode={other.mode}}}, which learns from such rows"
+        for other in FORMS.values()
+        if other.mode != form.mode and _is_of(other, row)
+    ]
+    return " or ".join(fitting)
+
+
+def _is_of(form: RowForm, row: Row) -> bool:
+    has_number = form.number is None or any(row.get(name) is not None for name in form.number.names)
+    return any(shape.fits(row) and (has_number or not shape.numbered) for shape in form.shapes)
+
+
+def _missing(shape: Shape, row: Row, fix: str | None, or_else: str = "") -> RowFault:
     """Build the refusal of a row for the first field of `shape` that it lacks."""
     name = next(name for name in shape.fields if row.get(name) is None)
     if name in row:
         return RowFault(Reason.NULL_FIELD, f"`{name}` is null", "give a text or remove the row")
     near = None if fix else _misspelt(name, row)
     otherwise = f"did you mean to call `{shown(near)}` `{name}`?" if near else "add it"
-    return RowFault(Reason.MISSING_FIELD, f"`{name}` is missing", fix or otherwise)
+    fix = "; ".join(filter(None, (fix or otherwise, or_else)))
+    return RowFault(Reason.MISSING_FIELD, f"`{name}` is missing", fix)
 
 
 def _rename_within(shape: Shape, row: Row) -> str | None:
@@ -107,6 +134,8 @@ def _misspelt(name: str, row: Row) -> str | None:
 
 def propose_columns(form: RowForm, row: Row) -> dict[str, str] | None:
     """Return the columns that make a row of the form of `row`, None where that is not certain."""
+    if form.sides and (pair := _propose_pair(form, row)) is not None:
+        return pair
     given = {plain(name): name for name, value in row.items() if is_given(value)}
     asked, answered, around = (_named(row, names) for names in (_ASKED, _ANSWERED, _AROUND))
     if not asked and len(around) == 1 and plain(around[0]) in _ASKED_ALONE:
@@ -125,6 +154,27 @@ def propose_columns(form: RowForm, row: Row) -> dict[str, str] | None:
     return _changed(columns | _rating(form, given, row), row)
 
 
+def _propose_pair(form: RowForm, row: Row) -> dict[str, str] | None:
+    """Return the columns of a row with two answers of which one is better, None where it is not certain."""
+    chosen, rejected = find_sides(row)
+    if not chosen and len(rejected) == 1 and len(answered := _named(row, _ANSWERED)) == 1:
+        chosen = answered
+    if len(chosen) != 1 or len(rejected) != 1:
+        return None
+    sides = dict(zip(form.sides, (chosen[0], rejected[0]), strict=True))
+    if not has_prompt(row) and not holds_whole_conversations(row, (chosen[0], rejected[0])):
+        asked, around = _named(row, _ASKED), _named(row, _AROUND)
+        chat = _chat_columns(form, {name: value for name, value in row.items() if name not in sides.values()})
+        if chat is not None:
+            return _changed(chat | sides, row)
+        if not asked and len(around) == 1 and plain(around[0]) in _ASKED_ALONE:
+            asked, around = around, []
+        if len(asked) != 1 or len(around) > 1:
+            return None
+        sides = dict(zip(("instruction", "input") if around else ("prompt",), (*asked, *around), strict=True)) | sides
+    return _changed(sides, row)
+
+
 def _named(row: Row, names: frozenset[str]) -> list[str]:
     """Return the fields of the row by any of `names`: of several those that are not empty.
 
@@ -139,7 +189,7 @@ def _rating(form: RowForm, given: Mapping[str, str], row: Row) -> dict[str, str]
     if form.number is None or any(name in row for name in form.number.names):
         return {}
     ratings = [name for key, name in given.items() if key in _RATINGS and isinstance(row[name], int | float)]
-    return {form.number.names[0]: ratings[0]} if len(ratings) == 1 else {}
+    return {form.number.ratings[0]: ratings[0]} if len(ratings) == 1 else {}
 
 
 def _changed(columns: dict[str, str], row: Row) -> dict[str, str] | None:
@@ -182,8 +232,13 @@ def _message_keys(value: Any) -> dict[str, str] | None:
 def number_fault(form: RowForm, row: Row, fault: RowFault) -> RowFault:
     """Build the refusal of a row whose number is not there; `fault` is what was wrong first."""
     names = form.number.names if form.number is not None else ()
-    if fault.reason is not Reason.MISSING_REWARD or any(name in row for name in names):
+    missing = (Reason.MISSING_REWARD, Reason.MISSING_LABEL)
+    if fault.reason not in missing or any(name in row for name in names):
         return fault
+    if fault.reason is Reason.MISSING_LABEL:
+        judged = [name for name in row if plain(name) in _JUDGED and flag(row[name]) is not None]
+        if len(judged) == 1:
+            return RowFault(fault.reason, fault.rule, f"{{set:dataset.columns={names[0]}={judged[0]}}}")
     near = _misspelt(names[0], row)
     if near is not None:
         return RowFault(fault.reason, fault.rule, f"did you mean to call `{shown(near)}` `{names[0]}`?")
@@ -216,9 +271,11 @@ def list_fault(name: str, item: Any) -> RowFault | None:
     return None
 
 
-def converted_fault(shape: Shape, row: Row, fault: RowFault) -> RowFault:
+def converted_fault(form: RowForm, shape: Shape, row: Row, fault: RowFault) -> RowFault:
     """Build the refusal of a row whose fields are there and hold something else; `fault` is what was wrong first."""
     found = columns_fault(row)
+    if found is None and form.sides and fault.reason is Reason.MISSING_FIELD and (pair := _propose_pair(form, row)):
+        return RowFault(fault.reason, fault.rule, _set_columns(pair))
     if found is not None or fault.reason is not Reason.NOT_MESSAGES:
         return found or fault
     for name in shape.fields:
@@ -228,8 +285,7 @@ def converted_fault(shape: Shape, row: Row, fault: RowFault) -> RowFault:
         found = list_fault(name, value[0])
         keys = _message_keys(value)
         if keys:
-            fix = f"{{set:dataset.columns={','.join(f'{own}={given}' for own, given in keys.items())}}}"
-            found = RowFault(fault.reason, fault.rule, fix, at=fault.at)
+            found = RowFault(fault.reason, fault.rule, _set_columns(keys), at=fault.at)
         if found is not None:
             return found
     return fault

@@ -68,7 +68,7 @@ def judge(
             for problem in parser.form.judge(report):
                 report.refuse(problem)
     _find_warnings(report, parser)
-    if report.evaluation is None and report.prompts == 1 and report.kept >= MIN_ROWS_TO_SPLIT:
+    if report.evaluation is None and report.prompts == 1 and report.examples >= MIN_ROWS_TO_SPLIT:
         report.warnings.append("all rows have one prompt, so none can be held out to show what the adapter has learned")
     _find_notes(report)
     _find_notes_on_base(report, tokenizer, tokenizer_dir)
@@ -87,6 +87,10 @@ def judge_evaluation(
         if report.kept and seen.count == report.kept:
             rule = f"has {report.kept:,} usable {rows}, all with a prompt of the training rows"
             fix = "give rows with prompts of their own, or leave {field:dataset.evaluation} out: a share is held out"
+            report.refuse(Problem(report.path, rule, fix))
+        elif report.kept and not report.evaluated:
+            rule = "makes no pair to evaluate on: no two answers of a prompt of its own are rated far enough apart"
+            fix = "give several rated answers a prompt, or leave {field:dataset.evaluation} out: a share is held out"
             report.refuse(Problem(report.path, rule, fix))
     _find_warnings(report, parser)
     if report.ok and seen.count:
@@ -162,6 +166,8 @@ def _find_warnings(report: Report, parser: RowParser) -> None:
         if count := parser.counts[name]:
             first = report.place(parser.first[name])
             warn(f"{said} ({first if count == 1 else f'{count:,} rows, the first is {first}'})")
+    for compared in report.compared:
+        report.warnings += compared.warnings()
     if report.refusals and report.ok:
         warn(f"{report.refused:,} refused rows are skipped: correct them to train on them")
 
@@ -183,6 +189,8 @@ def _find_notes(report: Report) -> None:
     for name, sentence in _NOTES.items():
         if report.tokens is not None and (rows := getattr(report.tokens, name)).count:
             note(sentence.format(rows))
+    for compared in report.compared:
+        report.notes += compared.notes()
     if report.rows_trimmed:
         note(f"messages after the last answer to learn are left out in {report.rows_trimmed:,} rows")
     if report.rows_left_out:

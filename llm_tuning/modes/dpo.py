@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from llm_tuning.core.model import ApiModel
-from llm_tuning.data.pair_shapes import PREFERENCE
-from llm_tuning.data.rows import RowForm
+from llm_tuning.data.pairing import MAX_PAIRS_PER_PROMPT
 from llm_tuning.modes.mode import LOSS_PANEL, OTHER_COLOR, TRAINING_COLOR, Line, Memory, Mode, Panel, Score
+from llm_tuning.modes.preference_rows import dpo_rows
 
 LossType = Literal["sigmoid", "ipo", "sigmoid_norm"]
 
@@ -29,6 +29,18 @@ class DpoSpec(ApiModel):
 
     label_smoothing: Annotated[float, Field(ge=0, le=0.49)] = Field(
         0.0, description="The share of pairs that are taken to have their answers the wrong way round."
+    )
+
+    min_difference: Annotated[float, Field(ge=0, le=1e9)] = Field(
+        0.0,
+        description="Of rows with one rated answer each, two answers of a prompt are a pair where their rewards differ, "
+        "and by at least this.",
+    )
+
+    max_pairs_per_prompt: Annotated[int, Field(ge=1, le=100)] = Field(
+        MAX_PAIRS_PER_PROMPT,
+        description="Of such rows, how many pairs the answers of one prompt make at most: those whose rewards differ "
+        "most.",
     )
 
 
@@ -51,12 +63,11 @@ DPO = Mode(
     title="direct preference optimisation (the chosen answer is made likelier than the rejected one)",
     recipe="llm_tuning.trainers.dpo",
     default_learning_rate=5e-5,
-    rows=RowForm(
-        mode="dpo",
-        shapes=(PREFERENCE,),
-        accepted="{prompt, chosen, rejected}",
-        takes=frozenset(("preference",)),
+    rows=dpo_rows(),
+    rows_by_settings=lambda settings: dpo_rows(
+        min_difference=settings.min_difference, max_pairs_per_prompt=settings.max_pairs_per_prompt
     ),
+    row_settings=("min_difference", "max_pairs_per_prompt"),
     settings=DpoSpec,
     settings_help="How preferences are learned",
     uses_dropout=False,

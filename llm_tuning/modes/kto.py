@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from pydantic import Field
 
 from llm_tuning.core.model import ApiModel
-from llm_tuning.data.pair_shapes import LabelField
-from llm_tuning.data.rows import RowForm
-from llm_tuning.data.shapes import PROMPT_COMPLETION, PROMPT_OUTPUT
-from llm_tuning.errors import Problem
 from llm_tuning.modes.mode import LOSS_PANEL, OTHER_COLOR, TRAINING_COLOR, Line, Memory, Mode, Panel, Score
-
-if TYPE_CHECKING:
-    from llm_tuning.data.report import Report
+from llm_tuning.modes.preference_rows import kto_rows
 
 
 class KtoSpec(ApiModel):
@@ -34,13 +27,11 @@ class KtoSpec(ApiModel):
         1.0, description="Weight of the loss of bad answers; with fewer of them than of good ones, raise it."
     )
 
-
-def judge_labels(report: Report) -> Iterator[Problem]:
-    """Yield a problem where all rows have one label."""
-    labels = report.rewards
-    if labels is not None and labels.min == labels.max:
-        rule = f"is {'true' if labels.min else 'false'} in every row: nothing tells good answers from bad ones"
-        yield Problem(f"{report.path}, label", rule, "add answers of the other kind, or {set:mode=sft} for good ones")
+    threshold: Annotated[float, Field(ge=-1e9, le=1e9)] | None = Field(
+        None,
+        description="Of rows with a rated answer each, answers with this reward or a higher one are good and the "
+        "others bad. Without it such rows are refused.",
+    )
 
 
 KTO = Mode(
@@ -49,15 +40,9 @@ KTO = Mode(
     title="Kahneman-Tversky optimisation (good answers are made likelier and bad ones less likely)",
     recipe="llm_tuning.trainers.kto",
     default_learning_rate=5e-5,
-    rows=RowForm(
-        mode="kto",
-        shapes=(PROMPT_COMPLETION, PROMPT_OUTPUT),
-        accepted="{prompt, completion, label}",
-        number=LabelField(("label",), needed="kto needs true or false in every row"),
-        judge=judge_labels,
-        takes=frozenset(("label",)),
-        advice={"preference": "write each answer as a row of its own, with `label`: true or false"},
-    ),
+    rows=kto_rows(),
+    rows_by_settings=lambda settings: kto_rows(threshold=settings.threshold),
+    row_settings=("threshold",),
     settings=KtoSpec,
     settings_help="How labels are learned",
     uses_dropout=False,

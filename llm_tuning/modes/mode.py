@@ -91,6 +91,10 @@ class Mode(Generic[S]):
     default_learning_rate: float
     rows: RowForm
     """The row shapes it takes, how they become examples, and which data sets are senseless for it."""
+    rows_by_settings: Callable[[S], RowForm] | None = None
+    """The same where settings decide how rows are read; `rows` is then that of the defaults."""
+    row_settings: Sequence[str] = ()
+    """Those settings, which the data check alone takes, too."""
     settings: type[S] | None = None
     """The group of its settings, a field of the spec by the mode's name; all of them decide the weights."""
     settings_help: str = ""
@@ -106,6 +110,10 @@ class Mode(Generic[S]):
     def __post_init__(self) -> None:
         if not re.fullmatch(NAME_PATTERN, self.name):
             raise ValueError(f"the mode's name must match {NAME_PATTERN}, got {self.name!r}")
+
+    def form_of(self, config: Any) -> RowForm:
+        """Return the form of the rows under the settings of a TuningConfig or a TuningJob's spec."""
+        return self.rows if self.rows_by_settings is None else self.rows_by_settings(self.settings_of(config))
 
     def settings_of(self, config: Any) -> S:
         """Return the settings of this mode in a TuningConfig or a TuningJob's spec."""

@@ -124,7 +124,7 @@ def make_plan(spec: TuningJobSpec, *, base: Path, dataset: Path | None, evaluati
     if dataset is not None:
         report = check_dataset(
             dataset,
-            form=MODES[spec.mode].rows,
+            form=MODES[spec.mode].form_of(spec),
             tokenizer_dir=base,
             max_length=spec.training.max_length,
             skip_invalid_rows=spec.dataset.skip_invalid_rows,
@@ -135,7 +135,7 @@ def make_plan(spec: TuningJobSpec, *, base: Path, dataset: Path | None, evaluati
         rows = Rows.of(report)
     processes = max(1, spec.resources.gpus)
     if report is not None:
-        steps = count_steps(report.kept, spec.training, processes=processes, evaluation=_evaluated(spec, report))
+        steps = count_steps(report.examples, spec.training, processes=processes, evaluation=_evaluated(spec, report))
     setting = _setting(spec, shape, rows, steps)
     if rows is not None and steps is not None:
         cost = Operations.of(shape, targets, spec.lora.rank)

@@ -39,7 +39,7 @@ class Rows:
             return None
         longest = min(found.lengths.max, found.max_length)
         left = found.lengths.total - found.tokens_lost
-        return cls(report.kept, left, found.learned, longest, found.sequences)
+        return cls(report.examples, left, found.learned, longest, found.sequences)
 
     @property
     def mean(self) -> float:

@@ -47,7 +47,7 @@ def tokenise_rows(config: TuningConfig, out: Path, *, cache: Path, apart: bool, 
     log.info("%s", report.summary())
     color = sys.stderr.isatty()
     if show_sample or color:
-        form = MODES[config.mode].rows
+        form = MODES[config.mode].form_of(config)
         sample = render_sample(
             config.dataset.path,
             form=form,
@@ -106,7 +106,7 @@ def _read(
 
     return check_dataset(
         config.dataset.path,
-        form=MODES[config.mode].rows,
+        form=MODES[config.mode].form_of(config),
         tokenizer_dir=Path(config.model.path) if with_tokens else None,
         max_length=config.training.max_length,
         skip_invalid_rows=config.dataset.skip_invalid_rows,

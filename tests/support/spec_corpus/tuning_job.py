@@ -142,13 +142,18 @@ def _changes() -> Iterator[Change]:
     yield from Immutable(
         TUNING_JOB.spec,
         FULL,
-        skipped=[*map(to_camel, MUTABLE), "dataset.path", "dataset.configMap"],
+        skipped=[*map(to_camel, MUTABLE), "dataset.path", "dataset.configMap", "kto.threshold"],
         others={
             "model.adapter": {"modelId": "ft_sft_tiny_1_abcdef"},
             "tracking.credentialsSecret": {"name": "llm-tuning-other"},
             "serve": {"name": "other"},
         },
     ).changes()
+    rated, otherwise = ({**MINIMAL, "mode": "kto", "kto": {"threshold": at}} for at in (1.5, 2.5))
+    labelled = {**MINIMAL, "mode": "kto"}
+    yield Change("kto.threshold: changed, then back", rated, ((otherwise, False), (rated, True)), "kto.threshold")
+    yield Change("kto.threshold: unset, then set", rated, ((labelled, False), (rated, True)), "kto.threshold")
+    yield Change("kto.threshold: set, then unset", labelled, ((rated, False), (labelled, True)), "kto.threshold")
     other = {**MINIMAL, **CONFIG_MAP}
     yield Change("dataset: path to configMap", MINIMAL, ((other, False), (MINIMAL, True)), "dataset.path")
     yield Change("dataset: configMap to path", other, ((MINIMAL, False), (other, True)), "dataset.path")

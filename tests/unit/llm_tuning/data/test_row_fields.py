@@ -22,6 +22,8 @@ ASSISTANT = {"role": "assistant", "content": "a"}
 ROWS: dict[str, dict[str, Any]] = {
     "sft": {"messages": [USER, ASSISTANT]},
     "ppo": {"prompt": "q", "output": "a", "reward": 1},
+    "dpo": {"prompt": "q", "chosen": "a", "rejected": "b"},
+    "kto": {"prompt": "q", "completion": "a", "label": True},
 }
 MATTERS: dict[str, Any] = {
     "label": False,
@@ -45,8 +47,15 @@ def fault_of(row: dict[str, Any], mode: str) -> RowFault:
     return fault.value
 
 
-@pytest.mark.parametrize("mode", ROWS)
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [
+        pytest.param(kind, mode, id=f"{kind.name}-{mode}")
+        for kind in KINDS
+        for mode in ROWS
+        if kind.name not in MODES[mode].rows.takes
+    ],
+)
 def test_a_field_of_a_row_refuses_it_by_its_name(kind: FieldKind, mode: str) -> None:
     for spelt in (*kind.row, *(name.title().replace("_", "") for name in kind.row)):
         fault = fault_of(ROWS[mode] | {spelt: MATTERS.get(kind.name, SECRET)}, mode)
@@ -84,7 +93,7 @@ def test_an_empty_field_is_no_field_and_no_note(value: Any) -> None:
     names = [name for kind in KINDS if kind.name != "train on input" for name in kind.row]
     for mode, row in ROWS.items():
         parser = RowParser(MODES[mode].rows)
-        assert parser.parse(1, row | dict.fromkeys([*names, "history", "system", "solution", "id"], value))
+        assert parser.parse(1, dict.fromkeys([*names, "history", "system", "solution", "id"], value) | row)
         assert parser.ignored_fields == set()
     turn = ASSISTANT | dict.fromkeys([name for kind in KINDS for name in kind.turn], value)
     parser = RowParser(MODES["sft"].rows)
@@ -135,9 +144,8 @@ PREFERENCE = {"prompt": "q", "chosen": SECRET, "rejected": SECRET}
 
 def test_a_refusal_names_what_each_mode_wants_the_asked_one_first() -> None:
     assert fault_of(PREFERENCE, "sft").fix == (
-        "for sft write the chosen answer as `output`; for ppo write each answer as a row of its own, with a reward; "
-        "{set:mode=dpo}, which learns from it; for kto write each answer as a row of its own, with `label`: true or "
-        "false"
+        "for sft write the chosen answer as `output`; {set:mode=dpo}, which learns from it; for ppo write each answer "
+        "as a row of its own, with a reward; for kto write each answer as a row of its own, with `label` true or false"
     )
     assert fault_of(PREFERENCE, "ppo").fix.startswith("for ppo write each answer")
     assert fault_of(PREFERENCE, "sft").rule == "`chosen` belongs to preference data"
@@ -146,8 +154,10 @@ def test_a_refusal_names_what_each_mode_wants_the_asked_one_first() -> None:
 def test_a_mode_that_takes_such_rows_is_named_without_more_ado(monkeypatch: pytest.MonkeyPatch) -> None:
     form = replace(MODES["sft"].rows, mode="pairs", takes=frozenset(("preference",)))
     monkeypatch.setitem(rows_module.FORMS, "pairs", form)
-    assert fault_of(PREFERENCE, "sft").fix.endswith("; {set:mode=pairs}, which learns from it")
-    assert RowParser(form).parse(1, {"prompt": "q", "output": "a", "rejected": "b"})
+    assert fault_of(PREFERENCE, "sft").fix.split("; ")[2] == "{set:mode=pairs}, which learns from it"
+    assert RowParser(form).parse(1, {"prompt": "q", "output": "a", "margin": 2})
+    with pytest.raises(RowFault, match="`rejected` beside prompt/output is not part of what would be learned"):
+        RowParser(form).parse(1, {"prompt": "q", "output": "a", "rejected": "b"})
 
 
 def test_a_field_of_the_modes_own_shapes_is_never_refused() -> None:

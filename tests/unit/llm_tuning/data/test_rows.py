@@ -199,6 +199,10 @@ def test_every_reason_of_a_parsed_row_has_a_case() -> None:
         Reason.TEMPLATE_REFUSES,
         Reason.ALREADY_RENDERED,
         Reason.NOTHING_TO_LEARN,
+        Reason.EQUAL_SIDES,
+        Reason.PROMPTS_DIFFER,
+        Reason.MISSING_LABEL,
+        Reason.LABEL_NOT_A_FLAG,
         Reason.TOKEN_WITHOUT_EMBEDDING,
     }
     rewards = {Reason.MISSING_REWARD, Reason.REWARD_NOT_A_NUMBER, Reason.REWARD_NOT_FINITE}

@@ -14,6 +14,7 @@ from llm_tuning.data.report import Report
 from llm_tuning.data.rows import Conversation, Example
 from llm_tuning.data.splitting import PromptGroups
 from llm_tuning.data.tally import MAX_DISTINCT_FAULTS, DuplicateCounter, Tally, lengths_of
+from llm_tuning.modes import MODES
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -68,7 +69,7 @@ def test_beyond_the_limit_duplicates_are_estimated_from_a_fair_sample(order: str
 def test_the_reward_spread_matches_two_passes() -> None:
     chance = random.Random(0)
     rewards = [1e6 + chance.gauss(0, 1) for _ in range(1000)]
-    tally = Tally(100, with_tokens=False, prompts=PromptGroups())
+    tally = Tally(MODES["ppo"].rows, 100, with_tokens=False, prompts=PromptGroups())
     for number, reward in enumerate(rewards):
         tally.keep(example(number, str(number), reward), None)
     report = Report(path="x", mode="ppo")
@@ -80,7 +81,7 @@ def test_the_reward_spread_matches_two_passes() -> None:
 
 
 def test_refused_rows_are_counted_in_full_and_listed_in_part() -> None:
-    tally = Tally(100, with_tokens=False, prompts=PromptGroups())
+    tally = Tally(MODES["ppo"].rows, 100, with_tokens=False, prompts=PromptGroups())
     for number in range(1000):
         tally.refuse(number, RowFault(Reason.EMPTY_FIELD, "`output` is empty", "fill it"))
     for number in range(3 * MAX_DISTINCT_FAULTS):
