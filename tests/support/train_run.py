@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +62,15 @@ def make_run(
     training: dict[str, Any] | None = None,
     lora: dict[str, Any] | None = None,
     ppo: dict[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
     quantization: str = "none",
     reporter: Any = None,
     **options: Any,
 ) -> TrainRun:
-    """A run in `work` (whose `rows` folder must be there); `options` replace fields of TrainRun and of its spec."""
+    """A run in `work` (whose `rows` folder must be there); `settings` are those of the mode.
+
+    `options` replace fields of TrainRun and of its spec.
+    """
     config = TuningConfig.parse(
         {
             "mode": mode,
@@ -74,6 +79,7 @@ def make_run(
             "training": {"precision": "fp32"} | (training or {}),  # not what this machine is fast in
             "lora": lora or {},
             **({"ppo": ppo} if ppo else {}),
+            **({mode: settings} if settings else {}),
         }
     )
     place = {"device": "cpu", "rank": 0, "world": 1, "reporter": reporter or KeepingReporter()}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import multiprocessing
 import os
 import shutil
 import signal
@@ -28,9 +27,9 @@ from llm_tuning.run.context import TrainRun
 from llm_tuning.trainers import fine_tune, kl_target, loop, ppo
 from llm_tuning.trainers.model import attach_lora, checkpoint_gradients, load_base_model, silence_dropout
 from llm_tuning.trainers.output_tokens import TokenLayout
-from llm_tuning.trainers.parallel import process_group
 from tests.support.plain_ppo import plain_ppo
 from tests.support.ppo_rows import examples, write_ppo_rows
+from tests.support.recipe_runs import SignallingReporter, in_processes, with_reporter
 from tests.support.train_run import KeepingReporter, make_run
 
 TRAINING = {"learning_rate": 3e-3, "epochs": 2, "batch_size": 8, "eval_fraction": 0.12, "eval_steps": 4}
@@ -216,7 +215,7 @@ def test_two_processes_of_batch_4_are_one_of_batch_8(start: Start, tmp_path: Pat
     runs = [
         start("two", eval_fraction=0.0, batch_size=4, rank=rank, world=2, cache=tmp_path / "two") for rank in (0, 1)
     ]
-    assert _in_processes(runs) == [0, 0]
+    assert in_processes(runs) == [0, 0]
     curves = [json.loads((runs[0].work / f"losses-{rank}.json").read_text()) for rank in (0, 1)]
     assert curves[0] == curves[1], "both ranks report the same"
     assert len(curves[0]) == 12
@@ -236,7 +235,7 @@ def test_a_rank_without_rows_in_the_last_step_takes_part(start: Start, tmp_path:
         start("two", eval_fraction=0.0, batch_size=2, epochs=1, rank=rank, world=2, cache=tmp_path / "two")
         for rank in (0, 1)
     ]
-    assert _in_processes(runs) == [0, 0]
+    assert in_processes(runs) == [0, 0]
     curve = json.loads((runs[0].work / "losses-1.json").read_text())
     np.testing.assert_allclose(curve, reporter_of(one).losses, atol=1e-5)
 
@@ -246,58 +245,11 @@ def test_a_signal_to_one_of_two_processes_stops_both_and_the_next_start_goes_on(
         return [start("two", batch_size=4, rank=rank, world=2) for rank in (0, 1)]
 
     whole = [start("whole", batch_size=4, rank=rank, world=2) for rank in (0, 1)]
-    assert _in_processes(whole) == [0, 0]
-    assert _in_processes(runs(), signal_rank_1_at=3) == [75, 75]
+    assert in_processes(whole) == [0, 0]
+    assert in_processes(runs(), signal_rank_1_at=3) == [75, 75]
     assert not (runs()[0].stage / "adapter_model.safetensors").exists()
-    assert _in_processes(runs()) == [0, 0]
+    assert in_processes(runs()) == [0, 0]
     assert adapter_bytes(runs()[0]) == adapter_bytes(whole[0])
-
-
-def _in_processes(runs: list[TrainRun], *, signal_rank_1_at: int | None = None) -> list[int | None]:
-    """Train each rank in a forked child; returns the exit codes. Losses are left in `losses-<rank>.json`."""
-    (runs[0].work / "rendezvous").unlink(missing_ok=True)
-    context = multiprocessing.get_context("fork")
-    children = [context.Process(target=_rank, args=(run, signal_rank_1_at if run.rank else None)) for run in runs]
-    for child in children:
-        child.start()
-    for child in children:
-        child.join(timeout=120)
-        if child.is_alive():
-            child.kill()
-    return [child.exitcode for child in children]
-
-
-def _rank(run: TrainRun, signal_at: int | None) -> None:
-    if signal_at is not None:
-        run = with_reporter(run, SignallingReporter(signal_at))
-    with stop_on_signals(), process_group(run.work / "rendezvous", rank=run.rank, world=2, device="cpu"):
-        try:
-            ppo.train(run)
-        except TryAgain:
-            os._exit(75)
-    (run.work / f"losses-{run.rank}.json").write_text(json.dumps(reporter_of(run).losses))
-
-
-class SignallingReporter(KeepingReporter):
-    """Sends this process a real SIGTERM when it is told of a step, or of a stage."""
-
-    def __init__(self, at: int | str) -> None:
-        super().__init__()
-        self.at = at
-
-    def step(self, step: int, epoch: float, metrics: dict[str, float], tokens: int) -> None:
-        super().step(step, epoch, metrics, tokens)
-        if step == self.at:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    def stage(self, name: str) -> None:
-        super().stage(name)
-        if name == self.at:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-
-def with_reporter(run: TrainRun, reporter: KeepingReporter) -> TrainRun:
-    return replace(run, reporter=reporter)
 
 
 # Steps 1 to 10, five an epoch, measured after 4, 8 and 10.
