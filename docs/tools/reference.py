@@ -22,6 +22,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from docs.tools.families import families_table
 from docs.tools.rows import readme_table, rows_page
 from docs.tools.tables import table
+from docs.tools.templates import templates_page
 from llm_tuning import errors
 from llm_tuning.agent.contract import AdapterReport, Report
 from llm_tuning.agent.keeper import Keeper
@@ -333,6 +334,7 @@ PAGES: dict[str, Callable[[], Lines]] = {
     "exit-codes.md": exit_codes_page,
     "helm-values.md": helm_page,
     "rows.md": rows_page,
+    "templates.md": templates_page,
 }
 
 

@@ -33,6 +33,16 @@ _PAIRS = (
     ("instruction", "better_response", "worse_response"),
     ("question", "context", "chosen_answer", "rejected_answer"),
 )
+_READ_BESIDE = (
+    ("tools", "`tools` or `functions` of a row: a list, or its JSON text"),
+    ("calls", "`tool_calls` or `function_call` of an assistant's turn; a turn `function_call` (ShareGPT)"),
+    (
+        "results",
+        "a turn of role `tool`, `function` or `observation`, with `tool_call_id` and `name` where they are given",
+    ),
+    ("what is asked for", "`parallel_tool_calls` and `tool_choice` of a row: its answers have to keep to them"),
+    ("reasoning", "`reasoning_content`, `reasoning` or `thinking` of an assistant's turn, or of a row with one answer"),
+)
 _FEW = 4
 """Names of a kind that the README shows."""
 
@@ -49,6 +59,10 @@ def rows_page() -> Lines:
     yield from ("## Shapes", "", *table(("Row", *_FORMS), _shapes()))
     yield 'A `content` may be given as parts (`[{"type": "text", "text": ...}]`): line breaks join them, as in vLLM.'
     yield from ("", "## Fields that are honoured", "", *table(("Field", *_FORMS), _honoured(_code)))
+    yield from ("## Tools, calls and reasoning", "", *table(("What", "Read by the names"), _READ_BESIDE))
+    yield "A call has to fit the schema of a tool that the row declares, and every result has to have its call."
+    yield "[Which templates can say them](templates.md)."
+    yield ""
     yield from ("## Fields that refuse a row", "")
     yield from table(("What", "Of a row", "Of a turn, a part or a role", *_FORMS), map(_refused, KINDS))
     yield from (
@@ -114,11 +128,17 @@ def _refused(kind: FieldKind) -> tuple[str, ...]:
 
 
 def _in_short(kind: FieldKind) -> tuple[str, ...]:
-    return (f"{kind.title}: {_few(kind.row)}", *(_in(form, kind) for form in _FORMS.values()))
+    return (f"{kind.title}: {_few(kind.row)}", *(_in_words(form, kind) for form in _FORMS.values()))
+
+
+def _in_words(form: RowForm, kind: FieldKind) -> str:
+    return "learned" if kind.name in form.takes and kind.read else _in(form, kind)
 
 
 def _in(form: RowForm, kind: FieldKind) -> str:
     if kind.name in form.takes:
+        if kind.read:
+            return "refused, but for the names above"
         return form.advice.get(kind.name, "learned from")
     return f"refused: {form.advice[kind.name]}" if kind.name in form.advice else "refused"
 

@@ -16,11 +16,10 @@ from dataclasses import dataclass, field
 from llm_tuning.data.calls import Tools
 from llm_tuning.data.chat import ChatTemplate, TemplateRefused
 from llm_tuning.data.faults import Fact, Reason, RowFault
-from llm_tuning.data.messages import Message
+from llm_tuning.data.messages import THINK, THINK_END, Message
+from llm_tuning.data.written import WITH_REASONING, check_calls_written
 
-THINK, THINK_END = "<think>", "</think>"
-"""The tags of reasoning in an answer's own text; what else a template calls reasoning has a field of its own."""
-_EMPTY_REST = f"\n{THINK_END}\n\n"
+_END_OF_BLOCK = _EMPTY_REST = f"\n{THINK_END}\n\n"
 """Behind an opened think block: it stays empty, and the answer begins. Qwen and DeepSeek write it so."""
 
 
@@ -45,16 +44,18 @@ def ask(
     tools: Tools | None = None,
     given: int = 0,
     stops: Sequence[str] = (),
+    learn_reasoning: bool = True,
 ) -> Asked:
     """Render the answer `messages[index]`; the first `given` characters of its content are shown and not asked for.
 
-    `stops` are the texts of the tokens at which generation stops. Raises RowFault.
+    `stops` are the texts of the tokens at which generation stops. Without `learn_reasoning` the answer's reasoning is
+    shown, too. Raises RowFault.
     """
     try:
         prompt = template.render(messages[:index], tools=tools, add_generation_prompt=True)
         through = template.render(messages[: index + 1], tools=tools)
         asked = Asked(prompt, "")
-        content = messages[index]["content"]
+        message = messages[index]
         if through.startswith(prompt):
             asked.answer = through[len(prompt) :]
         else:
@@ -65,13 +66,15 @@ def ask(
             )
     except TemplateRefused as refusal:
         # A template's own sentence is part of the template; anything else could quote the row.
-        message = str(refusal)
-        said = f": {message}" if message and message in template.text else ""
+        words = str(refusal)
+        said = f": {words}" if words and words in template.text else ""
         rule = f"the chat template of the base does not take these messages{said}"
         raise _refused(rule, "order the roles as the template wants, or remove the row") from None
-    _check_whole(content, asked, knows_think=THINK_END in template.text or THINK in template.text)
+    _check_whole(message, asked, knows_think=THINK_END in template.text or THINK in template.text)
     if given:
-        _move_given(asked, content, given)
+        _move_given(asked, message["content"], given)
+    if not learn_reasoning:
+        _move_reasoning(asked, message)
     return asked
 
 
@@ -85,27 +88,42 @@ def _behind_another_start(
     stops: Sequence[str],
 ) -> str:
     """Return the answer, the last of `messages`, behind a prompt that the rendering `through` does not begin with."""
-    at = _common_length(prompt, through)
+    before = template.render(messages[:-1], tools=tools)
+    at = _before_a_tag(
+        prompt, _common_length(prompt, through), len(before) if prompt.startswith(before) else len(prompt)
+    )
     head, rest = prompt[at:], through[at:]
-    content = messages[-1]["content"]
+    content, reasoning = messages[-1]["content"], messages[-1].get("reasoning_content")
     if not head.strip():  # white space that the template trims where an answer follows
         return rest
     if head.strip() == THINK:
+        if reasoning and THINK_END not in rest:
+            return f"{reasoning.strip()}{_END_OF_BLOCK}{rest}"
         return _in_open_think_block(content, rest)
-    before = template.render(messages[:-1], tools=tools)
-    if through.startswith(before) and rest.lstrip().startswith(content.strip()):
+    begins = reasoning.strip() if reasoning else content.strip()
+    if through.startswith(before) and rest.lstrip().startswith(begins) and not (reasoning and THINK_END in head):
         return rest  # only the start of the turn differs, and the answer is all that follows
     added = prompt[len(before) :] if prompt.startswith(before) else ""
     found = through.rfind(added) if added.strip() else -1
     if found >= 0:
         answer = through[found + len(added) :]
-        if _without_stops(_plain(answer), stops) == _plain(content):
+        if not reasoning and _without_stops(_plain(answer), stops) == _plain(content):
+            return answer
+        if answer == _alone(template, messages[-1], tools):  # only earlier turns are written otherwise
             return answer
     raise _refused(
         "the chat template of the base begins this answer otherwise than its own generation prompt",
         "remove the reasoning that the generation prompt leaves no room for, join answers that follow each other, "
         "or remove the row",
     )
+
+
+def _alone(template: ChatTemplate, message: Message, tools: Tools | None) -> str | None:
+    """Return what the template writes of an answer to a question of one letter; None where that is not certain."""
+    question: list[Message] = [{"role": "user", "content": "a"}]
+    prompt = template.render(question, tools=tools, add_generation_prompt=True)
+    through = template.render([*question, message], tools=tools)
+    return through[len(prompt) :] if through.startswith(prompt) else None
 
 
 def _in_open_think_block(content: str, rest: str) -> str:
@@ -124,8 +142,19 @@ def _in_open_think_block(content: str, rest: str) -> str:
     return content.strip().removeprefix(THINK).lstrip("\n").rstrip() + rest[found + len(last) :]
 
 
-def _check_whole(content: str, asked: Asked, *, knows_think: bool) -> None:
-    """Raise RowFault where the template loses text of the answer, or makes something else of it."""
+def _check_whole(message: Message, asked: Asked, *, knows_think: bool) -> None:
+    """Raise RowFault where the template loses text, reasoning or calls of the answer, or makes something else of it."""
+    reasoning, content = message.get("reasoning_content"), message["content"]
+    if reasoning and _plain(reasoning) not in _plain(asked.answer):
+        rule = "the chat template of the base leaves reasoning of the answer out (`reasoning_content`)"
+        fix = f"{WITH_REASONING}, remove the field, or give the reasoning in the text, where it is learned as text"
+        raise _refused(rule, fix)
+    check_calls_written(message, asked.answer)
+    if content.strip():
+        _check_text(content, asked, knows_think=knows_think)
+
+
+def _check_text(content: str, asked: Asked, *, knows_think: bool) -> None:
     answer, thinks = asked.answer, THINK_END in content or THINK in content
     if knows_think and thinks:
         _check_think_tags(content, asked)
@@ -170,6 +199,22 @@ def _move_given(asked: Asked, content: str, given: int) -> None:
     asked.continued = True
 
 
+def _move_reasoning(asked: Asked, message: Message) -> None:
+    """Move the answer's reasoning to the prompt: seen and not learned; raises RowFault where its end is unsure."""
+    content, answer = message["content"], asked.answer
+    if "reasoning_content" not in message and THINK_END not in content:
+        return  # what the template writes where there is none is part of the answer
+    if THINK_END not in answer and asked.continued:
+        return  # the given beginning holds it
+    if answer.count(THINK_END) != 1:
+        rule = f"reasoning is not to be learned, and the chat template of the base ends none with {THINK_END}"
+        raise _refused(rule, "set {field:training.learn_reasoning} to true, or remove it from the rows")
+    end = answer.index(THINK_END) + len(THINK_END)
+    end += len(answer[end:]) - len(answer[end:].lstrip())
+    asked.prompt, asked.answer = asked.prompt + answer[:end], answer[end:]
+    asked.continued = True
+
+
 def _plain(text: str) -> str:
     """Return `text` without white space and think tags: what a template may set otherwise."""
     return "".join(text.replace(THINK, "").replace(THINK_END, "").split())
@@ -183,6 +228,12 @@ def _common_length(one: str, other: str) -> int:
     """Count the characters that two texts have in common at their start."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((index for index, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
+def _before_a_tag(prompt: str, at: int, least: int) -> int:
+    """Return `at`, or where the tag begins that lies around it: two tags may have their first letters in common."""
+    start = prompt.rfind("<", least, at)
+    return start if start >= 0 and ">" not in prompt[start:at] else at
 
 
 def _refused(rule: str, fix: str) -> RowFault:

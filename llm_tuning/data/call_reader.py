@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol
 
-from llm_tuning.data.answers import THINK_END
 from llm_tuning.data.call_forms import (
     Call,
     CallForm,
@@ -26,6 +25,7 @@ from llm_tuning.data.call_forms import (
     pattern,
 )
 from llm_tuning.data.call_values import parameters_of, same_json
+from llm_tuning.data.messages import THINK_END
 
 
 class Renders(Protocol):

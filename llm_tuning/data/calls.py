@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from llm_tuning.data.messages import Message
+if TYPE_CHECKING:
+    from llm_tuning.data.messages import Message
 
 Tools = list[dict[str, Any]]
 """Each `{"type": "function", "function": {"name", "description", "parameters"}}`, as vLLM hands them to a template."""

@@ -88,11 +88,11 @@ class Markers:
                     "rendered text, all of which is learned",
                     at=f"message {index + 1}",
                 )
-            if message["role"] == "assistant":
+            if message["role"] == "assistant" and (content or "tool_calls" not in message):
                 content = self._without_end(content, index)
                 if content is not message["content"]:
                     facts.add(Fact.ENDS_REMOVED)
-            if self._special.search(content):
+            if self._special.search(content) or self._special.search(message.get("reasoning_content", "")):
                 facts.add(Fact.SPECIAL_TOKENS)
             cleaned.append(message if content is message["content"] else message | {"content": content})
         return cleaned, facts

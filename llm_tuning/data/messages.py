@@ -12,6 +12,15 @@ from typing import Any
 
 from llm_tuning.data.faults import Reason, RowFault, got, shown
 from llm_tuning.data.row_fields import FLAG_NAMES, PART_KINDS, PREFIX_NAMES, ROLE_KINDS, TURN_KINDS, plain
+from llm_tuning.data.tool_turns import (
+    CALL_ROLE,
+    RESULT_ROLES,
+    TURN_FIELDS,
+    read_call_text,
+    read_calls,
+    read_reasoning,
+    read_result_fields,
+)
 from llm_tuning.data.values import check_text, flag, is_given
 
 Message = dict[str, Any]
@@ -22,10 +31,13 @@ An assistant's turn may have `reasoning_content` (text) and `tool_calls`, each
 vLLM hands them to a template. A tool's turn may have `tool_call_id` and `name`.
 """
 
+THINK, THINK_END = "<think>", "</think>"
+"""The tags of reasoning in an answer's own text; what else a template calls reasoning has a field of its own."""
 MESSAGE_FIELDS = frozenset(("role", "content", "from", "value"))
 PART_FIELDS = frozenset(("type", "text", "value"))
 ROLES = ("system", "user", "assistant")
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant"} | {role: role for role in ROLES}
+_READ_ROLES = SHAREGPT_ROLES | dict.fromkeys(RESULT_ROLES, "tool") | {CALL_ROLE: "assistant"}
 """Role names of ShareGPT files, which no chat template knows."""
 
 _ROLES_ELSEWHERE = {role: role for role in ROLES} | {
@@ -100,12 +112,34 @@ def _convert(item: Any, at: str, sharegpt: bool) -> Message:
     if not item.keys() <= MESSAGE_FIELDS:
         _refuse_fields(item, at)
     given = item[role_field]
-    role = SHAREGPT_ROLES.get(given) if isinstance(given, str) else None
+    role = _READ_ROLES.get(given) if isinstance(given, str) else None
     if role is None:
         raise _unknown_role(given, role_field, at)
     otherwise = "value" if role_field == "from" else "content"
     content_field = _one_of(item, "content", "value", at, otherwise=otherwise)
-    return {"role": role, "content": read_content(item, content_field, at=at, may_be_empty=role == "system")}
+    if given == CALL_ROLE:
+        return {"role": role, "content": "", "tool_calls": read_call_text(item, content_field, at)}
+    calls = read_calls(item, at)
+    content = ""
+    if not calls or item.get(content_field) is not None:
+        may_be_empty = bool(calls) or role in ("system", "tool")
+        content = read_content(item, content_field, at=at, may_be_empty=may_be_empty)
+    message: Message = {"role": role, "content": content}
+    if reasoning := read_reasoning(item, at):
+        if THINK_END in content:
+            rule = f"reasoning stands in a field of its own and before {THINK_END} in the text of the message"
+            raise RowFault(Reason.AMBIGUOUS, rule, "keep one of them", at=at)
+        message["reasoning_content"] = reasoning
+    if calls:
+        message["tool_calls"] = calls
+    if role == "tool":
+        message |= read_result_fields(item, given, at)
+    elif is_given(item.get("tool_call_id")) or ((reasoning or calls) and role != "assistant"):
+        rule = "a message has calls, reasoning or the id of a call, and its role is another"
+        raise RowFault(
+            Reason.UNSUPPORTED_FIELD, rule, "calls and reasoning are the assistant's, results a tool's", at=at
+        )
+    return message
 
 
 def _one_of(item: Mapping[str, Any], one: str, other: str, at: str, *, otherwise: str) -> str:
@@ -122,7 +156,7 @@ def _one_of(item: Mapping[str, Any], one: str, other: str, at: str, *, otherwise
 def _unknown_role(given: Any, role_field: str, at: str) -> RowFault:
     kind = ROLE_KINDS.get(plain(given)) if isinstance(given, str) else None
     if kind is not None:
-        return kind.fault(given, at=at)
+        return kind.unread_fault(given, at=at)
     known = ", ".join(SHAREGPT_ROLES if role_field == "from" else ROLES)
     rule = f"`{role_field}` of a message must be one of {known}"
     meant = _ROLES_ELSEWHERE.get(given.strip().lower()) if isinstance(given, str) else None
@@ -135,11 +169,11 @@ def _message_form(sharegpt: bool) -> str:
 
 
 def _refuse_fields(item: Mapping[str, Any], at: str) -> None:
-    """Raise RowFault for the first field of a message, or of a part, that changes what would be learned."""
+    """Raise RowFault for the first field of a message, or of a part, that changes what is learned and is not read."""
     for name, value in item.items():
         kind = TURN_KINDS.get(plain(name))
-        if kind is not None and kind.matters(value):
-            raise kind.fault(name, at=at)
+        if kind is not None and name not in TURN_FIELDS and kind.matters(value):
+            raise kind.unread_fault(name, at=at)
 
 
 def _read_flags(item: Mapping[str, Any], at: str, index: int, turns: Turns) -> None:
@@ -198,7 +232,7 @@ def _part(part: Any, at: str) -> str:
     kind = part.get("type")
     known = PART_KINDS.get(plain(kind)) if isinstance(kind, str) else None
     if known is not None:
-        raise known.fault(str(kind), at=at)
+        raise known.unread_fault(str(kind), at=at)
     _refuse_fields(part, at)
     if kind not in _TEXT_PARTS:
         raise RowFault(Reason.NOT_TEXT, "a part has a `type` that is not text", 'write {"type": "text", ...}', at=at)

@@ -22,7 +22,9 @@ from llm_tuning.data.row_plan import (
     with_history,
     with_system,
 )
+from llm_tuning.data.row_tools import RowTools, with_reasoning
 from llm_tuning.data.rows import Conversation, Example, Row, RowForm, Shape
+from llm_tuning.data.tool_turns import RESULT_ROLES, TURN_FIELDS
 from llm_tuning.data.unknown_rows import converted_fault, number_fault, unfit_fault
 from llm_tuning.data.values import is_set
 
@@ -50,6 +52,7 @@ class RowParser:
         """The first row of each count."""
         self._columns = Columns(form, columns or {})
         self._plans: dict[tuple[str, ...], RowPlan] = {}
+        self._tools = RowTools(form)
         self._noted: set[tuple[str, str]] = set()
 
     def parse(self, row_number: int, row: Any) -> Example | None:
@@ -72,7 +75,7 @@ class RowParser:
             return None
         sequences = self._sequences(row, shape, plan)
         self._note(row, shape, plan)
-        finished = []
+        finished: list[Conversation] = []
         for conversation in sequences:
             kept = _finished(conversation)
             if kept is None:
@@ -81,6 +84,8 @@ class RowParser:
             finished.append(kept)
         if any(kept is not conversation for kept, conversation in zip(finished, sequences, strict=True)):
             self._count("trimmed", row_number)
+        tools = self._tools.read(row, plan.tools) if plan.tools else None
+        finished = list(self._tools.check(row, plan.tools, finished, tools, number=number))
         for name, holds in _WARNED.items():
             if any(holds(text) for conversation in finished for text in conversation.texts):
                 self._count(name, row_number)
@@ -111,6 +116,8 @@ class RowParser:
             refuse_texts(self.form, shape, plan, row, sequences)
         if plan.histories:
             sequences = list(with_history(sequences, plan, row, shape, learned=self.form.learns_history))
+        if plan.reasoning:
+            sequences = list(with_reasoning(sequences, plan.reasoning, row, shape))
         return list(with_system(sequences, plan, row, shape))
 
     def _shape_of(self, row: Row) -> Shape | None:
@@ -152,7 +159,7 @@ class RowParser:
             if not isinstance(message, dict):
                 continue
             if not message.keys() <= MESSAGE_FIELDS:
-                self._note_others(f"{name}[].", message, MESSAGE_FIELDS)
+                self._note_others(f"{name}[].", message, _known_fields(message))
             if isinstance(message.get("content"), list):
                 for part in message["content"]:
                     if isinstance(part, Mapping):
@@ -188,6 +195,11 @@ def _finished(conversation: Conversation) -> Conversation | None:
         not_learned=frozenset(index for index in conversation.not_learned if index < last),
         prefixes={index: length for index, length in conversation.prefixes.items() if index <= last},
     )
+
+
+def _known_fields(message: Mapping[str, Any]) -> frozenset[str]:
+    known = MESSAGE_FIELDS | TURN_FIELDS
+    return known | {"name"} if message.get("role", message.get("from")) in RESULT_ROLES else known
 
 
 _WARNED: Mapping[str, Callable[[str], object]] = {

@@ -48,11 +48,26 @@ class FieldKind:
     roles: Names = ()
     matters: Callable[[Any], bool] = is_given
     """Which values change something."""
+    read: Names = ()
+    """Of `row`, those that a mode which honours the kind reads beside every shape; the others it refuses."""
+    unread: tuple[str, str] | None = None
+    """Rule and fix for a name that nothing reads, where others of the kind are read; None where none are."""
+    column: str = ""
+    """The field of a row that a column of another name may stand for."""
 
     def fault(self, name: str, *, at: str = "", advice: str = "") -> RowFault:
         """Build the refusal of a row for its field `name`; `advice` goes before the fix that holds in every mode."""
         fix = "; ".join(filter(None, (advice, self.fix)))
         return RowFault(Reason.UNSUPPORTED_FIELD, f"`{shown(name)}` {self.rule}", fix, at=at)
+
+    def unread_fault(self, name: str, *, at: str = "") -> RowFault:
+        """Build the refusal of a row for its field `name`, which no mode reads."""
+        if self.unread is None:
+            return self.fault(name, at=at)
+        rule, fix = self.unread
+        if self.column and not at:
+            fix = f"{{set:dataset.columns={self.column}={name}}} where it belongs to the row's one answer, or {fix}"
+        return RowFault(Reason.UNSUPPORTED_FIELD, f"`{shown(name)}` {rule}", fix, at=at)
 
 
 def is_label(value: Any) -> bool:
@@ -105,17 +120,26 @@ KINDS = (
     FieldKind(
         "tools",
         "tools and calls of them",
-        "belongs to calls of tools, which are not learned yet",
+        "belongs to calls of tools, which the mode does not learn",
         "leave such rows out: without its tools a row would teach calls out of nowhere",
-        row=_words("tools functions tool_calls function_call function_calls tool_definitions tool_schemas"),
+        row=_words(
+            "tools functions parallel_tool_calls tool_choice tool_calls function_call function_calls tool_definitions "
+            "tool_schemas"
+        ),
         turn=_words("tool_calls tool_call function_call tool_call_id tool_use tool_responses"),
         parts=_words("tool_use tool_result tool_call tool_response function_call function"),
         roles=_words("tool observation function function_call function_response tool_call tool_response ipython"),
+        read=_words("tools functions parallel_tool_calls tool_choice"),
+        unread=(
+            "belongs to calls of tools, and is no name that they are read by",
+            "declare the tools as `tools`, write calls into the assistant's turns as `tool_calls`, and what a tool "
+            "gave as a turn of role tool",
+        ),
     ),
     FieldKind(
         "reasoning",
         "reasoning apart from the answer",
-        "is reasoning apart from the answer, which is not learned yet",
+        "is reasoning apart from the answer, which the mode does not learn",
         "leave such rows out; without the field the answer is learned without its reasoning",
         row=_words(
             "reasoning reasoning_content reasoning_trace reasoning_steps thinking think thought thoughts rationale "
@@ -128,6 +152,12 @@ KINDS = (
         parts=_words("reasoning reasoning_text thinking redacted_thinking"),
         roles=_words("reasoning thinking think analysis"),
         matters=is_not_final,
+        read=_words("reasoning_content reasoning thinking"),
+        unread=(
+            "is reasoning apart from the answer, and no name that it is read by",
+            "write it as `reasoning_content` of the answer's turn; without the field the answer is learned alone",
+        ),
+        column="reasoning_content",
     ),
     FieldKind(
         "media",
@@ -311,6 +341,8 @@ def _by_name(names: Callable[[FieldKind], Iterable[str]]) -> Mapping[str, FieldK
 
 
 ROW_KINDS = _by_name(lambda kind: kind.row)
+READ_ROW_NAMES: Mapping[str, str] = {plain(name): kind.name for kind in KINDS for name in kind.read}
+"""The kind of each field that is read beside every shape, by name."""
 TURN_KINDS = _by_name(lambda kind: kind.turn)
 REMARKS = frozenset(plain(name) for kind in KINDS for name in kind.remarks)
 PART_KINDS = _by_name(lambda kind: kind.parts)

@@ -17,6 +17,7 @@ from llm_tuning.data.row_fields import (
     HISTORY_NAMES,
     KINDS,
     LABEL_OF_TEXT_NAMES,
+    READ_ROW_NAMES,
     REMARKS,
     ROW_KINDS,
     SYSTEM_NAMES,
@@ -42,6 +43,9 @@ class RowPlan:
     """Beside plain text: what it would be labelled with."""
     systems: list[str] = field(default_factory=list)
     histories: list[str] = field(default_factory=list)
+    tools: list[str] = field(default_factory=list)
+    """Fields that declare tools, or say something of calls."""
+    reasoning: list[str] = field(default_factory=list)
     has_flags: bool = False
     columns: Mapping[str, str] = field(default_factory=dict)
     """The columns that the file's author has named."""
@@ -51,7 +55,8 @@ class RowPlan:
     @property
     def is_plain(self) -> bool:
         """Nothing but the fields of the shape, and what cannot matter."""
-        return not (self.refused or self.texts or self.labels or self.systems or self.histories or self.has_flags)
+        beside = self.systems or self.histories or self.tools or self.reasoning
+        return not (self.refused or self.texts or self.labels or beside or self.has_flags)
 
 
 def build_plan(form: RowForm, shape: Shape | None, row: Row, columns: Mapping[str, str]) -> RowPlan:
@@ -72,17 +77,19 @@ def build_plan(form: RowForm, shape: Shape | None, row: Row, columns: Mapping[st
             plan.histories.append(name)
         elif key in FLAG_NAMES:
             plan.has_flags = True
+        elif READ_ROW_NAMES.get(key) in form.takes:
+            (plan.tools if READ_ROW_NAMES[key] == "tools" else plan.reasoning).append(name)
         else:
             plan.unnoted.append(name)
             is_label = shape is not None and shape.is_text and (key in LABEL_OF_TEXT_NAMES or key in _ROLE_NAMES)
-            if kind is not None and not is_label and kind.name not in form.takes | kinds_decided:
+            takes_it = kind is not None and kind.name in form.takes and not kind.read
+            if kind is not None and not is_label and not takes_it and kind.name not in kinds_decided:
                 plan.refused.append((name, kind))
-            is_taken = kind is not None and kind.name in form.takes and key not in REMARKS
             if is_label:
                 plan.labels.append(name)
             elif not decided and (
                 name in others
-                or is_taken
+                or (takes_it and key not in REMARKS)
                 or key in TEXT_NAMES
                 or (shape and shape.is_text and key in ANSWER_TO_TEXT_NAMES)
             ):
@@ -100,7 +107,7 @@ def refuse_kinds(form: RowForm, plan: RowPlan, row: Row) -> None:
     """Raise RowFault for a field of the row that changes what should be learned, and that the mode does not take."""
     for name, kind in plan.refused:
         if kind.matters(row[name]):
-            raise kind.fault(name, advice=advice_on(kind, form))
+            raise kind.unread_fault(name) if kind.name in form.takes else kind.fault(name, advice=advice_on(kind, form))
 
 
 def advice_on(kind: FieldKind, form: RowForm) -> str:

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 LARGEST_NUMBER = 1e100
 """Squares of larger ones, and so their spread, are no longer finite."""
 
+_NAMED_BESIDE = {"tools": "tools", "reasoning": "reasoning_content"}
+"""By kind of fields: the one that a column of another name may stand for."""
+
 Row = Mapping[str, Any]
 Learn = Literal["all", "last"]
 """Which answers of a conversation are in the loss."""
@@ -175,6 +178,9 @@ class RowForm:
     """Answers in a row's history are learned, too; else the row's own answer alone."""
     takes: frozenset[str] = frozenset()
     """The kinds of fields (`row_fields.KINDS`) that its shapes understand."""
+    is_right: Callable[[int, float], bool] = lambda side, number: True
+    """Whether an answer is learned as right, by which sequence of the row it is and the row's number: only such a call
+    has to fit the schema of its tool."""
     advice: Mapping[str, str] = field(default_factory=dict)
     """By kind of fields: what to write in their place, as a refusal says it."""
 
@@ -188,7 +194,8 @@ class RowForm:
     @property
     def fields(self) -> tuple[str, ...]:
         """Every field of a row or message that has a meaning to the mode."""
-        return (*self.own_fields, *SYSTEM[:1], *HISTORY[:1], "role", "content")
+        beside = tuple(name for kind, name in _NAMED_BESIDE.items() if kind in self.takes)
+        return (*self.own_fields, *SYSTEM[:1], *HISTORY[:1], *beside, "role", "content")
 
 
 FORMS: dict[str, RowForm] = {}

@@ -35,6 +35,10 @@ def _with_prefixes_joined(turns: Turns, learn_from: int) -> tuple[Turns, int, di
     for index, message in enumerate(turns.messages):
         if begun and message["role"] != "assistant":
             raise _prefix_alone(index)
+        if (begun or index in turns.prefixes) and len(message) > 2:
+            rule = "an answer that goes on from a given beginning (`prefix`) has calls or reasoning"
+            fix = "write the turn whole, without the flag"
+            raise RowFault(Reason.UNSUPPORTED_FIELD, rule, fix, at=f"message {index + 1}")
         if index in turns.prefixes:
             begun += message["content"]
             continue
@@ -45,7 +49,7 @@ def _with_prefixes_joined(turns: Turns, learn_from: int) -> tuple[Turns, int, di
             joined.flags[at] = turns.flags[index]
         if begun:
             prefixes[at] = len(begun)
-        joined.messages.append({"role": message["role"], "content": begun + message["content"]})
+        joined.messages.append(message | {"content": begun + message["content"]})
         begun = ""
     if begun:
         raise _prefix_alone(len(turns.messages))

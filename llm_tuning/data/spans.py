@@ -12,11 +12,13 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from llm_tuning.data.answers import THINK_END, Asked, ask
+from llm_tuning.data.answers import Asked, ask
+from llm_tuning.data.calls import Tools
 from llm_tuning.data.chat import ChatTemplate, TemplateRefused
 from llm_tuning.data.faults import Fact, Reason, RowFault
-from llm_tuning.data.messages import Message
+from llm_tuning.data.messages import THINK_END, Message
 from llm_tuning.data.rows import Conversation, Learn
+from llm_tuning.data.written import check_before, check_tools_written
 
 Span = tuple[int, int]
 _SAMPLE: list[Message] = [
@@ -24,6 +26,16 @@ _SAMPLE: list[Message] = [
     {"role": "assistant", "content": "b"},
     {"role": "user", "content": "c"},
 ]
+_TOOL_SAMPLE: list[Message] = [
+    {"role": "user", "content": "a"},
+    {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"id": "abcdefghi", "function": {"arguments": {}, "name": "b"}, "type": "function"}],
+    },
+    {"role": "tool", "content": "c", "tool_call_id": "abcdefghi"},
+]
+_SAMPLE_TOOLS: Tools = [{"type": "function", "function": {"name": "b", "description": None, "parameters": None}}]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +71,15 @@ class Rendered:
 class TurnRenderer:
     """Renders conversations with one template for a base whose generation stops at the tokens `stops`, as text."""
 
-    def __init__(self, template: ChatTemplate, stops: Sequence[str] = ()) -> None:
+    def __init__(self, template: ChatTemplate, stops: Sequence[str] = (), *, learn_reasoning: bool = True) -> None:
         self.template = template
+        self._learn_reasoning = learn_reasoning
         self._stops = tuple(sorted(filter(None, stops), key=len, reverse=True))
         self._stop_next = re.compile(rf"\s*(?:{'|'.join(map(re.escape, self._stops)) or '(?!)'})")
         self.sample = self._ask_for_a_sample()
         """How an answer is asked for, by the shortest conversation; None where the template refuses it."""
         self._next_role = self._end_by_next_role() if self.sample is not None else ""
+        self._next_tool = self._end_by_next_tool()
 
     def render(self, conversation: Conversation, learn: Learn = "all") -> Iterator[Rendered]:
         """Yield the texts of `conversation`, the one with its last learned answer last; raises RowFault."""
@@ -82,18 +96,19 @@ class TurnRenderer:
                 tools=conversation.tools,
                 given=conversation.prefixes.get(index, 0),
                 stops=self._stops,
+                learn_reasoning=self._learn_reasoning,
             )
             if held is not None:
                 turn = self._inside(*held, asked.prompt)
                 if turn is None:
-                    yield self._text(*held, turns, facts)
+                    yield self._text(*held, turns, facts, conversation)
                     turns, facts = [], set()
                 else:
                     turns.append(turn)
             facts |= asked.facts
             held = asked, index
         assert held is not None
-        rendered = self._text(*held, turns, facts)
+        rendered = self._text(*held, turns, facts, conversation)
         if _leaves_out(messages[: held[1]], rendered.text):
             rendered = Rendered(rendered.text, rendered.turns, rendered.facts | {Fact.LEFT_OUT})
         yield rendered
@@ -110,12 +125,18 @@ class TurnRenderer:
             end = stop.end()  # the next turn's first token ends this one
         return Turn(start, end, index + 1, asked.continued)
 
-    def _text(self, asked: Asked, index: int, turns: list[Turn], facts: set[Fact]) -> Rendered:
-        """Return the text that ends with this answer, after the turns that lie in its prompt."""
+    def _text(
+        self, asked: Asked, index: int, turns: list[Turn], facts: set[Fact], conversation: Conversation
+    ) -> Rendered:
+        """Return the text that ends with this answer, after the turns that lie in its prompt; raises RowFault."""
+        messages = conversation.messages or []
+        if conversation.tools:
+            check_tools_written(conversation.tools, asked.prompt)
+        check_before(messages[:index], asked.prompt)
         start, answer = len(asked.prompt), asked.answer
         generated = self._generated(answer)
         if generated is None:
-            answer += self._next_role
+            answer += self._next_tool if "tool_calls" in messages[index] else self._next_role
             generated = len(answer)
         turn = Turn(start, start + generated, index + 1, asked.continued)
         return Rendered(asked.prompt + answer, (*turns, turn), frozenset(facts))
@@ -150,6 +171,18 @@ class TurnRenderer:
         stop = self._stop_next.match(more, len(text))
         return stop[0] if stop else ""
 
+    def _end_by_next_tool(self) -> str:
+        """Return the same for an answer that calls a tool: its result is the next turn."""
+        try:
+            text = self.template.render(_TOOL_SAMPLE[:2], tools=_SAMPLE_TOOLS)
+            more = self.template.render(_TOOL_SAMPLE, tools=_SAMPLE_TOOLS)
+        except TemplateRefused:
+            return ""
+        if self._generated(text) is not None or not more.startswith(text):
+            return ""
+        stop = self._stop_next.match(more, len(text))
+        return stop[0] if stop else ""
+
 
 def learned_turns(conversation: Conversation, learn: Learn = "all") -> list[int]:
     """Return the indices of the messages to learn, at least one; raises RowFault."""
@@ -174,7 +207,7 @@ def _leaves_out(messages: Sequence[Message], text: str) -> bool:
         content = message["content"].strip()
         if message["role"] == "assistant":
             content = content.rsplit(THINK_END, 1)[-1].strip()
-        if not content:
+        if not content or message["role"] == "tool":
             continue
         found = text.find(content, at)
         if found >= 0:

@@ -101,9 +101,11 @@ class RowTokenizer:
         stop_ids: Sequence[int],
         embeddings: int | None = None,
         learn: Learn = "all",
+        learn_reasoning: bool = True,
     ) -> None:
         """Use `encoder` as it is, except for truncation and padding, which are off while rows are encoded.
 
+        `learn_reasoning`: whether reasoning is in the loss; else it is shown with the prompt of its answer.
         `embeddings`: how many tokens the base has embeddings for; a row with another one is a fault.
         """
         self.template = template
@@ -116,13 +118,20 @@ class RowTokenizer:
             self._stop_ids |= {self._eos_id}
         self._embeddings = embeddings
         stops = [token for number in self._stop_ids if (token := encoder.id_to_token(number))]
-        self._renderer = TurnRenderer(template, stops)
+        self._renderer = TurnRenderer(template, stops, learn_reasoning=learn_reasoning)
         special, bos = self._encoder.special.values(), template.special_tokens.get("bos_token")
         self._markers = Markers(special, stops, bos, sample=self._renderer.sample)
         self._marker = LossMarker(self._encoder, self._stop_ids, self._renderer.sample)
 
     @classmethod
-    def load(cls, folder: Path, encoder: Tokenizer | None = None, *, learn: Learn = "all") -> RowTokenizer | None:
+    def load(
+        cls,
+        folder: Path,
+        encoder: Tokenizer | None = None,
+        *,
+        learn: Learn = "all",
+        learn_reasoning: bool = True,
+    ) -> RowTokenizer | None:
         """Load the tokenizer of the base in `folder`; None if it has no tokenizer.json and no `encoder` is given.
 
         Raises InputError if a file in the folder is unusable.
@@ -139,7 +148,14 @@ class RowTokenizer:
                 raise InputError(
                     Problem(str(path), f"is not a tokenizer ({str(error)[:200]})", "copy the base model again")
                 ) from None
-        return cls(encoder, template, stop_ids=_stop_ids(folder), embeddings=_embeddings(folder), learn=learn)
+        return cls(
+            encoder,
+            template,
+            stop_ids=_stop_ids(folder),
+            embeddings=_embeddings(folder),
+            learn=learn,
+            learn_reasoning=learn_reasoning,
+        )
 
     @property
     def stop_tokens(self) -> list[str]:

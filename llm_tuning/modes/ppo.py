@@ -75,6 +75,8 @@ PPO = Mode(
         accepted="{prompt, output, reward}",
         number=NumberField(("reward", "rating"), needed="ppo needs a number in every row"),
         judge=judge_rewards,
+        takes=frozenset(("tools", "reasoning")),
+        is_right=lambda side, number: False,
         advice={
             "preference": "write each answer as a row of its own, with a reward",
             "label": "write it as `reward`",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -54,7 +55,8 @@ def dpo_rows(*, min_difference: float = 0.0, max_pairs_per_prompt: int = MAX_PAI
         sides=SIDES,
         pairing=Pairing(min_difference, max_pairs_per_prompt),
         unfold=unfold_input,
-        takes=frozenset(("preference",)),
+        takes=frozenset(("preference", "tools", "reasoning")),
+        is_right=lambda side, number: side == 0 and math.isnan(number),  # not the rejected answer, nor a rated one
         advice={"label": "write a good and a bad answer to one prompt as `chosen` and `rejected`"},
     )
 
@@ -87,7 +89,8 @@ def kto_rows(*, threshold: float | None = None) -> RowForm:
             threshold_field="{field:kto.threshold}",
         ),
         judge=judge,
-        takes=frozenset(("label", "judgement")),
+        takes=frozenset(("label", "judgement", "tools", "reasoning")),
+        is_right=lambda side, number: number == 1.0,
         advice={
             "preference": "write each answer as a row of its own, with `label` true or false",
             "judgement": "learned from where `columns` names it as `label`",

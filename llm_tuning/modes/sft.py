@@ -18,6 +18,7 @@ SFT: Mode[ApiModel] = Mode(
         shapes=(MESSAGES, CONVERSATIONS, PROMPT_OUTPUT, PROMPT_COMPLETION, INSTRUCTION, TEXT),
         accepted="{prompt, output or completion}, {messages}, {conversations}, {instruction, input, output} or {text}",
         learns_history=True,
+        takes=frozenset(("tools", "reasoning")),
         advice={
             "preference": "write the chosen answer as `output`",
             "label": "keep the rows with good answers and remove the field",

@@ -32,7 +32,7 @@ def _byte_level() -> str:
 CHAT_MARKERS = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"]
 CHAT_MARKERS += ["<|start_header_id|>", "<|end_header_id|>", "<bos>", "<start_of_turn>", "<end_of_turn>", "<|turn>"]
 CHAT_MARKERS += ["<turn|>", "<|start|>", "<|channel|>", "<|message|>", "<|return|>", "<|call|>", "<|eot|>"]
-CHAT_MARKERS += ["<|system|>", "<|observation|>", "[gMASK]", "<sop>", "<|START_OF_TURN_TOKEN|>"]
+CHAT_MARKERS += ["<|tool_response>", "<|system|>", "<|observation|>", "[gMASK]", "<sop>", "<|START_OF_TURN_TOKEN|>"]
 CHAT_MARKERS += ["<|END_OF_TURN_TOKEN|>", "<|START_RESPONSE|>", "<|END_RESPONSE|>", "[INST]", "[/INST]"]
 CHAT_MARKERS += ["<\uff5cUser\uff5c>", "<\uff5cAssistant\uff5c>", "<\uff5cend\u2581of\u2581sentence\uff5c>"]
 """Special tokens of the templates of many families."""

@@ -270,7 +270,7 @@ REFUSED: list[Refused] = [
         {"Question": "q", "Complex_CoT": "c", "Response": "a"},
         Reason.UNSUPPORTED_FIELD,
         "`Complex_CoT` is reasoning apart from the answer",
-        "leave such rows out",
+        "columns to reasoning_content=Complex_CoT where it belongs to the row's one answer",
     ),
     (
         "a mistyped field",

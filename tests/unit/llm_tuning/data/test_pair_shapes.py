@@ -231,7 +231,7 @@ def test_fields_that_cannot_matter_are_notes() -> None:
     assert parser.ignored_fields == {"prompt_id", "messages", "score_chosen", "score_rejected", "margin"}
     parser = RowParser(FORM)
     parser.parse(1, next(row for name, row, *_ in COMPARED if name == "OpenAI"))
-    assert parser.ignored_fields == {"parallel_tool_calls"}
+    assert parser.ignored_fields == set()
 
 
 def test_a_given_beginning_of_the_answer_belongs_to_both_prompts() -> None:

@@ -160,11 +160,12 @@ REFUSED: list[tuple[dict[str, Any], Reason, str]] = [
     ({"messages": [{"role": "user", "content": [{"type": SECRET}]}]}, Reason.NOT_TEXT, "a `type` that is not text"),
     ({"messages": [{"role": "user", "content": []}]}, Reason.EMPTY_FIELD, "`content` is empty"),
     ({"messages": [USER, {"role": "assistant", "content": ""}]}, Reason.EMPTY_FIELD, "`content` is empty"),
-    ({"messages": [USER, ASSISTANT | {"tool_calls": [{}]}]}, Reason.UNSUPPORTED_FIELD, "`tool_calls`"),
+    ({"messages": [USER, ASSISTANT | {"tool_calls": [{}]}]}, Reason.NOT_A_CALL, "a call has no `name`"),
+    ({"messages": [USER, ASSISTANT | {"tool_use": [{}]}]}, Reason.UNSUPPORTED_FIELD, "`tool_use`"),
     ({"messages": [USER, ASSISTANT | {"weight": 0.5}]}, Reason.UNSUPPORTED_FIELD, "`weight` must be 1 or true"),
     ({"prompt": {"0": SECRET}, "output": {"0": SECRET}}, Reason.COLUMNS_NOT_ROWS, "holds columns, not rows"),
     ({"instruction": " ", "input": "", "output": SECRET}, Reason.EMPTY_FIELD, "`instruction` and `input` are empty"),
-    ({"messages": [USER, ASSISTANT], "tools": [{}]}, Reason.UNSUPPORTED_FIELD, "`tools`"),
+    ({"messages": [USER, ASSISTANT], "tools": [{}]}, Reason.NOT_TOOLS, "a tool has no `name`"),
     ({"messages": [USER, SYSTEM, ASSISTANT]}, Reason.SYSTEM_NOT_FIRST, "must come first"),
     ({"messages": [SYSTEM, USER]}, Reason.NO_ASSISTANT_TURN, "no assistant turn"),
     ({"messages": [SYSTEM]}, Reason.NO_ASSISTANT_TURN, "no assistant turn"),
@@ -204,6 +205,11 @@ def test_every_reason_of_a_parsed_row_has_a_case() -> None:
         Reason.MISSING_LABEL,
         Reason.LABEL_NOT_A_FLAG,
         Reason.TOKEN_WITHOUT_EMBEDDING,
+        Reason.BROKEN_SCHEMA,  # these in test_tool_rows.py
+        Reason.UNKNOWN_TOOL,
+        Reason.CALL_DOES_NOT_FIT,
+        Reason.RESULT_WITHOUT_CALL,
+        Reason.CALL_WITHOUT_RESULT,
     }
     rewards = {Reason.MISSING_REWARD, Reason.REWARD_NOT_A_NUMBER, Reason.REWARD_NOT_FINITE}
     assert {reason for _, reason, _ in REFUSED} | later | rewards == set(Reason)

@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-import importlib.util
-from functools import cache
-from itertools import groupby
-from pathlib import Path
-from typing import Any
-
 import pytest
-from tokenizers import Tokenizer
 
 from llm_tuning.data.chat import ChatTemplate, TemplateRefused
 from llm_tuning.data.faults import Fact, Reason, RowFault
-from llm_tuning.data.rows import Conversation, Example, Learn
-from llm_tuning.data.tokens import RowTokenizer, TokenisedRow, TokenisedSequence
+from llm_tuning.data.rows import Conversation, Example
+from llm_tuning.data.tokens import RowTokenizer, TokenisedRow
+from tests.support.chat_templates import (
+    FOLDER,
+    NO_TEXT_CHATS,
+    STOPS,
+    TEMPLATES,
+    TOKENS,
+    learned_runs,
+    row_of,
+    texts_learned,
+    tokenizer_of,
+)
 from tests.support.tokenizers import byte_level, chat_level, metaspace
-
-SPEC = importlib.util.find_spec("trl")
-assert SPEC is not None
-assert SPEC.origin is not None
-FOLDER = Path(SPEC.origin).parent / "chat_templates"
-TEMPLATES = sorted(path.stem for path in FOLDER.glob("*.jinja"))
-NO_TEXT_CHATS = ("smolvlm", "idefics3", "llava_next")
-"""Their templates take contents in parts alone, or write no text at all."""
-TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
-STOPS = {"glm4moe": "<|user|> <|observation|> <|endoftext|>", "phi3": "<|end|> </s> <|assistant|>"}
-STOPS |= {"phi3_5": STOPS["phi3"]}
-OTHER_STOPS = "<|im_end|> <|eot_id|> <end_of_turn> <turn|> <|return|> <|call|> <|eot|> <|END_OF_TURN_TOKEN|> </s>"
-OTHER_STOPS += " <\uff5cend\u2581of\u2581sentence\uff5c>"
 
 
 def user(content: str) -> dict[str, str]:
@@ -59,34 +50,6 @@ CHATS |= {
     "characters": chat(2, answer="\U0001f642 {0} \u4e2d\u6587 \u00e9"),
 }
 REASONING = chat(3, answer="<think>\nReason {0}\n</think>\n\nAnswer {0}")
-
-
-@cache
-def tokenizer_of(name: str, learn: Learn = "all") -> tuple[RowTokenizer, Tokenizer]:
-    encoder = chat_level()
-    template = ChatTemplate((FOLDER / f"{name}.jinja").read_text(), name, TOKENS)
-    stops = STOPS.get(name.removesuffix("_training"), OTHER_STOPS).split()
-    stop_ids = [number for token in stops if (number := encoder.token_to_id(token)) is not None]
-    return RowTokenizer(encoder, template, stop_ids=stop_ids, learn=learn), encoder
-
-
-def row_of(tokenizer: RowTokenizer, messages: list[dict[str, str]], **more: Any) -> TokenisedRow | RowFault:
-    max_length = more.pop("max_length", 100_000)
-    (row,) = tokenizer.tokenise([Example(1, (Conversation(messages, **more),))], max_length=max_length)
-    return row
-
-
-def learned_runs(sequence: TokenisedSequence) -> list[tuple[int, list[int]]]:
-    """Each unbroken run of learned tokens: where it begins, and its ids."""
-    pairs = zip(sequence.input_ids.tolist(), sequence.learned.tolist(), strict=True)
-    runs = groupby(enumerate(pairs), key=lambda item: item[1][1])
-    listed = [(learned, list(run)) for learned, run in runs]
-    return [(run[0][0], [number for _, (number, _) in run]) for learned, run in listed if learned]
-
-
-def texts_learned(row: TokenisedRow, encoder: Tokenizer) -> list[str]:
-    runs = [ids for sequence in row.sequences for _, ids in learned_runs(sequence)]
-    return [encoder.decode(ids, skip_special_tokens=False) for ids in runs]
 
 
 def check_as_served(name: str, messages: list[dict[str, str]]) -> TokenisedRow:
@@ -323,13 +286,13 @@ def test_a_template_that_writes_the_time_is_asked_once() -> None:
 
 
 def test_a_message_that_the_template_skips_is_said() -> None:
-    messages = [user("q"), assistant("a"), {"role": "tool", "content": "42 degrees"}, assistant("warm")]
-    phi = row_of(tokenizer_of("phi3")[0], messages)
-    assert isinstance(phi, TokenisedRow)
-    assert Fact.LEFT_OUT in phi.facts
-    qwen = row_of(tokenizer_of("qwen2_5")[0], messages)
-    assert isinstance(qwen, TokenisedRow)
-    assert Fact.LEFT_OUT not in qwen.facts
+    messages = [user("q"), assistant("a"), {"role": "critic", "content": "42 degrees"}, assistant("warm")]
+    glm = row_of(tokenizer_of("glm4moe")[0], messages)
+    assert isinstance(glm, TokenisedRow)
+    assert Fact.LEFT_OUT in glm.facts
+    llama = row_of(tokenizer_of("llama3")[0], messages)
+    assert isinstance(llama, TokenisedRow)
+    assert Fact.LEFT_OUT not in llama.facts
 
 
 def test_the_next_role_ends_a_turn_only_where_generation_stops_at_it() -> None:

@@ -1,0 +1,178 @@
+"""The parameters of tools as JSON Schemas: each is compiled once, and says where arguments do not fit it.
+
+The path of a fault is the place in the schema, which is the author's own text; no value of a row is in it. Most schemas
+have a few keywords alone, and those are looked at here; what else there is is left to the `jsonschema` library, which
+takes a hundred times as long. It is imported where it is needed: nothing else of the package uses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from llm_tuning.data.faults import shown
+
+_TYPES = frozenset(("object", "array", "string", "number", "integer", "boolean", "null"))
+_MAY_BE_NULL = frozenset(("default", "const", "examples", "enum"))
+_OF_AN_OBJECT = frozenset(("$ref", "$dynamicRef", "allOf", "anyOf", "oneOf", "if", "properties"))
+_DEPTH = 64
+"""Levels of a schema; deeper ones are broken, or made to be."""
+_PYTHON_TYPES: Mapping[str, tuple[type, ...]] = {
+    "object": (dict,),
+    "array": (list,),
+    "string": (str,),
+    "number": (int, float),
+    "integer": (int,),
+    "boolean": (bool,),
+    "null": (type(None),),
+}
+
+
+class BrokenSchema(ValueError):  # noqa: N818 - the schema is broken, the program is not
+    """A schema is not valid: `path` is the place in it, and `rule` what is wrong there."""
+
+    def __init__(self, path: str, rule: str) -> None:
+        self.path, self.rule = path, rule
+        super().__init__(f"{path} {rule}")
+
+
+class Schema:
+    """The parameters of one tool."""
+
+    def __init__(self, parameters: Mapping[str, Any] | None) -> None:
+        """Compile them; None takes no arguments. Raises BrokenSchema."""
+        self._parameters = parameters
+        self._simple = parameters is None or _is_simple(parameters)
+        self._names = frozenset((parameters or {}).get("properties") or ())
+        self._validator: Any = None
+        if parameters is None:
+            return
+        if parameters and parameters.get("type") != "object" and not _OF_AN_OBJECT & parameters.keys():
+            raise BrokenSchema("type", 'must be "object": arguments are an object with a name for each')
+        if not self._simple:
+            self._validator = _compile(parameters)
+
+    def fault(self, arguments: Mapping[str, Any]) -> tuple[str, str] | None:
+        """Return where in the schema `arguments` do not fit and what is wrong, None where they fit."""
+        if self._parameters is None:
+            return ("", "the tool takes no arguments, and the call has some") if arguments else None
+        if self._names and any(value is None for value in arguments.values()):
+            for name, value in arguments.items():
+                if value is None and name not in self._names:
+                    return "properties", "an argument is null and no parameter of the tool has its name"
+        if self._simple:
+            if _fits(arguments, self._parameters):
+                return None
+            self._validator = self._validator or _compile(self._parameters)
+        return _first_fault(self._validator, arguments)
+
+
+def without_nulls(schema: Any) -> Any:
+    """Return a schema without keywords that are null, as Parquet sets those of other schemas; values stay."""
+    if isinstance(schema, list):
+        return [without_nulls(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {
+        name: value if name in _MAY_BE_NULL else without_nulls(value)
+        for name, value in schema.items()
+        if value is not None or name in _MAY_BE_NULL
+    }
+
+
+def _is_simple(schema: Any, depth: int = 0) -> bool:
+    """Return whether a schema is valid and has nothing but the keywords that `_fits` knows."""
+    if type(schema) is not dict or depth > _DEPTH:
+        return False
+    return all(name in _SIMPLE and _SIMPLE[name](value, depth + 1) for name, value in schema.items())
+
+
+def _is_list_of_texts(value: Any, depth: int) -> bool:
+    return type(value) is list and all(type(part) is str for part in value)
+
+
+_SIMPLE: Mapping[str, Callable[[Any, int], bool]] = {
+    "type": lambda value, depth: type(value) is str and value in _TYPES,
+    **dict.fromkeys(("description", "title", "format"), lambda value, depth: type(value) is str),
+    "properties": lambda value, depth: type(value) is dict and all(_is_simple(part, depth) for part in value.values()),
+    "items": _is_simple,
+    "required": lambda value, depth: _is_list_of_texts(value, depth) and len(set(value)) == len(value),
+    "enum": _is_list_of_texts,
+    "additionalProperties": lambda value, depth: type(value) is bool,
+    "default": lambda value, depth: True,
+}
+"""The keywords that `_fits` knows, and when their values are valid."""
+
+
+def _fits(value: Any, schema: Mapping[str, Any]) -> bool:
+    """Return whether `value` fits a simple schema; False leaves it to the library, which says what is wrong."""
+    kind = schema.get("type")
+    if kind is not None and (
+        not isinstance(value, _PYTHON_TYPES[kind]) or (isinstance(value, bool) and kind != "boolean")
+    ):
+        return False
+    if "enum" in schema and value not in schema["enum"]:
+        return False
+    if type(value) is dict:
+        properties = schema.get("properties", {})
+        if not all(name in value for name in schema.get("required", ())):
+            return False
+        if schema.get("additionalProperties") is False and not value.keys() <= properties.keys():
+            return False
+        return all(_fits(part, properties[name]) for name, part in value.items() if name in properties)
+    if type(value) is list and "items" in schema:
+        return all(_fits(part, schema["items"]) for part in value)
+    return True
+
+
+def _compile(parameters: Mapping[str, Any]) -> Any:
+    from jsonschema.exceptions import SchemaError
+    from jsonschema.validators import Draft202012Validator, validator_for
+    from referencing import Registry
+
+    kind = validator_for(parameters, default=Draft202012Validator)
+    try:
+        kind.check_schema(parameters)
+    except SchemaError as error:
+        raise BrokenSchema(_joined(error.absolute_path), f"is not valid JSON Schema ({error.validator})") from None
+    except Exception as error:  # a metaschema that is not known, say
+        raise BrokenSchema("", f"is not valid JSON Schema ({type(error).__name__})") from None
+    # Without a registry of its own the library would fetch what a `$ref` names from the network.
+    validator = kind(parameters, registry=Registry())
+    _first_fault(validator, {})
+    return validator
+
+
+def _first_fault(validator: Any, arguments: Mapping[str, Any]) -> tuple[str, str] | None:
+    from referencing.exceptions import Unresolvable
+
+    try:
+        error = next(iter(validator.iter_errors(arguments)), None)
+    except Unresolvable:
+        raise BrokenSchema("", "has a `$ref` to what is not in it") from None
+    except RecursionError:
+        raise BrokenSchema("", "refers to itself without end") from None
+    if error is None:
+        return None
+    return _joined(error.absolute_schema_path), _words(error)
+
+
+def _words(error: Any) -> str:
+    if error.validator == "required":
+        missing = [name for name in error.validator_value if name not in error.instance]
+        return f"`{shown(missing[0])}` is missing"
+    if error.validator == "type":
+        kinds = error.validator_value if isinstance(error.validator_value, list) else [error.validator_value]
+        return f"the value is not of type {' or '.join(map(str, kinds))}"
+    if error.validator == "additionalProperties":
+        return "an argument has a name that the tool does not know"
+    return f"the value does not fit `{error.validator}`"
+
+
+def _joined(path: Any) -> str:
+    return "".join(_steps(path)).removeprefix(".")
+
+
+def _steps(path: Any) -> Iterator[str]:
+    for step in path:
+        yield f"[{step}]" if isinstance(step, int) else f".{shown(str(step))}"
