@@ -84,7 +84,7 @@ class PairReport(ComparedReport):
 
     def notes(self) -> Iterator[str]:
         if without := self.one_answer + self.tied:
-            why = f"{self.one_answer:,} have one answer, {self.tied:,} have answers that are rated alike"
+            why = f"{self.one_answer:,} have one answer, {self.tied:,} have ratings that are too near"
             yield f"prompts that make no pair: {without:,} of {self.prompts:,} ({why})"
         if self.averaged:
             yield f"answers that are rated several times, and differently: {self.averaged:,}; their mean is taken"

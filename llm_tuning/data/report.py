@@ -209,7 +209,7 @@ class Report(_Part):
     @property
     def compared(self) -> list[ComparedReport]:
         """What is said of pairs or labels, where there are some."""
-        return [part for part in (self.pairs, self.labels) if part is not None]
+        return [part for part in (self.pairs, self.labels) if part is not None and self.kept]
 
     @property
     def examples(self) -> int:

@@ -125,7 +125,7 @@ def show(name: str, plan: Plan) -> None:
     elif plan.report is None:
         facts.append(["rows", "the data set is not on this machine: no steps and no time (give it with --dataset)"])
     else:
-        facts.append(["rows", f"{plan.report.kept:,}; the base has no tokenizer.json: no tokens and no time"])
+        facts.append(["rows", f"{plan.report.examples:,}; the base has no tokenizer.json: no tokens and no time"])
     if steps is not None:
         of = f"{steps.rows_per_step} rows a step, {steps.epochs:.3g} epochs, {steps.held_out} rows held out"
         facts.append(["steps", f"{steps.total:,} ({of})"])

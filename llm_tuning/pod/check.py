@@ -29,6 +29,8 @@ def _message(report: Report) -> str:
     if report.refusals:
         reasons = ", ".join(f"{refused.reason} in {refused}" for refused in report.refusals)
         parts.append(f"{report.refused:,} refused ({reasons})")
+    if report.pairs is not None and report.pairs.from_ratings:
+        parts.append(f"they make {report.pairs.count:,} pairs")
     tokens = report.tokens
     if tokens is not None and tokens.lengths is not None:
         lengths = tokens.lengths

@@ -157,3 +157,35 @@ def test_rows_to_evaluate_on_are_checked_by_the_same_names(base: Path, capsys: p
 def test_a_given_row_is_shown(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run("--dataset_path", dataset(ROWS), "--llm_path", str(base), "--show_sample", "4")
     assert "Row 4; the marked part is learned:" in capsys.readouterr().out
+
+
+RATED = [{"prompt": f"question {i % 2}", "output": f"answer {i}", "reward": i} for i in range(6)]
+
+
+def test_settings_that_decide_the_rows_are_flags_here_too(capsys: pytest.CaptureFixture[str]) -> None:
+    path = dataset(RATED)
+    rated = ("--dataset_path", path, "--tuning_mode")
+    assert run(*rated, "dpo") == 0
+    assert "Pairs      6 of 2 prompts" in capsys.readouterr().out
+    assert run(*rated, "dpo", "--dpo_min_difference", "4", "--dpo_max_pairs_per_prompt", "1") == 0
+    assert "Pairs      2 of 2 prompts" in capsys.readouterr().out
+    assert run(*rated, "kto", "--kto_threshold", "4") == 0
+    assert "Labels     2 good and 4 bad answers" in capsys.readouterr().out
+    with pytest.raises(InputError, match="no rating is said to be good"):
+        run(*rated, "kto")
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (
+            ("ppo", "--kto_threshold", "4"),
+            "--kto_threshold: is set but mode is not kto; use --tuning_mode kto",
+        ),
+        (("dpo", "--dpo_max_pairs_per_prompt", "0"), "dpo.max_pairs_per_prompt: must be at least 1, got 0"),
+        (("dpo", "--dpo_min_difference", "x"), "dpo.min_difference: must be a valid number"),
+    ],
+)
+def test_settings_of_another_mode_and_wrong_ones_are_refused(flags: tuple[str, ...], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        run("--dataset_path", dataset(RATED), "--tuning_mode", *flags)

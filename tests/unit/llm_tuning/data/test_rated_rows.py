@@ -16,6 +16,7 @@ from llm_tuning.data.rows import RowForm
 from llm_tuning.data.sample import render_sample
 from llm_tuning.data.token_rows import TokenRows
 from llm_tuning.modes.preference_rows import dpo_rows
+from llm_tuning.planning.work import Rows
 from tests.support.other_rows import assistant, user
 
 WriteLines = Callable[[Sequence[Any]], Path]
@@ -62,6 +63,9 @@ def test_the_answers_of_a_prompt_become_pairs(tokenizer_dir: Path, tmp_path: Pat
     assert report.tokens.learned == rows.learned_counts.sum()
     assert report.tokens.sequences == 24
     assert rows.count_prompts() == 4
+    planned = Rows.of(report)
+    assert planned is not None
+    assert (planned.count, planned.tokens, planned.sequences) == (12, rows.lengths.sum(), 24)
     first = [ROWS[number - 1] for number in rows.row_numbers]
     assert [row["output"] for row in first] == [chosen for _, chosen, _, _ in pairs]
     assert not (tmp_path / "rows" / rated_rows.ANSWERS).exists()
@@ -122,7 +126,7 @@ def test_what_makes_no_pair_is_said(tokenizer_dir: Path, write_lines: WriteLines
         report = check(write_lines([*ROWS, *alone, *tied, *twice]), base)
         said = "\n".join(": ".join(line) for line in summary_lines(report))
         assert "Pairs: 12 of 8 prompts; the chosen answer is the longer one in 100%" in said
-        assert "prompts that make no pair: 4 of 8 (3 have one answer, 1 have answers that are rated alike)" in said
+        assert "prompts that make no pair: 4 of 8 (3 have one answer, 1 have ratings that are too near)" in said
         assert "answers that are rated several times, and differently: 1; their mean is taken" in said
     assert "characters" in said
 

@@ -14,6 +14,8 @@ from llm_tuning import modes
 from llm_tuning.api import TuningConfig, TuningJobSpec
 from llm_tuning.api.flags import config_flags
 from llm_tuning.client.specs import TuneFields
+from llm_tuning.data.labels import LabelField
+from llm_tuning.data.pairing import Pairing
 from llm_tuning.modes import MODES, ModeSettings, all_scores, register
 from llm_tuning.modes.sft import SFT
 
@@ -78,3 +80,18 @@ def test_a_mode_that_comes_after_the_models_is_refused() -> None:
     with pytest.raises(RuntimeError, match=r"mode late comes too late: register it before .* LLM_TUNING_MODES"):
         register(replace(SFT, name="late"))
     assert "late" not in modes.MODES
+
+
+def test_settings_decide_how_rows_are_read() -> None:
+    dataset = {"model": {"path": "m"}, "dataset": {"path": "d"}}
+    for mode in MODES.values():
+        config = TuningConfig.parse({**dataset, "mode": mode.name})
+        form = mode.form_of(config)
+        assert (form.mode, form.pairing, form.number) == (mode.name, mode.rows.pairing, mode.rows.number)
+        assert set(mode.row_settings) <= set(mode.settings.model_fields if mode.settings is not None else ())
+    paired = TuningConfig.parse({**dataset, "mode": "dpo", "dpo": {"minDifference": 2.0, "maxPairsPerPrompt": 3}})
+    assert MODES["dpo"].form_of(paired).pairing == Pairing(2.0, 3)
+    rated = TuningConfig.parse({**dataset, "mode": "kto", "kto": {"threshold": 4.0}})
+    number = MODES["kto"].form_of(rated).number
+    assert isinstance(number, LabelField)
+    assert number.threshold == 4
