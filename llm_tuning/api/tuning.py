@@ -187,6 +187,11 @@ class TrainingSpec(ApiModel):
         description="Which answers of a conversation are learned: `all` of them, each as it will be served, or the `last` one only, with the others as its context.",
     )
 
+    learn_reasoning: bool = Field(
+        True,
+        description="Whether an answer's reasoning is learned (`reasoning_content` of a turn, or a think block in its text). When false it is shown before the answer and not learned; a base whose template does not end reasoning with `</think>` refuses such rows then.",
+    )
+
     eval_fraction: Annotated[float, Field(ge=0, le=0.5)] = Field(
         EVAL_FRACTION,
         description="Share of rows held out for evaluation (at least one from 20 rows on, none below that); left at its default where `dataset.evaluation` gives them.",

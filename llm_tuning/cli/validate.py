@@ -32,6 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--columns", metavar="FIELD=COLUMN,...", help=columns.description)
     learn = TrainingSpec.model_fields["learn"]
     parser.add_argument("--learn", choices=get_args(learn.annotation), default=learn.default, help=learn.description)
+    reasoning = TrainingSpec.model_fields["learn_reasoning"]
+    parser.add_argument(
+        "--learn_reasoning",
+        action=argparse.BooleanOptionalAction,
+        default=reasoning.default,
+        help=reasoning.description,
+    )
     add_flags(parser, _row_flags())
     parser.add_argument("--skip_invalid_rows", action="store_true", help="accept the file without its refused rows")
     shown = "show one row as the model sees it: the first usable one, or the one with this number"
@@ -96,6 +103,7 @@ def _run(args: argparse.Namespace) -> int:
         skip_invalid_rows=args.skip_invalid_rows,
         columns=columns,
         learn=args.learn,
+        learn_reasoning=args.learn_reasoning,
         evaluation=held_out,
         check_base=served_as_trained(base) if base is not None else None,
         words=FLAG_WORDS,
@@ -112,6 +120,7 @@ def _run(args: argparse.Namespace) -> int:
     if report.kept and (args.show_sample or (on_terminal and not args.json)):
         where = sys.stderr if args.json else sys.stdout
         reading = {"form": form, "tokenizer_dir": base, "columns": columns, "learn": args.learn}
+        reading["learn_reasoning"] = args.learn_reasoning
         sample = render_sample(args.dataset_path, **reading, row=sample_row(args.show_sample), color=where.isatty())
         print(sample, file=where)
     if report.ok:

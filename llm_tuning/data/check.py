@@ -58,6 +58,7 @@ def check_dataset(
     skip_invalid_rows: bool = False,
     columns: Mapping[str, str] | None = None,
     learn: Learn = "all",
+    learn_reasoning: bool = True,
     evaluation: str | Path | None = None,
     out: Path | None = None,
     encoder: Tokenizer | None = None,
@@ -80,6 +81,7 @@ def check_dataset(
         skip_invalid_rows=skip_invalid_rows,
         columns=columns,
         learn=learn,
+        learn_reasoning=learn_reasoning,
         evaluation=evaluation,
         out=out,
         encoder=encoder,
@@ -99,6 +101,7 @@ def examine_dataset(
     skip_invalid_rows: bool = False,
     columns: Mapping[str, str] | None = None,
     learn: Learn = "all",
+    learn_reasoning: bool = True,
     evaluation: str | Path | None = None,
     check_base: BaseCheck | None = None,
     words: Words = PLAIN,
@@ -115,6 +118,7 @@ def examine_dataset(
         skip_invalid_rows=skip_invalid_rows,
         columns=columns,
         learn=learn,
+        learn_reasoning=learn_reasoning,
         evaluation=evaluation,
         check_base=check_base,
     )
@@ -130,13 +134,14 @@ def _examine(
     skip_invalid_rows: bool,
     columns: Mapping[str, str] | None,
     learn: Learn,
+    learn_reasoning: bool,
     evaluation: str | Path | None,
     out: Path | None = None,
     encoder: Tokenizer | None = None,
     check_base: BaseCheck | None = None,
 ) -> Report:
     """Build the report with its placeholders; raises InputError for an unusable base or an unwritable `out`."""
-    tokenizer = _load_tokenizer(tokenizer_dir, encoder, learn)
+    tokenizer = _load_tokenizer(tokenizer_dir, encoder, learn, learn_reasoning=learn_reasoning)
     if out is not None and tokenizer is None:
         where = f"model {tokenizer_dir}"
         raise InputError(Problem(where, "has no tokenizer.json", "save its tokenizer with save_pretrained() first"))
@@ -233,13 +238,15 @@ class _Reader:
             name_skipped(report, [file for file in dataset.skipped if file not in read])
 
 
-def _load_tokenizer(folder: Path | None, encoder: Tokenizer | None, learn: Learn) -> RowTokenizer | None:
+def _load_tokenizer(
+    folder: Path | None, encoder: Tokenizer | None, learn: Learn, *, learn_reasoning: bool
+) -> RowTokenizer | None:
     if folder is None:
         return None
     if not folder.is_dir():
         rule = "is not a folder" if folder.exists() else "does not exist"
         raise InputError(Problem(f"model {folder}", rule, "give the folder of the base model"))
-    return RowTokenizer.load(folder, encoder, learn=learn)
+    return RowTokenizer.load(folder, encoder, learn=learn, learn_reasoning=learn_reasoning)
 
 
 def _batches(dataset: DatasetFile, parser: RowParser, tally: Tally) -> Iterator[list[Example]]:

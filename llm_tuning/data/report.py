@@ -143,6 +143,29 @@ class RewardSpread(_Part):
     """Standard deviation over the rows (population)."""
 
 
+class ToolReport(_Part):
+    """Kept rows with tools and reasoning, whether they learn them or only show them."""
+
+    declaring: int = 0
+    """Rows that declare tools."""
+    calling: int = 0
+    """Rows with calls."""
+    calls: int = 0
+    several_at_once: int = 0
+    """Rows with a turn that calls several times."""
+    reasoning: int = 0
+    """Rows with reasoning, in a field of its own or in a think block."""
+
+    def __str__(self) -> str:
+        said = []
+        if self.declaring or self.calling:
+            several = f", {self.several_at_once:,} of them several in a turn" if self.several_at_once else ""
+            said.append(f"{self.declaring:,} rows declare tools, {self.calling:,} have {self.calls:,} calls{several}")
+        if self.reasoning:
+            said.append(f"{self.reasoning:,} rows have reasoning")
+        return "; ".join(said)
+
+
 class FoundProblem(_Part):
     """One reason why the run is refused: where, rule, fix."""
 
@@ -193,6 +216,7 @@ class Report(_Part):
     rewards: RewardSpread | None = None
     pairs: PairReport | None = None
     """Of a mode that compares two answers."""
+    tools: ToolReport = ToolReport()
     labels: LabelReport | None = None
     """Of a mode that learns from answers marked as good or bad."""
     data_hash: str | None = None
@@ -315,6 +339,8 @@ def summary_lines(report: Report) -> list[tuple[str, str]]:
         if refused.fault not in problems
     ]
     lines += _token_lines(report)
+    if said := str(report.tools):
+        lines.append(("Tools", said))
     if report.duplicates.count:
         about = "" if report.duplicates.exact else "about "
         lines.append(("Duplicates", f"{about}{report.duplicates}"))

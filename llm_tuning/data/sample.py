@@ -37,6 +37,7 @@ def render_sample(
     tokenizer_dir: Path | None,
     columns: Mapping[str, str] | None = None,
     learn: Learn = "all",
+    learn_reasoning: bool = True,
     encoder: Tokenizer | None = None,
     row: int | None = None,
     color: bool = False,
@@ -46,7 +47,9 @@ def render_sample(
     "" where no row is usable; of a given row the reason why it is not. Without a base it is shown in the project's
     plain template. Raises InputError as `check_dataset` does.
     """
-    tokenizer = RowTokenizer.load(tokenizer_dir, encoder, learn=learn) if tokenizer_dir is not None else None
+    tokenizer = None
+    if tokenizer_dir is not None:
+        tokenizer = RowTokenizer.load(tokenizer_dir, encoder, learn=learn, learn_reasoning=learn_reasoning)
     parser = RowParser(form, columns=columns)
     dataset = DatasetFile(Path(path))
     number = 0

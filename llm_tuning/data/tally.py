@@ -12,12 +12,22 @@ from itertools import accumulate
 import numpy as np
 from numpy.typing import NDArray
 
-from llm_tuning.data.calls import key_text, tools_key
+from llm_tuning.data.calls import calls_of, key_text, tools_key
 from llm_tuning.data.compared import LabelCounts, PairCounts, Unit, answer_characters
 from llm_tuning.data.faults import RowFault
 from llm_tuning.data.labels import GOOD, LabelField
+from llm_tuning.data.messages import THINK_END
 from llm_tuning.data.rated_rows import RatedRows
-from llm_tuning.data.report import Duplicates, Refused, Report, RewardSpread, RowList, TokenLengths, TokenReport
+from llm_tuning.data.report import (
+    Duplicates,
+    Refused,
+    Report,
+    RewardSpread,
+    RowList,
+    TokenLengths,
+    TokenReport,
+    ToolReport,
+)
 from llm_tuning.data.rows import Conversation, Example, RowForm
 from llm_tuning.data.splitting import PromptGroups
 from llm_tuning.data.tokens import TokenisedRow
@@ -93,6 +103,7 @@ class Tally:
         self._row_numbers = array("q")
         self._rewards = _Spread()
         self._lengths: Counter[int] = Counter()
+        self._tools = ToolReport()
         self._tokens = TokenReport(max_length=max_length)
 
     def refuse(self, row_number: int, fault: RowFault, *, line: int = 0) -> None:
@@ -116,6 +127,7 @@ class Tally:
             learn_from=first.learn_from,
             not_learned=first.not_learned,
         )
+        self._count_tools(example)
         if self._before:
             self._row_numbers.append(example.row_number)
         if self._labels is not None:
@@ -127,6 +139,23 @@ class Tally:
             self._pairs.add(one, other, lengths=(_length(one, row, 0), _length(other, row, 1)))
         if row is not None:
             self._count_tokens(example.row_number, row)
+
+    def _count_tools(self, example: Example) -> None:
+        """Count tools, calls and reasoning of a row, of a pair both sides."""
+        found, tools = False, self._tools
+        counts = [0]
+        for conversation in example.sequences:
+            tools.declaring += conversation.tools is not None and conversation is example.sequences[0]
+            for message in conversation.messages or ():
+                if message["role"] != "assistant":
+                    continue
+                found = found or "reasoning_content" in message or THINK_END in message["content"]
+                if len(message) > 2:
+                    counts.append(len(calls_of(message)))
+        tools.reasoning += found
+        tools.calls += sum(counts)
+        tools.calling += max(counts) > 0
+        tools.several_at_once += max(counts) > 1
 
     def keep_pairs(self, rated: RatedRows) -> None:
         """Count the pairs that kept rows make, in whose place they are trained on, and write them."""
@@ -174,6 +203,7 @@ class Tally:
             made = self._rated.counts if self._rated is not None else None
             report.pairs = self._pairs.result(made=made, in_training=in_training)
         report.rewards = self._rewards.result()
+        report.tools = self._tools
         if self._with_tokens:
             self._tokens.lengths = lengths_of(self._lengths)
             report.tokens = self._tokens

@@ -238,7 +238,7 @@ def deciding_settings(config: TuningConfig, devices: int) -> dict[str, Any]:
     - tracking.*.
 
     `training.precision` counts as written: what `auto` turns into is known only on the device. Settings that came later
-    (`learn`, `columns`) count where they are set, so that runs of before keep their hash.
+    (`learn`, `learn_reasoning`, `columns`) count where they are set, so that runs of before keep their hash.
     """
     training, lora, mode = config.training, config.lora, MODES[config.mode]
     decides: dict[str, Any] = {
@@ -266,6 +266,8 @@ def deciding_settings(config: TuningConfig, devices: int) -> dict[str, Any]:
     }
     if training.learn != "all":
         decides["training"]["learn"] = training.learn
+    if not training.learn_reasoning:
+        decides["training"]["learn_reasoning"] = False
     if config.dataset.columns:
         decides["dataset"] = {"columns": dict(config.dataset.columns)}
     if mode.evaluation_decides:

@@ -130,6 +130,7 @@ def make_plan(spec: TuningJobSpec, *, base: Path, dataset: Path | None, evaluati
             skip_invalid_rows=spec.dataset.skip_invalid_rows,
             columns=spec.dataset.columns,
             learn=spec.training.learn,
+            learn_reasoning=spec.training.learn_reasoning,
             evaluation=evaluation,
         )
         rows = Rows.of(report)

@@ -13,8 +13,12 @@ import pytest
 
 from llm_tuning.data.chat import ChatTemplate
 from llm_tuning.data.faults import Fact, Reason, RowFault
-from llm_tuning.data.rows import Conversation
+from llm_tuning.data.report import Report, ToolReport
+from llm_tuning.data.rows import Conversation, Example
+from llm_tuning.data.splitting import PromptGroups
+from llm_tuning.data.tally import Tally
 from llm_tuning.data.tokens import RowTokenizer, TokenisedRow
+from llm_tuning.modes import MODES
 from tests.support.chat_templates import (
     NO_TEXT_CHATS,
     TEMPLATES,
@@ -257,3 +261,20 @@ def test_special_tokens_in_reasoning_are_said() -> None:
 
 def test_the_record_lies_with_the_pages() -> None:
     assert RECORD.parent == Path(__file__).parents[4] / "docs"
+
+
+def test_the_report_counts_tools_calls_and_reasoning() -> None:
+    report = Report(path="rows.jsonl", mode="sft")
+    tally = Tally(MODES["sft"].rows, 100, with_tokens=False, prompts=PromptGroups())
+    thinks = Conversation([QUESTION, say("<think>a</think>b")])
+    chats = [Conversation(chat.messages, tools=chat.tools) for chat in CHATS.values()]
+    pair = (chats[0], Conversation([QUESTION, say("b")], tools=TOOLS))
+    for number, sequences in enumerate([*((chat,) for chat in chats), (thinks,), pair]):
+        tally.keep(Example(number, sequences), None)
+    tally.write(report)
+    assert report.tools == ToolReport(declaring=6, calling=6, calls=7, several_at_once=1, reasoning=3)
+    assert (
+        "Tools: 6 rows declare tools, 6 have 7 calls, 1 of them several in a turn; 3 rows have reasoning"
+        in report.summary()
+    )
+    assert "Tools" not in Report(path="rows.jsonl", mode="sft").summary()

@@ -134,6 +134,7 @@ OTHER_TRAINING: dict[str, Any] = {
     "gradient_checkpointing": True,
     "precision": "fp32",
     "learn": "last",
+    "learn_reasoning": False,
     "eval_fraction": 0.1,
     "eval_steps": 3,
     "save_steps": 3,
