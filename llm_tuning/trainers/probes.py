@@ -31,13 +31,10 @@ from llm_tuning.trainers.memory import Stage, out_of_memory
 from llm_tuning.trainers.micro_batches import pad
 from llm_tuning.trainers.model import bare_base
 from llm_tuning.trainers.policy import Policy
+from llm_tuning.trainers.probe_choice import Chosen, choose_probes
 from llm_tuning.trainers.unquantised import unquantised_policy
 
 log = logging.getLogger(__name__)
-
-MAX_PROBES = 32
-MAX_PROBE_TOKENS = 256
-"""Longer rows are cut: a proof should cost a server well under a second."""
 
 Scores = tuple[list[float], list[float]]
 """Log-probabilities of a probe's tokens under the bare base and under the tuned model."""
@@ -53,7 +50,7 @@ def write_parity(
     """
     source, pool = ("held_out", held_out) if len(held_out) else ("training", training)
     chosen = choose_probes(rows, pool)
-    shown = [rows.sequence(number) for number in chosen]
+    shown = [_kept(rows, probe) for probe in chosen]
     quantization = run.config.model.quantization
     try:
         scores, scored_on = _scores(policy, shown), quantization
@@ -84,7 +81,7 @@ def write_parity(
             "scored_on": scored_on,
             "source": source,
             "ropes": [[rope.kind, rope.original] for rope in ropes],
-            "probes": [_probe(rows, i, *of_one, tokenizer) for i, of_one in zip(chosen, scores, strict=True)],
+            "probes": [_probe(rows, one, *of_one, tokenizer) for one, of_one in zip(chosen, scores, strict=True)],
         },
     )
 
@@ -110,38 +107,26 @@ def _scores_as_served(run: TrainRun, policy: Policy, sequences: Sequence[TokenSe
         return None
 
 
-def choose_probes(rows: TokenRows, pool: NDArray[np.int64]) -> list[int]:
-    """Choose up to 32 sequences, one of each of the rows in `pool`, by their numbers in the data set.
-
-    Whole ones of at most 256 tokens first, as only those can be rendered again; of a row the longest of them.
-    """
-    whole, cut = [], []
-    for row in pool:
-        sequences = rows.sequences_of_row(int(row))
-        short = sequences[rows.sequence_lengths[sequences] <= MAX_PROBE_TOKENS]
-        if len(short):
-            whole.append(int(short[rows.sequence_lengths[short].argmax()]))
-        else:
-            cut.append(int(sequences[-1]))
-        if len(whole) == MAX_PROBES:
-            break
-    return (whole + cut)[:MAX_PROBES]
+def _kept(rows: TokenRows, probe: Chosen) -> TokenSequence:
+    """Return the tokens of a probe."""
+    sequence = rows.sequence(probe.number)
+    return TokenSequence(sequence.input_ids[: probe.tokens], sequence.learned[: probe.tokens])
 
 
 def _logprobs(policy: Policy, sequence: TokenSequence) -> list[float]:
-    """Compute log p(id_t | ids before t) for t >= 1 of one probe, in the loss or not, cut to its first 256 tokens."""
-    input_ids = sequence.input_ids[:MAX_PROBE_TOKENS]
-    logprobs_N, _ = policy.score(pad([TokenSequence(input_ids, np.arange(len(input_ids)) > 0)]))
+    """Compute log p(id_t | ids before t) for t >= 1 of one probe, in the loss or not."""
+    everywhere = TokenSequence(sequence.input_ids, np.arange(len(sequence.input_ids)) > 0)
+    logprobs_N, _ = policy.score(pad([everywhere]))
     return [round(value, 7) for value in logprobs_N.tolist()]
 
 
 def _probe(
-    rows: TokenRows, number: int, base: list[float], tuned: list[float], tokenizer: RowTokenizer | None
+    rows: TokenRows, probe: Chosen, base: list[float], tuned: list[float], tokenizer: RowTokenizer | None
 ) -> dict[str, Any]:
     """Describe a probe; `prompt_tokens` of its ids are what a server makes of its messages before the last one."""
-    sequence = rows.sequence(number)
-    row, part = rows.place_of(number)
-    whole = len(sequence.input_ids) <= MAX_PROBE_TOKENS
+    sequence = _kept(rows, probe)
+    row, part = rows.place_of(probe.number)
+    whole = probe.tokens == rows.sequence_lengths[probe.number]
     messages = rows.messages(row, part) if whole else None
     tools = rows.tools(row, part) if whole else None
     prompt_tokens = rows.prompt_tokens(row, part) if whole else 0
@@ -154,8 +139,8 @@ def _probe(
         "text": rows.text(row, part) if whole else None,
         "rendered": rendered,
         "prompt_tokens": prompt_tokens,
-        "token_ids": sequence.input_ids[:MAX_PROBE_TOKENS].tolist(),
-        "learned": sequence.learned[:MAX_PROBE_TOKENS].astype(int).tolist(),
+        "token_ids": sequence.input_ids.tolist(),
+        "learned": sequence.learned.astype(int).tolist(),
         "base_logprobs": base,
         "tuned_logprobs": tuned,
     }

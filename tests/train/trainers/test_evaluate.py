@@ -15,7 +15,13 @@ from llm_tuning.trainers.evaluate import Measured, evaluate_policy
 from llm_tuning.trainers.micro_batches import MicroBatches, pad
 from llm_tuning.trainers.policy import Policy
 from llm_tuning.trainers.ppo import reward_weighted
-from llm_tuning.trainers.probes import MAX_PROBE_TOKENS, MAX_PROBES, choose_probes
+from llm_tuning.trainers.probe_choice import (
+    MAX_PROBE_TOKENS,
+    MAX_PROBES,
+    MAX_TOKENS_OF_A_KIND,
+    Chosen,
+    choose_probes,
+)
 
 
 @pytest.fixture
@@ -102,15 +108,41 @@ def test_no_evaluation_makes_logits_of_every_position(tiny_base: Path, rows: Tok
 
 def test_whole_rows_are_probed_before_cut_ones_and_at_most_32(tmp_path: Path) -> None:
     rows = write_sequences(tmp_path / "rows", [[MAX_PROBE_TOKENS + 1], [10], [MAX_PROBE_TOKENS], [400], [5]])
-    assert choose_probes(rows, np.array([0, 3, 1, 2])) == [1, 2, 0, 3]
+    cut = [Chosen(0, MAX_PROBE_TOKENS), Chosen(3, MAX_PROBE_TOKENS)]
+    assert choose_probes(rows, np.array([0, 3, 1, 2])) == [Chosen(1, 10), Chosen(2, MAX_PROBE_TOKENS), *cut]
     many = write_sequences(tmp_path / "many", [[9]] * 100)
     assert len(choose_probes(many, np.arange(100))) == MAX_PROBES
 
 
 def test_of_a_row_of_several_sequences_one_that_fits_is_probed(tmp_path: Path) -> None:
     rows = write_sequences(tmp_path / "rows", [[9, 40, 300], [7], [300, 400]])
-    assert choose_probes(rows, np.arange(3)) == [1, 3, 5]
+    assert [probe.number for probe in choose_probes(rows, np.arange(3))] == [1, 3, 5]
     assert rows.place_of(1) == (0, 1)
+
+
+def test_rows_with_tools_calls_and_reasoning_are_probed_whole_though_they_are_long(tmp_path: Path) -> None:
+    """Their prompts are what a server may render otherwise; two of each kind are enough."""
+    asked, said = {"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}
+    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"arguments": {}, "name": "f"}}]}
+    tools = [{"type": "function", "function": {"name": "f", "description": None, "parameters": None}}]
+    kinds = {
+        "plain": ([asked, said], None),
+        "tools": ([asked, call], tools),
+        "calls": ([asked, call, asked, said], tools),
+        "reasoning": ([asked, said | {"reasoning_content": "."}], None),
+    }
+    order = [*["plain"] * 40, *["tools"] * 3, "calls", "reasoning", "calls", *["reasoning"] * 2]
+    lengths = {"plain": 9, "tools": MAX_PROBE_TOKENS + 9, "calls": MAX_TOKENS_OF_A_KIND, "reasoning": 700}
+    with TokenRowsWriter(tmp_path / "rows") as writer:
+        for kind in order:
+            ids, (messages, given) = np.ones(lengths[kind], np.int32), kinds[kind]
+            writer.append(ids, np.arange(len(ids)) > 3, row_number=0, messages=messages, tools=given)
+    rows = TokenRows.open(tmp_path / "rows")
+    chosen = choose_probes(rows, np.arange(len(rows)))
+    assert len(chosen) == MAX_PROBES
+    first = [(order[probe.number], probe.tokens) for probe in chosen[:6]]
+    assert first == [(kind, lengths[kind]) for kind in ("tools", "tools", "calls", "reasoning", "calls", "reasoning")]
+    assert all(probe.tokens == 9 for probe in chosen[6:])
 
 
 def test_sequences_of_a_row_are_scored_apart_and_count_once(tiny_base: Path, tmp_path: Path) -> None:
