@@ -83,6 +83,8 @@ def plan() -> int:
         return EXIT_TRY_AGAIN
     (RUN_DIR / PLAN_FILE).write_text(made.encode())
     log.info("vLLM: %s", " ".join(made.command))
+    for note in made.notes:
+        log.warning("%s", note)
     return EXIT_OK
 
 
@@ -106,6 +108,7 @@ async def serve() -> int:
             made.base_name,
             api_key=os.environ.get(API_KEY_VARIABLE),
             max_choices=_max_choices(),
+            reads_tool_calls=bool(made.tool_call_parser),
         )
         runner = server.runner(keepalive_timeout=75)
         await runner.setup()

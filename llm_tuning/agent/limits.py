@@ -12,19 +12,38 @@ PROMPTS_PER_CHOICE = 16
 """All answers of a request, prompts times choices, are at most so many times the choices: 256."""
 
 
+OLD_FORMS = {"functions": "tools", "function_call": "tool_choice"}
+
+
 def check_limits(asked: dict[str, Any], max_choices: int) -> None:
-    """Raise Refused for a request that would keep the engine from all other clients, or that asks for tools."""
+    """Raise Refused for a request that would keep the engine from all other clients."""
     choices = max(_choices(asked, name, max_choices) for name in ("n", "best_of"))
     prompts, most = _prompts(asked.get("prompt")), PROMPTS_PER_CHOICE * max_choices
     if prompts * choices > most:
         times = f" times {choices} answers to each" if choices > 1 else ""
         rule = f"prompt must have at most {most // choices} prompts{times and ' at that n'}, got {prompts:,}{times}"
         raise Refused(400, f"{rule}: send several requests", "too_many_choices", "prompt")
-    if asked.get("tools") and asked.get("tool_choice") in (None, "auto", "required"):
+
+
+def check_tools(asked: dict[str, Any], *, reads_calls: bool, chat: bool) -> None:
+    """Raise Refused for a request that asks for calls of tools where none would come, or in a form that none reads.
+
+    `reads_calls`: the engine parses answers for calls. `chat`: the request is one for a chat.
+    """
+    for name, instead in OLD_FORMS.items():
+        if asked.get(name) is not None:
+            message = f"{name} is OpenAI's older form, which the engine does not read: send {instead}"
+            raise Refused(400, message, "unsupported_parameter", name)
+    if not asked.get("tools") or asked.get("tool_choice") == "none":
+        return
+    if not chat:
+        message = "tools are for /v1/chat/completions: a plain prompt has no place for them"
+        raise Refused(400, message, "unsupported_parameter", "tools")
+    if not reads_calls:
         raise Refused(
             400,
-            "tools are not served: the model's words are not parsed for calls of tools; leave tools out, or send "
-            "tool_choice none",
+            "tools are not served: this engine has no parser of tool calls, so they would stay words of the answer; "
+            "have spec.vllm.toolCallParser of the InferenceService set, leave tools out, or send tool_choice none",
             "unsupported_parameter",
             "tools",
         )

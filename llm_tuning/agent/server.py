@@ -24,7 +24,7 @@ from llm_tuning.agent.contract import DesiredRoute
 from llm_tuning.agent.http.client_stream import USAGE_BYTES, ClientBody, ClientName, ClientStream
 from llm_tuning.agent.http.completion import BrokeOff, Completion
 from llm_tuning.agent.keeper import Keeper
-from llm_tuning.agent.limits import MAX_CHOICES, check_limits
+from llm_tuning.agent.limits import MAX_CHOICES, check_limits, check_tools
 from llm_tuning.agent.metrics import CLIENT_LEFT, Metrics
 from llm_tuning.agent.quiet_log import quiet_logger
 from llm_tuning.agent.refusal import Refused, error_json, shown
@@ -34,7 +34,8 @@ from llm_tuning.engines.vllm.stream import USAGE
 
 log = logging.getLogger(__name__)
 
-COMPLETIONS = ("/v1/chat/completions", "/v1/completions")
+CHAT = "/v1/chat/completions"
+COMPLETIONS = (CHAT, "/v1/completions")
 REQUEST_SECONDS = 900.0
 """For one answer, from its first byte to its last."""
 IDLE_SECONDS = 300.0
@@ -76,6 +77,8 @@ class AgentServer:
     api_key: str | None = None
     """None: everyone in reach is served. Blank: no client is, for no key can be right."""
     max_choices: int = MAX_CHOICES
+    reads_tool_calls: bool = False
+    """The engine parses answers for calls of tools."""
     draining: bool = False
     _bodies: Bodies = field(default_factory=Bodies)
     _routes: tuple[str, dict[str, DesiredRoute]] = ("", {})
@@ -181,6 +184,7 @@ class AgentServer:
             user = asked.get("user")
             served, route = self._served(name, user if isinstance(user, str) and user else None)
             check_limits(asked, self.max_choices)
+            check_tools(asked, reads_calls=self.reads_tool_calls, chat=request.path == CHAT)
             del asked
             body.name_model(served)
             labels = (route, served if route != self.base_name else "")

@@ -23,6 +23,7 @@ from llm_tuning.api.kube import (
 )
 from llm_tuning.api.rules import Rule, RuledModel, exactly_one_of
 from llm_tuning.api.tuning import ModelId
+from llm_tuning.api.vllm_parsers import FROM_TOKENIZER, NO_PARSER, ReasoningParser, ToolCallParser
 from llm_tuning.api.wire import WireModel
 from llm_tuning.core.model import PATTERN_WORDS, ApiModel, FieldError
 
@@ -110,8 +111,23 @@ class ServiceResourcesSpec(PlacementSpec):
     )
 
 
-class VllmSpec(ApiModel):
+def _of_one_kind(vllm: VllmSpec) -> bool:
+    given = {vllm.tool_call_parser, vllm.reasoning_parser} - {None, NO_PARSER}
+    return FROM_TOKENIZER not in given or len(given) == 1
+
+
+class VllmSpec(RuledModel):
     """Engine flags of vLLM: an allow-list. Changing one is a rollout."""
+
+    RULES = (
+        Rule(
+            "!(has(self.toolCallParser) && has(self.reasoningParser)) || "
+            "(self.toolCallParser == 'hf') == (self.reasoningParser == 'hf') || "
+            "self.toolCallParser == 'none' || self.reasoningParser == 'none'",
+            _of_one_kind,
+            "toolCallParser and reasoningParser must both be hf or neither; name vLLM's own for both, or set one to none",
+        ),
+    )
 
     max_model_len: Annotated[int, Field(ge=16, le=10_000_000)] | None = Field(
         None, description="Longest prompt and answer together, in tokens; without it as much as the memory holds."
@@ -160,6 +176,16 @@ class VllmSpec(ApiModel):
     model_runner_v2: bool | None = Field(
         None,
         description="Run the model on GPUs by vLLM's Model Runner V2; without it vLLM's own choice. Try false where answers or proofs are wrong with one version of vLLM.",
+    )
+
+    tool_call_parser: ToolCallParser | None = Field(
+        None,
+        description="How an answer's text is read for calls of tools (vLLM's --tool-call-parser); none turns it off, and requests with tools are refused. Without it the one that reads what the base's chat template writes, where that is certain, else none.",
+    )
+
+    reasoning_parser: ReasoningParser | None = Field(
+        None,
+        description="How an answer's text is read for reasoning (vLLM's --reasoning-parser), which clients then get apart from the answer; none leaves it in the answer. Without it the one that reads what the base's chat template writes, where that is certain, else none.",
     )
 
     max_choices: Annotated[int, Field(ge=1, le=1024)] | None = Field(

@@ -41,6 +41,10 @@ class EnginePlan:
     lookup: Lookup = Lookup()
     without_lora: str = ""
     """Why this engine serves the base alone; empty where it serves adapters."""
+    tool_call_parser: str = ""
+    """What reads answers for calls of tools; empty where nothing does."""
+    notes: tuple[str, ...] = ()
+    """What its users should know, for the log."""
 
     def encode(self) -> str:
         return json.dumps(asdict(self))
@@ -48,5 +52,5 @@ class EnginePlan:
     @classmethod
     def decode(cls, text: str) -> Self:
         value = json.loads(text)
-        lists = {name: tuple(value[name]) for name in ("command", "target_modules")}
+        lists = {name: tuple(value.get(name, ())) for name in ("command", "target_modules", "notes")}
         return cls(**{**value, **lists, "lookup": Lookup(**value["lookup"])})

@@ -7,6 +7,7 @@ the vLLM found is its CPU build |
 | rank | the adapter's, rounded up to what vLLM allows |
 | layers that see or hear | not started, unless the adapter changes them |
 | chat template | the adapter's (it was trained with it), else the base's own, else the project's plain one |
+| parsers of tool calls and of reasoning | TOOL_CALL_PARSER, REASONING_PARSER, else those that read that template |
 
 The command line itself and the dtype are those of `engines.vllm.command`.
 """
@@ -19,8 +20,11 @@ import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import get_args
 
+from llm_tuning.api.vllm_parsers import ReasoningParser, ToolCallParser
 from llm_tuning.core.cards import VISIBLE, card_order, listed_cards
+from llm_tuning.core.suggestions import did_you_mean
 from llm_tuning.engines.vllm.adapter import ServedAdapter, inspect_adapter
 from llm_tuning.engines.vllm.command import (
     PLAIN_TEMPLATE,
@@ -46,6 +50,7 @@ from llm_tuning.engines.vllm.limits import (
     why_not_on_cpu,
     wrong_on_cpu,
 )
+from llm_tuning.engines.vllm.parsers import Asked, Parsers, choose_parsers
 from llm_tuning.engines.vllm.tensor_names import read_lookup
 from llm_tuning.errors import InputError, Problem
 from llm_tuning.models.base import BaseModel, inspect_base, read_config
@@ -55,6 +60,8 @@ from llm_tuning.proof.prove import LORA_NAME
 USAGE = "launch_llm.sh <port> <gpu_id> <model_path> [lora_path]"
 CPU = "cpu"
 DEFAULT_HOST = "127.0.0.1"
+PARSERS = {"TOOL_CALL_PARSER": ToolCallParser, "REASONING_PARSER": ReasoningParser}
+"""Variables of launch_llm.sh, and what they may be."""
 WITH_SENSES = "--no-language-model-only"
 """What starts a base that also sees or hears with those layers."""
 
@@ -121,6 +128,7 @@ def plan_serving(
         _check_runs(base, further, on_cpu=on_cpu, with_adapter=lora_path is not None, problems=problems)
     if base is not None and adapter is not None:
         _check_names(base, adapter, problems)
+    _check_parsers(environment, problems)
     if problems or base is None or found is None:
         raise InputError(problems)
     if host not in (DEFAULT_HOST, "::1", "localhost") and not environment.get(API_KEY_VARIABLE):
@@ -138,6 +146,9 @@ def plan_serving(
         notes.append(f"trained in {adapter.dtype}, served in {dtype}, the only one of vLLM's CPU kernel for this base")
     if (note := context_note(base, further)) is not None:
         notes.append(note)
+    template = _template(base, adapter, notes)
+    parsers = _parsers(base, template, environment, further)
+    notes.extend(parsers.notes)
     command = build_command(
         StartOptions(
             python=found.python,
@@ -151,7 +162,9 @@ def plan_serving(
             max_model_len=context_to_serve(base, None if count else "auto"),
             language_model_only=text_only,
             lora=_lora(adapter, names, spare=0 if count else SPARE_SLOTS) if adapter else None,
-            template=_template(base, adapter, notes),
+            template=template,
+            tool_call_parser=parsers.tool_calls,
+            reasoning_parser=parsers.reasoning,
             further=further,
         )
     )
@@ -274,6 +287,21 @@ def _template(base: BaseModel, adapter: ServedAdapter | None, notes: list[str]) 
         notes.append("the base has no chat template; the server uses the project's plain one")
         return PLAIN_TEMPLATE
     return None
+
+
+def _check_parsers(environment: Mapping[str, str], problems: list[Problem]) -> None:
+    for name, kind in PARSERS.items():
+        value, known = environment.get(name), get_args(kind)
+        if value and value not in known:
+            rule = f"must be a parser that vLLM has, got {value!r}"
+            problems.append(Problem(name, rule, did_you_mean(value, known, otherwise=f"they are {', '.join(known)}")))
+
+
+def _parsers(base: BaseModel, template: Path | None, environment: Mapping[str, str], further: Sequence[str]) -> Parsers:
+    text = template.read_text(encoding="utf-8") if template is not None else base_template(base)
+    calls, reasoning = PARSERS
+    asked = Asked(environment.get(calls) or None, environment.get(reasoning) or None, calls, reasoning)
+    return choose_parsers(text or "", base.path, asked, further)
 
 
 def _device_environment(devices: str, environment: Mapping[str, str]) -> dict[str, str]:

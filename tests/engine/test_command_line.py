@@ -38,6 +38,7 @@ from tests.support.vllm_server import VLLM_PYTHON, free_port, require_vllm
 GPUS = (0, 1, 2, *(bound.le for bound in ServiceResourcesSpec.model_fields["gpus"].metadata if isinstance(bound, Le)))
 NO_FLAGS = {"max_choices", "model_runner_v2"}
 """Fields of spec.vllm for the agent, and for the engine's environment."""
+PARSERS = {"tool_call_parser", "reasoning_parser"}
 
 ANSWER = """
 import json, sys
@@ -114,7 +115,9 @@ def bounds(name: str) -> list[Any]:
     [kind] = [kind for kind in get_args(field.annotation) if kind is not type(None)]
     if kind is bool:
         return [True, False]
-    if values := get_args(kind):
+    if name in PARSERS:
+        found = [*get_args(kind)[:2], get_args(kind)[-1]]  # that vLLM has them all is test_parsers.py's
+    elif values := get_args(kind):
         metadata = getattr(kind, "__metadata__", None)
         found = list(values) if metadata is None else _bounds(metadata)
     else:

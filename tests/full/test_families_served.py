@@ -73,14 +73,15 @@ def copy_base(namespace: TuningNamespace, base: Path) -> None:
 
 
 def ask(namespace: TuningNamespace, service: str, model: str) -> tuple[int, str, str]:
-    """Status, X-Model-Id and content of one request from inside the cluster."""
+    """Status, X-Model-Id and words of one request from inside the cluster: Qwen's are reasoning until it ends."""
     body = {"model": model, "messages": ROWS[0]["messages"][:1], "max_tokens": 8, "temperature": 0}
     code = f"""
 import json, urllib.request
 request = urllib.request.Request("http://{service}/v1/chat/completions", {json.dumps(body).encode()!r},
                                  {{"Content-Type": "application/json"}})
 answer = urllib.request.urlopen(request, timeout=120)
-print(json.dumps([answer.status, answer.headers["X-Model-Id"], json.load(answer)["choices"][0]["message"]["content"]]))
+message = json.load(answer)["choices"][0]["message"]
+print(json.dumps([answer.status, answer.headers["X-Model-Id"], message["content"] or message["reasoning"]]))
 """
     status, served, content = json.loads(namespace.kubectl("exec", "claim", "--", "python", "-c", code))
     return status, served, content

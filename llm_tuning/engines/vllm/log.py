@@ -15,6 +15,8 @@ _REMEDIES = {
     "hears, also for text alone: `make vllm-env` again, or install the one that matches its torch",
     r"Free memory on device .* less than": "another process holds the card (time slicing, MPS, a pod that is ending): "
     "lower spec.vllm.gpuMemoryUtilization, the share of the whole card that vLLM asks for, or wait",
+    r"-parser \S+ cannot be used with the tokenizer": "it looks for tokens that this base lacks: set spec.vllm."
+    "toolCallParser or reasoningParser (launch_llm.sh: TOOL_CALL_PARSER, REASONING_PARSER) to none or another",
 }
 """What to do about an error, in the words of the spec, by a pattern of it."""
 _NOISE = re.compile(r'\s+(File "|For further information visit)')

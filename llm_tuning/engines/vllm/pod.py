@@ -9,6 +9,7 @@ but lm_head), and what the wanted adapters change besides |
 | adapters in a batch | `maxLoras`, else one for each wanted adapter, at most 8; on the CPU the most at all |
 | adapters in memory on GPUs | what a quarter of the memory holds, at most 256; at least twice the wanted ones |
 | chat template | the base's own, else the project's plain one; an adapter with another is refused |
+| parsers of tool calls and of reasoning | `toolCallParser`, `reasoningParser`, else those that read that template |
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from llm_tuning.engines.vllm.limits import (
     why_not_on_cpu,
     wrong_on_cpu,
 )
+from llm_tuning.engines.vllm.parsers import Asked, choose_parsers
 from llm_tuning.engines.vllm.tensor_names import read_lookup
 from llm_tuning.errors import InputError, Problem
 from llm_tuning.models.adapter import OUTPUT_HEAD
@@ -87,6 +89,8 @@ def plan_pod(pod: Pod, adapters: Sequence[ServedAdapter], *, wanted: int, rank: 
     template_file = scratch / CHAT_TEMPLATE
     if own is None:
         template_file.write_text(plain, encoding="utf-8")
+    asked = Asked(settings.tool_call_parser, settings.reasoning_parser, "vllm.toolCallParser", "vllm.reasoningParser")
+    parsers = choose_parsers(plain if own is None else own, pod.base.path, asked)
     max_rank = settings.max_lora_rank or _rank([rank, *(adapter.max_rank for adapter in adapters)])
     slots, max_adapters = _slots(pod, wanted, max_rank)
     dtype = "auto" if pod.gpus else cpu_dtype(pod.base, (adapter.dtype for adapter in adapters))
@@ -110,6 +114,8 @@ def plan_pod(pod: Pod, adapters: Sequence[ServedAdapter], *, wanted: int, rank: 
             if without_lora
             else LoraOptions(max_rank=max_rank, slots=slots, modules=modules, in_memory=max_adapters),
             template=template_file if own is None else None,
+            tool_call_parser=parsers.tool_calls,
+            reasoning_parser=parsers.reasoning,
         )
     )
     return EnginePlan(
@@ -126,6 +132,8 @@ def plan_pod(pod: Pod, adapters: Sequence[ServedAdapter], *, wanted: int, rank: 
         template_source=f"{pod.base_path}'s own template" if own is not None else "the project's plain template",
         lookup=read_lookup(pod.base, towers=not text_only),
         without_lora=f"{pod.base_path} {without_lora}" if without_lora else "",
+        tool_call_parser=parsers.tool_calls or "",
+        notes=parsers.notes,
     )
 
 

@@ -93,8 +93,16 @@ VLLM_FULL: Spec = {
     "enforceEager": False,
     "modelRunnerV2": False,
     "languageModelOnly": False,
+    "toolCallParser": "hermes",
+    "reasoningParser": "qwen3",
 }
 VLLM_TOGETHER: list[Together] = [
+    ("parser-that-vllm-lacks", {"vllm": {"toolCallParser": "openai_tools"}}, False, "vllm.toolCallParser"),
+    ("no-parsers", {"vllm": {"toolCallParser": "none", "reasoningParser": "none"}}, True, ""),
+    ("hf-for-both", {"vllm": {"toolCallParser": "hf", "reasoningParser": "hf"}}, True, ""),
+    ("hf-for-one", {"vllm": {"toolCallParser": "hf"}}, True, ""),
+    ("hf-and-none", {"vllm": {"toolCallParser": "none", "reasoningParser": "hf"}}, True, ""),
+    ("hf-and-another", {"vllm": {"toolCallParser": "hf", "reasoningParser": "qwen3"}}, False, "vllm"),
     ("rank-that-vllm-lacks", {"vllm": {"maxLoraRank": 24}}, False, "vllm.maxLoraRank"),
     ("rank-as-text", {"vllm": {"maxLoraRank": "16"}}, False, "vllm.maxLoraRank"),
     ("vllm's-own-spelling", {"vllm": {"max-model-len": 16}}, False, "vllm.max-model-len"),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from llm_tuning.agent.limits import MAX_CHOICES, check_limits
+from llm_tuning.agent.limits import MAX_CHOICES, check_limits, check_tools
 from llm_tuning.agent.refusal import Refused
 from tests.unit.llm_tuning.agent.conftest import Open, Pod
 
@@ -80,16 +80,71 @@ def test_the_spec_may_allow_more_or_less() -> None:
     assert refusal({"prompt": ["x"] * 1024, "n": 1}, 64) is None
 
 
-@pytest.mark.parametrize("choice", [None, "auto", "required"])
-def test_tools_are_refused_in_words_of_ours(choice: str | None) -> None:
-    tools = [{"type": "function", "function": {"name": "f"}}]
-    refused = refusal({"tools": tools, "tool_choice": choice})
+TOOLS = [{"type": "function", "function": {"name": "f"}}]
+NAMED = {"type": "function", "function": {"name": "f"}}
+
+
+def refused_tools(asked: dict[str, Any], *, reads_calls: bool, chat: bool = True) -> Refused | None:
+    try:
+        check_tools(asked, reads_calls=reads_calls, chat=chat)
+    except Refused as refused:
+        return refused
+    return None
+
+
+@pytest.mark.parametrize("choice", [None, "auto", "required", NAMED], ids=str)
+def test_tools_that_no_parser_would_read_are_refused_with_the_field_that_names_one(choice: Any) -> None:
+    refused = refused_tools({"tools": TOOLS, "tool_choice": choice}, reads_calls=False)
     assert refused is not None
     assert (refused.status, refused.param) == (400, "tools")
-    assert "tools are not served" in str(refused)
+    assert "spec.vllm.toolCallParser" in str(refused)
     assert "--enable" not in str(refused)
-    assert refusal({"tools": tools, "tool_choice": "none"}) is None
-    assert refusal({"tools": [], "tool_choice": "auto"}) is None
+    assert refused_tools({"tools": TOOLS, "tool_choice": choice}, reads_calls=True) is None
+
+
+@pytest.mark.parametrize("asked", [{"tools": TOOLS, "tool_choice": "none"}, {"tools": [], "tool_choice": "auto"}, {}])
+@pytest.mark.parametrize("reads_calls", [True, False])
+def test_who_asks_for_no_call_needs_no_parser(asked: dict[str, Any], reads_calls: bool) -> None:
+    assert refused_tools(asked, reads_calls=reads_calls) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "instead"),
+    [("functions", [{"name": "f"}], "tools"), ("function_call", "auto", "tool_choice")],
+)
+def test_openais_older_form_is_refused_and_not_ignored(name: str, value: Any, instead: str) -> None:
+    refused = refused_tools({name: value}, reads_calls=True)
+    assert refused is not None
+    assert (refused.status, refused.param) == (400, name)
+    assert f"send {instead}" in str(refused)
+
+
+def test_a_plain_prompt_has_no_tools() -> None:
+    refused = refused_tools({"prompt": "x", "tools": TOOLS}, reads_calls=True, chat=False)
+    assert refused is not None
+    assert refused.param == "tools"
+
+
+async def test_an_engine_that_reads_calls_gets_the_request_as_it_came(pod: Pod, open_door: Open) -> None:
+    pod.want({"a": "ft_a"})
+    await pod.turn()
+    asked = {
+        "tools": TOOLS,
+        "tool_choice": "auto",
+        "parallel_tool_calls": False,
+        "response_format": {"type": "json_object"},
+        "chat_template_kwargs": {"enable_thinking": False},
+        "reasoning_effort": "low",
+        "logprobs": True,
+        "top_logprobs": 3,
+    }
+    await open_door(pod)
+    refused = await pod.chat("a", **asked)
+    assert (refused.status, json.loads(refused.body)["error"]["param"]) == (400, "tools")
+    await open_door(pod, reads_tool_calls=True)
+    assert (await pod.chat("a", **asked)).status == 200
+    got = pod.engine.bodies[-1]
+    assert {name: got[name] for name in asked} == asked
 
 
 async def test_a_refusal_has_the_form_that_openais_clients_read_and_costs_the_engine_nothing(door: Pod) -> None:

@@ -429,3 +429,25 @@ def test_a_base_without_lora_is_served_alone(claim: Claim, config: dict[str, Any
     if misfit is not None:
         assert misfit.reason == AdapterReason.BASE_WITHOUT_LORA
         assert words in misfit.message
+
+
+def test_the_parsers_are_those_that_read_the_template_or_that_the_spec_names(claim: Claim) -> None:
+    claim.write("chat_template.jinja", '<tool_call>\n{"name": " tool_calls "arguments": ')
+    plan = claim.plan()
+    assert flag(plan, "--tool-call-parser") == plan.tool_call_parser == "hermes"
+    assert "--enable-auto-tool-choice" in plan.command
+    assert flag(plan, "--reasoning-parser") is None
+    named = claim.plan(tool_call_parser="mistral", reasoning_parser="deepseek_r1")
+    assert flag(named, "--tool-call-parser") == named.tool_call_parser == "mistral"
+    assert flag(named, "--reasoning-parser") == "deepseek_r1"
+    off = claim.plan(tool_call_parser="none")
+    assert off.tool_call_parser == ""
+    assert not {"--tool-call-parser", "--enable-auto-tool-choice"} & set(off.command)
+
+
+def test_a_plan_says_what_could_not_be_told_and_survives_its_file(claim: Claim) -> None:
+    claim.write("chat_template.jinja", "{{ message.tool_calls }}")
+    plan = claim.plan()
+    [note] = plan.notes
+    assert note.endswith("vllm.toolCallParser sets one")
+    assert EnginePlan.decode(plan.encode()) == plan

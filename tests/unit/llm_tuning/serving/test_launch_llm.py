@@ -393,3 +393,33 @@ def test_a_dynamic_rope_is_served_with_the_context_that_it_has_angles_for(tmp_pa
     beyond = plan(base, VLLM_ARGS="--max-model-len 4096")
     assert beyond.command[-2:] == ("--max-model-len", "4096")
     assert any("vLLM has no angles there" in note for note in beyond.notes)
+
+
+def test_the_parsers_are_those_that_read_the_template_or_that_the_variables_name(
+    tmp_path: Path, tiny_base: Path
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_base, base)
+    (base / "chat_template.jinja").write_text('<tool_call>\n{"name": " tool_calls "arguments": ')
+    derived = plan(base)
+    assert value_of(derived, "--tool-call-parser") == "hermes"
+    assert "--enable-auto-tool-choice" in derived.command
+    named = plan(base, TOOL_CALL_PARSER="mistral", REASONING_PARSER="deepseek_r1")
+    assert value_of(named, "--tool-call-parser") == "mistral"
+    assert value_of(named, "--reasoning-parser") == "deepseek_r1"
+    assert "--enable-auto-tool-choice" not in plan(base, TOOL_CALL_PARSER="none").command
+    own = plan(base, VLLM_ARGS="--enable-auto-tool-choice --tool-call-parser=xlam")
+    assert "hermes" not in own.command
+
+
+def test_the_adapters_template_names_the_parsers(tmp_path: Path, adapter: Path, tiny_base: Path) -> None:
+    copy = copy_adapter(adapter, tmp_path / "adapter")
+    (copy / "chat_template.jinja").write_text("{{ message.tool_calls }} {{ messages }}")
+    notes = plan(tiny_base, copy).notes
+    assert [note for note in notes if note.endswith("TOOL_CALL_PARSER sets one")]
+
+
+def test_a_parser_that_vllm_lacks_is_refused_with_the_nearest(tiny_base: Path) -> None:
+    with pytest.raises(InputError, match=r"TOOL_CALL_PARSER.*hermes") as refused:
+        plan(tiny_base, TOOL_CALL_PARSER="hermess", REASONING_PARSER="?")
+    assert len(refused.value.problems) == 2
