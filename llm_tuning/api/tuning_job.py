@@ -232,6 +232,14 @@ class Evaluation(ApiModel):
 
     tuned_token_accuracy: float | None = Field(None, description="Share of tokens that the tuned model predicts.")
 
+    base_calls_equal: float | None = Field(
+        None, description="Share of tool calls that the base makes as the rows have them, on a sample of held-out rows."
+    )
+
+    start_calls_equal: float | None = Field(None, description="Share of tool calls as recorded, of the start adapter.")
+
+    tuned_calls_equal: float | None = Field(None, description="Share of tool calls as recorded, of the tuned model.")
+
 
 class TuningJobStatus(ApiModel):
     """What the operator has found; only it writes here."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from llm_tuning.cli.tables import print_columns, score_titles
 from llm_tuning.errors import EXIT_OK, EXIT_TRY_AGAIN, TryAgain
+from llm_tuning.models.call_scores import calls_note
 from llm_tuning.models.manifest import Manifest, hardware_line
 
 
@@ -69,6 +70,7 @@ def _summary(models: Path, manifest: Manifest) -> list[tuple[str, str]]:
         ("hardware", hardware_line(manifest.hardware) if manifest.hardware else ""),
         ("stopped early", manifest.training.stopped_early or "" if manifest.training else ""),
         *_data(manifest),
+        ("tool calls", calls_note(manifest.metrics)),
         ("mlflow", f"run {mlflow.run_id} of {mlflow.experiment} in {mlflow.uri}" if mlflow else _not_tracked(manifest)),
     ]
 

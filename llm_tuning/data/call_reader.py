@@ -25,6 +25,7 @@ from llm_tuning.data.call_forms import (
     pattern,
 )
 from llm_tuning.data.call_values import parameters_of, same_json
+from llm_tuning.data.calls import Tools
 from llm_tuning.data.messages import THINK_END
 
 
@@ -32,7 +33,7 @@ class Renders(Protocol):
     """A chat template; raises ValueError where it does not take the messages."""
 
     def __call__(
-        self, messages: Sequence[Any], *, tools: Sequence[Any] | None, add_generation_prompt: bool = False
+        self, messages: list[dict[str, Any]], *, tools: Tools | None = None, add_generation_prompt: bool = False
     ) -> str: ...
 
 
@@ -278,7 +279,7 @@ def _rendered(render: Renders, calls: Sequence[Call], stops: Sequence[str]) -> s
 
 def _answer(render: Renders, answer: Mapping[str, Any], tools: Sequence[Any] = ()) -> str:
     """Return what `render` writes behind the prompt, or behind as much of it as it repeats."""
-    shown = list(tools) or _tools([_FIRST])
+    shown: Tools = list(tools) or _tools([_FIRST])
     try:
         prompt = render([_ASKED], tools=shown, add_generation_prompt=True)
         whole = render([_ASKED, dict(answer)], tools=shown)

@@ -162,6 +162,15 @@ class RowTokenizer:
         """The tokens at which generation stops."""
         return [self._encoder.tokenizer.id_to_token(number) or str(number) for number in sorted(self._stop_ids)]
 
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Their ids."""
+        return self._stop_ids
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Return the text of token ids, special tokens among it."""
+        return self._encoder.tokenizer.decode(list(ids), skip_special_tokens=False)
+
     def ids(self, texts: Sequence[str], *, add_special_tokens: bool = False) -> list[list[int]]:
         """Return the token ids of texts as they are, or with the special tokens that the tokenizer sets around them."""
         tokenizer = self._encoder.tokenizer

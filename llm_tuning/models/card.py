@@ -14,6 +14,7 @@ from typing import Any
 
 from llm_tuning.core.files import file_hash
 from llm_tuning.data.report import Report, summary_lines
+from llm_tuning.models.call_scores import calls_note
 from llm_tuning.models.families import describe
 from llm_tuning.models.layout import ADAPTER_WEIGHTS, CARD
 from llm_tuning.models.manifest import Manifest, hardware_line
@@ -121,7 +122,9 @@ def _evaluation(manifest: Manifest) -> str:
     prompts = metrics.get("held_out_prompts")
     of = f" of {prompts:,} {'prompt' if prompts == 1 else 'prompts'} that no training row has" if prompts else ""
     held_out = f"{metrics.get('held_out_rows', 0):,} held-out rows{_evaluation_file(manifest)}{of}"
-    return f"## Evaluation\n\nOn {held_out}, the same for every column.\n\n{table}"
+    note = calls_note(metrics)
+    calls = f"\n\nTool calls: {_plain(note)}." if note else ""
+    return f"## Evaluation\n\nOn {held_out}, the same for every column.\n\n{table}{calls}"
 
 
 def _evaluation_file(manifest: Manifest) -> str:

@@ -18,7 +18,7 @@ from typing import Any, TypedDict
 from llm_tuning.data.rows import FORMS
 from llm_tuning.modes.dpo import DPO, DpoSpec
 from llm_tuning.modes.kto import KTO, KtoSpec
-from llm_tuning.modes.mode import SCORES, Line, Memory, Mode, Panel, Score
+from llm_tuning.modes.mode import CALL_SCORES, SCORES, Line, Memory, Mode, Panel, Score
 from llm_tuning.modes.ppo import PPO, PpoSpec
 from llm_tuning.modes.sft import SFT
 
@@ -74,10 +74,9 @@ def close() -> tuple[Mode[Any], ...]:
 
 
 def all_scores() -> list[Score]:
-    """Return what any mode is measured by: the common scores, then those of each mode, each once."""
-    return list(
-        {score.name: score for score in (*SCORES, *(s for mode in MODES.values() for s in mode.scores))}.values()
-    )
+    """Return what any mode is measured by: the common scores, those of calls, then those of each mode, each once."""
+    common = (*SCORES, *CALL_SCORES)
+    return list({score.name: score for score in (*common, *(s for m in MODES.values() for s in m.scores))}.values())
 
 
 for _module in filter(None, os.environ.get(MODULES_VARIABLE, "").split(",")):

@@ -82,4 +82,5 @@ DPO = Mode(
     ),
     panels=PREFERENCE_PANELS,
     memory=Memory(scoring_passes=lambda epochs: 1),
+    answers=lambda number, sequence: sequence == 0,  # the chosen one
 )

@@ -68,4 +68,5 @@ KTO = Mode(
         # The start policy scores every row once. For the KL it and the policy of the moment score as many in each epoch.
         scoring_passes=lambda epochs: 1 + 2 * math.ceil(epochs),
     ),
+    answers=lambda number, sequence: number > 0,  # the good ones
 )

@@ -38,6 +38,15 @@ SCORES = (
 )
 """What every mode is measured by."""
 
+CALLS_PARSED, CALLS_FIT, CALLS_EQUAL, CALLED_ANYWAY = "calls_parsed", "calls_fit", "calls_equal", "called_anyway"
+CALL_SCORES = (
+    Score(CALLS_PARSED, "Calls that can be read"),
+    Score(CALLS_FIT, "Calls that fit their tool"),
+    Score(CALLS_EQUAL, "Calls as recorded"),
+    Score(CALLED_ANYWAY, "Calls in place of words"),
+)
+"""What every mode is measured by where held-out rows have tools: shares of the answers that are generated for them."""
+
 TRAINING_COLOR, HELD_OUT_COLOR, OTHER_COLOR = "#3465a4", "#d9480f", "#5c940d"
 
 
@@ -106,6 +115,8 @@ class Mode(Generic[S]):
     """Beside SCORES; the status of a TuningJob has them for base, start adapter and tuned model."""
     panels: Sequence[Panel] = (LOSS_PANEL,)
     memory: Memory = field(default_factory=Memory)
+    answers: Callable[[float, int], bool] = lambda number, sequence: True
+    """Whether the model should answer as a sequence of a row does, by the row's number and the sequence's place."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(NAME_PATTERN, self.name):

@@ -20,6 +20,7 @@ from llm_tuning.core.stopping import raise_if_stopped
 from llm_tuning.errors import TryAgain
 from llm_tuning.models.adapter import adapted_modules
 from llm_tuning.models.base import inspect_base, read_config
+from llm_tuning.models.call_scores import call_metrics
 from llm_tuning.models.card import write_model_card
 from llm_tuning.models.families import family_of
 from llm_tuning.models.layout import DATA_REPORT, EVALUATION, LOSS_CURVE, METRICS, STAGE, TRAINING
@@ -90,6 +91,9 @@ class Finisher:
         hardware = hardware_record(spec)
         if hardware is not None:
             self._tracker.log(summarise(spec.work / METRICS).steps, hardware_metrics(hardware))
+        calls = call_metrics(read_json(spec.work / EVALUATION) or {})
+        if calls:
+            self._tracker.log(summarise(spec.work / METRICS).steps, calls)
         shutil.copyfile(spec.work / METRICS, stage / METRICS)
         curve = draw_loss_curve(read_metrics(spec.work / METRICS), stage / LOSS_CURVE, mode=spec.config.mode)
         tracked = mlflow_record(self._tracker)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from llm_tuning.data.token_rows import TokenRows
 from llm_tuning.models.layout import EVALUATION
 from llm_tuning.run.context import TrainRun
 from llm_tuning.trainers.batching import Indices
+from llm_tuning.trainers.calls import CallScorer
 from llm_tuning.trainers.micro_batches import MicroBatches
 from llm_tuning.trainers.model import bare_base, start_policy
 from llm_tuning.trainers.parallel import sum_over_ranks
@@ -39,7 +40,7 @@ class Scores:
     tokens: int
     rows: int
     of_mode: Mapping[str, float] = field(default_factory=dict)
-    """Scores that only the mode has, by their names."""
+    """Scores that only the mode or rows with tools have, by their names."""
 
     def as_dict(self) -> dict[str, float]:
         """Return the scores as `evaluation.json` has them."""
@@ -119,13 +120,21 @@ def evaluate_run(
         result |= {"source": "none", "reason": NO_HELD_OUT_ROWS, "message": why}
         result |= {"base": None, "start": None, "tuned": None}
     else:
-        tuned = evaluate_policy(policy, batches, held_out, of_mode)
+        calls = CallScorer.of(run, policy, batches, held_out)
+
+        def scored() -> Scores:
+            scores = evaluate_policy(policy, batches, held_out, of_mode)
+            return replace(scores, of_mode={**scores.of_mode, **calls.scores()})
+
+        tuned = scored()
         with bare_base(policy.model):
-            base = evaluate_policy(policy, batches, held_out, of_mode)
+            base = scored()
         start = None
         if run.spec.start_adapter is not None:
             with start_policy(policy.model):
-                start = evaluate_policy(policy, batches, held_out, of_mode)
+                start = scored()
+        if (said := calls.as_dict()) is not None:
+            result["calls"] = said
         result |= {
             "base": base.as_dict(),
             "start": start.as_dict() if start else None,

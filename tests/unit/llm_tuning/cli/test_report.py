@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,24 @@ def test_rows_to_evaluate_on_that_training_has_seen_are_counted(
 ) -> None:
     publish_model(models, "done", metrics=SCORES | {"left_out_rows": 3})
     assert "held out (5 rows, without 3 whose prompt a training row has)" in report(capsys, "done")[0]
+
+
+def test_scores_of_tool_calls_are_in_the_table_with_what_they_are_of(
+    models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metrics = {**SCORES, "calls": {"with_calls": 12, "without_calls": 3}}
+    metrics |= {policy: SCORES[policy] | {"calls_equal": share} for policy, share in (("base", 0.0), ("tuned", 0.75))}
+    publish_model(models, "done", metrics=metrics)
+    lines = report(capsys, "done")[0].splitlines()
+    assert "tool calls answers generated to 12 held-out prompts with a call, 3 with words" in [
+        " ".join(line.split()) for line in lines
+    ]
+    assert ["calls as recorded", "0.0000", "-", "0.7500"] in [re.split(r"  +", line) for line in lines]
+    why = {"with_calls": 0, "without_calls": 0, "reason": "the chat template of the base: it writes no calls"}
+    publish_model(models, "without", metrics=SCORES | {"calls": why})
+    assert "not scored: the chat template of the base: it writes no calls" in report(capsys, "without")[0]
+    publish_model(models, "plain", metrics=SCORES)
+    assert "tool calls" not in report(capsys, "plain")[0]
 
 
 def test_a_base_in_4_bits_is_called_so(models: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -121,6 +121,16 @@ def test_a_ppo_run_from_an_adapter_shows_all_three_policies(tmp_path: Path) -> N
     assert "| ppo.clipRange | `0.2` |" in text
 
 
+def test_scores_of_tool_calls_say_of_how_many_answers_they_are(tmp_path: Path) -> None:
+    scores = {"loss": 1.0, "calls_parsed": 1.0, "calls_fit": 0.9375, "calls_equal": 0.75, "called_anyway": 0.0}
+    calls = {"with_calls": 16, "without_calls": 4, "not_read": 2}
+    text = card(tmp_path, make_manifest(metrics={"held_out_rows": 30, "tuned": scores, "calls": calls}))
+    assert "| Calls that fit their tool | 0.9375 |" in text
+    assert "| Calls in place of words | 0 |" in text
+    assert "Tool calls: answers generated to 16 held-out prompts with a call, 4 with words; 2 recorded calls" in text
+    assert "Tool calls" not in card(tmp_path, make_manifest())
+
+
 def test_without_held_out_rows_it_says_why(tmp_path: Path) -> None:
     metrics = {"source": "none", "reason": "NoHeldOutRows", "base": None, "start": None, "tuned": None}
     assert "No held-out evaluation: NoHeldOutRows." in card(tmp_path, make_manifest(metrics=metrics))
