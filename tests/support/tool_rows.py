@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-import random
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -72,10 +71,10 @@ def requests(*, held_out: bool | None = None) -> list[Request]:
     ]
 
 
-def with_any_tool(chosen: Sequence[Request], seed: int) -> list[Request]:
-    """The same requests, each with a tool that is drawn."""
-    chance = random.Random(seed)
-    return [Request(each.verb, each.thing, chance.choice(TOOLS)["function"]["name"]) for each in chosen]
+def with_other_tools(chosen: Sequence[Request]) -> list[Request]:
+    """The same requests, each with the tool that follows the right one in the list."""
+    names = [tool["function"]["name"] for tool in TOOLS]
+    return [Request(each.verb, each.thing, names[(names.index(each.tool) + 1) % len(names)]) for each in chosen]
 
 
 def qwen3_template() -> str:
@@ -170,7 +169,7 @@ def write_conversations(
 
 
 def teach_format(base: Path, target: Path, *, steps: tuple[int, int], seed: int = 0) -> Path:
-    """A copy of `base` that calls some tool with the thing that is asked for, every weight trained.
+    """A copy of `base` that calls tools in the right form, and always the wrong one; every weight trained.
 
     First without the tools in the prompt, which are six times as many tokens as the request and the call.
     """
@@ -182,11 +181,10 @@ def teach_format(base: Path, target: Path, *, steps: tuple[int, int], seed: int 
     shutil.copytree(base, target)
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).train()
-    drawn = [each for number in range(8) for each in with_any_tool(requests(), number)]
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
     for name, count in zip(("plain", "tools"), steps, strict=True):
-        rows = write_tool_rows(target / name, base, drawn, tools=name == "tools")
-        for step in range(count):
+        rows = write_tool_rows(target / name, base, with_other_tools(requests()), tools=name == "tools")
+        for _ in range(count):
             batch = pad([rows[int(i)] for i in torch.randint(len(rows), (32 if name == "plain" else 16,))])
             states = model.model(input_ids=batch.input_ids, use_cache=False).last_hidden_state[:, :-1]
             at = batch.labels[:, 1:] != -100
@@ -195,8 +193,6 @@ def teach_format(base: Path, target: Path, *, steps: tuple[int, int], seed: int 
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
-            if step % 50 == 0:
-                print(name, step, round(float(loss.detach()) * float(at.sum()) / len(at), 3), flush=True)
         shutil.rmtree(target / name)
     model.save_pretrained(target)
     return target
