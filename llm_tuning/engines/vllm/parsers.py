@@ -73,7 +73,12 @@ REASONING_WAYS = (
         doubt="it takes an answer for reasoning unless a request asks to think",
     ),
     _Way("deepseek_r1", ("<｜Assistant｜><think>", "</think>"), tokens=_THINK),
-    _Way("gemma4", ("<|channel>thought", "<channel|>", "reasoning_content"), tokens=("<|channel>", "<channel|>")),
+    _Way(
+        "gemma4",
+        ("<|channel>thought", "<channel|>", "reasoning_content"),
+        tokens=("<|channel>", "<channel|>"),
+        doubt="streamed it reads none unless its parser of tool calls is on as well",
+    ),
     _Way("openai_gptoss", ("<|channel|>analysis", "<|channel|>final"), tokens=("<|channel|>", "<|message|>")),
 )
 
