@@ -11,7 +11,7 @@ from typing import Any
 
 from llm_tuning.data.faults import Reason, RowFault, shown
 from llm_tuning.data.pair_shapes import OPENAI_INPUT, SIDES
-from llm_tuning.data.row_fields import plain
+from llm_tuning.data.row_fields import ANSWER_NAMES, plain
 from llm_tuning.data.rows import Row
 from llm_tuning.data.values import is_given
 
@@ -58,11 +58,19 @@ def has_prompt(row: Row) -> bool:
 
 
 def numbered_fault(row: Row) -> RowFault | None:
-    """Build the refusal of two answers by number or letter, of which no name says which one is better; else None."""
+    """Build the refusal of two answers of which no name says which one is better; else None."""
     if any(find_sides(row)):
         return None
+    for name, value in row.items():
+        if plain(name) in ANSWER_NAMES and _is_two_texts(value):
+            fix = "write the better one as `chosen` and the other as `rejected`; in most such files the first is better"
+            return RowFault(Reason.UNKNOWN_SHAPE, f"`{shown(name)}` holds two answers", fix)
     found = [name for name in row if _NUMBERED.fullmatch(plain(name)) and is_given(row[name])]
     if len(found) < 2:
         return None
     rule = f"has {' and '.join(f'`{shown(name)}`' for name in found[:2])}, and no name says which one is better"
     return RowFault(Reason.UNKNOWN_SHAPE, rule, "write the better one as `chosen` and the other as `rejected`")
+
+
+def _is_two_texts(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(item, str) for item in value)

@@ -26,7 +26,7 @@ from llm_tuning.data.row_tools import RowTools, with_reasoning
 from llm_tuning.data.rows import Conversation, Example, Row, RowForm, Shape
 from llm_tuning.data.tool_turns import RESULT_ROLES, TURN_FIELDS
 from llm_tuning.data.unknown_rows import converted_fault, number_fault, unfit_fault
-from llm_tuning.data.values import is_set
+from llm_tuning.data.values import is_number, is_set
 
 MAX_IGNORED_FIELDS = 10_000
 """Names of unused fields that are kept."""
@@ -86,6 +86,8 @@ class RowParser:
             self._count("trimmed", row_number)
         tools = self._tools.read(row, plan.tools) if plan.tools else None
         finished = list(self._tools.check(row, plan.tools, finished, tools, number=number))
+        if plan.scores is not None:
+            self._compare_scores(row, plan.scores, row_number)
         for name, holds in _WARNED.items():
             if any(holds(text) for conversation in finished for text in conversation.texts):
                 self._count(name, row_number)
@@ -98,6 +100,11 @@ class RowParser:
             return self.form.number.read(row)
         except RowFault as fault:
             raise number_fault(self.form, row, fault) from None
+
+    def _compare_scores(self, row: Row, names: tuple[str, str], row_number: int) -> None:
+        chosen, rejected = (row[name] for name in names)
+        if is_number(chosen) and is_number(rejected) and chosen <= rejected:
+            self._count("equal scores" if chosen == rejected else "swapped scores", row_number)
 
     def _count(self, name: str, row_number: int) -> None:
         self.counts[name] += 1

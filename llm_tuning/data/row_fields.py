@@ -344,6 +344,13 @@ ROW_KINDS = _by_name(lambda kind: kind.row)
 READ_ROW_NAMES: Mapping[str, str] = {plain(name): kind.name for kind in KINDS for name in kind.read}
 """The kind of each field that is read beside every shape, by name."""
 TURN_KINDS = _by_name(lambda kind: kind.turn)
+SCORES_OF_SIDES = (
+    ("scorechosen", "scorerejected"),
+    ("chosenscore", "rejectedscore"),
+    ("chosenrating", "rejectedrating"),
+    ("chosenreward", "rejectedreward"),
+)
+"""Beside two answers: how good each is, by names as `plain` writes them."""
 REMARKS = frozenset(plain(name) for kind in KINDS for name in kind.remarks)
 PART_KINDS = _by_name(lambda kind: kind.parts)
 ROLE_KINDS = _by_name(lambda kind: kind.roles)

@@ -20,6 +20,7 @@ from llm_tuning.data.row_fields import (
     READ_ROW_NAMES,
     REMARKS,
     ROW_KINDS,
+    SCORES_OF_SIDES,
     SYSTEM_NAMES,
     TEXT_NAMES,
     FieldKind,
@@ -49,6 +50,8 @@ class RowPlan:
     has_flags: bool = False
     columns: Mapping[str, str] = field(default_factory=dict)
     """The columns that the file's author has named."""
+    scores: tuple[str, str] | None = None
+    """Fields with a score of the better answer and one of the worse, where the row has two."""
     unnoted: list[str] = field(default_factory=list)
     """Fields that nothing uses, until a note names them."""
 
@@ -94,6 +97,10 @@ def build_plan(form: RowForm, shape: Shape | None, row: Row, columns: Mapping[st
                 or (shape and shape.is_text and key in ANSWER_TO_TEXT_NAMES)
             ):
                 plan.texts.append(name)
+    if form.sides:
+        by_key = {plain(name): name for name in row}
+        pairs = [(by_key[one], by_key[other]) for one, other in SCORES_OF_SIDES if {one, other} <= by_key.keys()]
+        plan.scores = next(iter(pairs), None)
     plan.refused.sort(key=lambda entry: KINDS.index(entry[1]))
     return plan
 

@@ -273,6 +273,8 @@ def list_fault(name: str, item: Any) -> RowFault | None:
 
 def converted_fault(form: RowForm, shape: Shape, row: Row, fault: RowFault) -> RowFault:
     """Build the refusal of a row whose fields are there and hold something else; `fault` is what was wrong first."""
+    if not fault.fix:
+        fault = RowFault(fault.reason, fault.rule, "write it as a field of the row, beside the turns", at=fault.at)
     found = columns_fault(row)
     if found is None and form.sides and fault.reason is Reason.MISSING_FIELD and (pair := _propose_pair(form, row)):
         return RowFault(fault.reason, fault.rule, _set_columns(pair))

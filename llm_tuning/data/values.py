@@ -56,6 +56,11 @@ def flag(value: Any) -> bool | None:
     return None
 
 
+def is_number(value: Any) -> bool:
+    """Return whether `value` is a number, and no flag."""
+    return isinstance(value, int | float | Decimal) and not isinstance(value, bool)
+
+
 def texts_in(value: Any, depth: int = _DEPTH) -> Iterator[str]:
     """Yield the texts in `value`, of messages and parts their content alone; what lies too deep is one text."""
     match value:

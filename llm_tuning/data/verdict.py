@@ -41,11 +41,12 @@ _NOTES: dict[str, str] = {
     Fact.MARKED_TEXTS: "texts of {} hold special tokens of the base: they are learned as they stand, without a chat "
     "template around them",
 }
-_OF_TEXTS = {
+_OF_ROWS = {
     "placeholders": "{{name}} placeholders are learned as they stand: fill them in if they stand for something",
     "images": "`<image>` stands for an image that is not seen in training: leave such rows out",
+    "swapped scores": "the chosen answer has the lower score: its row may have its sides the wrong way round",
 }
-"""What is said of texts that a RowParser counts."""
+"""What is said of rows that a RowParser counts."""
 _DEFECTS = (Reason.UNKNOWN_SHAPE, Reason.MISSING_FIELD)
 
 
@@ -70,7 +71,7 @@ def judge(
     _find_warnings(report, parser)
     if report.evaluation is None and report.prompts == 1 and report.examples >= MIN_ROWS_TO_SPLIT:
         report.warnings.append("all rows have one prompt, so none can be held out to show what the adapter has learned")
-    _find_notes(report)
+    _find_notes(report, parser)
     _find_notes_on_base(report, tokenizer, tokenizer_dir)
     if report.evaluation is not None:
         report.take(report.evaluation)
@@ -96,7 +97,7 @@ def judge_evaluation(
     if report.ok and seen.count:
         what = "has its prompt" if seen.count == 1 else "have their prompts"
         report.warnings.append(f"{seen} {what} among the training rows and no part in the scores")
-    _find_notes(report)
+    _find_notes(report, parser)
 
 
 def _copy_facts(report: Report, parser: RowParser, tokenizer: RowTokenizer | None) -> None:
@@ -162,7 +163,7 @@ def _find_warnings(report: Report, parser: RowParser) -> None:
                 warn(sentence.format(rows))
     if report.duplicates.count:
         warn(f"{report.duplicates} equal to an earlier row: remove repeats that are not meant")
-    for name, said in _OF_TEXTS.items():
+    for name, said in _OF_ROWS.items():
         if count := parser.counts[name]:
             first = report.place(parser.first[name])
             warn(f"{said} ({first if count == 1 else f'{count:,} rows, the first is {first}'})")
@@ -184,13 +185,15 @@ def _find_notes_on_base(report: Report, tokenizer: RowTokenizer | None, tokenize
         note("the chat template writes the current date into the prompt")
 
 
-def _find_notes(report: Report) -> None:
+def _find_notes(report: Report, parser: RowParser) -> None:
     note = report.notes.append
     for name, sentence in _NOTES.items():
         if report.tokens is not None and (rows := getattr(report.tokens, name)).count:
             note(sentence.format(rows))
     for compared in report.compared:
         report.notes += compared.notes()
+    if ties := parser.counts["equal scores"]:
+        note(f"pairs whose answers have the same score: {ties:,} of {report.kept:,}")
     if report.rows_trimmed:
         note(f"messages after the last answer to learn are left out in {report.rows_trimmed:,} rows")
     if report.rows_left_out:

@@ -81,6 +81,16 @@ def test_answers_that_are_chosen_here_and_rejected_there(write_lines: WriteLines
     assert "elsewhere" not in said(check(write_lines(pairs(3, longer=1)), dpo_rows()))
 
 
+@pytest.mark.parametrize("names", [("score_chosen", "score_rejected"), ("chosen-rating", "rejected-rating")])
+def test_scores_beside_the_sides(names: tuple[str, str], write_lines: WriteLines) -> None:
+    scores = [(5, 1), (3.0, 3), (1, 2), (2, 4), (None, 2), ("a", 3)]
+    rows = [row | dict(zip(names, both, strict=True)) for row, both in zip(pairs(6, longer=3), scores, strict=True)]
+    text = said(check(write_lines(rows), dpo_rows()))
+    assert "Note: pairs whose answers have the same score: 1 of 6" in text
+    assert "Warning: the chosen answer has the lower score" in text
+    assert "wrong way round (2 rows, the first is row 3)" in text
+
+
 def test_the_counts_of_labels(write_lines: WriteLines) -> None:
     report = check(write_lines(labels([LONG, LONG, "x"], [SHORT, "x", "x"])), kto_rows())
     assert report.labels is not None

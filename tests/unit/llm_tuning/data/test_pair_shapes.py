@@ -402,6 +402,13 @@ REFUSED: list[tuple[str, Row, Reason, str, str]] = [
         "a turn before the answers that are compared is marked as learned",
         "remove the flag",
     ),
+    (
+        "a pair in a turn",
+        ROW | {"chosen": [assistant("a", rejected=SECRET)]},
+        Reason.UNSUPPORTED_FIELD,
+        "`rejected` belongs to preference data",
+        "a field of the row",
+    ),
     ("not yet answered", {"messages": SEVERAL}, Reason.MISSING_FIELD, "`chosen` is missing", ""),
 ]
 
@@ -459,9 +466,10 @@ def test_other_names_are_refused_with_columns_that_work(row: Row, columns: str) 
     [
         ({"prompt": "q", "response_a": "x", "response_b": "y", "winner": "a"}, "`response_a` and `response_b`"),
         ({"context": [ASKED], "response1": "x", "response2": "y", "overall_preference": -1}, "`response1` and"),
+        ({"instruction": "q", "input": "", "output": ["x", "y"]}, "`output` holds two answers"),
         ({"prompt": "q", "response_0": "x", "response_1": "y", "better_response_id": 1}, "`response_0` and"),
     ],
-    ids=["by a letter", "HelpSteer3", "by a number"],
+    ids=["by a letter", "HelpSteer3", "LLaMA-Factory's older form", "by a number"],
 )
 def test_two_answers_of_which_no_name_says_the_better(row: Row, rule: str) -> None:
     fault = refused(row)
