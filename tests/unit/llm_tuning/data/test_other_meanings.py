@@ -62,7 +62,7 @@ REFUSED: list[Refused] = [
         {"prompt": "q", "completion": "a", "label": False},
         Reason.UNSUPPORTED_FIELD,
         "`label` marks the answer as good or bad",
-        "for sft keep the rows with good answers and remove the field; for ppo write it as `reward`",
+        "for sft keep the rows with good answers and remove the field; set mode to kto, which learns from it; for ppo",
     ),
     (
         "LLaMA-Factory KTO",
