@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 
 from llm_tuning.api.tuning import TrainingSpec
+from llm_tuning.data.call_sample import MAX_CALLS, MAX_WORDS
 from llm_tuning.data.report import Report
 from llm_tuning.data.splitting import MIN_ROWS_TO_SPLIT
 from llm_tuning.models.operations import Operations
@@ -30,6 +31,8 @@ class Rows:
     longest: int
     sequences: int = 0
     """Sequences of the rows; 0 where each row is one."""
+    with_tools: int = 0
+    """Rows that declare tools: answers to some of those that are held out are generated."""
 
     @classmethod
     def of(cls, report: Report) -> Rows | None:
@@ -39,7 +42,7 @@ class Rows:
             return None
         longest = min(found.lengths.max, found.max_length)
         left = found.lengths.total - found.tokens_lost
-        return cls(report.examples, left, found.learned, longest, found.sequences)
+        return cls(report.examples, left, found.learned, longest, found.sequences, report.tools.declaring)
 
     @property
     def mean(self) -> float:
@@ -80,7 +83,10 @@ def count_steps(rows: int, training: TrainingSpec, *, processes: int, evaluation
 def run_operations(
     operations: Operations, setting: Setting, *, rows: Rows, steps: Steps, training: TrainingSpec
 ) -> float:
-    """Count the operations of the whole run, summed over all devices; every sequence as long as their mean."""
+    """Count the operations of the whole run, summed over all devices; every sequence as long as their mean.
+
+    An answer that is generated counts as a row that is scored, though it takes a pass for each of its tokens.
+    """
 
     def work(rows_seen: float, *, trained: bool) -> float:
         tokens = rows_seen * rows.mean
@@ -93,6 +99,8 @@ def run_operations(
         return operations.training(**amounts) + again
 
     evaluations = min(steps.total, EVALUATIONS if training.eval_steps is None else steps.total // training.eval_steps)
-    scored = steps.held_out * (evaluations + 2 + setting.start_adapter)
+    policies = 2 + setting.start_adapter
+    answers = min(steps.held_out, MAX_CALLS + MAX_WORDS) if rows.with_tools else 0
+    scored = steps.held_out * (evaluations + policies) + answers * policies
     scored += steps.training_rows * setting.memory.scoring_passes(steps.epochs)
     return work(steps.epochs * steps.training_rows, trained=True) + work(scored, trained=False)
