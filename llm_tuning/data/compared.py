@@ -6,16 +6,16 @@ A model learns whatever tells the better answers from the worse ones. Where that
 from __future__ import annotations
 
 import hashlib
-import json
 from abc import abstractmethod
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from llm_tuning.data.calls import key_text, tools_key
 from llm_tuning.data.messages import Message
 from llm_tuning.data.pairing import PairingCounts
 from llm_tuning.data.rows import Conversation
@@ -228,15 +228,18 @@ def answer_characters(conversation: Conversation) -> int:
 
 def prompt_identity(conversation: Conversation) -> int:
     """Hash what stands before the answers that are learned to 64 bits: equal for prompts that are the same exactly."""
-    return _key(conversation, (conversation.messages or [])[: conversation.learn_from])
+    messages = (conversation.messages or [])[: conversation.learn_from]
+    return _key(conversation, ((message, message["content"]) for message in messages))
 
 
 def content_key(conversation: Conversation) -> int:
     """Hash a whole conversation to 64 bits, whatever white space is around its texts."""
-    messages = [{**message, "content": message["content"].strip()} for message in conversation.messages or ()]
-    return _key(conversation, messages)
+    messages = conversation.messages or ()
+    return _key(conversation, ((message, message["content"].strip()) for message in messages))
 
 
-def _key(conversation: Conversation, messages: Sequence[Message]) -> int:
-    written = json.dumps([messages, conversation.tools], sort_keys=True)
-    return int.from_bytes(hashlib.blake2b(written.encode(), digest_size=8).digest(), "little")
+def _key(conversation: Conversation, contents: Iterable[tuple[Message, str]]) -> int:
+    digest = hashlib.blake2b(tools_key(conversation.tools).encode(), digest_size=8)
+    for message, content in contents:
+        digest.update(f"\x1e{message['role']}\x1f{content}{key_text(message)}".encode())
+    return int.from_bytes(digest.digest(), "little")
