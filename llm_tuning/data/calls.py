@@ -33,14 +33,16 @@ def calls_of(message: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
     return calls
 
 
-def for_template(messages: Sequence[Message], *, thinking: bool = False) -> Sequence[Message]:
+def for_template(messages: Sequence[Message], *, thinking_from: int | None = None) -> Sequence[Message]:
     """Return the messages as a template gets them from a server: vLLM gives reasoning by two names.
 
-    `thinking`: by the name that gpt-oss's template reads, too.
+    From the message `thinking_from` on it has a third name, `thinking`, which no server gives a template: so an answer
+    is written for templates that know no other.
     """
     if not any("reasoning_content" in message for message in messages):
         return messages
-    return [_with_reasoning(message, thinking) for message in messages]
+    start = len(messages) if thinking_from is None else thinking_from
+    return [_with_reasoning(message, index >= start) for index, message in enumerate(messages)]
 
 
 def _with_reasoning(message: Message, thinking: bool) -> Message:
@@ -67,6 +69,8 @@ def for_request(messages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 _call_in_request(call, f"call_{number}_{at}") for at, call in enumerate(message["tool_calls"])
             ]
             unanswered = [call["id"] for call in request["tool_calls"]]
+            # As servers answer, and so as clients send it back: vLLM makes a part of "", which some templates see.
+            request["content"] = message["content"] or None
         if message["role"] == "tool":
             given = request.setdefault("tool_call_id", unanswered[0] if unanswered else f"call_{number}")
             unanswered = [name for name in unanswered if name != given]

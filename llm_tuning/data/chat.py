@@ -30,6 +30,10 @@ PLAIN_TEMPLATE_PATH = Path(__file__).with_name("plain_chat.jinja")
 """The project's one template for bases without one: the same file in training and in serving."""
 
 
+_HARMONY = "<|channel|>analysis<|message|>"
+"""In gpt-oss's template alone."""
+
+
 class TemplateRefused(ValueError):  # noqa: N818 - the template says no; nothing is broken
     """The template does not render these messages. Its message may quote them: never log it."""
 
@@ -64,10 +68,15 @@ class ChatTemplate:
         """Whether rendering may differ from day to day."""
         return "strftime_now" in self.text
 
-    @property
-    def reads_thinking(self) -> bool:
-        """Whether it has reasoning by the name `thinking` alone, as gpt-oss's has."""
-        return "message.thinking" in self.text and "reasoning_content" not in self.text
+    def _thinking_from(self, messages: Sequence[Message]) -> int | None:
+        """Return from which message on reasoning is called `thinking`, for a template that has it by this name alone.
+
+        No server gives it to a template: only the answer itself is written with it. For gpt-oss vLLM writes the prompt
+        without the template, and with the reasoning of earlier turns.
+        """
+        if "message.thinking" not in self.text or "reasoning_content" in self.text:
+            return None
+        return 0 if _HARMONY in self.text else len(messages) - 1
 
     def render(
         self, messages: Sequence[Message], *, tools: Tools | None = None, add_generation_prompt: bool = False
@@ -75,7 +84,7 @@ class ChatTemplate:
         """Return the conversation as the model sees it; raises TemplateRefused or TemplateForbidden."""
         try:
             return _compile(self.text).render(
-                messages=for_template(messages, thinking=self.reads_thinking),
+                messages=for_template(messages, thinking_from=self._thinking_from(messages)),
                 tools=tools,
                 documents=None,
                 add_generation_prompt=add_generation_prompt,

@@ -77,7 +77,8 @@ def test_tools_are_part_of_the_prompt() -> None:
 def test_a_template_gets_reasoning_by_each_name_that_a_server_gives() -> None:
     messages = [ASKED, ANSWER | {"reasoning_content": "why"}]
     assert for_template(messages)[1] == ANSWER | {"reasoning_content": "why", "reasoning": "why"}
-    assert for_template(messages, thinking=True)[1]["thinking"] == "why"
+    twice = for_template([*messages, *messages], thinking_from=3)
+    assert ["thinking" in message for message in twice] == [False, False, False, True]
     assert for_template([ASKED, ANSWER]) == [ASKED, ANSWER]
     assert "reasoning" not in messages[1], "the row's own messages stay as they are"
 
@@ -96,6 +97,7 @@ def test_a_request_has_texts_of_arguments_and_ids() -> None:
     assert first["function"] == {"name": "f", "arguments": '{"city": "Z\u00fcrich", "n": 1}'}
     assert second["function"] == {"name": "g", "arguments": "{}"}
     assert sent[1]["reasoning"] == "why"
+    assert sent[1]["content"] is None, "as a server answers it"
     assert "reasoning_content" not in sent[1]
     assert [sent[2]["tool_call_id"], sent[3]["tool_call_id"]] == [first["id"], second["id"]]
     assert sent[4]["tool_calls"][0]["id"] == sent[5]["tool_call_id"] == "x"
