@@ -16,6 +16,7 @@ from llm_tuning.data.messages import THINK_END, Message
 from llm_tuning.data.row_fields import KINDS, FieldKind, plain
 from llm_tuning.data.rows import Conversation, Row, RowForm, Shape
 from llm_tuning.data.schemas import BrokenSchema
+from llm_tuning.data.text_calls import holds_a_call
 from llm_tuning.data.tool_turns import read_reasoning
 from llm_tuning.data.tools import ToolReader, ToolSet
 from llm_tuning.data.values import flag, is_given
@@ -64,8 +65,11 @@ class RowTools:
                 yield conversation
                 continue
             self._refuse_untaken(messages)
+            as_right = self._form.is_right(side, number)
+            if tools is not None and as_right:
+                _refuse_text_calls(conversation, tools)
             check_results(messages)
-            _check_calls(conversation, tools, as_right=self._form.is_right(side, number))
+            _check_calls(conversation, tools, as_right=as_right)
             _check_choice(says, conversation)
             yield replace(conversation, tools=tools.tools) if tools is not None else conversation
 
@@ -101,6 +105,18 @@ def with_reasoning(
         yield replace(conversation, messages=[*before, answer | {"reasoning_content": reasoning}])
 
 
+def _refuse_text_calls(conversation: Conversation, tools: ToolSet) -> None:
+    """Raise RowFault for a learned answer that calls a tool of the row in its text."""
+    for index in conversation.learned_turns():
+        if holds_a_call((conversation.messages or [])[index]["content"], tools.schemas):
+            rule = "a call of a tool stands in the text of an answer, and would be learned as words"
+            fix = (
+                "write it as `tool_calls` of the turn (ShareGPT: a turn `function_call`), which the base's template "
+                "writes as the server reads it; to learn it as words put the tools into the system message"
+            )
+            raise RowFault(Reason.NOT_A_CALL, rule, fix, at=f"message {index + 1}")
+
+
 def check_results(messages: Sequence[Message]) -> None:
     """Raise RowFault where a result answers no call, or where something follows a call that has no result."""
     waiting: list[Mapping[str, Any]] = []
@@ -120,7 +136,8 @@ def _call_of(message: Message, waiting: Sequence[Mapping[str, Any]], at: str) ->
     """Return the call that a result answers: by its id, by the tool's name, or the next one."""
     if not waiting:
         rule = "a tool's result has no call before it that waits for one"
-        raise RowFault(Reason.RESULT_WITHOUT_CALL, rule, "add the assistant's turn with the call", at=at)
+        fix = "add the assistant's turn with the call; one in the text of a turn is not read: write it as `tool_calls`"
+        raise RowFault(Reason.RESULT_WITHOUT_CALL, rule, fix, at=at)
     given, name = message.get("tool_call_id"), message.get("name")
     found = [call for call in waiting if given is None or call.get("id", given) == given]
     if not found:

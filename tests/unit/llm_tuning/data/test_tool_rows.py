@@ -71,6 +71,12 @@ def without_ids(conversation: Conversation) -> list[dict[str, Any]]:
     return messages
 
 
+CALLS_AS_TEXT = [
+    '<tool_call>\n{"arguments": {"city": "sECRET-row-content"}, "name": "get_weather"}\n</tool_call>',
+    'I look. <functioncall> {"name": "get_weather", "arguments": \'{"city": "sECRET-row-content"}\'}',
+    '[{"name": "get_weather", "arguments": {"city": "sECRET-row-content"}}]',
+    '{"name": "get_weather", "parameters": {"city": "sECRET-row-content"}}',
+]
 ONE_FORM = [
     USER,
     {"role": "assistant", "content": "", "tool_calls": [called(id=None)]},
@@ -238,6 +244,24 @@ REFUSED: list[tuple[dict[str, Any], Reason, str]] = [
         {"conversations": [SHAREGPT[0], SHAREGPT[1] | {"value": SECRET}], "tools": TOOLS},
         Reason.NOT_A_CALL,
         "a call is text and no JSON",
+    ),
+    # calls in the text of an answer
+    *(
+        (row_of(ANSWER | {"content": text}), Reason.NOT_A_CALL, "stands in the text of an answer")
+        for text in CALLS_AS_TEXT
+    ),
+    (
+        {
+            "conversations": [
+                SHAREGPT[0],
+                {"from": "gpt", "value": CALLS_AS_TEXT[0]},
+                {"from": "tool", "value": SECRET},
+                {"from": "gpt", "value": "warm"},
+            ],
+            "tools": TOOLS,
+        },
+        Reason.NOT_A_CALL,
+        "stands in the text of an answer",
     ),
     # results
     (row_of(result(SECRET), ANSWER), Reason.RESULT_WITHOUT_CALL, "has no call before it"),
@@ -454,3 +478,25 @@ def test_the_chosen_and_the_good_answer_have_to_fit() -> None:
 def test_reasoning_beside_a_pair_is_of_neither() -> None:
     row = {"prompt": "q", "chosen": "a", "rejected": "b", "reasoning": SECRET}
     assert fault_of(row, "dpo").reason is Reason.AMBIGUOUS
+
+
+TEXTS_LIKE_CALLS = [
+    "A call of get_weather is written as JSON.",
+    "The tag <tool_call> begins one.",
+    '{"name": "Paris", "arguments": []}',
+    '[{"name": "get_weather"}]',
+    "[]",
+]
+
+
+@pytest.mark.parametrize("text", TEXTS_LIKE_CALLS, ids=range(len(TEXTS_LIKE_CALLS)))
+def test_an_answer_in_words_is_no_call(text: str) -> None:
+    assert (parse(row_of(ANSWER | {"content": text})).messages or [])[-1]["content"] == text
+
+
+@pytest.mark.parametrize("text", CALLS_AS_TEXT, ids=range(len(CALLS_AS_TEXT)))
+def test_calls_as_text_are_learned_as_such_without_tools_of_the_row_and_in_answers_not_learned(text: str) -> None:
+    said = ANSWER | {"content": text}
+    assert parse({"messages": [USER, said]}).tools is None
+    marked = parse(row_of(said | {"train": False}, USER, ANSWER))
+    assert (marked.messages or [])[1] == said
