@@ -27,7 +27,7 @@ def templates_page() -> Iterable[str]:
     )
     yield from table(("Family", "Template", *record["chats"].values()), _rows(record))
     yield from (
-        "Nobody needs the table to find out: `tune-llm validate --llm_path BASE` says it of your rows. A server shows",
+        "Nobody needs the table to find out: the check says it of your rows where it is given the base. A server shows",
         "a template the arguments of earlier calls as objects: one that takes them as text alone, as DeepSeek V3's",
         "does, fails in the server as it does here.",
         "",

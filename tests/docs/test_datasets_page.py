@@ -1,4 +1,4 @@
-"""The examples of docs/datasets.md go through the real check, the wrong ones with the very words that are shown."""
+"""The rows on the pages go through the real check, the wrong ones with the very words that are shown."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from llm_tuning.errors import EXIT_INPUT, EXIT_OK
 from llm_tuning.modes import MODES
 from tests.support.pages import ROOT
 
-PAGE = (ROOT / "docs" / "datasets.md").read_text(encoding="utf-8")
+PAGES = {
+    page: (ROOT / "docs" / page).read_text(encoding="utf-8") for page in ("datasets.md", "tools.md", "dpo.md", "kto.md")
+}
 EXAMPLE = re.compile(
     r"^`(?P<name>[\w.-]+)` \((?P<mode>\w+)\)[^\n]*:\n\n"
     r"```json\n(?P<rows>.*?)^```\n(?:\n```text\n(?P<errors>.*?)^```\n)?",
@@ -24,8 +26,9 @@ EXAMPLE = re.compile(
 
 @dataclass(frozen=True)
 class Example:
-    """A file that the page shows, and the refusal that it shows below it."""
+    """A file that a page shows, and the refusal that it shows below it."""
 
+    page: str
     name: str
     mode: str
     rows: str
@@ -33,16 +36,20 @@ class Example:
 
 
 EXAMPLES = [
-    Example(**{key: value or "" for key, value in found.groupdict().items()}) for found in EXAMPLE.finditer(PAGE)
+    Example(page, **{key: value or "" for key, value in found.groupdict().items()})
+    for page, text in PAGES.items()
+    for found in EXAMPLE.finditer(text)
 ]
 
 
-def test_no_example_is_missed() -> None:
-    assert len(EXAMPLES) == PAGE.count("```json\n")
-    assert sum(bool(example.errors) for example in EXAMPLES) == PAGE.count("```text\n")
+@pytest.mark.parametrize("page", PAGES)
+def test_no_example_is_missed(page: str) -> None:
+    shown = [example for example in EXAMPLES if example.page == page]
+    assert len(shown) == PAGES[page].count("```json\n")
+    assert sum(bool(example.errors) for example in shown) == len(re.findall("```text\nerror: ", PAGES[page]))
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name)
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: f"{example.page}: {example.name}")
 def test_the_check_says_what_the_page_says(example: Example, capsys: pytest.CaptureFixture[str]) -> None:
     Path(example.name).write_text(example.rows)
     code = main(["validate", "--dataset_path", example.name, "--tuning_mode", example.mode])
