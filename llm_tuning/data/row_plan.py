@@ -173,7 +173,8 @@ def read_system(row: Row, name: str) -> str:
 def _after_system(conversation: Conversation, name: str, text: str) -> Conversation:
     first = (conversation.messages or [])[0]
     if first["role"] != "system":
-        return conversation.after([{"role": "system", "content": text}])
+        learns_all = not conversation.learn_from  # then the system message alone is not what is asked, either
+        return conversation.after([{"role": "system", "content": text}], learned=learns_all)
     if first["content"].strip() not in ("", text.strip()):
         rule = f"`{shown(name)}` and the first message are two system messages that differ"
         raise RowFault(Reason.AMBIGUOUS, rule, "keep one of them")

@@ -115,7 +115,8 @@ def _last_answer_of(field: str) -> Convert:
 
 def _from_instruction(row: Row) -> tuple[Conversation, ...]:
     asked, answer = read_instruction(row), check_text(row, "output")
-    return (Conversation([{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]),)
+    turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+    return (Conversation(turns, learn_from=1),)
 
 
 def read_instruction(row: Row) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from llm_tuning.data.reading import data_hash, evaluation_path
 from llm_tuning.data.report import Report
 from llm_tuning.data.token_rows import TokenRows
 from llm_tuning.modes import MODES
+from tests.support.other_rows import assistant, user
 
 TRAINING = [{"prompt": f"question {i}", "output": f"answer {i}", "reward": i} for i in range(30)]
 HELD_OUT = [{"prompt": f"other question {i}", "output": f"answer {i}", "reward": 1} for i in range(5)]
@@ -46,6 +47,35 @@ def test_all_rows_of_the_file_are_held_out_and_no_other(training: Path, tokenize
     assert trained.tolist() == list(range(30))
     assert [rows.messages(int(i))[0]["content"] for i in held_out] == [row["prompt"] for row in HELD_OUT]  # type: ignore[index]
     assert rows.row_numbers[held_out].tolist() == [1, 2, 3, 4, 5]
+
+
+SHAPES: dict[str, Callable[[str], dict[str, Any]]] = {
+    "messages": lambda asked: {"messages": [user(asked), assistant("a")]},
+    "conversations": lambda asked: {"conversations": [{"from": "human", "value": asked}, {"from": "gpt", "value": "a"}]},
+    "instruction": lambda asked: {"instruction": asked, "input": "", "output": "a"},
+    "prompt": lambda asked: {"prompt": asked, "output": "a"},
+}
+
+
+@pytest.mark.parametrize("shape", list(SHAPES))
+@pytest.mark.parametrize("mode", ["sft", "kto"])
+def test_a_system_message_beside_the_turns_is_no_prompt_of_its_own(shape: str, mode: str, tmp_path: Path) -> None:
+    def rows(named: str) -> list[dict[str, Any]]:
+        more = {"system": "Be brief."} | ({} if mode == "sft" else {"label": True})
+        rows = [SHAPES[shape](f"{named} {i}") | more for i in range(30)]
+        return rows if mode == "sft" else [*rows, rows[0] | {"label": False}]
+
+    report = check(written(tmp_path / "train.jsonl", rows("question")), rows("another"), mode=mode)
+    assert report.evaluation is not None
+    assert (report.prompts, report.evaluation.prompts, report.evaluation.in_training.count) == (30, 30, 0)
+
+
+@pytest.mark.parametrize("beside", [{}, {"history": [["What is a list?", "A row of values."]]}])
+def test_alpaca_rows_with_labels_are_counted_by_what_they_ask(beside: dict[str, Any], tmp_path: Path) -> None:
+    asked = [{"instruction": f"question {i}", "output": "a", "label": i % 2} | beside for i in range(6)]
+    report = check(written(tmp_path / "train.jsonl", asked), [asked[0] | {"instruction": "another"}], mode="kto")
+    assert report.labels is not None
+    assert (report.prompts, report.labels.prompts, report.labels.one_sided, report.labels.contradicted) == (6, 6, 6, 0)
 
 
 def test_a_file_that_either_side_reads_is_not_said_to_be_left_out(tmp_path: Path) -> None:
