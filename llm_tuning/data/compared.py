@@ -29,6 +29,10 @@ MUCH_LONGER = 1.5
 """How many times longer good answers are than bad ones, or the other way round, to be worth a note."""
 
 
+_ODD = np.uint64(0x9E3779B97F4A7C15)
+"""Makes of two keys one that knows their order."""
+
+
 class ComparedReport(BaseModel):
     """A part of a data check's report that tells answers apart."""
 
@@ -63,7 +67,7 @@ class PairReport(ComparedReport):
     mean_difference: float = 0.0
     """Length of the chosen answer minus that of the rejected one, a pair."""
     contradicted: int = 0
-    """Pairs whose chosen answer is a rejected one of the same prompt elsewhere."""
+    """Pairs that are there the other way round, too; the pairs of a ranking are not."""
     from_ratings: bool = False
     """Made of rows with one rated answer each; the counts below are of these."""
     prompts: int = 0
@@ -99,8 +103,8 @@ class PairReport(ComparedReport):
     def warnings(self) -> Iterator[str]:
         if self.contradicted:
             yield (
-                f"pairs whose chosen answer is a rejected one of the same prompt elsewhere: {self.contradicted:,}; "
-                "such pairs take back what the others teach"
+                f"pairs that are there the other way round, too: {self.contradicted:,}; one of them takes back what "
+                "the other teaches"
             )
 
 
@@ -171,8 +175,8 @@ class PairCounts:
         """Return the counts; `made`: what became of rated rows, of which those `in_training` have a trained prompt."""
         report = self._report
         report.mean_difference = self._difference / max(1, report.count)
-        chosen = np.frombuffer(self._chosen, dtype=np.uint64)
-        report.contradicted = int(np.isin(chosen, np.frombuffer(self._rejected, dtype=np.uint64)).sum())
+        chosen, rejected = (np.frombuffer(keys, dtype=np.uint64) for keys in (self._chosen, self._rejected))
+        report.contradicted = int(np.isin(chosen * _ODD + rejected, rejected * _ODD + chosen).sum())
         if made is not None:
             report.from_ratings, report.prompts = True, made.prompts
             report.one_answer, report.tied, report.averaged = made.one_answer, made.tied, made.averaged

@@ -20,6 +20,8 @@ _PARTS_BITS = 4
 """Answers are grouped in so many parts (2^4), so that sorting them takes little memory besides them."""
 _ROUNDING = 1e-9
 """Relative: 0.3 and 0.2 differ by at least 0.1, whatever binary fractions say."""
+_SAME = 1e-15
+"""Relative: the mean of 0.1, 0.2 and 0.3 is 0.2, though its last bits are others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,7 @@ class Pairing:
     def differ(self, high: float, low: float) -> bool:
         """Return whether two ratings are far enough apart."""
         size = max(abs(high), abs(low), self.min_difference)
-        return high > low and high - low >= self.min_difference - _ROUNDING * size
+        return high - low > _SAME * size and high - low >= self.min_difference - _ROUNDING * size
 
 
 @dataclass(frozen=True, slots=True)

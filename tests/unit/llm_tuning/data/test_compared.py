@@ -72,13 +72,21 @@ def test_with_a_base_lengths_are_learned_tokens(tokenizer_dir: Path, write_lines
     assert (rated.pairs.unit, rated.pairs.count) == ("characters", 3)
 
 
-def test_answers_that_are_chosen_here_and_rejected_there(write_lines: WriteLines) -> None:
+def test_pairs_that_are_there_both_ways_round(write_lines: WriteLines) -> None:
     rows = [*pairs(3, longer=3), {"prompt": "question 1", "chosen": f" {SHORT}", "rejected": LONG}]
     report = check(write_lines(rows), dpo_rows())
     assert report.pairs is not None
     assert report.pairs.contradicted == 2
-    assert "Warning: pairs whose chosen answer is a rejected one of the same prompt elsewhere: 2" in said(report)
-    assert "elsewhere" not in said(check(write_lines(pairs(3, longer=1)), dpo_rows()))
+    assert "Warning: pairs that are there the other way round, too: 2" in said(report)
+    assert "the other way round" not in said(check(write_lines(pairs(3, longer=1)), dpo_rows()))
+
+
+def test_the_pairs_of_a_ranking_do_not_contradict_each_other(write_lines: WriteLines) -> None:
+    ranked = [("best", "second"), ("second", "worst"), ("best", "worst")]
+    rows = [{"prompt": f"q{n}", "chosen": good, "rejected": bad} for n in range(2) for good, bad in ranked]
+    report = check(write_lines(rows), dpo_rows())
+    assert report.pairs is not None
+    assert (report.pairs.count, report.pairs.contradicted, report.warnings) == (6, 0, [])
 
 
 @pytest.mark.parametrize("names", [("score_chosen", "score_rejected"), ("chosen-rating", "rejected-rating")])

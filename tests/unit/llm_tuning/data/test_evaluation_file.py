@@ -51,7 +51,7 @@ def test_all_rows_of_the_file_are_held_out_and_no_other(training: Path, tokenize
 
 SHAPES: dict[str, Callable[[str], dict[str, Any]]] = {
     "messages": lambda asked: {"messages": [user(asked), assistant("a")]},
-    "conversations": lambda asked: {"conversations": [{"from": "human", "value": asked}, {"from": "gpt", "value": "a"}]},
+    "conversations": lambda asked: {"conversations": [user(asked), assistant("a")]},
     "instruction": lambda asked: {"instruction": asked, "input": "", "output": "a"},
     "prompt": lambda asked: {"prompt": asked, "output": "a"},
 }

@@ -37,7 +37,14 @@ def test_the_widest_pairs_of_a_prompt_are_chosen(seed: int) -> None:
 
 @pytest.mark.parametrize(
     ("high", "low", "least", "differ"),
-    [(1, 1, 0, False), (1, 0.999, 0, True), (0.3, 0.2, 0.1, True), (0.3, 0.21, 0.1, False), (0, 1, 0, False)],
+    [
+        (1, 1, 0, False),
+        ((0.1 + 0.2 + 0.3) / 3, 0.2, 0, False),
+        (1, 0.999, 0, True),
+        (0.3, 0.2, 0.1, True),
+        (0.3, 0.21, 0.1, False),
+        (0, 1, 0, False),
+    ],
 )
 def test_ratings_that_differ_by_the_least_difference_make_a_pair(
     high: float, low: float, least: float, differ: bool
