@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from llm_tuning.data.call_forms import Call
 from llm_tuning.data.call_reader import BrokenCall, CallReader, NotReadable, learn_calls, recorded_calls, same_calls
 from llm_tuning.data.calls import Tools
+from llm_tuning.data.messages import THINK_END, Message
 from llm_tuning.data.schemas import BrokenSchema, Schema
 from llm_tuning.data.token_rows import TokenRows
 from llm_tuning.data.tokens import RowTokenizer
@@ -123,10 +124,12 @@ class _Answers:
     def read(self, reader: CallReader, tokenizer: RowTokenizer) -> Iterator[Asked]:
         """Yield the answers whose own ids give what the row says; count the calls that they do not give."""
         sequence = self.rows.sequence(int(self.rows.sequences_of_row(self.row)[self.place]))
-        expected = [
-            calls for message in self.rows.messages(self.row, self.place) or () if (calls := recorded_calls(message))
-        ]
+        messages = self.rows.messages(self.row, self.place) or []
+        expected = [calls for message in messages if (calls := recorded_calls(message))]
         server_prompt = self.rows.prompt_tokens(self.row, self.place)
+        if not server_prompt and any(map(_reasons, messages)):
+            self.not_read = len(expected)  # reasoning that is shown and not learned often names the call
+            return
         edges = np.flatnonzero(np.diff(sequence.learned.astype(np.int8), append=0))
         for before, last in edges.reshape(-1, 2).tolist():
             start, end = before + 1, last + 1
@@ -143,6 +146,10 @@ class _Answers:
                 expected.remove(next(recorded for recorded in expected if same_calls(calls, recorded)))
             yield Asked(sequence.input_ids[:start], len(ids) + ROOM, self.tools, calls)
         self.not_read = len(expected)
+
+
+def _reasons(message: Message) -> bool:
+    return bool(message.get("reasoning_content")) or THINK_END in (message["content"] or "")
 
 
 def until_stop(ids: Sequence[int], stop_ids: frozenset[int]) -> Sequence[int]:

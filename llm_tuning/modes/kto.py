@@ -19,11 +19,11 @@ class KtoSpec(ApiModel):
         0.1, description="How much it costs to leave the start policy: the higher, the nearer the model stays to it."
     )
 
-    desirable_weight: Annotated[float, Field(ge=0, le=100)] = Field(
+    desirable_weight: Annotated[float, Field(ge=0.0001, le=100)] = Field(
         1.0, description="Weight of the loss of good answers; with fewer of them than of bad ones, raise it."
     )
 
-    undesirable_weight: Annotated[float, Field(ge=0, le=100)] = Field(
+    undesirable_weight: Annotated[float, Field(ge=0.0001, le=100)] = Field(
         1.0, description="Weight of the loss of bad answers; with fewer of them than of good ones, raise it."
     )
 

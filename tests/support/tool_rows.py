@@ -143,10 +143,14 @@ def write_tool_rows(path: Path, base: Path, *parts: Sequence[Request], tools: bo
 
 
 def write_conversations(
-    path: Path, base: Path, *parts: Sequence[Conversation], numbers: Sequence[float] = ()
+    path: Path,
+    base: Path,
+    *parts: Sequence[Conversation],
+    numbers: Sequence[float] = (),
+    learn_reasoning: bool = True,
 ) -> TokenRows:
     """Tokenise conversations as the data check does, a row each; a second part is what to evaluate on."""
-    tokenizer = RowTokenizer.load(base)
+    tokenizer = RowTokenizer.load(base, learn_reasoning=learn_reasoning)
     assert tokenizer is not None
     number = 0
     with TokenRowsWriter(path) as writer:

@@ -112,6 +112,18 @@ def test_a_call_amid_a_conversation_is_asked_for_at_its_place(base: Path, tmp_pa
     assert sample.tokenizer.text(asked.prompt.tolist()).endswith("<|im_start|>assistant\n")
 
 
+def test_answers_behind_reasoning_that_is_shown_are_counted_and_not_asked_for(base: Path, tmp_path: Path) -> None:
+    each = requests(held_out=True)[0]
+    asked, answer = each.messages
+    conversation = Conversation([asked, answer | {"reasoning_content": "I call it."}], tools=TOOLS)
+    learned = write_conversations(tmp_path / "learned", base, [conversation])
+    (one,) = sample_of(base, learned).asked
+    assert sample_of(base, learned).tokenizer.text(one.prompt.tolist()).endswith("<|im_start|>assistant\n")
+    shown = write_conversations(tmp_path / "shown", base, [conversation], learn_reasoning=False)
+    with pytest.raises(NotReadable):
+        sample_calls(shown, np.arange(1), tokenizer_of(base))
+
+
 def test_answers_that_the_model_should_not_give_are_not_asked_for(base: Path, tmp_path: Path) -> None:
     conversations = [Conversation(each.messages, tools=TOOLS) for each in requests(held_out=True)[:4]]
     rows = write_conversations(tmp_path / "rows", base, conversations, numbers=[1.0, 0.0, 0.0, 1.0])
