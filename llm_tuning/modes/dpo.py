@@ -81,6 +81,6 @@ DPO = Mode(
         Score("length_correlation", "Correlation of margin and length"),
     ),
     panels=PREFERENCE_PANELS,
-    memory=Memory(scoring_passes=lambda epochs: 1),
+    memory=Memory(sequences=2, scoring_passes=lambda epochs: 1),
     answers=lambda number, sequence: sequence == 0,  # the chosen one
 )

@@ -82,6 +82,8 @@ class Memory:
 
     value_head: bool = False
     """A value head reads the hidden states of the tokens in the loss, in fp32."""
+    sequences: int = 1
+    """Of a row, in one micro-batch: two for a pair, whose loss needs both."""
     scoring_passes: Callable[[float], int] = lambda epochs: 0
     """Forward passes over all training rows, besides the steps, in a run of so many epochs."""
 

@@ -174,7 +174,8 @@ def _evaluated(spec: TuningJobSpec, report: Report) -> int | None:
 def _setting(spec: TuningJobSpec, shape: ModelShape, rows: Rows | None, steps: Steps | None) -> Setting:
     training, mode, cuda = spec.training, MODES[spec.mode], spec.resources.gpus > 0
     budget = _budget(spec, shape)
-    longest = rows.longest if rows is not None else training.max_length  # a row alone may be longer than a micro-batch
+    longest = rows.longest if rows is not None else training.max_length
+    longest *= mode.memory.sequences  # a row alone may be longer than a micro-batch
     in_a_step = longest * training.batch_size * training.gradient_accumulation_steps
     tokens = max(longest, min(budget, in_a_step))
     learned = rows.learned / rows.tokens if rows is not None else 1.0

@@ -245,6 +245,15 @@ def test_long_rows_need_a_remedy_that_works(large_base: Callable[..., Path]) -> 
     assert next(verdict.fits for verdict in make_plan(four_bits, base=base, dataset=None).verdicts)
 
 
+def test_both_answers_of_a_pair_are_in_one_pass(tiny_base: Path) -> None:
+    training = {"maxLength": 3000, "maxTokensPerPass": 1024}
+    tokens = [
+        make_plan(spec(mode=mode, training=training), base=tiny_base, dataset=None).setting.tokens
+        for mode in ("sft", "kto", "dpo")
+    ]
+    assert tokens == [3000, 3000, 6000]
+
+
 def test_on_the_cpu_the_pods_memory_decides(tiny_base: Path, dataset: Path) -> None:
     plan = make_plan(spec(resources={"gpus": 0, "memory": "4G"}), base=tiny_base, dataset=dataset)
     assert plan.verdicts == []

@@ -27,6 +27,7 @@ STEPS = 20
 """48 rows of which 2 are held out, 5 a step, 2 epochs; the last step of an epoch is a small one."""
 
 SFT, PPO = "llm_tuning.trainers.sft", "llm_tuning.trainers.ppo"
+PREFERENCES = ("dpo", "kto")
 RUN, LOOP = "llm_tuning.trainers.fine_tune", "llm_tuning.trainers.loop:Loop"
 
 SFT_MOMENTS = {
@@ -63,6 +64,8 @@ def _libraries() -> None:
     """Loaded once: the runs below are forked from here."""
     importlib.import_module(SFT)
     importlib.import_module(PPO)
+    for mode in PREFERENCES:
+        importlib.import_module(f"llm_tuning.trainers.{mode}")
 
 
 @pytest.fixture(scope="module")
@@ -73,13 +76,17 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for i in range(48)
     ]
     path.write_text(json.dumps(made))
+    pairs = [{"prompt": row["prompt"], "chosen": row["output"], "rejected": "No idea."} for row in made]
+    path.with_name("dpo.json").write_text(json.dumps(pairs))
+    labels = [{"prompt": row["prompt"], "completion": row["output"], "label": i % 3 == 0} for i, row in enumerate(made)]
+    path.with_name("kto.json").write_text(json.dumps(labels))
     return path
 
 
 def arguments(base: Path, rows: Path, mode: str) -> list[object]:
     flags = {
         "llm_path": base,
-        "dataset_path": rows,
+        "dataset_path": rows.with_name(f"{mode}.json") if mode in PREFERENCES else rows,
         "tuning_mode": mode,
         "model_id": "m",
         "devices": "cpu",
@@ -103,7 +110,7 @@ def undisturbed(tiny_base: Path, rows: Path, tmp_path_factory: pytest.TempPathFa
     """The hash of the adapter of a run that nobody disturbs, by mode."""
     hashes = {}
     here = Path.cwd()
-    for mode in ("sft", "ppo"):
+    for mode in ("sft", "ppo", *PREFERENCES):
         folder = tmp_path_factory.mktemp(mode)
         os.chdir(folder)
         ended = forked_run(arguments(tiny_base, rows, mode))
@@ -179,6 +186,27 @@ def test_ppo_stopped_or_killed_finishes_the_same(
     assert ended.code == (75 if number == signal.SIGTERM else -signal.SIGKILL), ended.output
     assert_no_half_model()
     assert_finishes_the_same(argv, undisturbed["ppo"])
+
+
+@pytest.mark.parametrize(
+    ("moment", "number"),
+    [
+        ("llm_tuning.trainers.{mode}:reference_of_start", signal.SIGKILL),
+        (f"{LOOP}.training_step", signal.SIGTERM),
+        (f"{LOOP}.training_step", signal.SIGKILL),
+    ],
+    ids=["killed at the reference", "stopped in the second epoch", "killed in the second epoch"],
+)
+@pytest.mark.parametrize("mode", PREFERENCES)
+def test_preferences_stopped_or_killed_finish_the_same(  # noqa: PLR0917 - a table
+    tiny_base: Path, rows: Path, undisturbed: dict[str, str], mode: str, moment: str, number: signal.Signals
+) -> None:
+    argv = arguments(tiny_base, rows, mode)
+    at = Moment(moment, 14) if moment.startswith(LOOP) else Moment(moment.format(mode=mode))
+    ended = forked_run(argv, at=at, send=number)
+    assert ended.code == (75 if number == signal.SIGTERM else -signal.SIGKILL), ended.output
+    assert_no_half_model()
+    assert_finishes_the_same(argv, undisturbed[mode])
 
 
 def test_a_run_stopped_again_and_again_finishes_the_same(

@@ -164,7 +164,7 @@ def test_a_spec_is_parsed_once_for_each_generation(cache: Cache) -> None:
     spec = cache.spec_of(changed, TuningJobSpec)
     assert spec is not None
     assert spec.suspend
-    assert cache.spec_of(at_version(make_tuning_job(uid="bad", mode="dpo"), 4), TuningJobSpec) is None
+    assert cache.spec_of(at_version(make_tuning_job(uid="bad", mode="none"), 4), TuningJobSpec) is None
 
 
 def test_nothing_is_kept_of_what_is_gone(cache: Cache) -> None:
