@@ -10,9 +10,11 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 MAX_PAIRS_PER_PROMPT = 8
 """The default: of the answers of one prompt, 5 make up to 10 pairs, and 20 up to 190 that mostly say the same."""
@@ -81,6 +83,8 @@ class RatedAnswers:
 
     def pairs(self) -> Iterator[RatedPair]:
         """Yield the pairs, prompt after prompt in the order of their keys, and fill `counts`. Call it once."""
+        import numpy as np  # the modes are imported by commands that need none
+
         prompts = np.frombuffer(self._prompts, dtype=np.uint64)
         part_of = (prompts >> np.uint64(64 - _PARTS_BITS)).astype(np.uint8)
         for part in range(1 << _PARTS_BITS):
