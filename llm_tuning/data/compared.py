@@ -9,16 +9,18 @@ import hashlib
 from abc import abstractmethod
 from array import array
 from collections.abc import Iterable, Iterator
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from llm_tuning.data.calls import key_text, tools_key
 from llm_tuning.data.messages import Message
 from llm_tuning.data.pairing import PairingCounts
 from llm_tuning.data.rows import Conversation
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 Unit = Literal["tokens", "characters"]
 ONE_SIDED = 0.75
@@ -29,7 +31,7 @@ MUCH_LONGER = 1.5
 """How many times longer good answers are than bad ones, or the other way round, to be worth a note."""
 
 
-_ODD = np.uint64(0x9E3779B97F4A7C15)
+_ODD = 0x9E3779B97F4A7C15
 """Makes of two keys one that knows their order."""
 
 
@@ -175,8 +177,11 @@ class PairCounts:
         """Return the counts; `made`: what became of rated rows, of which those `in_training` have a trained prompt."""
         report = self._report
         report.mean_difference = self._difference / max(1, report.count)
+        import numpy as np  # reports are read by commands that need none
+
         chosen, rejected = (np.frombuffer(keys, dtype=np.uint64) for keys in (self._chosen, self._rejected))
-        report.contradicted = int(np.isin(chosen * _ODD + rejected, rejected * _ODD + chosen).sum())
+        odd = np.uint64(_ODD)
+        report.contradicted = int(np.isin(chosen * odd + rejected, rejected * odd + chosen).sum())
         if made is not None:
             report.from_ratings, report.prompts = True, made.prompts
             report.one_answer, report.tied, report.averaged = made.one_answer, made.tied, made.averaged
@@ -219,6 +224,8 @@ def _marked(key: int, good: bool) -> int:
 
 def _both_sides(marked: array[int]) -> tuple[int, int]:
     """Return how many keys are there with both labels, and how many there are."""
+    import numpy as np  # reports are read by commands that need none
+
     different = np.unique(np.frombuffer(marked, dtype=np.uint64))
     keys = len(np.unique(different >> np.uint64(1)))
     return len(different) - keys, keys
