@@ -23,9 +23,9 @@ from llm_tuning.api.kube import (
 )
 from llm_tuning.api.rules import Rule, RuledModel, exactly_one_of
 from llm_tuning.api.tuning import ModelId
-from llm_tuning.api.vllm_parsers import FROM_TOKENIZER, NO_PARSER, ReasoningParser, ToolCallParser
 from llm_tuning.api.wire import WireModel
 from llm_tuning.core.model import PATTERN_WORDS, ApiModel, FieldError
+from llm_tuning.core.vllm_parsers import FROM_TOKENIZER, NO_PARSER, ReasoningParser, ToolCallParser
 
 KIND, PLURAL, SINGULAR, SHORT_NAME = "InferenceService", "inferenceservices", "inferenceservice", "tisvc"
 NAME_CHARACTERS = 40

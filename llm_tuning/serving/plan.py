@@ -22,9 +22,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
 
-from llm_tuning.api.vllm_parsers import ReasoningParser, ToolCallParser
 from llm_tuning.core.cards import VISIBLE, card_order, listed_cards
 from llm_tuning.core.suggestions import did_you_mean
+from llm_tuning.core.vllm_parsers import ReasoningParser, ToolCallParser
 from llm_tuning.engines.vllm.adapter import ServedAdapter, inspect_adapter
 from llm_tuning.engines.vllm.command import (
     PLAIN_TEMPLATE,

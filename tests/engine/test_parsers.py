@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 import pytest
 
-from llm_tuning.api.vllm_parsers import NO_PARSER, ReasoningParser, ToolCallParser
+from llm_tuning.core.vllm_parsers import NO_PARSER, ReasoningParser, ToolCallParser
 from llm_tuning.data.answers import ask
 from llm_tuning.data.calls import for_request
 from llm_tuning.data.chat import ChatTemplate, load_chat_template

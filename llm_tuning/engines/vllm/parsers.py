@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llm_tuning.api.vllm_parsers import FROM_TOKENIZER, NO_PARSER
 from llm_tuning.core.files import read_json
+from llm_tuning.core.vllm_parsers import FROM_TOKENIZER, NO_PARSER
 from llm_tuning.engines.vllm.limits import value_of_flag
 
 TOOL_CALL_FLAG, REASONING_FLAG = "--tool-call-parser", "--reasoning-parser"
