@@ -175,10 +175,10 @@ class PairCounts:
 
     def result(self, *, made: PairingCounts | None, in_training: NDArray[np.bool_] | None) -> PairReport:
         """Return the counts; `made`: what became of rated rows, of which those `in_training` have a trained prompt."""
-        report = self._report
-        report.mean_difference = self._difference / max(1, report.count)
         import numpy as np  # reports are read by commands that need none
 
+        report = self._report
+        report.mean_difference = self._difference / max(1, report.count)
         chosen, rejected = (np.frombuffer(keys, dtype=np.uint64) for keys in (self._chosen, self._rejected))
         odd = np.uint64(_ODD)
         report.contradicted = int(np.isin(chosen * odd + rejected, rejected * odd + chosen).sum())

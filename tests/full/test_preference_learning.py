@@ -12,12 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
 
-from llm_tuning.trainers.micro_batches import pad
-from tests.support.ppo_rows import Encoder, examples, train_base
+from tests.support.ppo_rows import answers_loglik, examples, train_base
 from tests.support.preference_rows import Pair, pairs, write_labels, write_pairs
 from tests.support.recipe_runs import train
 from tests.support.train_run import make_run
@@ -38,19 +34,10 @@ def taught_base(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return train_base(tiny_base, tmp_path_factory.mktemp("taught") / "base")
 
 
-@torch.no_grad()
 def margin(base: Path, adapter: Path | None) -> float:
     """Mean log-likelihood of the good answers to the unseen questions, minus that of the bad ones."""
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    if adapter is not None:
-        model = PeftModel.from_pretrained(model, adapter)
-    chosen, encode = examples(held_out=True), Encoder(base)
-    batch = pad([encode(example) for example in chosen])
-    logprobs = model(input_ids=batch.input_ids).logits[:, :-1].log_softmax(-1)
-    targets = batch.labels[:, 1:]
-    logliks = (logprobs.gather(2, targets.clamp(min=0)[..., None])[..., 0] * (targets != -100)).sum(1).numpy()
-    good = np.array([example.good for example in chosen])
-    return float(logliks[good].mean() - logliks[~good].mean())
+    good, bad = answers_loglik(base, adapter)
+    return good - bad
 
 
 def write(mode: str, folder: Path, base: Path, *, seed: int, noise: bool) -> None:

@@ -89,3 +89,24 @@ def train_base(base: Path, target: Path, *, steps: int = 150, seed: int = 0) -> 
         optimizer.step()
     model.save_pretrained(target)
     return target
+
+
+def answers_loglik(base: Path, adapter: Path | None) -> tuple[float, float]:
+    """Mean log-likelihood of the good and of the bad answers to the held-out questions."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    from llm_tuning.trainers.micro_batches import pad
+
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    if adapter is not None:
+        model = PeftModel.from_pretrained(model, adapter)
+    chosen, encode = examples(held_out=True), Encoder(base)
+    batch = pad([encode(example) for example in chosen])
+    with torch.no_grad():
+        logprobs = model(input_ids=batch.input_ids).logits[:, :-1].log_softmax(-1)
+    targets = batch.labels[:, 1:]
+    logliks = (logprobs.gather(2, targets.clamp(min=0)[..., None])[..., 0] * (targets != -100)).sum(1).numpy()
+    good = np.array([example.good for example in chosen])
+    return float(logliks[good].mean()), float(logliks[~good].mean())

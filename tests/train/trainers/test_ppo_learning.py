@@ -12,13 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
 
 from llm_tuning.trainers import ppo
-from llm_tuning.trainers.micro_batches import pad
-from tests.support.ppo_rows import Encoder, examples, train_base, write_ppo_rows
+from tests.support.ppo_rows import answers_loglik, examples, train_base, write_ppo_rows
 from tests.support.train_run import make_run
 
 SIGNAL_SEEDS = (0, 1, 2)
@@ -33,21 +29,6 @@ LEAST_GAIN = 2.0
 @pytest.fixture(scope="module")
 def taught_base(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train_base(tiny_base, tmp_path_factory.mktemp("taught") / "base")
-
-
-@torch.no_grad()
-def answers_loglik(base: Path, adapter: Path | None) -> tuple[float, float]:
-    """Mean log-likelihood of the good and of the bad answers to the held-out questions."""
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    if adapter is not None:
-        model = PeftModel.from_pretrained(model, adapter)
-    chosen, encode = examples(held_out=True), Encoder(base)
-    batch = pad([encode(example) for example in chosen])
-    logprobs = model(input_ids=batch.input_ids).logits[:, :-1].log_softmax(-1)
-    targets = batch.labels[:, 1:]
-    logliks = (logprobs.gather(2, targets.clamp(min=0)[..., None])[..., 0] * (targets != -100)).sum(1).numpy()
-    good = np.array([example.good for example in chosen])
-    return float(logliks[good].mean()), float(logliks[~good].mean())
 
 
 def tuned(base: Path, work: Path, *, seed: int, noise: bool) -> tuple[float, float, float]:
