@@ -26,7 +26,6 @@ from llm_tuning.trainers.model import (
     checkpoint_gradients,
     linear_targets,
     load_base_model,
-    save_adapter,
     silence_dropout,
 )
 from llm_tuning.trainers.parallel import gather_objects, leave_process_group, stop_together
@@ -34,6 +33,7 @@ from llm_tuning.trainers.policy import Policy
 from llm_tuning.trainers.precision import precision_of_run
 from llm_tuning.trainers.probes import write_parity
 from llm_tuning.trainers.recipe import Recipe, Task
+from llm_tuning.trainers.save import save_adapter
 
 log = logging.getLogger(__name__)
 

@@ -23,9 +23,9 @@ from llm_tuning.trainers.model import (
     attach_lora,
     bare_base,
     load_base_model,
-    save_adapter,
     start_policy,
 )
+from llm_tuning.trainers.save import save_adapter
 
 IDS = torch.arange(4, 24)[None]
 REPO = Path(__file__).parents[3]
@@ -281,7 +281,8 @@ SAVES = """
 import sys
 from pathlib import Path
 import torch
-from llm_tuning.trainers.model import attach_lora, load_base_model, save_adapter
+from llm_tuning.trainers.model import attach_lora, load_base_model
+from llm_tuning.trainers.save import save_adapter
 base = Path(sys.argv[1])
 model = load_base_model(base, device="cpu", dtype=torch.float32)
 lora = attach_lora(model, rank=4, alpha=8, dropout=0.1, target_modules="all-linear", seed=3)

@@ -21,8 +21,9 @@ from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 from llm_tuning.data.token_rows import TokenRows, TokenSequence
 from llm_tuning.trainers import dpo, kto
 from llm_tuning.trainers.fine_tune import load_policy
-from llm_tuning.trainers.model import attach_lora, load_base_model, save_adapter
+from llm_tuning.trainers.model import attach_lora, load_base_model
 from llm_tuning.trainers.recipe import Recipe, Task
+from llm_tuning.trainers.save import save_adapter
 from tests.support.ppo_rows import examples
 from tests.support.preference_rows import pairs, write_labels, write_pairs
 from tests.support.train_run import make_run

@@ -17,7 +17,8 @@ from llm_tuning.models.base import inspect_base, read_config
 from llm_tuning.models.families import family_of
 from llm_tuning.models.shape import read_shape
 from llm_tuning.models.targets import find_targets
-from llm_tuning.trainers.model import attach_lora, linear_targets, load_base_model, save_adapter
+from llm_tuning.trainers.model import attach_lora, linear_targets, load_base_model
+from llm_tuning.trainers.save import save_adapter
 from tests.support.zoo import make_base
 
 ATTENTION = ["k_proj", "o_proj", "q_proj", "v_proj"]
@@ -114,6 +115,22 @@ def test_plain_peft_and_the_next_run_read_what_is_published(base: Path, tmp_path
     model_class = getattr(transformers, family_of(read_config(base)).model_class)
     loaded = PeftModel.from_pretrained(model_class.from_pretrained(base, dtype=torch.float32), folder)
     torch.testing.assert_close(logits(loaded), want, rtol=0, atol=1e-5)
+    torch.testing.assert_close(logits(attach(base, start=folder)), want, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("asked", ["all-linear", "layers.1.self_attn.q_proj"])
+@pytest.mark.parametrize("base", ["llama4_mm"], indirect=True)
+def test_plain_peft_puts_nothing_on_a_tower_whose_layers_have_the_same_names(
+    base: Path, tmp_path: Path, asked: str
+) -> None:
+    model = with_effect(attach(base, targets=asked))
+    want = logits(model)
+    folder = saved(model, base, tmp_path / "adapter")
+    model_class = getattr(transformers, family_of(read_config(base)).model_class)
+    loaded = PeftModel.from_pretrained(model_class.from_pretrained(base, dtype=torch.float32), folder)
+    has = {name.replace(".default", "") for name, _ in loaded.named_parameters() if ".lora_" in name}
+    assert has == set(load_file(folder / "adapter_model.safetensors"))
+    torch.testing.assert_close(logits(loaded.get_submodule("base_model.model.language_model")), want, rtol=0, atol=1e-5)
     torch.testing.assert_close(logits(attach(base, start=folder)), want, rtol=0, atol=1e-5)
 
 
