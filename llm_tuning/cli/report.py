@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_tuning.cli.tables import print_columns, score_titles
+from llm_tuning.core.text import counted
 from llm_tuning.errors import EXIT_OK, EXIT_TRY_AGAIN, TryAgain
 from llm_tuning.models.call_scores import calls_note
 from llm_tuning.models.manifest import Manifest, hardware_line
@@ -71,6 +72,7 @@ def _summary(models: Path, manifest: Manifest) -> list[tuple[str, str]]:
         ("stopped early", manifest.training.stopped_early or "" if manifest.training else ""),
         *_data(manifest),
         ("tool calls", calls_note(manifest.metrics)),
+        ("warning", "; ".join(map(str, manifest.metrics.get("warnings") or ()))),
         ("mlflow", f"run {mlflow.run_id} of {mlflow.experiment} in {mlflow.uri}" if mlflow else _not_tracked(manifest)),
     ]
 
@@ -105,7 +107,7 @@ def _data(manifest: Manifest) -> list[tuple[str, str]]:
     try:
         report = Report.model_validate((dataset.model_extra or {})["report"])
     except (KeyError, ValidationError):
-        counts = f"{dataset.rows:,} rows read, {dataset.kept:,} kept, {dataset.refused:,} refused"
+        counts = f"{counted(dataset.rows)} read, {dataset.kept:,} kept, {dataset.refused:,} refused"
         return [("data", f"{dataset.path}: {counts} (hash {dataset.hash[:12]})")]
     return [(label.lower(), text) for label, text in summary_lines(report)]
 

@@ -1,4 +1,4 @@
-"""Text from outside (file names, rows) on its way to a terminal, which would obey what is written in it."""
+"""Text for people: from outside (file names, rows) on its way to a terminal, which would obey it; counts."""
 
 from __future__ import annotations
 
@@ -16,6 +16,11 @@ def printable(text: str) -> str:
 def one_line(text: str) -> str:
     """Return `text` as `printable` does, on one line: a name with a line break must not look like two."""
     return printable(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def counted(count: int, what: str = "row") -> str:
+    """Return `1 row`, `1,204 rows`."""
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
 
 
 def _escaped(found: re.Match[str]) -> str:

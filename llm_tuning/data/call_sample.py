@@ -25,8 +25,16 @@ MAX_CALLS, MAX_WORDS = 32, 8
 """Answers that are asked for: those that are calls, and those in words where there are tools."""
 ROWS_LOOKED_AT = 2048
 """Held-out rows among which they are sought."""
+_SHOWN = (
+    "training.learnReasoning is false and the base's template asks for answers behind reasoning of its own: the calls "
+    "are learned behind the recorded reasoning, which often names them, so to ask for them again would show nothing"
+)
 ROOM = 32
 """Tokens that an answer may have beyond those of the recorded one."""
+
+
+class ReasoningShown(NotReadable):
+    """No recorded call can be asked for again, since the reasoning before it is given."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +88,8 @@ def sample_calls(
     tokenizer: RowTokenizer,
     is_wanted: Callable[[float, int], bool] = lambda number, sequence: True,
 ) -> CallSample | None:
-    """Choose held-out answers, at most one of a row; None where no row looked at has tools. Raises NotReadable.
+    """Choose held-out answers, at most one of a row; None where no row looked at has tools. Raises NotReadable, which a
+    ReasoningShown is.
 
     `is_wanted`, given the number of a row and the place of a sequence in it, says whether the model should answer so.
     """
@@ -88,7 +97,7 @@ def sample_calls(
     reader: CallReader | None = None
     calls: list[Asked] = []
     words: list[Asked] = []
-    not_read = 0
+    not_read = shown = 0
     for row in chosen.tolist():
         if len(calls) == MAX_CALLS:
             break
@@ -99,6 +108,7 @@ def sample_calls(
                 answers = _Answers(rows, row, place, tools)
                 found += list(answers.read(reader, tokenizer))
                 not_read += answers.not_read
+                shown += answers.not_read if answers.shown else 0
         called = [asked for asked in found if asked.recorded]
         if called:
             calls.append(called[0])
@@ -107,6 +117,8 @@ def sample_calls(
     if reader is None:
         return None
     if not calls and not_read:
+        if shown == not_read:
+            raise ReasoningShown(_SHOWN)
         raise NotReadable("the calls of its rows cannot be read back from what it writes")
     return CallSample(reader, tokenizer, [*calls, *words], not_read)
 
@@ -120,6 +132,8 @@ class _Answers:
     place: int
     tools: Tools
     not_read: int = field(default=0, init=False)
+    shown: bool = field(default=False, init=False)
+    """They are behind reasoning that is in the prompt, not learned: it often names the call."""
 
     def read(self, reader: CallReader, tokenizer: RowTokenizer) -> Iterator[Asked]:
         """Yield the answers whose own ids give what the row says; count the calls that they do not give."""
@@ -128,7 +142,7 @@ class _Answers:
         expected = [calls for message in messages if (calls := recorded_calls(message))]
         server_prompt = self.rows.prompt_tokens(self.row, self.place)
         if not server_prompt and any(map(_reasons, messages)):
-            self.not_read = len(expected)  # reasoning that is shown and not learned often names the call
+            self.not_read, self.shown = len(expected), True
             return
         edges = np.flatnonzero(np.diff(sequence.learned.astype(np.int8), append=0))
         for before, last in edges.reshape(-1, 2).tolist():

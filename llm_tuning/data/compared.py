@@ -6,6 +6,7 @@ A model learns whatever tells the better answers from the worse ones. Where that
 from __future__ import annotations
 
 import hashlib
+import json
 from abc import abstractmethod
 from array import array
 from collections.abc import Iterable, Iterator
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from llm_tuning.data.calls import key_text, tools_key
+from llm_tuning.data.calls import calls_of, key_text, tools_key
 from llm_tuning.data.messages import Message
 from llm_tuning.data.pairing import PairingCounts
 from llm_tuning.data.rows import Conversation
@@ -79,6 +80,8 @@ class PairReport(ComparedReport):
     """Prompts without a pair, since no two of their answers are rated far enough apart."""
     averaged: int = 0
     """Answers that were rated several times and differently; their mean is taken."""
+    spaced: int = 0
+    """Prompts that are another one but for white space: the answers of the two are not compared."""
     in_training: int = 0
     """Of pairs to evaluate on, those whose prompt is among the training rows."""
 
@@ -103,6 +106,11 @@ class PairReport(ComparedReport):
             )
 
     def warnings(self) -> Iterator[str]:
+        if self.spaced:
+            yield (
+                f"prompts that are another one but for white space: {self.spaced:,}; answers are compared where their "
+                "prompts are the same exactly: write them alike"
+            )
         if self.contradicted:
             yield (
                 f"pairs that are there the other way round, too: {self.contradicted:,}; one of them takes back what "
@@ -173,8 +181,11 @@ class PairCounts:
         self._report.rejected_longer += chosen < rejected
         self._difference += chosen - rejected
 
-    def result(self, *, made: PairingCounts | None, in_training: NDArray[np.bool_] | None) -> PairReport:
-        """Return the counts; `made`: what became of rated rows, of which those `in_training` have a trained prompt."""
+    def result(self, *, made: PairingCounts | None, prompts: int, in_training: NDArray[np.bool_] | None) -> PairReport:
+        """Return the counts; `made`: what became of rated rows, of which those `in_training` have a trained prompt.
+
+        `prompts` are those of the rows, whatever white space they are written with.
+        """
         import numpy as np  # reports are read by commands that need none
 
         report = self._report
@@ -184,6 +195,7 @@ class PairCounts:
         report.contradicted = int(np.isin(chosen * odd + rejected, rejected * odd + chosen).sum())
         if made is not None:
             report.from_ratings, report.prompts = True, made.prompts
+            report.spaced = max(0, made.prompts - prompts)
             report.one_answer, report.tied, report.averaged = made.one_answer, made.tied, made.averaged
             if in_training is not None:
                 report.in_training = int(in_training[np.frombuffer(self._places, dtype=np.uint64)].sum())
@@ -232,9 +244,15 @@ def _both_sides(marked: array[int]) -> tuple[int, int]:
 
 
 def answer_characters(conversation: Conversation) -> int:
-    """Count the characters of the turns that are learned."""
+    """Count the characters of the turns that are learned: texts, reasoning, and calls as JSON."""
     messages = conversation.messages or []
-    return sum(len(messages[index]["content"]) for index in conversation.learned_turns())
+    return sum(_characters(messages[index]) for index in conversation.learned_turns())
+
+
+def _characters(message: Message) -> int:
+    called = (call["function"] for call in calls_of(message))
+    calls = sum(len(call["name"]) + len(json.dumps(call["arguments"], ensure_ascii=False)) for call in called)
+    return len(message["content"]) + len(message.get("reasoning_content", "")) + calls
 
 
 def prompt_identity(conversation: Conversation) -> int:

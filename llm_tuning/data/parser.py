@@ -16,6 +16,7 @@ from llm_tuning.data.row_fields import FLAG_NAMES, PREFIX_NAMES, plain
 from llm_tuning.data.row_plan import (
     RowPlan,
     build_plan,
+    refuse_judgements,
     refuse_kinds,
     refuse_labels,
     refuse_texts,
@@ -70,6 +71,8 @@ class RowParser:
         if shape is None:
             raise unfit_fault(self.form, self.shape, row)
         number = self._number(row, shape)
+        if plan.judgements:
+            refuse_judgements(plan, row, number)
         if plan.has_flags and read_flags(row) is False:
             self._count("left out", row_number)
             return None

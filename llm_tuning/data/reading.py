@@ -124,10 +124,11 @@ class DatasetFile:
 def one_object_problem(path: Path, *, is_row: bool) -> Problem | None:
     """Build the problem of a file with one line: what the object on it is instead of a row. Raises InputError.
 
-    None for one that `is_row`, good or bad, unless its lists or columns say otherwise.
+    None for one that `is_row`, good or bad, or on one line as rows are, unless its lists or columns say otherwise.
     """
     file = look_at(locate(path).files[0]).stored
     outline = outline_of(file)
+    is_row = is_row or outline.first_line == outline.last_line
     return None if is_row and not holds_rows(outline) else object_problem(file.path, outline)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, PrivateAttr
 
-from llm_tuning.core.text import one_line
+from llm_tuning.core.text import counted, one_line
 from llm_tuning.data.compared import ComparedReport, LabelReport, PairReport
 from llm_tuning.data.faults import Reason
 from llm_tuning.data.reading import FORMAT_NAMES, DatasetFile, Format
@@ -160,9 +160,12 @@ class ToolReport(_Part):
         said = []
         if self.declaring or self.calling:
             several = f", {self.several_at_once:,} of them several in a turn" if self.several_at_once else ""
-            said.append(f"{self.declaring:,} rows declare tools, {self.calling:,} have {self.calls:,} calls{several}")
+            declare = "declares" if self.declaring == 1 else "declare"
+            have = "has" if self.calling == 1 else "have"
+            calls = f"{self.calling:,} {have} {counted(self.calls, 'call')}{several}"
+            said.append(f"{counted(self.declaring)} {declare} tools, {calls}")
         if self.reasoning:
-            said.append(f"{self.reasoning:,} rows have reasoning")
+            said.append(f"{counted(self.reasoning)} {'has' if self.reasoning == 1 else 'have'} reasoning")
         return "; ".join(said)
 
 
@@ -379,7 +382,9 @@ def _token_lines(report: Report) -> list[tuple[str, str]]:
     each = "sequence" if several else "row"
     lines = [("Tokens", f"{lengths.total:,} in all, {tokens.learned:,} learned; a {each}: {spread}")]
     if several or (report.pairs is None and tokens.answers > report.kept):
-        became = f"{report.kept:,} rows are {tokens.sequences:,} sequences with {tokens.answers:,} learned answers"
+        rows, sequences = counted(report.kept), counted(tokens.sequences, "sequence")
+        are = "is" if report.kept == 1 else "are"
+        became = f"{rows} {are} {sequences} with {counted(tokens.answers, 'learned answer')}"
         lines.append(("Answers", became))
     if tokens.truncated.count:
         share = tokens.tokens_lost / lengths.total

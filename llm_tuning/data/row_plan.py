@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from llm_tuning.data.faults import Reason, RowFault, shown
+from llm_tuning.data.labels import BAD, GOOD, LABELS, RATINGS, LabelField
 from llm_tuning.data.messages import convert_messages
 from llm_tuning.data.row_fields import (
     ANSWER_TO_TEXT_NAMES,
@@ -27,8 +28,9 @@ from llm_tuning.data.row_fields import (
     plain,
 )
 from llm_tuning.data.rows import FORMS, Conversation, Row, RowForm, Shape
-from llm_tuning.data.values import check_text, is_given, is_set, texts_in
+from llm_tuning.data.values import check_text, flag, is_given, is_set, texts_in
 
+_JUDGEMENTS = {plain(name) for kind in KINDS if kind.name in ("label", "judgement") for name in kind.row}
 _ROLE_NAMES = frozenset(("role", "from", "speaker"))
 
 
@@ -50,6 +52,8 @@ class RowPlan:
     has_flags: bool = False
     columns: Mapping[str, str] = field(default_factory=dict)
     """The columns that the file's author has named."""
+    judgements: list[str] = field(default_factory=list)
+    """Beside a label or a rating that is read: what may say the same of the answer in another field."""
     scores: tuple[str, str] | None = None
     """Fields with a score of the better answer and one of the worse, where the row has two."""
     unnoted: list[str] = field(default_factory=list)
@@ -97,6 +101,8 @@ def build_plan(form: RowForm, shape: Shape | None, row: Row, columns: Mapping[st
                 or (shape and shape.is_text and key in ANSWER_TO_TEXT_NAMES)
             ):
                 plan.texts.append(name)
+    if isinstance(form.number, LabelField) and not columns.keys() & {*LABELS, *RATINGS}:
+        plan.judgements = [name for name in plan.unnoted if plain(name) in _JUDGEMENTS]
     if form.sides:
         by_key = {plain(name): name for name in row}
         pairs = [(by_key[one], by_key[other]) for one, other in SCORES_OF_SIDES if {one, other} <= by_key.keys()]
@@ -115,6 +121,20 @@ def refuse_kinds(form: RowForm, plan: RowPlan, row: Row) -> None:
     for name, kind in plan.refused:
         if kind.matters(row[name]):
             raise kind.unread_fault(name) if kind.name in form.takes else kind.fault(name, advice=advice_on(kind, form))
+
+
+def refuse_judgements(plan: RowPlan, row: Row, number: float) -> None:
+    """Raise RowFault where another field says the opposite of what is learned of the answer."""
+    for name in plan.judgements:
+        said = flag(row[name])
+        if said is not None and number != (GOOD if said else BAD):
+            read = next(own for own in (*LABELS, *RATINGS) if is_set(row.get(own)))
+            rule = f"`{read}` and `{shown(name)}` say different things"
+            raise RowFault(
+                Reason.AMBIGUOUS,
+                rule,
+                f"keep the one that is meant, or {_columns({read: read})} to leave `{shown(name)}` out",
+            )
 
 
 def advice_on(kind: FieldKind, form: RowForm) -> str:
@@ -225,6 +245,8 @@ def _history(row: Row, name: str) -> list[dict[str, str]]:
 def refuse_texts(form: RowForm, shape: Shape, plan: RowPlan, row: Row, conversations: Sequence[Conversation]) -> None:
     """Raise RowFault where a text that the shape does not read says something that the conversations do not."""
     given = [name for name in plan.texts if is_given(row[name])]
+    if isinstance(form.number, LabelField):  # whose "true" is no text
+        given = [name for name in given if plain(name) not in _JUDGEMENTS or flag(row[name]) is None]
     if not given:
         return
     own = _normal(text for conversation in conversations for text in _turns(conversation))

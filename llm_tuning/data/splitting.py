@@ -88,6 +88,10 @@ class PromptGroups:
     def __len__(self) -> int:
         return len(self._prompts)
 
+    def count(self, first: int = 0) -> int:
+        """Count the different prompts of the rows from `first` on, each for itself."""
+        return len(np.unique(np.array(self._prompts[first:], dtype=np.uint64)))
+
     def keys(self) -> PromptKeys:
         """Return a key a row, of shape (rows,): equal for rows that must be on one side of a split."""
         prompts, longer, asks = (
@@ -110,12 +114,15 @@ class PromptGroups:
         return led[np.searchsorted(known, prompts)]
 
 
-def split(prompts: PromptKeys, fraction: float, seed: int) -> tuple[Indices, Indices]:
+def split(
+    prompts: PromptKeys, fraction: float, seed: int, *, good: NDArray[np.bool_] | None = None
+) -> tuple[Indices, Indices]:
     """Return the indices (training, held out) of rows with these keys, in rising order; see `PromptGroups`.
 
     `fraction` of the rows, at least one, as whole prompts in an order that follows from `seed` and the prompts alone.
     Where every prompt has more rows than that, the one with the fewest is held out. Nothing is held out of less than
-    20 rows, nor where all rows have one prompt.
+    20 rows, nor where all rows have one prompt. With `good`, which tells rows of two kinds apart, both sides have rows
+    of both kinds where that takes no more than another choice of prompts, and two rows or more are to be held out.
     """
     everything = np.arange(len(prompts), dtype=np.int64)
     if len(prompts) < MIN_ROWS_TO_SPLIT or fraction <= 0:
@@ -123,7 +130,11 @@ def split(prompts: PromptKeys, fraction: float, seed: int) -> tuple[Indices, Ind
     keys, group_of_row, sizes = np.unique(prompts, return_inverse=True, return_counts=True)
     if len(keys) < 2:
         return everything, everything[:0]
-    chosen = _choose(keys, sizes, max(1, round(len(prompts) * fraction)), seed)
+    target = max(1, round(len(prompts) * fraction))
+    chosen = _choose(keys, sizes, target, seed)
+    if good is not None and target > 1:
+        kinds = [np.bincount(group_of_row, weights=kind, minlength=len(keys)) > 0 for kind in (good, ~good)]
+        _spread_kinds(chosen, np.argsort(_shuffled(keys, seed), kind="stable"), sizes, np.stack(kinds, axis=1))
     is_held_out = chosen[group_of_row]
     return everything[~is_held_out], everything[is_held_out]
 
@@ -151,6 +162,36 @@ def _choose(keys: PromptKeys, sizes: NDArray[np.int64], target: int, seed: int) 
     if room == target:
         chosen[order[np.argmin(sizes[order])]] = True
     return chosen
+
+
+def _spread_kinds(
+    chosen: NDArray[np.bool_], order: Indices, sizes: NDArray[np.int64], kinds: NDArray[np.bool_]
+) -> None:
+    """Exchange chosen prompts for others so that both sides have rows of both kinds, as far as one exchange each does.
+
+    `kinds`, of shape (prompts, 2), says of which kinds the rows of a prompt are. Taken in is the first prompt in
+    `order` with the kind that is missing, in place of the one nearest in size whose kinds are there without it.
+    """
+    for side, other in ((True, False), (False, True)):  # what the held-out rows lack, then what the training rows lack
+        for kind in (0, 1):
+            if kinds[chosen == side, kind].any():
+                continue
+            has = [group for group in order if chosen[group] == other and kinds[group, kind]]
+            if len(has) < 2:
+                continue  # the one prompt with such rows: it stays where it is
+            taken = has[0]
+            given = [group for group in order if chosen[group] == side and _goes_without(group, chosen == side, kinds)]
+            if given:
+                near = min(given, key=lambda group: abs(int(sizes[group]) - int(sizes[taken])))
+                chosen[near] = other
+            chosen[taken] = side
+
+
+def _goes_without(group: np.int64, side: NDArray[np.bool_], kinds: NDArray[np.bool_]) -> bool:
+    """Return whether a side of a split has every kind of rows that it has now when a prompt leaves it."""
+    rest = side.copy()
+    rest[group] = False
+    return bool((kinds[rest].any(axis=0) >= kinds[side].any(axis=0)).all())
 
 
 def _shuffled(keys: PromptKeys, seed: int) -> PromptKeys:

@@ -201,7 +201,9 @@ class Tally:
             report.labels = self._labels.result()
         if self._pairs is not None:
             made = self._rated.counts if self._rated is not None else None
-            report.pairs = self._pairs.result(made=made, in_training=in_training)
+            report.pairs = self._pairs.result(
+                made=made, prompts=self._prompts.count(self._before), in_training=in_training
+            )
         report.rewards = self._rewards.result()
         report.tools = self._tools
         if self._with_tokens:

@@ -36,6 +36,7 @@ from numpy.typing import NDArray
 
 from llm_tuning.core.files import read_json, write_json
 from llm_tuning.data.calls import Tools
+from llm_tuning.data.labels import GOOD
 from llm_tuning.data.messages import Message
 from llm_tuning.data.splitting import PromptGroups, held_out_apart, split, split_rows
 
@@ -268,8 +269,12 @@ class TokenRows:
             (path / name).is_file() and (path / name).stat().st_size == sizes.get(name) for name in files
         )
 
-    def hold_out(self, fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def hold_out(
+        self, fraction: float, seed: int, *, labelled: bool = False
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the indices of the training rows and of the held-out rows: see `splitting.split`.
+
+        `labelled`: the numbers of the rows are labels, and both sides should have rows of both.
 
         Rows to evaluate on that have a file of their own are all that is held out: see `splitting.held_out_apart`.
         """
@@ -277,7 +282,7 @@ class TokenRows:
             return held_out_apart(self.prompts, self.evaluation_from)
         if self.prompts is None:
             return split_rows(len(self), fraction, seed)
-        return split(self.prompts, fraction, seed)
+        return split(self.prompts, fraction, seed, good=self.numbers == GOOD if labelled else None)
 
     def sequences_of(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the numbers of the sequences of the rows at `indices`, row after row."""

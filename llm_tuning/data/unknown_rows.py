@@ -55,6 +55,8 @@ def unfit_fault(form: RowForm, shape: Shape | None, row: Row) -> RowFault:
     if fault is not None:
         return fault
     columns = propose_columns(form, row)
+    if columns and not _makes_a_row(form, row, columns):
+        columns = None
     near = _nearest_shape(form, row)
     if columns:
         fix = _set_columns(columns)
@@ -72,6 +74,12 @@ def unfit_fault(form: RowForm, shape: Shape | None, row: Row) -> RowFault:
     rule = f"has none of the shapes of {form.mode} rows{has}"
     fix = "; ".join(filter(None, (f"rows are {form.accepted}", other_modes(form, row))))
     return RowFault(Reason.UNKNOWN_SHAPE, rule, fix)
+
+
+def _makes_a_row(form: RowForm, row: Row, columns: Mapping[str, str]) -> bool:
+    """Return whether the row has all fields of some shape under these columns; an empty one is not so in others."""
+    names = {*row, *columns} - {given for own, given in columns.items() if own != given}
+    return any(names.issuperset(shape.fields) for shape in form.shapes)
 
 
 def _set_columns(columns: Mapping[str, str]) -> str:
@@ -157,8 +165,14 @@ def propose_columns(form: RowForm, row: Row) -> dict[str, str] | None:
 def _propose_pair(form: RowForm, row: Row) -> dict[str, str] | None:
     """Return the columns of a row with two answers of which one is better, None where it is not certain."""
     chosen, rejected = find_sides(row)
-    if not chosen and len(rejected) == 1 and len(answered := _named(row, _ANSWERED)) == 1:
-        chosen = answered
+    if not chosen and len(rejected) == 1:
+        chosen = _named(row, _ANSWERED)
+        whole = [name for name in ("messages", "conversations") if is_given(row.get(name))]
+        if not chosen and len(whole) == 1 and isinstance(row[rejected[0]], list):
+            if holds_whole_conversations(row, (whole[0], rejected[0])):
+                chosen = whole
+            elif whole[0] == "messages":
+                return _changed({"rejected_response": rejected[0]}, row)
     if len(chosen) != 1 or len(rejected) != 1:
         return None
     sides = dict(zip(form.sides, (chosen[0], rejected[0]), strict=True))

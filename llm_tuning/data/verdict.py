@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from llm_tuning.core.text import counted
 from llm_tuning.data.faults import Fact, Reason
 from llm_tuning.data.parser import RowParser
 from llm_tuning.data.reading import one_object_problem
@@ -82,11 +83,11 @@ def judge_evaluation(
 ) -> None:
     """Complete the report of rows to evaluate on: one is enough, and they need not make sense to train on."""
     _copy_facts(report, parser, tokenizer)
-    seen, rows = report.in_training, "row" if report.kept == 1 else "rows"
+    seen = report.in_training
     if report.data_hash is not None:
         _find_problems(report, skip_invalid_rows=skip_invalid_rows, fewest=1)
         if report.kept and seen.count == report.kept:
-            rule = f"has {report.kept:,} usable {rows}, all with a prompt of the training rows"
+            rule = f"has {counted(report.kept, 'usable row')}, all with a prompt of the training rows"
             fix = "give rows with prompts of their own, or leave {field:dataset.evaluation} out: a share is held out"
             report.refuse(Problem(report.path, rule, fix))
         elif report.kept and not report.evaluated:
@@ -121,7 +122,7 @@ def _find_problems(report: Report, *, skip_invalid_rows: bool, fewest: int) -> N
         for refused in report.refusals:
             report.refuse(_refused_problem(report.path, refused, _to_skip(report)))
     if report.kept < fewest and (skip_invalid_rows or not report.refusals):
-        rule = f"holds {report.kept} usable {'row' if report.kept == 1 else 'rows'}"
+        rule = f"holds {counted(report.kept, 'usable row')}"
         report.refuse(Problem(report.path, rule, f"a run needs at least {fewest}"))
 
 
@@ -154,7 +155,8 @@ def _find_warnings(report: Report, parser: RowParser) -> None:
             )
         elif tokens.rows_learning_end < report.kept - tokens.truncated.count:
             missing = report.kept - tokens.truncated.count - tokens.rows_learning_end
-            warn(f"{missing:,} rows that are not cut end without an end token: such answers may not stop")
+            which = "row that is not cut ends" if missing == 1 else "rows that are not cut end"
+            warn(f"{missing:,} {which} without an end token: such answers may not stop")
         if tokens.truncated.count:
             at = f"{{field:training.max_length}} {tokens.max_length:,}"
             warn(f"{tokens.truncated} cut at {at}: raise it to keep the whole answers")
@@ -170,7 +172,12 @@ def _find_warnings(report: Report, parser: RowParser) -> None:
     for compared in report.compared:
         report.warnings += compared.warnings()
     if report.refusals and report.ok:
-        warn(f"{report.refused:,} refused rows are skipped: correct them to train on them")
+        are = (
+            "is skipped: correct it to train on it"
+            if report.refused == 1
+            else "are skipped: correct them to train on them"
+        )
+        warn(f"{counted(report.refused, 'refused row')} {are}")
 
 
 def _find_notes_on_base(report: Report, tokenizer: RowTokenizer | None, tokenizer_dir: Path | None) -> None:
@@ -195,7 +202,7 @@ def _find_notes(report: Report, parser: RowParser) -> None:
     if ties := parser.counts["equal scores"]:
         note(f"pairs whose answers have the same score: {ties:,} of {report.kept:,}")
     if report.rows_trimmed:
-        note(f"messages after the last answer to learn are left out in {report.rows_trimmed:,} rows")
+        note(f"messages after the last answer to learn are left out in {counted(report.rows_trimmed)}")
     if report.rows_left_out:
         note(f"rows that are marked as not learned are left out: {report.rows_left_out:,}")
     if report.files > 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from llm_tuning.core.text import counted
 from llm_tuning.modes.mode import CALL_SCORES
 
 POLICIES = ("base", "start", "tuned")
@@ -18,8 +19,11 @@ def calls_note(metrics: Mapping[str, Any]) -> str:
     if calls.get("reason"):
         return f"not scored: {calls['reason']}"
     with_calls, without = calls.get("with_calls", 0), calls.get("without_calls", 0)
-    left_out = f"; {calls['not_read']} recorded calls could not be read back" if calls.get("not_read") else ""
-    return f"answers generated to {with_calls} held-out prompts with a call, {without} with words{left_out}"
+    left_out = (
+        f"; {counted(calls['not_read'], 'recorded call')} could not be read back" if calls.get("not_read") else ""
+    )
+    asked = f"{counted(with_calls, 'held-out prompt')} with a call, {without} with words"
+    return f"answers generated to {asked}{left_out}"
 
 
 def call_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:

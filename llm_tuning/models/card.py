@@ -124,7 +124,8 @@ def _evaluation(manifest: Manifest) -> str:
     held_out = f"{metrics.get('held_out_rows', 0):,} held-out rows{_evaluation_file(manifest)}{of}"
     note = calls_note(metrics)
     calls = f"\n\nTool calls: {_plain(note)}." if note else ""
-    return f"## Evaluation\n\nOn {held_out}, the same for every column.\n\n{table}{calls}"
+    warnings = "".join(f"\n\nWarning: {_plain(str(warning))}." for warning in metrics.get("warnings") or ())
+    return f"## Evaluation\n\nOn {held_out}, the same for every column.\n\n{table}{calls}{warnings}"
 
 
 def _evaluation_file(manifest: Manifest) -> str:

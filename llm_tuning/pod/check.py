@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from llm_tuning.core.text import counted
 from llm_tuning.data.report import Report
 from llm_tuning.pod.contract import CheckResult, PodReason
 from llm_tuning.pod.job import PodJob
@@ -25,12 +26,12 @@ def run(job: PodJob) -> CheckResult:
 
 def _message(report: Report) -> str:
     """Put the report into a condition's message: rows, refusals by reason with first row numbers, lengths, warnings."""
-    parts = [f"{report.kept:,} of {report.rows:,} rows are kept"]
+    parts = [f"{report.kept:,} of {counted(report.rows)} {'is' if report.kept == 1 else 'are'} kept"]
     if report.refusals:
         reasons = ", ".join(f"{refused.reason} in {refused}" for refused in report.refusals)
         parts.append(f"{report.refused:,} refused ({reasons})")
     if report.pairs is not None and report.pairs.from_ratings:
-        parts.append(f"they make {report.pairs.count:,} pairs")
+        parts.append(f"they make {counted(report.pairs.count, 'pair')}")
     tokens = report.tokens
     if tokens is not None and tokens.lengths is not None:
         lengths = tokens.lengths
@@ -41,6 +42,7 @@ def _message(report: Report) -> str:
     warnings = [f"Warning: {warning}" for warning in report.warnings]
     held_out = report.evaluation
     if held_out is not None:
-        parts.append(f"evaluation: {held_out.evaluated:,} of {held_out.rows:,} rows are scored")
+        are = "is" if held_out.evaluated == 1 else "are"
+        parts.append(f"evaluation: {held_out.evaluated:,} of {counted(held_out.rows)} {are} scored")
         warnings += [f"Warning: evaluation: {warning}" for warning in held_out.warnings]
     return ". ".join(["; ".join(parts), *warnings])

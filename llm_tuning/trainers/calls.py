@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from llm_tuning.data.call_reader import NotReadable
-from llm_tuning.data.call_sample import Asked, CallSample, sample_calls, until_stop
+from llm_tuning.data.call_sample import Asked, CallSample, ReasoningShown, sample_calls, until_stop
 from llm_tuning.data.tokens import RowTokenizer
 from llm_tuning.modes import MODES
 from llm_tuning.modes.mode import CALLED_ANYWAY, CALLS_EQUAL, CALLS_FIT, CALLS_PARSED
@@ -55,6 +55,8 @@ class CallScorer:
                 return cls(policy, batches, has_tools=False)
             is_wanted = MODES[run.config.mode].answers
             sample = sample_calls(batches.rows, held_out, tokenizer, is_wanted)
+        except ReasoningShown as error:
+            return cls(policy, batches, reason=str(error))
         except NotReadable as error:
             return cls(policy, batches, reason=f"the chat template of the base: {error}")
         return cls(policy, batches, sample, has_tools=sample is not None)

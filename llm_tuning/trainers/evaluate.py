@@ -6,6 +6,7 @@ sums are all-reduced, so that each rank holds the same scores.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -25,6 +26,8 @@ from llm_tuning.trainers.model import bare_base, start_policy
 from llm_tuning.trainers.parallel import sum_over_ranks
 from llm_tuning.trainers.policy import Policy
 from llm_tuning.trainers.transfer import read_behind
+
+log = logging.getLogger(__name__)
 
 NO_HELD_OUT_ROWS = "NoHeldOutRows"
 """Reason when the data set is too small for a split (below 20 rows), has one prompt, or the fraction is 0."""
@@ -98,16 +101,28 @@ def evaluate_policy(
     )
 
 
+WarningOfMode = Callable[[Mapping[str, float]], str | None]
+"""Says what scores of the mode warn of; None for nothing."""
+
+
+def no_warning(scores: Mapping[str, float]) -> str | None:
+    """Find nothing, for a mode without warnings."""
+    return None
+
+
 def evaluate_run(
     run: TrainRun,
     policy: Policy,
     batches: MicroBatches,
     held_out: Indices,
+    *,
     of_mode: ScoresOfMode = no_more_scores,
+    warning_of: WarningOfMode = no_warning,
 ) -> Scores | None:
     """Score base, start policy (where training began at an adapter) and tuned; write the run's `evaluation.json`.
 
-    All ranks call it; rank 0 writes. Returns the tuned model's scores, None without held-out rows.
+    What `warning_of` the tuned model's scores says is logged and written beside them. All ranks call it; rank 0 writes.
+    Returns the tuned model's scores, None without held-out rows.
     """
     result: dict[str, object] = {"source": "held_out", "held_out_rows": len(held_out)}
     rows, tuned = batches.rows, None
@@ -140,6 +155,10 @@ def evaluate_run(
             "start": start.as_dict() if start else None,
             "tuned": tuned.as_dict(),
         }
+        if (warning := warning_of(tuned.of_mode)) is not None:
+            result["warnings"] = [warning]
+            if run.is_main:
+                log.warning("%s", warning)
     if run.is_main:
         write_json(run.work / EVALUATION, result)
     return tuned

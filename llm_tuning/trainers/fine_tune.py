@@ -10,6 +10,7 @@ from peft.helpers import disable_input_dtype_casting
 from llm_tuning.core.files import write_json
 from llm_tuning.core.stopping import raise_if_stopped
 from llm_tuning.data.chat import load_chat_template
+from llm_tuning.data.labels import LabelField
 from llm_tuning.data.token_rows import TokenRows
 from llm_tuning.models.base import read_config
 from llm_tuning.models.families import family_of
@@ -44,14 +45,16 @@ def fine_tune(run: TrainRun, mode: type[Recipe]) -> None:
     Raises TryAgain when asked to stop, with a checkpoint saved unless no step was done, and InputError where the
     configuration does not fit the model, the rows or the device.
     """
-    training = run.config.training
+    training, mode_of_run = run.config.training, MODES[run.config.mode]
     raise_if_stopped("before the first step")
     quiet = warnings.catch_warnings(action="ignore", category=FutureWarning)  # what peft and trl still call
     with quiet, gpu_errors_explained(run, Stage.TRAINING):
         with gpu_errors_explained(run, Stage.LOADING):
             policy = load_policy(run, mode)
         rows = TokenRows.open(run.rows)
-        training_rows, held_out = rows.hold_out(training.eval_fraction, training.seed)
+        training_rows, held_out = rows.hold_out(
+            training.eval_fraction, training.seed, labelled=isinstance(mode_of_run.rows.number, LabelField)
+        )
         task = Task.of(run, policy, rows, training_rows, held_out)
 
         with disable_input_dtype_casting(policy.model):  # autocast casts; PEFT would, to fp32 and back
@@ -60,10 +63,7 @@ def fine_tune(run: TrainRun, mode: type[Recipe]) -> None:
 
             run.reporter.stage("evaluating")
             with gpu_errors_explained(run, Stage.EVALUATION):
-                tuned = evaluate_run(run, policy, task.batches, held_out, recipe.scores)
-            warning = recipe.warning(tuned.of_mode) if tuned is not None else None
-            if warning is not None and run.is_main:
-                log.warning("%s", warning)
+                evaluate_run(run, policy, task.batches, held_out, of_mode=recipe.scores, warning_of=recipe.warning)
             stop_together("after the evaluation", run.device)
             hardware = hardware_of(run, policy)
             leave_process_group()

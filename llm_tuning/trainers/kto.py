@@ -112,6 +112,16 @@ class Kto(Recipe):
         kl = self._estimate(measured.indices, self.reference_mismatched[-1])
         return label_scores(changes_R, self.labels[torch.from_numpy(measured.indices)], kl=kl, beta=self.settings.beta)
 
+    def warning(self, scores: Mapping[str, float]) -> str | None:
+        """Say so where the held-out answers have one label."""
+        if "reward_margin" in scores:
+            return None
+        kind, other = ("good", "bad") if "desirable_reward" in scores else ("bad", "good")
+        return (
+            f"the held-out answers are all {kind}, so nothing shows whether the model tells them from {other} ones: "
+            "raise training.evalFraction, or give more answers of both kinds"
+        )
+
     def _estimate(self, order: Indices, reference_N: Tensor) -> float:
         task = self.task
         logprobs_N = score_sequences(task.policy, task.batches, self._mismatched(order))

@@ -13,7 +13,7 @@ from torch import Tensor
 from llm_tuning.data.token_rows import TokenRows, TokenRowsWriter
 from llm_tuning.modes.dpo import DPO, LossType
 from llm_tuning.trainers.dpo import Dpo, dpo_loss, pair_scores, wins
-from llm_tuning.trainers.kto import kto_loss, label_scores
+from llm_tuning.trainers.kto import Kto, kto_loss, label_scores
 from llm_tuning.trainers.mismatched import mismatched
 from llm_tuning.trainers.output_tokens import sums_of
 
@@ -135,6 +135,16 @@ def test_the_scores_of_labels() -> None:
         "label_accuracy": 0.5,
         "desirable_reward": 0.0,
     }
+
+
+def test_held_out_answers_of_one_label_are_told() -> None:
+    good = torch.tensor([True, True])
+    for labels, kind, other in ((good, "good", "bad"), (~good, "bad", "good")):
+        warning = Kto.warning(object.__new__(Kto), label_scores(torch.ones(2).double(), labels, kl=0.0, beta=BETA))
+        assert warning is not None
+        assert f"are all {kind}, so nothing shows whether the model tells them from {other} ones" in warning
+    both = label_scores(torch.ones(2).double(), torch.tensor([True, False]), kl=0.0, beta=BETA)
+    assert Kto.warning(object.__new__(Kto), both) is None
 
 
 @pytest.fixture

@@ -101,6 +101,7 @@ def test_a_run_leaves_a_whole_stage_and_the_scores_of_its_mode(whole: TrainRun, 
     assert {"reward_margin"} < of_mode
     assert evaluation["tuned"]["reward_margin"] > 0.1
     assert evaluation["base"]["reward_margin"] == pytest.approx(0, abs=1e-5)
+    assert "warnings" not in evaluation
     accuracy = "reward_accuracy" if mode == "dpo" else "label_accuracy"
     assert evaluation["tuned"][accuracy] == 1.0
     assert reporter_of(whole).started == (STEPS[mode], 0)

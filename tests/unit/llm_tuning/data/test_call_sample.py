@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 
 from llm_tuning.data.call_reader import NotReadable, recorded_calls, same_calls
-from llm_tuning.data.call_sample import MAX_CALLS, MAX_WORDS, ROOM, CallSample, Counted, fit_tools, sample_calls
+from llm_tuning.data.call_sample import (
+    MAX_CALLS,
+    MAX_WORDS,
+    ROOM,
+    CallSample,
+    Counted,
+    ReasoningShown,
+    fit_tools,
+    sample_calls,
+)
 from llm_tuning.data.rows import Conversation
 from llm_tuning.data.token_rows import TokenRows
 from llm_tuning.data.tokens import RowTokenizer
@@ -120,7 +129,7 @@ def test_answers_behind_reasoning_that_is_shown_are_counted_and_not_asked_for(ba
     (one,) = sample_of(base, learned).asked
     assert sample_of(base, learned).tokenizer.text(one.prompt.tolist()).endswith("<|im_start|>assistant\n")
     shown = write_conversations(tmp_path / "shown", base, [conversation], learn_reasoning=False)
-    with pytest.raises(NotReadable):
+    with pytest.raises(ReasoningShown, match=r"training\.learnReasoning is false"):
         sample_calls(shown, np.arange(1), tokenizer_of(base))
 
 

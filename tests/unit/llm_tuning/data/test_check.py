@@ -48,7 +48,7 @@ BAD_INPUT: dict[str, tuple[str, bytes, list[str]]] = {
     "one object": ("sft", json.dumps({"version": 1, "data": GOOD}, indent=1).encode(),
                    ["is one JSON object that holds lists of rows", "name the list: ", "rows.json#data"]),
     "one object on a line": ("sft", json.dumps({"rows": GOOD}).encode(), ["is one JSON object", "rows.json#rows"]),
-    "one object without a list": ("sft", b'{"a": 1}', ["is one JSON object", "write a JSON array of rows"]),
+    "one object without a list": ("sft", b'{"a": 1}', ["row 1", "none of the shapes of sft rows; it has a"]),
     "invalid UTF-8 in an array": ("sft", b'[{"prompt": "\xe9"}]', ["line 1, byte 13", "not UTF-8", "save it as UTF-8"]),
     "invalid UTF-8 in a line": ("sft", lines(*GOOD, b'{"prompt": "\xe9"}\n'), ["row 9", "not UTF-8", "as UTF-8"]),
     "truncated last line": ("sft", lines(*GOOD)[:-12], ["row 8", "line 8", "cut off", "copy or write the file again"]),
@@ -107,6 +107,27 @@ def test_bad_input_says_where_rule_and_fix(tokenizer_dir: Path, tmp_path: Path, 
     assert len(message.splitlines()) == 1  # one sentence for one mistake
 
 
+@pytest.mark.parametrize(
+    ("row", "parts"),
+    [
+        ({"question": "a", "answer": "b"}, ["row 1", "`question` and `answer`", "prompt=question,output=answer"]),
+        ({"prompt": "a", "outptu": "b"}, ["row 1", "`output` is missing", "did you mean to call `outptu`"]),
+        ({"prompt": 3, "output": "b"}, ["row 1", "`prompt` must be text"]),
+    ],
+    ids=["other names", "misspelt", "a number"],
+)
+def test_the_fault_of_the_only_row_is_named(tmp_path: Path, row: Any, parts: list[str]) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(lines(row))
+    with pytest.raises(DatasetRefused) as error:
+        check(path, None)
+    assert all(part in str(error.value) for part in parts)
+    path.write_text(json.dumps(row, indent=1))
+    if "prompt" not in row or "output" not in row:
+        with pytest.raises(DatasetRefused, match="is one JSON object, not a list of rows"):
+            check(path, None)
+
+
 @pytest.mark.parametrize("indent", [None, 1])
 def test_one_object_larger_than_is_read_at_once_is_named_too(tmp_path: Path, indent: int | None) -> None:
     path = tmp_path / "rows.json"
@@ -152,7 +173,7 @@ def test_refused_rows_are_skipped_when_asked(tokenizer_dir: Path, write_lines: W
     path = write_lines(with_bad(output=None))
     report = check(path, tokenizer_dir, "ppo", skip_invalid_rows=True, out=tmp_path / "out")
     assert (report.rows, report.kept, report.refused, report.ok) == (8, 7, 1, True)
-    assert any("1 refused rows are skipped" in warning for warning in report.warnings)
+    assert any("1 refused row is skipped" in warning for warning in report.warnings)
     assert TokenRows.open(tmp_path / "out").row_numbers.tolist() == [1, 2, 4, 5, 6, 7, 8]
 
 

@@ -72,6 +72,16 @@ def test_with_a_base_lengths_are_learned_tokens(tokenizer_dir: Path, write_lines
     assert (rated.pairs.unit, rated.pairs.count) == ("characters", 3)
 
 
+def test_the_length_of_a_call_and_of_reasoning_counts_without_a_base(write_lines: WriteLines) -> None:
+    call = {"function": {"name": "find", "arguments": {"q": "x"}}, "type": "function"}
+    tools = [{"type": "function", "function": {"name": "find", "parameters": {}}}]
+    chosen, rejected = assistant(None, tool_calls=[call]), assistant("no", reasoning_content="I think")
+    rows = [{"prompt": f"q{n}", "chosen": [chosen], "rejected": [rejected], "tools": tools} for n in range(2)]
+    report = check(write_lines(rows), dpo_rows()).pairs
+    assert report is not None
+    assert report.mean_difference == len('find{"q": "x"}') - len("noI think")
+
+
 def test_pairs_that_are_there_both_ways_round(write_lines: WriteLines) -> None:
     rows = [*pairs(3, longer=3), {"prompt": "question 1", "chosen": f" {SHORT}", "rejected": LONG}]
     report = check(write_lines(rows), dpo_rows())

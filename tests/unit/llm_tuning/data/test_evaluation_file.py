@@ -157,7 +157,7 @@ def test_refused_rows_of_both_are_skipped_when_asked(tmp_path: Path, tokenizer_d
     report = check(training, held_out, tokenizer_dir, skip_invalid_rows=True, out=tmp_path / "out")
     assert report.evaluation is not None
     assert (report.kept, report.evaluation.kept, report.evaluation.refused) == (30, 5, 1)
-    assert "Warning: evaluation: 1 refused rows are skipped" in report.summary()
+    assert "Warning: evaluation: 1 refused row is skipped" in report.summary()
 
 
 @pytest.mark.parametrize(("rows", "rule"), [([], "is empty"), ([{"prompt": "q", "output": None}], "is null")])

@@ -132,6 +132,26 @@ def test_a_label_and_a_rating_that_say_different_things() -> None:
     assert RowParser(kto_rows(threshold=1)).parse(1, row)
 
 
+@pytest.mark.parametrize(
+    ("label", "other"),
+    [(True, {"is_correct": False}), (False, {"thumbs_up": True}), (True, {"labels": 0}), (0, {"Accepted": "true"})],
+    ids=["is_correct", "thumbs_up", "labels", "Accepted"],
+)
+def test_two_fields_that_say_the_same_and_disagree(label: Any, other: Row) -> None:
+    row, (name,) = ROW | {"label": label} | other, other
+    with pytest.raises(RowFault, match=f"`label` and `{name}` say different things") as fault:
+        RowParser(kto_rows()).parse(1, row)
+    assert in_words(fault.value.fix).endswith(f"set columns to label=label to leave `{name}` out")
+    assert RowParser(kto_rows(), {"label": "label"}).parse(1, row)
+    assert RowParser(kto_rows()).parse(1, row | {"label": not label}), "they agree"
+    with pytest.raises(RowFault, match=f"`reward` and `{name}` say different things"):
+        RowParser(kto_rows(threshold=3)).parse(1, ROW | other | {"reward": 5 if label else 1})
+
+
+def test_what_is_no_judgement_beside_a_label() -> None:
+    assert RowParser(kto_rows()).parse(1, ROW | {"label": True, "labels": None, "is_correct": None, "valid": 7})
+
+
 def test_a_judgement_named_as_the_label() -> None:
     parser = RowParser(kto_rows(), {"label": "thumbs_up", "completion": "answer"})
     example = parser.parse(1, {"prompt": "q", "answer": "a", "thumbs_up": False})

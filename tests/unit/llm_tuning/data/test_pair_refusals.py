@@ -186,6 +186,13 @@ REFUSED: list[tuple[str, Row, Reason, str, str]] = [
         "a field of the row",
     ),
     ("not yet answered", {"messages": SEVERAL}, Reason.MISSING_FIELD, "`chosen` is missing", ""),
+    (
+        "ShareGPT without two answers",
+        {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+        Reason.MISSING_FIELD,
+        "`chosen` is missing",
+        "add it; set mode to sft, which learns from such rows",
+    ),
 ]
 
 
@@ -225,6 +232,9 @@ def test_what_is_refused_and_how(row: Row, reason: Reason, rule: str, fix: str) 
             "messages=dialog,role=speaker,content=text",
         ),
         ({"chosen_messages": [ASKED, GOOD], "rejected_messages": [ASKED, BAD]}, "chosen=chosen_messages,"),
+        ({"messages": [ASKED, GOOD], "rejected_messages": [ASKED, BAD]}, "chosen=messages,rejected=rejected_messages"),
+        ({"messages": [ASKED, GOOD], "rejected_messages": [BAD]}, "rejected_response=rejected_messages"),
+        ({"conversations": [ASKED, GOOD], "rejected_messages": [ASKED, BAD]}, "chosen=conversations,"),
         ({"positive_messages": [ASKED, GOOD], "negative_messages": [ASKED, BAD]}, "chosen=positive_messages,"),
     ],
 )

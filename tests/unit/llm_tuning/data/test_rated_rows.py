@@ -118,6 +118,18 @@ def test_prompts_of_messages_and_completions(tokenizer_dir: Path, tmp_path: Path
     assert {pair[1:] for pair in read_pairs(tmp_path / "rows")} == {("good", "bad", 1.0)}
 
 
+def test_prompts_that_differ_by_white_space_alone_are_named(tokenizer_dir: Path, write_lines: WriteLines) -> None:
+    spaced = [row | {"prompt": f" {row['prompt']}\n"} if row["reward"] == 2 else row for row in ROWS]
+    report = check(write_lines(spaced), tokenizer_dir)
+    assert report.pairs is not None
+    assert (report.pairs.count, report.pairs.prompts, report.pairs.spaced) == (4, 8, 4)
+    assert any("are another one but for white space: 4;" in warning for warning in report.warnings)
+    alike = check(write_lines(ROWS), tokenizer_dir)
+    assert alike.pairs is not None
+    assert alike.pairs.spaced == 0
+    assert not alike.warnings
+
+
 def test_what_makes_no_pair_is_said(tokenizer_dir: Path, write_lines: WriteLines) -> None:
     alone = [{"prompt": f"alone {n}", "output": "a", "reward": n} for n in range(3)]
     tied = [{"prompt": "tied", "output": text, "reward": 1} for text in ("a", "b")]

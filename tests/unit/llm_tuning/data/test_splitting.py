@@ -62,6 +62,32 @@ def test_few_rows_or_no_fraction_hold_nothing_out(n_rows: int, fraction: float) 
         assert held_out.tolist() == []
 
 
+@pytest.mark.parametrize("few", [1, 2, 3, 10, 50])
+@pytest.mark.parametrize("seed", range(8))
+def test_rows_of_both_kinds_are_on_both_sides(few: int, seed: int) -> None:
+    keys = prompts(*range(100))
+    good = np.arange(100) >= few
+    training, held_out = split(keys, 0.05, seed, good=good)
+    assert sorted([*training, *held_out]) == list(range(100))
+    assert len(held_out) == 5
+    assert len(set(good[training])) == 2 or few == 1
+    assert len(set(good[held_out])) == 2 or few == 1
+    plain = split(keys, 0.05, seed)[1]
+    assert len(set(held_out) ^ set(plain)) <= 2, "one prompt is exchanged for another at most"
+    if len(set(good[plain])) == 2 and few > 5:
+        assert held_out.tolist() == plain.tolist()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_prompts_stay_whole_where_kinds_are_spread(seed: int) -> None:
+    keys = prompts(*(number // 3 for number in range(120)))
+    good = np.arange(120) // 3 % 8 != 0
+    training, held_out = split(keys, 0.06, seed, good=good)
+    assert not set(keys[training]) & set(keys[held_out])
+    assert len(set(good[training])) == len(set(good[held_out])) == 2
+    assert len(held_out) == 6
+
+
 def test_one_prompt_holds_nothing_out() -> None:
     training, held_out = split(prompts(*[1] * 100), 0.05, 1)
     assert (len(training), len(held_out)) == (100, 0)

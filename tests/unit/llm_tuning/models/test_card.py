@@ -131,6 +131,12 @@ def test_scores_of_tool_calls_say_of_how_many_answers_they_are(tmp_path: Path) -
     assert "Tool calls" not in card(tmp_path, make_manifest())
 
 
+def test_what_the_scores_warn_of_is_on_the_card(tmp_path: Path) -> None:
+    metrics = {"held_out_rows": 30, "tuned": {"loss": 1.0}, "warnings": ["the model has learned to be longer"]}
+    assert "\n\nWarning: the model has learned to be longer." in card(tmp_path, make_manifest(metrics=metrics))
+    assert "Warning" not in card(tmp_path, make_manifest())
+
+
 def test_without_held_out_rows_it_says_why(tmp_path: Path) -> None:
     metrics = {"source": "none", "reason": "NoHeldOutRows", "base": None, "start": None, "tuned": None}
     assert "No held-out evaluation: NoHeldOutRows." in card(tmp_path, make_manifest(metrics=metrics))
