@@ -4,7 +4,7 @@ It needs the extra `client` (`pip install '.[client]'` in a clone), and neither 
 """
 
 from llm_tuning.client.aio import AsyncJob, AsyncService, AsyncTuningClient
-from llm_tuning.client.chat import ChatAnswer
+from llm_tuning.client.answers import ChatAnswer, ChatPiece
 from llm_tuning.client.connection import Connection
 from llm_tuning.client.errors import (
     ClusterError,
@@ -24,6 +24,7 @@ __all__ = [
     "AsyncService",
     "AsyncTuningClient",
     "ChatAnswer",
+    "ChatPiece",
     "ClusterError",
     "Conflict",
     "Connection",

@@ -13,8 +13,8 @@ from llm_tuning.api import inference_service, kube, tuning_job
 from llm_tuning.api.inference_service import InferenceService
 from llm_tuning.api.tuning_job import TuningJob
 from llm_tuning.client import chat
+from llm_tuning.client.answers import ChatAnswer, ChatPiece, Message
 from llm_tuning.client.api import MERGE_PATCH, Api, Raw
-from llm_tuning.client.chat import ChatAnswer, Message
 from llm_tuning.client.connection import Connection
 from llm_tuning.client.display import job_html, service_html
 from llm_tuning.client.errors import NotFound
@@ -192,10 +192,10 @@ class AsyncTuningClient:
     ) -> ChatAnswer:
         """Ask an InferenceService through the API server; needs `create` on `services/proxy`.
 
-        `message` is a user's text, or messages as in OpenAI's API, whose other parameters (max_tokens, temperature) are
-        taken too. `model` is a route or the base's name; with one route it may be left out. `api_key` is for a service
-        with `apiKeySecret`. Raises NotServed in the service's own words. Within the cluster any OpenAI client does,
-        with `status.url`.
+        `message` is a user's text, or messages as in OpenAI's API, whose other parameters (max_tokens, temperature,
+        tools) are taken too. `model` is a route or the base's name; with one route it may be left out. `api_key` is for
+        a service with `apiKeySecret`. Raises NotServed in the service's own words. Within the cluster any OpenAI client
+        does, with `status.url`.
         """
         body = chat.request_body(await self.get_service(name), message, model, parameters)
         return await chat.complete(self._api, name, body, api_key=api_key)
@@ -208,8 +208,11 @@ class AsyncTuningClient:
         model: str | None = None,
         api_key: str | None = None,
         **parameters: Any,
-    ) -> AsyncGenerator[str, None]:
-        """Ask as `chat` does, and yield the text piece by piece while it is made."""
+    ) -> AsyncGenerator[ChatPiece, None]:
+        """Ask as `chat` does, and yield the answer piece by piece while it is made.
+
+        A piece is some text or some reasoning; the last one has the whole answer, with its calls of tools.
+        """
         body = chat.request_body(await self.get_service(name), message, model, parameters)
         async with aclosing(chat.stream(self._api, name, body, api_key=api_key)) as pieces:
             async for piece in pieces:
@@ -353,8 +356,8 @@ class AsyncService(InferenceServiceView):
         model: str | None = None,
         api_key: str | None = None,
         **parameters: Any,
-    ) -> AsyncGenerator[str, None]:
-        """Ask the InferenceService and yield the text as it is made; see AsyncTuningClient.chat_stream."""
+    ) -> AsyncGenerator[ChatPiece, None]:
+        """Ask the InferenceService and yield the answer as it is made; see AsyncTuningClient.chat_stream."""
         return self._client.chat_stream(self.name, message, model=model, api_key=api_key, **parameters)
 
     async def delete(self) -> None:

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
-from dataclasses import dataclass
+from contextlib import AbstractAsyncContextManager, aclosing
 from typing import Any
 
 import httpx
 
-from llm_tuning.client.api import CONNECT_SECONDS, REQUEST_SECONDS, Api, Raw, json_of
+from llm_tuning.client.answers import Assembly, ChatAnswer, ChatPiece, Message, read_answer
+from llm_tuning.client.api import CONNECT_SECONDS, REQUEST_SECONDS, Api, Raw, json_of, lines_of
 from llm_tuning.client.errors import NotServed, fault
 from llm_tuning.client.objects import InferenceServiceView
 from llm_tuning.errors import InputError, Problem, TuningError
@@ -28,23 +28,6 @@ SERVICE_PORT = "http"
 """The name of the Service's port."""
 API_KEY_HEADER, MODEL_HEADER = "X-Api-Key", "X-Model-Id"
 EVENT, END = "data:", "[DONE]"
-
-Message = dict[str, Any]
-"""As in OpenAI's API: {"role": "user", "content": "..."}."""
-
-
-@dataclass(frozen=True)
-class ChatAnswer:
-    """A model's answer."""
-
-    text: str
-    model_id: str
-    """The adapter that has answered, or the base's name."""
-    usage: dict[str, Any]
-    """Tokens, as the engine counts them."""
-
-    def __str__(self) -> str:
-        return self.text
 
 
 def request_body(
@@ -62,42 +45,44 @@ def request_body(
 
 async def complete(api: Api, name: str, body: Raw, *, api_key: str | None) -> ChatAnswer:
     """Return one whole answer; raises NotServed in the service's words, or a ClusterError."""
-    timeout = httpx.Timeout(REQUEST_SECONDS, connect=CONNECT_SECONDS, read=SILENT_SECONDS, pool=None)
-    async with api.open("POST", _path(api, name), timeout=timeout, **_request(body, api_key)) as response:
-        answer = json_of(await response.aread())
+    async with _asked(api, name, body, api_key) as response:
+        value = json_of(await response.aread())
         try:
-            text = answer["choices"][0]["message"]["content"] or ""
-        except (TypeError, KeyError, IndexError):
+            return read_answer(value, _answered_by(response))
+        except (TypeError, KeyError, IndexError, AttributeError):
             raise NotServed(f"{name}: the answer is none of a chat", status=response.status_code) from None
-        return ChatAnswer(text, response.headers.get(MODEL_HEADER, ""), answer.get("usage") or {})
 
 
-async def stream(api: Api, name: str, body: Raw, *, api_key: str | None) -> AsyncGenerator[str, None]:
-    """Yield the answer's text, piece by piece; raises as `complete`, also in the middle."""
-    request = _request({**body, "stream": True}, api_key)
-    async with aclosing(api.lines("POST", _path(api, name), silent_seconds=SILENT_SECONDS, **request)) as lines:
-        async for line in lines:
-            if not line.startswith(EVENT):
-                continue
-            data = line.removeprefix(EVENT).strip()
-            if data == END:
-                return
-            event = json_of(data)
-            if not isinstance(event, dict) or "error" in event:
-                raise _refusal(name, 503, event)
-            for choice in event.get("choices") or ():
-                if piece := (choice.get("delta") or {}).get("content"):
+async def stream(api: Api, name: str, body: Raw, *, api_key: str | None) -> AsyncGenerator[ChatPiece, None]:
+    """Yield an answer piece by piece, and with the last one the whole; raises as `complete`, also in the middle."""
+    async with _asked(api, name, {**body, "stream": True}, api_key) as response:
+        growing = Assembly(_answered_by(response))
+        async with aclosing(lines_of(response)) as lines:
+            async for line in lines:
+                if not line.startswith(EVENT):
+                    continue
+                data = line.removeprefix(EVENT).strip()
+                if data == END:
+                    yield ChatPiece(answer=growing.answer())
+                    return
+                event = json_of(data)
+                if not isinstance(event, dict) or "error" in event:
+                    raise _refusal(name, 503, event)
+                piece = growing.take(event)
+                if piece.text or piece.reasoning:
                     yield piece
     raise NotServed(f"{name}: the answer broke off", status=503)
 
 
-def _path(api: Api, name: str) -> str:
-    return f"/api/v1/namespaces/{api.connection.namespace}/services/{name}:{SERVICE_PORT}/proxy/v1/chat/completions"
-
-
-def _request(body: Raw, api_key: str | None) -> dict[str, Any]:
+def _asked(api: Api, name: str, body: Raw, api_key: str | None) -> AbstractAsyncContextManager[httpx.Response]:
+    path = f"/api/v1/namespaces/{api.connection.namespace}/services/{name}:{SERVICE_PORT}/proxy/v1/chat/completions"
     headers = {"Content-Type": "application/json"} | ({API_KEY_HEADER: api_key} if api_key else {})
-    return {"content": json.dumps(body), "headers": headers, "refusal": _refusal}
+    timeout = httpx.Timeout(REQUEST_SECONDS, connect=CONNECT_SECONDS, read=SILENT_SECONDS, pool=None)
+    return api.open("POST", path, timeout=timeout, content=json.dumps(body), headers=headers, refusal=_refusal)
+
+
+def _answered_by(response: httpx.Response) -> str:
+    return str(response.headers.get(MODEL_HEADER, ""))
 
 
 def _refusal(doing: str, status: int, answer: Any) -> TuningError:

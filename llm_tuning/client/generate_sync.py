@@ -28,8 +28,8 @@ from pydantic import PrivateAttr
 
 from llm_tuning.api.inference_service import InferenceService
 from llm_tuning.api.tuning_job import TuningJob
+from llm_tuning.client.answers import ChatAnswer, ChatPiece, Message
 from llm_tuning.client.blocking import Blocking
-from llm_tuning.client.chat import ChatAnswer, Message
 from llm_tuning.client.display import job_html, service_html
 from llm_tuning.client.logs import LossPoint
 from llm_tuning.client.objects import InferenceServiceView, TuningJobView
@@ -57,6 +57,7 @@ BODIES = {
     "Iterator[Job]": "return map(self._job, self._loop.iterate({call}))",
     "Iterator[Service]": "return map(self._service, self._loop.iterate({call}))",
     "Iterator[str]": "return self._loop.iterate({call})",
+    "Iterator[ChatPiece]": "return self._loop.iterate({call})",
 }
 """What a method of the client does with the answer of its namesake, by its return type; others are passed on."""
 

@@ -12,8 +12,8 @@ from pydantic import PrivateAttr
 
 from llm_tuning.api.inference_service import InferenceService
 from llm_tuning.api.tuning_job import TuningJob
+from llm_tuning.client.answers import ChatAnswer, ChatPiece, Message
 from llm_tuning.client.blocking import Blocking
-from llm_tuning.client.chat import ChatAnswer, Message
 from llm_tuning.client.display import job_html, service_html
 from llm_tuning.client.logs import LossPoint
 from llm_tuning.client.objects import InferenceServiceView, TuningJobView
@@ -121,10 +121,10 @@ class TuningClient(Blocking):
     ) -> ChatAnswer:
         """Ask an InferenceService through the API server; needs `create` on `services/proxy`.
 
-        `message` is a user's text, or messages as in OpenAI's API, whose other parameters (max_tokens, temperature) are
-        taken too. `model` is a route or the base's name; with one route it may be left out. `api_key` is for a service
-        with `apiKeySecret`. Raises NotServed in the service's own words. Within the cluster any OpenAI client does,
-        with `status.url`.
+        `message` is a user's text, or messages as in OpenAI's API, whose other parameters (max_tokens, temperature,
+        tools) are taken too. `model` is a route or the base's name; with one route it may be left out. `api_key` is for
+        a service with `apiKeySecret`. Raises NotServed in the service's own words. Within the cluster any OpenAI client
+        does, with `status.url`.
         """
         return self._loop.run(self._client.chat(name, message, model=model, api_key=api_key, **parameters))
 
@@ -136,8 +136,11 @@ class TuningClient(Blocking):
         model: str | None = None,
         api_key: str | None = None,
         **parameters: Any,
-    ) -> Iterator[str]:
-        """Ask as `chat` does, and yield the text piece by piece while it is made."""
+    ) -> Iterator[ChatPiece]:
+        """Ask as `chat` does, and yield the answer piece by piece while it is made.
+
+        A piece is some text or some reasoning; the last one has the whole answer, with its calls of tools.
+        """
         return self._loop.iterate(self._client.chat_stream(name, message, model=model, api_key=api_key, **parameters))
 
     def _job(self, found: TuningJobView) -> Job:
@@ -229,8 +232,8 @@ class Service(InferenceServiceView):
         model: str | None = None,
         api_key: str | None = None,
         **parameters: Any,
-    ) -> Iterator[str]:
-        """Ask the InferenceService and yield the text as it is made; see TuningClient.chat_stream."""
+    ) -> Iterator[ChatPiece]:
+        """Ask the InferenceService and yield the answer as it is made; see TuningClient.chat_stream."""
         return self._client.chat_stream(self.name, message, model=model, api_key=api_key, **parameters)
 
     def delete(self) -> None:

@@ -188,7 +188,8 @@ def test_chat_goes_through_the_service_proxy(client: TuningClient, space: Tuning
         for piece in client.chat_stream("asked", "count", api_key="secret"):
             pieces.append(piece)
             times.append(time.monotonic() - began)
-        assert pieces == ["0", "1", "2"]
+        assert [piece.text for piece in pieces] == ["0", "1", "2", ""]
+        assert str(pieces[-1].answer) == "012"
         assert times[-1] - times[0] > 1.0, "they come while they are made"
     finally:
         space.kubectl("scale", "deployment", "llm-tuning-operator", "--replicas=1")

@@ -212,7 +212,7 @@ def test_the_client_asks_through_the_api_server(serving: Serving) -> None:
             how: dict[str, Any] = {"model": route, "max_tokens": ANSWER_TOKENS, "temperature": 0}
             answer = client.chat(SERVICE, "What is a tuple?", **how)
             assert (answer.text, answer.model_id) == (serving.files.answers[name], name)
-            streamed = "".join(client.chat_stream(SERVICE, "What is a tuple?", **how))
+            streamed = "".join(map(str, client.chat_stream(SERVICE, "What is a tuple?", **how)))
             assert streamed == serving.files.answers[name]
         with pytest.raises(NotServed, match="there is no model 'nobody' here"):
             client.chat(SERVICE, "hello", model="nobody")

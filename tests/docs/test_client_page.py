@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import re
 import shlex
 import threading
@@ -30,11 +31,28 @@ def blocks(text: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
 
 
+async def answer(request: web.Request) -> web.StreamResponse:
+    """As the page's service: with tools it calls one, and then says what that gave."""
+    asked = json.loads(await request.text())
+    message: dict[str, Any] = {"content": "On the login page."}
+    if asked["messages"][-1]["role"] == "tool":
+        message = {"content": asked["messages"][-1]["content"]}
+    elif "tools" in asked:
+        function = {"name": asked["tools"][0]["function"]["name"], "arguments": '{"city": "Rome"}'}
+        message = {"content": None, "tool_calls": [{"id": "call_1", "type": "function", "function": function}]}
+    if not asked.get("stream"):
+        return web.json_response({"choices": [{"message": message}]})
+    response = web.StreamResponse()
+    await response.prepare(request)
+    for word in message["content"].split(" "):
+        event = {"choices": [{"delta": {"content": f"{word} "}}]}
+        await response.write(f"data: {json.dumps(event)}\n\n".encode())
+    await response.write(b"data: [DONE]\n\n")
+    return response
+
+
 async def operate(server: FakeApiServer) -> None:
     """What is created succeeds, or is ready, at once."""
-
-    async def answer(request: web.Request) -> web.StreamResponse:
-        return web.json_response({"choices": [{"message": {"content": "On the login page."}}]})
 
     server.service = answer
     while True:
@@ -78,7 +96,8 @@ def test_the_python_blocks_run(cluster: FakeApiServer, capsys: pytest.CaptureFix
     shared["client"].close()
     said = capsys.readouterr().out
     assert "models/ft_sft_tiny_1_abcdef 1.5" in said
-    assert "On the login page." in said
+    assert "On the login page.\n" in said
+    assert "On the login page. 21 degrees in Rome\n" in said, "a stream, and the answer to a tool's result"
     assert "spec.lora.rank must be at least 1, got 0" in said
     assert "Succeeded True \n['faq']" in said
     assert "Trained: done" in said

@@ -8,7 +8,7 @@ import json
 import pytest
 from aiohttp import web
 
-from llm_tuning.client import AsyncTuningClient, Forbidden, NotServed, Unavailable
+from llm_tuning.client import AsyncTuningClient, ChatAnswer, ChatPiece, Forbidden, NotServed, Unavailable
 from llm_tuning.errors import InputError
 from tests.support.fake_api_server import FakeApiServer, Raw, cut, status_object
 
@@ -33,10 +33,10 @@ async def agent(request: web.Request) -> web.StreamResponse:
     if not body.get("stream"):
         answer = {"choices": [{"message": {"role": "assistant", "content": "42"}}], "usage": {"total_tokens": 3}}
         return web.json_response(answer, headers={"X-Model-Id": "ft_a"})
-    response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "X-Model-Id": "ft_a"})
     await response.prepare(request)
     for delta in ({"role": "assistant", "content": ""}, {"content": "4"}, {"content": "2"}, {}):
-        event = {"choices": [{"delta": delta}]}
+        event = {"choices": [{"delta": delta, "finish_reason": None if delta else "stop"}]}
         await response.write(f"data: {json.dumps(event)}\n\n".encode())
     await response.write(b'data: {"choices": [], "usage": {"total_tokens": 3}}\n\ndata: [DONE]\n\n')
     return response
@@ -60,7 +60,9 @@ async def test_a_question_and_its_answer(server: FakeApiServer, client: AsyncTun
 async def test_pieces_as_they_come(server: FakeApiServer, client: AsyncTuningClient) -> None:
     server.service = agent
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "6 x 7?"}]
-    assert [piece async for piece in client.chat_stream("faq", messages, api_key="secret")] == ["4", "2"]
+    *pieces, last = [piece async for piece in client.chat_stream("faq", messages, api_key="secret")]
+    assert pieces == [ChatPiece("4"), ChatPiece("2")]
+    assert last == ChatPiece(answer=ChatAnswer("42", "ft_a", {"total_tokens": 3}, finish_reason="stop"))
     assert server.requests[-1][3]["messages"] == messages
     assert server.requests[-1][3]["stream"] is True
 
@@ -107,6 +109,18 @@ async def test_whose_refusal_it_is(server: FakeApiServer, client: AsyncTuningCli
 
 
 @pytest.mark.parametrize(
+    "answer", [{}, [], {"choices": []}, {"choices": [{}]}, {"choices": [{"message": "42"}]}], ids=str
+)
+async def test_what_is_no_answer_is_said(server: FakeApiServer, client: AsyncTuningClient, answer: object) -> None:
+    async def other(request: web.Request) -> web.StreamResponse:
+        return web.json_response(answer)
+
+    server.service = other
+    with pytest.raises(NotServed, match="the answer is none of a chat"):
+        await client.chat("faq", "hello")
+
+
+@pytest.mark.parametrize(
     ("ends", "want", "words"),
     [
         ("error", NotServed, "the engine broke off"),
@@ -130,6 +144,6 @@ async def test_a_stream_that_breaks_off_is_no_answer(
 
     server.service = broken
     pieces = client.chat_stream("faq", "hello")
-    assert await anext(pieces) == "4"
+    assert await anext(pieces) == ChatPiece("4")
     with pytest.raises(want, match=words):
         await anext(pieces)

@@ -50,7 +50,7 @@ def test_the_public_face_is_small_and_known() -> None:
             "TuningFailed",
             "WaitTimeout",
         ),
-        *("ChatAnswer", "LossPoint"),
+        *("ChatAnswer", "ChatPiece", "LossPoint"),
     }
 
 
