@@ -20,6 +20,7 @@ from llm_tuning.data.id_sample import IdSample
 from llm_tuning.data.parser import RowParser
 from llm_tuning.data.rated_rows import RatedRows
 from llm_tuning.data.reading import DatasetFile, data_hash, evaluation_path
+from llm_tuning.data.reasoning_tags import refuse_reasoning_tags
 from llm_tuning.data.report import Report, describe, name_skipped
 from llm_tuning.data.rows import Example, Learn, RowForm
 from llm_tuning.data.sample import render_sample
@@ -215,9 +216,9 @@ class _Reader:
         return report, parser
 
     def _take(self, batch: list[Example], tally: Tally, rated: RatedRows | None, sample: IdSample | None) -> None:
-        rows: list[TokenisedRow | RowFault] | list[None]
+        rows: list[TokenisedRow | RowFault] | list[RowFault | None]
         tokenizer = self._tokenizer
-        rows = tokenizer.tokenise(batch, max_length=self._max_length) if tokenizer else [None] * len(batch)
+        rows = tokenizer.tokenise(batch, max_length=self._max_length) if tokenizer else list(map(_fault, batch))
         for example, found in zip(batch, rows, strict=True):
             row = found if isinstance(found, RowFault) else _fault_of_pair(self._form, found) or found
             if isinstance(row, RowFault):
@@ -268,6 +269,16 @@ def _batches(dataset: DatasetFile, parser: RowParser, tally: Tally) -> Iterator[
             batch, characters = [], 0
     if batch:
         yield batch
+
+
+def _fault(example: Example) -> RowFault | None:
+    """Return what is wrong with the texts of a row for every base."""
+    try:
+        for conversation in example.sequences:
+            refuse_reasoning_tags(conversation.messages or ())
+    except RowFault as fault:
+        return fault
+    return None
 
 
 def _fault_of_pair(form: RowForm, row: TokenisedRow | None) -> RowFault | None:

@@ -48,6 +48,7 @@ class Reason(StrEnum):
     CALL_DOES_NOT_FIT = "CallDoesNotFit"
     RESULT_WITHOUT_CALL = "ResultWithoutCall"
     CALL_WITHOUT_RESULT = "CallWithoutResult"
+    REASONING_IN_TEXT = "ReasoningInText"
     TEMPLATE_REFUSES = "TemplateRefuses"
     ALREADY_RENDERED = "AlreadyRendered"
     TOKEN_WITHOUT_EMBEDDING = "TokenWithoutEmbedding"

@@ -14,6 +14,7 @@ from collections.abc import Collection, Sequence
 from llm_tuning.data.answers import Asked
 from llm_tuning.data.faults import Fact, Reason, RowFault
 from llm_tuning.data.messages import Message
+from llm_tuning.data.reasoning_tags import refuse_reasoning_tags
 
 _TURNS = (
     "<|im_start|>",
@@ -60,9 +61,16 @@ class Markers:
     """The markers that texts for one base are searched for."""
 
     def __init__(
-        self, special: Collection[str], stops: Collection[str], bos: str | None, *, sample: Asked | None
+        self,
+        special: Collection[str],
+        stops: Collection[str],
+        bos: str | None,
+        *,
+        sample: Asked | None,
+        template: str = "",
     ) -> None:
-        """Take the base's special tokens, those at which generation stops, BOS, and how it asks for an answer."""
+        """Take the base's special tokens, stop tokens, BOS, how it asks for an answer, and its template."""
+        self._own, self._template = frozenset(special), template
         own = tuple(sorted(filter(None, special), key=len, reverse=True))
         self._special = re.compile("|".join(map(re.escape, own)) or "(?!)")
         self._stops = tuple(sorted(filter(None, stops), key=len, reverse=True))
@@ -77,6 +85,7 @@ class Markers:
     def clean(self, messages: Sequence[Message]) -> tuple[list[Message], set[Fact]]:
         """Return the messages without end tokens at the end of answers, and what was seen; raises RowFault."""
         facts: set[Fact] = set()
+        refuse_reasoning_tags(messages, is_known=self._is_known)
         cleaned = []
         for index, message in enumerate(messages):
             content = message["content"]
@@ -96,6 +105,9 @@ class Markers:
                 facts.add(Fact.SPECIAL_TOKENS)
             cleaned.append(message if content is message["content"] else message | {"content": content})
         return cleaned, facts
+
+    def _is_known(self, tag: str) -> bool:
+        return tag in self._template or tag in self._own
 
     def _without_end(self, content: str, index: int) -> str:
         text = content.rstrip()

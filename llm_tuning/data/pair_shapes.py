@@ -125,7 +125,10 @@ def _side(row: Row, name: str) -> Turns:
 def _refuse_dialogue(text: str, name: str) -> None:
     if "Assistant" in text and _DIALOGUE.match(text):
         rule = f"`{name}` is a conversation written down as one text (`Human: ... Assistant: ...`)"
-        fix = "write its turns as messages: the base's own chat template is written around them"
+        fix = (
+            "write its turns as messages, around which the base's own chat template is written: "
+            "docs/other-rows.md#conversations-in-one-text has the lines of Python that do it"
+        )
         raise RowFault(Reason.ALREADY_RENDERED, rule, fix)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from llm_tuning.data.cells import CellRow, read_cells
 from llm_tuning.data.columns import Columns
 from llm_tuning.data.faults import Reason, RowFault, shown
+from llm_tuning.data.known_sets import known_fault
 from llm_tuning.data.messages import MESSAGE_FIELDS, PART_FIELDS, check_roles, read_flags
 from llm_tuning.data.row_fields import FLAG_NAMES, PREFIX_NAMES, plain
 from llm_tuning.data.row_plan import (
@@ -66,6 +67,10 @@ class RowParser:
             row = read_cells(row, self.form.number.ratings if self.form.number is not None else ())
         row = self.form.unfold(row)
         shape = self._shape_of(row)
+        if shape is None or (shape.is_text and not self._columns.names):
+            known = known_fault(self.form, row)
+            if known is not None:
+                raise known
         plan = self._plan_of(row, shape or self.shape)
         refuse_kinds(self.form, plan, row)
         if shape is None:

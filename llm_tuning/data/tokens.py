@@ -120,7 +120,7 @@ class RowTokenizer:
         stops = [token for number in self._stop_ids if (token := encoder.id_to_token(number))]
         self._renderer = TurnRenderer(template, stops, learn_reasoning=learn_reasoning)
         special, bos = self._encoder.special.values(), template.special_tokens.get("bos_token")
-        self._markers = Markers(special, stops, bos, sample=self._renderer.sample)
+        self._markers = Markers(special, stops, bos, sample=self._renderer.sample, template=template.text)
         self._marker = LossMarker(self._encoder, self._stop_ids, self._renderer.sample)
 
     @classmethod

@@ -116,11 +116,23 @@ def read_reasoning(item: Mapping[str, Any], at: str, names: Sequence[str] = REAS
     given = [name for name in names if is_given(item.get(name))]
     if not given:
         return None
-    texts = [check_text(item, name, at=at) for name in given]
+    texts = [_text_of(item, name, at) for name in given]
     if len(set(texts)) > 1:
         rule = f"{' and '.join(f'`{name}`' for name in given)} differ"
         raise RowFault(Reason.AMBIGUOUS, rule, "keep the one that is meant", at=at)
     return texts[0]
+
+
+def _text_of(item: Mapping[str, Any], name: str, at: str) -> str:
+    """Return the reasoning in a field: its text, or that of a list which holds one; raises RowFault."""
+    value = item[name]
+    if isinstance(value, list) and len(value) == 1:
+        item = {name: value[0]}
+    text = check_text(item, name, at=at)
+    if text.strip().lower() in ("on", "off"):
+        rule = f"`{name}` turns reasoning on or off, and is none: the chat template's own default is what is learned"
+        raise RowFault(Reason.UNSUPPORTED_FIELD, rule, "remove it where that is meant", at=at)
+    return text
 
 
 def read_result_fields(item: Mapping[str, Any], role: str, at: str) -> dict[str, str]:

@@ -157,7 +157,11 @@ def propose_columns(form: RowForm, row: Row) -> dict[str, str] | None:
         return None
     own = ("instruction", "input", "output") if around else ("prompt", "output")
     columns = dict(zip(own, (*asked, *around, *answered), strict=True))
-    if not set(own) <= set(form.own_fields) or not all(isinstance(row[name], str | None) for name in columns.values()):
+    texts = all(
+        isinstance(row[name], str | None) or (name_of == "prompt" and _message_keys(row[name]) == {})
+        for name_of, name in columns.items()
+    )
+    if not set(own) <= set(form.own_fields) or not texts:
         return None
     return _changed(columns | _rating(form, given, row), row)
 

@@ -251,11 +251,11 @@ def test_other_names_are_refused_with_columns_that_work(row: Row, columns: str) 
     ("row", "rule"),
     [
         ({"prompt": "q", "response_a": "x", "response_b": "y", "winner": "a"}, "`response_a` and `response_b`"),
-        ({"context": [ASKED], "response1": "x", "response2": "y", "overall_preference": -1}, "`response1` and"),
+        ({"context": [ASKED], "response1": "x", "response2": "y"}, "`response1` and"),
         ({"instruction": "q", "input": "", "output": ["x", "y"]}, "`output` holds two answers"),
-        ({"prompt": "q", "response_0": "x", "response_1": "y", "better_response_id": 1}, "`response_0` and"),
+        ({"prompt": "q", "response_0": "x", "response_1": "y"}, "`response_0` and"),
     ],
-    ids=["by a letter", "HelpSteer3", "LLaMA-Factory's older form", "by a number"],
+    ids=["by a letter", "of a context", "LLaMA-Factory's older form", "by a number"],
 )
 def test_two_answers_of_which_no_name_says_the_better(row: Row, rule: str) -> None:
     fault = refused(row)

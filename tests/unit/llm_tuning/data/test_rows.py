@@ -199,6 +199,7 @@ def test_every_reason_of_a_parsed_row_has_a_case() -> None:
         Reason.MIXED_SHAPES,
         Reason.TEMPLATE_REFUSES,
         Reason.ALREADY_RENDERED,
+        Reason.REASONING_IN_TEXT,
         Reason.NOTHING_TO_LEARN,
         Reason.EQUAL_SIDES,
         Reason.PROMPTS_DIFFER,

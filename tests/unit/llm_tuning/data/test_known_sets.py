@@ -1,0 +1,117 @@
+"""Rows of well-known data sets: the columns or the lines of Python that their refusal names make them work."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm_tuning.data.check import examine_dataset
+from llm_tuning.data.faults import Reason, RowFault
+from llm_tuning.data.known_sets import PAGE, SETS, KnownSet
+from llm_tuning.data.parser import RowParser
+from llm_tuning.data.rows import Example
+from llm_tuning.errors import in_words
+from llm_tuning.modes import MODES
+from llm_tuning.modes.preference_rows import kto_rows
+from tests.support.known_rows import HH_RLHF, OPEN_THOUGHTS, ROWS, Row
+
+DOCS = Path(__file__).parents[4]
+IDS = [re.sub(r"\W+", "-", known.title) for known in SETS]
+
+
+def lines_of(section: str) -> str:
+    """Return the Python of a section of the page, by the name that a link has for it."""
+    for part in (DOCS / PAGE).read_text().split("\n## ")[1:]:
+        title, _, body = part.partition("\n")
+        if re.sub(r"[^a-z0-9-]", "", title.lower().replace(" ", "-")) == section:
+            return body.partition("```python\n")[2].partition("```")[0]
+    raise AssertionError(f"{PAGE} has no section {section}")
+
+
+def converted(section: str, rows: list[Row], folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[Row]:
+    monkeypatch.chdir(folder)
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    exec(compile(lines_of(section), section, "exec"), {})
+    return [json.loads(line) for line in Path("converted.jsonl").read_text().splitlines()]
+
+
+def said(example: Example) -> list[tuple[str, Any]]:
+    """Return what is asked last, and the answer of each sequence with its reasoning or calls."""
+    found: list[tuple[str, Any]] = []
+    for conversation in example.sequences:
+        *_, asked, answer = conversation.messages or []
+        beside = answer.get("reasoning_content") or [call["function"] for call in answer.get("tool_calls", ())]
+        found.append((asked["content"], (answer["content"], beside)))
+    return found
+
+
+PAIR = [("City 0?", ("Paris", [])), ("City 0?", ("Nowhere", []))]
+THOUGHT = [("1+1 0", ("It is 2.", "Add them."))]
+CALL = {"name": "weather", "arguments": {"city": "Rome"}}
+LEARNED: dict[str, list[tuple[str, Any]]] = {
+    "xLAM (xlam-function-calling-60k)": [("Weather 0?", ("", [CALL]))],
+    "Glaive (glaive-function-calling-v2)": [('{"t": 20}', ("It is 20.", []))],
+    "s1K": THOUGHT,
+    "s1K-1.1": THOUGHT,
+    "OpenThoughts (metadata)": THOUGHT,
+    "UltraFeedback": PAIR[:1],
+    "distilabel": PAIR[:1],
+    "HelpSteer": [("City 0?", ("Paris 0", []))],
+    "Nectar": PAIR[:1],
+} | dict.fromkeys(("HelpSteer2's preferences", "HelpSteer3", "SHP", "PKU-SafeRLHF", "Chatbot Arena"), PAIR)
+
+
+@pytest.mark.parametrize("known", SETS, ids=IDS)
+def test_the_refusal_says_what_makes_the_rows_work(
+    known: KnownSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = ROWS[known.title]
+    for mode in MODES:
+        with pytest.raises(RowFault) as fault:
+            RowParser(MODES[mode].rows).parse(1, rows[0])
+        assert fault.value.reason is Reason.UNKNOWN_SHAPE or (known.title, mode) == ("HelpSteer", "sft")
+        fix = in_words(fault.value.fix)
+        if mode not in known.modes and known.title != "HelpSteer":
+            assert fix.startswith(f"set mode to {known.modes[0]}"), "then the fix is for another mode"
+        assert known.section in fix
+        assert all(f"{own}={given}" in fix for own, given in known.columns.items()) or mode == "sft"
+    if known.section:
+        rows = converted(known.section, rows, tmp_path, monkeypatch)
+    path = tmp_path / "out.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for mode in known.modes:
+        form = kto_rows(threshold=3.0 if known.title != "Nectar" else -1.0) if mode == "kto" else MODES[mode].rows
+        columns = dict(known.columns)
+        report = examine_dataset(path, form=form, tokenizer_dir=None, max_length=100, columns=columns)
+        assert report.ok, report.summary()
+        example = RowParser(form, columns).parse(1, rows[0])
+        assert example is not None
+        assert said(example) == LEARNED[known.title]
+
+
+def test_conversations_in_one_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    form = MODES["dpo"].rows
+    with pytest.raises(RowFault, match="is a conversation written down as one text") as fault:
+        RowParser(form).parse(1, HH_RLHF[0])
+    assert f"{PAGE}#conversations-in-one-text" in fault.value.fix
+    rows = converted("conversations-in-one-text", HH_RLHF, tmp_path, monkeypatch)
+    example = RowParser(form).parse(1, rows[0])
+    assert example is not None
+    assert said(example) == [("France.", ("Paris", [])), ("France.", ("Nowhere", []))]
+    assert [conversation.learn_from for conversation in example.sequences] == [3, 3]
+
+
+def test_reasoning_in_tags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "given.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in OPEN_THOUGHTS))
+    report = examine_dataset(path, form=MODES["sft"].rows, tokenizer_dir=None, max_length=100)
+    assert [refused.reason for refused in report.refusals] == [Reason.REASONING_IN_TEXT]
+    assert f"{PAGE}#reasoning-in-tags" in report.refusals[0].fix
+    rows = converted("reasoning-in-tags", OPEN_THOUGHTS, tmp_path, monkeypatch)
+    example = RowParser(MODES["sft"].rows).parse(1, rows[0])
+    assert example is not None
+    assert said(example) == THOUGHT
