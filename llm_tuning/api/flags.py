@@ -8,6 +8,7 @@ refuses them in its own words, with the same message as in a file.
 from __future__ import annotations
 
 import argparse
+import re
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ DOCUMENTED_NAMES = {
     ("tracking", "uri"): "tracking_uri",
 }
 PREFIXES = {group: f"{group}_" for group in ("lora", *MODES)}
+_MAPPING = re.compile(r"\{([^{}]+)\}")
 CLI_DEFAULTS = {"tracking_uri": "./mlruns"}
 """Where the command line differs from a TuningJob, whose run keeps a private store in its own folder."""
 
@@ -119,7 +121,13 @@ def _walk(model: type[ApiModel], at: tuple[str, ...]) -> Iterator[Flag]:
         flag = DOCUMENTED_NAMES.get(path, PREFIXES.get(path[0], "") + name if at else name)
         default = CLI_DEFAULTS.get(flag, _default(field))
         number = {bool, int} <= set(get_args(field.annotation))
-        yield Flag(flag, path, kind, choices, default, field.description or "", number)
+        text = field.description or ""
+        yield Flag(flag, path, kind, choices, default, _in_pairs(text) if kind is dict else text, number)
+
+
+def _in_pairs(text: str) -> str:
+    """Write an example of a mapping, `{prompt: question}` in a file, as the flag takes it: `prompt=question`."""
+    return _MAPPING.sub(lambda found: found[1].replace(": ", "=").replace(", ", ","), text)
 
 
 def _kind(annotation: Any) -> tuple[type, tuple[str, ...]]:
@@ -164,6 +172,18 @@ def _put(values: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
         values = inner
     values.pop(to_camel(path[-1]), None)
     values[path[-1]] = value
+
+
+def flag_of(path: str) -> Flag | None:
+    """Return the flag of the setting at `path`, written as in the API or as in Python; None where it has none."""
+    from pydantic.alias_generators import to_camel
+
+    written = {
+        spelled: flag
+        for flag in (*option_flags(), *config_flags())
+        for spelled in (".".join(flag.path), ".".join(map(to_camel, flag.path)))
+    }
+    return written.get(path)
 
 
 class FlagWords:

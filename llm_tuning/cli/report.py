@@ -12,6 +12,7 @@ from llm_tuning.cli.tables import print_columns, score_titles
 from llm_tuning.core.text import counted
 from llm_tuning.errors import EXIT_OK, EXIT_TRY_AGAIN, TryAgain
 from llm_tuning.models.call_scores import calls_note
+from llm_tuning.models.layout import CARD
 from llm_tuning.models.manifest import Manifest, hardware_line
 
 
@@ -60,9 +61,11 @@ def print_result(models: Path, model_id: str, *, as_json: bool = False) -> None:
 
 def _summary(models: Path, manifest: Manifest) -> list[tuple[str, str]]:
     base, start, mlflow = manifest.base, manifest.start_adapter, manifest.mlflow
+    card = models / manifest.model_id / CARD
     return [
         ("model_id", manifest.model_id),
         ("adapter", str(models / manifest.model_id)),
+        ("card", str(card) if card.is_file() else ""),
         ("mode", manifest.mode),
         ("base", f"{base.path} (weights {base.weight_hash[:12]})" + (", in 4 bits" if manifest.on_four_bits else "")),
         ("start adapter", f"{start.model_id} (weights {start.weight_hash[:12]})" if start else ""),

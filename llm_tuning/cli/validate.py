@@ -27,9 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--llm_path", metavar="FOLDER", help="base model: its tokenizer and chat template are used")
     parser.add_argument("--tuning_mode", choices=list(MODES), default=mode.default, help=mode.description)
     parser.add_argument("--max_length", type=int, default=max_length.default, metavar="N", help=max_length.description)
-    evaluation, columns = DatasetSpec.model_fields["evaluation"], DatasetSpec.model_fields["columns"]
-    parser.add_argument("--eval_dataset_path", metavar="FILE", help=evaluation.description)
-    parser.add_argument("--columns", metavar="FIELD=COLUMN,...", help=columns.description)
+    helps = {flag.name: flag.help for flag in config_flags()}
+    parser.add_argument("--eval_dataset_path", metavar="FILE", help=helps["eval_dataset_path"])
+    parser.add_argument("--columns", metavar="FIELD=COLUMN,...", help=helps["columns"])
     learn = TrainingSpec.model_fields["learn"]
     parser.add_argument("--learn", choices=get_args(learn.annotation), default=learn.default, help=learn.description)
     reasoning = TrainingSpec.model_fields["learn_reasoning"]

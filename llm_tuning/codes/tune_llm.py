@@ -13,6 +13,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ if __package__ in (None, ""):  # run as a file: its own folder is on sys.path, t
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from llm_tuning.api import RunOptions, TuningConfig
-from llm_tuning.api.flags import CLI_DEFAULTS, FLAG_WORDS, Flag, add_flags, config_flags, merge, option_flags
+from llm_tuning.api.flags import CLI_DEFAULTS, FLAG_WORDS, add_flags, config_flags, flag_of, merge, option_flags
 from llm_tuning.cli.parser import Parser
 from llm_tuning.core.stopping import stop_on_signals
 from llm_tuning.core.suggestions import did_you_mean
@@ -94,23 +95,24 @@ def build(given: dict[str, Any], *, config: str | Path | None) -> tuple[TuningCo
         try:
             parsed.append(model.parse(merge(start, given, of)))
         except InputError as error:
-            problems.extend(_named_by_flag(problem, of) for problem in error.problems)
+            problems.extend(_named_by_flag(problem) for problem in error.problems)
     if problems:
         raise InputError(problems)
     return parsed[0], parsed[1]
 
 
-def _named_by_flag(problem: Problem, flags: list[Flag]) -> Problem:
-    """Add the flag to a problem's place: the field's path is what a file has, the flag what the command line has."""
-    from pydantic.alias_generators import to_camel
+def _named_by_flag(problem: Problem) -> Problem:
+    """Add the flag to a problem's place, where that is a setting: its path is what a file has.
 
-    for flag in flags:
-        if problem.where in (".".join(flag.path), ".".join(to_camel(name) for name in flag.path)):
-            return Problem(f"{problem.where} (--{flag.name})", problem.rule, problem.fix)
+    A file or a folder, a flag or a row is left as it is.
+    """
+    flag = flag_of(problem.where)
+    if flag is not None:
+        return replace(problem, where=f"{problem.where} (--{flag.name})")
     missing = {"model": "--llm_path", "dataset": "--dataset_path"}.get(problem.where)
     if missing is None or problem.rule != "is required":
         return problem
-    return Problem(f"{problem.where}.path ({missing})", problem.rule, problem.fix)
+    return replace(problem, where=f"{problem.where}.path ({missing})")
 
 
 def _run_parser() -> Parser:
@@ -189,7 +191,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _run(arguments)
         except InputError as error:
             _say(traceback.format_exc() if debug else "")
-            _say("\n".join(f"error: {problem.in_words(FLAG_WORDS)}" for problem in error.problems))
+            takes_settings = not (arguments and arguments[0] in SUBCOMMANDS) or arguments[0] == "validate"
+            problems = [_named_by_flag(problem) if takes_settings else problem for problem in error.problems]
+            _say("\n".join(f"error: {problem.in_words(FLAG_WORDS)}" for problem in problems))
             return EXIT_INPUT
         except TryAgain as error:
             _say(traceback.format_exc() if debug else "")

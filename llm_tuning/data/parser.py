@@ -28,7 +28,7 @@ from llm_tuning.data.row_tools import RowTools, with_reasoning
 from llm_tuning.data.rows import Conversation, Example, Row, RowForm, Shape
 from llm_tuning.data.tool_turns import RESULT_ROLES, TURN_FIELDS
 from llm_tuning.data.unknown_rows import converted_fault, number_fault, unfit_fault
-from llm_tuning.data.values import is_number, is_set
+from llm_tuning.data.values import is_number, is_set, says_missing
 
 MAX_IGNORED_FIELDS = 10_000
 """Names of unused fields that are kept."""
@@ -220,5 +220,6 @@ def _known_fields(message: Mapping[str, Any]) -> frozenset[str]:
 _WARNED: Mapping[str, Callable[[str], object]] = {
     "placeholders": lambda text: "{{" in text and _PLACEHOLDER.search(text),
     "images": lambda text: "<image>" in text,
+    "missing values": says_missing,
 }
 """What a text is warned of, by the name of its count."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from llm_tuning.data.faults import Reason, RowFault
 from llm_tuning.data.messages import Turns, convert_messages
 from llm_tuning.data.rows import Conversation, Row, Shape
-from llm_tuning.data.values import check_text
+from llm_tuning.data.values import check_text, is_missing
 
 Convert = Callable[[Row], tuple[Conversation, ...]]
 
@@ -121,15 +121,11 @@ def _from_instruction(row: Row) -> tuple[Conversation, ...]:
 
 def read_instruction(row: Row) -> str:
     """Return what an Alpaca row asks: its instruction and its input, where they are not empty. Raises RowFault."""
-    asked = [check_text(row, name) for name in ("instruction", "input") if not _is_blank(row.get(name))]
+    asked = [check_text(row, name) for name in ("instruction", "input") if not is_missing(row.get(name))]
     if not asked:
         rule = "`instruction` and `input` are empty"
         raise RowFault(Reason.EMPTY_FIELD, rule, "give a text or remove the row")
     return "\n\n".join(asked)
-
-
-def _is_blank(value: object) -> bool:
-    return value is None or (isinstance(value, str) and not value.strip())
 
 
 MESSAGES = Shape("messages", ("messages",), _messages_of("messages"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from typing import Any
@@ -10,6 +11,8 @@ from llm_tuning.data.faults import Reason, RowFault, got
 
 _EMPTY_TEXTS = frozenset(("", "[]", "{}", "null", "none", "nan", "[null]"))
 """What other programs write where there is nothing."""
+_MISSING = frozenset(("nan", "<na>", "#n/a", "<noinput>", "<nooutput>"))
+"""Texts that stand for a value that is missing, and for nothing else: of pandas, Excel and the makers of Alpaca."""
 _LONGEST_EMPTY_TEXT = 16
 """Characters of a text, blanks included, that may be nothing."""
 _FLAG_TEXTS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
@@ -35,6 +38,26 @@ def is_given(value: Any, depth: int = _DEPTH) -> bool:
         case dict():
             return any(is_given(item, depth - 1) for item in value.values())
     return True
+
+
+def is_missing(value: Any) -> bool:
+    """Return whether `value` is none, blank, NaN, or a text such as `nan` or `<noinput>`.
+
+    `none` and `null` may be meant: a text of a conversation may be just that.
+    """
+    match value:
+        case None:
+            return True
+        case str():
+            return says_missing(value) or not value.strip()
+        case float():
+            return math.isnan(value)
+    return False
+
+
+def says_missing(text: str) -> bool:
+    """Return whether all of `text` is what other programs write for a value that is missing."""
+    return len(text) <= _LONGEST_EMPTY_TEXT and text.strip().lower() in _MISSING
 
 
 def is_set(value: Any, depth: int = _DEPTH) -> bool:

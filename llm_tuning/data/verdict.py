@@ -45,6 +45,8 @@ _NOTES: dict[str, str] = {
 _OF_ROWS = {
     "placeholders": "{{name}} placeholders are learned as they stand: fill them in if they stand for something",
     "images": "`<image>` stands for an image that is not seen in training: leave such rows out",
+    "missing values": "a text that is `nan`, `#N/A`, `<noinput>` or the like and nothing else is learned as it stands: "
+    "remove such rows if a value is missing there",
     "swapped scores": "the chosen answer has the lower score: its row may have its sides the wrong way round",
 }
 """What is said of rows that a RowParser counts."""

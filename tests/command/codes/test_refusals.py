@@ -84,6 +84,8 @@ BAD_FLAGS = [
     (["--lora_rank", "0"], "lora.rank (--lora_rank): must be at least 1, got 0"),
     (["--tuning_mode", "dream"], "mode (--tuning_mode): must be 'sft', 'ppo', 'dpo' or 'kto', got 'dream'"),
     (["--config", "text.yaml"], "model: must be a mapping of fields, got 'base'"),
+    (["--lora_target_modules", "q_prj"], "lora.targetModules (--lora_target_modules): q_prj is no module of this mod"),
+    (["--columns", "prompt=a,output=a"], "dataset.columns (--columns): must name each column for one field only"),
     (["--devices", "tpu"], "devices (--devices): must be GPU numbers"),
     (["--model_id", "a/b"], "model_id (--model_id): must be 1 to 128"),
     (["--model_id", ".."], "model_id (--model_id): must be 1 to 128"),

@@ -9,7 +9,7 @@ import pytest
 
 from llm_tuning.api import RunOptions, TuningConfig
 from llm_tuning.cli.parser import Parser
-from llm_tuning.codes.tune_llm import _run_parser, build
+from llm_tuning.codes.tune_llm import _run_parser, build, main
 from llm_tuning.errors import InputError
 
 PLACES = {"llm_path": "b", "dataset_path": "d"}
@@ -71,6 +71,14 @@ def test_a_file_has_a_mapping_too_and_the_flag_wins(tmp_path: Path) -> None:
 def test_a_sample_is_asked_for_by_its_number_or_not(arguments: list[str], want: object) -> None:
     found = parsed(*arguments)[1].show_sample
     assert (type(found), found) == (type(want), want), "True is no row 1"
+
+
+def test_help_shows_a_mapping_as_the_flag_takes_it(capsys: pytest.CaptureFixture[str]) -> None:
+    for help_of in (["--help"], ["validate", "--help"]):
+        with pytest.raises(SystemExit):
+            main(help_of)
+        said = " ".join(capsys.readouterr().out.split())
+        assert "by the field that is meant: prompt=question,output=answer." in said
 
 
 @pytest.mark.parametrize("number", ["0", "-1", "first", "1.5"])

@@ -53,10 +53,12 @@ def test_the_report_of_a_finished_run_says_all_that_counts(models: Path, capsys:
             device="NVIDIA H200", driver="580.65.06", precision="bf16", peak_memory=2**34, teraflops=310.0, mfu=0.313
         ),
     )
+    (models / "done" / "README.md").write_text("# done\n")
     out, _ = report(capsys, "done")
     assert out == (
         "model_id       done\n"
         "adapter        models/done\n"
+        "card           models/done/README.md\n"
         "mode           ppo\n"
         "base           base/tiny (weights ba5eba5eba5e)\n"
         "start adapter  earlier (weights abababababab)\n"

@@ -86,6 +86,28 @@ def test_placeholders_are_warned_of(write_lines: WriteLines, output: str, warned
     assert said == [text] * warned
 
 
+@pytest.mark.parametrize(
+    ("row", "warned"),
+    [
+        ({"prompt": "How much?", "output": "NaN"}, True),
+        ({"prompt": "#N/A", "output": "Five."}, True),
+        ({"text": " <noinput>\n"}, True),
+        ({"prompt": "Is there any?", "output": "None"}, False),
+        ({"prompt": "What is 0/0?", "output": "It is nan."}, False),
+    ],
+)
+def test_texts_that_stand_for_a_missing_value_are_warned_of(
+    write_lines: WriteLines, row: dict[str, str], warned: bool
+) -> None:
+    others = [{"text": "first"}, {"text": "second"}] if "text" in row else rows(2)
+    said = [warning for warning in check(write_lines([*others, row])).warnings if "missing" in warning]
+    text = (
+        "a text that is `nan`, `#N/A`, `<noinput>` or the like and nothing else is learned as it stands: "
+        "remove such rows if a value is missing there (row 3)"
+    )
+    assert said == [text] * warned
+
+
 def test_the_place_of_an_image_is_warned_of(write_lines: WriteLines) -> None:
     rows_of_images = [{"prompt": "<image>What is it?", "output": f"{n}"} for n in range(2)]
     report = check(write_lines([*rows(2), *rows_of_images]))

@@ -40,6 +40,11 @@ def parse(row: Any, mode: str = "sft") -> Example:
         ({"instruction": "q", "output": "a"}, [USER, ASSISTANT]),
         ({"instruction": "q", "input": "", "output": "a"}, [USER, ASSISTANT]),
         ({"instruction": "q", "input": "x", "output": "a"}, [USER | {"content": "q\n\nx"}, ASSISTANT]),
+        ({"instruction": "q", "input": "<noinput>", "output": "a"}, [USER, ASSISTANT]),
+        ({"instruction": "q", "input": "nan", "output": "a"}, [USER, ASSISTANT]),
+        ({"instruction": "q", "input": math.nan, "output": "a"}, [USER, ASSISTANT]),
+        ({"instruction": "<NA>", "input": "q", "output": "a"}, [USER, ASSISTANT]),
+        ({"instruction": "q", "input": "None", "output": "a"}, [USER | {"content": "q\n\nNone"}, ASSISTANT]),
         ({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}, [USER, ASSISTANT]),
         (
             {
@@ -165,6 +170,11 @@ REFUSED: list[tuple[dict[str, Any], Reason, str]] = [
     ({"messages": [USER, ASSISTANT | {"weight": 0.5}]}, Reason.UNSUPPORTED_FIELD, "`weight` must be 1 or true"),
     ({"prompt": {"0": SECRET}, "output": {"0": SECRET}}, Reason.COLUMNS_NOT_ROWS, "holds columns, not rows"),
     ({"instruction": " ", "input": "", "output": SECRET}, Reason.EMPTY_FIELD, "`instruction` and `input` are empty"),
+    (
+        {"instruction": "nan", "input": "<noinput>", "output": SECRET},
+        Reason.EMPTY_FIELD,
+        "`instruction` and `input` are",
+    ),
     ({"messages": [USER, ASSISTANT], "tools": [{}]}, Reason.NOT_TOOLS, "a tool has no `name`"),
     ({"messages": [USER, SYSTEM, ASSISTANT]}, Reason.SYSTEM_NOT_FIRST, "must come first"),
     ({"messages": [SYSTEM, USER]}, Reason.NO_ASSISTANT_TURN, "no assistant turn"),
