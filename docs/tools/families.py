@@ -18,8 +18,6 @@ from docs.tools.tables import table
 ROOT = Path(__file__).resolve().parents[2]
 RECORD = ROOT / "docs/families.json"
 FINDINGS = ROOT / "build/families"
-OF_THE_TOKENIZER = "other token ids"
-"""In a refusal that tells of the tokenizer which stands in for the family's own, and nothing of the family."""
 LIBRARIES = ("torch", "transformers", "peft")
 TITLES = ("Family, class", "Trained layers", "Rows", "Loss, gradient", "Plain PEFT", "PPO after it", "vLLM")
 
@@ -33,7 +31,7 @@ def _rows() -> Iterator[tuple[str, ...]]:
     """One row for each family: those that are trained first."""
     families = json.loads(RECORD.read_text(encoding="utf-8"))["families"]
     for name, found in sorted(families.items(), key=lambda item: (bool(item[1]["refused"]), item[0])):
-        named = f"{name}, `{found['class_name']}`"
+        named = f"{name}, `{found['class_name']}`" + (f", with `{found['remedy']}`" if found.get("remedy") else "")
         if found["refused"]:
             yield (named, f"refused: {found['refused']}", "", "", "", "", "")
             continue
@@ -66,8 +64,7 @@ def main() -> int:
     record = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {"families": {}}
     for path in sorted(FINDINGS.glob("*.json")):
         found = json.loads(path.read_text())
-        if OF_THE_TOKENIZER not in found.get("refused", ""):
-            record["families"][path.stem] = record["families"].get(path.stem, {}) | found
+        record["families"][path.stem] = record["families"].get(path.stem, {}) | found
     record["versions"] = {name: importlib.metadata.version(name) for name in LIBRARIES}
     record["families"] = dict(sorted(record["families"].items()))
     RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -100,6 +100,8 @@ def shown(outcome: Outcome) -> dict[str, Any]:
     """The outcome as the record has it: differences rounded up to one digit."""
     fields = outcome.as_dict()
     del fields["family"]
+    if not fields["remedy"]:
+        del fields["remedy"]
     return fields | {name: _rounded(fields[name]) for name in NUMBERS}
 
 
