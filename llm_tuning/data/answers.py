@@ -13,11 +13,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from llm_tuning.data.calls import Tools
+from llm_tuning.data.calls import Tools, calls_of
 from llm_tuning.data.chat import ChatTemplate, TemplateRefused
 from llm_tuning.data.faults import Fact, Reason, RowFault
 from llm_tuning.data.messages import THINK, THINK_END, Message
-from llm_tuning.data.written import WITH_REASONING, check_calls_written
+from llm_tuning.data.written import ONE_BY_ONE, WITH_BOTH, WITH_REASONING, WITH_TOOLS, check_calls_written
 
 _END_OF_BLOCK = _EMPTY_REST = f"\n{THINK_END}\n\n"
 """Behind an opened think block: it stays empty, and the answer begins. Qwen and DeepSeek write it so."""
@@ -69,13 +69,24 @@ def ask(
         words = str(refusal)
         said = f": {words}" if words and words in template.text else ""
         rule = f"the chat template of the base does not take these messages{said}"
-        raise _refused(rule, "order the roles as the template wants, or remove the row") from None
+        raise _refused(rule, _fix_of(messages[: index + 1], tools)) from None
     _check_whole(message, asked, knows_think=THINK_END in template.text or THINK in template.text)
     if given:
         _move_given(asked, message["content"], given)
     if not learn_reasoning:
         _move_reasoning(asked, message)
     return asked
+
+
+def _fix_of(messages: Sequence[Message], tools: Tools | None) -> str:
+    """Return what to do about messages that a template does not take."""
+    if any(tool["function"]["description"] is None for tool in tools or ()):
+        return f"give each tool a `description`, {WITH_TOOLS}, or leave such rows out"
+    if any(len(calls_of(message)) > 1 for message in messages):
+        return f"{ONE_BY_ONE}, or leave such rows out"
+    if any(calls_of(message) or message["role"] == "tool" for message in messages):
+        return f"{WITH_TOOLS}, or leave such rows out"
+    return "order the roles as the template wants, or remove the row"
 
 
 def _behind_another_start(
@@ -150,6 +161,9 @@ def _check_whole(message: Message, asked: Asked, *, knows_think: bool) -> None:
         fix = f"{WITH_REASONING}, remove the field, or give the reasoning in the text, where it is learned as text"
         raise _refused(rule, fix)
     check_calls_written(message, asked.answer)
+    if calls_of(message) and _plain(content) not in _plain(asked.answer):
+        rule = "the chat template of the base leaves the text beside a call out, or writes it otherwise"
+        raise _refused(rule, f"remove that text, or {WITH_BOTH}")
     if content.strip():
         _check_text(content, asked, knows_think=knows_think)
 

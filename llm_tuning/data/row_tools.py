@@ -13,6 +13,7 @@ from typing import Any
 from llm_tuning.data.calls import calls_of
 from llm_tuning.data.faults import Reason, RowFault, got, shown
 from llm_tuning.data.messages import THINK_END, Message
+from llm_tuning.data.results import check_results
 from llm_tuning.data.row_fields import KINDS, FieldKind, plain
 from llm_tuning.data.rows import Conversation, Row, RowForm, Shape
 from llm_tuning.data.schemas import BrokenSchema
@@ -115,39 +116,6 @@ def _refuse_text_calls(conversation: Conversation, tools: ToolSet) -> None:
                 "writes as the server reads it; to learn it as words put the tools into the system message"
             )
             raise RowFault(Reason.NOT_A_CALL, rule, fix, at=f"message {index + 1}")
-
-
-def check_results(messages: Sequence[Message]) -> None:
-    """Raise RowFault where a result answers no call, or where something follows a call that has no result."""
-    waiting: list[Mapping[str, Any]] = []
-    last = 0
-    for index, message in enumerate(messages):
-        if message["role"] == "tool":
-            waiting.remove(_call_of(message, waiting, f"message {index + 1}"))
-            continue
-        if waiting:
-            rule = "a call has no result, and another turn follows"
-            fix = "add what the tool gave as a turn of role tool (ShareGPT: observation), or end the row with the call"
-            raise RowFault(Reason.CALL_WITHOUT_RESULT, rule, fix, at=f"message {last + 1}")
-        waiting, last = list(calls_of(message)), index
-
-
-def _call_of(message: Message, waiting: Sequence[Mapping[str, Any]], at: str) -> Mapping[str, Any]:
-    """Return the call that a result answers: by its id, by the tool's name, or the next one."""
-    if not waiting:
-        rule = "a tool's result has no call before it that waits for one"
-        fix = "add the assistant's turn with the call; one in the text of a turn is not read: write it as `tool_calls`"
-        raise RowFault(Reason.RESULT_WITHOUT_CALL, rule, fix, at=at)
-    given, name = message.get("tool_call_id"), message.get("name")
-    found = [call for call in waiting if given is None or call.get("id", given) == given]
-    if not found:
-        rule = "`tool_call_id` is the id of no call that waits for its result"
-        raise RowFault(Reason.RESULT_WITHOUT_CALL, rule, "give it the id of its call", at=at)
-    found = [call for call in found if name is None or call["function"]["name"] == name]
-    if not found:
-        rule = "`name` of a tool's result is another than that of its call"
-        raise RowFault(Reason.RESULT_WITHOUT_CALL, rule, "name the tool that was called", at=at)
-    return found[0]
 
 
 def _check_calls(conversation: Conversation, tools: ToolSet | None, *, as_right: bool) -> None:

@@ -11,14 +11,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from llm_tuning.data.answers import Asked, ask
 from llm_tuning.data.calls import Tools
 from llm_tuning.data.chat import ChatTemplate, TemplateRefused
 from llm_tuning.data.faults import Fact, Reason, RowFault
 from llm_tuning.data.messages import THINK_END, Message
+from llm_tuning.data.results import check_order
 from llm_tuning.data.rows import Conversation, Learn
-from llm_tuning.data.written import check_before, check_tools_written
+from llm_tuning.data.written import check_before, check_tools_written, refuse_text_beside_calls
 
 Span = tuple[int, int]
 _SAMPLE: list[Message] = [
@@ -35,7 +37,8 @@ _TOOL_SAMPLE: list[Message] = [
     },
     {"role": "tool", "content": "c", "tool_call_id": "abcdefghi"},
 ]
-_SAMPLE_TOOLS: Tools = [{"type": "function", "function": {"name": "b", "description": None, "parameters": None}}]
+_NONE: dict[str, Any] = {"type": "object", "properties": {}}
+_SAMPLE_TOOLS: Tools = [{"type": "function", "function": {"name": "b", "description": "d", "parameters": _NONE}}]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,7 @@ class TurnRenderer:
         """How an answer is asked for, by the shortest conversation; None where the template refuses it."""
         self._next_role = self._end_by_next_role() if self.sample is not None else ""
         self._next_tool = self._end_by_next_tool()
+        self._text_is_reasoning = self._writes_text_as_reasoning()
 
     def render(self, conversation: Conversation, learn: Learn = "all") -> Iterator[Rendered]:
         """Yield the texts of `conversation`, the one with its last learned answer last; raises RowFault."""
@@ -88,7 +92,10 @@ class TurnRenderer:
         held: tuple[Asked, int] | None = None
         turns: list[Turn] = []
         facts: set[Fact] = set()
-        for index in learned_turns(conversation, learn):
+        learned = learned_turns(conversation, learn)
+        if self._text_is_reasoning:
+            refuse_text_beside_calls(messages[: learned[-1] + 1])
+        for index in learned:
             asked = ask(
                 self.template,
                 messages,
@@ -133,6 +140,7 @@ class TurnRenderer:
         if conversation.tools:
             check_tools_written(conversation.tools, asked.prompt)
         check_before(messages[:index], asked.prompt)
+        check_order(messages[:index], lambda before: self._prompt(before, conversation.tools))
         start, answer = len(asked.prompt), asked.answer
         generated = self._generated(answer)
         if generated is None:
@@ -140,6 +148,9 @@ class TurnRenderer:
             generated = len(answer)
         turn = Turn(start, start + generated, index + 1, asked.continued)
         return Rendered(asked.prompt + answer, (*turns, turn), frozenset(facts))
+
+    def _prompt(self, messages: Sequence[Message], tools: Tools | None) -> str:
+        return self.template.render(messages, tools=tools, add_generation_prompt=True)
 
     def _generated(self, answer: str) -> int | None:
         """Count the characters up to the token that ends the answer, None where none does.
@@ -182,6 +193,18 @@ class TurnRenderer:
             return ""
         stop = self._stop_next.match(more, len(text))
         return stop[0] if stop else ""
+
+    def _writes_text_as_reasoning(self) -> bool:
+        """Return whether the text beside a call becomes reasoning (gpt-oss): a server would answer it as such."""
+        question, calling, _ = _TOOL_SAMPLE
+        try:
+            texts = [
+                self.template.render([question, calling | said], tools=_SAMPLE_TOOLS)
+                for said in ({}, {"content": "d"}, {"reasoning_content": "d"})
+            ]
+        except TemplateRefused:
+            return False
+        return texts[0] != texts[1] == texts[2]
 
 
 def learned_turns(conversation: Conversation, learn: Learn = "all") -> list[int]:

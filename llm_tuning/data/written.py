@@ -17,6 +17,8 @@ from llm_tuning.data.messages import Message
 
 WITH_TOOLS = "use a base whose template has tools, as those of Qwen, Llama 3.1 and later, Gemma 4, GLM and gpt-oss have"
 WITH_REASONING = "use a base that reasons, as those of Qwen 3, GLM 4.5, Nemotron 3, Gemma 4 and gpt-oss do"
+WITH_BOTH = "use a base whose template writes both, as those of Qwen, GLM 4.5 and Nemotron 3 do"
+ONE_BY_ONE = "put each call into a turn of its own with its result behind it"
 _BY_NAME = ("properties", "$defs", "definitions", "patternProperties")
 
 
@@ -45,12 +47,20 @@ def check_calls_written(message: Message, text: str) -> None:
         raise RowFault(Reason.TEMPLATE_REFUSES, rule, f"{WITH_TOOLS}, or leave such rows out")
     if any(text.count(name) < count for name, count in names.items()):
         rule = "the chat template of the base writes one call of a turn, and leaves the others out"
-        fix = "put each call into a turn of its own with its result behind it, or leave such rows out"
-        raise RowFault(Reason.TEMPLATE_REFUSES, rule, fix)
+        raise RowFault(Reason.TEMPLATE_REFUSES, rule, f"{ONE_BY_ONE}, or leave such rows out")
     for call in calls:
         if not _is_value_written(call["function"]["arguments"], text):
             rule = "the chat template of the base leaves an argument of a call out, or writes it otherwise"
             raise RowFault(Reason.TEMPLATE_REFUSES, rule, f"{WITH_TOOLS}, or leave such rows out")
+
+
+def refuse_text_beside_calls(messages: Sequence[Message]) -> None:
+    """Raise RowFault where a turn has text and calls: for a template that writes such a text as reasoning."""
+    for index, message in enumerate(messages):
+        if calls_of(message) and message["content"].strip():
+            rule = "the chat template of the base writes the text beside a call as reasoning"
+            fix = "give it as `reasoning_content` of the turn if it is that, remove it, or leave such rows out"
+            raise RowFault(Reason.TEMPLATE_REFUSES, rule, fix, at=f"message {index + 1}")
 
 
 def check_before(messages: Sequence[Message], text: str) -> None:

@@ -145,13 +145,16 @@ def test_tools_are_shown_in_the_form_that_a_server_gives_them() -> None:
     assert f"<tools>\n{json.dumps(TOOLS[0])}\n</tools>" in text
 
 
+AFTER = [result("42"), say("It is warm.")]
 LOSSES = [
     ("phi3", CHATS["call"].messages, TOOLS, "leaves calls of tools out"),
     ("gemma3", [QUESTION, say("It is warm.")], TOOLS, "leaves the row's tools out"),
     ("llama3", [QUESTION, say("It is warm.", reasoning_content="July.")], None, "leaves reasoning of the answer out"),
     ("gptoss", CHATS["parallel calls"].messages, TOOLS, "writes one call of a turn, and leaves the others out"),
+    ("gptoss", CHATS["text and call"].messages, TOOLS, "writes the text beside a call as reasoning"),
+    ("gptoss", [QUESTION, calls(PARIS, content="Let me look."), *AFTER], TOOLS, "the text beside a call as reasoning"),
     ("llama3_1", CHATS["parallel calls"].messages, TOOLS, "only supports single tool-calls at once"),
-    ("llama3_1", CHATS["text and call"].messages, TOOLS, "leaves the answer out"),
+    ("llama3_1", CHATS["text and call"].messages, TOOLS, "leaves the text beside a call out"),
     ("gemma4_v2", CHATS["reasoning and call"].messages, TOOLS, "leaves reasoning of the answer out"),
     ("qwen3_5_nothink", CHATS["reasoning and call"].messages, TOOLS, "otherwise than its own generation prompt"),
     ("deepseekv3", CHATS["call"].messages, TOOLS, "does not take these messages"),
@@ -166,6 +169,22 @@ def test_what_a_template_loses_refuses_the_row(
     assert isinstance(fault, RowFault)
     assert fault.reason is Reason.TEMPLATE_REFUSES
     assert rule in fault.rule
+
+
+FIXES = [
+    ("llama3_1", "parallel calls", "put each call into a turn of its own with its result behind it"),
+    ("gptoss", "parallel calls", "put each call into a turn of its own with its result behind it"),
+    ("llama3_1", "text and call", "remove that text, or use a base whose template writes both"),
+    ("gptoss", "text and call", "give it as `reasoning_content` of the turn"),
+    ("deepseekv3", "call", "use a base whose template has tools"),
+]
+
+
+@pytest.mark.parametrize(("name", "chat", "fix"), FIXES)
+def test_what_to_do_about_it_is_said(name: str, chat: str, fix: str) -> None:
+    fault = row_of(tokenizer_of(name)[0], CHATS[chat].messages, tools=TOOLS)
+    assert isinstance(fault, RowFault)
+    assert fix in fault.fix
 
 
 def small(text: str) -> RowTokenizer:
@@ -184,6 +203,39 @@ PARTS = {
     "{{ m.content }}": ("{{ m.content if m.role != 'tool' }}", "leaves a tool's result out"),
     "{% for c in m.tool_calls or [] %}": ("{% for c in (m.tool_calls or [])[:1] %}", "leaves the others out"),
 }
+
+
+WHOSE = {"tool_call_id": True, "name": False, "role": False}
+
+
+@pytest.mark.parametrize(("written", "says_whose"), WHOSE.items())
+def test_results_in_another_order_than_their_calls_need_a_template_that_says_whose_they_are(
+    written: str, says_whose: bool
+) -> None:
+    """Both calls are of one tool, so that its name does not tell either."""
+    tokenizer = small(WHOLE.replace("{{ m.content }}", f"{{{{ m.content }}}}{{{{ m.{written} if m.role == 'tool' }}}}"))
+    question, calling, first, second, answer = CHATS["parallel calls"].messages
+    assert isinstance(row_of(tokenizer, [question, calling, first, second, answer], tools=TOOLS), TokenisedRow)
+    found = row_of(tokenizer, [question, calling, second, first, answer], tools=TOOLS)
+    assert isinstance(found, TokenisedRow if says_whose else RowFault), found
+    if isinstance(found, RowFault):
+        assert (found.at, found.fix) == ("message 3", "put them into the order of the calls")
+        assert "does not write which call each answers" in found.rule
+
+
+@pytest.mark.parametrize("name", ["qwen3", "glm4moe", "lfm2_2_5", "nemotron_3_nano"])
+def test_templates_of_real_families_do_not_say_which_call_a_result_answers(name: str) -> None:
+    question, calling, first, second, answer = CHATS["parallel calls"].messages
+    fault = row_of(tokenizer_of(name)[0], [question, calling, second, first, answer], tools=TOOLS)
+    assert isinstance(fault, RowFault)
+    assert fault.reason is Reason.TEMPLATE_REFUSES
+
+
+def test_a_tool_without_a_description_is_named_where_a_template_needs_one() -> None:
+    bare = {"type": "function", "function": TOOLS[0]["function"] | {"description": None}}
+    fault = row_of(tokenizer_of("gptoss")[0], CHATS["call"].messages, tools=[bare])
+    assert isinstance(fault, RowFault)
+    assert fault.fix.startswith("give each tool a `description`")
 
 
 @pytest.mark.parametrize(("whole", "part"), PARTS.items())
