@@ -50,7 +50,7 @@ check: setup docs  ## format, lint, types, layers, generated files, documentatio
 
 # Root compiles and builds what the end-to-end tests and the demo run on; found again the next time.
 cluster-env: setup  ## programs and images of the devcluster (root), found again the next time
-	@if [ "$$(id -u)" = 0 ]; then $(VENV)/python -m devcluster build --kueue && $(VENV)/python -m devcluster image build all; \
+	@if [ "$$(id -u)" = 0 ]; then $(VENV)/python -m devcluster build --kueue --network-policies && $(VENV)/python -m devcluster image build all; \
 	else echo "not root: no devcluster; set KUBECONFIG_E2E to test on a cluster of yours"; fi
 
 # The files in the order of the folders: the long ones first, so that no core idles at the end.

@@ -17,6 +17,7 @@ import sys
 from devcluster import build, launcher
 from devcluster.cluster import Cluster
 from devcluster.images.storage import ImageError
+from devcluster.kube_router import build_kube_router
 from devcluster.kueue_install import build_kueue
 from devcluster.paths import kubeconfig, state_dir
 
@@ -43,7 +44,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m devcluster", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("build").add_argument("--kueue", action="store_true", help="Kueue as well, for the tests")
+    building = commands.add_parser("build")
+    building.add_argument("--kueue", action="store_true", help="Kueue as well, for the tests")
+    building.add_argument("--network-policies", action="store_true", help="what enforces them as well, for the tests")
     commands.add_parser("status")
     for name in ("up", "down", "env", "load"):
         command = commands.add_parser(name)
@@ -52,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--gpus", type=int, default=0, help="pretend nvidia.com/gpu capacity")
             command.add_argument("--fresh", action="store_true", help="without the images loaded earlier")
             command.add_argument("--fast-controllers", action="store_true", help="raised queue limits")
+            command.add_argument("--network-policies", action="store_true", help="enforce them")
         if name == "load":
             command.add_argument("image", help="name of an image that buildah has")
     return parser
@@ -63,8 +67,11 @@ def _run(args: argparse.Namespace) -> int:
             print(build.build())
             if args.kueue:
                 print(build_kueue())
+            if args.network_policies:
+                print(build_kube_router())
         case "up":
-            print(launcher.up(args.name, gpus=args.gpus, fresh=args.fresh, fast_controllers=args.fast_controllers))
+            options = ("gpus", "fresh", "fast_controllers", "network_policies")
+            print(launcher.up(args.name, **{option: getattr(args, option) for option in options}))
         case "down":
             if args.name not in (up := launcher.running()):
                 print(f"no cluster {args.name} runs here; running: {', '.join(up) or 'none'}", file=sys.stderr)

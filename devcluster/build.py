@@ -33,6 +33,7 @@ DEBIAN = {
     "iptables": "iptables",
     "ip": "iproute2",
     "conntrack": "conntrack",
+    "ipset": "ipset",
     "/usr/lib/cni/bridge": "containernetworking-plugins",
 }
 
@@ -53,7 +54,7 @@ def build() -> Path:
     install_packages()
     folder = bin_dir()
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
+    with locked(folder):
         _take_assets(folder)
         if missing := [name for name in KUBERNETES if not (folder / name).exists()]:
             packages = [f"k8s.io/kubernetes/cmd/{name}" for name in missing]
@@ -159,7 +160,8 @@ def unpack_clients(folder: Path) -> None:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
+    """One process at a time builds into the folder."""
     import fcntl
 
     with (folder / ".lock").open("w") as lock:

@@ -17,6 +17,7 @@ from typing import IO
 
 from devcluster.build import build
 from devcluster.cleaning import clean, make_cgroups
+from devcluster.kube_router import build_kube_router
 from devcluster.parts import Plan, write_configuration
 from devcluster.paths import SOURCE, clusters_dir, state_dir
 
@@ -37,10 +38,18 @@ class ClusterError(Exception):
     """A cluster could not be started or stopped; the message says why and what to do."""
 
 
-def up(name: str, *, gpus: int = 0, fresh: bool = False, fast_controllers: bool = False, volumes: int = 40) -> Path:
+def up(
+    name: str,
+    *,
+    gpus: int = 0,
+    fresh: bool = False,
+    fast_controllers: bool = False,
+    volumes: int = 40,
+    network_policies: bool = False,
+) -> Path:
     """Start the cluster unless it is up; returns its kubeconfig. Raises ClusterError or BuildError.
 
-    `fresh` forgets the images that earlier clusters of the slot had loaded.
+    `fresh` forgets the images that earlier clusters of the slot had loaded; `network_policies` enforces them.
     """
     if os.geteuid() != 0:
         raise ClusterError(
@@ -51,6 +60,7 @@ def up(name: str, *, gpus: int = 0, fresh: bool = False, fast_controllers: bool 
         return state / "kubeconfig"
     _sweep(name)
     programs = build()
+    firewall = build_kube_router() if network_policies else None
     slot, lock = _take_slot()
     images = clusters_dir() / "slots" / str(slot) / "containerd"
     if fresh:
@@ -68,6 +78,7 @@ def up(name: str, *, gpus: int = 0, fresh: bool = False, fast_controllers: bool 
         gpus=gpus,
         fast_controllers=fast_controllers,
         volumes=volumes,
+        firewall=firewall,
     )
     write_configuration(plan)
     plan.write()

@@ -21,7 +21,7 @@ from types import FrameType
 
 from devcluster.kube_api import KubeApi
 from devcluster.objects import create_objects, pretend_gpus, start_loops
-from devcluster.parts import NODE, PAUSE_IMAGE, START_ORDER, Plan, commands
+from devcluster.parts import FIREWALL, NODE, PAUSE_IMAGE, START_ORDER, Plan, commands
 from devcluster.scratch_image import write_scratch_image
 
 log = logging.getLogger(__name__)
@@ -161,6 +161,9 @@ def _start(plan: Plan, parts: Parts) -> None:
         parts.start(name)
     create_objects(api, plan)
     _wait("the node to be Ready", lambda: _is_ready(api))
+    if plan.firewall:
+        parts.start(FIREWALL)
+        _wait(FIREWALL, lambda: _works("iptables-legacy", "--list", "KUBE-ROUTER-FORWARD"))
     pretend_gpus(api, plan)
     _wait("service accounts", lambda: bool(api.get("/api/v1/namespaces/default/serviceaccounts/default")))
     start_loops(api, plan)

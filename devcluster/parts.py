@@ -30,6 +30,8 @@ START_ORDER = (
     "kube-proxy",
     "coredns",
 )
+FIREWALL = "kube-router"
+"""Started once the node is known, which it asks for, and only where the plan has it."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class Plan:
     fast_controllers: bool = False
     """Raise the queue limits of controller-manager and scheduler, for benchmarks."""
     volumes: int = 40
+    firewall: Path | None = None
+    """The folder of kube-router, where it is to enforce NetworkPolicies."""
 
     @property
     def certificates(self) -> Path:
@@ -75,7 +79,8 @@ class Plan:
     @classmethod
     def read(cls, state: Path) -> Plan:
         values = json.loads((state / "plan.json").read_text())
-        return cls(**{**values, **{key: Path(values[key]) for key in ("state", "programs", "images")}})
+        paths = ("state", "programs", "images", "firewall")
+        return cls(**{**values, **{key: Path(values[key]) for key in paths if values[key] is not None}})
 
 
 def write_configuration(plan: Plan) -> None:
@@ -175,7 +180,25 @@ def commands(plan: Plan) -> dict[str, list[str]]:
         ],
         "kube-proxy": [program("kube-proxy"), f"--config={state / 'kube-proxy.yaml'}", f"--hostname-override={NODE}"],
         "coredns": [program("coredns"), "-conf", str(state / "Corefile"), "-quiet"],
+        **({FIREWALL: _firewall(plan, plan.firewall)} if plan.firewall else {}),
     }
+
+
+def _firewall(plan: Plan, folder: Path) -> list[str]:
+    """kube-router with nothing but its firewall; its folder has the iptables that it is to find."""
+    return [
+        "env",
+        f"PATH={folder}:/usr/sbin:/usr/bin:/sbin:/bin",
+        str(folder / "kube-router"),
+        "--run-firewall=true",
+        "--run-router=false",
+        "--run-service-proxy=false",
+        "--enable-ipv6=false",
+        f"--kubeconfig={plan.certificates / 'admin.kubeconfig'}",
+        f"--hostname-override={NODE}",
+        f"--service-cluster-ip-range={SERVICE_RANGE}",
+        "--health-port=0",
+    ]
 
 
 def _kubeconfigs(path: Path) -> list[str]:

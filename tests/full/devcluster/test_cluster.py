@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jwt
 import pytest
@@ -21,34 +19,26 @@ from devcluster.__main__ import main
 from devcluster.cleaning import cgroup_folders
 from devcluster.cluster import Cluster, KubectlError
 from devcluster.paths import state_dir
-from devcluster.scratch_image import write_scratch_image
 from tests.support.devcluster import NO_ROOT, cluster_name, own_cluster, remove
-from tests.support.tuning_namespace import CLAIM, TuningNamespace, claim, pod, wait_until
+from tests.support.toolbox import box, put_toolbox
+from tests.support.tuning_namespace import CLAIM, TuningNamespace, claim, wait_until
 
 pytestmark = [
     pytest.mark.skipif(NO_ROOT, reason="a node needs root"),
 ]
 
-TOOLBOX = "localhost/devcluster/toolbox:1"
 READY_SECONDS = 60.0
 
 
 @pytest.fixture(scope="module")
-def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def node() -> Iterator[Cluster]:
     """A cluster of these tests alone, with an image of busybox."""
-    busybox = shutil.which("busybox")
-    if busybox is None:
-        subprocess.run(["apt-get", "install", "-y", "-q", "busybox-static"], check=True, stdout=subprocess.DEVNULL)
-        busybox = shutil.which("busybox")
-    assert busybox is not None
     started = time.monotonic()
     with own_cluster("node", gpus=2, volumes=3) as cluster:
         ready = time.monotonic() - started
         print(f"ready after {ready:.1f} s")
         assert ready < READY_SECONDS
-        archive = tmp_path_factory.mktemp("toolbox") / "toolbox.tar"
-        write_scratch_image(archive, TOOLBOX, {"/bin/busybox": Path(busybox)}, entrypoint=["/bin/busybox"])
-        cluster.import_archive(archive)
+        put_toolbox(cluster)
         yield cluster
 
 
@@ -56,14 +46,6 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 def space(node: Cluster) -> Iterator[TuningNamespace]:
     with node.namespace() as name:
         yield TuningNamespace(node, name)
-
-
-def box(name: str, script: str, *, limits: dict[str, str] | None = None, with_claim: bool = False) -> dict[str, Any]:
-    """A pod that runs a shell script in the toolbox, under the restricted profile."""
-    made = pod(name, TOOLBOX, ["/bin/busybox", "sh", "-c", script], claim=CLAIM if with_claim else None)
-    if limits:
-        made["spec"]["containers"][0]["resources"] = {"limits": limits}
-    return made
 
 
 def phase(space: TuningNamespace, name: str) -> str:
