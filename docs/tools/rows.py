@@ -34,11 +34,16 @@ _PAIRS = (
     ("question", "context", "chosen_answer", "rejected_answer"),
 )
 _READ_BESIDE = (
-    ("tools", "`tools` or `functions` of a row: a list, or its JSON text"),
-    ("calls", "`tool_calls` or `function_call` of an assistant's turn; a turn `function_call` (ShareGPT)"),
+    ("tools", "`tools` or `functions` of a row: a list, its JSON text, or a list of such texts"),
+    (
+        "calls",
+        "`tool_calls` or `function_call` of an assistant's turn; a turn `function_call` (ShareGPT) or `tool_call` "
+        "(ms-swift)",
+    ),
     (
         "results",
-        "a turn of role `tool`, `function` or `observation`, with `tool_call_id` and `name` where they are given",
+        "a turn of role `tool`, `function`, `observation` (ShareGPT) or `tool_response` (ms-swift), with "
+        "`tool_call_id` and `name` where they are given",
     ),
     ("what is asked for", "`parallel_tool_calls` and `tool_choice` of a row: its answers have to keep to them"),
     ("reasoning", "`reasoning_content`, `reasoning` or `thinking` of an assistant's turn, or of a row with one answer"),

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from llm_tuning.data.faults import Reason, RowFault
-from llm_tuning.data.rows import Row, RowForm
+from llm_tuning.data.rows import FORMS, Row, RowForm
 from llm_tuning.data.values import is_given
 
 PAGE = "docs/other-rows.md"
-_RATED = ("ppo", "dpo", "kto")
+
+Holds = Literal["answers", "ratings", "pairs"]
+"""What rows have to learn from: answers, answers that are rated, or two answers of which one is better."""
 
 
 @dataclass(frozen=True)
@@ -27,24 +29,37 @@ class KnownSet:
     """All of them are in a row, with a value."""
     what: str
     """What the row is, after "is a row of ...: "."""
-    modes: tuple[str, ...]
-    """Which modes learn from such rows, once they are converted."""
+    holds: Holds
     section: str = ""
     """Of PAGE, with the lines that convert it."""
     columns: Mapping[str, str] = field(default_factory=dict)
     """These make the row work as it is."""
     fits: Callable[[Row], bool] = lambda row: True
 
+    def modes(self) -> list[str]:
+        """Return which modes learn from such rows, once they are converted."""
+        return [form.mode for form in FORMS.values() if self.suits(form)]
+
+    def suits(self, form: RowForm) -> bool:
+        """Return whether a mode learns from what the rows hold."""
+        match self.holds:
+            case "answers":
+                return form.number is None and not form.sides
+            case "ratings":
+                return form.number is not None
+            case "pairs":
+                return bool(form.sides)
+
     def fault(self, form: RowForm) -> RowFault:
         """Build the refusal of such a row."""
         parts = []
-        if form.mode not in self.modes:
-            parts.append(" or ".join(f"{{set:mode={mode}}}" for mode in self.modes))
+        modes = self.modes()
+        if form.mode not in modes:
+            parts.append(" or ".join(f"{{set:mode={mode}}}" for mode in modes))
         if self.columns:
             parts.append(f"{{set:dataset.columns={','.join(f'{own}={given}' for own, given in self.columns.items())}}}")
         else:
-            mode = form.mode if form.mode in self.modes else self.modes[0]
-            parts.append(f"{PAGE}#{self.section} has the lines of Python that write it as rows of {mode}")
+            parts.append(f"{PAGE}#{self.section} has the lines of Python that convert such rows")
         rule = f"has the fields of {self.title}: {self.what}"
         return RowFault(Reason.UNKNOWN_SHAPE, rule, ", and ".join(parts))
 
@@ -70,14 +85,14 @@ SETS = (
         "xLAM (xlam-function-calling-60k)",
         ("query", "answers", "tools"),
         "calls without turns, and tools with types of Python",
-        ("sft",),
+        "answers",
         "calls-of-xlam",
     ),
     KnownSet(
         "Glaive (glaive-function-calling-v2)",
         ("system", "chat"),
         "a conversation with its calls and tools written down as text",
-        ("sft",),
+        "answers",
         "calls-of-glaive",
         fits=_is_text("chat", "USER:", "ASSISTANT:"),
     ),
@@ -85,14 +100,14 @@ SETS = (
         "s1K",
         ("question", "attempt", "thinking_trajectories"),
         "`solution` is the reference, and `attempt` the answer with its reasoning",
-        ("sft",),
+        "answers",
         columns={"prompt": "question", "output": "attempt", "reasoning_content": "thinking_trajectories"},
     ),
     KnownSet(
         "s1K-1.1",
         ("question", "deepseek_attempt", "deepseek_thinking_trajectory"),
         "`solution` is the reference, and each `..._attempt` an answer with its reasoning",
-        ("sft",),
+        "answers",
         columns={
             "prompt": "question",
             "output": "deepseek_attempt",
@@ -103,14 +118,14 @@ SETS = (
         "OpenThoughts (metadata)",
         ("problem", "deepseek_solution", "deepseek_reasoning"),
         "`ground_truth_solution` is the reference, and `deepseek_solution` the answer with its reasoning",
-        ("sft",),
+        "answers",
         columns={"prompt": "problem", "output": "deepseek_solution", "reasoning_content": "deepseek_reasoning"},
     ),
     KnownSet(
         "UltraFeedback",
         ("instruction", "completions"),
         "several rated answers in a list",
-        _RATED,
+        "ratings",
         "ratings-of-ultrafeedback",
         fits=_items_have("completions", "response", "overall_score"),
     ),
@@ -118,14 +133,14 @@ SETS = (
         "distilabel",
         ("instruction", "generations", "ratings"),
         "several rated answers in lists",
-        _RATED,
+        "ratings",
         "ratings-of-distilabel",
     ),
     KnownSet(
         "HelpSteer",
         ("prompt", "response", "helpfulness"),
         "one answer with several ratings, of which one is to be learned from",
-        _RATED,
+        "ratings",
         columns={"output": "response", "reward": "helpfulness"},
         fits=lambda row: isinstance(row["helpfulness"], int | float),
     ),
@@ -133,21 +148,21 @@ SETS = (
         "HelpSteer2's preferences",
         ("prompt", "response_1", "response_2", "preference_strength"),
         "which of the answers is better stands in a number",
-        ("dpo",),
+        "pairs",
         "preferences-of-helpsteer",
     ),
     KnownSet(
         "HelpSteer3",
         ("context", "response1", "response2", "overall_preference"),
         "which of the answers is better stands in a number",
-        ("dpo",),
+        "pairs",
         "preferences-of-helpsteer",
     ),
     KnownSet(
         "Nectar",
         ("prompt", "answers"),
         "several ranked answers in a list, and a prompt with the turns written into it",
-        _RATED,
+        "ratings",
         "ranks-of-nectar",
         fits=_items_have("answers", "answer", "rank"),
     ),
@@ -155,14 +170,14 @@ SETS = (
         "SHP",
         ("history", "human_ref_A", "human_ref_B"),
         "`labels` says which of two answers is better",
-        ("dpo",),
+        "pairs",
         "answers-a-and-b",
     ),
     KnownSet(
         "PKU-SafeRLHF",
         ("prompt", "response_0", "response_1"),
         "`better_response_id` says which of two answers is better",
-        ("dpo",),
+        "pairs",
         "answers-a-and-b",
         fits=lambda row: "better_response_id" in row,
     ),
@@ -170,7 +185,7 @@ SETS = (
         "Chatbot Arena",
         ("conversation_a", "conversation_b", "winner"),
         "`winner` says which of two conversations is better",
-        ("dpo",),
+        "pairs",
         "answers-a-and-b",
     ),
 )
@@ -181,6 +196,6 @@ def known_fault(form: RowForm, row: Row) -> RowFault | None:
     for known in SETS:
         if not all(name in row and (is_given(row[name]) or row[name] == 0) for name in known.fields):
             continue
-        if known.fits(row) and (form.mode in known.modes or not known.columns or known.modes == ("sft",)):
+        if known.fits(row) and (known.suits(form) or not known.columns or known.holds == "answers"):
             return known.fault(form)
     return None

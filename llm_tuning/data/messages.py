@@ -13,8 +13,9 @@ from typing import Any
 from llm_tuning.data.faults import Reason, RowFault, got, shown
 from llm_tuning.data.row_fields import FLAG_NAMES, PART_KINDS, PREFIX_NAMES, ROLE_KINDS, TURN_KINDS, plain
 from llm_tuning.data.tool_turns import (
-    CALL_ROLE,
+    CALL_ROLES,
     RESULT_ROLES,
+    SWIFT_CALL,
     TURN_FIELDS,
     read_call_text,
     read_calls,
@@ -37,7 +38,7 @@ MESSAGE_FIELDS = frozenset(("role", "content", "from", "value"))
 PART_FIELDS = frozenset(("type", "text", "value"))
 ROLES = ("system", "user", "assistant")
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant"} | {role: role for role in ROLES}
-_READ_ROLES = SHAREGPT_ROLES | dict.fromkeys(RESULT_ROLES, "tool") | {CALL_ROLE: "assistant"}
+_READ_ROLES = SHAREGPT_ROLES | dict.fromkeys(RESULT_ROLES, "tool") | dict.fromkeys(CALL_ROLES, "assistant")
 """Role names of ShareGPT files, which no chat template knows."""
 
 _ROLES_ELSEWHERE = {role: role for role in ROLES} | {
@@ -83,10 +84,22 @@ def convert_messages(row: Mapping[str, Any], name: str) -> Turns:
         if message is not None:
             turns.messages.append(message)
             continue
-        turns.messages.append(_convert(item, f"{name}[{index}]", sharegpt))
+        message = _convert(item, f"{name}[{index}]", sharegpt)
+        if index and _goes_on(items[index - 1], item):
+            before = turns.messages[-1]
+            before["tool_calls"] = [*before.get("tool_calls", ()), *message["tool_calls"]]
+            continue
+        turns.messages.append(message)
         if not item.keys() <= MESSAGE_FIELDS:
-            _read_flags(item, f"{name}[{index}]", index, turns)
+            _read_flags(item, f"{name}[{index}]", len(turns.messages) - 1, turns)
     return turns
+
+
+def _goes_on(before: Mapping[str, Any], item: Mapping[str, Any]) -> bool:
+    """Return whether a call of ms-swift belongs to the turn before it: an answer's text, or another call."""
+    role, previous = (each.get("role", each.get("from")) for each in (item, before))
+    is_answer = previous == SWIFT_CALL or SHAREGPT_ROLES.get(str(previous)) == "assistant"
+    return role == SWIFT_CALL and is_answer and item.keys() | before.keys() <= MESSAGE_FIELDS
 
 
 def _ordinary(item: Any) -> Message | None:
@@ -117,7 +130,7 @@ def _convert(item: Any, at: str, sharegpt: bool) -> Message:
         raise _unknown_role(given, role_field, at)
     otherwise = "value" if role_field == "from" else "content"
     content_field = _one_of(item, "content", "value", at, otherwise=otherwise)
-    if given == CALL_ROLE:
+    if given in CALL_ROLES:
         return {"role": role, "content": "", "tool_calls": read_call_text(item, content_field, at)}
     calls = read_calls(item, at)
     content = ""

@@ -6,6 +6,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from llm_tuning.data.cells import CellRow, read_cells
@@ -27,7 +28,7 @@ from llm_tuning.data.row_plan import (
 from llm_tuning.data.row_tools import RowTools, with_reasoning
 from llm_tuning.data.rows import Conversation, Example, Row, RowForm, Shape
 from llm_tuning.data.tool_turns import RESULT_ROLES, TURN_FIELDS
-from llm_tuning.data.unknown_rows import converted_fault, number_fault, unfit_fault
+from llm_tuning.data.unknown_rows import converted_fault, number_fault, propose_columns, unfit_fault
 from llm_tuning.data.values import is_number, is_set, says_missing
 
 MAX_IGNORED_FIELDS = 10_000
@@ -72,7 +73,7 @@ class RowParser:
             if known is not None:
                 raise known
         plan = self._plan_of(row, shape or self.shape)
-        refuse_kinds(self.form, plan, row)
+        refuse_kinds(self.form, plan, row, shape, partial(propose_columns, self.form, row))
         if shape is None:
             raise unfit_fault(self.form, self.shape, row)
         number = self._number(row, shape)

@@ -8,7 +8,7 @@ stands here, so a new kind is an entry of KINDS.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from llm_tuning.data.faults import Reason, RowFault, shown
@@ -60,13 +60,19 @@ class FieldKind:
         fix = "; ".join(filter(None, (advice, self.fix)))
         return RowFault(Reason.UNSUPPORTED_FIELD, f"`{shown(name)}` {self.rule}", fix, at=at)
 
-    def unread_fault(self, name: str, *, at: str = "") -> RowFault:
-        """Build the refusal of a row for its field `name`, which no mode reads."""
+    def unread_fault(
+        self, name: str, *, at: str = "", columns: Mapping[str, str] | None = None, one_answer: bool = True
+    ) -> RowFault:
+        """Build the refusal of a row for its field `name`, which no mode reads.
+
+        `columns` make a row of its other fields; `one_answer`: the row has one, which the field can belong to.
+        """
         if self.unread is None:
             return self.fault(name, at=at)
         rule, fix = self.unread
-        if self.column and not at:
-            fix = f"{{set:dataset.columns={self.column}={name}}} where it belongs to the row's one answer, or {fix}"
+        if self.column and not at and one_answer:
+            names = ",".join(f"{own}={given}" for own, given in ({**(columns or {}), self.column: name}).items())
+            fix = f"{{set:dataset.columns={names}}} where it belongs to the row's one answer, or {fix}"
         return RowFault(Reason.UNSUPPORTED_FIELD, f"`{shown(name)}` {rule}", fix, at=at)
 
 
@@ -114,6 +120,13 @@ def is_not_final(value: Any) -> bool:
     return is_given(value) and value != "final"
 
 
+def is_prose(value: Any) -> bool:
+    """Return whether `value` is a text of several words, or a list with one: no flag, count or name."""
+    if isinstance(value, list | tuple):
+        return any(is_prose(item) for item in value)
+    return isinstance(value, str) and len(value.split()) > 1
+
+
 _EVALUATION = _words("test validation valid val dev eval evaluation holdout heldout")
 
 KINDS = (
@@ -126,9 +139,13 @@ KINDS = (
             "tools functions parallel_tool_calls tool_choice tool_calls function_call function_calls tool_definitions "
             "tool_schemas"
         ),
-        turn=_words("tool_calls tool_call function_call tool_call_id tool_use tool_responses"),
+        turn=_words(
+            "tool_calls tool_call function_call function_calls functions tools tool_call_id tool_use tool_responses"
+        ),
         parts=_words("tool_use tool_result tool_call tool_response function_call function"),
-        roles=_words("tool observation function function_call function_response tool_call tool_response ipython"),
+        roles=_words(
+            "tool observation function function_call function_response tool_call tool_response ipython environment"
+        ),
         read=_words("tools functions parallel_tool_calls tool_choice"),
         unread=(
             "belongs to calls of tools, and is no name that they are read by",
@@ -341,6 +358,17 @@ def _by_name(names: Callable[[FieldKind], Iterable[str]]) -> Mapping[str, FieldK
 
 
 ROW_KINDS = _by_name(lambda kind: kind.row)
+_REASONING_ENDS = ("reasoning", "reasoningtrace", "thinkingtrajectory", "thinkingtrajectories", "chainofthought")
+"""Ends of names such as `deepseek_reasoning`."""
+_REASONING_OF = replace(ROW_KINDS["reasoning"], matters=is_prose)
+
+
+def kind_of(key: str) -> FieldKind | None:
+    """Return what a field of a row means beside its shape, by its name as `plain` writes it; None for most."""
+    kind = ROW_KINDS.get(key)
+    return _REASONING_OF if kind is None and key.endswith(_REASONING_ENDS) else kind
+
+
 READ_ROW_NAMES: Mapping[str, str] = {plain(name): kind.name for kind in KINDS for name in kind.read}
 """The kind of each field that is read beside every shape, by name."""
 TURN_KINDS = _by_name(lambda kind: kind.turn)

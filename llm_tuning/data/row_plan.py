@@ -5,7 +5,7 @@ Most files have the same fields in every row, so a row costs a look-up of its pl
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from llm_tuning.data.faults import Reason, RowFault, shown
@@ -20,17 +20,18 @@ from llm_tuning.data.row_fields import (
     LABEL_OF_TEXT_NAMES,
     READ_ROW_NAMES,
     REMARKS,
-    ROW_KINDS,
     SCORES_OF_SIDES,
     SYSTEM_NAMES,
     TEXT_NAMES,
     FieldKind,
+    kind_of,
     plain,
 )
 from llm_tuning.data.rows import FORMS, Conversation, Row, RowForm, Shape
 from llm_tuning.data.values import check_text, flag, is_given, is_set, texts_in
 
 _JUDGEMENTS = {plain(name) for kind in KINDS if kind.name in ("label", "judgement") for name in kind.row}
+_ORDER = [kind.name for kind in KINDS]
 _ROLE_NAMES = frozenset(("role", "from", "speaker"))
 
 
@@ -71,11 +72,11 @@ def build_plan(form: RowForm, shape: Shape | None, row: Row, columns: Mapping[st
     plan = RowPlan(columns=columns)
     own = form.own_fields if shape is None else _read_by(form, shape)
     decided = shape is not None and set(shape.fields) <= columns.keys()
-    kinds_decided = {ROW_KINDS[plain(name)].name for name in columns.values() if plain(name) in ROW_KINDS}
+    kinds_decided = {kind.name for name in columns.values() if (kind := kind_of(plain(name))) is not None}
     others = {name for other in form.shapes for name in other.fields}
     for name in row:
         key = plain(name)
-        kind = ROW_KINDS.get(key)
+        kind = kind_of(key)
         if name in own:
             continue
         if key in SYSTEM_NAMES:
@@ -107,7 +108,8 @@ def build_plan(form: RowForm, shape: Shape | None, row: Row, columns: Mapping[st
         by_key = {plain(name): name for name in row}
         pairs = [(by_key[one], by_key[other]) for one, other in SCORES_OF_SIDES if {one, other} <= by_key.keys()]
         plan.scores = next(iter(pairs), None)
-    plan.refused.sort(key=lambda entry: KINDS.index(entry[1]))
+    # Two answers first: what else a row has, such as a rationale, is most often of them.
+    plan.refused.sort(key=lambda entry: (entry[1].name != "preference", _ORDER.index(entry[1].name)))
     return plan
 
 
@@ -116,11 +118,21 @@ def _read_by(form: RowForm, shape: Shape) -> Iterable[str]:
     return (*shape.fields, *shape.optional, *numbers)
 
 
-def refuse_kinds(form: RowForm, plan: RowPlan, row: Row) -> None:
-    """Raise RowFault for a field of the row that changes what should be learned, and that the mode does not take."""
+def refuse_kinds(
+    form: RowForm, plan: RowPlan, row: Row, shape: Shape | None, propose: Callable[[], Mapping[str, str] | None]
+) -> None:
+    """Raise RowFault for a field of the row that changes what should be learned, and that the mode does not take.
+
+    `propose` finds columns for a row without a shape.
+    """
     for name, kind in plan.refused:
-        if kind.matters(row[name]):
-            raise kind.unread_fault(name) if kind.name in form.takes else kind.fault(name, advice=advice_on(kind, form))
+        if not kind.matters(row[name]):
+            continue
+        if kind.name not in form.takes:
+            raise kind.fault(name, advice=advice_on(kind, form))
+        columns = propose() if shape is None else None
+        is_pair = (shape is not None and not shape.numbered) or any(side in (columns or row) for side in form.sides)
+        raise kind.unread_fault(name, columns=columns, one_answer=not is_pair)
 
 
 def refuse_judgements(plan: RowPlan, row: Row, number: float) -> None:

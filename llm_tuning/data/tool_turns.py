@@ -14,9 +14,11 @@ from llm_tuning.data.faults import Reason, RowFault, got
 from llm_tuning.data.tools import parse_json
 from llm_tuning.data.values import check_text, is_given
 
-CALL_ROLE = "function_call"
-"""ShareGPT's role of a turn whose text is the JSON of a call, or of a list of them."""
-RESULT_ROLES = ("tool", "function", "observation")
+SWIFT_CALL = "tool_call"
+"""ms-swift's role of a turn with a call, which belongs to the assistant's turn that it follows."""
+CALL_ROLES = ("function_call", SWIFT_CALL)
+"""Roles of a turn whose text is the JSON of a call, or of a list of them; the first is ShareGPT's."""
+RESULT_ROLES = ("tool", "function", "observation", "tool_response")
 REASONING = ("reasoning_content", "reasoning", "thinking")
 TURN_FIELDS = frozenset(("tool_calls", "function_call", "tool_call_id", *REASONING))
 """Fields of a message that are read here."""

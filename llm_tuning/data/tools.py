@@ -69,7 +69,7 @@ class ToolReader:
         schemas: dict[str, tuple[Schema, str]] = {}
         for index, item in enumerate(items):
             at = f"{name}[{index}]"
-            function, at = _function(item, at)
+            function, at = _function(_parsed(item, at) if isinstance(item, str) else item, at)
             own = function["function"]["name"]
             if own in schemas:
                 rule = "two tools have one name, and a call could mean either"
@@ -140,7 +140,7 @@ def _parsed(text: str, name: str) -> Any:
         return parse_json(text)
     except ValueError:
         rule = f"`{name}` is text and no JSON"
-        raise RowFault(Reason.NOT_TOOLS, rule, "write the JSON text of the list of tools (json.dumps)") from None
+        raise RowFault(Reason.NOT_TOOLS, rule, "write the JSON text of the tools (json.dumps)") from None
 
 
 def parse_json(text: str) -> Any:

@@ -41,7 +41,7 @@ _PAIRS = (("human", "assistant"), ("user", "assistant"), ("human", "gpt"), ("hum
 _PAIRS_OF_CHATS = (("input", "output"), ("question", "answer"), ("prompt", "response"), ("query", "response"))
 """Pairs of names that are whole rows elsewhere."""
 _CHATS = frozenset(("conversation", "conversations", "messages", "dialog", "dialogue", "chat", "turns"))
-_MAX_NAMES = 12
+_MAX_NAMES, _MAX_ANSWERS = 12, 3
 
 
 def unfit_fault(form: RowForm, shape: Shape | None, row: Row) -> RowFault:
@@ -65,7 +65,7 @@ def unfit_fault(form: RowForm, shape: Shape | None, row: Row) -> RowFault:
             return RowFault(Reason.MISSING_FIELD, f"`{missing[0]}` is missing", fix)
         names = " and ".join(f"`{shown(given)}`" for own, given in columns.items() if own not in ("role", "content"))
         return RowFault(Reason.UNKNOWN_SHAPE, f"has none of the shapes of {form.mode} rows, but {names}", fix)
-    fault = _of_other_lists(row)
+    fault = _of_other_lists(row) or _of_two_answers(form, row)
     if fault is not None:
         return fault
     if near is not None:
@@ -263,6 +263,20 @@ def number_fault(form: RowForm, row: Row, fault: RowFault) -> RowFault:
     ratings = _rating(form, {plain(name): name for name in row}, row)
     fix = "; ".join(f"{{set:dataset.columns={own}={given}}}" for own, given in ratings.items())
     return RowFault(fault.reason, fault.rule, fix or fault.fix)
+
+
+def _of_two_answers(form: RowForm, row: Row) -> RowFault | None:
+    """Build the refusal of a row with one question and several texts that could be its answer; else None."""
+    asked, answered = (
+        [name for name in _named(row, names) if isinstance(row[name], str)] for names in (_ASKED, _ANSWERED)
+    )
+    if len(asked) != 1 or not 1 < len(answered) <= _MAX_ANSWERS or not {"prompt", "output"} <= set(form.own_fields):
+        return None
+    if _named(row, _AROUND):
+        return None
+    proposed = [_changed({"prompt": asked[0], "output": name}, row) for name in answered]
+    rule = f"has {' and '.join(f'`{shown(name)}`' for name in answered)}, and either could be the answer"
+    return RowFault(Reason.AMBIGUOUS, rule, " or ".join(_set_columns(columns) for columns in proposed if columns))
 
 
 def _of_other_lists(row: Row) -> RowFault | None:

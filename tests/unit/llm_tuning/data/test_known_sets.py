@@ -18,6 +18,7 @@ from llm_tuning.errors import in_words
 from llm_tuning.modes import MODES
 from llm_tuning.modes.preference_rows import kto_rows
 from tests.support.known_rows import HH_RLHF, OPEN_THOUGHTS, ROWS, Row
+from tests.support.other_rows import assistant, user
 
 DOCS = Path(__file__).parents[4]
 IDS = [re.sub(r"\W+", "-", known.title) for known in SETS]
@@ -65,6 +66,11 @@ LEARNED: dict[str, list[tuple[str, Any]]] = {
 } | dict.fromkeys(("HelpSteer2's preferences", "HelpSteer3", "SHP", "PKU-SafeRLHF", "Chatbot Arena"), PAIR)
 
 
+def test_what_rows_hold_decides_the_modes() -> None:
+    modes = {known.holds: known.modes() for known in SETS}
+    assert modes == {"answers": ["sft"], "ratings": ["ppo", "dpo", "kto"], "pairs": ["dpo"]}
+
+
 @pytest.mark.parametrize("known", SETS, ids=IDS)
 def test_the_refusal_says_what_makes_the_rows_work(
     known: KnownSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -75,15 +81,15 @@ def test_the_refusal_says_what_makes_the_rows_work(
             RowParser(MODES[mode].rows).parse(1, rows[0])
         assert fault.value.reason is Reason.UNKNOWN_SHAPE or (known.title, mode) == ("HelpSteer", "sft")
         fix = in_words(fault.value.fix)
-        if mode not in known.modes and known.title != "HelpSteer":
-            assert fix.startswith(f"set mode to {known.modes[0]}"), "then the fix is for another mode"
+        if mode not in known.modes() and known.title != "HelpSteer":
+            assert fix.startswith(f"set mode to {known.modes()[0]}"), "then the fix is for another mode"
         assert known.section in fix
         assert all(f"{own}={given}" in fix for own, given in known.columns.items()) or mode == "sft"
     if known.section:
         rows = converted(known.section, rows, tmp_path, monkeypatch)
     path = tmp_path / "out.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for mode in known.modes:
+    for mode in known.modes():
         form = kto_rows(threshold=3.0 if known.title != "Nectar" else -1.0) if mode == "kto" else MODES[mode].rows
         columns = dict(known.columns)
         report = examine_dataset(path, form=form, tokenizer_dir=None, max_length=100, columns=columns)
@@ -103,6 +109,72 @@ def test_conversations_in_one_text(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert example is not None
     assert said(example) == [("France.", ("Paris", [])), ("France.", ("Nowhere", []))]
     assert [conversation.learn_from for conversation in example.sequences] == [3, 3]
+
+
+@pytest.mark.parametrize(
+    ("row", "mode", "fix"),
+    [
+        (
+            {"Question": "q", "Complex_CoT": "I think", "Response": "a"},
+            "sft",
+            "set columns to prompt=Question,output=Response,reasoning_content=Complex_CoT where it belongs",
+        ),
+        (
+            {"prompt": "q", "output": "a", "r1_reasoning": "I think"},
+            "sft",
+            "set columns to reasoning_content=r1_reasoning where",
+        ),
+        (
+            {"prompt": "q", "chosen": "good", "rejected": "bad one", "rationale": "It is better."},
+            "dpo",
+            "write it as `reasoning_content`",
+        ),
+        (
+            {"prompt": "q", "chosen": "good", "rejected": "bad one", "rationale": "It is better."},
+            "sft",
+            "for sft write the chosen answer",
+        ),
+        (
+            {"messages": [user("q"), assistant("a")], "reasoning": "on"},
+            "sft",
+            "remove it where that is meant",
+        ),
+        (
+            {"question": "q", "solution": "s", "answer": "a"},
+            "sft",
+            "set columns to prompt=question,output=solution or set columns to prompt=question,output=answer",
+        ),
+        ({"input": [user("q")], "output": "a"}, "sft", "set columns to prompt=input"),
+        (
+            {"messages": [user("q", functions=None), assistant("a", function_calls="f(x=1)")]},
+            "sft",
+            "write calls into the assistant's turns",
+        ),
+    ],
+    ids=["medical-o1", "by its end", "of a pair", "of a pair, in sft", "Nemotron", "LIMO", "messages", "Dolci"],
+)
+def test_fields_of_others_are_refused_with_what_is_certain(row: Row, mode: str, fix: str) -> None:
+    with pytest.raises(RowFault) as fault:
+        RowParser(MODES[mode].rows).parse(1, row)
+    assert in_words(fault.value.fix).startswith((fix, "declare the tools as `tools`, " + fix))
+    for names in re.findall(r"set columns to (\S+)", in_words(fault.value.fix)):
+        columns = dict(pair.split("=") for pair in names.split(","))
+        assert RowParser(MODES[mode].rows, columns).parse(1, row)
+
+
+def test_flags_with_such_a_name_change_nothing() -> None:
+    row = {"prompt": "q", "output": "a", "requires_reasoning": True, "model_reasoning": "yes"}
+    assert RowParser(MODES["sft"].rows).parse(1, row)
+
+
+def test_tools_as_a_list_of_texts() -> None:
+    tool = {"type": "function", "function": {"name": "find", "parameters": {"type": "object"}}}
+    row = {"prompt": "q", "chosen": "good", "rejected": "bad one", "tools": [json.dumps(tool)]}
+    example = RowParser(MODES["dpo"].rows).parse(1, row)
+    assert example is not None
+    assert [tool["function"]["name"] for tool in example.sequences[0].tools or ()] == ["find"]
+    with pytest.raises(RowFault, match=r"`tools\[0\]` is text and no JSON"):
+        RowParser(MODES["dpo"].rows).parse(1, row | {"tools": ["find"]})
 
 
 def test_reasoning_in_tags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -270,7 +270,7 @@ REFUSED: list[Refused] = [
         {"Question": "q", "Complex_CoT": "c", "Response": "a"},
         Reason.UNSUPPORTED_FIELD,
         "`Complex_CoT` is reasoning apart from the answer",
-        "columns to reasoning_content=Complex_CoT where it belongs to the row's one answer",
+        "columns to prompt=Question,output=Response,reasoning_content=Complex_CoT where it belongs",
     ),
     (
         "a mistyped field",

@@ -141,9 +141,9 @@ REFUSED: list[Refused] = [
     (
         "two answers",
         {"question": "q", "answer": "a", "solution": "b"},
-        Reason.UNKNOWN_SHAPE,
-        "none of the shapes",
-        "rows are",
+        Reason.AMBIGUOUS,
+        "has `answer` and `solution`, and either could be the answer",
+        "set columns to prompt=question,output=answer or set columns to prompt=question,output=solution",
     ),
     (
         "dialog",

@@ -14,10 +14,10 @@ from llm_tuning.data.faults import Reason, RowFault
 from llm_tuning.data.parser import RowParser
 from llm_tuning.data.row_fields import FLAG_NAMES, KINDS, PREFIX_NAMES, SYSTEM_NAMES, TEXT_NAMES, FieldKind, plain
 from llm_tuning.data.rows import RowForm
-from llm_tuning.data.tool_turns import CALL_ROLE, RESULT_ROLES, TURN_FIELDS
+from llm_tuning.data.tool_turns import CALL_ROLES, RESULT_ROLES, TURN_FIELDS
 from llm_tuning.modes import MODES
 
-READ_ROLES = {*RESULT_ROLES, CALL_ROLE}
+READ_ROLES = {*RESULT_ROLES, *CALL_ROLES}
 SECRET = "sECRET-row-content"
 USER = {"role": "user", "content": "q"}
 ASSISTANT = {"role": "assistant", "content": "a"}

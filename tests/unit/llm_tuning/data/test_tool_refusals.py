@@ -104,7 +104,8 @@ REFUSED: list[tuple[dict[str, Any], Reason, str]] = [
     # declarations
     (row_of(ANSWER, tools=SECRET), Reason.NOT_TOOLS, "is text and no JSON"),
     (row_of(ANSWER, tools={"name": SECRET}), Reason.NOT_TOOLS, "must be a list of tools, got an object"),
-    (row_of(ANSWER, tools=[SECRET]), Reason.NOT_TOOLS, "a tool must be an object"),
+    (row_of(ANSWER, tools=[SECRET]), Reason.NOT_TOOLS, "`tools[0]` is text and no JSON"),
+    (row_of(ANSWER, tools=["[1]"]), Reason.NOT_TOOLS, "a tool must be an object"),
     (row_of(ANSWER, tools=[{"type": "retrieval"}]), Reason.NOT_TOOLS, "`type` that is not function"),
     (row_of(ANSWER, tools=[*TOOLS, WEATHER]), Reason.AMBIGUOUS, "two tools have one name"),
     (row_of(ANSWER, functions=[WEATHER]), Reason.AMBIGUOUS, "both declare tools"),
@@ -157,7 +158,7 @@ REFUSED: list[tuple[dict[str, Any], Reason, str]] = [
         Reason.AMBIGUOUS,
         "in a field of its own and before",
     ),
-    (row_of(ANSWER | {"reasoning": [SECRET]}), Reason.NOT_TEXT, "`reasoning` must be text"),
+    (row_of(ANSWER | {"reasoning": [SECRET, SECRET]}), Reason.NOT_TEXT, "`reasoning` must be text"),
     ({"messages": [USER, {"role": "assistant", "reasoning": SECRET}]}, Reason.MISSING_FIELD, "`content` is missing"),
     ({"messages": [USER | {"reasoning": SECRET}, ANSWER]}, Reason.UNSUPPORTED_FIELD, "its role is another"),
     ({"messages": [USER, ANSWER], "reasoning": SECRET}, Reason.AMBIGUOUS, "does not say which turn"),

@@ -13,7 +13,9 @@ import pytest
 
 from llm_tuning.data.chat import ChatTemplate
 from llm_tuning.data.faults import Fact, Reason, RowFault
+from llm_tuning.data.messages import convert_messages
 from llm_tuning.data.report import Report, ToolReport
+from llm_tuning.data.row_tools import check_results
 from llm_tuning.data.rows import Conversation, Example
 from llm_tuning.data.splitting import PromptGroups
 from llm_tuning.data.tally import Tally
@@ -330,3 +332,29 @@ def test_the_report_counts_tools_calls_and_reasoning() -> None:
         in report.summary()
     )
     assert "Tools" not in Report(path="rows.jsonl", mode="sft").summary()
+
+
+def test_calls_of_ms_swift_belong_to_the_turn_before_them() -> None:
+    call = '{"name": "find", "arguments": {"q": "x"}}'
+    turns = convert_messages(
+        {
+            "messages": [
+                {"role": "user", "content": "q"},
+                {"role": "assistant", "content": "I look."},
+                {"role": "tool_call", "content": call},
+                {"role": "tool_call", "content": call},
+                {"role": "tool_response", "content": "1"},
+                {"role": "tool_response", "content": "2"},
+                {"role": "tool_call", "content": call},
+                {"role": "tool_response", "content": "3"},
+                {"role": "assistant", "content": "Done.", "loss": False},
+            ]
+        },
+        "messages",
+    )
+    roles = [message["role"] for message in turns.messages]
+    assert roles == ["user", "assistant", "tool", "tool", "assistant", "tool", "assistant"]
+    assert turns.messages[1]["content"] == "I look."
+    assert [len(message.get("tool_calls", ())) for message in turns.messages] == [0, 2, 0, 0, 1, 0, 0]
+    assert turns.flags == {6: False}, "counted in the turns that there are"
+    check_results(turns.messages)
