@@ -73,7 +73,8 @@ class RowParser:
             if known is not None:
                 raise known
         plan = self._plan_of(row, shape or self.shape)
-        refuse_kinds(self.form, plan, row, shape, partial(propose_columns, self.form, row))
+        if plan.refused:
+            refuse_kinds(self.form, plan, row, shape, partial(propose_columns, self.form, row))
         if shape is None:
             raise unfit_fault(self.form, self.shape, row)
         number = self._number(row, shape)

@@ -288,7 +288,8 @@ KINDS = (
         "template",
         "arguments of the chat template",
         "changes how the chat template writes the row, which is not supported",
-        "remove it where the template's own defaults are meant",
+        "remove it where the template's own defaults are meant; tools belong into `tools`, and instructions into the "
+        "system message",
         row=_words(
             "chat_template_kwargs template_kwargs chat_template documents enable_thinking thinking_mode "
             "reasoning_effort builtin_tools model_identity"

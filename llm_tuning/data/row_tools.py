@@ -113,7 +113,8 @@ def _refuse_text_calls(conversation: Conversation, tools: ToolSet) -> None:
             rule = "a call of a tool stands in the text of an answer, and would be learned as words"
             fix = (
                 "write it as `tool_calls` of the turn (ShareGPT: a turn `function_call`), which the base's template "
-                "writes as the server reads it; to learn it as words put the tools into the system message"
+                "writes as the server reads it (docs/other-rows.md#calls-in-tags has the lines of Python for Hermes' "
+                "files); to learn it as words put the tools into the system message"
             )
             raise RowFault(Reason.NOT_A_CALL, rule, fix, at=f"message {index + 1}")
 

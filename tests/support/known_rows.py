@@ -160,3 +160,34 @@ OPEN_THOUGHTS = rows_of(
         "conversations": [{"from": "user", "value": f"1+1 {n}"}, {"from": "assistant", "value": _THOUGHT}],
     }
 )
+_TOOL = {"type": "function", "function": _WEATHER | {"parameters": _SCHEMA}}
+HERMES = rows_of(
+    lambda n: {
+        "id": str(n),
+        "conversations": [
+            {"from": "system", "value": f"You call functions. <tools> {json.dumps([_TOOL])} </tools>"},
+            {"from": "human", "value": f"Weather {n}?"},
+            {
+                "from": "gpt",
+                "value": 'I look.\n<tool_call>\n{"arguments": {"city": "Rome"}, "name": "weather"}\n</tool_call>\n',
+            },
+            {"from": "tool", "value": '<tool_response>\n{"t": 20}\n</tool_response>'},
+            {"from": "gpt", "value": "It is 20."},
+        ],
+        "tools": json.dumps([_TOOL]),
+        "category": "weather",
+    }
+)
+TOOL_ACE = rows_of(
+    lambda n: {
+        "system": "You are an expert in composing functions. Here is a list of functions in JSON format:\n"
+        + json.dumps([_WEATHER | {"parameters": _SCHEMA | {"type": "dict"}, "required": None}])
+        + ". \nShould you decide to return the function call(s), put it in the format of [func1(params_name=value)]",
+        "conversations": [
+            {"from": "user", "value": f"Weather {n}?"},
+            {"from": "assistant", "value": '[weather(city="Rome")]'},
+            {"from": "tool", "value": '[{"name": "weather", "results": {"t": 20}}]'},
+            {"from": "assistant", "value": "It is 20."},
+        ],
+    }
+)

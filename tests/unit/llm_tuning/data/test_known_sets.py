@@ -17,7 +17,7 @@ from llm_tuning.data.rows import Example
 from llm_tuning.errors import in_words
 from llm_tuning.modes import MODES
 from llm_tuning.modes.preference_rows import kto_rows
-from tests.support.known_rows import HH_RLHF, OPEN_THOUGHTS, ROWS, Row
+from tests.support.known_rows import HERMES, HH_RLHF, OPEN_THOUGHTS, ROWS, TOOL_ACE, Row
 from tests.support.other_rows import assistant, user
 
 DOCS = Path(__file__).parents[4]
@@ -97,6 +97,31 @@ def test_the_refusal_says_what_makes_the_rows_work(
         example = RowParser(form, columns).parse(1, rows[0])
         assert example is not None
         assert said(example) == LEARNED[known.title]
+
+
+@pytest.mark.parametrize(
+    ("section", "rows", "refused", "words"),
+    [
+        ("calls-in-tags", HERMES, "a call of a tool stands in the text of an answer", "I look."),
+        ("calls-of-toolace", TOOL_ACE, "a tool's result has no call before it", ""),
+    ],
+    ids=["Hermes", "ToolACE"],
+)
+def test_calls_in_texts(  # noqa: PLR0917
+    section: str, rows: list[Row], refused: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    form = MODES["sft"].rows
+    with pytest.raises(RowFault, match=refused) as fault:
+        RowParser(form).parse(1, rows[0])
+    assert section in fault.value.fix or section != "calls-in-tags"
+    example = RowParser(form).parse(1, converted(section, rows, tmp_path, monkeypatch)[0])
+    assert example is not None
+    (conversation,) = example.sequences
+    assert [message["role"] for message in conversation.messages or ()] == ["user", "assistant", "tool", "assistant"]
+    called = (conversation.messages or [])[1]
+    assert (called["content"], [call["function"] for call in called["tool_calls"]]) == (words, [CALL])
+    (tool,) = conversation.tools or ()
+    assert tool["function"]["parameters"]["type"] == "object"
 
 
 def test_conversations_in_one_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
