@@ -68,6 +68,11 @@ class ChatTemplate:
         """Whether rendering may differ from day to day."""
         return "strftime_now" in self.text
 
+    @property
+    def is_harmony(self) -> bool:
+        """Whether it is gpt-oss's: vLLM writes such chats by OpenAI's Harmony library, and not by the template."""
+        return _HARMONY in self.text
+
     def _thinking_from(self, messages: Sequence[Message]) -> int | None:
         """Return from which message on reasoning is called `thinking`, for a template that has it by this name alone.
 
@@ -76,7 +81,7 @@ class ChatTemplate:
         """
         if "message.thinking" not in self.text or "reasoning_content" in self.text:
             return None
-        return 0 if _HARMONY in self.text else len(messages) - 1
+        return 0 if self.is_harmony else len(messages) - 1
 
     def render(
         self, messages: Sequence[Message], *, tools: Tools | None = None, add_generation_prompt: bool = False

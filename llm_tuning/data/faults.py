@@ -63,6 +63,7 @@ class Fact(StrEnum):
     PROMPT_DIFFERS = "prompt_differs"
     UNPAIRED_THINK = "unpaired_think"
     LEFT_OUT = "left_out"
+    SERVED_OTHERWISE = "served_otherwise"
     ENDS_REMOVED = "ends_removed"
     SPECIAL_TOKENS = "special_tokens"
     MARKED_TEXTS = "marked_texts"

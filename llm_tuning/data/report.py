@@ -116,6 +116,8 @@ class TokenReport(_Part):
     """Rows with an answer that closes a think block which it does not open."""
     left_out: RowList = RowList()
     """Rows with a message before the answer that is not in the rendered text."""
+    served_otherwise: RowList = RowList()
+    """Rows with a prompt that vLLM writes otherwise than the template: gpt-oss's results of tools."""
     ends_removed: RowList = RowList()
     """Rows with an answer that ended with an end token of the base."""
     special_tokens: RowList = RowList()

@@ -141,6 +141,8 @@ class TurnRenderer:
             check_tools_written(conversation.tools, asked.prompt)
         check_before(messages[:index], asked.prompt)
         check_order(messages[:index], lambda before: self._prompt(before, conversation.tools))
+        if self.template.is_harmony and _harmony_differs(messages[:index], conversation.tools):
+            facts.add(Fact.SERVED_OTHERWISE)
         start, answer = len(asked.prompt), asked.answer
         generated = self._generated(answer)
         if generated is None:
@@ -218,6 +220,16 @@ def learned_turns(conversation: Conversation, learn: Learn = "all") -> list[int]
         rule = "no answer of it is to be learned"
         raise RowFault(Reason.NOTHING_TO_LEARN, rule, "mark an answer to learn, or remove the row")
     return turns[-1:] if learn == "last" else turns
+
+
+def _harmony_differs(messages: Sequence[Message], tools: Tools | None) -> bool:
+    """Return whether vLLM's Harmony (0.32) writes a prompt otherwise than gpt-oss's template, by what was compared.
+
+    The template quotes what a tool gave and names it in another place, and ends instructions without tools by an empty
+    line. Questions, declarations of tools, calls and reasoning are the same.
+    """
+    has_system = bool(messages) and messages[0]["role"] == "system"
+    return any(message["role"] == "tool" for message in messages) or (has_system and not tools)
 
 
 def _leaves_out(messages: Sequence[Message], text: str) -> bool:

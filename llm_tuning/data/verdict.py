@@ -26,6 +26,9 @@ _WARNINGS: dict[str, str] = {
     "learned as reasoning",
     Fact.LEFT_OUT: "the chat template leaves out a message of {}: the answer is learned without it; remove such "
     "messages, or write them as turns of the user",
+    Fact.SERVED_OTHERWISE: "vLLM writes the prompts of gpt-oss by OpenAI's Harmony, and that of {} otherwise than the "
+    "chat template, behind which its answer is learned: results of tools without quotation marks, a system message "
+    "without an empty line behind it",
     Fact.SPECIAL_TOKENS: "messages of {} hold special tokens of the base, which are read as tokens and not as text: "
     "remove them if they were not written on purpose",
     Fact.FOREIGN_MARKERS: "texts of {} begin with a chat marker that is no token of the base: they are rendered for "

@@ -36,6 +36,7 @@ from llm_tuning.engines.vllm.command import (
     context_note,
     context_to_serve,
     cpu_dtype,
+    harmony_note,
 )
 from llm_tuning.engines.vllm.environment import API_KEY_VARIABLE, ARGUMENTS_VARIABLE, OFFLINE, cpu_environment
 from llm_tuning.engines.vllm.install import INSTALL, Vllm
@@ -145,6 +146,8 @@ def plan_serving(
     if adapter is not None and not count and has_delta_net(config) and adapter.dtype not in (dtype, None):
         notes.append(f"trained in {adapter.dtype}, served in {dtype}, the only one of vLLM's CPU kernel for this base")
     if (note := context_note(base, further)) is not None:
+        notes.append(note)
+    if (note := harmony_note(config)) is not None:
         notes.append(note)
     template = _template(base, adapter, notes)
     parsers = _parsers(base, template, environment, further)

@@ -16,9 +16,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from llm_tuning.core.files import read_json, read_text
 from llm_tuning.engines.vllm.limits import DELTA_DTYPE, has_delta_net, saved_dtype, value_of_flag
@@ -143,6 +144,16 @@ def cpu_dtype(base: BaseModel, trained: Iterable[str | None]) -> str:
 def context_to_serve(base: BaseModel, asked: int | str | None) -> int | str | None:
     """Return `asked`, a number or what vLLM makes of the base, or instead of the latter all that a dynamic rope has."""
     return asked if isinstance(asked, int) else context_as_trained(read_config(base.path)) or asked
+
+
+def harmony_note(config: Mapping[str, Any]) -> str | None:
+    """Return what to say of a base whose chats vLLM writes without its template (`OnlineRenderer.use_harmony`)."""
+    if config.get("model_type") != "gpt_oss":
+        return None
+    return (
+        "vLLM writes the prompts of gpt-oss by OpenAI's Harmony and not by the chat template: results of tools, and a "
+        "system message without tools, stand otherwise in them than in training, and the proof does not see it"
+    )
 
 
 def context_note(base: BaseModel, further: Sequence[str]) -> str | None:

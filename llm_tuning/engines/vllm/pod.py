@@ -32,6 +32,7 @@ from llm_tuning.engines.vllm.command import (
     build_command,
     context_to_serve,
     cpu_dtype,
+    harmony_note,
 )
 from llm_tuning.engines.vllm.environment import MANAGED, MODEL_RUNNER_VARIABLE, OFFLINE
 from llm_tuning.engines.vllm.limits import (
@@ -133,7 +134,7 @@ def plan_pod(pod: Pod, adapters: Sequence[ServedAdapter], *, wanted: int, rank: 
         lookup=read_lookup(pod.base, towers=not text_only),
         without_lora=f"{pod.base_path} {without_lora}" if without_lora else "",
         tool_call_parser=parsers.tool_calls or "",
-        notes=parsers.notes,
+        notes=(*parsers.notes, *filter(None, [harmony_note(config)])),
     )
 
 

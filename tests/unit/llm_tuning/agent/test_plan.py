@@ -110,6 +110,12 @@ def test_what_does_not_depend_on_adapters(claim: Claim) -> None:
     assert EnginePlan.decode(plan.encode()) == plan
 
 
+def test_a_plan_says_which_chats_vllm_writes_without_a_template(claim: Claim) -> None:
+    config = json.loads((claim.base / "config.json").read_text())
+    claim.write("config.json", json.dumps(config | {"model_type": "gpt_oss"}))
+    assert [note for note in claim.plan().notes if "Harmony" in note]
+
+
 def test_modules_are_the_linear_layers_and_what_adapters_change_besides(claim: Claim) -> None:
     assert linear_modules(inspect_base(claim.base)) == set(MODULES)
     assert modules_of(claim.plan()) == MODULES

@@ -189,6 +189,25 @@ def test_what_to_do_about_it_is_said(name: str, chat: str, fix: str) -> None:
     assert fix in fault.fix
 
 
+SYSTEM = {"role": "system", "content": "Be brief."}
+SERVED = [
+    ("gptoss", [QUESTION, calls(PARIS)], TOOLS, False),
+    ("gptoss", [SYSTEM, QUESTION, calls(PARIS)], TOOLS, False),
+    ("gptoss", [SYSTEM, QUESTION, say("It is warm.")], None, True),
+    ("gptoss", [QUESTION, calls(PARIS), *AFTER], TOOLS, True),
+    ("qwen3", [QUESTION, calls(PARIS), *AFTER], TOOLS, False),
+]
+
+
+@pytest.mark.parametrize(("name", "messages", "tools", "differs"), SERVED)
+def test_prompts_that_vllm_writes_without_the_template_are_named(
+    name: str, messages: list[dict[str, Any]], tools: Any, differs: bool
+) -> None:
+    row = row_of(tokenizer_of(name)[0], messages, tools=tools)
+    assert isinstance(row, TokenisedRow)
+    assert (Fact.SERVED_OTHERWISE in row.facts) is differs
+
+
 def small(text: str) -> RowTokenizer:
     return RowTokenizer(chat_level(), ChatTemplate(text, "t", TOKENS), stop_ids=[])
 

@@ -419,6 +419,15 @@ def test_the_adapters_template_names_the_parsers(tmp_path: Path, adapter: Path, 
     assert [note for note in notes if note.endswith("TOOL_CALL_PARSER sets one")]
 
 
+def test_chats_that_vllm_writes_without_a_template_are_said(tmp_path: Path, tiny_base: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_base, base)
+    config = json.loads((base / "config.json").read_text())
+    assert not [note for note in plan(base).notes if "Harmony" in note]
+    (base / "config.json").write_text(json.dumps(config | {"model_type": "gpt_oss"}))
+    assert [note for note in plan(base).notes if "Harmony" in note]
+
+
 def test_a_parser_that_vllm_lacks_is_refused_with_the_nearest(tiny_base: Path) -> None:
     with pytest.raises(InputError, match=r"TOOL_CALL_PARSER.*hermes") as refused:
         plan(tiny_base, TOOL_CALL_PARSER="hermess", REASONING_PARSER="?")
