@@ -25,6 +25,7 @@ from llm_tuning.data.markers import Markers
 from llm_tuning.data.marks import LossMarker, Marked
 from llm_tuning.data.messages import Message
 from llm_tuning.data.rows import Conversation, Example, Learn
+from llm_tuning.data.shown_text import show_text
 from llm_tuning.data.spans import Rendered, Span, TurnRenderer, learned_turns
 from llm_tuning.errors import InputError, Problem
 
@@ -191,12 +192,19 @@ class RowTokenizer:
     def shown(self, conversation: Conversation) -> Iterator[tuple[str, list[Span]]]:
         """Yield each text of a conversation with the characters of the tokens in the loss; raises RowFault."""
         if conversation.messages is None:
-            yield conversation.text or "", [(0, len(conversation.text or ""))]
+            yield self._shown_text(conversation.text or "")
             return
         messages, _ = self._markers.clean(conversation.messages)
         for rendered in self._renderer.render(replace(conversation, messages=messages), self.learn):
             for marked in self._marker.mark(rendered):
                 yield marked.rendered.text, marked.spans
+
+    def _shown_text(self, text: str) -> tuple[str, list[Span]]:
+        encoder = self._encoder.tokenizer
+        encoder.no_truncation()
+        encoding = encoder.encode(text, add_special_tokens=not self._markers.begins_with_bos(text))
+        sequence = self._text_parts(text, encoding, max_length=len(encoding.ids) + 1).sequences[0]
+        return show_text(text, encoding, sequence.input_ids.tolist(), sequence.learned.tolist(), self._encoder.text_of)
 
     def _tokenise_texts(self, texts: list[str], max_length: int) -> list[_Parts | RowFault]:
         """Tokenise plain texts: with the tokenizer's BOS, and with the end token, where they bring none along."""

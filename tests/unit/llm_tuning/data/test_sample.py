@@ -6,8 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from llm_tuning.data.sample import MAX_CHARACTERS, render_sample
 from llm_tuning.modes.sft import SFT
+from tests.support.tokenizer_layouts import ALIKE, make_layout
 
 WriteLines = Callable[[Sequence[Any]], Path]
 ROW = {"prompt": "q", "output": "the answer 🙂"}
@@ -31,7 +34,20 @@ def test_without_a_base_the_plain_template_is_shown(write_lines: WriteLines) -> 
 
 def test_text_rows_are_learned_whole(tokenizer_dir: Path, write_lines: WriteLines) -> None:
     text = render_sample(write_lines([{"text": "all of it"}]), form=SFT.rows, tokenizer_dir=tokenizer_dir)
-    assert ">>>all of it<<<" in text
+    assert text.endswith("al>>>l of it<|im_end|><<<\n"), text  # nothing is before the first token
+
+
+@pytest.mark.parametrize("given", ["A loop", "<s>A loop</s>"])
+def test_a_text_is_shown_with_the_tokens_around_it(tmp_path: Path, write_lines: WriteLines, given: str) -> None:
+    base = make_layout(tmp_path / "base", ALIKE["a text begins with <s>"])
+    text = render_sample(write_lines([{"text": given}]), form=SFT.rows, tokenizer_dir=base)
+    assert text.endswith("<s>>>>A loop</s><<<\n"), text
+
+
+def test_white_space_behind_an_end_token_is_shown_as_not_learned(tokenizer_dir: Path, write_lines: WriteLines) -> None:
+    row = {"text": "all of it<|im_end|>\n"}
+    text = render_sample(write_lines([row]), form=SFT.rows, tokenizer_dir=tokenizer_dir)
+    assert text.endswith("al>>>l of it<|im_end|><<<\n\n"), text
 
 
 def test_escape_sequences_are_shown_not_sent(tokenizer_dir: Path, write_lines: WriteLines) -> None:
