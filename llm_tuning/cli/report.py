@@ -11,7 +11,7 @@ from typing import Any
 from llm_tuning.cli.tables import print_columns, score_titles
 from llm_tuning.core.text import counted
 from llm_tuning.errors import EXIT_OK, EXIT_TRY_AGAIN, TryAgain
-from llm_tuning.models.call_scores import calls_note
+from llm_tuning.models.held_out_scores import calls_note
 from llm_tuning.models.layout import CARD
 from llm_tuning.models.manifest import Manifest, hardware_line
 

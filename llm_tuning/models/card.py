@@ -14,8 +14,8 @@ from typing import Any
 
 from llm_tuning.core.files import file_hash
 from llm_tuning.data.report import Report, summary_lines
-from llm_tuning.models.call_scores import calls_note
 from llm_tuning.models.families import describe
+from llm_tuning.models.held_out_scores import calls_note
 from llm_tuning.models.layout import ADAPTER_WEIGHTS, CARD
 from llm_tuning.models.manifest import Manifest, hardware_line
 from llm_tuning.modes import MODES, all_scores

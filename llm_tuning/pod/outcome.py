@@ -49,4 +49,5 @@ def _message(manifest: Manifest) -> str:
         return "finished"
     early = f", stopped early: {training.stopped_early}" if training.stopped_early else ""
     steps, tokens = f"{training.steps:,} steps, {training.epochs:g} epochs", f"{training.tokens:,} tokens"
-    return f"{steps}, {tokens} in {training.seconds:,.0f} s{early}"
+    warnings = "".join(f". Warning: {warning}" for warning in manifest.metrics.get("warnings") or ())
+    return f"{steps}, {tokens} in {training.seconds:,.0f} s{early}{warnings}"

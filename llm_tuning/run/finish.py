@@ -20,9 +20,9 @@ from llm_tuning.core.stopping import raise_if_stopped
 from llm_tuning.errors import TryAgain
 from llm_tuning.models.adapter import adapted_modules
 from llm_tuning.models.base import inspect_base, read_config
-from llm_tuning.models.call_scores import call_metrics
 from llm_tuning.models.card import write_model_card
 from llm_tuning.models.families import family_of
+from llm_tuning.models.held_out_scores import score_metrics
 from llm_tuning.models.layout import DATA_REPORT, EVALUATION, LOSS_CURVE, METRICS, STAGE, TRAINING
 from llm_tuning.models.loss_curve import draw_loss_curve
 from llm_tuning.models.manifest import (
@@ -91,9 +91,9 @@ class Finisher:
         hardware = hardware_record(spec)
         if hardware is not None:
             self._tracker.log(summarise(spec.work / METRICS).steps, hardware_metrics(hardware))
-        calls = call_metrics(read_json(spec.work / EVALUATION) or {})
-        if calls:
-            self._tracker.log(summarise(spec.work / METRICS).steps, calls)
+        scores = score_metrics(read_json(spec.work / EVALUATION) or {})
+        if scores:
+            self._tracker.log(summarise(spec.work / METRICS).steps, scores)
         shutil.copyfile(spec.work / METRICS, stage / METRICS)
         curve = draw_loss_curve(read_metrics(spec.work / METRICS), stage / LOSS_CURVE, mode=spec.config.mode)
         tracked = mlflow_record(self._tracker)

@@ -27,6 +27,7 @@ from torch.nn.functional import logsigmoid
 from llm_tuning.modes.dpo import DPO, LossType
 from llm_tuning.run.context import TrainRun
 from llm_tuning.trainers.batching import Indices
+from llm_tuning.trainers.collapse import collapse
 from llm_tuning.trainers.evaluate import Measured
 from llm_tuning.trainers.fine_tune import fine_tune
 from llm_tuning.trainers.micro_batches import MicroBatch
@@ -94,7 +95,11 @@ class Dpo(Recipe):
         return pair_scores(changes_P2, measured.tokens.view(-1, 2), beta=self.settings.beta)
 
     def warning(self, scores: Mapping[str, float]) -> str | None:
-        """Say so where the model has learned to be longer, and nothing else that shows."""
+        """Say so where the model falls apart, or has learned to be longer and nothing else that shows."""
+        tokens = scores["tokens"] / (2 * scores["rows"])
+        remedy = "a higher dpo.beta, or begin with an sft on the chosen answers"
+        if (fallen := collapse("chosen", scores["chosen_change"], tokens, remedy)) is not None:
+            return fallen
         short = scores.get("short_accuracy")
         if short is None or scores["short_pairs"] < FEWEST_SHORT or short >= 0.5 or scores["reward_accuracy"] <= 0.5:
             return None

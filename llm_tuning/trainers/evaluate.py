@@ -102,7 +102,7 @@ def evaluate_policy(
 
 
 WarningOfMode = Callable[[Mapping[str, float]], str | None]
-"""Says what scores of the mode warn of; None for nothing."""
+"""Says what the scores of `evaluation.json` warn of; None for nothing."""
 
 
 def no_warning(scores: Mapping[str, float]) -> str | None:
@@ -155,7 +155,7 @@ def evaluate_run(
             "start": start.as_dict() if start else None,
             "tuned": tuned.as_dict(),
         }
-        if (warning := warning_of(tuned.of_mode)) is not None:
+        if (warning := warning_of(tuned.as_dict())) is not None:
             result["warnings"] = [warning]
             if run.is_main:
                 log.warning("%s", warning)

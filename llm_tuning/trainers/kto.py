@@ -28,6 +28,7 @@ from llm_tuning.data.token_rows import TokenSequence
 from llm_tuning.modes.kto import KTO
 from llm_tuning.run.context import TrainRun
 from llm_tuning.trainers.batching import Indices
+from llm_tuning.trainers.collapse import collapse
 from llm_tuning.trainers.evaluate import Measured
 from llm_tuning.trainers.fine_tune import fine_tune
 from llm_tuning.trainers.micro_batches import MicroBatch
@@ -113,9 +114,10 @@ class Kto(Recipe):
         return label_scores(changes_R, self.labels[torch.from_numpy(measured.indices)], kl=kl, beta=self.settings.beta)
 
     def warning(self, scores: Mapping[str, float]) -> str | None:
-        """Say so where the held-out answers have one label."""
+        """Say so where the held-out answers have one label, or the good ones have become much less likely."""
         if "reward_margin" in scores:
-            return None
+            change, tokens = scores["desirable_reward"] / self.settings.beta, scores["tokens"] / scores["rows"]
+            return collapse("good", change, tokens, "a higher kto.beta, or begin with an sft on the good answers")
         kind, other = ("good", "bad") if "desirable_reward" in scores else ("bad", "good")
         return (
             f"the held-out answers are all {kind}, so nothing shows whether the model tells them from {other} ones: "

@@ -143,7 +143,7 @@ class Recipe(ABC):
         return {}
 
     def warning(self, scores: Mapping[str, float]) -> str | None:
-        """Return what the tuned model's `scores` warn of, in a sentence; None for nothing."""
+        """Return what the tuned model's scores, as `evaluation.json` has them, warn of; None for nothing."""
         return None
 
     def state(self) -> dict[str, Any]:

@@ -25,6 +25,7 @@ TRAINING = {
     "kto": {"learning_rate": 1e-3, "epochs": 2, "batch_size": 16, "eval_fraction": 0.1},
 }
 
+COLLAPSING_RATE = 4e-2
 LEAST_GAIN = 1.5
 """Nats that the margin must gain: good against bad becomes exp(1.5) = 4.5 times as likely."""
 
@@ -60,7 +61,9 @@ def gain(mode: str, base: Path, work: Path, *, seed: int, noise: bool, before: f
     run = make_run(work, base, mode=mode, training=TRAINING[mode] | {"seed": seed}, lora={"rank": 8, "alpha": 16})
     train(run)
     gained = margin(base, run.stage) - before
-    tuned = json.loads((work / "evaluation.json").read_text())["tuned"]
+    evaluation = json.loads((work / "evaluation.json").read_text())
+    assert "warnings" not in evaluation
+    tuned = evaluation["tuned"]
     accuracy = tuned["reward_accuracy" if mode == "dpo" else "label_accuracy"]
     print(f"{mode} {'noise' if noise else 'true'} {seed}: margin {gained:+.2f}, held-out accuracy {accuracy:.2f}")
     if not noise:
@@ -88,3 +91,19 @@ def test_true_preferences_move_likelihood_to_good_answers_and_noise_moves_nothin
     assert true.min() > LEAST_GAIN
     assert abs(noise.mean()) < 3 * error, "noise has no direction"
     assert np.abs(noise).max() < true.min() / 2, "and no size"
+
+
+@pytest.mark.parametrize("mode", ["dpo", "kto"])
+def test_a_rate_far_too_high_ends_with_good_answers_that_are_unlikely_and_it_is_said(
+    mode: str, taught_base: Path, tmp_path: Path
+) -> None:
+    good_before, _ = answers_loglik(taught_base, None)
+    write(mode, tmp_path / "rows", taught_base, seed=10, noise=False)
+    training = TRAINING[mode] | {"seed": 10, "learning_rate": COLLAPSING_RATE}
+    run = make_run(tmp_path, taught_base, mode=mode, training=training, lora={"rank": 8, "alpha": 16})
+    train(run)
+    good, bad = answers_loglik(taught_base, run.stage)
+    (said,) = json.loads((tmp_path / "evaluation.json").read_text())["warnings"]
+    print(f"{mode}: good answers {good_before:.1f} -> {good:.1f}, bad ones {bad:.1f}; {said}")
+    assert good < good_before - 50, "both are lost"
+    assert f"{'chosen' if mode == 'dpo' else 'good'} answers have become" in said

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from llm_tuning.data.token_rows import TokenRows, TokenRowsWriter
 from llm_tuning.modes.dpo import DPO, LossType
+from llm_tuning.modes.kto import KtoSpec
 from llm_tuning.trainers.dpo import Dpo, dpo_loss, pair_scores, wins
 from llm_tuning.trainers.kto import Kto, kto_loss, label_scores
 from llm_tuning.trainers.mismatched import mismatched
@@ -109,11 +110,43 @@ def test_a_model_that_only_learned_to_be_longer_is_told() -> None:
     longer = pair_scores(torch.stack([tokens[:, 0] - tokens[:, 1], torch.zeros(100)], 1), tokens, beta=BETA)
     assert longer["reward_accuracy"] > 0.6
     assert longer["length_correlation"] == pytest.approx(1)
-    warning = Dpo.warning(object.__new__(Dpo), longer)
+    counts = {"tokens": 100 * 90.0, "rows": 100.0}
+    warning = Dpo.warning(object.__new__(Dpo), longer | counts)
     assert warning is not None
     assert f"{longer['reward_accuracy']:.0%}: the model has learned to be longer rather than better" in warning
     better = pair_scores(torch.stack([torch.ones(100), -tokens[:, 1]], 1).double(), tokens, beta=BETA)
-    assert Dpo.warning(object.__new__(Dpo), better) is None
+    assert Dpo.warning(object.__new__(Dpo), better | counts) is None
+
+
+def test_answers_that_became_far_less_likely_are_told() -> None:
+    """Pairs won by making both sides unlikely; by little, or by a few tokens given up, is no fall."""
+
+    def warning(change: float, tokens: int) -> str | None:
+        scores = {"chosen_change": change, "reward_accuracy": 1.0, "tokens": 2 * 10 * tokens, "rows": 10}
+        return Dpo.warning(object.__new__(Dpo), scores)
+
+    said = warning(-60.0, 40)
+    assert said is not None
+    assert "the held-out chosen answers have become 60 nats less likely than at the start (1.5 a token)" in said
+    assert "a higher dpo.beta" in said
+    assert warning(-60.0, 400) is None, "0.15 nats a token"
+    assert warning(-6.0, 4) is None
+    assert warning(60.0, 40) is None
+
+
+def test_good_answers_that_became_far_less_likely_are_told() -> None:
+    kto = object.__new__(Kto)
+    kto.settings = KtoSpec(beta=0.5)
+
+    def warning(**scores: float) -> str | None:
+        return kto.warning({"tokens": 400, "rows": 10, "reward_margin": 1.0, **scores})
+
+    said = warning(desirable_reward=-30.0)
+    assert said is not None
+    assert "the held-out good answers have become 60 nats less likely than at the start (1.5 a token)" in said
+    assert "a higher kto.beta" in said
+    assert warning(desirable_reward=-3.0) is None
+    assert warning(desirable_reward=1.0, undesirable_reward=-30.0) is None, "as it should be"
 
 
 def test_every_score_has_its_title() -> None:
@@ -143,8 +176,6 @@ def test_held_out_answers_of_one_label_are_told() -> None:
         warning = Kto.warning(object.__new__(Kto), label_scores(torch.ones(2).double(), labels, kl=0.0, beta=BETA))
         assert warning is not None
         assert f"are all {kind}, so nothing shows whether the model tells them from {other} ones" in warning
-    both = label_scores(torch.ones(2).double(), torch.tensor([True, False]), kl=0.0, beta=BETA)
-    assert Kto.warning(object.__new__(Kto), both) is None
 
 
 @pytest.fixture

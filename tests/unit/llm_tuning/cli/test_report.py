@@ -12,6 +12,8 @@ import pytest
 from llm_tuning.api import TuningConfig
 from llm_tuning.codes.tune_llm import main
 from llm_tuning.models.manifest import DatasetRecord, HardwareRecord, MlflowRecord, StartAdapterRecord, TrainingRecord
+from llm_tuning.models.registry import Registry
+from llm_tuning.pod.outcome import result_of
 from llm_tuning.run.spec import RunSpec
 from tests.support.models import publish_model
 
@@ -108,6 +110,15 @@ def test_scores_of_tool_calls_are_in_the_table_with_what_they_are_of(
     assert "not scored: the chat template of the base: it writes no calls" in report(capsys, "without")[0]
     publish_model(models, "plain", metrics=SCORES)
     assert "tool calls" not in report(capsys, "plain")[0]
+
+
+def test_what_the_scores_warn_of_is_said(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trained = TrainingRecord(steps=1, epochs=1, seconds=1, tokens=1)
+    publish_model(models, "fallen", metrics=SCORES | {"warnings": ["answers fall apart"]}, training=trained)
+    assert re.search(r"^warning +answers fall apart$", report(capsys, "fallen")[0], re.MULTILINE)
+    assert result_of(Registry(models), "fallen").message.endswith(". Warning: answers fall apart")
+    publish_model(models, "sound", metrics=SCORES)
+    assert "warning" not in report(capsys, "sound")[0]
 
 
 def test_a_base_in_4_bits_is_called_so(models: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,8 +1,8 @@
-"""Scores of tool calls as metrics."""
+"""Held-out scores as metrics, and in a status."""
 
 from __future__ import annotations
 
-from llm_tuning.models.call_scores import call_metrics
+from llm_tuning.models.held_out_scores import score_metrics
 from llm_tuning.pod.outcome import evaluation_of
 
 METRICS = {
@@ -14,14 +14,23 @@ METRICS = {
 
 
 def test_tracking_has_those_of_the_tuned_model_beside_other_held_out_scores() -> None:
-    assert call_metrics(METRICS) == {
+    assert score_metrics(METRICS) == {
         "eval/base_calls_parsed": 0.5,
         "eval/base_calls_equal": 0.125,
         "eval/calls_parsed": 1.0,
         "eval/calls_equal": 0.875,
     }
-    assert call_metrics({"base": None, "tuned": {"loss": 1.0}}) == {}
-    assert call_metrics({}) == {}
+    assert score_metrics({"base": None, "tuned": {"loss": 1.0, "tokens": 12}}) == {}
+    assert score_metrics({}) == {}
+
+
+def test_tracking_has_the_scores_of_the_mode() -> None:
+    scores = {"loss": 1.0, "reward_accuracy": 0.75, "short_pairs": 4}
+    assert score_metrics({"start": {"reward_accuracy": 0.5}, "tuned": scores}) == {
+        "eval/start_reward_accuracy": 0.5,
+        "eval/reward_accuracy": 0.75,
+        "eval/short_pairs": 4.0,
+    }
 
 
 def test_a_status_has_the_share_of_calls_as_recorded_alone() -> None:

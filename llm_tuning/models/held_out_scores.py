@@ -1,4 +1,4 @@
-"""The scores of tool calls in `evaluation.json`, in words and as metrics."""
+"""The scores in `evaluation.json`: those of tool calls in words, and what tracking has of all."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from llm_tuning.core.text import counted
-from llm_tuning.modes.mode import CALL_SCORES
+from llm_tuning.modes import all_scores
+from llm_tuning.modes.mode import SCORES
 
 POLICIES = ("base", "start", "tuned")
 
@@ -26,12 +27,16 @@ def calls_note(metrics: Mapping[str, Any]) -> str:
     return f"answers generated to {asked}{left_out}"
 
 
-def call_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Return the scores of calls by the names that tracking has: those of the tuned model as other held-out scores."""
+def score_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return the scores of the mode and of calls by the names that tracking has: the tuned model's as `eval/<score>`.
+
+    Those that every mode is measured by are tracked while it trains.
+    """
     found = {}
+    names = [score.name for score in all_scores() if score not in SCORES]
     for policy in POLICIES:
         scores = metrics.get(policy) or {}
-        for score in CALL_SCORES:
-            if isinstance(value := scores.get(score.name), int | float):
-                found[f"eval/{score.name}" if policy == "tuned" else f"eval/{policy}_{score.name}"] = float(value)
+        for name in names:
+            if isinstance(value := scores.get(name), int | float):
+                found[f"eval/{name}" if policy == "tuned" else f"eval/{policy}_{name}"] = float(value)
     return found
