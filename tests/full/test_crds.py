@@ -105,7 +105,10 @@ def test_explain_is_the_manual(cluster: Clients) -> None:
     training = explain(cluster, "tuningjob.spec.training")
     assert "How the optimizer goes through the rows. Immutable." in training
     assert "Passes over the training rows. Default 1, from 1 to 1000." in training
-    assert "Peak learning rate; default 2e-4 for sft and 5e-5 for ppo. From 1e-10 to 0.1." in training
+    assert (
+        "Peak learning rate; default 2e-4 for sft, 5e-5 for ppo, 5e-5 for dpo and 5e-5 for kto. From 1e-10 to 0.1."
+        in training
+    )
     for path in ("", ".spec", ".spec.lora", ".spec.ppo", ".spec.resources.tolerations", ".spec.serve", ".status"):
         explain(cluster, f"tuningjob{path}")
 

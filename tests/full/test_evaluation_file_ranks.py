@@ -17,6 +17,15 @@ ROWS = [
 HELD_OUT = [{"prompt": f"What is {i} times {i}?", "output": f"It is {i * i}.", "reward": i / 4} for i in range(7)]
 
 
+def rows_of(mode: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows as the mode takes them; those of kto have both labels."""
+    if mode == "dpo":
+        return [{"prompt": row["prompt"], "chosen": row["output"], "rejected": "I do not know."} for row in rows]
+    if mode == "kto":
+        return [{**row, "label": at % 2 == 0} for at, row in enumerate(rows)]
+    return rows
+
+
 def run(base: Path, model_id: str, mode: str, **flags: object) -> dict[str, Any]:
     places = {"llm_path": base, "dataset_path": "rows.json", "eval_dataset_path": "eval.json", "tuning_mode": mode}
     settings = {"precision": "fp32", "lora_rank": 4, "lora_dropout": 0, "learning_rate": 3e-3, "epochs": 2}
@@ -33,13 +42,13 @@ def run(base: Path, model_id: str, mode: str, **flags: object) -> dict[str, Any]
     return metrics
 
 
-@pytest.mark.parametrize("mode", ["sft", "ppo"])
+@pytest.mark.parametrize("mode", ["sft", "ppo", "dpo", "kto"])
 def test_two_ranks_hold_out_the_same_rows(
     tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("rows.json").write_text(json.dumps(ROWS))
-    Path("eval.json").write_text(json.dumps([ROWS[5], *HELD_OUT]))
+    Path("rows.json").write_text(json.dumps(rows_of(mode, ROWS)))
+    Path("eval.json").write_text(json.dumps(rows_of(mode, [ROWS[5], *HELD_OUT])))
     one = run(tiny_base, "one", mode, devices="cpu", batch_size=8)
     two = run(tiny_base, "two", mode, devices="cpu,cpu", batch_size=4)
     assert (one["held_out_rows"], one["left_out_rows"]) == (two["held_out_rows"], two["left_out_rows"]) == (7, 1)
