@@ -99,7 +99,7 @@ class Assembly:
         return ChatPiece(text, reasoning)
 
     def _take_call(self, part: Mapping[str, Any]) -> None:
-        """A call's first part has its id and its name; its arguments come in any number of parts."""
+        """Add a part of a call: the first has its id and its name, and its arguments come in any number of parts."""
         begun = {"id": "", "type": "function", "function": {"name": "", "arguments": ""}}
         call = self._calls.setdefault(part["index"], begun)
         call["id"] = part.get("id") or call["id"]
