@@ -53,4 +53,4 @@ def test_two_ranks_hold_out_the_same_rows(
     two = run(tiny_base, "two", mode, devices="cpu,cpu", batch_size=4)
     assert (one["held_out_rows"], one["left_out_rows"]) == (two["held_out_rows"], two["left_out_rows"]) == (7, 1)
     for policy in ("base", "tuned"):
-        assert two[policy] == pytest.approx(one[policy], rel=1e-4)
+        assert two[policy] == pytest.approx(one[policy], rel=1e-4, abs=1e-5)
