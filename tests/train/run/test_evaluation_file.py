@@ -18,11 +18,18 @@ from llm_tuning.errors import InputError
 from llm_tuning.models.manifest import Manifest, read_manifest
 from llm_tuning.run.tune import check_run, tune
 
-MODES = pytest.mark.parametrize("mode", ["sft", "ppo"])
+MODES = pytest.mark.parametrize("mode", ["sft", "ppo", "dpo"])  # kto divides its rows by their labels, too
 ROWS = [
     {"prompt": f"What is {i} plus {i}?", "output": f"It is {2 * i}{'!' * (i % 7)}.", "reward": (i % 5) - 2.0}
     for i in range(40)
 ]
+
+
+def rows_of(mode: str, rows: Sequence[Any]) -> list[Any]:
+    """The rows as the mode takes them."""
+    if mode != "dpo":
+        return list(rows)
+    return [{"prompt": row["prompt"], "chosen": row["output"], "rejected": "I do not know."} for row in rows]
 
 
 def written(path: Path, rows: Sequence[Any]) -> Path:
@@ -72,8 +79,10 @@ def halves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Any], 
 def test_it_is_the_run_whose_split_held_them_out(
     tiny_base: Path, tmp_path: Path, halves: tuple[list[Any], list[Any]], mode: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows, held_out = (written(tmp_path / f"{name}.json", part) for name, part in zip(("t", "e"), halves, strict=True))
-    one = trained(config(tiny_base, written(tmp_path / "all.json", ROWS), mode), "one")
+    rows, held_out = (
+        written(tmp_path / f"{name}.json", rows_of(mode, part)) for name, part in zip(("t", "e"), halves, strict=True)
+    )
+    one = trained(config(tiny_base, written(tmp_path / "all.json", rows_of(mode, ROWS)), mode), "one")
     two = trained(config(tiny_base, rows, mode, evaluation=held_out), "two")
     assert adapter_hash("two") == adapter_hash("one")
     assert scores(two) == scores(one)
