@@ -93,7 +93,7 @@ def write_layout(layout: Layout, folder: Path) -> Written:
     ids = dict(tokenizer["model"]["vocab"]) | {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
     for token in layout.tokens:
         if token not in ids:
-            ids[token] = max(ids.values()) + 1
+            ids[token] = len(ids)  # as tokenizers counts them: an id that is left out is used
             tokenizer["added_tokens"].append(_special(token, ids[token]))
     template = read_template(layout.template)
     if template is not None and layout.in_config:
