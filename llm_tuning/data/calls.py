@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -11,6 +12,18 @@ if TYPE_CHECKING:
 
 Tools = list[dict[str, Any]]
 """Each `{"type": "function", "function": {"name", "description", "parameters"}}`, as vLLM hands them to a template."""
+
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False, sort_keys=True)
+
+
+class SharedTools(list[dict[str, Any]]):
+    """Tools that many rows declare: nothing changes them, so that their text is made once."""
+
+    @cached_property
+    def key(self) -> str:
+        """What `tools_key` returns."""
+        return _sorted(self)
 
 
 def key_text(message: Mapping[str, Any]) -> str:
@@ -24,6 +37,8 @@ def key_text(message: Mapping[str, Any]) -> str:
 
 def tools_key(tools: Sequence[Mapping[str, Any]] | None) -> str:
     """Return the tools of a conversation as one text, "" without any."""
+    if isinstance(tools, SharedTools):
+        return tools.key
     return _sorted(tools) if tools else ""
 
 
@@ -86,4 +101,4 @@ def _call_in_request(call: Mapping[str, Any], otherwise: str) -> dict[str, Any]:
 
 
 def _sorted(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, sort_keys=True)
+    return _ENCODER.encode(value)

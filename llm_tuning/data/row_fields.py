@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from llm_tuning.data.faults import Reason, RowFault, shown
@@ -19,7 +20,16 @@ Names = tuple[str, ...]
 
 def plain(name: str) -> str:
     """Return a field's name as the table compares it: `toolCalls`, `tool-calls` and `tool_calls` are one."""
+    return _plain_of_short(name) if len(name) < _SHORT else _plain(name)
+
+
+def _plain(name: str) -> str:
     return name.lower().replace("_", "").replace("-", "")
+
+
+_SHORT = 64
+"""Characters: rows repeat the names of their fields, and what is kept of them has a bound."""
+_plain_of_short = lru_cache(maxsize=1024)(_plain)
 
 
 def _words(text: str) -> Names:

@@ -7,6 +7,7 @@ takes a hundred times as long. It is imported where it is needed: nothing else o
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -87,6 +88,28 @@ def _is_simple(schema: Any, depth: int = 0) -> bool:
     return all(name in _SIMPLE and _SIMPLE[name](value, depth + 1) for name, value in schema.items())
 
 
+def _is_number(value: Any, depth: int) -> bool:
+    return type(value) in (int, float)
+
+
+def _is_size(value: Any, depth: int) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_pattern(value: Any, depth: int) -> bool:
+    if type(value) is not str:
+        return False
+    try:
+        re.compile(value)
+    except (re.error, OverflowError, RecursionError):
+        return False
+    return True
+
+
+def _is_choice(value: Any, depth: int) -> bool:
+    return type(value) is list and bool(value) and all(_is_simple(part, depth) for part in value)
+
+
 def _is_list_of_texts(value: Any, depth: int) -> bool:
     return type(value) is list and all(type(part) is str for part in value)
 
@@ -100,6 +123,10 @@ _SIMPLE: Mapping[str, Callable[[Any, int], bool]] = {
     "enum": _is_list_of_texts,
     "additionalProperties": lambda value, depth: type(value) is bool,
     "default": lambda value, depth: True,
+    **dict.fromkeys(("minimum", "maximum"), _is_number),
+    **dict.fromkeys(("minLength", "maxLength", "minItems", "maxItems"), _is_size),
+    "pattern": _is_pattern,
+    "anyOf": _is_choice,
 }
 """The keywords that `_fits` knows, and when their values are valid."""
 
@@ -113,6 +140,8 @@ def _fits(value: Any, schema: Mapping[str, Any]) -> bool:
         return False
     if "enum" in schema and value not in schema["enum"]:
         return False
+    if "anyOf" in schema and not any(_fits(value, part) for part in schema["anyOf"]):
+        return False
     if type(value) is dict:
         properties = schema.get("properties", {})
         if not all(name in value for name in schema.get("required", ())):
@@ -120,9 +149,19 @@ def _fits(value: Any, schema: Mapping[str, Any]) -> bool:
         if schema.get("additionalProperties") is False and not value.keys() <= properties.keys():
             return False
         return all(_fits(part, properties[name]) for name, part in value.items() if name in properties)
-    if type(value) is list and "items" in schema:
-        return all(_fits(part, schema["items"]) for part in value)
-    return True
+    if type(value) is list:
+        return _within(len(value), schema, "minItems", "maxItems") and (
+            "items" not in schema or all(_fits(part, schema["items"]) for part in value)
+        )
+    if type(value) is str:
+        return _within(len(value), schema, "minLength", "maxLength") and (
+            "pattern" not in schema or re.search(schema["pattern"], value) is not None
+        )
+    return type(value) is bool or value is None or _within(value, schema, "minimum", "maximum")
+
+
+def _within(number: float, schema: Mapping[str, Any], least: str, most: str) -> bool:
+    return (least not in schema or number >= schema[least]) and (most not in schema or number <= schema[most])
 
 
 def _compile(parameters: Mapping[str, Any]) -> Any:

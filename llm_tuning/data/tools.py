@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from llm_tuning.data.calls import Tools
+from llm_tuning.data.calls import SharedTools, Tools
 from llm_tuning.data.faults import Reason, RowFault, got, shown
 from llm_tuning.data.schemas import BrokenSchema, Schema, without_nulls
 from llm_tuning.data.values import is_given
@@ -65,7 +65,7 @@ class ToolReader:
         if not isinstance(items, list) or not items:
             rule = f"`{name}` must be a list of tools, got {'an empty list' if items == [] else got(items)}"
             raise RowFault(Reason.NOT_TOOLS, rule, f"write {_FORM}, or its JSON text")
-        tools: Tools = []
+        tools = SharedTools()
         schemas: dict[str, tuple[Schema, str]] = {}
         for index, item in enumerate(items):
             at = f"{name}[{index}]"

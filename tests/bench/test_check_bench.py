@@ -1,4 +1,4 @@
-"""The data check: megabytes a second of chats, and the peak of memory for 1 GB in every form.
+"""The data check: megabytes a second of chats, without tools and with them, and the peak of memory for 1 GB.
 
 `BENCH_BEFORE=/path/of/another/checkout make bench` measures that code beside this one, in turns.
 """
@@ -18,6 +18,8 @@ pytestmark = [pytest.mark.timeout(3600)]
 MEGABYTES = float(os.environ.get("BENCH_MEGABYTES", "100"))
 LARGE_MEGABYTES = float(os.environ.get("BENCH_LARGE_MEGABYTES", "1000"))
 ROUNDS = 3
+MOST_TIME_WITH_TOOLS = 1.5
+"""Of the time a megabyte of chats without tools."""
 
 
 def test_megabytes_a_second_of_chats(tmp_path: Path, tokenizer_dir: Path) -> None:
@@ -34,6 +36,36 @@ def test_megabytes_a_second_of_chats(tmp_path: Path, tokenizer_dir: Path) -> Non
         ratio = f", ratio {medians['now'] / medians['before']:.2f}" if before else ""
         print(f"\ncheck of {MEGABYTES:.0f} MB of chats {'with' if base else 'without'} tokens: {said}{ratio}")
         assert not before or medians["now"] <= 1.2 * medians["before"]
+
+
+@pytest.mark.parametrize("with_tokens", [False, True])
+def test_time_a_megabyte_with_tools(tmp_path: Path, tokenizer_dir: Path, with_tokens: bool) -> None:
+    kinds = {"none": {"chats": True}, **{name: {"tools": name} for name in ("simple", "bounded", "own")}}
+    written = {}
+    for name, kind in kinds.items():
+        (tmp_path / name).mkdir()
+        path, _ = large_files.write(tmp_path / name, "rows.jsonl", MEGABYTES, **kind)
+        written[name] = path, Path(path).stat().st_size / 10**6
+    seconds: dict[str, list[float]] = {}
+    for _ in range(ROUNDS):
+        for name, (path, megabytes) in written.items():
+            found = large_files.check(path, tokenizer_dir if with_tokens else None)
+            assert found["kept"] == found["rows"]
+            seconds.setdefault(name, []).append(found["cpu"] / megabytes)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    for name, value in medians.items():
+        what = f"check {'with' if with_tokens else 'without'} tokens, tools {name}"
+        print(f"\n{what}: {1 / value:.1f} MB a CPU second, {value / medians['none']:.2f} of the time without tools")
+    assert medians["simple"] <= MOST_TIME_WITH_TOOLS * medians["none"]
+    assert medians["bounded"] <= MOST_TIME_WITH_TOOLS * medians["none"]
+
+
+@pytest.mark.parametrize("mode", ["ppo", "dpo"])
+def test_memory_of_a_gigabyte_of_rated_rows(tmp_path: Path, mode: str) -> None:
+    path, _ = large_files.write(tmp_path, "rows.jsonl", LARGE_MEGABYTES, rated=True)
+    found = large_files.check(path, mode=mode)
+    print(f"\n{mode}: {LARGE_MEGABYTES / found['seconds']:.0f} MB/s, peak {found['peak_mib']} MiB")
+    assert found["peak_mib"] < 200
 
 
 @pytest.mark.parametrize("form", large_files.FORMS)

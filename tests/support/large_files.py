@@ -22,10 +22,10 @@ CHECK = """
 import json, re, sys, time
 from pathlib import Path
 from llm_tuning.data.check import check_dataset
-from llm_tuning.modes.sft import SFT
-base = Path(sys.argv[2]) if len(sys.argv) > 2 else None
+from llm_tuning.modes import MODES
+base = Path(sys.argv[3]) if len(sys.argv) > 3 else None
 wall, cpu = time.monotonic(), time.process_time()
-report = check_dataset(sys.argv[1], form=SFT.rows, tokenizer_dir=base, max_length=1024)
+report = check_dataset(sys.argv[1], form=MODES[sys.argv[2]].rows, tokenizer_dir=base, max_length=1024)
 seconds, cpu = time.monotonic() - wall, time.process_time() - cpu
 status = Path("/proc/self/status").read_text()  # ru_maxrss would count the parent's memory before the exec
 peak = int(re.search(r"VmHWM:\\s+(\\d+) kB", status)[1]) >> 10
@@ -34,10 +34,15 @@ print(json.dumps({"rows": report.rows, "kept": report.kept, "seconds": seconds, 
 
 
 class Rows:
-    """Different rows of about 3 kB, of `megabytes` (10^6 bytes) as JSON together: prose with quotes and breaks."""
+    """Different rows of about 3 kB, of `megabytes` (10^6 bytes) as JSON together: prose with quotes and breaks.
 
-    def __init__(self, megabytes: float, *, chats: bool = False) -> None:
-        self.megabytes, self.chats = megabytes, chats
+    They have a prompt and its output, which may be `rated` (three answers to a prompt), or are `chats` of four turns.
+    With `tools` the chats declare three tools each, as one of 20 sets, and call one: "simple" ones have types and
+    enums, "bounded" ones bounds, patterns and alternatives too, "own" ones are different in each row.
+    """
+
+    def __init__(self, megabytes: float, *, chats: bool = False, rated: bool = False, tools: str = "") -> None:
+        self.megabytes, self.chats, self.rated, self.tools = megabytes, chats, rated, tools
         self.count = 0
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -45,15 +50,52 @@ class Rows:
         left = self.megabytes * 10**6
         while left > 0:
             start = self.count * 997 % (len(text) - 3000)
-            question, answer = f"{self.count} {text[start : start + 200]}", text[start : start + 2800]
+            number = self.count // 3 if self.rated else self.count
+            asked = number * 997 % (len(text) - 3000)
+            question, answer = f"{number} {text[asked : asked + 200]}", text[start : start + 2800]
             row: dict[str, Any] = {"prompt": question, "output": answer}
-            if self.chats:
+            if self.rated:
+                row["reward"] = self.count % 3
+            if self.tools:
+                row = self._with_tools(question, answer)
+                left -= len(json.dumps(row["tools"])) + 300
+            elif self.chats:
                 parts = [question, answer[:900], answer[900:1000], answer[1000:]]
                 roles = ("user", "assistant") * 2
                 row = {"messages": [{"role": r, "content": part} for r, part in zip(roles, parts, strict=True)]}
             left -= len(question) + len(answer) + 100  # what quotes, names and line breaks add
             self.count += 1
             yield row
+
+    def _with_tools(self, question: str, answer: str) -> dict[str, Any]:
+        kind = self.count if self.tools == "own" else self.count % 20
+        place = {"type": "string", "description": "The city, or its code."}
+        unit = {"type": "string", "enum": ["celsius", "fahrenheit"], "description": "What degrees are given in."}
+        days: dict[str, Any] = {"type": "integer", "description": "How many days from today."}
+        if self.tools == "bounded":
+            days |= {"minimum": 1, "maximum": 14}
+            place = {"anyOf": [place | {"minLength": 1, "pattern": "^[A-Z]"}, {"type": "null"}]}
+        parameters = {
+            "type": "object",
+            "properties": {"place": place, "unit": unit, "days": days},
+            "required": ["place", "days"],
+            "additionalProperties": False,
+        }
+        names = [f"{name}_{kind}" for name in ("forecast", "history", "warnings")]
+        tools = [
+            {"type": "function", "function": {"name": name, "description": "About weather.", "parameters": parameters}}
+            for name in names
+        ]
+        arguments = {"place": f"City {self.count}", "unit": "celsius", "days": 1 + self.count % 14}
+        call = {"name": names[self.count % 3], "arguments": json.dumps(arguments)}
+        calls = [{"id": f"call_{self.count}", "type": "function", "function": call}]
+        messages = [
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": None, "tool_calls": calls},
+            {"role": "tool", "tool_call_id": f"call_{self.count}", "content": answer[:900]},
+            {"role": "assistant", "content": answer[900:]},
+        ]
+        return {"messages": messages, "tools": tools}
 
     def batches(self, size: int) -> Iterator[list[dict[str, Any]]]:
         """Yield them in lists of `size`."""
@@ -140,16 +182,16 @@ FORMS: dict[str, Callable[[Path, Rows], None]] = {
 """What is written, by the path to be checked."""
 
 
-def write(folder: Path, form: str, megabytes: float, *, chats: bool = False) -> tuple[str, int]:
+def write(folder: Path, form: str, megabytes: float, **kind: Any) -> tuple[str, int]:
     """Write a data set of a form; return its path, as `dataset.path` has it, and how many rows it has."""
-    given = Rows(megabytes, chats=chats)
+    given = Rows(megabytes, **kind)
     FORMS[form](folder / form.partition("#")[0], given)
     return str(folder / form), given.count
 
 
-def check(path: str, base: Path | None = None, *, checkout: Path = ROOT) -> dict[str, Any]:
+def check(path: str, base: Path | None = None, *, mode: str = "sft", checkout: Path = ROOT) -> dict[str, Any]:
     """Check a data set in a process of its own, of this code or of another checkout; return what was measured."""
-    command = [sys.executable, "-c", CHECK, path, *([str(base)] if base else [])]
+    command = [sys.executable, "-c", CHECK, path, mode, *([str(base)] if base else [])]
     environment = os.environ | {"PYTHONPATH": str(checkout)}
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment, cwd=checkout)
     found: dict[str, Any] = json.loads(done.stdout)
