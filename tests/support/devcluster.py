@@ -61,7 +61,7 @@ def shared_cluster() -> Clients:
         pytest.skip("a devcluster needs root; set KUBECONFIG_E2E to the kubeconfig of another cluster")
     with _locked("test.lock"):
         name = cluster_name("test")
-        launcher.up(name, gpus=GPUS)
+        launcher.up(name, gpus=GPUS, network_policies=True)
         cluster = Cluster(name)
         cluster.kubectl("apply", "--server-side", "-f", str(CRDS))
         return cluster
