@@ -12,6 +12,7 @@ import ssl
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from email.message import Message
@@ -96,7 +97,7 @@ def get(
 
 
 def _meaning(source: Source, error: urllib.error.HTTPError) -> Exception:
-    wait = _wait_seconds(error.headers)
+    wait = wait_seconds(error.headers)
     host = urlsplit(error.url).hostname
     if error.code in _RATE or (error.code == 503 and wait is not None):
         asked = "" if wait is None else f" and asks to wait {wait:,.0f} s"
@@ -109,7 +110,7 @@ def _meaning(source: Source, error: urllib.error.HTTPError) -> Exception:
     return Refused(error.code, error.headers, error.url)
 
 
-def _wait_seconds(headers: Message) -> float | None:
+def wait_seconds(headers: Message | Mapping[str, str]) -> float | None:
     """Return what the server asks to wait: Retry-After as seconds or as a date, or the hub's RateLimit (`r=0;t=55`)."""
     asked = headers.get("Retry-After", "").strip()
     if asked.isdecimal():

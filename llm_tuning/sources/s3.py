@@ -1,31 +1,39 @@
 """Objects of any S3: one, or all below a prefix, pinned by a hash over their names, sizes and ETags.
 
-Keys, region, endpoint and CA bundle are botocore's own settings: AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, AWS_CA_BUNDLE.
-An endpoint of one's own is asked in path style, which every server understands.
+The client is minio's: small, and as good with any other server's S3. Settings have the names that AWS gave them:
+AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or a pod's identity, or ~/.aws/credentials;
+without any of them buckets that are open to all). An endpoint of one's own is asked in path style.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import urllib.request
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+from llm_tuning.core.text import one_line
 from llm_tuning.errors import InputError, Problem
+from llm_tuning.sources.http import wait_seconds
 from llm_tuning.sources.listing import Listing, RemoteFile
 from llm_tuning.sources.origin import STALL_SECONDS
 from llm_tuning.sources.reasons import Passing, SourceBusy, SourceRefused, Terminal
 from llm_tuning.sources.uri import Source
 
+AWS = "https://s3.amazonaws.com"
 _MOST_FILES = 100_000
-_KEYS_FIX = (
-    "give keys that may list and read it: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, on a cluster in the Secret"
+_KEYS_FIX = "give keys that may list and read it: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, on a cluster in the Secret"
+_IDENTITY = (
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
 )
-_SLOW = ("SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequests", "429")
-_NOT_FOUND = ("NoSuchKey", "404", "NotFound")
-_CHANGED = ("PreconditionFailed", "412")
+_SLOW = ("SlowDown", "SlowDownRead", "Throttling", "RequestLimitExceeded", "TooManyRequests")
 
 
 @dataclass
@@ -34,12 +42,12 @@ class S3Body:
 
     origin: S3
     source: Source
-    stream: Any
+    response: Any
     start: int = 0
 
     def readinto(self, buffer: memoryview) -> int:
         try:
-            data = self.stream.read(len(buffer))
+            data = self.response.read(len(buffer))
         except Exception as error:
             raise self.origin.meaning(self.source, error) from None
         buffer[: len(data)] = data
@@ -47,7 +55,8 @@ class S3Body:
 
     def close(self) -> None:
         with suppress(Exception):
-            self.stream.close()
+            self.response.close()
+            self.response.release_conn()
 
 
 @dataclass
@@ -58,29 +67,25 @@ class S3:
 
     @classmethod
     def from_environment(cls, source: Source, environ: Mapping[str, str] | None = None) -> S3:
-        """Set up botocore's client; raises InputError where it is not installed or its settings are wrong."""
+        """Set up the client; raises InputError where it is not installed or its settings are wrong."""
         environ = os.environ if environ is None else environ
         try:
-            from botocore.config import Config
-            from botocore.session import Session
+            from minio import Minio
         except ImportError:
-            fix = "pip install 'llm-tuning[s3]'"
-            raise InputError(Problem(source.where, "needs botocore, which is not installed", fix)) from None
-        own = environ.get("AWS_ENDPOINT_URL_S3") or environ.get("AWS_ENDPOINT_URL")
-        config = Config(
-            connect_timeout=STALL_SECONDS,
-            read_timeout=STALL_SECONDS,
-            retries={"total_max_attempts": 1},  # fetch.py tries again, and says so
-            s3={"addressing_style": "path" if own else "auto"},
-            max_pool_connections=10,
+            fix = "install it: pip install 'llm-tuning[s3]'"
+            raise InputError(Problem(source.where, "needs the package minio, which is not here", fix)) from None
+        endpoint = urlsplit(environ.get("AWS_ENDPOINT_URL_S3") or environ.get("AWS_ENDPOINT_URL") or AWS)
+        if endpoint.scheme not in ("http", "https") or endpoint.path.strip("/") or "@" in endpoint.netloc:
+            rule = "must be http(s)://host[:port]"
+            raise InputError(Problem("AWS_ENDPOINT_URL", rule, "give the address of the store alone"))
+        client = Minio(
+            endpoint=endpoint.netloc,
+            secure=endpoint.scheme == "https",
+            region=environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION") or "us-east-1",
+            credentials=_credentials(environ),
+            http_client=_pool(endpoint.scheme, endpoint.hostname or "", environ),
         )
-        session = Session()
-        if not session.get_config_variable("region"):
-            session.set_config_variable("region", "us-east-1")
-        try:
-            return cls(session.create_client("s3", endpoint_url=own, config=config))
-        except Exception as error:  # botocore's errors have no common parent but this
-            raise InputError(Problem(source.where, f"cannot be asked: {error}", "check the AWS_ variables")) from None
+        return cls(client)
 
     def resolve(self, source: Source) -> str:
         return self._list(source).commit
@@ -94,27 +99,29 @@ class S3:
 
     def open(self, source: Source, commit: str, file: RemoteFile, start: int) -> S3Body:
         bucket = source.location.partition("/")[0]
-        asked: dict[str, Any] = {"Range": f"bytes={start}-"} if start else {}
+        unchanged = {"If-Match": f'"{file.version}"'}
         try:
-            answer = self.client.get_object(Bucket=bucket, Key=file.key, IfMatch=file.version, **asked)
+            response = self.client.get_object(bucket, file.key, offset=start, request_headers=unchanged)
         except Exception as error:
             raise self.meaning(source, error) from None
-        return S3Body(self, source, answer["Body"], start if answer["ResponseMetadata"]["HTTPStatusCode"] == 206 else 0)
+        return S3Body(self, source, response, start if response.status == 206 else 0)
 
     def meaning(self, source: Source, error: Exception) -> SourceRefused | SourceBusy:
-        """Say what botocore's error means, by its type and the server's code."""
-        from botocore import exceptions
-        from urllib3.exceptions import HTTPError
+        """Say what the client's error means, by its type and the server's code; another one is raised as it is."""
+        from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
+        from urllib3.exceptions import HTTPError, ReadTimeoutError
 
         if isinstance(error, SourceRefused | SourceBusy):
             return error
-        if isinstance(error, exceptions.ClientError):
-            return _refused(source, str(error.response.get("Error", {}).get("Code", "")), error.response)
-        if isinstance(error, exceptions.NoCredentialsError | exceptions.PartialCredentialsError):
-            return SourceRefused(Terminal.ACCESS, source, "needs keys, and none are given", _KEYS_FIX)
-        if isinstance(error, exceptions.ReadTimeoutError):
+        if isinstance(error, S3Error):
+            return _refused(source, str(error.code), error.response.status, error.response.headers)
+        if isinstance(error, ServerError):
+            return _refused(source, "", error.status_code, {})
+        if isinstance(error, InvalidResponseError):
+            return _refused(source, "", int(error._code), {})
+        if isinstance(error, ReadTimeoutError):
             return SourceBusy(Passing.STALLED, source, f"no byte came for {STALL_SECONDS:.0f} s")
-        if isinstance(error, exceptions.BotoCoreError | HTTPError | OSError):
+        if isinstance(error, HTTPError | OSError | MinioException):
             return SourceBusy(Passing.UNREACHABLE, source, f"the store cannot be reached ({type(error).__name__})")
         raise error
 
@@ -123,13 +130,12 @@ class S3:
         bucket, _, key = source.location.partition("/")
         found: list[RemoteFile] = []
         try:
-            for page in self.client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key):
-                for item in page.get("Contents", ()):
-                    name = item["Key"]
-                    if name == key:
-                        return _as_listing([_file(item, name.rpartition("/")[2])])
-                    if name.startswith(f"{key}/") and not name.endswith("/"):
-                        found.append(_file(item, name[len(key) + 1 :]))
+            for item in self.client.list_objects(bucket, prefix=key, recursive=True):
+                name = str(item.object_name)
+                if name == key:
+                    return _as_listing([_file(item, name.rpartition("/")[2])])
+                if name.startswith(f"{key}/") and not name.endswith("/"):
+                    found.append(_file(item, name[len(key) + 1 :]))
                 if len(found) > _MOST_FILES:
                     rule = f"has more than {_MOST_FILES:,} objects"
                     raise SourceRefused(Terminal.FORMAT, source, rule, "give a longer prefix")
@@ -138,36 +144,61 @@ class S3:
         if not found:
             rule = f"does not exist: bucket {bucket} has no object of this name and none below it"
             raise SourceRefused(Terminal.NOT_FOUND, source, rule, "check the key")
-        if odd := next((file.name for file in found if ".." in file.name.split("/") or "//" in f"/{file.name}"), None):
-            raise SourceRefused(
-                Terminal.FORMAT, source, f"has an object that no file can be named by: {odd!r}", "rename it"
-            )
+        if odd := next((file.name for file in found if {"", ".", ".."} & set(file.name.split("/"))), None):
+            rule = f"has an object that no file can be named by: {one_line(odd)!r}"
+            raise SourceRefused(Terminal.FORMAT, source, rule, "rename it")
         return _as_listing(sorted(found, key=lambda file: file.name))
 
 
-def _refused(source: Source, code: str, response: Mapping[str, Any]) -> SourceRefused | SourceBusy:
-    metadata = response.get("ResponseMetadata", {})
-    status = int(metadata.get("HTTPStatusCode", 0))
-    asked = str(metadata.get("HTTPHeaders", {}).get("retry-after", ""))
-    wait = float(asked) if asked.isdecimal() else None
+def _refused(source: Source, code: str, status: int, headers: Mapping[str, str]) -> SourceRefused | SourceBusy:
+    wait = wait_seconds(headers)
     if code in _SLOW or status in (429, 503):
-        return SourceBusy(Passing.RATE, source, f"the store has had too many requests ({code})", wait_seconds=wait)
+        rule = f"the store has had too many requests ({code or status})"
+        return SourceBusy(Passing.RATE, source, rule, wait_seconds=wait)
     if status >= 500:
-        return SourceBusy(Passing.UNREACHABLE, source, f"the store answered HTTP {status} ({code})", wait_seconds=wait)
+        return SourceBusy(Passing.UNREACHABLE, source, f"the store answered HTTP {status}", wait_seconds=wait)
     if code == "NoSuchBucket":
         return SourceRefused(
             Terminal.NOT_FOUND, source, "names a bucket that does not exist", "check the bucket's name"
         )
-    if code in _CHANGED:
+    if code == "PreconditionFailed" or status == 412:
         return SourceRefused(Terminal.REVISION, source, "changes while it is fetched", "start a new run when it rests")
-    if code in _NOT_FOUND or status == 404:
+    if status == 404:
         return SourceRefused(Terminal.NOT_FOUND, source, "is not there any more", "check the key")
     return SourceRefused(Terminal.ACCESS, source, f"is not open to these keys ({code or status})", _KEYS_FIX)
 
 
-def _file(item: Mapping[str, Any], name: str) -> RemoteFile:
-    """No hash: an ETag is the MD5 of some uploads only. botocore compares the checksums that S3 sends."""
-    return RemoteFile(name, int(item["Size"]), key=item["Key"], version=str(item["ETag"]))
+def _credentials(environ: Mapping[str, str]) -> Any:
+    """Return where keys come from; None: buckets that are open to all."""
+    from minio.credentials import AWSConfigProvider, IamAwsProvider, StaticProvider
+
+    key, secret = environ.get("AWS_ACCESS_KEY_ID"), environ.get("AWS_SECRET_ACCESS_KEY")
+    if key and secret:
+        return StaticProvider(key, secret, environ.get("AWS_SESSION_TOKEN") or None)
+    if any(environ.get(name) for name in _IDENTITY):
+        return IamAwsProvider()
+    file = environ.get("AWS_SHARED_CREDENTIALS_FILE") or os.path.expanduser("~/.aws/credentials")
+    return AWSConfigProvider(filename=file, profile=environ.get("AWS_PROFILE")) if Path(file).is_file() else None
+
+
+def _pool(scheme: str, host: str, environ: Mapping[str, str]) -> Any:
+    """Build the connections: no tries of their own (`patience` has them, and says so), the environment's proxy and CA."""
+    import urllib3
+
+    settings: dict[str, Any] = {
+        "timeout": urllib3.Timeout(connect=STALL_SECONDS, read=STALL_SECONDS),
+        "retries": False,
+        "maxsize": 10,
+    }
+    if ca := environ.get("AWS_CA_BUNDLE") or environ.get("SSL_CERT_FILE"):
+        settings["ca_certs"] = ca
+    proxy = None if urllib.request.proxy_bypass(host) else urllib.request.getproxies().get(scheme)
+    return urllib3.ProxyManager(proxy, **settings) if proxy else urllib3.PoolManager(**settings)
+
+
+def _file(item: Any, name: str) -> RemoteFile:
+    """No hash: an ETag is the MD5 of some uploads only; as a tag it serves for all."""
+    return RemoteFile(name, int(item.size), key=str(item.object_name), version=str(item.etag).strip('"'))
 
 
 def _as_listing(files: list[RemoteFile]) -> Listing:

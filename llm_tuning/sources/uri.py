@@ -134,8 +134,7 @@ def parse_uri(text: str, kind: Kind | str) -> Source:
     scheme, rest = found[1].lower(), text[found.end() :]
     if scheme not in SCHEMES:
         known = f"known are {', '.join(f'{name}://' for name in SCHEMES)}"
-        near = did_you_mean(f"{scheme}://", [f"{name}://" for name in SCHEMES])
-        raise refuse(f"has the scheme {scheme}://, and {known}", near or _instead(scheme))
+        raise refuse(f"has the scheme {scheme}://, and {known}", _instead(scheme))
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
     if "@" in authority:
         raise refuse("holds a user or a password, which would be seen by all who read it", _CREDENTIALS[scheme])
@@ -171,7 +170,9 @@ def _instead(scheme: str) -> str:
         return "give https://"
     if scheme in ("gs", "az", "abfs", "oci"):
         return "copy it to the volume and give its path, or to a bucket with an S3 endpoint and give s3://"
-    return "give a path without a scheme for what lies on this disk" if scheme == "file" else "give one of these"
+    if scheme == "file":
+        return "give a path without a scheme for what lies on this disk"
+    return did_you_mean(f"{scheme}://", [f"{name}://" for name in SCHEMES], otherwise="give one of these")
 
 
 def _hub(rest: str, kind: Kind, refuse: _Refusal) -> Source:

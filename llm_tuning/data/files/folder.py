@@ -26,7 +26,7 @@ _WORKBOOKS = (".xlsx", ".xls", ".ods")
 _OTHER_TABLES = (".h5", ".hdf5", ".sqlite", ".db", ".orc", ".avro", ".tfrecord", ".msgpack")
 _OF_PYTHON = (".pkl", ".pickle", ".npy", ".npz")
 _UNREADABLE = (*_ARCHIVES, *_WORKBOOKS, *_OTHER_TABLES, *_OF_PYTHON)
-_NO_ROWS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+_NO_ROWS = ("source.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 _SPLITS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
