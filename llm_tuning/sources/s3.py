@@ -182,7 +182,7 @@ def _credentials(environ: Mapping[str, str]) -> Any:
 
 
 def _pool(scheme: str, host: str, environ: Mapping[str, str]) -> Any:
-    """Build the connections: no tries of their own (`patience` has them, and says so), the environment's proxy and CA."""
+    """Build the connections, with the environment's proxy and CA and no tries of their own: those are `patience`'s."""
     import urllib3
 
     settings: dict[str, Any] = {
