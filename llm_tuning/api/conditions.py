@@ -8,6 +8,7 @@ from enum import StrEnum
 class ConditionType(StrEnum):
     """What a condition is about, in the order in which they are shown."""
 
+    FETCHED = "Fetched"
     DATASET_VALID = "DatasetValid"
     TRAINED = "Trained"
     REGISTERED = "Registered"
@@ -24,6 +25,7 @@ class Phase(StrEnum):
     """One word for people."""
 
     PENDING = "Pending"
+    FETCHING = "Fetching"
     CHECKING = "Checking"
     WAITING = "Waiting"
     QUEUED = "Queued"
@@ -37,6 +39,8 @@ class Reason(StrEnum):
     """Why a condition is as it is. Pods add reasons of their own (`llm_tuning.pod.contract.PodReason`)."""
 
     PENDING = "Pending"
+    FETCHING = "Fetching"
+    FETCHED = "Fetched"
     CHECKING = "Checking"
     DATASET_VALID = "DatasetValid"
     DATASET_INVALID = "DatasetInvalid"
@@ -70,6 +74,7 @@ class Reason(StrEnum):
     GPU_UNAVAILABLE = "GPUUnavailable"
     TRAINER_FAILING = "TrainerFailing"
     CHECK_FAILING = "CheckFailing"
+    FETCH_FAILING = "FetchFailing"
     RESULT_LOST = "ResultLost"
 
     IMAGE_PULL_FAILED = "ImagePullFailed"

@@ -66,9 +66,14 @@ TUNING_JOB = Kind(
     columns=[
         ("Mode", "string", ".spec.mode", "How it learns"),
         ("Phase", "string", ".status.phase", "Where it is"),
-        ("Progress", "integer", ".status.progress.percent", "Percent of the steps"),
+        ("Progress", "integer", ".status.progress.percent", "Percent of the bytes, then of the steps"),
         ("Loss", "number", ".status.progress.loss", "Training loss of the last report"),
-        ("ETA", "integer", ".status.progress.remainingSeconds", "Estimated seconds to the end of the training"),
+        (
+            "ETA",
+            "integer",
+            ".status.progress.remainingSeconds",
+            "Estimated seconds to the end of the fetch, or of the training",
+        ),
         (
             "Stalled",
             "string",
@@ -76,9 +81,10 @@ TUNING_JOB = Kind(
             "Why it makes no progress, where it is stalled",
         ),
         ("Model", "string", ".status.modelId", "Name of the adapter"),
+        ("Bytes/s", "number", ".status.progress.bytesPerSecond", "Speed of the fetch"),
         ("Age", "date", ".metadata.creationTimestamp", "Time since it was created"),
     ],
-    wide_only=("Model",),
+    wide_only=("Model", "Bytes/s"),
     mutable=tuple(to_camel(name) for name in tuning_job.MUTABLE),
     rules=[
         rule(

@@ -18,10 +18,12 @@ from llm_tuning.api.kube import (
     PlacementSpec,
     RelativePath,
     SecretName,
+    SecretRef,
     VolumeSpec,
     check_name,
 )
 from llm_tuning.api.rules import Rule, RuledModel, exactly_one_of
+from llm_tuning.api.sources import CREDENTIALS, SECRET_NEEDS_URI, ModelUri, SourceStatus, base_name, is_base_name
 from llm_tuning.api.tuning import ModelId
 from llm_tuning.api.wire import WireModel
 from llm_tuning.core.model import PATTERN_WORDS, ApiModel, FieldError
@@ -45,16 +47,30 @@ PATTERN_WORDS |= {
 ServiceName = Annotated[str, StringConstraints(min_length=1, max_length=NAME_CHARACTERS, pattern=SERVICE_NAME)]
 
 
-class ServedModelSpec(ApiModel):
-    """The base model."""
+class ServedModelSpec(RuledModel):
+    """The base model: exactly one of `path` and `uri`."""
 
-    path: RelativePath = Field(
-        description="Folder of the base model on the claim, such as base/qwen3-0.6b. Relative, without `..`."
+    RULES = (exactly_one_of("path", "uri"), SECRET_NEEDS_URI)
+
+    path: RelativePath | None = Field(
+        None, description="Folder of the base model on the claim, such as base/qwen3-0.6b. Relative, without `..`."
     )
+
+    uri: ModelUri | None = Field(
+        None,
+        description="Where the base model comes from: hf://owner/name[@revision] of a hub, s3://bucket/prefix, gs:// or az://. It is fetched to sources/ on the claim before a replica starts, once for all that ask for the same commit, pinned in status.model.revision; a branch that moves later changes nothing here.",
+    )
+
+    credentials_secret: SecretRef | None = Field(None, description=CREDENTIALS)
 
     name: ModelName | None = Field(
-        None, description="Name under which clients reach the base itself; without it the last part of the path."
+        None, description="Name under which clients reach the base itself; without it the last part of the path or URI."
     )
+
+    @property
+    def base_name(self) -> str:
+        """What the base is called: by name, path or URI."""
+        return self.name or base_name(self.path, self.uri)
 
 
 class RouteTarget(RuledModel):
@@ -228,13 +244,15 @@ class RolloutSpec(RuledModel):
 
 
 def _takes_the_bases_name(spec: InferenceServiceSpec, name: str) -> bool:
+    if spec.model.name:
+        return name == spec.model.name
     path = spec.model.path
-    return name == spec.model.name if spec.model.name else name == path or path.endswith(f"/{name}")
+    return name == spec.base_name or (path is not None and (name == path or path.endswith(f"/{name}")))
 
 
 _OTHER_THAN_BASE = Rule(
     "!has(self.routes) || self.routes.all(r, has(self.model.name) ? r.name != self.model.name : "
-    "(r.name != self.model.path && !self.model.path.endsWith('/' + r.name)))",
+    f"!{is_base_name('r.name')})",
     lambda spec: not any(_takes_the_bases_name(spec, route.name) for route in spec.routes),
     "a route must not have the base's name; rename it, or set model.name",
     "routes",
@@ -248,7 +266,9 @@ class InferenceServiceSpec(WireModel):
 
     model: ServedModelSpec = Field(description="The base model.")
 
-    volume: VolumeSpec = Field(description="The volume that has the base and the adapters; mounted read-only.")
+    volume: VolumeSpec = Field(
+        description="The volume that has the base and the adapters; mounted read-only by what serves."
+    )
 
     routes: Annotated[list[Route], Field(max_length=MAX_ROUTES)] = Field(
         default_factory=list,
@@ -284,7 +304,7 @@ class InferenceServiceSpec(WireModel):
     @property
     def base_name(self) -> str:
         """What clients call the base."""
-        return self.model.name or self.model.path.rsplit("/", 1)[-1]
+        return self.model.base_name
 
 
 class ServeSpec(ApiModel):
@@ -337,6 +357,10 @@ class InferenceServiceStatus(ApiModel):
     ready_replicas: Annotated[int, Field(ge=0)] = Field(0, description="Pods that answer.")
 
     selector: Line | None = Field(None, description="Label selector of the pods, for autoscalers.")
+
+    model: SourceStatus | None = Field(
+        None, description="Of model.uri: what it was resolved to, and where the base that is served lies."
+    )
 
     adapters: Annotated[list[AdapterStatus], Field(max_length=MAX_ROUTES * MAX_TARGETS)] = Field(
         default_factory=list, description="The adapters that the routes want, each on all ready replicas."

@@ -41,13 +41,13 @@ class Rule:
         return rule(self.cel, self.message, field=f".{self.field}" if self.field else None)
 
 
-def exactly_one_of(one: str, other: str) -> Rule:
-    """Build the rule that one of two fields, by their names on the wire, is given and the other is not."""
-    names = to_snake(one), to_snake(other)
+def exactly_one_of(*names: str) -> Rule:
+    """Build the rule that of these fields, by their names on the wire, one is given and the others are not."""
+    given = ", ".join(f"has(self.{name})" for name in names)
     return Rule(
-        f"has(self.{one}) != has(self.{other})",
-        lambda group: sum(getattr(group, name) is not None for name in names) == 1,
-        f"must have exactly one of {one} and {other}",
+        f"[{given}].exists_one(is_given, is_given)" if len(names) > 2 else given.replace(",", " !="),
+        lambda group: sum(getattr(group, to_snake(name)) is not None for name in names) == 1,
+        f"must have exactly one of {', '.join(names[:-1])} and {names[-1]}",
     )
 
 

@@ -33,6 +33,15 @@ from llm_tuning.api.kube import (
 )
 from llm_tuning.api.mode_fields import with_score_fields
 from llm_tuning.api.rules import Rule, RuledModel, exactly_one_of
+from llm_tuning.api.sources import (
+    CREDENTIALS,
+    SECRET_NEEDS_URI,
+    DatasetUri,
+    ModelUri,
+    SourceStatus,
+    base_name,
+    is_base_name,
+)
 from llm_tuning.api.tuning import (
     AdapterRef,
     DatasetSpec,
@@ -73,11 +82,21 @@ class JobAdapterRef(RuledModel):
 
 
 class JobModelSpec(ModelSpec):
-    """The base model."""
+    """The base model: exactly one of `path` and `uri`."""
 
-    path: RelativePath = Field(
-        description="Folder of the base model on the claim, such as base/qwen3-0.6b: config.json, safetensors weights and tokenizer. Relative, without `..`."
+    RULES = (*ModelSpec.RULES, exactly_one_of("path", "uri"), SECRET_NEEDS_URI)
+
+    path: RelativePath | None = Field(  # type: ignore[assignment] # it may come from a URI, which is a path in later pods
+        None,
+        description="Folder of the base model on the claim, such as base/qwen3-0.6b: config.json, safetensors weights and tokenizer. Relative, without `..`.",
     )
+
+    uri: ModelUri | None = Field(
+        None,
+        description="Where the base model comes from: hf://owner/name[@revision] of a hub, s3://bucket/prefix, gs:// or az://. It is fetched to sources/ on the claim before the data check, once for all that ask for the same commit, pinned in status.model.revision. Safetensors, configuration, tokenizer and templates only.",
+    )
+
+    credentials_secret: SecretRef | None = Field(None, description=CREDENTIALS)
 
     adapter: JobAdapterRef | None = Field(  # type: ignore[assignment] # it may be a job's, which is a model_id later
         None,
@@ -86,9 +105,9 @@ class JobModelSpec(ModelSpec):
 
 
 class JobDatasetSpec(DatasetSpec):
-    """The training rows: exactly one of `path` and `configMap`."""
+    """The training rows: exactly one of `path`, `configMap` and `uri`."""
 
-    RULES = (*DatasetSpec.RULES, exactly_one_of("path", "configMap"))
+    RULES = (*DatasetSpec.RULES, exactly_one_of("path", "configMap", "uri"), SECRET_NEEDS_URI)
 
     path: RelativePath | None = Field(  # type: ignore[assignment] # the file may be a ConfigMap's, which is a path in the pod
         None,
@@ -103,6 +122,13 @@ class JobDatasetSpec(DatasetSpec):
     config_map: ConfigMapKeyRef | None = Field(
         None, description="The file as a key of a ConfigMap, for data sets of up to 1 MiB."
     )
+
+    uri: DatasetUri | None = Field(
+        None,
+        description="Where the rows come from: hf://datasets/owner/name[@revision]/file or ?split=train of a hub, s3://bucket/key (gs://, az://), or a file https://host/file[#sha256=HEX]. Fetched as model.uri is, pinned in status.dataset.revision.",
+    )
+
+    credentials_secret: SecretRef | None = Field(None, description=CREDENTIALS)
 
 
 class JobTrackingSpec(TrackingSpec):
@@ -138,8 +164,8 @@ class ResourcesSpec(PlacementSpec):
 
 SERVES_BASE_NAME = "must not be the base's name, under which the base itself answers; use another one"
 _NOT_THE_BASES_NAME = Rule(
-    "!has(self.serve) || (self.serve.name != self.model.path && !self.model.path.endsWith('/' + self.serve.name))",
-    lambda spec: spec.serve is None or spec.model.path.rsplit("/", 1)[-1] != spec.serve.name,
+    f"!has(self.serve) || !{is_base_name('self.serve.name')}",
+    lambda spec: spec.serve is None or spec.base_name != spec.serve.name,
     SERVES_BASE_NAME,
     "serve.name",
 )
@@ -152,7 +178,7 @@ class TuningJobSpec(WireModel, TuningConfig):
 
     model: JobModelSpec = Field(description="The base model.")
 
-    dataset: JobDatasetSpec = Field(description="The training rows: exactly one of path and configMap.")
+    dataset: JobDatasetSpec = Field(description="The training rows: exactly one of path, configMap and uri.")
 
     volume: VolumeSpec = Field(description="The volume that has it all: base/ datasets/ models/.")
 
@@ -191,11 +217,24 @@ class TuningJobSpec(WireModel, TuningConfig):
         description="Serve the adapter once it is published: makes an InferenceService that outlives this TuningJob.",
     )
 
+    @property
+    def base_name(self) -> str:
+        """The short name of the base: the last part of its path or URI."""
+        return base_name(self.model.path, self.model.uri)
+
 
 class Progress(ApiModel):
-    """How far the training is, as it was last reported."""
+    """How far the fetch or the training is, as it was last reported."""
 
-    percent: Annotated[int, Field(ge=0, le=100)] = Field(description="Share of the steps that are done, in percent.")
+    percent: Annotated[int, Field(ge=0, le=100)] = Field(
+        description="Share of the bytes that are fetched, or of the steps that are done, in percent."
+    )
+
+    bytes: Annotated[int, Field(ge=0)] | None = Field(None, description="Bytes that are fetched; of a fetch only.")
+
+    total_bytes: Annotated[int, Field(ge=0)] | None = Field(None, description="Bytes that there are to fetch.")
+
+    bytes_per_second: float | None = Field(None, description="Speed of the fetch.")
 
     step: Annotated[int, Field(ge=0)] = Field(0, description="Optimizer steps that are done.")
 
@@ -209,7 +248,7 @@ class Progress(ApiModel):
 
     remaining_seconds: Annotated[int, Field(ge=0)] | None = Field(None, description="Estimated time to the end.")
 
-    last_update_time: Time = Field("", description="When the trainer reported this (RFC 3339).")
+    last_update_time: Time = Field("", description="When the pod reported this (RFC 3339).")
 
 
 @with_score_fields
@@ -264,7 +303,11 @@ class TuningJobStatus(ApiModel):
         None, description="The adapter that training starts from, once it is known."
     )
 
-    progress: Progress | None = Field(None, description="How far the training is.")
+    model: SourceStatus | None = Field(None, description="Of model.uri: what it was resolved to, and where it lies.")
+
+    dataset: SourceStatus | None = Field(None, description="Of dataset.uri: the same.")
+
+    progress: Progress | None = Field(None, description="How far the fetch or the training is.")
 
     evaluation: Evaluation | None = Field(None, description="The held-out rows, base against tuned.")
 
@@ -322,13 +365,34 @@ def read_status(raw: Any) -> TuningJobStatus:
     return TuningJobStatus.model_validate(raw if isinstance(raw, dict) else {}, strict=False, extra="ignore")
 
 
+def with_fetched(spec: TuningJobSpec, *, model_path: str | None, dataset_path: str | None) -> TuningJobSpec:
+    """Return `spec` with the path on the claim in the place of each URI that was fetched; no later pod knows of URIs."""
+    update: dict[str, ApiModel] = {}
+    if spec.model.uri is not None and model_path is not None:
+        update["model"] = _at_path(spec.model, model_path)
+    if spec.dataset.uri is not None and dataset_path is not None:
+        update["dataset"] = _at_path(spec.dataset, dataset_path)
+    return spec.model_copy(update=update) if update else spec
+
+
+def _at_path(group: M, path: str) -> M:
+    """Return a copy as one gives it with a path; what is not given stays so, since pods get only that."""
+    given = {name: getattr(group, name) for name in group.model_fields_set - {"uri", "credentials_secret"}}
+    return type(group)(**given | {"path": path})
+
+
 def tuning_config(
     spec: TuningJobSpec, *, root: Path, start_model_id: str | None = None, dataset_file: Path | None = None
 ) -> TuningConfig:
-    """Build a run's configuration from `spec`: the claim is mounted at `root`, a ConfigMap's file is given."""
+    """Build a run's configuration from `spec`: the claim is mounted at `root`, a ConfigMap's file is given.
+
+    A spec with URIs has none: see `with_fetched`.
+    """
     dataset = dataset_file if spec.dataset.path is None else root / spec.dataset.path
     if dataset is None:
         raise ValueError("dataset_file is needed where the dataset is a ConfigMap's")
+    if spec.model.path is None:
+        raise ValueError("model.uri has to be fetched first")
     adapter = AdapterRef(model_id=start_model_id) if start_model_id else None
     return _handed_over(
         TuningConfig,

@@ -19,7 +19,11 @@ Rows = list[tuple[str, str]]
 
 def job_html(job: TuningJobView, losses: Sequence[LossPoint] = ()) -> str:
     """Build the HTML of a TuningJob with its loss curve."""
-    rows: Rows = [("phase", job.phase), ("mode", job.spec.mode), ("base", job.spec.model.path)]
+    rows: Rows = [
+        ("phase", job.phase),
+        ("mode", job.spec.mode),
+        ("base", job.spec.model.path or job.spec.model.uri or ""),
+    ]
     status = job.status
     if status is not None:
         progress = status.progress

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from llm_tuning.api.conditions import ConditionType, Phase, ServiceConditionType
 from llm_tuning.api.kube import Condition
 from llm_tuning.client.objects import InferenceServiceView, TuningJobView, age_of
-from llm_tuning.progress.bar import clock
+from llm_tuning.progress.bar import clock, fetched
 
 UNSEEN_SECONDS = 10.0
 """An operator that runs reconciles a new object within a second or two."""
@@ -38,7 +38,7 @@ def explain_job(job: TuningJobView, now: datetime | None = None) -> str:
         parts.append(f"Nothing of it runs, since its spec suspends it. Resume it: {resume}.")
     elif doing is not None:
         parts.append(f"{_begun(_sentence(doing.message or doing.reason))} That is so{_ago(doing, now) or ' now'}.")
-        if job.phase == Phase.TRAINING:
+        if job.phase in (Phase.FETCHING, Phase.TRAINING):
             parts.append(f"Nothing is wrong; watch it with kubectl tuning watch {job.name} -n {job.namespace}.")
     return " ".join([*parts, *_behind(job.status.observed_generation, job.metadata)])
 
@@ -89,6 +89,9 @@ def _succeeded(job: TuningJobView) -> str:
 
 def _progress(job: TuningJobView) -> str:
     now = job.snapshot()
+    if now.bytes is not None:
+        left = f", about {clock(now.remaining_seconds)} left" if now.remaining_seconds is not None else ""
+        return f" ({fetched(now).replace('  ', ' at ')}{left})"
     if not now.step:
         return ""
     parts = [f"step {now.step} of {now.total_steps}" if now.total_steps else f"step {now.step}"]

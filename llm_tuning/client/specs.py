@@ -31,6 +31,7 @@ from llm_tuning.api.tuning_job import (
     ResourcesSpec,
     TuningJob,
 )
+from llm_tuning.api.uri_rules import is_uri
 from llm_tuning.core.model import ApiModel
 from llm_tuning.core.suggestions import did_you_mean
 from llm_tuning.errors import InputError, Problem
@@ -51,9 +52,9 @@ class TuneFields(ModeSettings, total=False):
 
     mode: ModeName
     model: str | Group | JobModelSpec
-    """A text is `model.path`."""
+    """A text is `model.path`, or `model.uri` where it begins with hf://, s3:// and the like."""
     dataset: str | Group | JobDatasetSpec
-    """A text is `dataset.path`."""
+    """A text is `dataset.path`, or `dataset.uri`."""
     volume: str | Group | VolumeSpec
     """A text is `volume.claimName`."""
     training: Group | TrainingSpec
@@ -73,7 +74,7 @@ class ServeFields(TypedDict, total=False):
     """Fields of an InferenceService's spec. A text stands for its usual field."""
 
     model: str | Group | ServedModelSpec
-    """A text is `model.path`."""
+    """A text is `model.path`, or `model.uri` where it begins with hf://, s3:// and the like."""
     volume: str | Group | VolumeSpec
     """A text is `volume.claimName`."""
     routes: Sequence[Group | Route]
@@ -102,10 +103,21 @@ def serving_fields(job: TuningJob, name: str) -> ServeFields:
     """Return what serves the adapter of `job` on a route `name`: its base, its claim, and the job as target."""
     target = {"tuningJob": str(job.metadata["name"])}
     return {
-        "model": job.spec.model.path,
+        "model": _base_of(job),
         "volume": job.spec.volume.claim_name,
         "routes": [{"name": name, "targets": [target]}],
     }
+
+
+def _base_of(job: TuningJob) -> str | Group:
+    """Return the base of `job`; one that was fetched by its folder, under the name that its URI has."""
+    model, found = job.spec.model, job.status.model if job.status is not None else None
+    if model.path is not None:
+        return model.path
+    if found is not None and found.path is not None:
+        return {"path": found.path, "name": job.spec.base_name}
+    secret = {"credentialsSecret": model.credentials_secret} if model.credentials_secret is not None else {}
+    return {"uri": model.uri, **secret}
 
 
 def checked(values: Group | TuningJob | InferenceService) -> Raw:
@@ -123,11 +135,16 @@ def checked(values: Group | TuningJob | InferenceService) -> Raw:
 
 def _object(kind: str, name: str | None, prefix: str, fields: Group) -> Raw:
     spec = {to_camel(key): value for key, value in fields.items()}
-    spec = {
-        key: {_USUAL[key]: value} if isinstance(value, str) and key in _USUAL else value for key, value in spec.items()
-    }
+    spec = {key: _group(key, value) for key, value in spec.items()}
     metadata = {"name": name} if name is not None else {"generateName": prefix}
     return {"apiVersion": API_VERSION, "kind": kind, "metadata": metadata, "spec": spec}
+
+
+def _group(key: str, value: Any) -> Any:
+    """Return the group that a text stands for; a URI is one wherever a path may be."""
+    if not isinstance(value, str) or key not in _USUAL:
+        return value
+    return {"uri" if _USUAL[key] == "path" and is_uri(value) else _USUAL[key]: value}
 
 
 def _plain(value: Any) -> Any:

@@ -5,6 +5,7 @@
     eval/loss                             eval_loss                                   - , evalLoss
     train/tokens_per_second               tokens_per_second                           tokensPerSecond
     -                                     current_step, total_steps, current_epoch    step, totalSteps, epoch
+    -  (of a fetch)                       bytes, total_bytes, bytes_per_second        bytes, totalBytes, bytesPerSecond
 
 MLflow groups by what stands before the slash; the wire has the names of transformers' KubeflowCallback; `Progress` in
 `llm_tuning.api` has Kubernetes' form. A metric that the table lacks keeps its name, with `wire_name` on the wire.
@@ -21,8 +22,16 @@ ON_THE_WIRE = {
     "epoch": "current_epoch",
     "loss": "loss",
     "tokens_per_second": "tokens_per_second",
+    "bytes": "bytes",
+    "total_bytes": "total_bytes",
+    "bytes_per_second": "bytes_per_second",
 }
 """Fields of `Progress` that travel as a metric, by their names on the wire."""
+
+
+MODEL_REVISION, DATASET_REVISION = "model_revision", "dataset_revision"
+WAITING_REASON, WAITING_MESSAGE = "waiting_reason", "waiting_message"
+"""Texts of a fetch on the wire: what its URIs were resolved to, and what it waits for."""
 
 
 def wire_name(metric: str) -> str:

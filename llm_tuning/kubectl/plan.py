@@ -63,8 +63,8 @@ def _jobs(objects: Sequence[dict[str, Any]], file: str) -> list[TuningJob]:
 
 def _not_for_all(args: argparse.Namespace, jobs: Sequence[TuningJob]) -> list[Problem]:
     """Refuse a local base or data set for jobs whose own differ: all but one would be planned with the wrong one."""
-    bases = {job.spec.model.path for job in jobs}
-    datasets = {(job.spec.dataset.path, job.spec.dataset.config_map) for job in jobs}
+    bases = {(job.spec.model.path, job.spec.model.uri) for job in jobs}
+    datasets = {(job.spec.dataset.path, job.spec.dataset.config_map, job.spec.dataset.uri) for job in jobs}
     return [
         Problem(
             flag,
@@ -72,7 +72,7 @@ def _not_for_all(args: argparse.Namespace, jobs: Sequence[TuningJob]) -> list[Pr
             "give the folder of the claim's files with --root, or plan each TuningJob from a file of its own",
         )
         for flag, given, field, different in (
-            ("--base", args.base, "spec.model.path", bases),
+            ("--base", args.base, "spec.model", bases),
             ("--dataset", args.dataset, "spec.dataset", datasets),
         )
         if given and len(different) > 1
@@ -82,7 +82,10 @@ def _not_for_all(args: argparse.Namespace, jobs: Sequence[TuningJob]) -> list[Pr
 def _missing(args: argparse.Namespace, job: TuningJob) -> list[Problem]:
     problems = []
     base, dataset = _base(args, job), _dataset(args, job)
-    if not base.is_dir():
+    if job.spec.model.path is None and not args.base:
+        rule = f"{job.spec.model.uri} is not fetched for a plan"
+        problems.append(Problem("spec.model.uri", rule, "give a local copy of it with --base"))
+    elif not base.is_dir():
         rule = f"{base} is a file, and a folder is needed" if base.exists() else f"there is no {base} on this machine"
         fix = "give a local copy with --base, or the folder of the claim's files with --root"
         problems.append(Problem("--base" if args.base else "spec.model.path", rule, fix))
@@ -93,7 +96,7 @@ def _missing(args: argparse.Namespace, job: TuningJob) -> list[Problem]:
 
 
 def _base(args: argparse.Namespace, job: TuningJob) -> Path:
-    return Path(args.base) if args.base else Path(args.root) / job.spec.model.path
+    return Path(args.base) if args.base else Path(args.root) / (job.spec.model.path or "")
 
 
 def _dataset(args: argparse.Namespace, job: TuningJob) -> Path | None:

@@ -44,7 +44,7 @@ def _summary(job: Job) -> list[tuple[str, str]]:
     return [
         ("tuningjob", job.name),
         ("mode", spec.mode),
-        ("base", spec.model.path),
+        ("base", spec.model.path or spec.model.uri or ""),
         ("start adapter", status.start_adapter_model_id or ""),
         ("model_id", status.model_id or ""),
         ("adapter", f"{status.adapter_path} on the claim {spec.volume.claim_name}"),

@@ -1,4 +1,4 @@
-"""`python -m llm_tuning.pod check | train | report`: run one, leave its result, and exit by it.
+"""`python -m llm_tuning.pod fetch | check | train | report`: run one, leave its result, and exit by it.
 
 This process is PID 1 of its container, where an unhandled SIGTERM does nothing at all: so it is handled
 before anything else is imported, and the run checks for it between its steps.

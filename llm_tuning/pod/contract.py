@@ -11,7 +11,7 @@ import json
 import math
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
@@ -29,6 +29,8 @@ MODELS = "models"
 TERMINATION_LOG = Path("/dev/termination-log")
 
 INPUT_VARIABLE = "LLM_TUNING_POD"
+FETCH_VARIABLE = "LLM_TUNING_FETCH"
+"""The input of a fetch, whatever kind of object wants it."""
 ROOT_VARIABLE = "LLM_TUNING_ROOT"
 """Stands in for ROOT where nothing can be mounted at /workspace: in tests."""
 DATASET_DIR_VARIABLE = "LLM_TUNING_DATASET_DIR"
@@ -46,8 +48,19 @@ _CUT = "..."
 class PodReason(StrEnum):
     """Why a pod ended as it did; TryAgain and a recipe have further ones of their own (`Stopped`, `Busy`)."""
 
+    FETCHED = "Fetched"
     DATASET_VALID = "DatasetValid"
     TRAINED = "Trained"
+
+    SOURCE_NOT_FOUND = "SourceNotFound"
+    REVISION_NOT_FOUND = "RevisionNotFound"
+    ACCESS_DENIED = "AccessDenied"
+    UNSAFE_FORMAT = "UnsafeFormat"
+    HASH_MISMATCH = "HashMismatch"
+    VOLUME_TOO_SMALL = "VolumeTooSmall"
+    RATE_LIMITED = "RateLimited"
+    SOURCE_UNREACHABLE = "SourceUnreachable"
+    SOURCE_STALLED = "SourceStalled"
 
     DATASET_NOT_FOUND = "DatasetNotFound"
     DATASET_INVALID = "DatasetInvalid"
@@ -92,6 +105,32 @@ class PodInput(ApiModel):
         return self.model_dump_json(by_alias=True, exclude_unset=True)
 
 
+class SourceInput(ApiModel):
+    """One source that a pod is to fetch."""
+
+    field: Literal["model", "dataset"] = Field(description="The group of the spec that has the uri.")
+
+    uri: Annotated[str, Field(max_length=1024)] = Field(description="As the spec has it.")
+
+    revision: str | None = Field(None, description="What it was resolved to before; None: it is resolved now.")
+
+    credentials: str | None = Field(None, description="Folder with the keys of its Secret, a file each.")
+
+
+class FetchInput(ApiModel):
+    """What a fetching pod is to do."""
+
+    pin: ModelId = Field(description="Name under which the claim keeps what the URIs were resolved to, for a retry.")
+
+    sources: Annotated[list[SourceInput], Field(min_length=1, max_length=2)] = Field(description="In this order.")
+
+    ca_file: str | None = Field(None, description="CAs to trust besides the image's own.")
+
+    def encode(self) -> str:
+        """Encode the value of the environment variable."""
+        return self.model_dump_json(by_alias=True, exclude_unset=True)
+
+
 def _one_line(value: Any) -> Any:
     """Join a message to one line of real characters: a condition is shown in a table."""
     return " ".join(value.encode("utf-8", "replace").decode().split()) if isinstance(value, str) else value
@@ -130,6 +169,23 @@ class CheckResult(_Result):
     """What `check` found: whether a trainer may be started, and why not."""
 
 
+class FetchedSource(BaseModel):
+    """What came of one source."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    revision: str
+    path: str
+    """Relative to the claim."""
+    bytes: int = 0
+
+
+class FetchResult(_Result):
+    """What `fetch` has put on the claim, by the group of the spec that has the URI."""
+
+    sources: dict[str, FetchedSource] = Field(default_factory=dict)
+
+
 class TrainResult(_Result):
     """What came of `train`, or what `report` read of it; where `ok` is False, the fields of its own say nothing."""
 
@@ -148,10 +204,11 @@ class TrainResult(_Result):
     """The training loss of the last step."""
 
 
+PodResult = CheckResult | TrainResult | FetchResult
 Result = TypeVar("Result", bound=_Result)
 
 
-def encode_result(result: CheckResult | TrainResult) -> str:
+def encode_result(result: PodResult) -> str:
     """Encode `result` as JSON of at most RESULT_BYTES bytes in UTF-8; the message is cut, by whole characters.
 
     Should the rest alone be too long, which takes an id of absurd length, the fields that say more than ok, reason
@@ -170,7 +227,7 @@ def encode_result(result: CheckResult | TrainResult) -> str:
     return _encoded(result, result.message[:shortest].rstrip() + _CUT)
 
 
-def _encoded(result: CheckResult | TrainResult, message: str) -> str:
+def _encoded(result: PodResult, message: str) -> str:
     values = result.model_dump(mode="json", by_alias=True, exclude_none=True) | {"message": message}
     return json.dumps(values, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 

@@ -12,15 +12,17 @@ import logging
 import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from llm_tuning.pod.contract import CREDENTIALS_VARIABLE
+from llm_tuning.pod.secrets import remember_secrets
 
 log = logging.getLogger(__name__)
 
 TAKEN = re.compile(
     r"(MLFLOW|AWS|AZURE|GOOGLE|DATABRICKS)_[A-Z0-9_]+"
-    r"|[A-Z]+_PROXY|[a-z]+_proxy"
+    r"|HF_TOKEN|[A-Z]+_PROXY|[a-z]+_proxy"
     r"|REQUESTS_CA_BUNDLE|CURL_CA_BUNDLE|SSL_CERT_FILE|SSL_CERT_DIR"
     r"|PGUSER|PGPASSWORD"
 )
@@ -38,11 +40,27 @@ LONGEST_VALUE = 100_000
 
 def adopt_credentials() -> None:
     """Set what is taken, where the container does not set it itself; log the names of what is not, never a value."""
-    folder = os.environ.get(CREDENTIALS_VARIABLE)
-    if not folder:
-        return
+    if folder := os.environ.get(CREDENTIALS_VARIABLE):
+        _adopt(Path(folder), "spec.tracking.credentialsSecret")
+
+
+@contextmanager
+def credentials_of(folder: Path | None, field: str) -> Iterator[None]:
+    """Have the keys of a source's Secret in the environment for the block alone: another source has another's."""
+    before = dict(os.environ)
+    try:
+        if folder is not None:
+            _adopt(folder, field)
+        yield
+    finally:
+        remember_secrets()  # for the message of an error that is on its way
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _adopt(folder: Path, field: str) -> None:
     ignored = []
-    for file in _keys(Path(folder)):
+    for file in _keys(folder):
         value = file.read_bytes().removesuffix(b"\n")
         if is_taken(file.name) and len(value) <= LONGEST_VALUE and b"\0" not in value:
             os.environ.setdefault(file.name, os.fsdecode(value))
@@ -50,8 +68,9 @@ def adopt_credentials() -> None:
             ignored.append(file.name)
     if ignored:
         log.warning(
-            "spec.tracking.credentialsSecret: not taken into the environment: %s; MLFLOW_*, AWS_*, AZURE_*, GOOGLE_*, "
-            "DATABRICKS_*, *_PROXY, PGUSER, PGPASSWORD and the paths of CA bundles are",
+            "%s: not taken into the environment: %s; MLFLOW_*, AWS_*, AZURE_*, GOOGLE_*, DATABRICKS_*, HF_TOKEN, "
+            "*_PROXY, PGUSER, PGPASSWORD and the paths of CA bundles are",
+            field,
             ", ".join(ignored),
         )
 

@@ -15,7 +15,9 @@ from llm_tuning.pod.contract import (
     TERMINATION_LOG,
     TERMINATION_LOG_VARIABLE,
     CheckResult,
+    FetchResult,
     PodReason,
+    PodResult,
     TrainResult,
     encode_result,
 )
@@ -31,18 +33,19 @@ EXIT_UNEXPECTED = 1
 
 
 class _Role(Protocol):
-    def run(self, job: PodJob) -> CheckResult | TrainResult: ...
+    def run(self, job: PodJob | None) -> PodResult: ...
 
 
 def run_role(role: str) -> int:
-    """Run `check`, `train` or `report` and return its exit code. No error leaves it."""
+    """Run `fetch`, `check`, `train` or `report` and return its exit code. No error leaves it."""
     _set_up_logging()
     job: PodJob | None = None
     try:
         if role not in ROLES:
             raise InputError(Problem("", "the subcommand must be one of " + ", ".join(ROLES)))
-        adopt_credentials()
-        job = PodJob.from_environment()
+        if ROLES[role].has_spec:
+            adopt_credentials()
+            job = PodJob.from_environment()
         result, code = cast(_Role, importlib.import_module(f"llm_tuning.pod.{role}")).run(job), EXIT_OK
     except InputError as error:
         result, code = _failed(role, job, reason_of(error, job), message_of(error, job)), EXIT_INPUT
@@ -56,15 +59,16 @@ def run_role(role: str) -> int:
     return code
 
 
-def _failed(role: str, job: PodJob | None, reason: str, message: str) -> CheckResult | TrainResult:
+def _failed(role: str, job: PodJob | None, reason: str, message: str) -> PodResult:
     message = scrub(in_claim_words(message, job))
-    if role in ROLES and ROLES[role].result is CheckResult:
-        return CheckResult(ok=False, reason=reason, message=message)
+    kind = ROLES[role].result if role in ROLES else TrainResult
+    if kind in (CheckResult, FetchResult):
+        return kind(ok=False, reason=reason, message=message)
     model_id = job.input.model_id if job is not None else ""
     return TrainResult(ok=False, reason=reason, message=message, model_id=model_id)
 
 
-def _leave(result: CheckResult | TrainResult) -> None:
+def _leave(result: PodResult) -> None:
     log.info("%s: %s", result.reason, result.message)
     path = Path(os.environ.get(TERMINATION_LOG_VARIABLE, TERMINATION_LOG))
     try:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llm_tuning.pod.contract import CheckResult, TrainResult
+from llm_tuning.pod.contract import CheckResult, FetchResult, PodResult, TrainResult
 
-CHECK, TRAIN, REPORT = "check", "train", "report"
+FETCH, CHECK, TRAIN, REPORT = "fetch", "check", "train", "report"
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,10 @@ class PodRole:
     name: str
     container: str
     """The name of the container that does the work."""
-    result: type[CheckResult | TrainResult]
+    result: type[PodResult]
     """What it leaves as its termination message."""
+    has_spec: bool = True
+    """Whether its input is a TuningJob's spec (`PodInput`); else it reads one of its own."""
     is_followed: bool = True
     """Whether its log is part of what a user follows."""
 
@@ -29,6 +31,7 @@ class PodRole:
 ROLES = {
     role.name: role
     for role in (
+        PodRole(FETCH, "fetch", FetchResult, has_spec=False),
         PodRole(CHECK, "check", CheckResult),
         PodRole(TRAIN, "trainer", TrainResult),
         PodRole(REPORT, "report", TrainResult, is_followed=False),

@@ -18,6 +18,15 @@ _SHORTEST = 4
 """A shorter value would blot out ordinary words."""
 
 
+_gone: set[str] = set()
+"""Values that were in the environment for a while."""
+
+
+def remember_secrets() -> None:
+    """Go on looking for the values of this moment after they have left the environment."""
+    _gone.update(_values())
+
+
 def scrub(text: str) -> str:
     """Remove the user and password of any URI and the values of this process's secret variables from `text`."""
     for value in _values():
@@ -27,7 +36,7 @@ def scrub(text: str) -> str:
 
 def _values() -> list[str]:
     names = (name for name in os.environ if _NAMES.search(name) and not _NOT_SECRET.match(name))
-    values = {os.environ[name].strip() for name in names}
+    values = {os.environ[name].strip() for name in names} | _gone
     return sorted((value for value in values if len(value) >= _SHORTEST), key=len, reverse=True)
 
 

@@ -22,6 +22,7 @@ from llm_tuning.pod.contract import PodReason
 from llm_tuning.pod.job import OutsideVolume, PodJob
 from llm_tuning.pod.report import ModelNotFound
 from llm_tuning.run.checks import ADAPTER, BASE, DATASET, EVALUATION, OUTPUT, TRACKING
+from llm_tuning.sources.reasons import SourceRefused
 
 _CLAIM = "volume.claimName"
 _OWN = {"model_id": "metadata.name", "output_dir": f"spec.{_CLAIM}", "devices": "spec.resources.gpus"}
@@ -56,10 +57,10 @@ SPEC_WORDS = SpecWords()
 
 def reason_of(error: InputError, job: PodJob | None) -> PodReason:
     """Return the reason of the gravest problem: the volume before the base, the base before the rows."""
-    if isinstance(error, OutsideVolume):
-        return PodReason.PATH_OUTSIDE_VOLUME
-    if isinstance(error, ModelNotFound):
-        return PodReason.MODEL_NOT_FOUND
+    if isinstance(error, SourceRefused):
+        return PodReason(error.reason)
+    if isinstance(error, OutsideVolume | ModelNotFound):
+        return PodReason.PATH_OUTSIDE_VOLUME if isinstance(error, OutsideVolume) else PodReason.MODEL_NOT_FOUND
     if job is None:
         return PodReason.INVALID_INPUT
     fields = {problem.field or problem.where for problem in error.problems}
@@ -67,7 +68,7 @@ def reason_of(error: InputError, job: PodJob | None) -> PodReason:
     if OUTPUT in fields:
         return _volume_reason(job.root)
     if BASE in fields:
-        there = (job.root / spec.model.path).is_dir()
+        there = (job.root / str(spec.model.path)).is_dir()
         return PodReason.BASE_MODEL_INVALID if there else PodReason.BASE_MODEL_NOT_FOUND
     if ADAPTER in fields:
         there = (job.models / str(job.input.start_model_id) / "model.json").is_file()
@@ -122,7 +123,7 @@ def _in_spec_word(problem: Problem, job: PodJob | None) -> Problem:
 
 def _hub_fix(job: PodJob | None) -> str:
     """Return what to do about a base that is named as on the hub, empty where it is a path: no owner is a folder."""
-    given = job.input.spec.model.path if job is not None else ""
+    given = str(job.input.spec.model.path) if job is not None else ""
     if job is None or not HUB_NAME.fullmatch(given) or (job.root / given).parent.is_dir():
         return ""
     return hub_fix(given)

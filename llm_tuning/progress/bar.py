@@ -30,8 +30,8 @@ class Bar:
         self._rich.update(
             self._task,
             description=now.stage,
-            total=now.total_steps or None,
-            completed=now.step,
+            total=(now.total_steps if now.bytes is None else now.total_bytes) or None,
+            completed=now.step if now.bytes is None else now.bytes,
             numbers=_numbers(now),
         )
         self._rich.refresh()
@@ -69,6 +69,8 @@ class Bar:
 
 def _numbers(now: Snapshot) -> str:
     parts = [f"{now.step}/{now.total_steps}"] if now.total_steps else []
+    if now.bytes is not None:
+        parts = [fetched(now)]
     if now.loss is not None:
         parts.append(f"loss {now.loss:.4g}")
     if now.tokens_per_second is not None:
@@ -76,6 +78,14 @@ def _numbers(now: Snapshot) -> str:
     if now.remaining_seconds is not None and not now.done:
         parts.append(f"{clock(now.remaining_seconds)} left")
     return "  ".join(parts)
+
+
+def fetched(now: Snapshot) -> str:
+    """Format what a fetch has: `1.2 of 3.4 GB  85 MB/s`."""
+    size, unit = next((each for each in ((1e9, "GB"), (1e6, "MB")) if now.total_bytes >= each[0]), (1e3, "kB"))
+    of = f" of {now.total_bytes / size:.1f}" if now.total_bytes else ""
+    speed = f"  {now.bytes_per_second / 1e6:,.1f} MB/s" if now.bytes_per_second else ""
+    return f"{(now.bytes or 0) / size:.1f}{of} {unit}{speed}"
 
 
 def clock(seconds: float) -> str:

@@ -108,7 +108,7 @@ def status_message(now: Snapshot) -> dict[str, Any]:
     status: dict[str, Any] = {
         "lastUpdatedTime": datetime.now(UTC).isoformat(),
         "progressPercentage": progress.percent,
-        "metrics": [{"name": name, "value": str(value)} for name, value in metrics.items()],
+        "metrics": [{"name": name, "value": str(value)} for name, value in {**metrics, **now.words}.items()],
     }
     if progress.remaining_seconds is not None:
         status["estimatedRemainingSeconds"] = progress.remaining_seconds

@@ -23,6 +23,12 @@ class Snapshot:
     epoch: float = 0.0
     tokens_per_second: float | None = None
     remaining_seconds: float | None = None
+    bytes: int | None = None
+    """Of a fetch, as the next two."""
+    total_bytes: int = 0
+    bytes_per_second: float | None = None
+    words: Mapping[str, str] = field(default_factory=dict)
+    """Texts for the status endpoint, by their names on the wire."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Newest values by their MLflow names: `train/loss`, `eval/loss`, ..."""
     stepping: bool = False
@@ -34,6 +40,8 @@ class Snapshot:
         """0 to 99 during the run, for its last step is not its end; 100 when it is done."""
         if self.done:
             return 100
+        if self.bytes is not None:
+            return min(100, self.bytes * 100 // self.total_bytes) if self.total_bytes else 0
         return min(99, self.step * 100 // self.total_steps) if self.total_steps else 0
 
     @property
@@ -45,6 +53,9 @@ class Snapshot:
         """Build the snapshot of a TuningJob from its status."""
         return cls(
             stage,
+            bytes=progress.bytes,
+            total_bytes=progress.total_bytes or 0,
+            bytes_per_second=progress.bytes_per_second,
             step=progress.step,
             total_steps=progress.total_steps or 0,
             epoch=progress.epoch or 0.0,
@@ -59,6 +70,9 @@ class Snapshot:
         """Build the progress of a TuningJob's status; what is unknown or not finite is left out."""
         return Progress(
             percent=self.percent,
+            bytes=self.bytes,
+            total_bytes=self.total_bytes or None,
+            bytes_per_second=_finite(self.bytes_per_second, 0),
             step=self.step,
             total_steps=self.total_steps or None,
             epoch=round(self.epoch, 3),

@@ -71,9 +71,9 @@ class Repository:
 
 
 class HubServer:
-    """Listens on loopback until `close`; `repositories` are by `models/owner/name` and `datasets/owner/name`."""
+    """Listens at `host` until `close`; `repositories` are by `models/owner/name` and `datasets/owner/name`."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: str = "127.0.0.1") -> None:
         self.repositories: dict[str, Repository] = {}
         self.requests: list[Request] = []
         self.faults: list[Fault] = []
@@ -100,8 +100,8 @@ class HubServer:
 
             def handle_error(self, request: Any, client_address: Any) -> None: ...
 
-        self._server = Server(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._server = Server((host, 0), Handler)
+        self.url = f"http://{host}:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
     def model(self, name: str, files: dict[str, bytes]) -> str:
@@ -144,9 +144,9 @@ class HubServer:
 
 
 @contextlib.contextmanager
-def hub_server() -> Iterator[HubServer]:
+def hub_server(host: str = "127.0.0.1") -> Iterator[HubServer]:
     """Run one for the block."""
-    server = HubServer()
+    server = HubServer(host)
     try:
         yield server
     finally:

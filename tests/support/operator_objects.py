@@ -15,6 +15,7 @@ from tuning_operator.core.conditions import timestamp
 from tuning_operator.core.constants import LABEL_JOB, LABEL_ROLE, LABEL_UID, MANAGED_BY, MANAGED_BY_LABEL
 from tuning_operator.core.desired import Desired
 from tuning_operator.core.settings import Settings
+from tuning_operator.pods.trouble import Reported
 from tuning_operator.tuning_job.observed import Observed, build_observed
 
 Raw = dict[str, Any]
@@ -23,6 +24,12 @@ START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 UID = "11111111-2222-3333-4444-555555555555"
 MODEL_ID = "ft_sft_tiny_1767323045_666ff6"
 SETTINGS = Settings(namespace="llm-tuning", operator_image="operator:1", trainer_image="trainer:1")
+FETCHED = {
+    "ok": True,
+    "reason": "Fetched",
+    "message": "hf://owner/tiny is at sources/hf/owner/tiny/abc123",
+    "sources": {"model": {"revision": "abc123", "path": "sources/hf/owner/tiny/abc123", "bytes": 9}},
+}
 CHECKED = {"ok": True, "reason": "DatasetValid", "message": "12 of 12 rows are kept"}
 TRAINED = {
     "ok": True,
@@ -226,11 +233,23 @@ def make_observed(
     warnings: Iterable[Raw] = (),
     adapter: Raw | None = None,
     progress: Progress | None = None,
+    reported: Reported | None = None,
+    policies: Iterable[Raw] = (),
     chain: tuple[str, ...] = (),
 ) -> Observed:
     """What is observed of `job`, by default a plain one."""
     raw = job if job is not None else make_tuning_job()
-    return build_observed(raw, jobs=jobs, pods=pods, warnings=warnings, adapter=adapter, progress=progress, chain=chain)
+    reported = reported or (Reported(progress) if progress is not None else None)
+    return build_observed(
+        raw,
+        jobs=jobs,
+        pods=pods,
+        warnings=warnings,
+        adapter=adapter,
+        reported=reported,
+        policies=policies,
+        chain=chain,
+    )
 
 
 def _condition(kind: str, at: datetime, status: str = "True", reason: str = "", message: str = "") -> Raw:

@@ -20,8 +20,8 @@ import pytest
 
 from llm_tuning.pod.roles import ROLES
 from tests.support.memory_cluster import MemoryCluster
-from tests.support.operator_objects import CHECKED, SETTINGS, TRAINED, Raw, after, make_tuning_job
-from tuning_operator.core.cache import JOBS, KINDS, PODS, TUNING_JOBS, Cache
+from tests.support.operator_objects import CHECKED, FETCHED, SETTINGS, TRAINED, Raw, after, make_tuning_job
+from tuning_operator.core.cache import JOBS, KINDS, NETWORK_POLICIES, PODS, TUNING_JOBS, Cache
 from tuning_operator.core.conditions import timestamp
 from tuning_operator.core.constants import LABEL_ROLE, QUEUE_LABEL, RESYNC_SECONDS
 from tuning_operator.core.metrics import Metrics
@@ -88,9 +88,10 @@ class World:
 
     def _collect_garbage(self) -> None:
         uids = {raw["metadata"]["uid"] for kind in (TUNING_JOBS, JOBS) for raw in self.all(kind)}
-        for job in self.all(JOBS):
-            if job["metadata"]["ownerReferences"][0]["uid"] not in uids:
-                self.cluster.remove(JOBS, "team", job["metadata"]["name"])
+        for kind in (JOBS, NETWORK_POLICIES):
+            for owned in self.all(kind):
+                if owned["metadata"]["ownerReferences"][0]["uid"] not in uids:
+                    self.cluster.remove(kind, "team", owned["metadata"]["name"])
         for pod in self.all(PODS):
             if pod["metadata"]["ownerReferences"][0]["uid"] not in uids:
                 self.delete_pod(pod)
@@ -205,13 +206,14 @@ class World:
             self.trained = True
         terminated: Raw = {"exitCode": 0 if good else CODES.get(end) or int(end if end.isdigit() else 64)}
         if good and end != LOST:
-            terminated["message"] = json.dumps(CHECKED if role == "check" else TRAINED)
+            terminated["message"] = json.dumps({"fetch": FETCHED, "check": CHECKED}.get(role, TRAINED))
         elif end == OOM:
             terminated["reason"] = "OOMKilled"
         elif end == NO_GPU:
             terminated["message"] = json.dumps({"ok": False, "reason": "GPUUnavailable", "message": "no CUDA"})
         elif end == "64":
-            terminated["message"] = json.dumps({"ok": False, "reason": "DatasetInvalid", "message": "row 3: no prompt"})
+            reason = "SourceNotFound" if role == "fetch" else "DatasetInvalid"
+            terminated["message"] = json.dumps({"ok": False, "reason": reason, "message": "row 3: no prompt"})
         pod["status"]["phase"] = "Succeeded" if good else "Failed"
         terminated["finishedAt"] = timestamp(self.now())
         pod["status"]["containerStatuses"] = [{"name": ROLES[role].container, "state": {"terminated": terminated}}]
@@ -278,6 +280,10 @@ class World:
             pod for pod in self.all(PODS) if not has_ended(pod) and pod["metadata"]["labels"][LABEL_ROLE] == "train"
         ]
         assert len(live) <= 1, f"{len(live)} trainers at once"
+        raw = self.cluster.get(TUNING_JOBS, NAME)
+        if raw is not None and "uri" in raw["spec"]["model"] and self.all(PODS):
+            fences = sorted(policy["metadata"]["name"] for policy in self.all(NETWORK_POLICIES))
+            assert fences == [f"{NAME}-fetch", f"{NAME}-offline"], "a pod beside no NetworkPolicy"
 
     def end(self) -> Raw:
         """The status without what differs from one run to another, and the names of the Jobs."""

@@ -15,6 +15,7 @@ from typing import Any, cast
 from llm_tuning.api.kube import GROUP, VERSION
 from llm_tuning.core.model import ApiModel
 from tuning_operator.core.constants import (
+    LABEL_FETCHES_FOR,
     LABEL_JOB,
     LABEL_SERVICE,
     LABEL_SERVICE_UID,
@@ -61,6 +62,8 @@ METADATA = (
     "ownerReferences",
 )
 POD_STATUS = ("phase", "reason", "message", "conditions", "containerStatuses", "initContainerStatuses")
+_OWNERS = {LABEL_JOB: TUNING_JOBS, LABEL_SERVICE: INFERENCE_SERVICES, LABEL_FETCHES_FOR: INFERENCE_SERVICES}
+"""Labels that name the custom resource which an object concerns."""
 TOMBSTONES = 20_000
 """Deleted uids to remember: events come late by seconds, not by thousands of objects."""
 
@@ -146,6 +149,10 @@ class Cache:
         """Return the pods labelled with the uid of a TuningJob or an InferenceService."""
         return [self._objects[PODS][key] for key in self._by_uid[PODS].get(uid, ())]
 
+    def jobs_of(self, uid: str) -> list[Raw]:
+        """Return the Jobs labelled with the uid of a TuningJob or an InferenceService."""
+        return [self._objects[JOBS][key] for key in self._by_uid[JOBS].get(uid, ())]
+
     def spec_of(self, raw: Raw, model: type[Spec]) -> Spec | None:
         """Parse the spec of a custom resource, once for each generation; None where it does not fit."""
         uid, generation = raw["metadata"]["uid"], int(raw["metadata"].get("generation", 1))
@@ -221,7 +228,7 @@ class Cache:
                     self._enqueue[INFERENCE_SERVICES](service)
             return
         labels = raw["metadata"].get("labels", {})
-        for label, owner in ((LABEL_JOB, TUNING_JOBS), (LABEL_SERVICE, INFERENCE_SERVICES)):
+        for label, owner in _OWNERS.items():
             if label in labels:
                 self._enqueue[owner]((key[0], labels[label]))
                 return

@@ -12,6 +12,8 @@ MANAGED_BY = "tuning-operator"
 LABEL_JOB, LABEL_UID, LABEL_ROLE = kube.LABEL_JOB, kube.LABEL_UID, kube.LABEL_ROLE
 LABEL_SERVICE = "tuning.llmtuning.dev/inference-service"
 """Name of the InferenceService, on what belongs to it: for people's selectors."""
+LABEL_FETCHES_FOR = "tuning.llmtuning.dev/fetches-for"
+"""Name of the InferenceService, on what fetches its base: the pods of LABEL_SERVICE answer requests."""
 LABEL_SERVICE_UID = "tuning.llmtuning.dev/inference-service-uid"
 HASH_ANNOTATION = "tuning.llmtuning.dev/applied"
 """On what belongs to an InferenceService: a digest of what was applied, so that nothing is applied twice."""
@@ -20,6 +22,9 @@ MADE_FOR_ANNOTATION = "tuning.llmtuning.dev/made-for"
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 PROGRESS_CA_ANNOTATION = "tuning.llmtuning.dev/progress-ca"
 """On the pod template: the downward API makes a file of it, so no object beside the Job has to carry it."""
+
+SOURCES_CA_ANNOTATION = "tuning.llmtuning.dev/sources-ca"
+"""The same for the CAs of hubs and stores."""
 
 LEASE_NAME = "llm-tuning-operator"
 STALE_REPORT_SECONDS = 45.0

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints
 
+from llm_tuning.api.kube import SECRET_NAME
 from llm_tuning.core.model import PATTERN_WORDS, ApiModel
 from tuning_operator.core.constants import GPU_RESOURCE
 from tuning_operator.core.defaults import Defaults
@@ -22,7 +23,11 @@ SWITCH = {"true": True, "1": True, "false": False, "0": False}
 CPU = r"^[0-9]+(\.[0-9]+)?m?$"
 MEMORY = r"^[0-9]+(\.[0-9]+)?(k|M|G|T|Ki|Mi|Gi|Ti)?$"
 RESOURCE = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"
+ADDRESS = r"^(https?://[^ @]+)?$"
+OPTIONAL_SECRET = rf"^({SECRET_NAME.strip('^$')})?$"
 PATTERN_WORDS |= {
+    ADDRESS: "an address such as https://hub.example, without user and password",
+    OPTIONAL_SECRET: "the name of a Secret that begins with llm-tuning-",
     CPU: "a CPU quantity such as 500m or 2",
     MEMORY: "a memory quantity such as 1Gi",
     RESOURCE: "a resource such as nvidia.com/gpu",
@@ -96,6 +101,15 @@ class Settings(ApiModel):
     )
     check_cpu: Annotated[str, StringConstraints(pattern=CPU)] = Field("500m", description="Of the data check.")
     check_memory: Annotated[str, StringConstraints(pattern=MEMORY)] = Field("1Gi", description="Of the data check.")
+    sources_endpoint: Annotated[str, StringConstraints(pattern=ADDRESS)] = Field(
+        "", description="The hub that hf:// is asked of; empty: huggingface.co."
+    )
+    sources_ca_bundle: str = Field("", description="CAs, as PEM, that fetching pods trust besides their own.")
+    sources_proxy: Annotated[str, StringConstraints(pattern=ADDRESS)] = Field("", description="Of fetching pods.")
+    sources_no_proxy: str = Field("", description="Hosts that they reach without it, with commas between.")
+    sources_credentials_secret: Annotated[str, StringConstraints(pattern=OPTIONAL_SECRET)] = Field(
+        "", description="Secret of sources without credentialsSecret, in each watched namespace; it may be missing."
+    )
     pod_name: str | None = Field(None, description="Holder of the Lease.")
     http_host: str = Field("", description="Address of health and metrics; empty: all of the pod's.")
     http_port: Port = 8080

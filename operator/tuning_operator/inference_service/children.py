@@ -58,10 +58,11 @@ def build_parts(
         CONFIG_MAPS: _config_map(desired, settings),
         SERVICES: _service(observed),
         NETWORK_POLICIES: _network_policy(observed, settings),
-        DEPLOYMENTS: _deployment(observed, spec, settings),
     }
     if spec.replicas > 1:
         parts[BUDGETS] = _budget(observed)
+    if spec.model.path is not None:  # else it is still to be fetched
+        parts[DEPLOYMENTS] = _deployment(observed, spec, settings, spec.model.path)
     return {kind: _with_metadata(observed, part) for kind, part in parts.items()}
 
 
@@ -137,7 +138,7 @@ def _budget(observed: ObservedService) -> dict[str, Any]:
     }
 
 
-def _deployment(observed: ObservedService, spec: InferenceServiceSpec, settings: Settings) -> dict[str, Any]:
+def _deployment(observed: ObservedService, spec: InferenceServiceSpec, settings: Settings, base: str) -> dict[str, Any]:
     rolling = {"maxSurge": spec.rollout.max_surge, "maxUnavailable": spec.rollout.max_unavailable}
     return {
         "apiVersion": "apps/v1",
@@ -150,15 +151,15 @@ def _deployment(observed: ObservedService, spec: InferenceServiceSpec, settings:
             "selector": {"matchLabels": selector_of(observed)},
             "template": {
                 "metadata": {"labels": {MANAGED_BY_LABEL: MANAGED_BY, **selector_of(observed)}},
-                "spec": _pod(observed, spec, settings),
+                "spec": _pod(observed, spec, settings, base),
             },
         },
     }
 
 
-def _pod(observed: ObservedService, spec: InferenceServiceSpec, settings: Settings) -> dict[str, Any]:
+def _pod(observed: ObservedService, spec: InferenceServiceSpec, settings: Settings, base: str) -> dict[str, Any]:
     given = ServeInput(
-        model_path=spec.model.path,
+        model_path=base,
         base_name=spec.base_name,
         gpus=spec.resources.gpus,
         memory_bytes=int(parse_quantity(spec.resources.memory)),

@@ -12,25 +12,27 @@ from typing import Any, Literal
 
 from llm_tuning.agent.contract import AdapterReport, DesiredRoutes, DesiredTarget
 from llm_tuning.api.conditions import AdapterReason, Reason, ServiceConditionType, ServiceReason
-from llm_tuning.api.inference_service import AdapterStatus, InferenceServiceSpec, InferenceServiceStatus
+from llm_tuning.api.inference_service import AdapterStatus, InferenceServiceStatus
 from tuning_operator.core.cache import BUDGETS, DEPLOYMENTS, SERVING
 from tuning_operator.core.conditions import FALSE, SPEC_UNKNOWN, TRUE, UNKNOWN, Conditions
 from tuning_operator.core.constants import LABEL_SERVICE, LONGEST_LOOK_SECONDS
 from tuning_operator.core.defaults import with_service_defaults
 from tuning_operator.core.desired import NORMAL, WARNING, Desired, EventRule, ObjectRef, events_of
+from tuning_operator.core.drift import has_drifted
 from tuning_operator.core.resource import dump_status, shown
 from tuning_operator.core.settings import Settings
 from tuning_operator.inference_service.children import build_parts, part_name
-from tuning_operator.inference_service.drift import has_drifted
+from tuning_operator.inference_service.fetch import Base, find_base
 from tuning_operator.inference_service.observed import ObservedService, ServingPod
 from tuning_operator.inference_service.routes import routes_of
 from tuning_operator.inference_service.stuck import find_stuck_service, service_events_due
 from tuning_operator.pods.gpus import find_gpu_trouble
 from tuning_operator.pods.stuck import find_refusal
+from tuning_operator.pods.trouble import Trouble
 
 C = ServiceConditionType
 R = ServiceReason
-QUIET = (R.PENDING, R.STARTING, R.ROLLING)
+QUIET = (Reason.FETCHING, R.PENDING, R.STARTING, R.ROLLING)
 """Of Ready=False: the normal course of things, worth no Event."""
 EVENTS = (
     EventRule(C.READY, TRUE, NORMAL),
@@ -48,7 +50,9 @@ def desire_service(observed: ObservedService, settings: Settings, now: datetime)
         return Desired()  # owner references clean up
     if observed.spec is None or routes is None:
         return _refuse_spec(observed, now)
-    return _Pass(observed, with_service_defaults(observed.spec, settings.defaults), routes, settings, now).run()
+    desired = Desired()
+    base = find_base(observed, with_service_defaults(observed.spec, settings.defaults), settings, now, desired)
+    return _Pass(observed, base, routes, desired, settings=settings, now=now).run()
 
 
 def _refuse_spec(observed: ObservedService, now: datetime) -> Desired:
@@ -72,14 +76,16 @@ class _Pass:
     def __init__(
         self,
         observed: ObservedService,
-        spec: InferenceServiceSpec,
+        base: Base,
         routes: DesiredRoutes,
+        desired: Desired,
+        *,
         settings: Settings,
         now: datetime,
     ) -> None:
-        self.o, self.spec, self.routes, self.settings, self.now = observed, spec, routes, settings, now
-        self.desired = Desired()
-        self.refused = find_gpu_trouble(spec.resources.gpus, settings.gpu_resource)
+        self.o, self.base, self.routes, self.settings, self.now = observed, base, routes, settings, now
+        self.spec, self.desired = base.spec, desired
+        self.refused = find_gpu_trouble(self.spec.resources.gpus, settings.gpu_resource)
         """Why no replica is made or changed."""
         self.conditions = Conditions(C, observed.status.conditions, observed.generation, now)
 
@@ -98,6 +104,7 @@ class _Pass:
             replicas=int(deployment.get("replicas") or 0),
             ready_replicas=len([pod for pod in self.o.pods if pod.is_ready]),
             selector=f"{LABEL_SERVICE}={self.o.name}",
+            model=self.base.status,
             adapters=adapters,
             conditions=self.conditions.as_list(),
         )
@@ -109,7 +116,7 @@ class _Pass:
     def _parts(self) -> None:
         wanted = build_parts(self.o, self.spec, self.settings, self.routes)
         if self.refused is not None:
-            del wanted[DEPLOYMENTS]
+            wanted.pop(DEPLOYMENTS, None)
         for kind in SERVING:
             there = self.o.parts.get(kind)
             if kind not in wanted:
@@ -169,11 +176,14 @@ class _Pass:
             routes = len(self.spec.routes)
             message = f"{len(ready)} replica{'s' * (len(ready) != 1)} answer{'s' * (len(ready) == 1)} on {routes} route"
             self.conditions.set(C.READY, TRUE, R.READY, message + "s" * (routes != 1))
-            self.conditions.set(C.RECONCILING, FALSE, R.SETTLED)
+            if self.base.waiting is not None:  # another base is on its way
+                self.conditions.set(C.RECONCILING, TRUE, self.base.waiting.reason, self.base.waiting.message)
+            else:
+                self.conditions.set(C.RECONCILING, FALSE, R.SETTLED)
             return
         reason, message = stalled if stalled is not None and not ready else problem
         self.conditions.set_steadily(C.READY, FALSE, reason, message)
-        moving = problem[0] in (R.STARTING, R.ROLLING, R.REPLICAS_NOT_READY, R.NO_REPORT, *_UNSETTLED)
+        moving = problem[0] in (Reason.FETCHING, R.STARTING, R.ROLLING, R.REPLICAS_NOT_READY, R.NO_REPORT, *_UNSETTLED)
         if moving:
             self.conditions.set_steadily(C.RECONCILING, TRUE, *problem)
         else:
@@ -217,7 +227,8 @@ class _Pass:
             return R.NO_REPLICAS, "spec.replicas is 0"
         deployment = self.o.parts.get(DEPLOYMENTS)
         if deployment is None:
-            return R.STARTING, "its pods are being made"
+            first = self.base.waiting or Trouble(R.STARTING, "its pods are being made")
+            return first.reason, first.message
         for adapter in adapters:
             if adapter.model_id is None or adapter.effective == "False" or adapter.reason in _FAILED:
                 return adapter.reason, f"{_named(adapter)}: {adapter.message}"
@@ -265,9 +276,11 @@ class _Pass:
             return stuck.reason, stuck.message
         if (locked := self._locked(self.o.pods)) is not None:
             return locked
+        if self.base.stalled is not None:
+            return self.base.stalled.reason, self.base.stalled.message
         due = service_events_due(self.o, self.now)
         if due is not None:
-            self.desired.needs_events = due <= 0
+            self.desired.needs_events |= due <= 0
             self.desired.requeue(due if due > 0 else LONGEST_LOOK_SECONDS / 3)
         found = find_stuck_service(self.o, self.spec, self.settings.gpu_resource, self.now)
         return None if found is None else (found.reason, found.message)

@@ -10,8 +10,10 @@ from llm_tuning.agent.contract import Report
 from llm_tuning.api.inference_service import InferenceServiceSpec, InferenceServiceStatus, read_status
 from llm_tuning.engines import vllm
 from llm_tuning.errors import Problem
+from llm_tuning.pod.roles import FETCH, ROLES
+from tuning_operator.core.constants import LABEL_ROLE
 from tuning_operator.core.resource import CustomResource, parse_spec
-from tuning_operator.pods.observed import AdapterJob, Pod, Raw, adapter_job, is_owned
+from tuning_operator.pods.observed import AdapterJob, Child, Pod, Raw, adapter_job, is_owned
 
 AGENT, ENGINE, PLAN = "agent", vllm.NAME, "plan"
 """Names of the containers of a pod."""
@@ -45,6 +47,11 @@ class ObservedService(CustomResource):
     """Kinds of which an object of our name has another owner."""
     pods: tuple[ServingPod, ...] = ()
     """Oldest first, without those that are going."""
+    fetches: tuple[Child, ...] = ()
+    """Its Jobs that fetch a base, of any URI that its spec has had."""
+    fetch_policy: Raw | None = None
+    taken_names: tuple[str, ...] = ()
+    """Names of its fetching Job or NetworkPolicy that another owner's has."""
     jobs: Mapping[str, AdapterJob] = field(default_factory=dict)
     """The TuningJobs that the routes name."""
     warnings: tuple[Raw, ...] = ()
@@ -66,14 +73,24 @@ def build_observed_service(
     jobs: Mapping[str, Raw | None] | None = None,
     warnings: Iterable[Raw] = (),
     reports_due: bool = False,
+    fetches: Iterable[Raw] = (),
+    fetch_policy: Raw | None = None,
 ) -> ObservedService:
-    """Put an InferenceService together; `parts` are the objects of our names, whoever owns them."""
+    """Put an InferenceService together; `parts`, `fetches` and `fetch_policy` are of our names, whoever owns them."""
     problems: tuple[Problem, ...] = ()
     if spec is None:
         spec, problems = parse_spec(InferenceServiceSpec, raw)
     uid = raw["metadata"]["uid"]
     own = {kind: part for kind, part in parts.items() if is_owned(part, uid)}
-    serving = [ServingPod(pod, report=(reports or {}).get(pod["metadata"]["uid"])) for pod in pods]
+    serving, fetching = [], []
+    for pod in pods:
+        if pod["metadata"].get("labels", {}).get(LABEL_ROLE) == FETCH:
+            fetching.append(Pod(pod, (ROLES[FETCH].container,)))
+        else:
+            serving.append(ServingPod(pod, report=(reports or {}).get(pod["metadata"]["uid"])))
+    fetching.sort(key=lambda pod: (pod.created, pod.name))
+    warnings, of_fetch = tuple(warnings), list(fetches)
+    beside = [*of_fetch, *([] if fetch_policy is None else [fetch_policy])]
     return ObservedService(
         raw=raw,
         spec=spec,
@@ -81,7 +98,14 @@ def build_observed_service(
         parts=own,
         taken=tuple(kind for kind in parts if kind not in own),
         pods=tuple(sorted((p for p in serving if not p.is_deleting), key=lambda pod: (pod.created, pod.name))),
+        fetches=tuple(
+            Child(job, tuple(pod for pod in fetching if is_owned(pod.raw, job["metadata"]["uid"])), warnings)
+            for job in of_fetch
+            if is_owned(job, uid)
+        ),
+        fetch_policy=fetch_policy if fetch_policy is not None and is_owned(fetch_policy, uid) else None,
+        taken_names=tuple(other["metadata"]["name"] for other in beside if not is_owned(other, uid)),
         jobs={name: adapter_job(name, job, ()) for name, job in (jobs or {}).items()},
-        warnings=tuple(warnings),
+        warnings=warnings,
         reports_due=reports_due,
     )

@@ -8,15 +8,17 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from llm_tuning.api.inference_service import InferenceServiceSpec
-from tuning_operator.core.cache import INFERENCE_SERVICES, SERVING, TUNING_JOBS, Key, Raw
+from tuning_operator.core.cache import INFERENCE_SERVICES, JOBS, NETWORK_POLICIES, SERVING, TUNING_JOBS, Key, Raw
 from tuning_operator.core.constants import STALE_REPORT_SECONDS
 from tuning_operator.core.desired import Desired
 from tuning_operator.core.reconciler import Reconciler
 from tuning_operator.inference_service.agents import Agents
 from tuning_operator.inference_service.children import part_name
 from tuning_operator.inference_service.desire import desire_service
+from tuning_operator.inference_service.fetch import fetch_name, policy_name
 from tuning_operator.inference_service.observed import ObservedService, build_observed_service
 from tuning_operator.inference_service.routes import routes_of
+from tuning_operator.pods.fetch import Asked
 
 FIRST_REPORTS_SECONDS = 20.0
 """After its start the operator waits so long for agents to report: they have lost it, and try again within 15 s."""
@@ -37,8 +39,11 @@ class InferenceServiceReconciler(Reconciler[ObservedService]):
         found = {kind: self.cache.get(kind, namespace, part_name(name, kind)) for kind in SERVING}
         targets = (target.tuning_job for route in (spec.routes if spec else ()) for target in route.targets)
         jobs = {job for job in targets if job is not None}
+        fetches, policy = self._fetches(raw, spec)
         return build_observed_service(
             raw,
+            fetches=fetches,
+            fetch_policy=policy,
             spec=spec,
             parts={kind: part for kind, part in found.items() if part is not None},
             pods=self.cache.pods_of(uid),
@@ -47,6 +52,18 @@ class InferenceServiceReconciler(Reconciler[ObservedService]):
             warnings=warnings,
             reports_due=time.monotonic() - self.started < FIRST_REPORTS_SECONDS,
         )
+
+    def _fetches(self, raw: Raw, spec: InferenceServiceSpec | None) -> tuple[list[Raw], Raw | None]:
+        """Return the Jobs that fetch a base of this InferenceService, whoever has their name, and their policy."""
+        named = build_observed_service(raw, spec=spec, parts={})
+        namespace, jobs = named.namespace, self.cache.jobs_of(named.uid)
+        asked = Asked.of("model", spec.model, None) if spec is not None else None
+        if asked is None:
+            return jobs, None
+        wanted = self.cache.get(JOBS, namespace, fetch_name(named, asked))
+        if wanted is not None and wanted not in jobs:
+            jobs.append(wanted)
+        return jobs, self.cache.get(NETWORK_POLICIES, namespace, policy_name(named))
 
     def desire(self, observed: ObservedService) -> Desired:
         return desire_service(observed, self.settings, self.now())

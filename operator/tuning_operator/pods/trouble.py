@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from llm_tuning.api.tuning_job import Progress
 
 
 @dataclass(frozen=True)
@@ -11,3 +14,14 @@ class Trouble:
 
     reason: str
     message: str
+
+
+@dataclass(frozen=True)
+class Reported:
+    """What a pod at work has said of itself last."""
+
+    progress: Progress
+    revisions: Mapping[str, str] = field(default_factory=dict)
+    """Of a fetch: what the URIs were resolved to, by the group of the spec."""
+    waiting: Trouble | None = None
+    """Of a fetch: why no byte comes just now."""

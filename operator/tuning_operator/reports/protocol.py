@@ -16,8 +16,15 @@ from datetime import UTC, datetime
 from typing import Any, NoReturn
 
 from llm_tuning.api.tuning_job import Progress
-from llm_tuning.core.figures import ON_THE_WIRE
+from llm_tuning.core.figures import (
+    DATASET_REVISION,
+    MODEL_REVISION,
+    ON_THE_WIRE,
+    WAITING_MESSAGE,
+    WAITING_REASON,
+)
 from llm_tuning.errors import InputError, Problem
+from tuning_operator.pods.trouble import Reported, Trouble
 
 MAX_METRICS = 200
 """About ten are sent."""
@@ -29,6 +36,9 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "epoch": (0, 1e9),
     "loss": (-1e15, 1e15),
     "tokens_per_second": (0, 1e12),
+    "bytes": (0, 2**53),
+    "total_bytes": (0, 2**53),
+    "bytes_per_second": (0, 1e15),
 }
 """Fields of Progress that come as metrics, kept while they are between these; a loss beyond has diverged as one that is
 NaN."""
@@ -37,11 +47,38 @@ _FIELDS = {name: field for field, name in ON_THE_WIRE.items()}
 _READ: Mapping[str, Callable[[str], float]] = {
     "step": lambda text: int(float(text)),
     "total_steps": lambda text: int(float(text)),
+    "bytes": lambda text: int(float(text)),
+    "total_bytes": lambda text: int(float(text)),
     "loss": lambda text: round(float(text), 4),  # as a table shows it, and more than a batch's loss means
 }
 _NUMBER = re.compile(
     r"[+-]?((\d{1,40}(\.\d{0,40})?|\.\d{1,40})(e[+-]?\d{1,4})?|nan|inf|infinity)", re.IGNORECASE | re.ASCII
 )
+_WORDS: Mapping[str, re.Pattern[str]] = {
+    MODEL_REVISION: re.compile(r"[A-Za-z0-9._-]{1,128}"),
+    DATASET_REVISION: re.compile(r"[A-Za-z0-9._-]{1,128}"),
+    WAITING_REASON: re.compile(r"[A-Z][A-Za-z]{1,63}"),
+    WAITING_MESSAGE: re.compile(r"[^\x00-\x1f\x7f]{0,1024}"),
+}
+"""Texts that are kept, where they look as they have to."""
+
+
+def parse_reported(body: bytes, now: datetime) -> Reported:
+    """Parse all that `body` reports; raises InputError with every problem found."""
+    progress = parse_status(body, now)
+    entries = _mapping(_json(body), "trainerStatus").get("metrics") or ()
+    said = {str(entry["name"]): str(entry["value"]) for entry in entries}
+    words = {name: said[name] for name, pattern in _WORDS.items() if name in said and pattern.fullmatch(said[name])}
+    reason = words.get(WAITING_REASON)
+    return Reported(
+        progress,
+        revisions={
+            group: words[name]
+            for group, name in (("model", MODEL_REVISION), ("dataset", DATASET_REVISION))
+            if name in words
+        },
+        waiting=Trouble(reason, words.get(WAITING_MESSAGE, "")) if reason is not None else None,
+    )
 
 
 def parse_status(body: bytes, now: datetime) -> Progress:

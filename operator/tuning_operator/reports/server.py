@@ -17,12 +17,12 @@ from datetime import UTC, datetime
 from aiohttp import web
 
 from llm_tuning.agent.contract import REPORT_SECONDS, DesiredRoutes, Report, parse_report
-from llm_tuning.api.tuning_job import Progress
 from llm_tuning.errors import InputError
 from tuning_operator.core.cache import INFERENCE_SERVICES
 from tuning_operator.core.errors import ClusterError
+from tuning_operator.pods.trouble import Reported
 from tuning_operator.reports.connections import Connections
-from tuning_operator.reports.protocol import parse_status
+from tuning_operator.reports.protocol import parse_reported
 from tuning_operator.reports.rate_limit import RateLimit
 from tuning_operator.reports.tokens import TokenRefused, TokenVerifier
 
@@ -40,8 +40,8 @@ CONNECTION_SECONDS = 10.0
 """Between two inspections of the connections: those open at the last one are closed. A trainer makes one a post."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-Sink = Callable[[tuple[str, str], Progress], None]
-"""Takes the newest progress of the TuningJob (namespace, name)."""
+Sink = Callable[[tuple[str, str], Reported], None]
+"""Takes the newest report of the TuningJob (namespace, name)."""
 Exchange = Callable[[tuple[str, str], str, Report], Awaitable[DesiredRoutes | None]]
 """Takes the report of an agent, by the uid of its pod, and waits for what is wanted instead; None: nothing else."""
 Count = Callable[[int], None]
@@ -109,7 +109,7 @@ class ProgressServer:
         body = await request.read()
         if len(body) > MAX_BODY_BYTES:
             return _Refusal(413, f"a report has at most {MAX_BODY_BYTES} bytes")
-        self.sink(key, parse_status(body, self.now()))
+        self.sink(key, parse_reported(body, self.now()))
         return web.Response(status=200)
 
     async def _agent_report(self, request: web.Request) -> web.Response:

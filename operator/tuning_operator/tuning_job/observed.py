@@ -8,7 +8,7 @@ from datetime import datetime
 from enum import StrEnum
 from functools import cached_property
 
-from llm_tuning.api.tuning_job import KIND, Progress, TuningJobSpec, TuningJobStatus, read_status
+from llm_tuning.api.tuning_job import KIND, TuningJobSpec, TuningJobStatus, read_status
 from llm_tuning.errors import Problem
 from llm_tuning.pod.roles import ROLES, PodRole
 from tuning_operator.core.constants import LABEL_ROLE
@@ -23,6 +23,7 @@ from tuning_operator.pods.observed import (
     is_owned,
     read_time,
 )
+from tuning_operator.pods.trouble import Reported
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,12 @@ class Observed(CustomResource):
     live_pods: tuple[str, ...] = ()
     """Roles of pods that have not ended, with or without their Job."""
     adapter: AdapterJob | None = None
-    progress: Progress | None = None
-    """The newest report of the trainer since the operator started."""
+    reported: Reported | None = None
+    """The newest report of a pod since the operator started."""
+    policies: Mapping[str, Raw] = field(default_factory=dict)
+    """Its NetworkPolicies, by name."""
+    taken_policies: tuple[str, ...] = ()
+    """Names of ours that NetworkPolicies of another owner have."""
 
     @property
     def created(self) -> datetime:
@@ -63,7 +68,8 @@ def build_observed(
     pods: Iterable[Raw] = (),
     warnings: Iterable[Raw] = (),
     adapter: Raw | None = None,
-    progress: Progress | None = None,
+    reported: Reported | None = None,
+    policies: Iterable[Raw] = (),
     spec: TuningJobSpec | None = None,
     chain: tuple[str, ...] = (),
     service: Raw | None = None,
@@ -80,7 +86,7 @@ def build_observed(
     name, uid = raw["metadata"]["name"], raw["metadata"]["uid"]
     own_pods = [Pod(pod) for pod in pods]
     children, taken, left_over = {}, [], []
-    jobs = list(jobs)
+    jobs, fences = list(jobs), list(policies)
     objects = {uid, *(job["metadata"]["uid"] for job in jobs), *(pod.uid for pod in own_pods)}
     said = tuple(sorted((w for w in warnings if _concerns(w, objects)), key=event_time))
     for job in jobs:
@@ -104,7 +110,9 @@ def build_observed(
         left_over=tuple(left_over),
         live_pods=tuple(live),
         adapter=None if start is None else adapter_job(start, adapter, chain),
-        progress=progress,
+        reported=reported,
+        policies={policy["metadata"]["name"]: policy for policy in fences if is_owned(policy, uid)},
+        taken_policies=tuple(policy["metadata"]["name"] for policy in fences if not is_owned(policy, uid)),
         service=service,
     )
 

@@ -8,12 +8,12 @@ from llm_tuning.pod.contract import TrainResult
 from llm_tuning.pod.roles import REPORT, ROLES
 from tuning_operator.core.conditions import UNKNOWN
 from tuning_operator.core.settings import Settings
+from tuning_operator.pods.job import PodParts
 from tuning_operator.pods.observed import Child
 from tuning_operator.pods.stuck import shown_resources
 from tuning_operator.pods.template import small_resources
 from tuning_operator.pods.trouble import Trouble
 from tuning_operator.tuning_job.chain import Chain
-from tuning_operator.tuning_job.job import PodParts
 from tuning_operator.tuning_job.observed import Observed
 from tuning_operator.tuning_job.outcome import result_of
 from tuning_operator.tuning_job.stage import JobStage, ResourceRequests, Words

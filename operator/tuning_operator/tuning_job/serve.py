@@ -58,9 +58,16 @@ def build_inference_service(observed: Observed, spec: TuningJobSpec, serve: Serv
             "annotations": {MADE_FOR_ANNOTATION: observed.uid, LABEL_JOB: observed.name},
         },
         "spec": {
-            "model": {"path": spec.model.path},
+            "model": _base(observed, spec),
             "volume": {"claimName": spec.volume.claim_name},
             "routes": [{"name": serve.name, "targets": [{"modelId": model_id}]}],
             **asked,
         },
     }
+
+
+def _base(observed: Observed, spec: TuningJobSpec) -> dict[str, Any]:
+    """Return the base by its path; one that was fetched lies under its commit, and is called as its URI has it."""
+    fetched = observed.spec is not None and observed.spec.model.uri is not None
+    name = {"name": observed.spec.base_name} if observed.spec is not None and fetched else {}
+    return {"path": spec.model.path, **name}

@@ -14,10 +14,10 @@ from llm_tuning.api.conditions import Phase, Reason
 from llm_tuning.api.tuning_job import TuningJobSpec
 from llm_tuning.pod.roles import PodRole
 from tuning_operator.core.settings import Settings
+from tuning_operator.pods.job import PodParts
 from tuning_operator.pods.observed import Child
 from tuning_operator.pods.stuck import PodRequests
 from tuning_operator.pods.trouble import Trouble
-from tuning_operator.tuning_job.job import PodParts
 from tuning_operator.tuning_job.observed import Observed
 from tuning_operator.tuning_job.outcome import failure_of, is_done, is_left_open, refusal
 

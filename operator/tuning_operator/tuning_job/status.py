@@ -68,14 +68,17 @@ class Draft:
 
     # --- before the end --------------------------------------------------------------------------------------------
 
-    def say(self, phase: Phase, reason: str, message: str, *, stage: StrEnum | None = None) -> None:
-        """Set the phase and Reconciling; `stage` is the condition that this decides."""
+    def say(
+        self, phase: Phase, reason: str, message: str, *, stage: StrEnum | None = None, steady: bool = False
+    ) -> None:
+        """Set the phase and Reconciling; `stage` is the condition that this decides, `steady` as for `stall`."""
         self.phase = phase
-        self.conditions.set(C.RECONCILING, TRUE, reason, message)
+        put = self.conditions.set_steadily if steady else self.conditions.set
+        put(C.RECONCILING, TRUE, reason, message)
         self.conditions.set(C.FINISHED, FALSE, Reason.RUNNING)
         self.conditions.set(C.SUCCEEDED, UNKNOWN, Reason.RUNNING)
         if stage is not None:
-            self.conditions.set(stage, UNKNOWN, reason, message)
+            put(stage, UNKNOWN, reason, message)
 
     def stall(self, reason: str, message: str, *, steady: bool = False) -> None:
         """Set Stalled: it makes no progress. `steady` where numbers in the message say nothing new."""
@@ -173,10 +176,16 @@ class Draft:
 
     def _progress(self) -> Progress | None:
         """Return the newest report, or the last known one; of a finished training, what its result says."""
-        report, last = self._observed.progress, self._observed.status.progress
+        reported, last = self._observed.reported, self._observed.status.progress
+        report = reported.progress if reported is not None else None
+        if self._is_past_fetch():  # its bytes say nothing of the training
+            report, last = (None if each is None or each.bytes is not None else each for each in (report, last))
         if self._result is None:
             return last if report is None else with_last_loss(report, last)
         return _ended(report or last or Progress(percent=0, last_update_time=self._now), self._result)
+
+    def _is_past_fetch(self) -> bool:
+        return C.FETCHED in self._decided and self.conditions.holds(C.FETCHED)
 
 
 def with_last_loss(report: Progress, last: Progress | None) -> Progress:

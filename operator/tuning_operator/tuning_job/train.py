@@ -8,19 +8,18 @@ from llm_tuning.api.conditions import ConditionType, Phase, Reason
 from llm_tuning.api.tuning_job import TuningJobSpec
 from llm_tuning.pod.contract import CREDENTIALS_VARIABLE, REQUIRE_GPU_VARIABLE, TrainResult
 from llm_tuning.pod.roles import ROLES, TRAIN
-from tuning_operator.core.audience import audience_of
-from tuning_operator.core.constants import PROGRESS_CA_ANNOTATION, TOKEN_SECONDS
 from tuning_operator.core.settings import Settings
+from tuning_operator.pods.job import PodParts
 from tuning_operator.pods.observed import Child
 from tuning_operator.pods.stuck import shown_resources
 from tuning_operator.pods.template import threads
 from tuning_operator.tuning_job.chain import Chain
-from tuning_operator.tuning_job.job import PodParts, child_name
+from tuning_operator.tuning_job.job import child_name
 from tuning_operator.tuning_job.observed import Observed
 from tuning_operator.tuning_job.outcome import result_of
+from tuning_operator.tuning_job.reporting import add_reporting
 from tuning_operator.tuning_job.stage import JobStage, ResourceRequests, Words
 
-REPORTING_FOLDER = "/var/run/llm-tuning"
 CREDENTIALS_FOLDER = "/var/run/llm-tuning-credentials"
 SHARED_MEMORY = "2Gi"
 """NCCL's rings between the processes of several GPUs; the default of 64 MiB is too small for it."""
@@ -57,8 +56,7 @@ class TrainStage(JobStage):
             parts.mounts.append({"name": "shm", "mountPath": "/dev/shm"})
         if spec.tracking.credentials_secret is not None:
             _add_credentials(parts, spec.tracking.credentials_secret.name)
-        if settings.progress_url and settings.ca_pem:
-            _add_reporting(parts, observed, settings.progress_url, settings.ca_pem)
+        add_reporting(parts, observed, settings)
         return parts
 
     def requests(self, spec: TuningJobSpec, settings: Settings) -> ResourceRequests:
@@ -91,21 +89,3 @@ def _add_credentials(parts: PodParts, secret: str) -> None:
     parts.volumes.append({"name": "credentials", "secret": {"secretName": secret}})
     parts.mounts.append({"name": "credentials", "mountPath": CREDENTIALS_FOLDER, "readOnly": True})
     parts.environment.append({"name": CREDENTIALS_VARIABLE, "value": CREDENTIALS_FOLDER})
-
-
-def _add_reporting(parts: PodParts, observed: Observed, url: str, ca_pem: str) -> None:
-    """Let the trainer report over TLS, with a token that is good for this TuningJob alone and no API server."""
-    audience = audience_of(observed.namespace, observed.name, observed.uid)
-    token = {"path": "token", "audience": audience, "expirationSeconds": TOKEN_SECONDS}
-    authority = {"path": "ca.crt", "fieldRef": {"fieldPath": f"metadata.annotations['{PROGRESS_CA_ANNOTATION}']"}}
-    sources = [{"serviceAccountToken": token}, {"downwardAPI": {"items": [authority]}}]
-    parts.annotations[PROGRESS_CA_ANNOTATION] = ca_pem
-    parts.volumes.append({"name": "reporting", "projected": {"sources": sources}})
-    parts.mounts.append({"name": "reporting", "mountPath": REPORTING_FOLDER, "readOnly": True})
-    path = f"/v1/namespaces/{observed.namespace}/tuningjobs/{observed.name}/status"
-    for name, value in {
-        "KUBEFLOW_TRAINER_SERVER_URL": url + path,
-        "KUBEFLOW_TRAINER_SERVER_TOKEN": f"{REPORTING_FOLDER}/token",
-        "KUBEFLOW_TRAINER_SERVER_CA_CERT": f"{REPORTING_FOLDER}/ca.crt",
-    }.items():
-        parts.environment.append({"name": name, "value": value})

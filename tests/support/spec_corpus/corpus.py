@@ -140,11 +140,13 @@ class Corpus:
         elif kind == "boolean":
             yield from [(True, True), (False, True)]
         elif kind == "string" or "x-kubernetes-int-or-string" in schema:
-            good, bad = self.patterns[shown(at)] if "pattern" in schema else (["a"], [])
+            is_ruled = "pattern" not in schema and shown(at) in self.patterns  # by rules, not by one pattern
+            good, bad = self.patterns[shown(at)] if "pattern" in schema or is_ruled else (["a"], [])
             yield from [(value, True) for value in good] + [(value, False) for value in bad]
             if schema.get("minLength") and "" not in bad:
                 yield "", False
-            yield from _lengths(schema)
+            if not is_ruled:
+                yield from _lengths(schema)
         elif kind == "object" and "maxProperties" in schema:
             yield from [
                 ({f"k{i}": f"v{i}" for i in range(schema["maxProperties"] + more)}, not more) for more in (0, 1)

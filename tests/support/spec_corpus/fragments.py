@@ -24,6 +24,53 @@ SECRETS: Texts = (
         *("llm-tuning-operator-tls", "llm-tuning-operator"),
     ],
 )
+MODEL_URIS: Texts = (
+    [
+        *("hf://Qwen/Qwen3-0.6B", "hf://a/b@main", "hf://a/b@refs%2Fpr%2F1", "hf://a_b/c.d-e@v1.0"),
+        *("hf://a/b@refs/pr/1", "s3://bucket/a", "s3://bucket/a/b/", "s3://bucket/a@b/c"),
+    ],
+    [
+        *("a/b", "hf:/a/b", "HF://a/b", "http://a/b", "https://a/b", "ftp://a/b", "hf://a", "hf://a@main", "hf://a/b@"),
+        *(
+            "hf://a/b/",
+            "hf://a/b/c",
+            "hf://a/b?x",
+            "hf://a/b#x",
+            "hf://a/b@m@n",
+            "hf://-a/b",
+            "hf://a/b\n",
+            "hf://a/b\0",
+        ),
+        *("hf://a/../b", "hf://a/..", "hf://datasets/a/b", "hf://me:pass@a/b", "s3://me@bucket/a", "s3://bucket"),
+        *("s3://bucket/", "s3://Bucket/a", "s3://bucket/a//b", "s3://bucket/a/./b", "s3://bucket/%2e%2e/b", "s3://b/ü"),
+        *("hf://a/b@..", "hf://a/b@a..b", "hf://a/b@%2Fx", "hf://a/b@x%", "s3://bu..cket/a", "s3://bucket/a.zip"),
+        *("hf://a/b--c", "hf://a/b.git", "gs://bucket/a", "s3://bucket/a?split=train", "://", "me:pass@host"),
+    ],
+)
+DATASET_URIS: Texts = (
+    [
+        *("hf://datasets/a/b", "hf://datasets/a/b@v1?split=train", "hf://datasets/a/b/data/x%20y.jsonl"),
+        *(
+            "s3://bucket/faq.jsonl",
+            "s3://bucket/a/?split=train",
+            "https://host/faq.json",
+            "https://h:8443/@a/b.json?x=1&y=a@b",
+        ),
+        "https://host/faq.json#sha256=" + "0aB3" * 16,
+    ],
+    [
+        *("datasets/faq.json", "hf://a/b", "hf://datasets/a", "hf://datasets/a/b?split=", "hf://datasets/a/b?x=y"),
+        *("hf://datasets/a/b/f?split=train", "https://host", "https://host/", "https://me@host/a", "https://h/a#train"),
+        *("https://h/../a", "https://h/a/..", "https://h/a#sha256=" + "ab" * 31, "http://h/a", "h/a", "https://h/a\n"),
+        *(
+            "https://h/a?token=x",
+            "https://huggingface.co/a/b",
+            "https://HF.co/a",
+            "https://h/a.zip",
+            "hf://datasets/a/b/x.tar.gz",
+        ),
+    ],
+)
 SERVICES: Texts = (["a", "faq-2"], ["0a", "a.b", "A", "-a", "a-", "a_b", "a/b", "a b", "a\n", "ä"])
 
 RESOURCES: dict[str, Texts] = {

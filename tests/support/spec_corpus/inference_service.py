@@ -36,6 +36,9 @@ FULL: Spec = {
     "apiKeySecret": {"name": "llm-tuning-faq", "key": "token"},
 }
 SURROUNDINGS: dict[str, Spec] = {
+    "model.path": {"model": {}},
+    "model.uri": {"model": {}},
+    "model.credentialsSecret": {"model": {"uri": "hf://a/b", "credentialsSecret": {"name": "llm-tuning-hub"}}},
     "routes": _routes("support"),
     "routes[0].targets[0].tuningJob": _routes("support", targets=[{}]),
     "routes[0].targets[0].modelId": _routes("support", targets=[{}]),
@@ -50,6 +53,8 @@ MODEL_NAMES: Texts = (
 )
 PATTERNS: dict[str, Texts] = {
     "model.path": fragments.PATHS,
+    "model.uri": fragments.MODEL_URIS,
+    "model.credentialsSecret.name": fragments.SECRETS,
     "model.name": MODEL_NAMES,
     "volume.claimName": fragments.NAMES,
     "routes[0].name": MODEL_NAMES,
@@ -75,6 +80,12 @@ def _most() -> Spec:
 
 TOGETHER: list[Together] = [
     ("two-routes", _routes("a", "b"), True, ""),
+    ("no-base", {"model": {}}, False, "model"),
+    ("both-bases", {"model": {"path": "a", "uri": "hf://a/b"}}, False, "model"),
+    ("credentials-of-a-path", {"model": {"path": "a", "credentialsSecret": {"name": "llm-tuning-a"}}}, False, "model"),
+    ("route-as-the-uri", {"model": {"uri": "hf://a/b@main"}, **_routes("c", "b")}, False, "routes"),
+    ("route-as-the-owner", {"model": {"uri": "hf://a/b@main"}, **_routes("a", "main")}, True, ""),
+    ("route-as-the-uri-of-a-named-base", {"model": {"uri": "hf://a/b", "name": "c"}, **_routes("b")}, True, ""),
     ("names-that-differ-in-case", _routes("faq", "FAQ"), True, ""),
     ("one-name-twice", _routes("a", "a"), False, "routes[1]"),
     ("one-name-again", _routes("a", "b", "a"), False, "routes[2]"),
@@ -157,7 +168,10 @@ INFERENCE_SERVICE = Corpus(
         "routes": lambda n: {"name": f"route-{n}", "targets": [_target()]},
         "routes[0].targets": lambda n: _target(f"ft_{n}"),
     },
-    one_of={f"routes[0].targets[0].{name}": "routes[0].targets[0]" for name in ("tuningJob", "modelId")},
+    one_of={
+        **{f"routes[0].targets[0].{name}": "routes[0].targets[0]" for name in ("tuningJob", "modelId")},
+        **{f"model.{name}": "model" for name in ("path", "uri")},
+    },
     together=TOGETHER,
     read=["replicas", "routes[0].targets[0].weight", "rollout.maxSurge", "rollout.maxUnavailable"],
     names=(["x" * 40, "a", "faq-2"], ["x" * 41, "0a", "a.b", "A", "a_b", "-a", "a-", "a/b"]),

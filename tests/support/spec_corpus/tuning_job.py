@@ -43,6 +43,8 @@ FULL: Spec = {
     },
 }
 CONFIG_MAP: Spec = {"dataset": {"configMap": {"name": "faq", "key": "faq.json"}}}
+MODEL_URI: Spec = {"model": {"uri": "hf://a/b", "credentialsSecret": {"name": "llm-tuning-hub"}}}
+DATASET_URI: Spec = {"dataset": {"uri": "s3://bucket/faq.json", "credentialsSecret": {"name": "llm-tuning-s3"}}}
 
 
 def _serving(spec: Spec) -> Spec:
@@ -55,6 +57,11 @@ SURROUNDINGS: dict[str, Spec] = {
     "model.adapter.tuningJob": {"model": {"path": "base/tiny", "adapter": {}}},
     "model.adapter.modelId": {"model": {"path": "base/tiny", "adapter": {}}},
     "model.adapter": {"model": {"path": "base/tiny", "adapter": {"modelId": "ft_sft_tiny_1_abcdef"}}},
+    "model.path": {"model": {}},
+    "model.uri": {"model": {}},
+    "model.credentialsSecret": MODEL_URI,
+    "dataset.uri": {"dataset": {}},
+    "dataset.credentialsSecret": DATASET_URI,
     "dataset.configMap": CONFIG_MAP,
     "tracking.credentialsSecret": {"tracking": {"credentialsSecret": {"name": "llm-tuning-mlflow"}}},
     **fragments.RESOURCES_SURROUNDINGS,
@@ -63,6 +70,10 @@ SURROUNDINGS: dict[str, Spec] = {
 }
 PATTERNS: dict[str, Texts] = {
     "model.path": fragments.PATHS,
+    "model.uri": fragments.MODEL_URIS,
+    "model.credentialsSecret.name": fragments.SECRETS,
+    "dataset.uri": fragments.DATASET_URIS,
+    "dataset.credentialsSecret.name": fragments.SECRETS,
     "dataset.path": fragments.PATHS,
     "dataset.evaluation": fragments.PATHS,
     "model.adapter.tuningJob": fragments.NAMES,
@@ -87,6 +98,29 @@ TOGETHER: list[Together] = [
     ("no-adapter-name", {"model": {"path": "a", "adapter": {}}}, False, "model.adapter"),
     ("both-datasets", {"dataset": {"path": "a", "configMap": {"name": "a", "key": "b"}}}, False, "dataset"),
     ("no-dataset", {"dataset": {}}, False, "dataset"),
+    ("no-base", {"model": {}}, False, "model"),
+    ("both-bases", {"model": {"path": "a", "uri": "hf://a/b"}}, False, "model"),
+    ("credentials-of-a-path", {"model": {"path": "a", "credentialsSecret": {"name": "llm-tuning-a"}}}, False, "model"),
+    ("uri-beside-a-dataset", {"dataset": {"path": "a", "uri": "https://h/a"}}, False, "dataset"),
+    ("three-datasets", {"dataset": {"path": "a", "uri": "https://h/a", **CONFIG_MAP["dataset"]}}, False, "dataset"),
+    ("null-beside-a-base", {"model": {"path": None, "uri": "hf://a/b"}}, True, ""),
+    *[
+        (
+            f"serve-{name}-of-{uri}",
+            {"model": {"uri": uri}, **_serving({"name": name})},
+            good,
+            "" if good else "serve.name",
+        )
+        for uri, name, good in [
+            ("hf://a/b", "b", False),
+            ("hf://a/b@main", "b", False),
+            ("s3://bucket/x/b/", "b", False),
+            ("hf://a/b", "a", True),
+            ("hf://a/b@main", "main", True),
+            ("hf://a/xb", "b", True),
+            ("s3://bucket/b@x/c", "b", True),
+        ]
+    ],
     ("null-beside-a-dataset", {"dataset": {"path": "a", "configMap": None}}, True, ""),
     *[
         (f"dataset: {name}", {"dataset": {**MINIMAL["dataset"], **change}}, good, at)
@@ -149,7 +183,11 @@ def _changes() -> Iterator[Change]:
     yield from Immutable(
         TUNING_JOB.spec,
         FULL,
-        skipped=[*map(to_camel, MUTABLE), "dataset.path", "dataset.configMap", "kto.threshold"],
+        skipped=[
+            *map(to_camel, MUTABLE),
+            *("dataset.path", "dataset.configMap", "dataset.uri", "dataset.credentialsSecret"),
+            *("model.path", "model.uri", "model.credentialsSecret", "kto.threshold"),
+        ],
         others={
             "model.adapter": {"modelId": "ft_sft_tiny_1_abcdef"},
             "tracking.credentialsSecret": {"name": "llm-tuning-other"},
@@ -164,6 +202,21 @@ def _changes() -> Iterator[Change]:
     other = {**MINIMAL, **CONFIG_MAP}
     yield Change("dataset: path to configMap", MINIMAL, ((other, False), (MINIMAL, True)), "dataset.path")
     yield Change("dataset: configMap to path", other, ((MINIMAL, False), (other, True)), "dataset.path")
+    fetched = {**MINIMAL, **MODEL_URI}
+    moved = {**MINIMAL, "model": {**MODEL_URI["model"], "uri": "hf://a/b@main"}}
+    yield Change("model: path to uri", MINIMAL, ((fetched, False), (MINIMAL, True)), "model.path")
+    yield Change("model: uri to path", fetched, ((MINIMAL, False), (fetched, True)), "model.path")
+    for group, spec in (("model", MODEL_URI), ("dataset", DATASET_URI)):
+        applied = {**MINIMAL, **spec}
+        other, none = (
+            {**MINIMAL, group: {"uri": spec[group]["uri"], **secret}}
+            for secret in ({"credentialsSecret": {"name": "llm-tuning-other"}}, {})
+        )
+        at = f"{group}.credentialsSecret"
+        yield Change(f"{at}: changed, then back", applied, ((other, False), (applied, True)), at)
+        yield Change(f"{at}: set, then unset", applied, ((none, False), (applied, True)), at)
+        yield Change(f"{at}: unset, then set", none, ((applied, False), (none, True)), at)
+    yield Change("model: another revision", fetched, ((moved, False), (fetched, True)), "model.uri")
     yield from _of_serve()
     yield from _allowed()
 
@@ -225,6 +278,9 @@ TUNING_JOB = Corpus(
     patterns=PATTERNS,
     elements={**fragments.RESOURCES_ELEMENTS, **below("serve", fragments.RESOURCES_ELEMENTS)},
     one_of={
+        "model.path": "model",
+        "model.uri": "model",
+        "dataset.uri": "dataset",
         "dataset.path": "dataset",
         "dataset.configMap": "dataset",
         "model.adapter.tuningJob": "model.adapter",

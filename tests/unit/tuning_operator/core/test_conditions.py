@@ -17,7 +17,7 @@ def made(*, generation: int = 1, seconds: float = 60, **old: str) -> Conditions:
 
 def test_all_are_set_on_the_first_visit() -> None:
     listed = conditions_of(make_observed(), after(0), STAGES).as_list()
-    assert [c.type for c in listed] == [kind for kind in ConditionType if kind != C.SERVED]
+    assert [c.type for c in listed] == [kind for kind in ConditionType if kind not in (C.FETCHED, C.SERVED)]
     assert {(c.status, c.reason, c.last_transition_time) for c in listed} == {
         ("Unknown", "Pending", timestamp(after(0)))
     }

@@ -136,6 +136,11 @@ IN_VALUES = {
     "check_cpu": ("dataCheck", "cpu"),
     "check_memory": ("dataCheck", "memory"),
     "workers": ("workers",),
+    "sources_endpoint": ("sources", "endpoint"),
+    "sources_ca_bundle": ("sources", "caBundle"),
+    "sources_proxy": ("sources", "proxy"),
+    "sources_no_proxy": ("sources", "noProxy"),
+    "sources_credentials_secret": ("sources", "credentialsSecret"),
 }
 OF_THE_CHART = {"progress_url", "tls_folder", "pod_name", "http_host", "http_port", "progress_port", "ca_pem"}
 """What the chart's templates give, or nobody; `defaults` is empty on both sides, in forms of their own."""

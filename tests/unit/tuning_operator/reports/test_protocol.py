@@ -13,7 +13,8 @@ from llm_tuning.core.figures import LOSS, ON_THE_WIRE, wire_name
 from llm_tuning.errors import InputError
 from llm_tuning.progress.endpoint import status_message
 from llm_tuning.progress.snapshot import Snapshot
-from tuning_operator.reports.protocol import RANGES, parse_status
+from tuning_operator.pods.trouble import Trouble
+from tuning_operator.reports.protocol import RANGES, parse_reported, parse_status
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
@@ -39,6 +40,9 @@ def test_what_the_trainer_sends_is_understood() -> None:
     progress = parse_status(json.dumps(status_message(now)).encode(), later)
     assert progress.model_dump(exclude={"last_update_time"}) == {
         "percent": 25,
+        "bytes": None,
+        "total_bytes": None,
+        "bytes_per_second": None,
         "step": 30,
         "total_steps": 120,
         "epoch": 0.75,
@@ -46,6 +50,28 @@ def test_what_the_trainer_sends_is_understood() -> None:
         "tokens_per_second": 1234.6,
         "remaining_seconds": 90,
     }
+
+
+def test_what_a_fetch_sends_is_understood() -> None:
+    now = Snapshot(
+        bytes=2**31,
+        total_bytes=2**33,
+        bytes_per_second=1e8,
+        remaining_seconds=64,
+        words={"model_revision": "a1b2", "waiting_reason": "RateLimited", "waiting_message": "spec.model.uri: 20 s"},
+    )
+    told = parse_reported(json.dumps(status_message(now)).encode(), NOW)
+    progress = told.progress
+    assert (progress.bytes, progress.total_bytes, progress.bytes_per_second) == (2**31, 2**33, 1e8)
+    assert (progress.percent, progress.remaining_seconds) == (25, 64)
+    assert told.revisions == {"model": "a1b2"}
+    assert told.waiting == Trouble("RateLimited", "spec.model.uri: 20 s")
+
+
+@pytest.mark.parametrize("sent", [{"model_revision": "a/b"}, {"model_revision": "x" * 200}, {"waiting_reason": "a b"}])
+def test_words_that_do_not_look_as_they_have_to_are_dropped(sent: dict[str, str]) -> None:
+    told = parse_reported(body(sent), NOW)
+    assert (told.revisions, told.waiting) == ({}, None)
 
 
 @pytest.mark.parametrize(("percent", "left"), [(99, None), (100, 0)])

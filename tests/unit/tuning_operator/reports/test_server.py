@@ -16,7 +16,6 @@ from typing import Any
 import aiohttp
 import pytest
 
-from llm_tuning.api.tuning_job import Progress
 from llm_tuning.core.ca import trusting
 from llm_tuning.progress.endpoint import StatusEndpoint
 from llm_tuning.progress.snapshot import Snapshot
@@ -24,6 +23,7 @@ from tests.support.authorities import intermediate_authority
 from tests.support.cluster_tokens import ISSUER, Signer, published
 from tuning_operator.core.audience import audience_of
 from tuning_operator.core.errors import ClusterError
+from tuning_operator.pods.trouble import Reported
 from tuning_operator.reports import connections
 from tuning_operator.reports import server as module
 from tuning_operator.reports.certificates import make_serving_cert
@@ -57,7 +57,7 @@ class Running:
     server: ProgressServer
     client: aiohttp.ClientSession
     ca_file: Path
-    got: list[tuple[tuple[str, str], Progress]]
+    got: list[tuple[tuple[str, str], Reported]]
     counted: list[int] = field(default_factory=list)
 
     @property
@@ -79,7 +79,7 @@ async def running(tmp_path: Path) -> AsyncIterator[Running]:
     ca = intermediate_authority()
     ca_file = tmp_path / "ca.crt"
     ca_file.write_bytes(ca.certificate_pem)
-    got: list[tuple[tuple[str, str], Progress]] = []
+    got: list[tuple[tuple[str, str], Reported]] = []
     counted: list[int] = []
 
     async def jwks() -> dict[str, Any]:
@@ -102,7 +102,8 @@ async def running(tmp_path: Path) -> AsyncIterator[Running]:
 
 async def test_a_report_arrives(running: Running) -> None:
     assert await running.post() == (200, "")
-    [(key, progress)] = running.got
+    [(key, reported)] = running.got
+    progress = reported.progress
     assert key == ("team", "faq")
     assert (progress.percent, progress.loss) == (7, 2.5)
     assert running.counted == [200]
@@ -114,7 +115,7 @@ async def test_what_the_trainer_itself_posts_arrives(running: Running, tmp_path:
     trainer = StatusEndpoint(running.url, token, running.ca_file)
     await asyncio.to_thread(trainer.show, Snapshot(step=30, total_steps=120, metrics={"train/loss": 2.0}))
     await asyncio.to_thread(trainer.close, Snapshot(step=120, total_steps=120, done=True))
-    assert [progress.percent for _, progress in running.got] == [25, 100]
+    assert [reported.progress.percent for _, reported in running.got] == [25, 100]
 
 
 @pytest.mark.parametrize(
@@ -202,7 +203,7 @@ async def test_a_cluster_that_does_not_answer_is_said(running: Running, monkeypa
 async def test_a_fault_of_ours_is_an_answer_without_its_details(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(key: tuple[str, str], progress: Progress) -> None:
+    def broken(key: tuple[str, str], reported: Reported) -> None:
         raise RuntimeError("details")
 
     monkeypatch.setattr(running.server, "sink", broken)

@@ -229,6 +229,60 @@ async def test_a_child_that_was_deleted_at_any_moment_does_no_harm(child: str, m
     assert {kind: status for kind, status, *_ in world.end()["conditions"]}["Succeeded"] == "True"
 
 
+# --- with a base that is fetched -------------------------------------------------------------------------------------
+
+FETCHES: dict[str, tuple[dict[str, list[str]], tuple[str, str]]] = {
+    "well": ({}, ("True", "Succeeded")),
+    "no such source": ({"fetch": ["64"]}, ("False", "SourceNotFound")),
+    "crashes once": ({"fetch": ["75", OK]}, ("True", "Succeeded")),
+    "crashes": ({"fetch": ["75"]}, ("False", "RetriesExhausted")),
+    "check refuses": ({"check": ["64"]}, ("False", "DatasetInvalid")),
+}
+FROM_HUB = {"model": {"uri": "hf://owner/tiny"}}
+each_fetch = pytest.mark.parametrize("plan", FETCHES, ids=[name.replace(" ", "-") for name in FETCHES])
+_fetched: dict[str, World] = {}
+
+
+async def calm_fetch(plan: str) -> World:
+    if plan not in _fetched:
+        _fetched[plan] = World(random.Random(0), FETCHES[plan][0])
+        await live(_fetched[plan], Faults(), spec=FROM_HUB)
+    return _fetched[plan]
+
+
+@each_fetch
+async def test_a_fetch_comes_first_and_its_end_is_the_end(plan: str) -> None:
+    world = await calm_fetch(plan)
+    conditions = {kind: (status, reason) for kind, status, reason, _ in world.end()["conditions"]}
+    assert conditions["Succeeded"] == FETCHES[plan][1]
+    has_failed = "fetch" in FETCHES[plan][0] and conditions["Succeeded"][0] == "False"
+    assert conditions["Fetched"][0] == ("False" if has_failed else "True")
+    assert ("faq-check" in world.job_names()) is not has_failed
+
+
+@each_fetch
+@each_seed
+async def test_with_a_fetch_the_end_is_the_same_with_every_kind_of_trouble(plan: str, seed: int) -> None:
+    world = World(random.Random(seed), FETCHES[plan][0])
+    await live(world, TROUBLE, spec=FROM_HUB)
+    assert world.end() == (await calm_fetch(plan)).end()
+
+
+@pytest.mark.parametrize("number", range(10))
+async def test_killed_before_any_write_of_a_life_with_a_fetch_it_ends_the_same(number: int) -> None:
+    undisturbed, world = await calm_fetch("well"), World(random.Random(0), {})
+    operator = await live(world, Faults(kill_at=number), spec=FROM_HUB)
+    assert operator.deaths == (number < len(undisturbed.cluster.writes))
+    assert world.end() == undisturbed.end()
+
+
+@each_of_twice_the_seeds
+async def test_whatever_people_do_to_a_life_with_a_fetch(seed: int) -> None:
+    world = World(random.Random(seed), {"fetch": [LOST, OK]})
+    await live(world, TROUBLE, act=meddle, spec={**FROM_HUB, "retries": 100})
+    assert {kind: status for kind, status, *_ in world.end()["conditions"]}["Succeeded"] == "True", world.end()
+
+
 async def test_without_retries_the_first_failure_is_the_end() -> None:
     world = World(random.Random(0), {"train": ["137", OK]})
     await live(world, Faults(), spec={"retries": 0})

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from llm_tuning.pod.contract import ROOT, PodInput
-from llm_tuning.pod.roles import CHECK, REPORT, ROLES, TRAIN
+from llm_tuning.pod.roles import CHECK, FETCH, REPORT, ROLES, TRAIN
 from tests.support.operator_objects import SETTINGS, Raw, make_observed, make_status, make_tuning_job
 from tuning_operator.core.settings import Settings
 from tuning_operator.pods.template import threads
@@ -39,6 +39,9 @@ FULL = Settings(
 
 
 def build(role: str, raw: Raw | None = None, settings: Settings = SETTINGS, start: str | None = None) -> Raw:
+    raw = raw if raw is not None else make_tuning_job()
+    if role == FETCH:
+        raw = {**raw, "spec": {**raw["spec"], "model": {"uri": "hf://owner/tiny@main"}}}
     observed = make_observed(raw)
     assert observed.spec is not None, observed.problems
     (stage,) = (stage for stage in STAGES if isinstance(stage, JobStage) and stage.role.name == role)
@@ -62,7 +65,8 @@ def environment_of(job: Raw) -> dict[str, str]:
 @pytest.mark.parametrize("name", ["plain", "everything"])
 def test_a_tuning_job_gives_these_jobs(name: str) -> None:
     raw = yaml.safe_load((DATA / "input" / f"{name}.yaml").read_text())
-    made = [build(role, raw, FULL if name == "everything" else SETTINGS, "ft_sft_start") for role in ROLES]
+    roles = [role for role in ROLES if role != FETCH]  # that is test_fetch's
+    made = [build(role, raw, FULL if name == "everything" else SETTINGS, "ft_sft_start") for role in roles]
     path = DATA / "output" / f"{name}.yaml"
     if os.environ.get(REWRITE):
         path.write_text(yaml.dump_all(made, Dumper=_NoAliases, sort_keys=False, width=120))
@@ -144,9 +148,10 @@ def test_only_the_pod_that_has_gpus_gets_the_runtime_class(role: str, gpus: int)
     assert pod.get("runtimeClassName") == ("nvidia" if role == TRAIN and gpus else None)
 
 
-@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("role", [CHECK, TRAIN, REPORT])
 def test_every_pod_knows_what_to_do_and_has_the_claim(role: str) -> None:
     job = build(role, start="ft_sft_start")
+    assert environment_of(job)["HF_HUB_OFFLINE"] == "1"
     given = PodInput.model_validate_json(environment_of(job)["LLM_TUNING_POD"])
     assert (given.start_model_id, given.gpus, given.spec.mode) == ("ft_sft_start", 1, "sft")
     assert container_of(job)["command"] == ["python", "-m", "llm_tuning.pod", role]

@@ -33,6 +33,7 @@ from tuning_operator.core.conditions import timestamp
 from tuning_operator.core.errors import AlreadyExists, Conflict, Forbidden, LeaseLost, Unavailable
 from tuning_operator.core.metrics import Metrics
 from tuning_operator.core.queue import WorkQueue
+from tuning_operator.pods.trouble import Reported
 from tuning_operator.tuning_job import reconciler as worker
 from tuning_operator.tuning_job.reconciler import TuningJobReconciler
 
@@ -159,8 +160,8 @@ async def test_a_whole_life(bench: Bench) -> None:
 async def test_a_loss_that_was_reported_between_two_writes_is_not_lost(bench: Bench) -> None:
     bench.start()
     await bench.look()
-    bench.worker.report(KEY, Progress(percent=7, step=1, loss=2.5, last_update_time="t"))
-    bench.worker.report(KEY, Progress(percent=8, step=2, last_update_time="u"))
+    bench.worker.report(KEY, Reported(Progress(percent=7, step=1, loss=2.5, last_update_time="t")))
+    bench.worker.report(KEY, Reported(Progress(percent=8, step=2, last_update_time="u")))
     bench.seconds += 20
     await bench.look()
     assert (bench.status["progress"]["step"], bench.status["progress"]["loss"]) == (2, 2.5)
@@ -170,7 +171,7 @@ async def test_what_the_api_server_gives_back_is_not_written_again(bench: Bench)
     """It makes 3.0 a 3 and adds defaults; that is no difference."""
     bench.start()
     await bench.look()
-    bench.worker.report(KEY, Progress(percent=7, step=1, loss=2.0, epoch=1.0, last_update_time="t"))
+    bench.worker.report(KEY, Reported(Progress(percent=7, step=1, loss=2.0, epoch=1.0, last_update_time="t")))
     bench.seconds += 20
     await bench.look()
     assert bench.status["progress"]["loss"] == 2
@@ -334,7 +335,7 @@ def progress(step: int) -> Progress:
 
 
 async def reported(bench: Bench, step: int) -> None:
-    bench.worker.report(KEY, progress(step))
+    bench.worker.report(KEY, Reported(progress(step)))
     await bench.look()
 
 
@@ -364,7 +365,7 @@ async def test_progress_alone_is_no_event_and_the_same_progress_no_write(bench: 
 async def test_progress_of_a_namesake_is_not_taken_over(bench: Bench) -> None:
     bench.start()
     await bench.look()
-    bench.worker.report(KEY, progress(90))
+    bench.worker.report(KEY, Reported(progress(90)))
     bench.cluster.remove(TUNING_JOBS, "team", "faq")
     bench.cluster.remove(JOBS, "team", "faq-check")
     bench.start(uid="another")
@@ -374,7 +375,7 @@ async def test_progress_of_a_namesake_is_not_taken_over(bench: Bench) -> None:
 
 
 async def test_a_report_for_a_tuning_job_that_is_not_there_is_dropped(bench: Bench) -> None:
-    bench.worker.report(KEY, progress(1))
+    bench.worker.report(KEY, Reported(progress(1)))
     assert len(bench.queue) == 0
 
 

@@ -1,0 +1,77 @@
+"""NetworkPolicies of the pods that fetch, and of those that must not: a cluster's network plugin enforces them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from tuning_operator.core.constants import HASH_ANNOTATION
+from tuning_operator.core.settings import Settings
+
+DNS: dict[str, Any] = {"ports": [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]}
+METADATA_SERVICES = {"0.0.0.0/0": ["169.254.0.0/16"], "::/0": ["fe80::/10", "fd00:ec2::254/128"]}
+"""Everywhere but a cloud's metadata services, which give out the node's own credentials."""
+IN_CLUSTER = re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)?(\.svc(\.[a-z0-9.-]+)?)?")
+"""A Service's name as pods write it: mlflow, mlflow.mlops, mlflow.mlops.svc, mlflow.mlops.svc.cluster.local."""
+
+
+def online(selector: Mapping[str, Any]) -> dict[str, Any]:
+    """Build the spec for pods that fetch: out to everywhere but metadata services, in from nowhere."""
+    blocks = [{"ipBlock": {"cidr": cidr, "except": but}} for cidr, but in METADATA_SERVICES.items()]
+    return _spec(selector, [DNS, {"to": [{"namespaceSelector": {}}, *blocks]}])
+
+
+def offline(selector: Mapping[str, Any], settings: Settings, tracking_uri: str | None) -> dict[str, Any]:
+    """Build the spec for pods that work on what was fetched: out to DNS, the operator and MLflow, in from nowhere.
+
+    MLflow's clients send artifacts to its server or straight to a store beside it: for a server in the cluster that is
+    the cluster, for one outside it the server's port and https.
+    """
+    operator = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": settings.namespace}}}
+    out = [DNS, {"to": [operator], "ports": [_port(settings.progress_port)]}]
+    if tracking_uri is not None:
+        out += _to_tracking(tracking_uri)
+    return _spec(selector, out)
+
+
+def _to_tracking(uri: str) -> list[dict[str, Any]]:
+    try:
+        parts = urlsplit(uri)
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        return []
+    if IN_CLUSTER.fullmatch(host) and (host.count(".") < 2 or ".svc" in host):
+        return [{"to": [{"namespaceSelector": {}}]}]
+    ports = sorted({port or (80 if parts.scheme == "http" else 443), 443})
+    return [{"ports": [_port(number) for number in ports]}]
+
+
+def _port(number: int) -> dict[str, Any]:
+    return {"port": number, "protocol": "TCP"}
+
+
+def _spec(selector: Mapping[str, Any], egress: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"podSelector": dict(selector), "policyTypes": ["Ingress", "Egress"], "ingress": [], "egress": egress}
+
+
+def build_policy(
+    name: str, namespace: str, labels: Mapping[str, str], owner: Mapping[str, Any], spec: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Build the NetworkPolicy with a digest of itself, so that it is applied once."""
+    digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:16]
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {
+            "name": name,
+            "namespace": namespace,
+            "labels": dict(labels),
+            "annotations": {HASH_ANNOTATION: digest},
+            "ownerReferences": [dict(owner)],
+        },
+        "spec": dict(spec),
+    }
