@@ -170,7 +170,7 @@ class TrainingSpec(ApiModel):
 
     max_tokens_per_pass: Annotated[int, Field(ge=8, le=16_777_216)] | None = Field(
         None,
-        description="Tokens in one forward pass per device, padding included: bounds memory, and changes nothing that is learned but which numbers dropout draws. Default: on a GPU 8192 for a base below 1 billion parameters and else 4096, on a CPU 2048.",
+        description="Tokens in one forward pass per device, padding included: bounds memory, and changes nothing that is learned but which numbers dropout draws. Default: on a GPU 8192 for a base below 1 billion parameters and else 4096, on a CPU 1536.",
     )
 
     gradient_checkpointing: bool = Field(
