@@ -15,7 +15,8 @@ DEFAULT_DEVICES = ["cuda:0"]
 """What `--devices` means when it is not given; only this falls back to the CPU on a machine without CUDA."""
 
 CPU_TOKENS = 1536
-"""On a CPU larger micro-batches gain nothing: one of this size already keeps the cores busy, in 70 % of the memory of 2048."""
+"""On a CPU larger micro-batches gain nothing: one of this size already keeps the cores busy, in 70 % of
+the memory of 2048."""
 CUDA_TOKENS = 4096
 """On a GPU: by estimate 1.5 billion parameters take 18 GiB so, of the 24 GB that most cards have, and 7 billion 18 with
 gradient checkpointing. The base decides and not the free memory: with dropout micro-batches decide which numbers it
