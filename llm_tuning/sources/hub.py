@@ -127,7 +127,7 @@ class Hub:
         return SourceRefused(Terminal.NOT_FOUND, source, rule, f"look at {page}")
 
     def _not_found(self, source: Source) -> SourceRefused:
-        """A repository of the other kind may have the name; one request more tells."""
+        """Say whether a repository of the other kind has the name, which takes one request more."""
         other = Kind.MODEL if source.kind is Kind.DATASET else Kind.DATASET
         try:
             get(

@@ -197,7 +197,7 @@ def _pool(scheme: str, host: str, environ: Mapping[str, str]) -> Any:
 
 
 def _file(item: Any, name: str) -> RemoteFile:
-    """No hash: an ETag is the MD5 of some uploads only; as a tag it serves for all."""
+    """Return it without a hash: an ETag is the MD5 of some uploads only, and serves as a tag for all."""
     return RemoteFile(name, int(item.size), key=str(item.object_name), version=str(item.etag).strip('"'))
 
 
