@@ -190,9 +190,9 @@ class FlagWords:
     """The words of the command line, for `errors.in_words`."""
 
     def field(self, path: str) -> str:
-        """Return the setting's flag; its path where it has none."""
+        """Return the setting's flag, which takes a URI where it takes a path; its own path where it has none."""
         names = {".".join(flag.path): f"--{flag.name}" for flag in (*config_flags(), *option_flags())}
-        return names.get(path, path)
+        return names.get(path) or names.get(re.sub(r"\.uri$", ".path", path), path)
 
     def setting(self, path: str, value: str) -> str:
         """Return how a setting is given: `use --devices cpu`."""

@@ -319,6 +319,10 @@ class RunOptions(ApiModel):
 
     output_dir: PathText = Field("models", description="Folder of the adapters and registry.json.")
 
+    sources_dir: PathText = Field(
+        "sources", description="Folder of what is fetched by name: hf://, s3:// and https:// in place of a path."
+    )
+
     model_id: ModelId | None = Field(
         None,
         description="Name of the result; starting the same model_id again resumes it. Made from mode, base and time by default.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dataset_path", required=True, metavar="PATH", help=DatasetSpec.model_fields["path"].description
     )
     parser.add_argument("--llm_path", metavar="FOLDER", help="base model: its tokenizer and chat template are used")
+    sources = RunOptions.model_fields["sources_dir"]
+    parser.add_argument("--sources_dir", default=sources.default, metavar="FOLDER", help=sources.description)
     parser.add_argument("--tuning_mode", choices=list(MODES), default=mode.default, help=mode.description)
     parser.add_argument("--max_length", type=int, default=max_length.default, metavar="N", help=max_length.description)
     helps = {flag.name: flag.help for flag in config_flags()}
@@ -66,6 +69,20 @@ def _form(args: argparse.Namespace) -> RowForm:
     return mode.rows_by_settings(mode.settings.parse(values, where=mode.name))
 
 
+def _bring(args: argparse.Namespace) -> None:
+    """Put paths of this disk in the place of URIs and hub names; they are fetched where they are not here."""
+    from llm_tuning.progress.fetching import fetch_shown
+    from llm_tuning.sources.given import is_offline, local_path
+    from llm_tuning.sources.uri import Kind
+
+    for flag, kind in (("llm_path", Kind.MODEL), ("dataset_path", Kind.DATASET), ("eval_dataset_path", Kind.DATASET)):
+        given = getattr(args, flag)
+        if given is not None:
+            with fetch_shown() as watch:
+                root, offline = Path(args.sources_dir), is_offline(os.environ)
+                setattr(args, flag, local_path(given, kind, root, watch=watch, offline=offline))
+
+
 def run(args: argparse.Namespace) -> int:
     """Print the report and return the exit code; raises InputError if the data set is refused (not with --json)."""
     if not args.json:
@@ -79,6 +96,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    _bring(args)
     from llm_tuning.data.check import DatasetRefused, examine_dataset
     from llm_tuning.data.report import render_report
     from llm_tuning.data.sample import render_sample, sample_row

@@ -1,7 +1,7 @@
 """The command line, and `run_tuning()`: parse, build a TuningConfig, run it.
 
     python codes/tune_llm.py --llm_path P --dataset_path D [...]      train, register and track an adapter
-    tune-llm validate | registry | report | prove ...                 the links of the chain, alone
+    tune-llm validate | registry | report | sources | prove ...                 the links of the chain, alone
 
 It stays torch-free until a run really starts, so that help, refusals and small commands answer at once.
 """
@@ -33,6 +33,7 @@ SUBCOMMANDS = {
     "validate": "check a data set without training",
     "registry": "list, show, verify or rebuild the registered models",
     "report": "print the result of a finished run",
+    "sources": "list, fetch, verify or remove what comes from a hub, S3 or the web",
     "prove": "prove that a server's adapter takes effect",
 }
 EXIT_UNEXPECTED = 1
@@ -72,7 +73,10 @@ def run_tuning(  # noqa: PLR0917 - the documented names, in the documented order
         raise InputError([Problem(name, rule, did_you_mean(name, known, otherwise=see)) for name in unknown])
     given = {name: value for name, (value, default) in documented.items() if value != default} | flags
     given = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
-    return tune(*build(given, config=config))
+    from llm_tuning.run.given import with_local_paths
+
+    configuration, options = build(given, config=config)
+    return tune(with_local_paths(configuration, options), options)
 
 
 def build(given: dict[str, Any], *, config: str | Path | None) -> tuple[TuningConfig, RunOptions]:
@@ -144,15 +148,16 @@ def _run(arguments: Sequence[str]) -> int:
     set_up_logging(debug=debug)
     if not debug:
         quiet_libraries()
-    built = build(given, config=config)
+    configuration, options = build(given, config=config)
     from llm_tuning.cli import report
     from llm_tuning.run.devices import gpu_defaults
+    from llm_tuning.run.given import with_local_paths
     from llm_tuning.run.tune import tune
 
     os.environ.update(gpu_defaults(os.environ))  # this process is the run's own; run_tuning's caller keeps its own
 
-    model_id = tune(*built)
-    report.print_result(Path(built[1].output_dir), model_id)
+    model_id = tune(with_local_paths(configuration, options), options)
+    report.print_result(Path(options.output_dir), model_id)
     return 0
 
 

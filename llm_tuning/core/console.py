@@ -30,9 +30,20 @@ class _Printable(logging.Formatter):
         return printable(super().format(record))
 
 
+_ours: set[str] = set()
+"""Variables that this module has set, since nobody had."""
+
+
+def forced_offline() -> bool:
+    """Return whether HF_HUB_OFFLINE is set for the libraries alone: the user has not forbidden to fetch."""
+    return "HF_HUB_OFFLINE" in _ours
+
+
 def quiet_libraries() -> None:
-    """Keep the training libraries' warnings and bars off the terminal; models and data never come from a hub."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    """Keep the training libraries' warnings and bars off the terminal; they fetch nothing (`sources` does)."""
+    if "HF_HUB_OFFLINE" not in os.environ:
+        _ours.add("HF_HUB_OFFLINE")
+        os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -16,6 +16,7 @@ from llm_tuning.errors import InputError, Problem
 from llm_tuning.models.layout import CONFIG, TOKENIZER_CONFIG
 from llm_tuning.models.not_a_base import no_folder_problem, other_kind
 from llm_tuning.models.safetensors import read_header
+from llm_tuning.sources.store import source_at
 
 SAFETENSORS_INDEX = "model.safetensors.index.json"
 INDEX_BYTES = 2**26
@@ -33,7 +34,7 @@ class BaseModel:
 
     path: Path
     name: str
-    """Last part of the path: how the base is called in the registry and by the server."""
+    """How the base is called in the registry and by the server: see `base_name`."""
     architecture: str
     parameters: int
     weight_files: tuple[str, ...]
@@ -78,12 +79,18 @@ def inspect_base(path: str | Path, *, adapter_as: str = "") -> BaseModel:
     architectures = config.get("architectures") or [config.get("model_type", "unknown")]
     return BaseModel(
         path=folder,
-        name=folder.resolve().name,
+        name=base_name(folder),
         architecture=str(architectures[0]),
         parameters=parameters,
         weight_files=weight_files,
         has_fast_tokenizer=(folder / "tokenizer.json").exists(),
     )
+
+
+def base_name(folder: Path) -> str:
+    """Return the name of the source that a base was fetched from, else the last part of its path."""
+    source = source_at(folder)
+    return source.record.name if source is not None and source.record.kind == "model" else folder.resolve().name
 
 
 def weight_hash(base: BaseModel, cache: Path) -> str:

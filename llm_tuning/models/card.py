@@ -17,7 +17,7 @@ from llm_tuning.data.report import Report, summary_lines
 from llm_tuning.models.families import describe
 from llm_tuning.models.held_out_scores import calls_note
 from llm_tuning.models.layout import ADAPTER_WEIGHTS, CARD
-from llm_tuning.models.manifest import Manifest, hardware_line
+from llm_tuning.models.manifest import FromSource, Manifest, hardware_line
 from llm_tuning.modes import MODES, all_scores
 
 FOUR_BITS = "trained and evaluated on a base in 4 bits (NF4), to be served on the base in 16"
@@ -41,8 +41,10 @@ def write_model_card(folder: Path, manifest: Manifest, curve: str | None) -> Non
 def _front_matter(manifest: Manifest) -> str:
     """Build the metadata of a Hugging Face model card. JSON is YAML, so values are quoted as JSON."""
     tags = ["lora", "peft", *([] if manifest.mode in manifest.tags else [manifest.mode]), *manifest.tags]
+    dataset = manifest.dataset.source if manifest.dataset else None
     lines = [
-        f"base_model: {json.dumps(manifest.base.name)}",
+        f"base_model: {json.dumps(_hub_name(manifest.base.source) or manifest.base.name)}",
+        *([f"datasets: {json.dumps([name])}"] if (name := _hub_name(dataset)) else []),
         "library_name: peft",
         "pipeline_tag: text-generation",
         f"tags: {json.dumps(tags)}",
@@ -54,6 +56,7 @@ def _summary(manifest: Manifest) -> str:
     adapter = manifest.adapter
     rows = [
         ("Base", f"{_code(manifest.base.name)} ({_code(manifest.base.path)})"),
+        *([("Base from", _source(manifest.base.source))] if manifest.base.source else []),
         ("Mode", MODES[manifest.mode].title if manifest.mode in MODES else manifest.mode),
         ("Started from", _code(manifest.start_adapter.model_id) if manifest.start_adapter else "the base itself"),
         *([("Changes", _plain(describe(adapter.modules, adapter.left_out)))] if adapter and adapter.modules else []),
@@ -64,6 +67,18 @@ def _summary(manifest: Manifest) -> str:
     text = f"# {_plain(manifest.model_name or manifest.model_id)}\n\nA LoRA adapter"
     text += f": {_plain(manifest.description)}." if manifest.description else "."
     return f"{text}\n\n{_table(('', ''), rows)}"
+
+
+def _hub_name(source: FromSource | None) -> str:
+    """Return `owner/name` of what comes from the hub, "" for all else."""
+    if source is None or not source.uri.startswith("hf://"):
+        return ""
+    return source.uri.removeprefix("hf://").removeprefix("datasets/")
+
+
+def _source(source: FromSource) -> str:
+    part = f", {_code(source.selection)}" if source.selection else ""
+    return f"{_code(source.uri)}{part} at commit {_code(source.commit)}"
 
 
 def _mlflow(manifest: Manifest) -> str:
@@ -177,6 +192,8 @@ def _data(manifest: Manifest) -> str:
     else:
         counts = f"{data.rows:,} read, {data.kept:,} kept, {data.refused:,} refused"
         rows = [("Dataset", _code(data.path)), ("Rows", counts)]
+    if data.source is not None:
+        rows.append(("Rows from", _source(data.source)))
     return f"## Data\n\n{_table(('', ''), rows)}"
 
 

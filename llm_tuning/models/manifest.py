@@ -19,12 +19,34 @@ from llm_tuning.core.files import file_hash, read_file, write_json
 from llm_tuning.errors import InputError, Problem
 from llm_tuning.models.layout import ADAPTER_WEIGHTS, MANIFEST
 from llm_tuning.modes import MODES
+from llm_tuning.sources.store import source_at
 
 
 class Record(BaseModel):
     """A part of a manifest."""
 
     model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())
+
+
+class FromSource(Record):
+    """Where something was fetched from, once it lay on the disk: what `tune-llm sources fetch` gives again."""
+
+    uri: str
+    commit: str
+    selection: str = ""
+    """The file or `split=NAME` of a data set repository; "" is all that is taken of it."""
+    files: dict[str, str] = Field(default_factory=dict)
+    """sha256 of each file, by its path in the source."""
+
+    @classmethod
+    def of(cls, path: str) -> FromSource | None:
+        """Read where the file or folder `path` was fetched from; None where it was not."""
+        found = source_at(path)
+        if found is None:
+            return None
+        record = found.record
+        hashes = {name: file.sha256 for name, file in record.files.items()}
+        return cls(uri=record.uri, commit=record.commit, selection=record.selection, files=hashes)
 
 
 class BaseRecord(Record):
@@ -35,6 +57,7 @@ class BaseRecord(Record):
     weight_hash: str
     size: int | None = None
     """Bytes of the weight files, where known."""
+    source: FromSource | None = None
 
 
 class StartAdapterRecord(Record):
@@ -52,6 +75,7 @@ class RowsRecord(Record):
     rows: int = 0
     kept: int = 0
     refused: int = 0
+    source: FromSource | None = None
 
 
 class DatasetRecord(RowsRecord):

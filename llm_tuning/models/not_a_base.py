@@ -55,10 +55,7 @@ class Folder:
 
 def hub_fix(name: str) -> str:
     """Say how a model of the hub becomes a folder."""
-    folder = f"base/{name.rpartition('/')[2]}"
-    return (
-        f"it looks like a name on the hub: fetch it with `hf download {name} --local-dir {folder}`, and give {folder}"
-    )
+    return f"it looks like a name on the hub: {{set:model.uri=hf://{name}}}"
 
 
 def hub_name(text: str) -> str | None:

@@ -25,11 +25,22 @@ from llm_tuning.run.checks import ADAPTER, BASE, DATASET, EVALUATION, OUTPUT, TR
 from llm_tuning.sources.reasons import SourceRefused
 
 _CLAIM = "volume.claimName"
-_OWN = {"model_id": "metadata.name", "output_dir": f"spec.{_CLAIM}", "devices": "spec.resources.gpus"}
+_OWN = {
+    "model_id": "metadata.name",
+    "output_dir": f"spec.{_CLAIM}",
+    "sources_dir": f"spec.{_CLAIM}",
+    "devices": "spec.resources.gpus",
+}
 """What a TuningJob has in the place of a run's options."""
 _FULL_BYTES = 1 << 20
 _OUTPUT_FIX = f"give a claim that user {os.getuid()} may write to and that has room"
 _KEY_FIX = "keep the rows alone in the key, or put the file on the claim"
+
+
+_FOR_COMMANDS = {
+    "registry list": "models/registry.json on the claim",
+    "sources list": "the folder sources on the claim",
+}
 
 
 class SpecWords:
@@ -49,7 +60,7 @@ class SpecWords:
 
     def command(self, name: str) -> str:
         """Return what stands for a command: files of the claim, since there is no command line in a pod."""
-        return {"registry list": "models/registry.json on the claim"}.get(name, f"`tune-llm {name}`")
+        return _FOR_COMMANDS.get(name, f"`tune-llm {name}`")
 
 
 SPEC_WORDS = SpecWords()

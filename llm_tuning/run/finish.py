@@ -29,6 +29,7 @@ from llm_tuning.models.manifest import (
     AdapterRecord,
     BaseRecord,
     DatasetRecord,
+    FromSource,
     Manifest,
     MlflowRecord,
     RowsRecord,
@@ -164,7 +165,12 @@ def build_manifest(spec: RunSpec, *, devices: list[str], mlflow: MlflowRecord | 
         model_name=spec.model_id,
         mode=config.mode,
         created_at=utc_now(),
-        base=BaseRecord(path=config.model.path, name=spec.base_name, weight_hash=spec.base_weight_hash),
+        base=BaseRecord(
+            path=config.model.path,
+            name=spec.base_name,
+            weight_hash=spec.base_weight_hash,
+            source=FromSource.of(config.model.path),
+        ),
         start_adapter=StartAdapterRecord(model_id=start.model_id, weight_hash=start.weight_hash) if start else None,
         adapter=adapter_record(spec),
         configuration=shown_config(config).model_dump(mode="json", by_alias=True),
@@ -177,9 +183,15 @@ def build_manifest(spec: RunSpec, *, devices: list[str], mlflow: MlflowRecord | 
         training=training_record(spec),
         hardware=hardware_record(spec),
         devices=devices,
-        description=f"{config.mode} of {spec.base_name} on {Path(config.dataset.path).name}",
+        description=f"{config.mode} of {spec.base_name} on {rows_name(config.dataset.path)}",
         tags=[config.mode],
     )
+
+
+def rows_name(path: str) -> str:
+    """Return what a data set is called: by its source where it was fetched, else by its file or folder."""
+    source = FromSource.of(path)
+    return Path(path).name if source is None else source.uri.partition("?")[0].rpartition("/")[2]
 
 
 def adapter_record(spec: RunSpec) -> AdapterRecord:
@@ -204,9 +216,12 @@ def dataset_record(spec: RunSpec, report: dict[str, Any]) -> DatasetRecord:
     path, evaluation = spec.config.dataset.path, None
     if spec.evaluation_hash is not None:
         checked = report["evaluation"]
-        evaluation = RowsRecord(path=checked["path"], hash=spec.evaluation_hash, **report_counts(checked))
+        held_out = checked["path"]
+        source = FromSource.of(held_out)
+        evaluation = RowsRecord(path=held_out, hash=spec.evaluation_hash, source=source, **report_counts(checked))
     counts = report_counts(report)
-    return DatasetRecord(path=path, hash=spec.data_hash, evaluation=evaluation, report=report, **counts)
+    source = FromSource.of(path)
+    return DatasetRecord(path=path, hash=spec.data_hash, evaluation=evaluation, report=report, source=source, **counts)
 
 
 def report_counts(report: dict[str, Any]) -> dict[str, int]:

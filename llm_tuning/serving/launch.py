@@ -55,7 +55,7 @@ def serve(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
         got = shlex.join(arguments)
         raise InputError(Problem("arguments", f"must be 3 or 4, none a flag, got {got!r}", f"usage: {USAGE}"))
     timeout = _timeout(environment)
-    port, gpu_id, model_path = *arguments[:2], expand_home(arguments[2])
+    port, gpu_id, model_path = *arguments[:2], _base(expand_home(arguments[2]), environment)
     lora_path = expand_home(arguments[3]) if len(arguments) == 4 else None
     plan = plan_serving(
         port, gpu_id, model_path, lora_path, environment=environment, vllm=_vllm(environment), gpus=gpu_count()
@@ -86,6 +86,19 @@ def serve(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     if keep:
         _say(_how_to(plan, server.pid_file, environment))
     return EXIT_OK if proof is None or proof.verdict not in REJECTED else EXIT_FAILED
+
+
+def _base(given: str, environment: Mapping[str, str]) -> str:
+    """Return the folder of the base; one that is given by a hub's name or a URI is fetched where it is not here."""
+    if Path(given).exists():
+        return given
+    from llm_tuning.progress.fetching import fetch_shown
+    from llm_tuning.sources.given import is_offline, local_path
+    from llm_tuning.sources.uri import Kind
+
+    root = Path(expand_home(environment.get("SOURCES_DIR") or "sources"))
+    with fetch_shown() as watch:
+        return local_path(given, Kind.MODEL, root, watch=watch, offline=is_offline(environment))
 
 
 def _vllm(environment: Mapping[str, str]) -> Vllm | InputError:

@@ -147,7 +147,7 @@ def too_small(source: Source, root: Path, *, need: int | None, free: int) -> Sou
     """Build the refusal of a volume without room; `need` is None where only the end of it was met."""
     needs = "needs more than that" if need is None else f"still needs {_size(need)}"
     rule = f"{needs}, and {root} has {_size(free)} free"
-    fix = "make room, `{command:sources list}` shows what can go, or give a larger volume; what is there is kept"
+    fix = "make room, {command:sources list} shows what can go, or give a larger volume; what is there is kept"
     return SourceRefused(Terminal.ROOM, source, rule, fix)
 
 

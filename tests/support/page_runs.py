@@ -124,6 +124,7 @@ REPEATS = {"charts/llm-tuning/README.md": "docs/install.md"}
 NOT_RUN = {
     r"make (setup|vllm-env)": "what they make is what runs the tests",
     r"make (demo|test)": "the demo runs in no test, being one; this is a part of `make test`",
+    r"tune-llm --llm_path Qwen/|bash .* Qwen/|tune-llm sources list$": "a hub; tests/command/sources have their own",
     r"make gpu-check": "needs a GPU; tests/full/test_gpu_check.py runs the rehearsal",
     r"make images": "tests/command/release/test_images.py has the program behind it; the trainer's image takes minutes",
     r"(docker|kind) ": "no container engine, and no registry to push to",

@@ -108,7 +108,9 @@ def _chosen(path: Path, pattern: Path, found: list[Path], name: str) -> Located:
 def _missing(path: Path) -> Problem:
     text = str(path)
     if text.startswith(("http:", "https:", "hf:", "s3:", "gs:")):
-        return Problem(text, "is no path of this machine", "download it first, and give the file or its folder")
+        return Problem(
+            text, "is no path of this machine", "a name that is fetched is given to a run or as {field:dataset.uri}"
+        )
     if _MAGIC.search(text):
         return Problem(text, "matches no file", "check the pattern: * in a name, ** for folders below")
     if "," in text and all(map(os.path.exists, text.split(","))):
@@ -119,7 +121,6 @@ def _missing(path: Path) -> Problem:
     if mark and not name and os.path.exists(before):
         return Problem(text, "names nothing behind the #", f"give {before} alone, or the name of a list or split in it")
     if _HUB_NAME.fullmatch(text) and not path.parent.exists():
-        fetch = f"hf download --repo-type dataset {shown(text)} --local-dir FOLDER"
-        fix = f"if it is a hub's name: {fetch}, and give the folder"
+        fix = f"if it is a hub's name: {{set:dataset.uri=hf://datasets/{shown(text)}}}"
         return Problem(text, "does not exist", fix)
     return Problem(text, "does not exist", "check the path of the dataset")

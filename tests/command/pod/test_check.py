@@ -71,7 +71,7 @@ def test_skipped_rows_and_cut_ones_are_counted(claim: Claim) -> None:
         (
             {"model": {"path": "Qwen/Qwen3-0.6B"}},
             "BaseModelNotFound",
-            "does not exist; it looks like a name on the hub: fetch it with `hf download Qwen/Qwen3-0.6B --local-dir",
+            "does not exist; it looks like a name on the hub: set spec.model.uri to hf://Qwen/Qwen3-0.6B",
         ),
         ({"model": {"path": "datasets"}}, "BaseModelInvalid", "has no config.json"),
         ({"mode": "ppo"}, "DatasetInvalid", "MissingReward"),

@@ -140,7 +140,10 @@ def test_what_is_no_base_is_refused_with_the_rows_that_are_wrong(base: Path) -> 
         run("--dataset_path", dataset([*ROWS, {"prompt": "q"}]), "--llm_path", "Qwen/Qwen3-0.6B")
     said = str(error.value)
     assert "row 6: `output` is missing" in said
-    assert "model Qwen/Qwen3-0.6B: does not exist; it looks like a name on the hub: fetch it with `hf download" in said
+    assert (
+        "model Qwen/Qwen3-0.6B: does not exist; it looks like a name on the hub: use --llm_path hf://Qwen/Qwen3-0.6B"
+        in said
+    )
 
 
 def test_rows_to_evaluate_on_are_checked_by_the_same_names(base: Path, capsys: pytest.CaptureFixture[str]) -> None:

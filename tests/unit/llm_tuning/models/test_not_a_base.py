@@ -67,8 +67,7 @@ def test_a_name_on_the_hub_is_fetched_first(
     given: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    folder = f"base/{name.split('/')[1]}"
-    assert f"`hf download {name} --local-dir {folder}`, and give {folder}" in refusal(given).fix
+    assert refusal(given).fix == f"it looks like a name on the hub: {{set:model.uri=hf://{name}}}"
 
 
 @pytest.mark.parametrize("given", ["base/qwen", "/nowhere/qwen", "./a/b", "qwen", "a/b/c", "../Qwen/Qwen3"])
@@ -78,7 +77,7 @@ def test_a_path_that_is_not_there_is_no_name_on_the_hub(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "base").mkdir()
     problem = refusal(given)
-    assert (problem.rule, "hf download" in problem.fix) == ("does not exist", False)
+    assert (problem.rule, "hf://" in problem.fix) == ("does not exist", False)
 
 
 def adapter(folder: Path, *more: str) -> Path:

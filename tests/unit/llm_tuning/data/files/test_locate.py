@@ -70,7 +70,7 @@ def test_a_pattern_takes_its_files_in_the_order_of_their_names(tmp_path: Path) -
         ("none.json#train", "does not exist"),
         ("https://host/rows.json", "is no path of this machine"),
         ("hf://datasets/owner/rows", "is no path of this machine"),
-        ("owner/rows", "hf download --repo-type dataset owner/rows"),
+        ("owner/rows", "set dataset.uri to hf://datasets/owner/rows"),
     ],
 )
 def test_what_is_not_there_is_refused_with_what_it_may_be(
