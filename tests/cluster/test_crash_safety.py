@@ -25,13 +25,7 @@ from devcluster.cluster import Cluster
 from tests.support.api_proxy import ApiProxy, Write
 from tests.support.devcluster import load, own_cluster
 from tests.support.operator_process import OperatorProcess
-from tests.support.tuning_namespace import (
-    STAND_IN_IMAGE,
-    TuningNamespace,
-    tuning_job,
-    tuning_namespace,
-    wait_until,
-)
+from tests.support.tuning_namespace import TuningNamespace, tuning_job, tuning_namespace, wait_until
 
 pytestmark = [pytest.mark.timeout(900)]
 
@@ -39,17 +33,6 @@ AT_ONCE = 5
 """Cases at the same time: two cores run their pods and operators."""
 QUIET_SECONDS = 3.0
 JOB = "chain"
-COMMIT = "5f" * 20
-FROM_HUB = f"hf://owner/tiny@{COMMIT}"
-PLACE = f"""
-import json, shutil, sys
-from pathlib import Path
-folder = Path("/workspace/sources/hf/owner/tiny/{COMMIT}")
-shutil.copytree("/workspace/base/tiny", folder)
-record = dict(uri="hf://owner/tiny", commit="{COMMIT}", kind="model", name="tiny", files=dict())
-(folder / "source.json").write_text(json.dumps(record))
-"""
-"""Puts the base where a fetch of FROM_HUB finds it whole: so no hub is asked."""
 
 
 @dataclass(frozen=True)
@@ -76,14 +59,6 @@ class Case:
     def run(self, **spec: Any) -> End:
         """Apply the TuningJob and wait for its end; checks that nothing more is written then."""
         self.namespace.apply(tuning_job(JOB, **spec))
-        return self.end()
-
-    def run_from_hub(self) -> End:
-        """Run one whose base is named by URI, and is on the claim."""
-        self.namespace.run("place", STAND_IN_IMAGE, "python", "-c", PLACE)
-        job = tuning_job(JOB)
-        job["spec"]["model"] = {"uri": FROM_HUB}
-        self.namespace.apply(job)
         return self.end()
 
     def end(self, seconds: float = 150) -> End:
@@ -190,31 +165,6 @@ def test_killed_at_every_write_it_comes_to_the_same_end(
             return "equal" if found == end else f"{found} instead of {end}"
 
     cases = [(number, moment) for number in range(len(writes)) for moment in ("before", "after")]
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        results = list(pool.map(lambda at: one(*at), cases))
-    for (number, moment), result in zip(cases, results, strict=True):
-        print(f"killed {moment:>6} {writes[number]}: {result}")
-    assert set(results) == {"equal"}
-
-
-def test_killed_at_every_write_of_a_fetch_it_comes_to_the_same_end(node: Cluster, tmp_path: Path) -> None:
-    with case(node, tmp_path / "undisturbed") as running:
-        end = running.run_from_hub()
-        writes = [shortened(write) for write in running.proxy.writes]
-    assert (end.phase, end.children) == ("Succeeded", (f"{JOB}-check", f"{JOB}-fetch", f"{JOB}-train"))
-    print("writes:", json.dumps(writes))
-    of_fetch = next(number for number, write in enumerate(writes) if f"{JOB}-check" in write)
-    assert sum("networkpolicies" in write for write in writes[:of_fetch]) == 2
-
-    def one(number: int, moment: str) -> str:
-        with case(node, tmp_path / f"{number}-{moment}") as running:
-            was_killed = kill_at(running, number, moment)
-            found = running.run_from_hub()
-            if not was_killed():
-                return "never came to that write"
-            return "equal" if found == end else f"{found} instead of {end}"
-
-    cases = [(number, moment) for number in range(of_fetch + 1) for moment in ("before", "after")]
     with ThreadPoolExecutor(AT_ONCE) as pool:
         results = list(pool.map(lambda at: one(*at), cases))
     for (number, moment), result in zip(cases, results, strict=True):

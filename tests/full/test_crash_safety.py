@@ -2,19 +2,44 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from devcluster.cluster import Cluster
-from tests.cluster.test_crash_safety import JOB, End, _answers, case, node, undisturbed
+from tests.cluster.test_crash_safety import (
+    AT_ONCE,
+    JOB,
+    Case,
+    End,
+    _answers,
+    case,
+    kill_at,
+    node,
+    shortened,
+    undisturbed,
+)
 from tests.support.operator_process import OperatorProcess
-from tests.support.tuning_namespace import tuning_job, wait_until
+from tests.support.tuning_namespace import STAND_IN_IMAGE, tuning_job, wait_until
 
 pytestmark = [pytest.mark.timeout(900)]
+
+COMMIT = "5f" * 20
+FROM_HUB = f"hf://owner/tiny@{COMMIT}"
+PLACE = f"""
+import json, shutil, sys
+from pathlib import Path
+folder = Path("/workspace/sources/hf/owner/tiny/{COMMIT}")
+shutil.copytree("/workspace/base/tiny", folder)
+record = dict(uri="hf://owner/tiny", commit="{COMMIT}", kind="model", name="tiny", files=dict())
+(folder / "source.json").write_text(json.dumps(record))
+"""
+"""Puts the base where a fetch of FROM_HUB finds it whole: so no hub is asked."""
 
 __all__ = ["node", "undisturbed"]  # fixtures of the tests below
 
@@ -82,3 +107,37 @@ def test_the_kubelet_stops_and_starts(node: Cluster, undisturbed: tuple[End, lis
         time.sleep(5)
         node.start("kubelet")
         assert running.end() == undisturbed[0]
+
+
+def _run_from_hub(running: Case) -> End:
+    """Run one whose base is named by URI, and is on the claim."""
+    running.namespace.run("place", STAND_IN_IMAGE, "python", "-c", PLACE, seconds=300)
+    job = tuning_job(JOB)
+    job["spec"]["model"] = {"uri": FROM_HUB}
+    running.namespace.apply(job)
+    return running.end(seconds=400)
+
+
+def test_killed_at_every_write_of_a_fetch_it_comes_to_the_same_end(node: Cluster, tmp_path: Path) -> None:
+    with case(node, tmp_path / "undisturbed") as running:
+        end = _run_from_hub(running)
+        writes = [shortened(write) for write in running.proxy.writes]
+    assert (end.phase, end.children) == ("Succeeded", (f"{JOB}-check", f"{JOB}-fetch", f"{JOB}-train"))
+    print("writes:", json.dumps(writes))
+    of_fetch = next(number for number, write in enumerate(writes) if f"{JOB}-check" in write)
+    assert sum("networkpolicies" in write for write in writes[:of_fetch]) == 2
+
+    def one(number: int, moment: str) -> str:
+        with case(node, tmp_path / f"{number}-{moment}") as running:
+            was_killed = kill_at(running, number, moment)
+            found = _run_from_hub(running)
+            if not was_killed():
+                return "never came to that write"
+            return "equal" if found == end else f"{found} instead of {end}"
+
+    cases = [(number, moment) for number in range(of_fetch + 1) for moment in ("before", "after")]
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        results = list(pool.map(lambda at: one(*at), cases))
+    for (number, moment), result in zip(cases, results, strict=True):
+        print(f"killed {moment:>6} {writes[number]}: {result}")
+    assert set(results) == {"equal"}

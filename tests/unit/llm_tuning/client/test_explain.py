@@ -47,6 +47,20 @@ def stalled(reason: str, message: str) -> dict[str, Any]:
             "Nothing is wrong; watch it with kubectl tuning watch faq -n team.",
         ),
         (
+            {
+                **training(0),
+                "phase": "Fetching",
+                "progress": {
+                    "percent": 25,
+                    "bytes": 1_000_000_000,
+                    "totalBytes": 4_000_000_000,
+                    "bytesPerSecond": 5e7,
+                    "remainingSeconds": 60,
+                },
+            },
+            "faq is Fetching (1.0 of 4.0 GB at 50.0 MB/s, about 1:00 left). The trainer runs.",
+        ),
+        (
             stalled("Unschedulable", "no node has a free GPU; wait, or add nodes"),
             "faq is Training. It makes no progress, for 5 min: Unschedulable: no node has a free GPU; "
             "wait, or add nodes. "
@@ -62,7 +76,7 @@ def stalled(reason: str, message: str) -> dict[str, Any]:
             "faq is Queued. Job faq-train waits. That is so, for 5 min.",
         ),
     ],
-    ids=["unseen", "failed", "succeeded", "training", "stalled", "suspended", "queued"],
+    ids=["unseen", "failed", "succeeded", "training", "fetching", "stalled", "suspended", "queued"],
 )
 def test_a_job(status: dict[str, Any] | None, want: str) -> None:
     assert explain_job(job(status), NOW).startswith(want)

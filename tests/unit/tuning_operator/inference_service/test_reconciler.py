@@ -8,20 +8,23 @@ from typing import Any
 import pytest
 
 from llm_tuning.agent.contract import Report
+from llm_tuning.pod.roles import FETCH
 from tests.support.memory_cluster import MemoryCluster
-from tests.support.operator_objects import SETTINGS, START, Raw
+from tests.support.operator_objects import SETTINGS, START, Raw, make_pod
 from tests.support.service_objects import SERVICE_UID, make_service, make_serving_pod, told
 from tuning_operator.core.cache import (
     BUDGETS,
     CONFIG_MAPS,
     DEPLOYMENTS,
     INFERENCE_SERVICES,
+    JOBS,
     KINDS,
     PODS,
     SERVICES,
     SERVING,
     Cache,
 )
+from tuning_operator.core.conditions import timestamp
 from tuning_operator.core.errors import AlreadyExists, Conflict, Forbidden
 from tuning_operator.core.metrics import Metrics
 from tuning_operator.core.queue import WorkQueue
@@ -236,3 +239,91 @@ async def test_one_that_is_gone_is_forgotten(serving: Bench) -> None:
     assert serving.agents.reports(KEY) == {}
     assert serving.cluster.writes == []
     assert copy.copy(serving.store.sizes())[INFERENCE_SERVICES] == 0
+
+
+# --- with a base that is fetched -------------------------------------------------------------------------------------
+
+FETCHED = {
+    "ok": True,
+    "reason": "Fetched",
+    "sources": {"model": {"revision": "abc123", "path": "sources/hf/owner/tiny/abc123"}},
+}
+
+
+def end_the_fetch(bench: Bench) -> None:
+    """The Job controller and a kubelet do their work."""
+    ((_, name),) = bench.cluster.objects[JOBS]
+    job = bench.cluster.get(JOBS, name) or {}
+    pod = make_pod(FETCH, phase="Succeeded", result=FETCHED, job_uid=job["metadata"]["uid"], owner=SERVICE_UID)
+    pod["metadata"]["labels"] = job["spec"]["template"]["metadata"]["labels"]
+    bench.cluster.add(PODS, pod)
+    ended = {"type": "Complete", "status": "True", "lastTransitionTime": timestamp(START)}
+    job["status"] = {"conditions": [ended], "succeeded": 1}
+    bench.cluster.change(JOBS, job)
+
+
+async def test_a_base_by_uri_is_fetched_then_served_and_then_nothing_is_written(bench: Bench) -> None:
+    bench.cluster.add(INFERENCE_SERVICES, make_service(model={"uri": "hf://owner/tiny"}))
+    await bench.settle()
+    assert bench.ready() == ("False", "Fetching")
+    assert bench.cluster.get(DEPLOYMENTS, "faq") is None
+    end_the_fetch(bench)
+    await bench.settle()
+    assert bench.status["model"]["revision"] == "abc123"
+    assert bench.cluster.get(DEPLOYMENTS, "faq") is not None
+    bench.cluster.writes.clear()
+    bench.queue.add(KEY)
+    await bench.settle()
+    assert bench.cluster.writes == []
+
+
+async def test_the_job_of_a_fetch_may_go_and_another_uri_is_another_job(bench: Bench) -> None:
+    bench.cluster.add(INFERENCE_SERVICES, make_service(model={"uri": "hf://owner/tiny"}))
+    await bench.settle()
+    end_the_fetch(bench)
+    await bench.settle()
+    ((_, first),) = bench.cluster.objects[JOBS]
+    raw = bench.cluster.get(INFERENCE_SERVICES, "faq") or {}
+    raw["spec"]["model"] = {"uri": "hf://owner/other"}
+    raw["metadata"]["generation"] = 2
+    bench.cluster.change(INFERENCE_SERVICES, raw)
+    await bench.settle()
+    going = {name: "deletionTimestamp" in job["metadata"] for (_, name), job in bench.cluster.objects[JOBS].items()}
+    assert going.pop(first) is True
+    assert list(going.values()) == [False]
+    assert bench.status["model"]["uri"] == "hf://owner/tiny", "that is what is served until the other is whole"
+
+
+@pytest.mark.parametrize("number", range(9))
+async def test_killed_at_any_write_of_a_fetch_it_comes_to_the_same_objects(number: int) -> None:
+    async def life(kill_at: int | None) -> dict[str, list[str]]:
+        bench = Bench()
+        bench.cluster.add(INFERENCE_SERVICES, make_service(model={"uri": "hf://owner/tiny"}))
+
+        def hook(moment: str, write: str) -> None:
+            if moment == "before" and len(bench.cluster.writes) == kill_at:
+                bench.cluster.hook = lambda moment, write: None
+                raise Killed
+
+        bench.cluster.hook = hook
+        for act in (None, end_the_fetch):
+            if act is not None:
+                act(bench)
+            try:
+                await bench.settle()
+            except Killed:
+                again = Bench()
+                again.cluster = again.worker.cluster = bench.cluster  # type: ignore[assignment]
+                for kind in KINDS:
+                    bench.cluster.watch[kind].clear()
+                    items, version = await bench.cluster.list_all(kind, None)
+                    again.store.apply_list(kind, items, version, None)
+                bench = again
+                await bench.settle()
+        return {kind: sorted(name for _, name in bench.cluster.objects[kind]) for kind in KINDS}
+
+    assert await life(number) == await life(None)
+
+
+class Killed(BaseException):
+    """The process is gone at this moment."""
