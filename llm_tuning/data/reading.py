@@ -16,7 +16,7 @@ from llm_tuning.data.files.content import FORMAT_NAMES, DataFile, Format, look_a
 from llm_tuning.data.files.csv_rows import read_csv
 from llm_tuning.data.files.json_lines import read_json_lines
 from llm_tuning.data.files.json_list import read_json_array, read_json_member
-from llm_tuning.data.files.json_object import holds_rows, object_problem, outline_of
+from llm_tuning.data.files.json_object import holds_columns, holds_rows, object_problem, outline_of
 from llm_tuning.data.files.locate import Located, locate, split_off
 from llm_tuning.data.files.parquet import read_parquet
 from llm_tuning.data.files.rows import Row
@@ -121,15 +121,17 @@ class DatasetFile:
                 return read_csv(file)
 
 
-def one_object_problem(path: Path, *, is_row: bool) -> Problem | None:
+def one_object_problem(path: Path, *, is_row: bool, has_shape: bool) -> Problem | None:
     """Build the problem of a file with one line: what the object on it is instead of a row. Raises InputError.
 
-    None for one that `is_row`, good or bad, or on one line as rows are, unless its lists or columns say otherwise.
+    None for one that `is_row`, good or bad, or on one line as rows are, unless its lists or columns say otherwise;
+    lists do not where the object has the shape of a row, which may hold some.
     """
     file = look_at(locate(path).files[0]).stored
     outline = outline_of(file)
     is_row = is_row or outline.first_line == outline.last_line
-    return None if is_row and not holds_rows(outline) else object_problem(file.path, outline)
+    other = holds_columns(outline) if has_shape else holds_rows(outline)
+    return None if is_row and not other else object_problem(file.path, outline)
 
 
 def check_readable(path: Path) -> None:

@@ -119,7 +119,8 @@ def _copy_facts(report: Report, parser: RowParser, tokenizer: RowTokenizer | Non
 def _find_problems(report: Report, *, skip_invalid_rows: bool, fewest: int) -> None:
     if report.format == "jsonl" and (report.files, report.rows) == (1, 1) and report.refusals:
         is_row = not any(refused.reason in _DEFECTS for refused in report.refusals)
-        if (problem := one_object_problem(Path(report.path), is_row=is_row)) is not None:
+        has_shape = report.shape is not None
+        if (problem := one_object_problem(Path(report.path), is_row=is_row, has_shape=has_shape)) is not None:
             report.refuse(problem)
             report.refusals = []  # their remedies are for a row, which the object is none of
             return

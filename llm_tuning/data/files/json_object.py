@@ -14,6 +14,8 @@ MAX_MEMBERS = 1000
 """Members of an object kept; what has more of them is a table by its index."""
 NAME_THE_LIST = "name the list: "
 _OF_A_MESSAGE = ("role", "content", "from", "value")
+_OF_A_ROW = ("tools", "functions")
+"""Lists of objects that one row has beside its messages."""
 _AS_RECORDS = "with pandas: to_json(path, orient='records', lines=True)"
 
 
@@ -78,11 +80,12 @@ def _member(text: JsonText) -> Member:
 
 
 def lists_of(outline: Outline) -> list[str]:
-    """Return the names under which a file holds lists of rows; the messages of one conversation are none."""
+    """Return the names under which a file holds lists of rows; the messages and tools of one row are none."""
     return [
         member.name
         for member in outline.members
-        if member.kind == "[" and member.first == "{" and member.first_name not in _OF_A_MESSAGE
+        if member.kind == "[" and member.first == "{"
+        if member.first_name not in _OF_A_MESSAGE and member.name not in _OF_A_ROW
     ]
 
 
@@ -91,7 +94,7 @@ def object_problem(path: Path, outline: Outline) -> Problem:
     if lists := lists_of(outline):
         exact = " or ".join(f"{path}#{shown(name)}" for name in lists)
         return Problem(str(path), "is one JSON object that holds lists of rows", f"{NAME_THE_LIST}{exact}")
-    if _holds_columns(outline):
+    if holds_columns(outline):
         return Problem(str(path), "holds columns, not rows", f"save it by rows, {_AS_RECORDS}")
     fix = "write a JSON array of rows [...] or one row a line"
     return Problem(str(path), "is one JSON object, not a list of rows", fix)
@@ -99,10 +102,10 @@ def object_problem(path: Path, outline: Outline) -> Problem:
 
 def holds_rows(outline: Outline) -> bool:
     """Return whether the object holds rows under names, or a table by its columns."""
-    return bool(lists_of(outline)) or _holds_columns(outline)
+    return bool(lists_of(outline)) or holds_columns(outline)
 
 
-def _holds_columns(outline: Outline) -> bool:
+def holds_columns(outline: Outline) -> bool:
     """Return whether this is a table as pandas writes it by default, or by columns, split or index."""
     members = outline.members
     if {"columns", "index", "data"} == {member.name for member in members}:

@@ -128,6 +128,39 @@ def test_the_fault_of_the_only_row_is_named(tmp_path: Path, row: Any, parts: lis
             check(path, None)
 
 
+TOOLS = [{"type": "function", "function": {"name": "now"}}]
+ASKED = {"role": "user", "content": "a"}
+CALLED = {"role": "assistant", "tool_calls": [{"function": {"name": "now", "arguments": "{now}"}}]}
+
+
+@pytest.mark.parametrize(
+    ("row", "parts"),
+    [
+        ({"tools": TOOLS, "messages": [ASKED, CALLED]}, ["row 1, messages[1].tool_calls[0]", "NotACall"]),
+        ({"functions": [{"name": "now"}], "messages": [ASKED, CALLED]}, ["row 1, messages[1]", "NotACall"]),
+        ({"tools": TOOLS, "messages": [ASKED]}, ["row 1", "NoAssistantTurn"]),
+        ({"tools": TOOLS, "prompt": "a"}, ["row 1", "`output` is missing"]),
+        ({"messages": [{"name": "bob", **ASKED}]}, ["row 1", "NoAssistantTurn"]),
+        ({"messages": [ASKED], "choices": [{"index": 0, "message": CALLED}]}, ["row 1", "`choices`", "Ambiguous"]),
+    ],
+    ids=["a call", "an older call", "no answer", "no output", "a name first", "choices beside it"],
+)
+def test_the_only_row_may_hold_lists_of_its_own(tmp_path: Path, row: Any, parts: list[str]) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(lines(row))
+    with pytest.raises(DatasetRefused) as error:
+        check(path, None)
+    assert all(part in str(error.value) for part in parts), str(error.value)
+    assert len(error.value.problems) == 1
+
+
+def test_the_only_row_over_several_lines_is_one_object_and_not_a_list_of_its_tools(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps({"tools": TOOLS, "messages": [ASKED, CALLED]}, indent=1))
+    with pytest.raises(DatasetRefused, match=r"is one JSON object, not a list of rows; write a JSON array of rows"):
+        check(path, None)
+
+
 @pytest.mark.parametrize("indent", [None, 1])
 def test_one_object_larger_than_is_read_at_once_is_named_too(tmp_path: Path, indent: int | None) -> None:
     path = tmp_path / "rows.json"
