@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import IO
@@ -111,7 +112,7 @@ def down(name: str) -> None:
     if pid is not None:
         os.kill(pid, signal.SIGTERM)
         deadline = time.monotonic() + DOWN_SECONDS
-        while (state / "launcher.pid").exists():
+        while (state / "launcher.pid").exists() or _has_janitor(state):
             if time.monotonic() > deadline:
                 raise ClusterError(f"cluster {name} is not gone after {DOWN_SECONDS:.0f} s; see {state / 'log'}")
             time.sleep(0.1)
@@ -151,6 +152,15 @@ def _launcher_pid(state: Path) -> int | None:
     except (OSError, ValueError):
         return None
     return pid if f"devcluster.launcher\0{state}" in command else None
+
+
+def _has_janitor(state: Path) -> bool:
+    """Whether the process that cleans up is still there: it ends a moment after all else is gone."""
+    for command in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            if f"devcluster.janitor\0{state}\0".encode() in command.read_bytes():
+                return True
+    return False
 
 
 def _take_slot() -> tuple[int, IO[str]]:
