@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from typing import Any
 
 from llm_tuning.data.faults import shown
@@ -18,6 +19,8 @@ _MAY_BE_NULL = frozenset(("default", "const", "examples", "enum"))
 _OF_AN_OBJECT = frozenset(("$ref", "$dynamicRef", "allOf", "anyOf", "oneOf", "if", "properties"))
 _DEPTH = 64
 """Levels of a schema; deeper ones are broken, or made to be."""
+_PATTERN_SECONDS = 1.0
+"""Of processor time for one `pattern` and value: most take microseconds, and some that repeat repetitions years."""
 _PYTHON_TYPES: Mapping[str, tuple[type, ...]] = {
     "object": (dict,),
     "array": (list,),
@@ -37,6 +40,10 @@ class BrokenSchema(ValueError):  # noqa: N818 - the schema is broken, the progra
         super().__init__(f"{path} {rule}")
 
 
+class _EndlessError(Exception):
+    """A pattern, its argument, takes too long to match."""
+
+
 class Schema:
     """The parameters of one tool."""
 
@@ -46,6 +53,7 @@ class Schema:
         self._simple = parameters is None or _is_simple(parameters)
         self._names = frozenset((parameters or {}).get("properties") or ())
         self._validator: Any = None
+        self._endless: BrokenSchema | None = None
         if parameters is None:
             return
         if parameters and parameters.get("type") != "object" and not _OF_AN_OBJECT & parameters.keys():
@@ -54,7 +62,20 @@ class Schema:
             self._validator = _compile(parameters)
 
     def fault(self, arguments: Mapping[str, Any]) -> tuple[str, str] | None:
-        """Return where in the schema `arguments` do not fit and what is wrong, None where they fit."""
+        """Return where in the schema `arguments` do not fit and what is wrong, None where they fit.
+
+        Raises BrokenSchema for what only a call shows: a `$ref` to nowhere, a pattern that takes too long.
+        """
+        if self._endless is not None:
+            raise self._endless
+        try:
+            return self._fault(arguments)
+        except _EndlessError as endless:
+            rule = f"has the pattern {shown(str(endless))}, which takes too long: it repeats what repeats itself"
+            self._endless = BrokenSchema("", rule)
+            raise self._endless from None
+
+    def _fault(self, arguments: Mapping[str, Any]) -> tuple[str, str] | None:
         if self._parameters is None:
             return ("", "the tool takes no arguments, and the call has some") if arguments else None
         if self._names and any(value is None for value in arguments.values()):
@@ -155,7 +176,7 @@ def _fits(value: Any, schema: Mapping[str, Any]) -> bool:
         )
     if type(value) is str:
         return _within(len(value), schema, "minLength", "maxLength") and (
-            "pattern" not in schema or re.search(schema["pattern"], value) is not None
+            "pattern" not in schema or _matches(schema["pattern"], value)
         )
     return type(value) is bool or value is None or _within(value, schema, "minimum", "maximum")
 
@@ -164,11 +185,24 @@ def _within(number: float, schema: Mapping[str, Any], least: str, most: str) -> 
     return (least not in schema or number >= schema[least]) and (most not in schema or number <= schema[most])
 
 
+def _matches(pattern: str, text: str) -> bool:
+    """Search `text`; Python's own `re` could not be stopped, and a row brings the pattern. Raises _EndlessError."""
+    import regex  # type: ignore[import-untyped]
+
+    try:
+        return regex.search(pattern, text, timeout=_PATTERN_SECONDS) is not None
+    except TimeoutError:
+        raise _EndlessError(pattern) from None
+
+
 def _compile(parameters: Mapping[str, Any]) -> Any:
     from jsonschema.exceptions import SchemaError
     from jsonschema.validators import Draft202012Validator, validator_for
     from referencing import Registry
 
+    if _has(parameters, "patternProperties") and _has(parameters, "unevaluatedProperties"):
+        rule = "has `patternProperties` with `unevaluatedProperties`; use `additionalProperties`"
+        raise BrokenSchema("", rule)
     kind = validator_for(parameters, default=Draft202012Validator)
     try:
         kind.check_schema(parameters)
@@ -177,9 +211,50 @@ def _compile(parameters: Mapping[str, Any]) -> Any:
     except Exception as error:  # a metaschema that is not known, say
         raise BrokenSchema("", f"is not valid JSON Schema ({type(error).__name__})") from None
     # Without a registry of its own the library would fetch what a `$ref` names from the network.
-    validator = kind(parameters, registry=Registry())
+    validator = _with_bounded_patterns(kind)(parameters, registry=Registry())
     _first_fault(validator, {})
     return validator
+
+
+def _has(schema: Any, keyword: str) -> bool:
+    parts = schema.values() if isinstance(schema, Mapping) else schema if isinstance(schema, list) else ()
+    return (isinstance(schema, Mapping) and keyword in schema) or any(_has(part, keyword) for part in parts)
+
+
+@cache
+def _with_bounded_patterns(kind: Any) -> Any:
+    """Return the library's validator with `_matches` where it takes the patterns of a schema itself."""
+    from jsonschema.exceptions import ValidationError
+    from jsonschema.validators import extend
+
+    def pattern(validator: Any, wanted: str, value: Any, schema: Any) -> Iterator[Any]:
+        if validator.is_type(value, "string") and not _matches(wanted, value):
+            yield ValidationError("does not match")
+
+    def pattern_properties(validator: Any, wanted: Any, value: Any, schema: Any) -> Iterator[Any]:
+        for known, part in wanted.items():
+            for name in value if validator.is_type(value, "object") else ():
+                if _matches(known, name):
+                    yield from validator.descend(value[name], part, path=name, schema_path=known)
+
+    def additional_properties(validator: Any, wanted: Any, value: Any, schema: Any) -> Iterator[Any]:
+        known, patterns = schema.get("properties", {}), schema.get("patternProperties", {})
+        names = value if validator.is_type(value, "object") else ()
+        for name in names:
+            if name not in known and not any(_matches(pattern, name) for pattern in patterns):
+                if wanted is False:
+                    yield ValidationError("is not known")
+                elif validator.is_type(wanted, "object"):
+                    yield from validator.descend(value[name], wanted, path=name)
+
+    return extend(
+        kind,
+        {
+            "pattern": pattern,
+            "patternProperties": pattern_properties,
+            "additionalProperties": additional_properties,
+        },
+    )
 
 
 def _first_fault(validator: Any, arguments: Mapping[str, Any]) -> tuple[str, str] | None:
