@@ -110,6 +110,11 @@ def is_true(value: Any) -> bool:
     return flag(value) is True
 
 
+def is_cut(value: Any) -> bool:
+    """Return whether a server says by `value` that it ended an answer before the model did."""
+    return value is True or (isinstance(value, str) and plain(value.strip()) in _CUT)
+
+
 def is_for_evaluation(value: Any) -> bool:
     """Return whether a row's split is one that nobody trains on."""
     return isinstance(value, str) and plain(value.strip()) in _EVALUATION
@@ -137,6 +142,7 @@ def is_prose(value: Any) -> bool:
     return isinstance(value, str) and len(value.split()) > 1
 
 
+_CUT = _words("length maxtokens maxlength modellength contentfilter aborted abort incomplete")
 _EVALUATION = _words("test validation valid val dev eval evaluation holdout heldout")
 
 KINDS = (
@@ -268,6 +274,15 @@ KINDS = (
             "deleted is_deleted exclude excluded ignore ignored skip incorrect is_incorrect wrong is_wrong is_bad"
         ),
         matters=is_true,
+    ),
+    FieldKind(
+        "cut",
+        "an answer that was cut off",
+        "says that the answer was cut off, and it would be learned as a whole one that ends there",
+        "leave such rows out, or remove the field where the answer is whole",
+        row=_words("finish_reason stop_reason done_reason truncated is_truncated was_truncated is_cut_off"),
+        turn=_words("finish_reason stop_reason done_reason truncated is_truncated was_truncated"),
+        matters=is_cut,
     ),
     FieldKind(
         "masks",

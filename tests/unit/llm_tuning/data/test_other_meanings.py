@@ -7,7 +7,33 @@ import pytest
 from llm_tuning.data.faults import Reason
 from tests.support.other_rows import CHAT, Refused, Row, assert_refused, assistant, user
 
+CUT = "`{}` says that the answer was cut off"
 REFUSED: list[Refused] = [
+    # Answers that a server ended before the model did.
+    *(
+        (
+            f"cut by {name} {value}",
+            {"messages": CHAT, name: value},
+            Reason.UNSUPPORTED_FIELD,
+            CUT.format(name),
+            "leave such",
+        )
+        for name, value in (
+            ("finish_reason", "length"),
+            ("finish_reason", "content_filter"),
+            ("stop_reason", "max_tokens"),
+            ("done_reason", "length"),
+            ("finishReason", "MAX_TOKENS"),
+            ("truncated", True),
+        )
+    ),
+    (
+        "a cut turn",
+        {"messages": [user("q"), {"role": "assistant", "content": "a", "finish_reason": "length"}]},
+        Reason.UNSUPPORTED_FIELD,
+        CUT.format("finish_reason"),
+        "leave such",
+    ),
     # Preferences and judgements.
     (
         "LLaMA-Factory DPO",

@@ -31,6 +31,7 @@ MATTERS: dict[str, Any] = {
     "label": False,
     "judgement": False,
     "left out": True,
+    "cut": "length",
     "token ids": [1, 2],
     "masks": [0, 1],
     "train on input": True,
