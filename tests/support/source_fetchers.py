@@ -14,7 +14,8 @@ from pathlib import Path
 from llm_tuning.sources.fetch import fetch
 from llm_tuning.sources.patience import Limits
 from llm_tuning.sources.uri import parse_uri
-fetched = fetch(parse_uri(sys.argv[1], "model"), Path(sys.argv[2]), limits=Limits(backoff_seconds=0.05))
+limits = Limits(backoff_seconds=0.05, stale_seconds=1000)  # who is dead is known by its lock, not by its silence
+fetched = fetch(parse_uri(sys.argv[1], "model"), Path(sys.argv[2]), limits=limits)
 print(fetched.moved, fetched.path)
 """
 
