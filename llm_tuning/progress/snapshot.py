@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -20,6 +20,7 @@ class Snapshot:
     step: int = 0
     total_steps: int = 0
     """0 while it is not known."""
+    _: KW_ONLY
     epoch: float = 0.0
     tokens_per_second: float | None = None
     remaining_seconds: float | None = None

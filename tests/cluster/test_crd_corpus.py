@@ -15,6 +15,7 @@ from devcluster.cluster import Clients
 from llm_tuning.api import Condition, Evaluation, Progress, TuningJobStatus
 from llm_tuning.api.inference_service import AdapterStatus, InferenceServiceStatus
 from llm_tuning.api.kube import API_VERSION
+from llm_tuning.api.sources import SourceStatus
 from tests.support.api_proxy import client_context, server_of
 from tests.support.spec_corpus import CORPORA, INFERENCE_SERVICE, TUNING_JOB, Case, Change, Corpus
 
@@ -139,6 +140,7 @@ async def test_defaults_of_a_service_show_in_the_stored_object(api: httpx.AsyncC
 
 
 CONDITION = Condition(type="Ready", status="Unknown", reason="Waiting", message="step 4", observed_generation=1)
+SOURCE = SourceStatus(uri="hf://team/base@main", revision="0" * 40, path="sources/hf/team/base/" + "0" * 40)
 JOB_STATUS = TuningJobStatus(
     observed_generation=1,
     phase="Training",
@@ -156,6 +158,8 @@ JOB_STATUS = TuningJobStatus(
         {name: 5 if name == "held_out_rows" else 1.5 for name in Evaluation.model_fields}
     ),
     conditions=[CONDITION],
+    model=SOURCE,
+    dataset=SOURCE,
 )
 SERVICE_STATUS = InferenceServiceStatus(
     observed_generation=1,
@@ -174,6 +178,7 @@ SERVICE_STATUS = InferenceServiceStatus(
         )
     ],
     conditions=[CONDITION],
+    model=SOURCE,
 )
 
 

@@ -141,7 +141,8 @@ def _train(told: dict[str, float]) -> None:
             step = min(total, 1 + int(passed))
             left = max(0.0, seconds - passed)
             metrics = {"train/loss": 3.0 - 2.0 * step / total}
-            endpoint.show(Snapshot("training", step, total, step / total, 1000.0, left, metrics, stepping=True))
+            now = {"epoch": step / total, "tokens_per_second": 1000.0, "remaining_seconds": left, "metrics": metrics}
+            endpoint.show(Snapshot("training", step, total, **now, stepping=True))
         while time.monotonic() - began < min(passed + 1.0, seconds):
             if not deaf:
                 raise_if_stopped("in a step of the stand-in")
