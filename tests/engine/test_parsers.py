@@ -72,7 +72,7 @@ REAL = [
     Real("lfm2_2_5_vl", "lfm2", CHATML, "lfm2"),
     Real(
         "deepseek_r1_distill",
-        "r1_distill",
+        "r1_distill_fast",
         ("<｜end▁of▁sentence｜>",),
         None,
         "deepseek_r1",

@@ -254,7 +254,9 @@ def test_a_finished_model_id_is_returned_at_once_and_another_configuration_is_re
     assert "finished already" in again.output
     other = forked_run([*argv, "--seed", 7, "--save_steps", 9])
     assert other.code == 64, other.output
-    said = r"model_id: m is finished with another configuration: training\.seed \d+, now 7; choose another"
+    said = (
+        r"model_id \(--model_id\): m is finished with another configuration: training\.seed \d+, now 7; choose another"
+    )
     assert re.search(said, other.output), other.output
     assert adapter_hash(Path()) == undisturbed["sft"]
 
@@ -311,7 +313,8 @@ def test_a_late_loss_that_is_no_number_leaves_the_checkpoints_of_a_first_run(tin
     argv = [*arguments(base, rows, "sft"), *(part for name, value in flags.items() for part in (f"--{name}", value))]
     ended = forked_run(argv)
     assert ended.code == 64, ended.output
-    said = r"model.path: gives numbers that are not finite in float32 for rows .* without any adapter \(at step \d+\)"
+    gives = r"gives numbers that are not finite in float32 for rows .* without any adapter \(at step \d+\)"
+    said = rf"model\.path \(--llm_path\): {gives}"
     assert re.search(said, ended.output), "the base is to blame, and not the learning rate"
     assert steps_taken(), "the row came first: choose another seed"
     left = sorted(path.name for path in Path("models/.work/m/checkpoints").iterdir())

@@ -143,10 +143,10 @@ def test_each_edge_has_its_fields_and_a_base_that_takes_most_of_the_card_is_told
         raise NO_ROOM
     (problem,) = caught.value.problems
     flags = problem.in_words(FLAG_WORDS).fix
-    assert flags.startswith("use --max_tokens_per_pass 1024 or use --quantization 4bit; a row longer than a pass")
+    assert flags.startswith("use --max_tokens_per_pass 768 or use --quantization 4bit; a row longer than a pass")
     assert message_of(caught.value, None) == (
-        "spec.training.maxTokensPerPass: is 2048, with which GPU 0 ran out of memory in training (0.0 GiB, of which "
-        "this run held 0.0 GiB; 1.5 GiB more was wanted); set spec.training.maxTokensPerPass to 1024 or set "
+        "spec.training.maxTokensPerPass: is 1536, with which GPU 0 ran out of memory in training (0.0 GiB, of which "
+        "this run held 0.0 GiB; 1.5 GiB more was wanted); set spec.training.maxTokensPerPass to 768 or set "
         "spec.model.quantization to 4bit; a row longer than a pass is limited by spec.training.maxLength alone"
     )
 
