@@ -124,7 +124,7 @@ def _in_spec_word(problem: Problem, job: PodJob | None) -> Problem:
         field = "model.adapter.tuningJob" if job.input.spec.model.adapter.tuning_job else ADAPTER
     if field == BASE:
         where = where.removeprefix("model ")
-        fix = _hub_fix(job) or fix
+        fix = in_words(_hub_fix(job), SPEC_WORDS) or fix
     if not field and where in _OWN:
         return Problem(_OWN[where], rule, fix)
     if not field:

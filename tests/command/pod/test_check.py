@@ -26,7 +26,7 @@ def test_rows_to_evaluate_on_are_counted_and_those_that_training_has_seen_are_sa
     (datasets / "eval.jsonl").write_text(json.dumps({"prompt": "another one", "output": "yes"}) + f"\n{seen}\n")
     ended = claim.run("check", dataset={"path": "datasets/good.jsonl", "evaluation": "datasets/eval.jsonl"})
     assert ended.code == 0, ended.log
-    assert "; evaluation: 1 of 2 rows are scored" in ended.result["message"]
+    assert "; evaluation: 1 of 2 rows is scored" in ended.result["message"]
     assert "Warning: evaluation: row 2 has its prompt among the training rows" in ended.result["message"]
 
 
