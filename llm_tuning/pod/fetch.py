@@ -37,7 +37,6 @@ from llm_tuning.sources.fetch import fetch
 from llm_tuning.sources.origin import origin_of
 from llm_tuning.sources.pace import Meter, Transfer
 from llm_tuning.sources.patience import Limits, Patience
-from llm_tuning.sources.reasons import Passing
 from llm_tuning.sources.store import FOLDER
 from llm_tuning.sources.uri import Kind, Source, parse_uri
 
@@ -120,9 +119,8 @@ class _Fetching:
     def _watch(self, group: str) -> Callable[[Transfer], None]:
         def show(now: Transfer) -> None:
             words = dict(self.revisions)
-            reason = next((reason for reason in Passing if f"({reason})" in now.stage), None)
-            if reason is not None:
-                words |= {WAITING_REASON: reason, WAITING_MESSAGE: f"spec.{group}.uri: {now.stage}"}
+            if now.waiting:
+                words |= {WAITING_REASON: now.waiting, WAITING_MESSAGE: f"spec.{group}.uri: {now.stage}"}
             self.last = Snapshot(
                 f"{group}: {now.stage}",
                 bytes=now.done_bytes,

@@ -23,6 +23,8 @@ class Transfer:
     """0 while it is not known."""
     bytes_per_second: float | None = None
     remaining_seconds: float | None = None
+    waiting: str = ""
+    """The `reasons.Passing` for which it waits at this moment."""
 
 
 Watch = Callable[[Transfer], None]

@@ -75,10 +75,12 @@ class Patience:
         now, meter = time.monotonic(), self.meter
         speed = self._pace.at(now, meter.moved)
         left = meter.total - meter.there
-        waits = [f"waiting {max(1, round(until - now))} s ({reason})" for reason, until in self._waits.copy().values()]
-        stage = min(waits) if waits and not speed else "fetching"
+        stage, waiting = "fetching", ""
+        if not speed and (waits := self._waits.copy()):
+            waiting, until = min(waits.values(), key=lambda wait: wait[1])
+            stage = f"waiting {max(1, round(until - now))} s ({waiting})"
         remaining = left / speed if speed and left > 0 else None
-        self.watch(Transfer(stage, meter.there, meter.total, speed, remaining))
+        self.watch(Transfer(stage, meter.there, meter.total, speed, remaining, waiting))
 
     def _pause(self, reason: str, seconds: float) -> None:
         """Wait, as the server asked or as long as it seems right; raises Ended, or TryAgain in the main thread."""
