@@ -58,7 +58,7 @@ class ServedModelSpec(RuledModel):
 
     uri: ModelUri | None = Field(
         None,
-        description="Where the base model comes from: hf://owner/name[@revision] of a hub, s3://bucket/prefix, gs:// or az://. It is fetched to sources/ on the claim before a replica starts, once for all that ask for the same commit, pinned in status.model.revision; a branch that moves later changes nothing here.",
+        description="Where the base model comes from: hf://owner/name[@revision] of a hub, or s3://bucket/prefix of any S3 (Google's buckets by their S3-compatible endpoint, AWS_ENDPOINT_URL in the Secret). It is fetched to sources/ on the claim before a replica starts, once for all that ask for the same commit, pinned in status.model.revision; a branch that moves later changes nothing here.",
     )
 
     credentials_secret: SecretRef | None = Field(None, description=CREDENTIALS)

@@ -93,7 +93,7 @@ class JobModelSpec(ModelSpec):
 
     uri: ModelUri | None = Field(
         None,
-        description="Where the base model comes from: hf://owner/name[@revision] of a hub, s3://bucket/prefix, gs:// or az://. It is fetched to sources/ on the claim before the data check, once for all that ask for the same commit, pinned in status.model.revision. Safetensors, configuration, tokenizer and templates only.",
+        description="Where the base model comes from: hf://owner/name[@revision] of a hub, or s3://bucket/prefix of any S3 (Google's buckets by their S3-compatible endpoint, AWS_ENDPOINT_URL in the Secret). It is fetched to sources/ on the claim before the data check, once for all that ask for the same commit, pinned in status.model.revision. Safetensors, configuration, tokenizer and templates only.",
     )
 
     credentials_secret: SecretRef | None = Field(None, description=CREDENTIALS)
@@ -125,7 +125,7 @@ class JobDatasetSpec(DatasetSpec):
 
     uri: DatasetUri | None = Field(
         None,
-        description="Where the rows come from: hf://datasets/owner/name[@revision]/file or ?split=train of a hub, s3://bucket/key (gs://, az://), or a file https://host/file[#sha256=HEX]. Fetched as model.uri is, pinned in status.dataset.revision.",
+        description="Where the rows come from: hf://datasets/owner/name[@revision]/file or ?split=train of a hub, s3://bucket/key of any S3, or a file https://host/file[#sha256=HEX]. Fetched as model.uri is, pinned in status.dataset.revision.",
     )
 
     credentials_secret: SecretRef | None = Field(None, description=CREDENTIALS)

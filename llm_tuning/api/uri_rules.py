@@ -49,11 +49,25 @@ _WEB = rf"https://{_HOST}(/{_SEGMENT})+{_QUERY}(#sha256=[0-9a-fA-F]{{64}})?"
 
 _BEFORE = (
     UriRule(
+        r"^(az|abfss?|wasbs?|adl)://",
+        "must not be of Azure's storage, which is not read; copy it to the volume, with azcopy for example, and use "
+        "path, or https:// for a file of rows that is open to all",
+        wanted=False,
+        is_secret=True,  # abfss://container@account
+    ),
+    UriRule(
         r"^(hf://[^/?#]*@[^/?#]*/|([^h:/]|h[^f:/])[A-Za-z0-9+.-]*:/?/?[^/?#]*@)",
         "must not have a user, password or token in it, which everybody who may read this sees; put it into a Secret "
         "and name that in credentialsSecret",
         wanted=False,
         is_secret=True,
+    ),
+    UriRule(
+        r"^gs://",
+        "must not begin with gs://: Google's buckets are read by their S3-compatible XML API; use s3://bucket/key, with "
+        "that API's address as AWS_ENDPOINT_URL, AWS_REGION auto and an HMAC key as AWS_ACCESS_KEY_ID and "
+        "AWS_SECRET_ACCESS_KEY in the Secret of credentialsSecret",
+        wanted=False,
     ),
     UriRule(
         r"^(hf|s3|https)://",

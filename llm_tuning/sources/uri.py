@@ -168,7 +168,17 @@ def _instead(scheme: str) -> str:
     """Say how what lies behind another scheme can be given."""
     if scheme == "http":
         return "give https://"
-    if scheme in ("gs", "az", "abfs", "oci"):
+    if scheme == "gs":
+        return (
+            "Google's buckets are read by their S3-compatible XML API: give s3://bucket/key, with that API's address as "
+            "AWS_ENDPOINT_URL, AWS_REGION=auto, and an HMAC key as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
+    if scheme in ("az", "abfs", "abfss", "wasb", "wasbs", "adl"):
+        return (
+            "Azure's storage is not read: copy it to the volume, with azcopy for example, and give its path; a file of "
+            "rows that is open to all is given by its https:// address"
+        )
+    if scheme == "oci":
         return "copy it to the volume and give its path, or to a bucket with an S3 endpoint and give s3://"
     if scheme == "file":
         return "give a path without a scheme for what lies on this disk"

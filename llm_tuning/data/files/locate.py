@@ -107,7 +107,7 @@ def _chosen(path: Path, pattern: Path, found: list[Path], name: str) -> Located:
 
 def _missing(path: Path) -> Problem:
     text = str(path)
-    if text.startswith(("http:", "https:", "hf:", "s3:", "gs:")):
+    if text.startswith(("http:", "https:", "hf:", "s3:", "gs:", "az:")):
         return Problem(
             text, "is no path of this machine", "a name that is fetched is given to a run or as {field:dataset.uri}"
         )

@@ -44,7 +44,15 @@ MODEL_URIS: Texts = (
         *("hf://a/../b", "hf://a/..", "hf://datasets/a/b", "hf://me:pass@a/b", "s3://me@bucket/a", "s3://bucket"),
         *("s3://bucket/", "s3://Bucket/a", "s3://bucket/a//b", "s3://bucket/a/./b", "s3://bucket/%2e%2e/b", "s3://b/ü"),
         *("hf://a/b@..", "hf://a/b@a..b", "hf://a/b@%2Fx", "hf://a/b@x%", "s3://bu..cket/a", "s3://bucket/a.zip"),
-        *("hf://a/b--c", "hf://a/b.git", "gs://bucket/a", "s3://bucket/a?split=train", "://", "me:pass@host"),
+        *(
+            "hf://a/b--c",
+            "hf://a/b.git",
+            "gs://bucket/a",
+            "az://c/a",
+            "s3://bucket/a?split=train",
+            "://",
+            "me:pass@host",
+        ),
     ],
 )
 DATASET_URIS: Texts = (

@@ -49,7 +49,9 @@ def test_a_hash_pins_an_address() -> None:
     [
         ("ftp://host/x", "model", ("scheme ftp://", "known are hf://, s3://, https://")),
         ("hff://o/n", "model", ("known are hf://, s3://, https://", "did you mean hf://?")),
-        ("gs://bucket/x", "dataset", ("scheme gs://", "copy it to the volume")),
+        ("gs://bucket/x", "dataset", ("scheme gs://", "give s3://bucket/key", "AWS_ENDPOINT_URL", "HMAC key")),
+        ("az://box/x", "model", ("scheme az://", "copy it to the volume, with azcopy", "give its path")),
+        ("oci://registry/x", "model", ("scheme oci://", "copy it to the volume")),
         ("http://host/x", "dataset", ("scheme http://", "give https://")),
         ("Qwen", "model", ("is no URI", "hf://...")),
         ("hf://token@o/n", "model", ("a user or a password", "HF_TOKEN")),
