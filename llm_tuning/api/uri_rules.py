@@ -64,7 +64,7 @@ _BEFORE = (
     ),
     UriRule(
         r"^gs://",
-        "must not begin with gs://: Google's buckets are read by their S3-compatible XML API; use s3://bucket/key, with "
+        "must not begin with gs://: Google's buckets are read by their S3-compatible XML API; use s3://bucket/key with "
         "that API's address as AWS_ENDPOINT_URL, AWS_REGION auto and an HMAC key as AWS_ACCESS_KEY_ID and "
         "AWS_SECRET_ACCESS_KEY in the Secret of credentialsSecret",
         wanted=False,

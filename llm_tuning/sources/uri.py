@@ -170,7 +170,7 @@ def _instead(scheme: str) -> str:
         return "give https://"
     if scheme == "gs":
         return (
-            "Google's buckets are read by their S3-compatible XML API: give s3://bucket/key, with that API's address as "
+            "Google's buckets are read by their S3-compatible XML API: give s3://bucket/key with that API's address as "
             "AWS_ENDPOINT_URL, AWS_REGION=auto, and an HMAC key as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         )
     if scheme in ("az", "abfs", "abfss", "wasb", "wasbs", "adl"):

@@ -35,7 +35,7 @@ def test_a_model_is_called_by_its_repository_or_prefix(text: str, name: str) -> 
         ("Qwen/Qwen3", "must begin with hf://, s3:// or https://"),
         ("http://host/x", "must begin with"),
         ("ftp://host/x", "must begin with"),
-        ("gs://bucket/x", "S3-compatible XML API; use s3://bucket/key, with that API's address as AWS_ENDPOINT_URL"),
+        ("gs://bucket/x", "S3-compatible XML API; use s3://bucket/key with that API's address as AWS_ENDPOINT_URL"),
         ("abfss://box@account/x", "must not be of Azure's storage"),
         ("az://box/x", "copy it to the volume, with azcopy for example, and use path"),
         ("hf://a/../b", "must not have . or .."),
