@@ -11,6 +11,7 @@ import pytest
 
 from llm_tuning.agent.contract import AdapterReport
 from llm_tuning.api.inference_service import InferenceServiceSpec
+from tests.support.desires import condition, message
 from tests.support.operator_objects import SETTINGS, Raw, after, make_status, make_tuning_job
 from tests.support.service_objects import FINISHED_JOB, make_service, make_serving_pod, observe, told
 from tuning_operator.core.cache import BUDGETS, CONFIG_MAPS, DEPLOYMENTS, NETWORK_POLICIES, SERVICES
@@ -25,16 +26,6 @@ PODS = [make_serving_pod("faq-1"), make_serving_pod("faq-2")]
 
 def desire(observed: ObservedService, seconds: float = 60) -> Desired:
     return desire_service(observed, SETTINGS, after(seconds))
-
-
-def condition(desired: Desired, kind: str = "Ready") -> tuple[str, str]:
-    assert desired.status is not None
-    return next((c["status"], c["reason"]) for c in desired.status["conditions"] if c["type"] == kind)
-
-
-def message(desired: Desired, kind: str = "Ready") -> str:
-    assert desired.status is not None
-    return str(next(c["message"] for c in desired.status["conditions"] if c["type"] == kind))
 
 
 def test_first_it_is_made_in_an_order_in_which_nothing_is_missing() -> None:

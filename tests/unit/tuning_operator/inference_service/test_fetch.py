@@ -10,6 +10,7 @@ import pytest
 
 from llm_tuning.pod.contract import FetchInput
 from llm_tuning.pod.roles import FETCH
+from tests.support.desires import condition
 from tests.support.operator_objects import SETTINGS, Raw, after, make_job, make_pod
 from tests.support.service_objects import SERVICE_UID, make_service, make_serving_pod, observe
 from tuning_operator.core.cache import DEPLOYMENTS, JOBS, NETWORK_POLICIES, SERVING
@@ -53,11 +54,6 @@ def world(*, pod: Raw | None = None, policy: bool = True, **job: Any) -> dict[st
         "adapters": {},
         "applied": False,
     }
-
-
-def condition(desired: Desired, kind: str = "Ready") -> tuple[str, str]:
-    assert desired.status is not None
-    return next((c["status"], c["reason"]) for c in desired.status["conditions"] if c["type"] == kind)
 
 
 def test_the_base_is_fetched_before_anything_serves() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from llm_tuning.api.conditions import Reason
 from llm_tuning.pod.roles import CHECK, REPORT, TRAIN
+from tests.support.desires import VALID, full_condition, wanted
 from tests.support.operator_objects import (
     CHECKED,
     SETTINGS,
@@ -17,9 +18,7 @@ from tests.support.operator_objects import (
     after,
     jobs_in,
     make_job,
-    make_observed,
     make_pod,
-    make_status,
     make_tuning_job,
     with_sidecar,
 )
@@ -27,27 +26,15 @@ from tests.support.service_objects import make_service, make_serving_pod, observ
 from tuning_operator.core.conditions import timestamp
 from tuning_operator.core.desired import Desired
 from tuning_operator.inference_service.desire import desire_service
-from tuning_operator.tuning_job.desire import desire
 
 NAMES = ["aaa-proxy", "datadog-agent", "istio-proxy", "linkerd-proxy", "vault-agent", "zzz"]
 """Before and after check, report, trainer, agent and vllm by name."""
-VALID = make_status(DatasetValid="True/DatasetValid")
 REFUSED = {"ok": False, "reason": "DatasetInvalid", "message": "row 7: prompt is empty"}
 every_name = pytest.mark.parametrize("name", NAMES)
 
 
-def wanted(job: Raw | None = None, *, seconds: float = 70, **observed: Any) -> Desired:
-    return desire(make_observed(job, **observed), SETTINGS, after(seconds))
-
-
-def condition(desired: Desired, kind: str) -> tuple[str, str, str]:
-    assert desired.status is not None
-    found = next(c for c in desired.status["conditions"] if c["type"] == kind)
-    return found["status"], found["reason"], found["message"]
-
-
 def trained(desired: Desired) -> None:
-    assert condition(desired, "Succeeded")[:2] == ("True", "Succeeded")
+    assert full_condition(desired, "Succeeded")[:2] == ("True", "Succeeded")
     assert desired.status is not None
     assert desired.status["evaluation"]["tunedLoss"] == 1.0
 
@@ -60,7 +47,7 @@ def trained(desired: Desired) -> None:
 def test_results_are_of_our_container(name: str, kind: str) -> None:
     check = with_sidecar(make_pod(CHECK, phase="Succeeded", result=CHECKED), name, 0, kind=kind)
     desired = wanted(jobs=[make_job(CHECK, complete=60)], pods=[check])
-    assert condition(desired, "DatasetValid") == ("True", "DatasetValid", CHECKED["message"])
+    assert full_condition(desired, "DatasetValid") == ("True", "DatasetValid", CHECKED["message"])
     trainer = with_sidecar(make_pod(phase="Succeeded", result=TRAINED), name, 0, kind=kind)
     trained(wanted(make_tuning_job(status=VALID), jobs=[make_job(complete=60)], pods=[trainer]))
     report = with_sidecar(make_pod(REPORT, phase="Succeeded", result=TRAINED), name, 0, kind=kind)
@@ -73,12 +60,12 @@ def test_results_are_of_our_container(name: str, kind: str) -> None:
 def test_refusals_are_of_our_container(name: str, ended: int) -> None:
     check = with_sidecar(make_pod(CHECK, phase="Failed", exit_code=64, result=REFUSED), name, ended)
     desired = wanted(jobs=[make_job(CHECK, failed="PodFailurePolicy", failures=1)], pods=[check])
-    assert condition(desired, "Succeeded") == ("False", "DatasetInvalid", "row 7: prompt is empty")
+    assert full_condition(desired, "Succeeded") == ("False", "DatasetInvalid", "row 7: prompt is empty")
     trainer = with_sidecar(make_pod(phase="Failed", exit_code=64, result="log\nno such folder"), name, ended)
     desired = wanted(
         make_tuning_job(status=VALID), jobs=[make_job(failed="PodFailurePolicy", failures=1)], pods=[trainer]
     )
-    assert condition(desired, "Succeeded")[1:] == (
+    assert full_condition(desired, "Succeeded")[1:] == (
         "InvalidInput",
         "exit code 64: no such folder; see `kubectl logs faq-train-1 -c trainer`",
     )
@@ -96,14 +83,14 @@ def test_refusals_are_of_our_container(name: str, ended: int) -> None:
 def test_failed_attempts_are_of_our_container(name: str, pod: Raw, reason: str, words: str) -> None:
     failed = with_sidecar(make_pod(phase="Failed", **pod), name, 0)
     desired = wanted(make_tuning_job(status=VALID), jobs=[make_job(failures=1)], pods=[failed])
-    status, why, message = condition(desired, "Stalled")
+    status, why, message = full_condition(desired, "Stalled")
     assert (status, why) == ("True", reason)
     assert words in message
     running = with_sidecar(make_pod(number=2, created=65), name, "running")
     again = wanted(make_tuning_job(status=VALID), jobs=[make_job(failures=1)], pods=[failed, running])
-    assert condition(again, "Stalled")[:2] == ("True", reason)
+    assert full_condition(again, "Stalled")[:2] == ("True", reason)
     settled = wanted(make_tuning_job(status=VALID), seconds=130, jobs=[make_job(failures=1)], pods=[failed, running])
-    assert condition(settled, "Stalled")[0] == "False"
+    assert full_condition(settled, "Stalled")[0] == "False"
 
 
 @every_name
@@ -112,7 +99,7 @@ def test_a_status_of_ours_that_is_not_written_yet_says_nothing(name: str) -> Non
         pod = with_sidecar({**make_pod(), "status": {"phase": phase, "conditions": []}}, name, "running")
         for state in (pod, with_sidecar(pod, "other", 0)):
             desired = wanted(make_tuning_job(status=VALID), seconds=3, jobs=[make_job()], pods=[state])
-            assert condition(desired, "Finished")[0] == condition(desired, "Stalled")[0] == "False"
+            assert full_condition(desired, "Finished")[0] == full_condition(desired, "Stalled")[0] == "False"
             assert (jobs_in(desired), desired.delete) == ([], [])
 
 
@@ -126,7 +113,7 @@ def test_a_training_that_ended_well_is_one_though_a_sidecar_failed(name: str) ->
         trained(wanted(make_tuning_job(status=VALID), jobs=[job], pods=[pod]))
     check = with_sidecar(make_pod(CHECK, phase="Failed", result=CHECKED), name, 143)
     desired = wanted(jobs=[make_job(CHECK, failures=1)], pods=[check])
-    assert condition(desired, "DatasetValid")[0] == "True"
+    assert full_condition(desired, "DatasetValid")[0] == "True"
     assert [job["metadata"]["name"] for job in jobs_in(desired)] == ["faq-train"]
 
 
@@ -135,7 +122,7 @@ def test_a_sidecar_that_fails_before_ours_begins_is_named(kind: str) -> None:
     never = {**make_pod(phase="Failed"), "status": {"phase": "Failed", "conditions": []}}
     pod = with_sidecar(never, "istio-init", 3, kind=kind)
     desired = wanted(make_tuning_job(status=VALID), jobs=[make_job(failures=1)], pods=[pod])
-    status, reason, message = condition(desired, "Stalled")
+    status, reason, message = full_condition(desired, "Stalled")
     assert (status, reason) == ("True", Reason.SIDECAR_FAILING)
     assert "container istio-init of pod faq-train-1 is not the operator's and has ended with exit code 3" in message
     assert "kubectl logs faq-train-1 -c istio-init" in message
@@ -157,7 +144,9 @@ def test_a_sidecar_that_fails_before_ours_begins_is_named(kind: str) -> None:
 def test_a_sidecar_that_keeps_the_pod_from_starting_is_named(kind: str, waits: Raw, reason: str, words: str) -> None:
     starting = make_pod(phase="Pending", waiting=("PodInitializing", ""))
     pod = with_sidecar(starting, "proxy", "waiting", kind=kind, **waits)
-    status, why, message = condition(wanted(make_tuning_job(status=VALID), jobs=[make_job()], pods=[pod]), "Stalled")
+    status, why, message = full_condition(
+        wanted(make_tuning_job(status=VALID), jobs=[make_job()], pods=[pod]), "Stalled"
+    )
     assert (status, why) == ("True", reason)
     assert words in message
     assert "container proxy of pod faq-train-1 is not the operator's" in message
@@ -168,7 +157,7 @@ def test_of_two_containers_that_cannot_start_ours_is_named() -> None:
     starting = make_pod(phase="Pending", waiting=("ErrImagePull", ""))
     pod = with_sidecar(starting, "aaa", "waiting", reason="ImagePullBackOff")
     desired = wanted(make_tuning_job(status=VALID), jobs=[make_job()], pods=[pod])
-    assert "image trainer:1 cannot be pulled" in condition(desired, "Stalled")[2]
+    assert "image trainer:1 cannot be pulled" in full_condition(desired, "Stalled")[2]
 
 
 # --- it never ends ---------------------------------------------------------------------------------------------------
@@ -186,10 +175,10 @@ def test_a_sidecar_that_runs_on_is_named_within_seconds(name: str, code: int) ->
     for role, job in ((CHECK, make_tuning_job()), (TRAIN, make_tuning_job(status=VALID))):
         pod = outlived(role, name, exit_code=code)
         early = wanted(job, seconds=60, jobs=[make_job(role)], pods=[pod])
-        assert condition(early, "Stalled")[0] == "False", "proxies that end by themselves take a moment"
+        assert full_condition(early, "Stalled")[0] == "False", "proxies that end by themselves take a moment"
         assert early.requeue_after == 4
         desired = wanted(job, seconds=65, jobs=[make_job(role)], pods=[pod])
-        status, reason, message = condition(desired, "Stalled")
+        status, reason, message = full_condition(desired, "Stalled")
         assert (status, reason) == ("True", Reason.SIDECAR_RUNNING)
         assert f"container {name} of pod {pod['metadata']['name']} still runs" in message
         assert f"has ended with exit code {code}" in message
@@ -201,7 +190,7 @@ def test_a_sidecar_that_runs_on_is_named_within_seconds(name: str, code: int) ->
 def test_the_result_of_a_training_is_taken_though_a_sidecar_runs_on(name: str) -> None:
     job, pod = make_job(), outlived(name=name, result=TRAINED)
     before = wanted(make_tuning_job(status=VALID), seconds=118, jobs=[job], pods=[pod])
-    assert condition(before, "Finished")[0] == "False"
+    assert full_condition(before, "Finished")[0] == "False"
     assert before.requeue_after == 1
     desired = wanted(make_tuning_job(status=VALID), seconds=119, jobs=[job], pods=[pod])
     trained(desired)
@@ -215,7 +204,7 @@ def test_the_result_of_a_training_is_taken_though_a_sidecar_runs_on(name: str) -
 def test_the_result_of_a_check_is_taken_and_its_job_deleted_once_that_is_recorded() -> None:
     job, pod = make_job(CHECK), outlived(CHECK, result=CHECKED)
     desired = wanted(seconds=120, jobs=[job], pods=[pod])
-    assert condition(desired, "DatasetValid") == ("True", "DatasetValid", CHECKED["message"])
+    assert full_condition(desired, "DatasetValid") == ("True", "DatasetValid", CHECKED["message"])
     assert [made["metadata"]["name"] for made in jobs_in(desired)] == ["faq-train"]
     assert desired.delete == []
     recorded = make_tuning_job(status=VALID)
@@ -228,7 +217,7 @@ def test_the_result_of_a_check_is_taken_and_its_job_deleted_once_that_is_recorde
 def test_a_refusal_is_taken_too() -> None:
     job, pod = make_job(CHECK), outlived(CHECK, exit_code=64, result=REFUSED)
     desired = wanted(seconds=120, jobs=[job], pods=[pod])
-    assert condition(desired, "Succeeded") == ("False", "DatasetInvalid", "row 7: prompt is empty")
+    assert full_condition(desired, "Succeeded") == ("False", "DatasetInvalid", "row 7: prompt is empty")
     again = wanted(make_tuning_job(status=desired.status), seconds=121, jobs=[job], pods=[pod])
     assert [ref.name for ref in again.delete] == ["faq-check"]
 
@@ -244,7 +233,7 @@ def test_never_a_second_trainer_beside_a_pod_that_is_still_open(code: int) -> No
     pod = outlived(exit_code=code)
     desired = wanted(make_tuning_job(status=VALID), seconds=7200, jobs=[make_job()], pods=[pod])
     assert (jobs_in(desired), desired.delete) == ([], [])
-    assert condition(desired, "Stalled")[:2] == ("True", Reason.SIDECAR_RUNNING)
+    assert full_condition(desired, "Stalled")[:2] == ("True", Reason.SIDECAR_RUNNING)
     without_job = wanted(make_tuning_job(status=VALID), seconds=7200, pods=[pod])
     assert jobs_in(without_job) == []
 
@@ -254,7 +243,7 @@ def test_what_the_kubelet_ends_by_itself_keeps_nothing_open(kind: str) -> None:
     pod = with_sidecar(make_pod(phase="Succeeded", result=TRAINED), "proxy", "running", kind=kind)
     pod["status"]["phase"] = "Running"
     desired = wanted(make_tuning_job(status=VALID), seconds=80, jobs=[make_job()], pods=[pod])
-    assert condition(desired, "Stalled")[0] == "False"
+    assert full_condition(desired, "Stalled")[0] == "False"
 
 
 # --- serving ---------------------------------------------------------------------------------------------------------
@@ -262,9 +251,7 @@ def test_what_the_kubelet_ends_by_itself_keeps_nothing_open(kind: str) -> None:
 
 def service_condition(pod: Raw, seconds: float = 60) -> tuple[str, str, str]:
     desired = desire_service(observe(make_service(), pods=[pod], adapters={}), SETTINGS, after(seconds))
-    assert desired.status is not None
-    found = next(c for c in desired.status["conditions"] if c["type"] == "Stalled")
-    return found["status"], found["reason"], found["message"]
+    return full_condition(desired, "Stalled")
 
 
 @every_name
@@ -321,13 +308,13 @@ def test_an_init_container_that_does_not_come_to_its_end_is_named(name: str) -> 
     pod = held(with_sidecar(starting, name, kind="initContainers"))
     world: Raw = {"jobs": [make_job()], "pods": [pod]}
     early = wanted(make_tuning_job(status=VALID), seconds=20, **world)
-    assert (condition(early, "Stalled")[0], early.requeue_after) == ("False", 10)
-    status, reason, message = condition(wanted(make_tuning_job(status=VALID), seconds=30, **world), "Stalled")
+    assert (full_condition(early, "Stalled")[0], early.requeue_after) == ("False", 10)
+    status, reason, message = full_condition(wanted(make_tuning_job(status=VALID), seconds=30, **world), "Stalled")
     assert (status, reason) == ("True", Reason.SIDECAR_FAILING)
     assert f"container {name} of pod faq-train-1 is not the operator's and runs, and ours wait" in message
     through = held(with_sidecar(starting, name, kind="initContainers"), initialized="True")
     pulls = wanted(make_tuning_job(status=VALID), seconds=600, jobs=[make_job()], pods=[through])
-    assert condition(pulls, "Stalled")[0] == "False", "a native sidecar that has started; the image takes its time"
+    assert full_condition(pulls, "Stalled")[0] == "False", "a native sidecar that has started; the image takes its time"
 
 
 def test_a_replica_whose_plan_takes_its_time_is_not_held_back() -> None:

@@ -11,6 +11,7 @@ import pytest
 from llm_tuning.api.tuning_job import Progress, with_fetched
 from llm_tuning.pod.contract import FetchInput, PodInput
 from llm_tuning.pod.roles import CHECK, FETCH, TRAIN
+from tests.support.desires import condition
 from tests.support.operator_objects import (
     SETTINGS,
     Raw,
@@ -67,12 +68,6 @@ def wanted(raw: Raw, *, seconds: float = 70, settings: Settings = SETTINGS, **ob
 
 def at_work(**pod: Any) -> dict[str, Any]:
     return {"jobs": [make_job(FETCH)], "pods": [make_pod(FETCH, **pod)]}
-
-
-def condition(desired: Desired, kind: str = "Fetched") -> tuple[str, str]:
-    assert desired.status is not None
-    found = next(c for c in desired.status["conditions"] if c["type"] == kind)
-    return found["status"], found["reason"]
 
 
 def environment(body: Raw) -> dict[str, str]:
@@ -212,11 +207,11 @@ def test_what_it_waits_for_is_a_reason_and_goes_with_the_next_report() -> None:
     progress = Progress(percent=1, bytes=1, total_bytes=100, last_update_time="t")
     waiting = Reported(progress, waiting=Trouble("RateLimited", "spec.model.uri: waiting 40 s"))
     desired = wanted(job(), **at_work(), reported=waiting)
-    assert condition(desired) == ("Unknown", "RateLimited")
+    assert condition(desired, "Fetched") == ("Unknown", "RateLimited")
     assert condition(desired, "Stalled") == ("True", "RateLimited")
     assert [event.reason for event in desired.events if event.type == "Warning"] == ["RateLimited"]
     going = wanted(make_tuning_job(model=MODEL, status=desired.status), **at_work(), reported=Reported(progress))
-    assert condition(going) == ("Unknown", "Fetching")
+    assert condition(going, "Fetched") == ("Unknown", "Fetching")
     assert condition(going, "Stalled") == ("False", "NotStalled")
 
 
@@ -228,7 +223,7 @@ def test_what_no_retry_changes_is_the_end(reason: str) -> None:
         "pods": [make_pod(FETCH, phase="Failed", exit_code=64, result=failed)],
     }
     desired = wanted(job(), **world)
-    assert condition(desired) == ("False", reason)
+    assert condition(desired, "Fetched") == ("False", reason)
     assert condition(desired, "Succeeded") == ("False", reason)
     assert condition(desired, "DatasetValid") == ("False", "NotReached")
 
@@ -247,7 +242,7 @@ def done(**spec: Any) -> Desired:
 def test_the_next_stage_has_the_path_and_knows_no_uri() -> None:
     desired = done()
     assert [body["metadata"]["name"] for body in jobs_in(desired)] == ["faq-check"]
-    assert condition(desired) == ("True", "Fetched")
+    assert condition(desired, "Fetched") == ("True", "Fetched")
     assert desired.status is not None
     assert desired.status["model"] == {"uri": URI, "revision": "abc123", "path": PATH}
     text = environment(jobs_in(desired)[0])["LLM_TUNING_POD"]
@@ -282,7 +277,7 @@ def test_a_result_that_is_gone_is_asked_for_again() -> None:
     long_ago = {"jobs": [make_job(FETCH, complete=60)], "pods": []}
     desired = wanted(job(), seconds=600, **long_ago)
     assert [ref.name for ref in desired.delete] == ["faq-fetch"]
-    assert condition(desired)[0] == "Unknown"
+    assert condition(desired, "Fetched")[0] == "Unknown"
 
 
 def test_a_spec_with_paths_is_as_one_would_give_it() -> None:

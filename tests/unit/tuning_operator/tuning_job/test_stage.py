@@ -10,6 +10,7 @@ from llm_tuning.api.conditions import Phase, Reason
 from llm_tuning.api.tuning_job import TuningJobSpec
 from llm_tuning.pod.contract import CheckResult
 from llm_tuning.pod.roles import ROLES, PodRole
+from tests.support.desires import full_condition
 from tests.support.operator_objects import (
     SETTINGS,
     UID,
@@ -79,12 +80,6 @@ def wanted(raw: Raw | None = None, *, seconds: float = 70, **seen: Any) -> Desir
     return desire(build_observed(raw or make_tuning_job(), roles=roles, **seen), SETTINGS, after(seconds), CHAIN)
 
 
-def condition(desired: Desired, kind: str) -> tuple[str, str, str]:
-    assert desired.status is not None
-    found = next(c for c in desired.status["conditions"] if c["type"] == kind)
-    return found["status"], found["reason"], found["message"]
-
-
 def pod(phase: str, **terminated: Any) -> Raw:
     ended = {"finishedAt": timestamp(after(59)), **terminated}
     status = {"name": "scales", "state": {"terminated": ended} if terminated else {"running": {}}}
@@ -110,7 +105,7 @@ def test_its_job_is_made_before_all_others_and_only_then() -> None:
     assert (container["name"], container["command"][-1]) == ("scales", "weigh")
     rule = job["spec"]["podFailurePolicy"]["rules"][0]["onExitCodes"]
     assert rule["containerName"] == "scales"
-    assert condition(desired, "Weighed") == ("Unknown", "Weighing", "the base is weighed")
+    assert full_condition(desired, "Weighed") == ("Unknown", "Weighing", "the base is weighed")
     assert desired.status is not None
     assert [c["type"] for c in desired.status["conditions"]][:2] == ["Weighed", "DatasetValid"]
     recorded = make_tuning_job(status=make_status(Weighed="True/Weighed"))
@@ -120,7 +115,7 @@ def test_its_job_is_made_before_all_others_and_only_then() -> None:
 def test_its_result_is_a_condition_and_an_event_and_the_next_stage_begins() -> None:
     good = pod("Succeeded", exitCode=0, message='{"ok": true, "reason": "Weighed", "message": "3 kg"}')
     desired = wanted(jobs=[make_job("weigh", complete=60)], pods=[with_sidecar(good, "aaa-proxy", 0)])
-    assert condition(desired, "Weighed") == ("True", "Weighed", "3 kg")
+    assert full_condition(desired, "Weighed") == ("True", "Weighed", "3 kg")
     assert [(e.type, e.reason, e.message) for e in desired.events] == [("Normal", "Weighed", "3 kg")]
     assert [job["metadata"]["name"] for job in jobs_in(desired)] == ["faq-check"]
 
@@ -128,13 +123,13 @@ def test_its_result_is_a_condition_and_an_event_and_the_next_stage_begins() -> N
 def test_its_failures_have_its_words() -> None:
     heavy = pod("Failed", exitCode=64, message='{"ok": false, "reason": "TooHeavy", "message": "9 t"}')
     refused = wanted(jobs=[make_job("weigh", failed="PodFailurePolicy", failures=1)], pods=[heavy])
-    assert condition(refused, "Succeeded") == condition(refused, "Weighed") == ("False", "TooHeavy", "9 t")
-    assert condition(refused, "DatasetValid")[1] == "NotReached"
+    assert full_condition(refused, "Succeeded") == full_condition(refused, "Weighed") == ("False", "TooHeavy", "9 t")
+    assert full_condition(refused, "DatasetValid")[1] == "NotReached"
     crushed = pod("Failed", exitCode=137, reason="OOMKilled")
     failing = wanted(jobs=[make_job("weigh", failures=1)], pods=[crushed])
-    assert condition(failing, "Stalled")[1:] == ("OutOfMemory", "attempt 1 of 4 failed: the scales are too small")
+    assert full_condition(failing, "Stalled")[1:] == ("OutOfMemory", "attempt 1 of 4 failed: the scales are too small")
     held = with_sidecar(pod("Running", exitCode=0, message="{}"), "proxy")
-    assert "ours (scales) has ended" in condition(wanted(jobs=[make_job("weigh")], pods=[held]), "Stalled")[2]
+    assert "ours (scales) has ended" in full_condition(wanted(jobs=[make_job("weigh")], pods=[held]), "Stalled")[2]
     waits = pod("Pending")
     waits["status"] = {
         "phase": "Pending",
@@ -147,7 +142,7 @@ def test_its_failures_have_its_words() -> None:
             }
         ],
     }
-    stuck = condition(wanted(jobs=[make_job("weigh")], pods=[waits]), "Stalled")
+    stuck = full_condition(wanted(jobs=[make_job("weigh")], pods=[waits]), "Stalled")
     assert stuck[1] == "Unschedulable"
     assert "the weighing asks for 1 CPU and 2Gi: buy lighter scales" in stuck[2]
 

@@ -1,0 +1,20 @@
+"""The worker that tests of passes and of the loop share."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from tests.support.pass_bench import Bench
+from tuning_operator.core import warnings as pass_loop
+from tuning_operator.tuning_job import reconciler as worker
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
+    """A worker whose throttles run on its own clock."""
+    made = Bench()
+    for module in (worker, pass_loop):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=made.clock))
+    return made
