@@ -39,6 +39,7 @@ from tuning_operator.core.constants import (
 from tuning_operator.core.settings import Settings
 from tuning_operator.inference_service.observed import AGENT, ENGINE, PLAN, ObservedService
 from tuning_operator.inference_service.scripts import START_ENGINE, WAIT_FOR_AGENT
+from tuning_operator.pods.network import DNS
 from tuning_operator.pods.template import RESTRICTED, owner_reference, placement, pod_security, threads
 
 SERVICE_PORT = 80
@@ -123,7 +124,7 @@ def _network_policy(observed: ObservedService, settings: Settings) -> dict[str, 
             "policyTypes": ["Ingress", "Egress"],
             "ingress": [{"ports": [{"port": AGENT_PORT, "protocol": "TCP"}]}],
             "egress": [
-                {"ports": [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]},
+                DNS,
                 {"to": [operator], "ports": [{"port": settings.progress_port, "protocol": "TCP"}]},
             ],
         },

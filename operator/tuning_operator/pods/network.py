@@ -12,7 +12,10 @@ from urllib.parse import urlsplit
 from tuning_operator.core.constants import HASH_ANNOTATION
 from tuning_operator.core.settings import Settings
 
-DNS: dict[str, Any] = {"ports": [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]}
+DNS: dict[str, Any] = {
+    "ports": [{"port": port, "protocol": protocol} for port in (53, 5353) for protocol in ("UDP", "TCP")]
+}
+"""A policy sees the port of the pod behind the Service: 53, and 5353 on OpenShift."""
 METADATA_SERVICES = {"0.0.0.0/0": ["169.254.0.0/16"], "::/0": ["fe80::/10", "fd00:ec2::254/128"]}
 """Everywhere but a cloud's metadata services, which give out the node's own credentials."""
 IN_CLUSTER = re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)?(\.svc(\.[a-z0-9.-]+)?)?")
@@ -20,7 +23,10 @@ IN_CLUSTER = re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)?(\.svc(\.[a-z0-9.-]+)?)?")
 
 
 def online(selector: Mapping[str, Any]) -> dict[str, Any]:
-    """Build the spec for pods that fetch: out to everywhere but metadata services, in from nowhere."""
+    """Build the spec for pods that fetch: out to everywhere but metadata services, in from nowhere.
+
+    No port is named: a hub, a store or a proxy may listen on any.
+    """
     blocks = [{"ipBlock": {"cidr": cidr, "except": but}} for cidr, but in METADATA_SERVICES.items()]
     return _spec(selector, [DNS, {"to": [{"namespaceSelector": {}}, *blocks]}])
 
@@ -29,7 +35,8 @@ def offline(selector: Mapping[str, Any], settings: Settings, tracking_uri: str |
     """Build the spec for pods that work on what was fetched: out to DNS, the operator and MLflow, in from nowhere.
 
     MLflow's clients send artifacts to its server or straight to a store beside it: for a server in the cluster that is
-    the cluster, for one outside it the server's port and https.
+    the cluster, for one outside it the server's port and https. A name of outside may lead back to an ingress in the
+    cluster, whose pods listen on ports of their own: so the cluster is open then, too.
     """
     operator = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": settings.namespace}}}
     out = [DNS, {"to": [operator], "ports": [_port(settings.progress_port)]}]
@@ -44,10 +51,11 @@ def _to_tracking(uri: str) -> list[dict[str, Any]]:
         host, port = parts.hostname or "", parts.port
     except ValueError:
         return []
+    cluster: dict[str, Any] = {"to": [{"namespaceSelector": {}}]}
     if IN_CLUSTER.fullmatch(host) and (host.count(".") < 2 or ".svc" in host):
-        return [{"to": [{"namespaceSelector": {}}]}]
+        return [cluster]
     ports = sorted({port or (80 if parts.scheme == "http" else 443), 443})
-    return [{"ports": [_port(number) for number in ports]}]
+    return [cluster, {"ports": [_port(number) for number in ports]}]
 
 
 def _port(number: int) -> dict[str, Any]:

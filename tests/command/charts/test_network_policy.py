@@ -73,4 +73,4 @@ def test_out_it_reaches_names_and_the_api_server(chart: Chart) -> None:
     found = policy(chart, apiServerPorts=[16443])
     assert found["policyTypes"] == ["Ingress", "Egress"]
     ports = [[(port["port"], port["protocol"]) for port in rule["ports"]] for rule in found["egress"]]
-    assert ports == [[(53, "UDP"), (53, "TCP")], [(16443, "TCP")]]
+    assert ports == [[(53, "UDP"), (53, "TCP"), (5353, "UDP"), (5353, "TCP")], [(16443, "TCP")]]

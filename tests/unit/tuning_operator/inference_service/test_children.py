@@ -20,6 +20,7 @@ from tuning_operator.core.settings import Settings
 from tuning_operator.inference_service.children import build_parts
 from tuning_operator.inference_service.observed import build_observed_service
 from tuning_operator.inference_service.scripts import WAIT_FOR_DRAIN_SECONDS
+from tuning_operator.pods.network import DNS
 
 REPORTING = SETTINGS.model_copy(
     update={"progress_url": "https://op.llm-tuning.svc:8443", "ca_pem": "CERTIFICATE", "vllm_image": "vllm:1"}
@@ -79,6 +80,15 @@ def test_the_agents_port_is_the_only_one() -> None:
     for each in containers:
         for probe in (each.get(kind) for kind in ("startupProbe", "readinessProbe", "livenessProbe")):
             assert probe is None or probe["httpGet"]["port"] == AGENT_PORT
+
+
+def test_a_replica_reaches_names_and_the_operator_alone() -> None:
+    names, operator = parts()[NETWORK_POLICIES]["spec"]["egress"]
+    assert names == DNS
+    assert [peer["namespaceSelector"]["matchLabels"] for peer in operator["to"]] == [
+        {"kubernetes.io/metadata.name": SETTINGS.namespace}
+    ]
+    assert operator["ports"] == [{"port": 8443, "protocol": "TCP"}]
 
 
 def test_vllm_is_told_to_end_after_its_agent_has_drained() -> None:

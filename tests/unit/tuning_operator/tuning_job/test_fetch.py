@@ -33,6 +33,7 @@ from tuning_operator.tuning_job.fetch import FetchStage, build_policies
 URI = "hf://owner/tiny@main"
 PATH = "sources/hf/owner/tiny/abc123"
 MODEL: Raw = {"uri": URI, "credentialsSecret": {"name": "llm-tuning-hub"}}
+PORTS_OF_DNS = [(53, "UDP"), (53, "TCP"), (5353, "UDP"), (5353, "TCP")]
 FETCHED = {
     "ok": True,
     "reason": "Fetched",
@@ -106,27 +107,28 @@ def test_only_the_fetching_pod_may_leave_the_cluster() -> None:
     (excluded,) = offline["podSelector"]["matchExpressions"]
     assert (excluded["operator"], excluded["values"]) == ("NotIn", ["fetch"])
     assert "ipBlock" not in json.dumps(offline)
-    assert [rule["ports"] for rule in offline["egress"] if "to" not in rule] == [
-        [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]
-    ]
+    for policy in (online, offline):
+        (names,) = (rule["ports"] for rule in policy["egress"] if "to" not in rule)
+        assert [(each["port"], each["protocol"]) for each in names] == PORTS_OF_DNS
+    assert all("ports" not in rule for rule in online["egress"] if "to" in rule), "a hub or a proxy may have any port"
     assert (online["ingress"], offline["ingress"]) == ([], [])
 
 
 @pytest.mark.parametrize(
-    ("uri", "rule"),
+    ("uri", "outside"),
     [
-        ("http://mlflow:5000", {"to": [{"namespaceSelector": {}}]}),
-        ("http://mlflow.mlops.svc.cluster.local:5000", {"to": [{"namespaceSelector": {}}]}),
-        (
-            "http://mlflow.example.com:5000",
-            {"ports": [{"port": 443, "protocol": "TCP"}, {"port": 5000, "protocol": "TCP"}]},
-        ),
-        ("https://mlflow.example.com", {"ports": [{"port": 443, "protocol": "TCP"}]}),
+        ("http://mlflow:5000", []),
+        ("http://mlflow.mlops.svc.cluster.local:5000", []),
+        ("http://mlflow.example.com:5000", [443, 5000]),
+        ("http://mlflow.example.com", [80, 443]),
+        ("https://mlflow.example.com", [443]),
     ],
 )
-def test_the_tracking_server_stays_in_reach(uri: str, rule: Raw) -> None:
+def test_the_tracking_server_stays_in_reach(uri: str, outside: list[int]) -> None:
     _, offline = fenced(job(tracking={"uri": uri}))
-    assert offline["spec"]["egress"][2:] == [rule]
+    cluster, *rest = offline["spec"]["egress"][2:]
+    assert cluster == {"to": [{"namespaceSelector": {}}]}, "an ingress listens on a port of its own"
+    assert [[each["port"] for each in rule["ports"]] for rule in rest] == ([outside] if outside else [])
 
 
 def test_a_policy_that_was_changed_is_put_right_and_anothers_is_left() -> None:
