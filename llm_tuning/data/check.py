@@ -27,7 +27,8 @@ from llm_tuning.data.sample import render_sample
 from llm_tuning.data.splitting import PromptGroups
 from llm_tuning.data.tally import Tally
 from llm_tuning.data.token_rows import TokenRowsWriter
-from llm_tuning.data.tokens import RowTokenizer, TokenisedRow
+from llm_tuning.data.tokenised import TokenisedRow
+from llm_tuning.data.tokens import RowTokenizer
 from llm_tuning.data.verdict import judge, judge_evaluation
 from llm_tuning.errors import PLAIN, InputError, Problem, Words
 

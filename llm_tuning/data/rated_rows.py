@@ -22,7 +22,7 @@ from llm_tuning.data.compared import answer_characters, content_key, prompt_iden
 from llm_tuning.data.pairing import Pairing, PairingCounts, RatedAnswers, RatedPair
 from llm_tuning.data.rows import Example
 from llm_tuning.data.token_rows import TokenRowsWriter
-from llm_tuning.data.tokens import TokenisedRow, TokenisedSequence
+from llm_tuning.data.tokenised import TokenisedRow, TokenisedSequence
 
 ANSWERS = "answers"
 """The folder of the answers, inside that of the rows; it goes when they are written."""

@@ -30,7 +30,7 @@ from llm_tuning.data.report import (
 )
 from llm_tuning.data.rows import Conversation, Example, RowForm
 from llm_tuning.data.splitting import PromptGroups
-from llm_tuning.data.tokens import TokenisedRow
+from llm_tuning.data.tokenised import TokenisedRow
 
 MAX_DISTINCT_FAULTS = 100
 """Kinds of refused rows listed apart; there are fewer rules than that times fields."""

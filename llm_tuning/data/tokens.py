@@ -8,31 +8,27 @@ in the loss.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
 from llm_tuning.core.files import check_regular
-from llm_tuning.data.calls import Tools
 from llm_tuning.data.chat import ChatTemplate, load_chat_template, read_object
 from llm_tuning.data.encoding import Encoder
-from llm_tuning.data.faults import Fact, Reason, RowFault
+from llm_tuning.data.faults import Fact, RowFault
 from llm_tuning.data.markers import Markers
 from llm_tuning.data.marks import LossMarker, Marked
-from llm_tuning.data.messages import Message
 from llm_tuning.data.rows import Conversation, Example, Learn
 from llm_tuning.data.shown_text import show_text
 from llm_tuning.data.spans import Rendered, Span, TurnRenderer, learned_turns
+from llm_tuning.data.tokenised import Limits, Parts, TokenisedRow, TokenisedSequence, build_row
 from llm_tuning.errors import InputError, Problem
 
 TOKENIZER_BYTES = 2**28
 """The largest tokenizer.json that is read: the largest of the known ones have 40 MB."""
-_FEWEST_TOKENS = 2
-"""Of a row: the first token has nothing before it to be predicted from."""
 _ENCODED_AT_ONCE = 1 << 19
 """Characters: an encoding takes some hundred bytes a token."""
 _RENDERED_AT_ONCE = 1 << 18
@@ -41,54 +37,7 @@ _MARGIN = 64
 """Characters behind a token that its own characters and no others decide it."""
 
 
-@dataclass(frozen=True, slots=True)
-class TokenisedSequence:
-    """One sequence as the model sees it, cut to the maximum length; arrays of shape (tokens,)."""
-
-    input_ids: NDArray[np.int32]
-    learned: NDArray[np.bool_]
-    """Loss mask: whether each token is a target of the loss; the first never is."""
-    full_length: int
-    """Tokens before the cut."""
-    learns_end: bool
-    """The last token in the loss is one at which generation stops."""
-    messages: list[Message] | None = None
-    """The messages of which it was made: the last one is an answer. None for plain text."""
-    tools: Tools | None = None
-    """The tools of their prompts."""
-    text: str | None = None
-    prompt_tokens: int = 0
-    """How many of the ids a server makes of the messages before the last one; 0 where it cannot be asked for them."""
-    answers: int = 1
-    """Answers in the loss, before the cut."""
-    answers_cut: int = 0
-    """Those of them that begin behind the cut."""
-    facts: frozenset[Fact] = frozenset()
-
-
-@dataclass(frozen=True, slots=True)
-class TokenisedRow:
-    """The sequences of one row: of each conversation of its Example in turn, one or more."""
-
-    sequences: tuple[TokenisedSequence, ...]
-    facts: frozenset[Fact] = frozenset()
-    answers: int = 1
-    """Answers that are learned, at least in part."""
-    answers_cut: int = 0
-    """Answers that begin behind the maximum length."""
-
-
-@dataclass(slots=True)
-class _Parts:
-    """What becomes of one conversation."""
-
-    sequences: list[TokenisedSequence] = field(default_factory=list)
-    facts: set[Fact] = field(default_factory=set)
-    unseen: int = 0
-    """Answers that were not even rendered, for they begin behind the cut."""
-
-
-_Waiting = tuple[Rendered, Conversation, _Parts]
+_Waiting = tuple[Rendered, Conversation, Parts]
 
 
 class RowTokenizer:
@@ -187,7 +136,8 @@ class RowTokenizer:
         else:
             found = self._tokenise_conversations(conversations, max_length)
         rest = iter(found)
-        return [self._row(example, [next(rest) for _ in example.sequences], max_length) for example in examples]
+        limits = Limits(max_length, self._embeddings, self._encoder.added)
+        return [build_row(example, [next(rest) for _ in example.sequences], limits) for example in examples]
 
     def shown(self, conversation: Conversation) -> Iterator[tuple[str, list[Span]]]:
         """Yield each text of a conversation with the characters of the tokens in the loss; raises RowFault."""
@@ -206,7 +156,7 @@ class RowTokenizer:
         sequence = self._text_parts(text, encoding, max_length=len(encoding.ids) + 1).sequences[0]
         return show_text(text, encoding, sequence.input_ids.tolist(), sequence.learned.tolist(), self._encoder.text_of)
 
-    def _tokenise_texts(self, texts: list[str], max_length: int) -> list[_Parts | RowFault]:
+    def _tokenise_texts(self, texts: list[str], max_length: int) -> list[Parts | RowFault]:
         """Tokenise plain texts: with the tokenizer's BOS, and with the end token, where they bring none along."""
         encoder = self._encoder.tokenizer
         encoder.no_truncation()
@@ -219,7 +169,7 @@ class RowTokenizer:
             for text, bos in zip(texts, with_bos, strict=True)
         ]
 
-    def _text_parts(self, text: str, encoding: Encoding, max_length: int) -> _Parts:
+    def _text_parts(self, text: str, encoding: Encoding, max_length: int) -> Parts:
         ids = encoding.ids
         end = len(ids)
         while end > 0 and ids[end - 1] not in self._stop_ids and not self._encoder.text_of(ids[end - 1]).strip():
@@ -238,15 +188,13 @@ class RowTokenizer:
             learns_end=0 < end <= max_length and ids[end - 1] in self._stop_ids,
             text=text,
         )
-        return _Parts([sequence], self._markers.of_text(text))
+        return Parts([sequence], self._markers.of_text(text))
 
-    def _tokenise_conversations(
-        self, conversations: Sequence[Conversation], max_length: int
-    ) -> list[_Parts | RowFault]:
-        found: list[_Parts | RowFault] = []
+    def _tokenise_conversations(self, conversations: Sequence[Conversation], max_length: int) -> list[Parts | RowFault]:
+        found: list[Parts | RowFault] = []
         waiting: list[_Waiting] = []
         for given in conversations:
-            parts = _Parts()
+            parts = Parts()
             try:
                 messages, facts = self._markers.clean(given.messages or ())
                 parts.facts |= facts
@@ -264,7 +212,7 @@ class RowTokenizer:
             self._add(parts, self._marker.mark(rendered, encoding), conversation, max_length)
         return found
 
-    def _encoded(self, waiting: Sequence[_Waiting]) -> Iterator[tuple[Rendered, Conversation, _Parts, Encoding | None]]:
+    def _encoded(self, waiting: Sequence[_Waiting]) -> Iterator[tuple[Rendered, Conversation, Parts, Encoding | None]]:
         """Encode the texts of a batch together, some at a time; with None where each is to be encoded apart."""
         for some in _slices(waiting):
             encodings: Iterable[Encoding | None] = (
@@ -275,7 +223,7 @@ class RowTokenizer:
             for item, encoding in zip(some, encodings, strict=True):
                 yield *item, encoding
 
-    def _tokenise_long(self, conversation: Conversation, turns: int, parts: _Parts, max_length: int) -> None:
+    def _tokenise_long(self, conversation: Conversation, turns: int, parts: Parts, max_length: int) -> None:
         """Tokenise the texts of a long conversation one by one, as long as their answers begin before the cut."""
         cut: str | None = None
         seen = 0
@@ -294,7 +242,7 @@ class RowTokenizer:
             return
         parts.unseen = turns - seen
 
-    def _add(self, parts: _Parts, marked: Iterable[Marked], conversation: Conversation, max_length: int) -> None:
+    def _add(self, parts: Parts, marked: Iterable[Marked], conversation: Conversation, max_length: int) -> None:
         for each in marked:
             parts.sequences.append(self._sequence(each, conversation, max_length))
             parts.facts |= each.rendered.facts | ({Fact.BOUNDARY_MERGES} if each.merges else set())
@@ -312,62 +260,6 @@ class RowTokenizer:
             answers=len(marked.first),
             answers_cut=sum(first >= max_length for first in marked.first),
         )
-
-    def _row(self, example: Example, parts: Sequence[_Parts | RowFault], max_length: int) -> TokenisedRow | RowFault:
-        """Build the row of what became of its conversations; the first fault among them is the row's."""
-        is_whole = len(example.sequences) > 1 or example.number == example.number  # a pair, or a row with a number
-        sequences: list[TokenisedSequence] = []
-        facts: set[Fact] = set()
-        answers = cut = 0
-        for part in parts:
-            if isinstance(part, RowFault):
-                return part
-            if is_whole and len(part.sequences) + part.unseen > 1:
-                return _several_texts()
-            kept = [sequence for sequence in part.sequences if sequence.learned.any()]
-            fault = self._fault_of(kept or part.sequences, max_length)
-            if fault is not None:
-                return fault
-            sequences += kept
-            facts |= part.facts | ({Fact.SEVERAL_SEQUENCES} if len(part.sequences) + part.unseen > 1 else set())
-            answers += sum(sequence.answers - sequence.answers_cut for sequence in part.sequences)
-            cut += part.unseen + sum(sequence.answers_cut for sequence in part.sequences)
-        return TokenisedRow(tuple(sequences), frozenset(facts), answers, cut)
-
-    def _fault_of(self, sequences: Sequence[TokenisedSequence], max_length: int) -> RowFault | None:
-        """Return why the model cannot learn from the sequences of a conversation, None if it can."""
-        for sequence in sequences:
-            ids = sequence.input_ids
-            if self._embeddings is not None and len(ids) and ids.max() >= self._embeddings:
-                return self._without_embedding(int(ids[ids >= self._embeddings][0]))
-        first = sequences[0]
-        if first.learned.any():
-            return None
-        if first.full_length > max_length:
-            limit = f"{{field:training.max_length}} ({max_length} tokens)"
-            rule = f"nothing is left to learn: the answer starts after {limit}"
-            return RowFault(Reason.NOTHING_TO_LEARN, rule, "raise {field:training.max_length} or shorten the prompt")
-        if first.full_length < _FEWEST_TOKENS:
-            cause = f"it has {first.full_length} of the {_FEWEST_TOKENS} tokens needed (the first is only context)"
-        else:
-            cause = "the answer has no token of its own"
-        rule = f"no token would be trained on: {cause}"
-        return RowFault(Reason.NOTHING_TO_LEARN, rule, "give more text or remove the row")
-
-    def _without_embedding(self, number: int) -> RowFault:
-        added = self._encoder.added.get(number)  # any other token is a piece of the row's text
-        token = f"token {added} ({number})" if added is not None else f"token {number}"
-        rule = f"has {token}, and the base has {self._embeddings:,} embeddings: 0 to {(self._embeddings or 1) - 1}"
-        fix = "resize_token_embeddings() of the base and save it with its tokenizer, or use the tokenizer it came with"
-        return RowFault(Reason.TOKEN_WITHOUT_EMBEDDING, rule, fix)
-
-
-def _several_texts() -> RowFault:
-    return RowFault(
-        Reason.TEMPLATE_REFUSES,
-        "the chat template rewrites earlier answers, so several of them cannot be learned as the one answer of the row",
-        "let the row learn one answer, with the earlier ones in its prompt",
-    )
 
 
 def _where(texts: Sequence[str], flags: Sequence[bool], want: bool) -> list[str]:

@@ -8,7 +8,8 @@ import pytest
 
 from llm_tuning.data.faults import Fact, RowFault
 from llm_tuning.data.rows import Conversation, Example
-from llm_tuning.data.tokens import RowTokenizer, TokenisedRow
+from llm_tuning.data.tokenised import TokenisedRow
+from llm_tuning.data.tokens import RowTokenizer
 from tests.support.zoo_tokenizers import layouts, write_tokenizer
 
 ANSWERS = (

@@ -13,7 +13,8 @@ from tokenizers import Tokenizer
 from llm_tuning.data.chat import ChatTemplate
 from llm_tuning.data.faults import RowFault
 from llm_tuning.data.rows import Conversation, Example, Learn
-from llm_tuning.data.tokens import RowTokenizer, TokenisedRow, TokenisedSequence
+from llm_tuning.data.tokenised import TokenisedRow, TokenisedSequence
+from llm_tuning.data.tokens import RowTokenizer
 from tests.support.tokenizers import chat_level
 
 SPEC = importlib.util.find_spec("trl")

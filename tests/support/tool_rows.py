@@ -17,7 +17,8 @@ from typing import Any
 
 from llm_tuning.data.rows import Conversation, Example
 from llm_tuning.data.token_rows import TokenRows, TokenRowsWriter
-from llm_tuning.data.tokens import RowTokenizer, TokenisedRow
+from llm_tuning.data.tokenised import TokenisedRow
+from llm_tuning.data.tokens import RowTokenizer
 
 TOOL_OF = {
     "open": "alpha",

@@ -11,7 +11,8 @@ import pytest
 
 from llm_tuning.data.chat import ChatTemplate
 from llm_tuning.data.rows import Conversation, Example
-from llm_tuning.data.tokens import RowTokenizer, TokenisedRow, TokenisedSequence
+from llm_tuning.data.tokenised import TokenisedRow, TokenisedSequence
+from llm_tuning.data.tokens import RowTokenizer
 from tests.support.tokenizers import chat_level
 
 PIECES = ["Hello", " ", "  ", "\n", "\n\n", "é", "🙂", "def f(x):", "\t", ".", "word", "1234", "中文", "a", "</b>"]

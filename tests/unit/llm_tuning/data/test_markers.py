@@ -13,7 +13,8 @@ from llm_tuning.data.chat import ChatTemplate
 from llm_tuning.data.check import DatasetRefused, examine_dataset
 from llm_tuning.data.faults import Fact, Reason, RowFault
 from llm_tuning.data.rows import Conversation, Example
-from llm_tuning.data.tokens import RowTokenizer, TokenisedRow
+from llm_tuning.data.tokenised import TokenisedRow
+from llm_tuning.data.tokens import RowTokenizer
 from llm_tuning.modes import MODES
 from tests.support.tiny_base import CHAT_TEMPLATE
 from tests.support.tokenizers import chat_level

@@ -20,7 +20,8 @@ from llm_tuning.data.chat import ChatTemplate, load_chat_template, plain_templat
 from llm_tuning.data.check import check_dataset
 from llm_tuning.data.faults import Fact, Reason, RowFault
 from llm_tuning.data.rows import Conversation, Example
-from llm_tuning.data.tokens import RowTokenizer, TokenisedRow, TokenisedSequence
+from llm_tuning.data.tokenised import TokenisedRow, TokenisedSequence
+from llm_tuning.data.tokens import RowTokenizer
 from llm_tuning.errors import InputError, in_words
 from llm_tuning.modes import MODES
 from tests.support.tiny_base import CHAT_TEMPLATE

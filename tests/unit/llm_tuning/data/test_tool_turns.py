@@ -19,7 +19,8 @@ from llm_tuning.data.row_tools import check_results
 from llm_tuning.data.rows import Conversation, Example
 from llm_tuning.data.splitting import PromptGroups
 from llm_tuning.data.tally import Tally
-from llm_tuning.data.tokens import RowTokenizer, TokenisedRow
+from llm_tuning.data.tokenised import TokenisedRow
+from llm_tuning.data.tokens import RowTokenizer
 from llm_tuning.modes import MODES
 from tests.support.chat_templates import (
     NO_TEXT_CHATS,

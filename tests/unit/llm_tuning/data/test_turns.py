@@ -7,7 +7,8 @@ import pytest
 from llm_tuning.data.chat import ChatTemplate, TemplateRefused
 from llm_tuning.data.faults import Fact, Reason, RowFault
 from llm_tuning.data.rows import Conversation, Example
-from llm_tuning.data.tokens import RowTokenizer, TokenisedRow
+from llm_tuning.data.tokenised import TokenisedRow
+from llm_tuning.data.tokens import RowTokenizer
 from tests.support.chat_templates import (
     FOLDER,
     NO_TEXT_CHATS,
