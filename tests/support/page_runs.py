@@ -103,11 +103,18 @@ ON_A_CLUSTER = [
 ]
 """In this order: the first makes a cluster and takes it down, the second makes the one of all others."""
 
+OTHER_ROWS = (
+    *("Reasoning in tags", "Conversations in one text", "Calls of xLAM", "Calls of Glaive", "Calls in tags"),
+    *("Calls of ToolACE", "Ratings of UltraFeedback", "Ratings of distilabel", "Preferences of HelpSteer"),
+    *("Ranks of Nectar", "Answers A and B"),
+)
 RUN_ELSEWHERE = {
+    **{("docs/other-rows.md", part): "tests/unit/llm_tuning/data/test_known_sets.py" for part in OTHER_ROWS},
     ("docs/serving.md", "Serving on one machine, and proving it"): "tests/engine/test_launch_llm.py",
     ("docs/serving.md", "What is served under which name"): "tests/engine/test_launch_llm.py",
     ("docs/client.md", "From rows to answers"): "tests/docs/test_client_page.py",
     ("docs/client.md", "Looking and waiting"): "tests/docs/test_client_page.py",
+    ("docs/client.md", "Asking a service"): "tests/docs/test_client_page.py",
     ("docs/client.md", "Without blocking"): "tests/docs/test_client_page.py",
     ("README.md", "From Python and kubectl"): "tests/docs/test_client_page.py",
 }

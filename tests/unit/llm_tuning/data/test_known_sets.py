@@ -1,4 +1,4 @@
-"""Rows of well-known data sets: the columns or the lines of Python that their refusal names make them work."""
+"""Rows of well-known data sets: the columns, or the Python of docs/other-rows.md, that their refusal names work."""
 
 from __future__ import annotations
 
