@@ -107,8 +107,12 @@ INFERENCE_SERVICE = Kind(
         ("Reason", "string", ".status.conditions[?(@.type=='Ready')].reason", "Why it is so"),
         ("Replicas", "integer", ".status.readyReplicas", "Pods that answer"),
         ("URL", "string", ".status.url", "Where the cluster reaches it"),
+        ("Fetched", "integer", ".status.progress.percent", "Percent of the bytes of a base that is being fetched"),
+        ("ETA", "integer", ".status.progress.remainingSeconds", "Estimated seconds to the end of the fetch"),
+        ("Bytes/s", "number", ".status.progress.bytesPerSecond", "Speed of the fetch"),
         ("Age", "date", ".metadata.creationTimestamp", "Time since it was created"),
     ],
+    wide_only=("Fetched", "ETA", "Bytes/s"),
     rules=[
         rule(
             f"self.metadata.name.size() <= {inference_service.NAME_CHARACTERS}",

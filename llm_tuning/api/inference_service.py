@@ -23,7 +23,15 @@ from llm_tuning.api.kube import (
     check_name,
 )
 from llm_tuning.api.rules import Rule, RuledModel, exactly_one_of
-from llm_tuning.api.sources import CREDENTIALS, SECRET_NEEDS_URI, ModelUri, SourceStatus, base_name, is_base_name
+from llm_tuning.api.sources import (
+    CREDENTIALS,
+    SECRET_NEEDS_URI,
+    FetchProgress,
+    ModelUri,
+    SourceStatus,
+    base_name,
+    is_base_name,
+)
 from llm_tuning.api.tuning import ModelId
 from llm_tuning.api.wire import WireModel
 from llm_tuning.core.model import PATTERN_WORDS, ApiModel, FieldError
@@ -360,6 +368,11 @@ class InferenceServiceStatus(ApiModel):
 
     model: SourceStatus | None = Field(
         None, description="Of model.uri: what it was resolved to, and where the base that is served lies."
+    )
+
+    progress: FetchProgress | None = Field(
+        None,
+        description="How far the fetch of model.uri is, while it is under way and has reported.",
     )
 
     adapters: Annotated[list[AdapterStatus], Field(max_length=MAX_ROUTES * MAX_TARGETS)] = Field(

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, StringConstraints
 
-from llm_tuning.api.kube import Line
+from llm_tuning.api.kube import Line, Time
 from llm_tuning.api.rules import Rule
 from llm_tuning.api.structural import RULES, rule
 from llm_tuning.api.uri_rules import MAX_CHARACTERS, SourceKind, name_of_model, refusal
@@ -63,6 +63,22 @@ def is_base_name(name: str) -> str:
         f"({source}.startsWith('hf://') && {source}.contains('/' + {name} + '@'))))"
     )
     return f"({by_path} || {by_uri})"
+
+
+class FetchProgress(ApiModel):
+    """How far a fetch is, as it was last reported."""
+
+    percent: Annotated[int, Field(ge=0, le=100)] = Field(description="Share of the bytes that are fetched, in percent.")
+
+    bytes: Annotated[int, Field(ge=0)] | None = Field(None, description="Bytes that are fetched; of a fetch only.")
+
+    total_bytes: Annotated[int, Field(ge=0)] | None = Field(None, description="Bytes that there are to fetch.")
+
+    bytes_per_second: float | None = Field(None, description="Speed of the fetch.")
+
+    remaining_seconds: Annotated[int, Field(ge=0)] | None = Field(None, description="Estimated time to the end.")
+
+    last_update_time: Time = Field("", description="When the pod reported this (RFC 3339).")
 
 
 class SourceStatus(ApiModel):

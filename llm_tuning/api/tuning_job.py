@@ -37,6 +37,7 @@ from llm_tuning.api.sources import (
     CREDENTIALS,
     SECRET_NEEDS_URI,
     DatasetUri,
+    FetchProgress,
     ModelUri,
     SourceStatus,
     base_name,
@@ -223,18 +224,12 @@ class TuningJobSpec(WireModel, TuningConfig):
         return base_name(self.model.path, self.model.uri)
 
 
-class Progress(ApiModel):
+class Progress(FetchProgress):
     """How far the fetch or the training is, as it was last reported."""
 
     percent: Annotated[int, Field(ge=0, le=100)] = Field(
         description="Share of the bytes that are fetched, or of the steps that are done, in percent."
     )
-
-    bytes: Annotated[int, Field(ge=0)] | None = Field(None, description="Bytes that are fetched; of a fetch only.")
-
-    total_bytes: Annotated[int, Field(ge=0)] | None = Field(None, description="Bytes that there are to fetch.")
-
-    bytes_per_second: float | None = Field(None, description="Speed of the fetch.")
 
     step: Annotated[int, Field(ge=0)] = Field(0, description="Optimizer steps that are done.")
 
@@ -245,10 +240,6 @@ class Progress(ApiModel):
     loss: float | None = Field(None, description="Training loss of the last report.")
 
     tokens_per_second: float | None = Field(None, description="Training speed.")
-
-    remaining_seconds: Annotated[int, Field(ge=0)] | None = Field(None, description="Estimated time to the end.")
-
-    last_update_time: Time = Field("", description="When the pod reported this (RFC 3339).")
 
 
 @with_score_fields

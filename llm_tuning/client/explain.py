@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from llm_tuning.api.conditions import ConditionType, Phase, ServiceConditionType
+from llm_tuning.api.conditions import ConditionType, Phase, Reason, ServiceConditionType
 from llm_tuning.api.kube import Condition
 from llm_tuning.client.objects import InferenceServiceView, TuningJobView, age_of
 from llm_tuning.progress.bar import clock, fetched
+from llm_tuning.progress.snapshot import Snapshot
 
 UNSEEN_SECONDS = 10.0
 """An operator that runs reconciles a new object within a second or two."""
@@ -62,7 +63,10 @@ def explain_service(service: InferenceServiceView, now: datetime | None = None) 
         ]
         if service.trouble and stalled is not None and stalled.reason != ready.reason:
             parts.append(f"What is in the way: {stalled.reason}: {_sentence(stalled.message)}")
-        parts.append("It gets ready by itself once that is put right.")
+        if (fetch := service.snapshot()).bytes is not None:
+            parts.append(f"Fetched by now: {_fetched(fetch)}.")
+        is_under_way = ready.reason == Reason.FETCHING and not service.trouble
+        parts.append(f"It gets ready by itself{'' if is_under_way else ' once that is put right'}.")
     for adapter in status.adapters:
         name = adapter.model_id or f"The adapter of TuningJob {adapter.tuning_job}"
         if adapter.effective != "True" and adapter.message and adapter.message not in " ".join(parts):
@@ -90,8 +94,7 @@ def _succeeded(job: TuningJobView) -> str:
 def _progress(job: TuningJobView) -> str:
     now = job.snapshot()
     if now.bytes is not None:
-        left = f", about {clock(now.remaining_seconds)} left" if now.remaining_seconds is not None else ""
-        return f" ({fetched(now).replace('  ', ' at ')}{left})"
+        return f" ({_fetched(now)})"
     if not now.step:
         return ""
     parts = [f"step {now.step} of {now.total_steps}" if now.total_steps else f"step {now.step}"]
@@ -100,6 +103,11 @@ def _progress(job: TuningJobView) -> str:
     if now.remaining_seconds is not None:
         parts.append(f"about {clock(now.remaining_seconds)} left")
     return f" ({', '.join(parts)})"
+
+
+def _fetched(now: Snapshot) -> str:
+    left = f", about {clock(now.remaining_seconds)} left" if now.remaining_seconds is not None else ""
+    return f"{fetched(now).replace('  ', ' at ')}{left}"
 
 
 def _unseen(kind: str, name: str, namespace: str, metadata: dict[str, object], now: datetime) -> str:

@@ -132,9 +132,18 @@ class InferenceServiceView(_Object, InferenceService):
         return [*(route.name for route in self.spec.routes), self.spec.base_name]
 
     def snapshot(self) -> Snapshot:
-        """Return how many replicas answer, as the progress displays take it."""
+        """Return how many replicas answer, or how far the fetch of a base is, as the progress displays take it."""
         ready = self.conditions.get(ServiceConditionType.READY)
         stage = f"{self.name} {'Ready' if self.is_ready else ready.reason if ready is not None else 'Pending'}"
+        fetch = self.status.progress if self.status is not None else None
+        if fetch is not None and not self.is_ready:
+            return Snapshot(
+                stage,
+                bytes=fetch.bytes,
+                total_bytes=fetch.total_bytes or 0,
+                bytes_per_second=fetch.bytes_per_second,
+                remaining_seconds=fetch.remaining_seconds,
+            )
         answering = self.status.ready_replicas if self.status is not None else 0
         return Snapshot(stage, step=answering, total_steps=self.spec.replicas, done=self.is_ready)
 

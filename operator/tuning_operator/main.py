@@ -147,6 +147,7 @@ class Operator:
             self.tuning_jobs.report,
             tls.context,
             self.agents.exchange,
+            self.services.report,
             port=self.settings.progress_port,
             count=self.metrics.count_report,
         )

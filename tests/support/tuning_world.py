@@ -26,7 +26,7 @@ from tuning_operator.core.conditions import timestamp
 from tuning_operator.core.constants import LABEL_ROLE, QUEUE_LABEL, RESYNC_SECONDS
 from tuning_operator.core.metrics import Metrics
 from tuning_operator.core.queue import WorkQueue
-from tuning_operator.tuning_job import reconciler as worker_module
+from tuning_operator.pods import reporting
 from tuning_operator.tuning_job.reconciler import TuningJobReconciler
 
 NAME = "faq"
@@ -403,7 +403,7 @@ class Operator:
 def fake_time(world: World) -> Iterator[None]:
     """The worker's throttles, on the world's clock."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(worker_module, "time", SimpleNamespace(monotonic=world.clock))
+        patch.setattr(reporting, "time", SimpleNamespace(monotonic=world.clock))
         yield
 
 

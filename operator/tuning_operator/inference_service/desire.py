@@ -105,6 +105,7 @@ class _Pass:
             ready_replicas=len([pod for pod in self.o.pods if pod.is_ready]),
             selector=f"{LABEL_SERVICE}={self.o.name}",
             model=self.base.status,
+            progress=self.base.progress,
             adapters=adapters,
             conditions=self.conditions.as_list(),
         )

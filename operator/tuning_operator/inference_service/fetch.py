@@ -13,9 +13,10 @@ from typing import Any
 
 from llm_tuning.api.conditions import Reason
 from llm_tuning.api.inference_service import KIND, InferenceServiceSpec, ServedModelSpec
-from llm_tuning.api.sources import SourceStatus
+from llm_tuning.api.sources import FetchProgress, SourceStatus
 from llm_tuning.pod.contract import FetchResult, parse_result
 from llm_tuning.pod.roles import FETCH, ROLES
+from tuning_operator.core.audience import FETCH_OF_SERVICE, audience_of
 from tuning_operator.core.cache import JOBS, NETWORK_POLICIES
 from tuning_operator.core.constants import (
     LABEL_FETCHES_FOR,
@@ -34,9 +35,10 @@ from tuning_operator.pods.fetch import CPU, MEMORY, Asked, fetch_parts
 from tuning_operator.pods.job import build_job_of, build_pod
 from tuning_operator.pods.network import build_policy, online
 from tuning_operator.pods.observed import Child, Pod
+from tuning_operator.pods.reporting import add_reporting
 from tuning_operator.pods.stuck import PodRequests, events_due, find_refusal, find_stuck, shown_resources
 from tuning_operator.pods.template import owner_reference
-from tuning_operator.pods.trouble import Trouble
+from tuning_operator.pods.trouble import Reported, Trouble
 
 ROLE = ROLES[FETCH]
 RETRIES = 6
@@ -54,6 +56,8 @@ class Base:
     status: SourceStatus | None = None
     waiting: Trouble | None = None
     stalled: Trouble | None = None
+    progress: FetchProgress | None = None
+    """Of its fetch, as it was last reported."""
 
 
 def find_base(
@@ -74,7 +78,7 @@ def find_base(
         return Base(_at(spec, found), found)
     served = _at(spec, known) if known is not None and known.path is not None else spec
     fetch = _Fetch(observed, spec, asked, settings, now, desired)
-    return Base(served, known, FETCHING, fetch.fence() or fetch.follow(job))
+    return Base(served, known, FETCHING, fetch.fence() or fetch.follow(job), _progress(observed, job))
 
 
 def fetch_name(observed: ObservedService, asked: Asked) -> str:
@@ -110,6 +114,12 @@ def build_fetch(
     labels = _labels(observed) | {LABEL_ROLE: FETCH}
     name = fetch_name(observed, asked)
     parts = fetch_parts([asked], f"{observed.uid}-{name[-6:]}", settings)
+    add_reporting(
+        parts,
+        settings,
+        path=f"/v1/namespaces/{observed.namespace}/inferenceservices/{observed.name}/status",
+        audience=audience_of(observed.namespace, observed.name, observed.uid, FETCH_OF_SERVICE),
+    )
     pod = build_pod(ROLE, parts, settings, claim=spec.volume.claim_name, asked=spec.resources, environment=[])
     metadata = {
         "name": name,
@@ -188,6 +198,9 @@ class _Fetch:
             return Trouble(Reason.QUEUED, f"Job {job.name} waits for whoever suspended it to admit it")
         if stuck := find_stuck(job, fetch_requests(self.spec)):
             return stuck
+        reported = _reported(self.observed, job)
+        if reported is not None and any(pod.running_since is not None for pod in job.pods):
+            return reported.waiting  # an attempt that failed before is over
         if not job.failed_pods:
             return None
         cause = _failure(job.failed_pods[-1])
@@ -221,6 +234,27 @@ class _Fetch:
     def _taken(self, kind: str, name: str) -> Trouble:
         self.desired.requeue(LONGEST_LOOK_SECONDS)
         return Trouble(Reason.NAME_TAKEN, f"{kind} {name} has another owner; delete it, or use another name")
+
+
+def _reported(observed: ObservedService, job: Child) -> Reported | None:
+    """Return what a pod of this Job has reported last; None where the last report is of an earlier fetch."""
+    reported = observed.reported
+    return reported if reported is not None and _is_of(reported.progress, job) else None
+
+
+def _progress(observed: ObservedService, job: Child | None) -> FetchProgress | None:
+    """Return how far the fetch is: by the newest report, or what was known before the operator was restarted."""
+    if job is None or job.has_ended:
+        return None
+    reported, last = _reported(observed, job), observed.status.progress
+    if reported is not None:
+        fields = {name: getattr(reported.progress, name) for name in FetchProgress.model_fields}
+        return FetchProgress(**fields)
+    return last if last is not None and _is_of(last, job) else None
+
+
+def _is_of(progress: FetchProgress, job: Child) -> bool:
+    return progress.last_update_time >= str(job.raw["metadata"].get("creationTimestamp", ""))
 
 
 def _failure(pod: Pod) -> Trouble:

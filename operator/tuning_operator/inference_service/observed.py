@@ -14,6 +14,7 @@ from llm_tuning.pod.roles import FETCH, ROLES
 from tuning_operator.core.constants import LABEL_ROLE
 from tuning_operator.core.resource import CustomResource, parse_spec
 from tuning_operator.pods.observed import AdapterJob, Child, Pod, Raw, adapter_job, is_owned
+from tuning_operator.pods.trouble import Reported
 
 AGENT, ENGINE, PLAN = "agent", vllm.NAME, "plan"
 """Names of the containers of a pod."""
@@ -55,6 +56,8 @@ class ObservedService(CustomResource):
     jobs: Mapping[str, AdapterJob] = field(default_factory=dict)
     """The TuningJobs that the routes name."""
     warnings: tuple[Raw, ...] = ()
+    reported: Reported | None = None
+    """What the pod of a fetch, of any URI, has reported last."""
     reports_due: bool = False
     """The operator has just started: agents that have not reported yet may well do so in some seconds."""
 
@@ -73,6 +76,7 @@ def build_observed_service(
     jobs: Mapping[str, Raw | None] | None = None,
     warnings: Iterable[Raw] = (),
     reports_due: bool = False,
+    reported: Reported | None = None,
     fetches: Iterable[Raw] = (),
     fetch_policy: Raw | None = None,
 ) -> ObservedService:
@@ -107,5 +111,6 @@ def build_observed_service(
         taken_names=tuple(other["metadata"]["name"] for other in beside if not is_owned(other, uid)),
         jobs={name: adapter_job(name, job, ()) for name, job in (jobs or {}).items()},
         warnings=warnings,
+        reported=reported,
         reports_due=reports_due,
     )

@@ -19,6 +19,8 @@ from tuning_operator.inference_service.fetch import fetch_name, policy_name
 from tuning_operator.inference_service.observed import ObservedService, build_observed_service
 from tuning_operator.inference_service.routes import routes_of
 from tuning_operator.pods.fetch import Asked
+from tuning_operator.pods.reporting import Reports
+from tuning_operator.pods.trouble import Reported
 
 FIRST_REPORTS_SECONDS = 20.0
 """After its start the operator waits so long for agents to report: they have lost it, and try again within 15 s."""
@@ -32,6 +34,16 @@ class InferenceServiceReconciler(Reconciler[ObservedService]):
 
     agents: Agents = field(default_factory=Agents)
     started: float = field(default_factory=time.monotonic)
+    _reports: Reports = field(init=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._reports = Reports(self.queue)
+
+    def report(self, key: Key, reported: Reported) -> None:
+        """Keep the report of a pod that fetches; it is written with the next reconcile."""
+        if (raw := self.cache.get(INFERENCE_SERVICES, *key)) is not None:
+            self._reports.take(key, raw["metadata"]["uid"], reported)
 
     def observe(self, raw: Raw, warnings: Sequence[Raw] = ()) -> ObservedService:
         namespace, name, uid = (raw["metadata"][part] for part in ("namespace", "name", "uid"))
@@ -48,6 +60,7 @@ class InferenceServiceReconciler(Reconciler[ObservedService]):
             parts={kind: part for kind, part in found.items() if part is not None},
             pods=self.cache.pods_of(uid),
             reports=self.agents.reports((namespace, name)),
+            reported=self._reports.of((namespace, name), uid),
             jobs={job: self.cache.get(TUNING_JOBS, namespace, job) for job in jobs},
             warnings=warnings,
             reports_due=time.monotonic() - self.started < FIRST_REPORTS_SECONDS,
@@ -70,6 +83,14 @@ class InferenceServiceReconciler(Reconciler[ObservedService]):
 
     def forget(self, key: Key) -> None:
         self.agents.forget(key)
+        self._reports.forget(key)
+
+    def status_due(self, observed: ObservedService, status: Raw) -> float:
+        key = (observed.namespace, observed.name)
+        return self._reports.status_due(key, status, observed.raw.get("status") or {})
+
+    def status_written(self, key: Key) -> None:
+        self._reports.status_written(key)
 
     def publish(self, key: Key, observed: ObservedService) -> None:
         """Publish the routes to the agents, which wait for them."""

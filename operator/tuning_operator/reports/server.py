@@ -24,11 +24,12 @@ from tuning_operator.pods.trouble import Reported
 from tuning_operator.reports.connections import Connections
 from tuning_operator.reports.protocol import parse_reported
 from tuning_operator.reports.rate_limit import RateLimit
-from tuning_operator.reports.tokens import TokenRefused, TokenVerifier
+from tuning_operator.reports.tokens import Sender, TokenRefused, TokenVerifier
 
 log = logging.getLogger(__name__)
 
 PATH = "/v1/namespaces/{namespace}/tuningjobs/{name}/status"
+FETCH_PATH = "/v1/namespaces/{namespace}/inferenceservices/{name}/status"
 AGENT_PATH = "/v1/namespaces/{namespace}/inferenceservices/{name}/report"
 MAX_BODY_BYTES = 64 * 1024
 """A trainer's report is about 1 KiB."""
@@ -41,7 +42,7 @@ CONNECTION_SECONDS = 10.0
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Sink = Callable[[tuple[str, str], Reported], None]
-"""Takes the newest report of the TuningJob (namespace, name)."""
+"""Takes the newest report of the TuningJob, or of the InferenceService that fetches, (namespace, name)."""
 Exchange = Callable[[tuple[str, str], str, Report], Awaitable[DesiredRoutes | None]]
 """Takes the report of an agent, by the uid of its pod, and waits for what is wanted instead; None: nothing else."""
 Count = Callable[[int], None]
@@ -56,6 +57,7 @@ class ProgressServer:
     sink: Sink
     ssl_context: ssl.SSLContext
     exchange: Exchange | None = None
+    fetch_sink: Sink | None = None
     host: str | None = None
     port: int = 8443
     count: Count = lambda status: None
@@ -72,6 +74,7 @@ class ProgressServer:
     async def start(self) -> None:
         app = web.Application(client_max_size=MAX_AGENT_BODY_BYTES, middlewares=[self._answered])
         app.router.add_post(PATH, self._report)
+        app.router.add_post(FETCH_PATH, self._fetch_report)
         app.router.add_post(AGENT_PATH, self._agent_report)
         # Bodies stay as they come: a compressed one could be far larger than it looks.
         self._runner = web.AppRunner(
@@ -101,22 +104,32 @@ class ProgressServer:
             await self._runner.cleanup()
 
     async def _report(self, request: web.Request) -> web.Response:
-        key = (request.match_info["namespace"], request.match_info["name"])
-        pod = await self.verifier.verify(_bearer_token(request), *key)
+        key = _key(request)
+        return await self._take(request, await self.verifier.verify(_bearer_token(request), *key), self.sink)
+
+    async def _fetch_report(self, request: web.Request) -> web.Response:
+        """Take what the pod reports that fetches an InferenceService's base."""
+        if self.fetch_sink is None:
+            return _Refusal(404, "Not Found")
+        token, key = _bearer_token(request), _key(request)
+        pod = await self.verifier.verify(token, *key, kind=INFERENCE_SERVICES, fetches=True)
+        return await self._take(request, pod, self.fetch_sink)
+
+    async def _take(self, request: web.Request, pod: Sender, sink: Sink) -> web.Response:
         self._is_known(request)
         if not self.limit.allows(pod.uid):
             return _Refusal(429, f"more than {self.limit.per_second:.0f} reports a second")
         body = await request.read()
         if len(body) > MAX_BODY_BYTES:
             return _Refusal(413, f"a report has at most {MAX_BODY_BYTES} bytes")
-        self.sink(key, parse_reported(body, self.now()))
+        sink(_key(request), parse_reported(body, self.now()))
         return web.Response(status=200)
 
     async def _agent_report(self, request: web.Request) -> web.Response:
         """Hold the answer back until other routes are wanted: 200 with them, or 204 after some seconds."""
         if self.exchange is None:
             return _Refusal(404, "Not Found")
-        key = (request.match_info["namespace"], request.match_info["name"])
+        key = _key(request)
         async with asyncio.timeout(REQUEST_SECONDS):
             pod = await self.verifier.verify(_bearer_token(request), *key, kind=INFERENCE_SERVICES)
             self._is_known(request)
@@ -187,6 +200,10 @@ async def _response_of(request: web.Request, handler: Handler) -> web.StreamResp
     except Exception:
         log.exception("progress: fault of the server")
         return _Refusal(500, "a fault of the operator; its log has the details")
+
+
+def _key(request: web.Request) -> tuple[str, str]:
+    return request.match_info["namespace"], request.match_info["name"]
 
 
 def _bearer_token(request: web.Request) -> str:

@@ -18,7 +18,7 @@ import jwt
 
 from llm_tuning.api import inference_service, tuning_job
 from llm_tuning.errors import TuningError
-from tuning_operator.core.audience import audience_of
+from tuning_operator.core.audience import FETCH_OF_SERVICE, audience_of
 from tuning_operator.core.cache import DEPLOYMENTS, INFERENCE_SERVICES, JOBS, TUNING_JOBS
 from tuning_operator.core.errors import ClusterError
 
@@ -127,14 +127,20 @@ class TokenVerifier:
     issuer: Callable[[], str | None] = own_issuer
     """Read each time: a cluster may change its issuer."""
 
-    async def verify(self, token: str, namespace: str, name: str, kind: str = TUNING_JOBS) -> Sender:
-        """Return the pod that sent it. TokenRefused: 401 if not a valid token of this cluster, 403 if for another."""
+    async def verify(
+        self, token: str, namespace: str, name: str, kind: str = TUNING_JOBS, *, fetches: bool = False
+    ) -> Sender:
+        """Return the pod that sent it; `fetches`: the one that fetches for an InferenceService, and no agent.
+
+        TokenRefused: 401 if not a valid token of this cluster, 403 if for another.
+        """
         claims = await self._signed_claims(token)
         owner = self.cache.get(kind, namespace, name)
         uid = "" if owner is None else str(owner["metadata"]["uid"])
         shown = f"{SINGULAR[kind]} {namespace}/{name}"
         # The same answer whether or not it exists: a token of another one does not learn it.
-        if owner is None or _audiences(claims) != [audience_of(namespace, name, uid, SINGULAR[kind].lower())]:
+        what = FETCH_OF_SERVICE if fetches else SINGULAR[kind].lower()
+        if owner is None or _audiences(claims) != [audience_of(namespace, name, uid, what)]:
             raise TokenRefused(403, f"the token's audience is not {shown}")
         bound = claims.get("kubernetes.io")
         bound = bound if isinstance(bound, dict) else {}
@@ -144,22 +150,23 @@ class TokenVerifier:
         if bound.get("namespace") != namespace:
             raise TokenRefused(403, f"the token is not of namespace {namespace}")
         sender = Sender(str(pod.get("name")), str(pod.get("uid")))
+        through = JOBS if fetches or kind == TUNING_JOBS else DEPLOYMENTS
         known = {
             Sender(pod["metadata"]["name"], pod["metadata"]["uid"])
             for pod in self.cache.pods_of(uid)
-            if self._is_descendant(pod, kind, namespace, name, uid)
+            if self._is_descendant(pod, through, namespace, name, uid)
         }
         if sender not in known:
             raise TokenRefused(403, f"the token's pod is not among those of {shown}")
         return sender
 
-    def _is_descendant(self, pod: Mapping[str, Any], kind: str, namespace: str, name: str, uid: str) -> bool:
-        """Return whether the pod is of a Job of the TuningJob, or of a ReplicaSet of the InferenceService's Deployment.
+    def _is_descendant(self, pod: Mapping[str, Any], through: str, namespace: str, name: str, uid: str) -> bool:
+        """Return whether the pod is of a Job of the object, or of a ReplicaSet of its Deployment.
 
         Whoever may create pods may set such labels. ReplicaSets are not watched; their names have the Deployment's.
         """
         controller = _controller_of(pod)
-        if kind == INFERENCE_SERVICES:
+        if through == DEPLOYMENTS:
             deployment = self.cache.get(DEPLOYMENTS, namespace, name)
             is_ours = deployment is not None and _controller_of(deployment).get("uid") == uid
             return is_ours and _is_replica_set_of(controller, name)

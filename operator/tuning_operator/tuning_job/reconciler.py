@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 from llm_tuning.api.tuning_job import TuningJobSpec
 from llm_tuning.pod.roles import FETCH, TRAIN
 from tuning_operator.core.cache import INFERENCE_SERVICES, JOBS, NETWORK_POLICIES, PODS, TUNING_JOBS, Key, Raw
-from tuning_operator.core.constants import LABEL_ROLE, PROGRESS_SECONDS, STUCK_SECONDS
+from tuning_operator.core.constants import LABEL_ROLE, STUCK_SECONDS
 from tuning_operator.core.desired import Desired
 from tuning_operator.core.reconciler import Reconciler
 from tuning_operator.pods.observed import Pod
+from tuning_operator.pods.reporting import Reports
 from tuning_operator.pods.trouble import Reported
 from tuning_operator.tuning_job.desire import desire
 from tuning_operator.tuning_job.fetch import OFFLINE
@@ -21,7 +21,6 @@ from tuning_operator.tuning_job.job import child_name
 from tuning_operator.tuning_job.observed import Observed, build_observed
 from tuning_operator.tuning_job.stage import JobStage
 from tuning_operator.tuning_job.stages import STAGES
-from tuning_operator.tuning_job.status import with_last_loss
 
 
 @dataclass
@@ -31,25 +30,18 @@ class TuningJobReconciler(Reconciler[Observed]):
     kind: ClassVar[str] = TUNING_JOBS
     optional: ClassVar[tuple[str, ...]] = (INFERENCE_SERVICES,)
 
-    _reported: dict[Key, tuple[str, Reported]] = field(default_factory=dict)
-    _progress_written: dict[Key, float] = field(default_factory=dict)
+    _reports: Reports = field(init=False)
     _trainers_made: dict[Key, str] = field(default_factory=dict)
     """The uids of TuningJobs that this process has made a training Job for."""
 
-    def report(self, key: Key, reported: Reported) -> None:
-        """Keep a pod's report; it is written with the next reconcile, which is at most one in PROGRESS_SECONDS.
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._reports = Reports(self.queue)
 
-        What a fetch waits for, or has resolved, is of now: that reconcile is at once.
-        """
-        raw = self.cache.get(TUNING_JOBS, *key)
-        if raw is None:
-            return
-        uid, (known_of, known) = raw["metadata"]["uid"], self._reported.get(key, (None, None))
-        before = known if known_of == uid else None
-        progress = with_last_loss(reported.progress, before.progress if before is not None else None)
-        self._reported[key] = (uid, replace(reported, progress=progress))
-        is_news = before is None or (before.revisions, before.waiting) != (reported.revisions, reported.waiting)
-        self.queue.add_after(key, 0.0 if is_news else max(0.0, self._progress_due(key)))
+    def report(self, key: Key, reported: Reported) -> None:
+        """Keep a pod's report; it is written with the next reconcile, which is at most one in PROGRESS_SECONDS."""
+        if (raw := self.cache.get(TUNING_JOBS, *key)) is not None:
+            self._reports.take(key, raw["metadata"]["uid"], reported)
 
     def observe(self, raw: Raw, warnings: Sequence[Raw] = ()) -> Observed:
         namespace, name, uid = (raw["metadata"][part] for part in ("namespace", "name", "uid"))
@@ -58,7 +50,6 @@ class TuningJobReconciler(Reconciler[Observed]):
         spec = self.cache.spec_of(raw, TuningJobSpec)
         adapter = spec.model.adapter.tuning_job if spec is not None and spec.model.adapter is not None else None
         serve = spec.serve if spec is not None else None
-        reported = self._reported.get((namespace, name))
         fences = (self.cache.get(NETWORK_POLICIES, namespace, child_name(name, end)) for end in (FETCH, OFFLINE))
         return build_observed(
             raw,
@@ -66,7 +57,7 @@ class TuningJobReconciler(Reconciler[Observed]):
             pods=self.cache.pods_of(uid),
             warnings=warnings,
             adapter=self.cache.get(TUNING_JOBS, namespace, adapter) if adapter is not None else None,
-            reported=reported[1] if reported is not None and reported[0] == uid else None,
+            reported=self._reports.of((namespace, name), uid),
             policies=[policy for policy in fences if policy is not None],
             spec=spec,
             chain=self.cache.chain_from(namespace, adapter) if adapter is not None else (),
@@ -78,8 +69,8 @@ class TuningJobReconciler(Reconciler[Observed]):
         return desire(observed, self.settings, self.now())
 
     def forget(self, key: Key) -> None:
-        for kept in (self._reported, self._progress_written, self._trainers_made):
-            kept.pop(key, None)  # type: ignore[attr-defined]
+        self._reports.forget(key)
+        self._trainers_made.pop(key, None)
 
     async def may_create(self, observed: Observed, kind: str, body: Raw) -> bool:
         """Refuse a second trainer beside one that no watch has delivered: its Job may have been deleted a moment ago.
@@ -102,17 +93,8 @@ class TuningJobReconciler(Reconciler[Observed]):
         return any(pod["metadata"]["labels"].get(LABEL_ROLE) == TRAIN and not Pod(pod).has_ended for pod in pods)
 
     def status_due(self, observed: Observed, status: Raw) -> float:
-        """Delay a write of progress alone to one in PROGRESS_SECONDS; anything else is due at once (0)."""
-        if _without_progress(status) != _without_progress(observed.raw.get("status") or {}):
-            return 0.0
-        return self._progress_due((observed.namespace, observed.name))
+        key = (observed.namespace, observed.name)
+        return self._reports.status_due(key, status, observed.raw.get("status") or {})
 
     def status_written(self, key: Key) -> None:
-        self._progress_written[key] = time.monotonic()
-
-    def _progress_due(self, key: Key) -> float:
-        return self._progress_written.get(key, float("-inf")) + PROGRESS_SECONDS - time.monotonic()
-
-
-def _without_progress(status: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in status.items() if key != "progress"}
+        self._reports.status_written(key)

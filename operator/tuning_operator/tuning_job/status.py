@@ -13,6 +13,7 @@ from llm_tuning.pod.contract import TrainResult
 from tuning_operator.core.conditions import FALSE, SPEC_UNKNOWN, TRUE, UNKNOWN, Conditions, timestamp
 from tuning_operator.core.desired import NORMAL, WARNING, Desired, EventRule, events_of
 from tuning_operator.core.resource import dump_status, shown
+from tuning_operator.pods.reporting import with_last_loss
 from tuning_operator.pods.trouble import Trouble
 from tuning_operator.tuning_job.observed import Observed
 
@@ -186,13 +187,6 @@ class Draft:
 
     def _is_past_fetch(self) -> bool:
         return C.FETCHED in self._decided and self.conditions.holds(C.FETCHED)
-
-
-def with_last_loss(report: Progress, last: Progress | None) -> Progress:
-    """Return `report`, where it has no loss with that of `last`: a start and some trainers report without one."""
-    if report.loss is not None or last is None:
-        return report
-    return report.model_copy(update={"loss": last.loss})
 
 
 def _ended(last: Progress, result: TrainResult) -> Progress:

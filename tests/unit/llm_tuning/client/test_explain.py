@@ -99,6 +99,12 @@ def test_a_service() -> None:
     assert explain_service(service(ready), NOW) == (
         "faq is Ready, for 5 min: 2 of 2 replicas answer, under http://faq.team.svc."
     )
+    base = {"percent": 40, "bytes": 4 * 10**9, "totalBytes": 10**10, "bytesPerSecond": 5e7, "remainingSeconds": 120}
+    fetching = {"progress": base, "conditions": [condition("Ready", "False", "Fetching", "the base is being fetched")]}
+    assert explain_service(service(fetching), NOW) == (
+        "faq is not Ready, for 5 min, 0 of 2 replicas answer: Fetching: the base is being fetched. Fetched by now: "
+        "4.0 of 10.0 GB at 50.0 MB/s, about 2:00 left. It gets ready by itself."
+    )
     bad = {
         "readyReplicas": 1,
         "adapters": [

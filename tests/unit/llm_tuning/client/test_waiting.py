@@ -55,6 +55,13 @@ def test_a_service_has_its_replicas_for_steps() -> None:
     service = InferenceServiceView.of({"metadata": METADATA, "spec": spec, "status": status})
     now = service.snapshot()
     assert (now.stage, now.step, now.total_steps, now.done) == ("faq Starting", 1, 2, False)
+    fetching = {
+        "progress": {"percent": 40, "bytes": 4, "totalBytes": 10, "bytesPerSecond": 2.0, "remainingSeconds": 3},
+        "conditions": [condition("Ready", "False", "Fetching", "the base is being fetched")],
+    }
+    now = InferenceServiceView.of({"metadata": METADATA, "spec": spec, "status": fetching}).snapshot()
+    assert (now.bytes, now.total_bytes, now.bytes_per_second, now.remaining_seconds) == (4, 10, 2.0, 3)
+    assert now.percent == 40
     stream = io.StringIO()
     watcher = watcher_for(stream)
     for _ in range(2):

@@ -8,15 +8,18 @@ from typing import Any
 
 import pytest
 
+from llm_tuning.api.tuning_job import Progress
 from llm_tuning.pod.contract import FetchInput
 from llm_tuning.pod.roles import FETCH
 from tests.support.desires import condition
 from tests.support.operator_objects import SETTINGS, Raw, after, make_job, make_pod
 from tests.support.service_objects import SERVICE_UID, make_service, make_serving_pod, observe
 from tuning_operator.core.cache import DEPLOYMENTS, JOBS, NETWORK_POLICIES, SERVING
+from tuning_operator.core.conditions import timestamp
 from tuning_operator.core.desired import Desired
 from tuning_operator.inference_service.desire import desire_service
 from tuning_operator.inference_service.observed import ObservedService
+from tuning_operator.pods.trouble import Reported, Trouble
 
 URI, PATH = "hf://owner/tiny@main", "sources/hf/owner/tiny/abc123"
 MODEL = {"uri": URI, "credentialsSecret": {"name": "llm-tuning-hub"}}
@@ -137,6 +140,73 @@ def test_a_failed_attempt_is_seen_while_the_job_tries_again() -> None:
     pod = make_pod(FETCH, phase="Failed", exit_code=75, result=busy, job_uid="job-fetch", owner=SERVICE_UID)
     desired = desire(observe(service(), **world(pod=pod, failures=1)))
     assert condition(desired) == ("False", "RateLimited")
+
+
+def test_the_fetching_pod_reports_with_a_token_that_is_no_agents() -> None:
+    reporting = SETTINGS.model_copy(update={"progress_url": "https://op.ns.svc:8443", "ca_pem": "CERTIFICATE"})
+    desired = desire_service(observe(service(), pods=[], adapters={}, applied=False), reporting, after(70))
+    ((_, job),) = [made for made in desired.create if made[0] == JOBS]
+    template = job["spec"]["template"]
+    environment = {entry["name"]: entry.get("value") for entry in template["spec"]["containers"][0]["env"]}
+    url = "https://op.ns.svc:8443/v1/namespaces/team/inferenceservices/faq/status"
+    assert environment["KUBEFLOW_TRAINER_SERVER_URL"] == url
+    assert template["metadata"]["annotations"]["tuning.llmtuning.dev/progress-ca"] == "CERTIFICATE"
+    (volume,) = [volume for volume in template["spec"]["volumes"] if volume["name"] == "reporting"]
+    token = volume["projected"]["sources"][0]["serviceAccountToken"]
+    assert token["audience"] == f"inferenceservice-fetch.tuning.llmtuning.dev/team/faq/{SERVICE_UID}"
+
+
+def reported(seconds: float, *, waiting: Trouble | None = None) -> Reported:
+    """What a fetch has said of itself so many seconds after the start; its Job is made at the start."""
+    return Reported(
+        Progress(
+            percent=40,
+            bytes=4,
+            total_bytes=10,
+            bytes_per_second=2.0,
+            remaining_seconds=3,
+            last_update_time=timestamp(after(seconds)),
+        ),
+        waiting=waiting,
+    )
+
+
+SHOWN = {"percent": 40, "bytes": 4, "totalBytes": 10, "bytesPerSecond": 2.0, "remainingSeconds": 3}
+
+
+def test_how_far_the_fetch_is_stands_in_the_status_and_goes_with_it() -> None:
+    running = make_pod(FETCH, created=30, job_uid="job-fetch", owner=SERVICE_UID)
+    desired = desire(observe(service(), **world(pod=running), reported=reported(60)))
+    assert desired.status is not None
+    assert {name: desired.status["progress"][name] for name in SHOWN} == SHOWN
+    assert "step" not in desired.status["progress"]
+    assert condition(desired) == ("False", "Fetching")
+    restarted = desire(observe(service(status=desired.status), **world(pod=running)))
+    assert restarted.status is not None
+    assert restarted.status["progress"] == desired.status["progress"]
+    ended = make_pod(FETCH, phase="Succeeded", result=RESULT, job_uid="job-fetch", owner=SERVICE_UID)
+    served = desire(observe(service(status=desired.status), **world(complete=60, pod=ended), reported=reported(60)))
+    assert served.status is not None
+    assert "progress" not in served.status
+
+
+def test_a_report_of_an_earlier_fetch_says_nothing_of_this_one() -> None:
+    running = make_pod(FETCH, created=30, job_uid="job-fetch", owner=SERVICE_UID)
+    before = service(status={"progress": {**SHOWN, "lastUpdateTime": timestamp(after(-60))}})
+    busy = reported(-60, waiting=Trouble("RateLimited", "asked too often"))
+    desired = desire(observe(before, **world(pod=running), reported=busy))
+    assert desired.status is not None
+    assert "progress" not in desired.status
+    assert condition(desired) == ("False", "Fetching")
+
+
+def test_what_it_waits_for_is_a_reason_while_its_pod_runs() -> None:
+    running = make_pod(FETCH, created=30, job_uid="job-fetch", owner=SERVICE_UID)
+    busy = reported(60, waiting=Trouble("RateLimited", "spec.model.uri: waiting 30 s"))
+    desired = desire(observe(service(), **world(pod=running), reported=busy))
+    assert condition(desired) == ("False", "RateLimited")
+    assert condition(desired, "Stalled") == ("True", "RateLimited")
+    assert condition(desire(observe(service(), **world(), reported=busy))) == ("False", "Fetching")
 
 
 def test_a_path_in_its_place_ends_the_fetch() -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from llm_tuning.agent.contract import Report
+from llm_tuning.api.tuning_job import Progress
 from llm_tuning.pod.roles import FETCH
 from tests.support.memory_cluster import MemoryCluster
 from tests.support.operator_objects import SETTINGS, START, Raw, make_pod
@@ -30,6 +33,8 @@ from tuning_operator.core.metrics import Metrics
 from tuning_operator.core.queue import WorkQueue
 from tuning_operator.inference_service.agents import Agents
 from tuning_operator.inference_service.reconciler import FIRST_REPORTS_SECONDS, InferenceServiceReconciler
+from tuning_operator.pods import reporting
+from tuning_operator.pods.trouble import Reported, Trouble
 
 KEY = ("team", "faq")
 
@@ -292,6 +297,37 @@ async def test_the_job_of_a_fetch_may_go_and_another_uri_is_another_job(bench: B
     assert going.pop(first) is True
     assert list(going.values()) == [False]
     assert bench.status["model"]["uri"] == "hf://owner/tiny", "that is what is served until the other is whole"
+
+
+async def test_a_fetch_reports_and_that_is_written_once_in_ten_seconds(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = 0.0
+    monkeypatch.setattr(reporting, "time", SimpleNamespace(monotonic=lambda: seconds))
+    bench.cluster.add(INFERENCE_SERVICES, make_service(model={"uri": "hf://owner/tiny"}))
+    await bench.settle()
+    bench.cluster.writes.clear()
+
+    async def report(percent: int, waiting: Trouble | None = None) -> None:
+        time = timestamp(START + timedelta(seconds=seconds))
+        bench.worker.report(KEY, Reported(Progress(percent=percent, last_update_time=time), waiting=waiting))
+        bench.queue.add(KEY)
+        await bench.settle()
+
+    for percent in range(1, 31):
+        seconds += 1
+        await report(percent)
+    assert len(bench.cluster.writes) == 3
+    assert bench.status["progress"]["percent"] == 30
+    ((_, name),) = bench.cluster.objects[JOBS]
+    job = bench.cluster.get(JOBS, name) or {}
+    pod = make_pod(FETCH, job_uid=job["metadata"]["uid"], owner=SERVICE_UID)
+    pod["metadata"]["labels"] = job["spec"]["template"]["metadata"]["labels"]
+    bench.cluster.add(PODS, pod)
+    seconds += 1
+    await report(31, Trouble("RateLimited", "asked too often"))
+    assert bench.ready() == ("False", "RateLimited"), "what it waits for is of now"
+    bench.worker.report(("team", "nobody"), Reported(Progress(percent=1)))
 
 
 @pytest.mark.parametrize("number", range(9))

@@ -16,8 +16,9 @@ import pytest
 
 from llm_tuning.agent.contract import DesiredRoute, DesiredRoutes, DesiredTarget, Report, parse_desired
 from tests.support.cluster_tokens import ISSUER, Signer, published
-from tuning_operator.core.audience import audience_of
+from tuning_operator.core.audience import FETCH_OF_SERVICE, audience_of
 from tuning_operator.inference_service.agents import Agents
+from tuning_operator.pods.trouble import Reported
 from tuning_operator.reports import server as module
 from tuning_operator.reports.certificates import make_ca, make_serving_cert
 from tuning_operator.reports.server import ProgressServer
@@ -35,9 +36,12 @@ class Store:
     """InferenceService and TuningJob team/faq, of one uid as in no cluster, with pod p."""
 
     replica_set: str = "faq-5d9c7b"
-    """What owns the pod."""
+    """What owns the pod that serves; that of pod f is a Job, which fetches."""
 
     def get(self, kind: str, namespace: str, name: str) -> dict[str, Any] | None:
+        if (kind, name) == ("jobs", "faq-serving-fetch-1"):
+            owner = {"kind": "InferenceService", "name": "faq", "uid": "service-uid", "controller": True}
+            return {"metadata": {"uid": "fetch-uid", "ownerReferences": [owner]}}
         if (namespace, name) != KEY:
             return None
         owner = {"kind": "InferenceService", "name": name, "uid": "service-uid", "controller": True}
@@ -47,7 +51,11 @@ class Store:
 
     def pods_of(self, uid: str) -> list[dict[str, Any]]:
         owner = {"kind": "ReplicaSet", "name": self.replica_set, "uid": "set-uid", "controller": True}
-        return [{"metadata": {"name": "p", "uid": "p-uid", "ownerReferences": [owner]}}]
+        job = {"kind": "Job", "name": "faq-serving-fetch-1", "uid": "fetch-uid", "controller": True}
+        return [
+            {"metadata": {"name": name, "uid": f"{name}-uid", "ownerReferences": [each]}}
+            for name, each in (("p", owner), ("f", job))
+        ]
 
 
 @dataclass
@@ -55,9 +63,14 @@ class Running:
     server: ProgressServer
     client: aiohttp.ClientSession
     agents: Agents
+    fetches: list[tuple[tuple[str, str], Reported]]
 
     async def report(self, body: bytes | None = None, *, token: str = OURS, kind: str = "report") -> tuple[int, bytes]:
-        path = "inferenceservices/faq/report" if kind == "report" else "tuningjobs/faq/status"
+        path = {
+            "report": "inferenceservices/faq/report",
+            "fetch": "inferenceservices/faq/status",
+            "status": "tuningjobs/faq/status",
+        }[kind]
         url = f"https://localhost:{self.server.port}/v1/namespaces/team/{path}"
         data = Report().encode().encode() if body is None else body
         async with self.client.post(url, data=data, headers={"Authorization": f"Bearer {token}"}) as answer:
@@ -75,18 +88,20 @@ async def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
         return published(SIGNER)
 
     agents = Agents(hold_seconds=HOLD_SECONDS)
+    fetches: list[tuple[tuple[str, str], Reported]] = []
     server = ProgressServer(
         TokenVerifier(ClusterKeys(jwks), Store(), lambda: ISSUER),
         lambda key, progress: None,
         serving_context(make_serving_cert(ca, ["localhost"], now)),
         agents.exchange,
+        lambda key, reported: fetches.append((key, reported)),
         host="127.0.0.1",
         port=0,
     )
     await server.start()
     connector = aiohttp.TCPConnector(ssl=ssl.create_default_context(cafile=str(tmp_path / "ca.crt")))
     async with aiohttp.ClientSession(connector=connector) as client:
-        yield Running(server, client, agents)
+        yield Running(server, client, agents, fetches)
     await server.close()
 
 
@@ -95,6 +110,34 @@ async def test_a_report_is_kept_and_answered_with_what_is_wanted(running: Runnin
     status, body = await running.report(Report(engine_up=True).encode().encode())
     assert (status, parse_desired(body)) == (200, WANTED)
     assert running.agents.reports(KEY)["p-uid"].engine_up
+
+
+FETCHES = audience_of("team", "faq", "service-uid", FETCH_OF_SERVICE)
+FETCH_BODY = b'{"trainerStatus": {"progressPercentage": 40, "metrics": [{"name": "bytes", "value": "4"}]}}'
+
+
+async def test_the_pod_that_fetches_says_how_far_it_is(running: Running) -> None:
+    token = SIGNER.token(FETCHES, pod=("f", "f-uid"))
+    assert await running.report(FETCH_BODY, token=token, kind="fetch") == (200, b"")
+    [(key, reported)] = running.fetches
+    assert (key, reported.progress.percent) == (KEY, 40)
+
+
+@pytest.mark.parametrize(
+    ("kind", "token"),
+    [
+        ("report", SIGNER.token(FETCHES, pod=("f", "f-uid"))),
+        ("fetch", OURS),
+        ("fetch", SIGNER.token(FETCHES)),  # of pod p, which serves
+        ("report", SIGNER.token(audience_of(*KEY, "service-uid", "inferenceservice"), pod=("f", "f-uid"))),
+    ],
+)
+async def test_a_pod_that_fetches_is_no_agent_and_the_reverse(running: Running, kind: str, token: str) -> None:
+    body = FETCH_BODY if kind == "fetch" else None
+    status, _ = await running.report(body, token=token, kind=kind)
+    assert status == 403
+    assert running.fetches == []
+    assert running.agents.reports(KEY) == {}
 
 
 async def test_the_answer_is_held_back_longer_than_a_lingering_connection_may_last(running: Running) -> None:
