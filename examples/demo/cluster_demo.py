@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -20,11 +19,10 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import stages
-from stages import ROOT, STOP_SECONDS, Disappointed, bold, environment, expect, run, script, stage
+from stages import ROOT, STOP_SECONDS, Disappointed, bold, environment, expect, run, run_demo, script, stage
 
 sys.path.insert(0, str(ROOT))
 from devcluster.cluster import bin_dir, kubeconfig
@@ -59,34 +57,20 @@ and go on in docs/start-platform.md with "A first TuningJob";
 or `make demo-local`, which needs neither root nor a cluster."""
 
 
-def main() -> int:
-    """Run all stages; returns the exit code."""
-    if os.geteuid() != 0:
-        print(WITHOUT_ROOT)
-        return 1
-    signal.signal(signal.SIGTERM, _interrupt)
-    started = time.monotonic()
-    try:
-        os.environ |= environment() | {"PYTHONPATH": str(ROOT)}
-        stages.FOLDER.mkdir(exist_ok=True)
-        build()
-        with cluster():
-            load_images()
-            install()
-            fill_the_volume()
-            refuse_a_mistake()
-            tune()
-            look_around()
-            serve()
-            shift_clients()
-    except Disappointed as error:
-        print(f"\nDEMO FAILED: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\ndemo stopped; everything it started has ended", file=sys.stderr)
-        return 130
-    print(f"\nDemo done in {time.monotonic() - started:.0f} s.")
-    return 0
+def show() -> None:
+    """All stages."""
+    os.environ |= environment() | {"PYTHONPATH": str(ROOT)}
+    stages.FOLDER.mkdir(exist_ok=True)
+    build()
+    with cluster():
+        load_images()
+        install()
+        fill_the_volume()
+        refuse_a_mistake()
+        tune()
+        look_around()
+        serve()
+        shift_clients()
 
 
 def build() -> None:
@@ -306,9 +290,8 @@ def _condition(job: dict[str, Any], kind: str) -> dict[str, Any]:
     return dict(found[0]) if found else {"status": "Unknown", "reason": "", "message": ""}
 
 
-def _interrupt(signal_number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    if os.geteuid() != 0:
+        print(WITHOUT_ROOT)
+        sys.exit(1)
+    sys.exit(run_demo(show))

@@ -19,11 +19,10 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import stages
-from stages import STOP_SECONDS, Disappointed, bold, environment, expect, run, script, stage
+from stages import STOP_SECONDS, Disappointed, bold, environment, expect, run, run_demo, script, stage
 
 BASE = Path("base/tiny-python")
 LAUNCHER = Path("../llm_tuning/config/llm/launch_llm.sh")
@@ -32,28 +31,17 @@ MOST, FEW = 0.5, 0.25
 """Shares of the unseen questions: wide of what was seen, since other CPUs round otherwise and train another model."""
 
 
-def main() -> int:
-    """Run all stages; returns the exit code."""
-    signal.signal(signal.SIGTERM, _interrupt)
-    started = time.monotonic()
-    try:
-        os.environ |= environment()
-        _start_afresh()
-        make_base_model()
-        refuse_a_mistake()
-        tune()
-        compare()
-        look_around()
-        serve()
-        say_what_is_left()
-    except Disappointed as error:
-        print(f"\nDEMO FAILED: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\ndemo stopped; everything it started has ended", file=sys.stderr)
-        return 130
-    print(f"\nDemo done in {time.monotonic() - started:.0f} s.")
-    return 0
+def show() -> None:
+    """All stages."""
+    os.environ |= environment()
+    _start_afresh()
+    make_base_model()
+    refuse_a_mistake()
+    tune()
+    compare()
+    look_around()
+    serve()
+    say_what_is_left()
 
 
 def make_base_model() -> None:
@@ -226,9 +214,5 @@ def _start_afresh() -> None:
     print(f"The demo works in {folder}. There, every command below can be typed after: source ../.venv/bin/activate")
 
 
-def _interrupt(signal_number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_demo(show))

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,6 +61,26 @@ def run(command: str, *, expect: int = 0, shown: bool = True, quiet: bool = Fals
     if expect:
         print(f"(exit code {process.returncode}, as it should be)")
     return output or ""
+
+
+def run_demo(show: Callable[[], None]) -> int:
+    """Run a whole demo and return its exit code: 1 where it disappoints, 130 where Ctrl-C or SIGTERM ends it."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    started = time.monotonic()
+    try:
+        show()
+    except Disappointed as error:
+        print(f"\nDEMO FAILED: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ndemo stopped; everything it started has ended", file=sys.stderr)
+        return 130
+    print(f"\nDemo done in {time.monotonic() - started:.0f} s.")
+    return 0
+
+
+def _interrupt(signal_number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def exit_code(main: Callable[[], None], *, stopped: str) -> int:

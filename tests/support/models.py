@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,16 @@ def publish_model(models: Path, model_id: str, *, weights: bytes = b"weights", *
     return publish(make_stage(models, model_id, weights), models / model_id, make_manifest(model_id, **fields))
 
 
+def publish_two(models: Path) -> None:
+    """Fill `models` with an older sft and a newer ppo adapter of one base, `base/tiny`, and a hand-made entry."""
+    models.mkdir()
+    (models / "registry.json").write_text('{"models":[{"model_id":"by-hand","model_type":"external"}]}')
+    base = make_light_base(Path("base/tiny"))
+    publish_model(models, "first", base=base)
+    no_held_out = {"source": "none", "base": None, "tuned": None}
+    publish_model(models, "second", base=base, mode="ppo", created_at="2026-11-25T08:00:00Z", metrics=no_held_out)
+
+
 def make_light_base(path: Path) -> BaseRecord:
     """A base model by its looks (config, tokenizer, safetensors without a tensor), made without torch."""
     path.mkdir(parents=True)
@@ -48,3 +59,14 @@ def make_light_base(path: Path) -> BaseRecord:
     (path / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     base_hash = weight_hash(inspect_base(path), path.parent / f".{path.name}.hash")
     return BaseRecord(path=str(path), name=path.name, weight_hash=base_hash)
+
+
+def index_of(models: Path) -> dict[str, Any]:
+    """`registry.json` as it is on the disk."""
+    document: dict[str, Any] = json.loads((models / "registry.json").read_bytes())
+    return document
+
+
+def write_index(models: Path, document: object) -> None:
+    """Write `registry.json`; text as it is."""
+    (models / "registry.json").write_text(document if isinstance(document, str) else json.dumps(document))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from llm_tuning.agent.contract import AdapterReport, Report
+from llm_tuning.agent.contract import AdapterReport, DesiredRoutes, Report
 from llm_tuning.api.inference_service import KIND
 from llm_tuning.api.kube import API_VERSION
 from tests.support.operator_objects import SETTINGS, START, Raw, make_tuning_job
 from tuning_operator.core.cache import DEPLOYMENTS
 from tuning_operator.core.conditions import timestamp
 from tuning_operator.core.constants import LABEL_SERVICE, LABEL_SERVICE_UID, MANAGED_BY, MANAGED_BY_LABEL
+from tuning_operator.core.settings import Settings
 from tuning_operator.inference_service.children import build_parts
 from tuning_operator.inference_service.observed import ObservedService, build_observed_service
 from tuning_operator.inference_service.routes import routes_of
@@ -106,3 +107,25 @@ def observe(
         for name, said in adapters.items()
     }
     return build_observed_service(raw, spec=None, parts=parts, pods=pods, reports=reports, **further)
+
+
+REPORTING = SETTINGS.model_copy(
+    update={"progress_url": "https://op.llm-tuning.svc:8443", "ca_pem": "CERTIFICATE", "vllm_image": "vllm:1"}
+)
+
+
+def serving_parts(settings: Settings = REPORTING, **spec: Any) -> dict[str, Raw]:
+    """What the operator makes of a service, by kind; `spec` is as for `make_service`."""
+    observed = build_observed_service(make_service(**spec), spec=None, parts={})
+    assert observed.spec is not None, observed.problems
+    return build_parts(observed, observed.spec, settings, DesiredRoutes())
+
+
+def pod_spec(settings: Settings = REPORTING, **spec: Any) -> Raw:
+    """The spec of its pods."""
+    return dict(serving_parts(settings, **spec)[DEPLOYMENTS]["spec"]["template"]["spec"])
+
+
+def container_of(pod: Raw, name: str) -> Raw:
+    """A container of a pod's spec, an init container or one of the others."""
+    return next(c for c in [*pod["initContainers"], *pod["containers"]] if c["name"] == name)

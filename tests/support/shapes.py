@@ -1,10 +1,13 @@
-"""Shapes of known bases, without a file of theirs: for counts by hand."""
+"""Shapes of known bases, without a file of theirs, and how a run computes: for counts by hand."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from llm_tuning.models.shape import Linear, ModelShape
+from llm_tuning.modes.sft import SFT
+from llm_tuning.planning.memory import Setting
 
 
 def llama_shape(
@@ -46,3 +49,19 @@ QWEN_25_05B = llama_shape(hidden=896, layers=24, vocabulary=151_936, query=896, 
 QWEN_25_15B = llama_shape(hidden=1536, layers=28, vocabulary=151_936, query=1536, key=256, intermediate=8960, tied=True)
 QWEN_25_7B = llama_shape(hidden=3584, layers=28, vocabulary=152_064, query=3584, key=512, intermediate=18_944)
 """Qwen's without the biases of query, key and value: some 0.01 % of the parameters."""
+
+
+def make_setting(**changed: Any) -> Setting:
+    """How a run of sft computes: fp32 on one CPU, rank 4, no dropout, and what is `changed`."""
+    plain = {
+        "memory": SFT.memory,
+        "rank": 4,
+        "dropout": False,
+        "number_bytes": 4,
+        "four_bits": False,
+        "checkpointing": False,
+        "cuda": False,
+        "processes": 1,
+        "start_adapter": False,
+    }
+    return Setting(**(plain | changed))

@@ -16,8 +16,8 @@ ROOT = Path(__file__).resolve().parents[2]
 def run_on_small_disk(folder: Path, code: str, *, kibibytes: int = 512, timeout_seconds: int = 60) -> str:
     """Run Python `code` with `folder` on a file system of that size and return its standard output.
 
-    In `code`, `disk` is the Path of the folder and `remount("ro")` makes it read-only. Skips where the system allows
-    no namespaces, and fails there in CI.
+    In `code`, `disk` is the Path of the folder, `remount("ro")` makes it read-only, and `fill()` leaves no byte of it
+    free and returns the file that has them. Skips where the system allows no namespaces, and fails there in CI.
     """
     if not _namespaces_allowed():
         message = "needs mount namespaces (unshare --mount --map-root-user)"
@@ -27,6 +27,14 @@ def run_on_small_disk(folder: Path, code: str, *, kibibytes: int = 512, timeout_
     prelude = (
         "import subprocess, sys; from pathlib import Path; disk = Path(sys.argv[1])\n"
         "def remount(how): subprocess.run(['mount', '-o', 'remount,' + how, str(disk)], check=True)\n"
+        "def fill():\n"
+        "    filler = disk / 'filler'\n"
+        "    try:\n"
+        "        with filler.open('wb', buffering=0) as stream:\n"
+        "            while True:\n"
+        "                stream.write(b'x' * 4096)\n"
+        "    except OSError:\n"
+        "        return filler\n"
     )
     command = ["unshare", "--mount", "--map-root-user", "sh", "-c", script]
     command += [sys.executable, str(folder), prelude + code, f"{kibibytes}k"]  # $0, $1, $2, $3 of the script

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_tuning.api import TuningConfig
+from llm_tuning.core import stopping
 from llm_tuning.run.context import TrainRun
 from llm_tuning.run.spec import RunSpec
 
@@ -37,6 +38,19 @@ class KeepingReporter:
     @property
     def losses(self) -> list[float]:
         return [self.steps[step]["train/loss"] for step in sorted(self.steps)]
+
+
+class StopsAt(KeepingReporter):
+    """Asks the process to stop once a step is reported, as SIGTERM in that step would."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self._at = at
+
+    def step(self, step: int, epoch: float, metrics: dict[str, float], tokens: int) -> None:
+        super().step(step, epoch, metrics, tokens)
+        if step == self._at:
+            stopping._requested.set()
 
 
 class SpecOfTest(RunSpec):

@@ -8,19 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.models import make_light_base, publish_model
+from tests.support.models import publish_two
 
 
 @pytest.fixture
 def models() -> Path:
-    """`models/` in the current directory: an older sft and a newer ppo adapter of one base, and a hand-made entry."""
+    """`models/` in the current directory."""
     folder = Path("models")
-    folder.mkdir()
-    (folder / "registry.json").write_text('{"models":[{"model_id":"by-hand","model_type":"external"}]}')
-    base = make_light_base(Path("base/tiny"))
-    publish_model(folder, "first", base=base)
-    no_held_out = {"source": "none", "base": None, "tuned": None}
-    publish_model(folder, "second", base=base, mode="ppo", created_at="2026-11-25T08:00:00Z", metrics=no_held_out)
+    publish_two(folder)
     return folder
 
 

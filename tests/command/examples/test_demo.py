@@ -82,7 +82,7 @@ def test_a_stopped_demo_stops_the_command_it_is_running(tmp_path: Path) -> None:
         "demo.make_base_model = lambda: demo.run(\n"
         "    sys.executable + ' -c \"import os, time; print(os.getpid(), file=open(\\'pid\\', \\'w\\'), flush=True);'\n"
         "    ' time.sleep(600)\"')\n"
-        "sys.exit(demo.main())\n"
+        "sys.exit(demo.run_demo(demo.show))\n"
     )
     process = subprocess.Popen(
         [PYTHON, "-c", script, str(tmp_path)],

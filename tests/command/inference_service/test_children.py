@@ -9,45 +9,21 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from llm_tuning.agent.contract import AGENT_PORT, PLAN_FILE, DesiredRoutes
+from llm_tuning.agent.contract import AGENT_PORT, PLAN_FILE
 from llm_tuning.agent.starting import DRAINED_FILE, RUN_DIR
 from llm_tuning.engines.vllm.log import last_error
 from llm_tuning.pod.contract import TERMINATION_LOG
-from tests.support.operator_objects import SETTINGS
-from tests.support.service_objects import make_service
-from tuning_operator.core.cache import DEPLOYMENTS
-from tuning_operator.core.settings import Settings
-from tuning_operator.inference_service.children import build_parts
-from tuning_operator.inference_service.observed import build_observed_service
+from tests.support.service_objects import container_of, pod_spec
 from tuning_operator.inference_service.scripts import WAIT_FOR_DRAIN_SECONDS
-
-REPORTING = SETTINGS.model_copy(
-    update={"progress_url": "https://op.llm-tuning.svc:8443", "ca_pem": "CERTIFICATE", "vllm_image": "vllm:1"}
-)
-
-
-def parts(settings: Settings = REPORTING, **spec: Any) -> dict[str, dict[str, Any]]:
-    observed = build_observed_service(make_service(**spec), spec=None, parts={})
-    assert observed.spec is not None, observed.problems
-    return build_parts(observed, observed.spec, settings, DesiredRoutes())
-
-
-def pod(settings: Settings = REPORTING, **spec: Any) -> dict[str, Any]:
-    return dict(parts(settings, **spec)[DEPLOYMENTS]["spec"]["template"]["spec"])
-
-
-def container(made: dict[str, Any], name: str) -> dict[str, Any]:
-    return next(c for c in [*made["initContainers"], *made["containers"]] if c["name"] == name)
 
 
 @pytest.mark.parametrize("agent", ["never started", "answers", "has drained"])
 def test_vllm_does_not_wait_for_an_agent_that_answers_nobody(tmp_path: Path, agent: str) -> None:
     """The container's own script, with a port and a folder of the test's."""
-    script = container(pod(), "vllm")["lifecycle"]["preStop"]["exec"]["command"][-1]
+    script = container_of(pod_spec(), "vllm")["lifecycle"]["preStop"]["exec"]["command"][-1]
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         if agent == "answers":
@@ -108,7 +84,7 @@ def start_engine(folder: Path, then: str) -> subprocess.Popen[str]:
     (folder / PLAN_FILE).write_text(
         json.dumps({"command": [sys.executable, "-c", ENGINE.format(then=then)], "environment": {"OF_THE_PLAN": "1"}})
     )
-    script = container(pod(), "vllm")["command"][-1]
+    script = container_of(pod_spec(), "vllm")["command"][-1]
     script = script.replace(f'"{RUN_DIR}/', f'"{folder}/').replace(str(TERMINATION_LOG), str(folder / "message"))
     command = [sys.executable, "-c", script]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

@@ -84,13 +84,7 @@ from llm_tuning.models.publish import publish
 from llm_tuning.models.registry import Registry
 from tests.support.models import make_manifest, make_stage, publish_model
 stage = make_stage(disk, "a", b"w" * 100_000)
-filler = disk / "filler"
-try:
-    with filler.open("wb", buffering=0) as stream:
-        while True:
-            stream.write(b"x" * 4096)
-except OSError:
-    pass
+filler = fill()
 try:
     publish(stage, disk / "a", make_manifest("a"))
 except InputError as error:

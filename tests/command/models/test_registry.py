@@ -36,13 +36,7 @@ from llm_tuning.models.registry import Registry
 from tests.support.models import publish_model
 (disk / "registry.json").write_text('{"models":[{"model_id":"x","text":"%s"}]}' % ("x" * 200_000))
 publish_model(disk, "a")
-filler = disk / "filler"
-try:
-    with filler.open("wb", buffering=0) as stream:
-        while True:
-            stream.write(b"x" * 4096)
-except OSError:
-    pass
+filler = fill()
 before = (disk / "registry.json").read_bytes()
 result = Registry(disk).heal()
 print([entry["model_id"] for entry in result.entries], result.messages)

@@ -18,6 +18,7 @@ from llm_tuning.data.chat import (
     TemplateRefused,
     load_chat_template,
 )
+from tests.support.other_rows import assistant, user
 from tests.support.tiny_base import CHAT_TEMPLATE
 
 _TRL = importlib.util.find_spec("trl")
@@ -49,14 +50,6 @@ TEXTS = {
     "private namespace": "{% set ns = namespace(_x=1) %}",
     "escape attempt": "{{ messages.__class__.__mro__ }}",
 } | {path.stem: path.read_text(encoding="utf-8") for path in TEMPLATES}
-
-
-def user(content: str) -> dict[str, str]:
-    return {"role": "user", "content": content}
-
-
-def assistant(content: str) -> dict[str, str]:
-    return {"role": "assistant", "content": content}
 
 
 CONVERSATIONS = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import random
 from pathlib import Path
 from typing import Any
 
@@ -13,29 +12,9 @@ from llm_tuning.data.chat import ChatTemplate
 from llm_tuning.data.rows import Conversation, Example
 from llm_tuning.data.tokenised import TokenisedRow, TokenisedSequence
 from llm_tuning.data.tokens import RowTokenizer
+from tests.support.other_rows import assistant, user
+from tests.support.random_chats import random_conversation
 from tests.support.tokenizers import chat_level
-
-PIECES = ["Hello", " ", "  ", "\n", "\n\n", "é", "🙂", "def f(x):", "\t", ".", "word", "1234", "中文", "a", "</b>"]
-
-
-def user(content: str) -> dict[str, str]:
-    return {"role": "user", "content": content}
-
-
-def assistant(content: str) -> dict[str, str]:
-    return {"role": "assistant", "content": content}
-
-
-def random_text(chance: random.Random) -> str:
-    text = "".join(chance.choices(PIECES, k=chance.randint(1, 12)))
-    return text if text.strip() else text + "x"
-
-
-def random_conversation(seed: int) -> list[dict[str, str]]:
-    chance = random.Random(seed)
-    turns = [(user(random_text(chance)), assistant(random_text(chance))) for _ in range(chance.randint(1, 4))]
-    system = [{"role": "system", "content": random_text(chance)}] if chance.random() < 0.3 else []
-    return system + [message for turn in turns for message in turn]
 
 
 def tokenised(tokenizer: RowTokenizer, example: Example, max_length: int = 100_000) -> TokenisedSequence:

@@ -17,9 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from llm_tuning.api.tuning import LoraSpec
 from llm_tuning.models.shape import adapter_parameters, read_shape
-from llm_tuning.modes.sft import SFT
 from llm_tuning.planning.memory import (
-    Setting,
     activation_bytes,
     chunk_bytes,
     device_parts,
@@ -31,23 +29,12 @@ from llm_tuning.trainers.micro_batches import MicroBatch
 from llm_tuning.trainers.model import attach_lora, checkpoint_gradients, load_base_model
 from llm_tuning.trainers.policy import Policy
 from tests.support.fake_cuda import DEVICE, fake_cuda, onto_cuda
+from tests.support.shapes import make_setting
 from tests.support.tiny_base import make_tokenizer
 
 LENGTHS = [300, 212]
 RANK = 4
-SETTING = Setting(
-    memory=SFT.memory,
-    rank=RANK,
-    dropout=False,
-    tokens=sum(LENGTHS),
-    learned=sum(LENGTHS) - len(LENGTHS),
-    number_bytes=4,
-    four_bits=False,
-    checkpointing=False,
-    cuda=False,
-    processes=1,
-    start_adapter=False,
-)
+SETTING = make_setting(rank=RANK, tokens=sum(LENGTHS), learned=sum(LENGTHS) - len(LENGTHS))
 
 
 def kept_by_autograd(base: Path, *, dtype: torch.dtype, dropout: float, targets: str) -> tuple[int, Any]:

@@ -22,9 +22,8 @@ from llm_tuning.data.splitting import split
 from llm_tuning.errors import InputError
 from llm_tuning.models.operations import Operations
 from llm_tuning.models.shape import read_shape
-from llm_tuning.modes.sft import SFT
 from llm_tuning.planning import make_plan
-from llm_tuning.planning.memory import CUDA_CONTEXT_BYTES, Setting
+from llm_tuning.planning.memory import CUDA_CONTEXT_BYTES
 from llm_tuning.planning.plan import GPUS
 from llm_tuning.planning.work import Rows, Steps, count_steps, run_operations
 from llm_tuning.run.devices import SCORING_BYTES
@@ -32,6 +31,7 @@ from llm_tuning.trainers.batching import StepBatches
 from llm_tuning.trainers.micro_batches import MicroBatch
 from llm_tuning.trainers.model import attach_lora, load_base_model
 from llm_tuning.trainers.policy import Policy
+from tests.support.shapes import make_setting
 
 
 def spec(**changed: Any) -> TuningJobSpec:
@@ -134,19 +134,7 @@ def test_operations_are_those_that_torch_counts(tiny_base: Path, checkpointing: 
     labels[0, [0, length]] = -100
     with FlopCounterMode(display=False) as counted, sdpa_kernel(SDPBackend.MATH):
         (-loss.logprobs(MicroBatch(ids, labels, [length, length])).sum()).backward()
-    setting = Setting(
-        memory=SFT.memory,
-        rank=4,
-        dropout=False,
-        tokens=2 * length,
-        learned=2 * length,
-        number_bytes=4,
-        four_bits=False,
-        checkpointing=checkpointing,
-        cuda=False,
-        processes=1,
-        start_adapter=False,
-    )
+    setting = make_setting(tokens=2 * length, learned=2 * length, checkpointing=checkpointing)
     shape = read_shape(tiny_base)
     shape = replace(shape, query=2 * shape.query)
     steps = Steps(training_rows=2, held_out=0, rows_per_step=2, per_epoch=1, total=1)

@@ -30,7 +30,7 @@ from llm_tuning.trainers.model import attach_lora, load_base_model, start_policy
 from llm_tuning.trainers.policy import Policy
 from tests.support.ppo_rows import examples, write_ppo_rows
 from tests.support.rows import write_rows
-from tests.support.train_run import KeepingReporter, make_run
+from tests.support.train_run import StopsAt, make_run
 
 LENGTHS = [5, 9, 14, 20, 33, 47, 60, 8, 11, 26, 39, 52, 7, 18, 29, 41, 12, 22, 31, 64]
 TRAINING: dict[str, Any] = {"batch_size": 4, "learning_rate": 0.01, "epochs": 1, "save_steps": 3, "seed": 5}
@@ -122,17 +122,6 @@ def trained(work: Path, base: Path, **options: Any) -> TrainRun:
     run = run_of(work, base, **options)
     sft.train(run)
     return run
-
-
-class StopsAt(KeepingReporter):
-    def __init__(self, at: int) -> None:
-        super().__init__()
-        self._at = at
-
-    def step(self, step: int, epoch: float, metrics: dict[str, float], tokens: int) -> None:
-        super().step(step, epoch, metrics, tokens)
-        if step == self._at:
-            stopping._requested.set()
 
 
 def weights_of(run: TrainRun) -> bytes:

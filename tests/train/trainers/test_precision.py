@@ -17,7 +17,7 @@ from llm_tuning.run.context import TrainRun
 from llm_tuning.trainers import precision, sft
 from llm_tuning.trainers.precision import computes_in_bf16, precision_of_run, resolve_precision
 from tests.support.rows import write_rows
-from tests.support.train_run import KeepingReporter, make_run
+from tests.support.train_run import KeepingReporter, StopsAt, make_run
 
 WITH_BF16, WITHOUT = {"avx512_bf16": True}, {"avx512_bf16": False, "avx2": True}
 
@@ -93,12 +93,6 @@ def test_a_run_of_the_version_before_goes_on_in_fp32_on_a_cpu(run: TrainRun, mon
 def test_a_run_in_bf16_resumes_to_the_same_bytes_where_bf16_is_emulated(
     tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Stops(KeepingReporter):
-        def step(self, step: int, epoch: float, metrics: dict[str, float], tokens: int) -> None:
-            super().step(step, epoch, metrics, tokens)
-            if step == 3:
-                stopping._requested.set()
-
     def train(name: str, reporter: KeepingReporter) -> Path:
         if not (tmp_path / name).exists():
             shutil.copytree(tmp_path / "made", tmp_path / name / "rows")
@@ -112,7 +106,7 @@ def test_a_run_in_bf16_resumes_to_the_same_bytes_where_bf16_is_emulated(
     whole = train("whole", KeepingReporter())
     try:
         with pytest.raises(TryAgain):
-            train("stopped", Stops())
+            train("stopped", StopsAt(3))
     finally:
         stopping._requested.clear()
     on_machine(monkeypatch, WITHOUT)

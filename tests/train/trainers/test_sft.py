@@ -30,7 +30,7 @@ from llm_tuning.trainers import sft
 from llm_tuning.trainers.batching import StepBatches
 from llm_tuning.trainers.model import load_base_model
 from tests.support.rows import write_rows
-from tests.support.train_run import KeepingReporter, make_run
+from tests.support.train_run import KeepingReporter, StopsAt, make_run
 
 LENGTHS = [5, 9, 14, 20, 33, 47, 60, 8, 11, 26, 39, 52, 7, 18, 29, 41, 12, 22, 31, 64]  # 20 rows: one is held out
 TRAINING: dict[str, Any] = {"batch_size": 4, "learning_rate": 0.01, "epochs": 2, "save_steps": 3, "seed": 5}
@@ -60,19 +60,6 @@ def tune(
 
 def adapter_hash(work: Path) -> str:
     return hashlib.sha256((work / "stage" / "adapter_model.safetensors").read_bytes()).hexdigest()
-
-
-class StopsAt(KeepingReporter):
-    """Asks the process to stop once a step is reported, as SIGTERM in that step would."""
-
-    def __init__(self, at: int) -> None:
-        super().__init__()
-        self._at = at
-
-    def step(self, step: int, epoch: float, metrics: dict[str, float], tokens: int) -> None:
-        super().step(step, epoch, metrics, tokens)
-        if step == self._at:
-            stopping._requested.set()
 
 
 @pytest.fixture(autouse=True)

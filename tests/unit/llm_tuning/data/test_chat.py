@@ -10,22 +10,9 @@ from typing import Any
 
 import pytest
 
-from llm_tuning.data.chat import (
-    PLAIN_TEMPLATE_PATH,
-    ChatTemplate,
-    TemplateRefused,
-    load_chat_template,
-    template_hash,
-)
+from llm_tuning.data.chat import PLAIN_TEMPLATE_PATH, ChatTemplate, TemplateRefused, load_chat_template, template_hash
 from llm_tuning.errors import InputError
-
-
-def user(content: str) -> dict[str, str]:
-    return {"role": "user", "content": content}
-
-
-def assistant(content: str) -> dict[str, str]:
-    return {"role": "assistant", "content": content}
+from tests.support.other_rows import assistant, user
 
 
 def _config(folder: Path, **changes: Any) -> None:

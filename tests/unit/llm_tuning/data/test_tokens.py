@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import shutil
 from collections.abc import Callable, Sequence
 from itertools import groupby
@@ -24,6 +23,8 @@ from llm_tuning.data.tokenised import TokenisedRow, TokenisedSequence
 from llm_tuning.data.tokens import RowTokenizer
 from llm_tuning.errors import InputError, in_words
 from llm_tuning.modes import MODES
+from tests.support.other_rows import assistant, user
+from tests.support.random_chats import random_conversation
 from tests.support.tiny_base import CHAT_TEMPLATE
 from tests.support.tokenizers import byte_level, metaspace
 
@@ -41,27 +42,6 @@ DROPS_OLD_ANSWERS = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
-PIECES = ["Hello", " ", "  ", "\n", "\n\n", "é", "🙂", "def f(x):", "\t", ".", "word", "1234", "中文", "a", "</b>"]
-
-
-def user(content: str) -> dict[str, str]:
-    return {"role": "user", "content": content}
-
-
-def assistant(content: str) -> dict[str, str]:
-    return {"role": "assistant", "content": content}
-
-
-def random_text(chance: random.Random) -> str:
-    text = "".join(chance.choices(PIECES, k=chance.randint(1, 12)))
-    return text if text.strip() else text + "x"
-
-
-def random_conversation(seed: int) -> list[dict[str, str]]:
-    chance = random.Random(seed)
-    turns = [(user(random_text(chance)), assistant(random_text(chance))) for _ in range(chance.randint(1, 4))]
-    system = [{"role": "system", "content": random_text(chance)}] if chance.random() < 0.3 else []
-    return system + [message for turn in turns for message in turn]
 
 
 def of(number: int, **conversation: Any) -> Example:

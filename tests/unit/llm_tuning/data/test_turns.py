@@ -20,15 +20,8 @@ from tests.support.chat_templates import (
     texts_learned,
     tokenizer_of,
 )
+from tests.support.other_rows import assistant, user
 from tests.support.tokenizers import byte_level, chat_level, metaspace
-
-
-def user(content: str) -> dict[str, str]:
-    return {"role": "user", "content": content}
-
-
-def assistant(content: str) -> dict[str, str]:
-    return {"role": "assistant", "content": content}
 
 
 def chat(turns: int, *, system: bool = False, answer: str = "Answer {0}, it is.") -> list[dict[str, str]]:

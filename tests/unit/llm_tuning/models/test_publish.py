@@ -15,13 +15,6 @@ from llm_tuning.run.checks import OUTPUT
 from tests.support.models import make_manifest, make_stage, publish_model
 
 
-@pytest.fixture
-def models(tmp_path: Path) -> Path:
-    folder = tmp_path / "models"
-    folder.mkdir()
-    return folder
-
-
 def test_a_published_model_holds_its_files_and_a_manifest_of_them(models: Path) -> None:
     manifest = publish_model(models, "a", weights=b"abc")
     assert read_manifest(models / "a") == manifest

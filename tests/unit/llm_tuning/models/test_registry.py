@@ -15,29 +15,13 @@ import pytest
 from llm_tuning.errors import InputError
 from llm_tuning.models.manifest import BaseRecord
 from llm_tuning.models.registry import Registry
-from tests.support.models import publish_model
+from tests.support.models import index_of, publish_model, write_index
 
 BY_HAND = {"model_id": "gpt-by-hand", "model_type": "external", "owner": {"team": "a", "since": 1.5}, "path": None}
 
 
-@pytest.fixture
-def models(tmp_path: Path) -> Path:
-    folder = tmp_path / "models"
-    folder.mkdir()
-    return folder
-
-
-def on_disk(models: Path) -> dict[str, Any]:
-    document: dict[str, Any] = json.loads((models / "registry.json").read_bytes())
-    return document
-
-
 def ids(models: Path) -> list[str]:
-    return [model["model_id"] for model in on_disk(models)["models"]]
-
-
-def write(models: Path, document: object) -> None:
-    (models / "registry.json").write_text(document if isinstance(document, str) else json.dumps(document))
+    return [model["model_id"] for model in index_of(models)["models"]]
 
 
 # What an entry holds
@@ -46,7 +30,7 @@ def write(models: Path, document: object) -> None:
 def test_an_entry_has_the_documented_fields(models: Path) -> None:
     publish_model(models, "ft_sft_tiny_1_a", description="sft of tiny on faq.json")
     Registry(models).heal()
-    base, entry = on_disk(models)["models"]
+    base, entry = index_of(models)["models"]
     assert entry == {
         "model_id": "ft_sft_tiny_1_a",
         "model_name": "tiny sft",
@@ -76,7 +60,7 @@ def test_the_file_is_compact(models: Path) -> None:
     Registry(models).heal()
     publish_model(models, "b")
     Registry(models).heal()
-    assert (models / "registry.json").read_text() == json.dumps(on_disk(models), separators=(",", ":"))
+    assert (models / "registry.json").read_text() == json.dumps(index_of(models), separators=(",", ":"))
 
 
 def test_paths_are_the_same_however_the_folder_is_named(models: Path) -> None:
@@ -84,7 +68,7 @@ def test_paths_are_the_same_however_the_folder_is_named(models: Path) -> None:
     Registry(os.path.relpath(models)).heal()
     publish_model(models, "b")
     Registry(models / ".." / "models").heal()
-    assert [m["path"] for m in on_disk(models)["models"]][1:] == ["models/a", "models/b"]
+    assert [m["path"] for m in index_of(models)["models"]][1:] == ["models/a", "models/b"]
 
 
 def test_models_of_one_base_share_its_entry_and_other_weights_are_another_base(models: Path) -> None:
@@ -103,31 +87,31 @@ def test_models_of_one_base_share_its_entry_and_other_weights_are_another_base(m
 
 
 def test_a_base_registered_by_hand_is_used_and_not_doubled(models: Path) -> None:
-    write(models, {"models": [{"model_id": "our-base", "model_type": "base", "path": "./base/tiny"}]})
+    write_index(models, {"models": [{"model_id": "our-base", "model_type": "base", "path": "./base/tiny"}]})
     publish_model(models, "a")
     Registry(models).heal()
     assert ids(models) == ["our-base", "a"]
-    assert on_disk(models)["models"][1]["base_model_id"] == "our-base"
+    assert index_of(models)["models"][1]["base_model_id"] == "our-base"
     Registry(models).rebuild()
-    assert on_disk(models)["models"][1]["base_model_id"] == "our-base"
+    assert index_of(models)["models"][1]["base_model_id"] == "our-base"
 
 
 def test_a_base_entry_that_somebody_removed_comes_back(models: Path) -> None:
     publish_model(models, "a")
     Registry(models).heal()
-    write(models, {"models": on_disk(models)["models"][1:]})
+    write_index(models, {"models": index_of(models)["models"][1:]})
     assert Registry(models).heal().added == ("base_tiny_ba5eba5e",)
     assert sorted(ids(models)) == ["a", "base_tiny_ba5eba5e"]
 
 
 def test_a_hand_made_base_that_was_removed_is_replaced_by_the_derived_one(models: Path) -> None:
-    write(models, {"models": [{"model_id": "our-base", "model_type": "base", "path": "base/tiny"}]})
+    write_index(models, {"models": [{"model_id": "our-base", "model_type": "base", "path": "base/tiny"}]})
     publish_model(models, "a")
     Registry(models).heal()
-    write(models, {"models": on_disk(models)["models"][1:]})
+    write_index(models, {"models": index_of(models)["models"][1:]})
     Registry(models).heal()
     assert Registry(models).heal().added == ()
-    assert {m["model_id"]: m["base_model_id"] for m in on_disk(models)["models"]}["a"] == "base_tiny_ba5eba5e"
+    assert {m["model_id"]: m["base_model_id"] for m in index_of(models)["models"]}["a"] == "base_tiny_ba5eba5e"
 
 
 # Healing
@@ -253,16 +237,16 @@ def test_a_byte_order_mark_is_simply_read(models: Path) -> None:
 def test_hand_made_entries_and_unknown_fields_survive_every_command(models: Path) -> None:
     publish_model(models, "a")
     Registry(models).heal()
-    document = on_disk(models)
+    document = index_of(models)
     document["models"][1] |= {"stars": 5, "description": "mine", "tags": ["prod"]}
     odd: list[Any] = [None, "text", {"no_model_id": 1}, {"model_id": 7}, {"model_id": "x", "base_model_id": ["odd"]}]
     document = {"schema": {"v": [1]}, "models": [*odd, BY_HAND, *document["models"]], "after": "ü"}
-    write(models, document)
+    write_index(models, document)
     publish_model(models, "b")
     registry = Registry(models)
     for command in (registry.heal, registry.verify, registry.rebuild, registry.entries):
         command()
-        now = on_disk(models)
+        now = index_of(models)
         assert (now["schema"], now["after"]) == ({"v": [1]}, "ü")
         assert now["models"][: len(odd) + 1] == [*odd, BY_HAND]
         (mine,) = [m for m in now["models"][len(odd) :] if m["model_id"] == "a"]
@@ -278,7 +262,7 @@ def test_numbers_written_by_hand_keep_their_value_when_an_entry_is_added(models:
     for _ in range(2):
         Registry(models).heal()
     assert ids(models) == ["x", "base_tiny_ba5eba5e", "a"]
-    x = on_disk(models)["models"][0]
+    x = index_of(models)["models"][0]
     assert (x["cost"], x["big"], x["id"]) == (1.5, float("inf"), 12345678901234567890)
 
 
@@ -297,7 +281,7 @@ def test_a_hand_written_layout_is_added_to_rightly(models: Path, text: str) -> N
     before = json.loads(text)
     publish_model(models, "a")
     Registry(models).heal()
-    now = on_disk(models)
+    now = index_of(models)
     assert now["models"][: len(before["models"])] == before["models"]
     assert ids(models)[-2:] == ["base_tiny_ba5eba5e", "a"]
     assert {k: v for k, v in now.items() if k != "models"} == {k: v for k, v in before.items() if k != "models"}
@@ -371,14 +355,14 @@ def test_killed_right_after_overwriting_the_next_command_puts_it_right(
 def test_killed_after_overwriting_nothing_hand_made_from_before_is_lost(
     models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write(models, {"models": [BY_HAND], "schema": 1})
+    write_index(models, {"models": [BY_HAND], "schema": 1})
     publish_model(models, "a")
     _just_before_the_rename(monkeypatch, lambda: _publish_and_heal(models, "b"), die=True)
     with pytest.raises(KeyboardInterrupt):
         Registry(models).heal()
     Registry(models).heal()
-    assert on_disk(models)["schema"] == 1
-    assert on_disk(models)["models"][0] == BY_HAND
+    assert index_of(models)["schema"] == 1
+    assert index_of(models)["models"][0] == BY_HAND
 
 
 def _publish_and_heal(models: Path, model_id: str) -> None:
@@ -392,7 +376,7 @@ def test_what_a_person_writes_while_a_command_works_survives(models: Path, monke
 
     def person(descriptor: int) -> None:
         monkeypatch.setattr(os, "fsync", fsync)
-        write(models, {"models": [BY_HAND]})
+        write_index(models, {"models": [BY_HAND]})
 
     publish_model(models, "a")
     monkeypatch.setattr(os, "fsync", person)
@@ -410,7 +394,7 @@ def test_a_corrupt_file_that_another_writer_repaired_is_not_put_aside_again(
         Registry(models).heal()
 
     publish_model(models, "a")
-    write(models, "{")
+    write_index(models, "{")
     monkeypatch.setattr(os, "fsync", another_writer)
     assert Registry(models).heal().messages == ()
     assert len(list(models.glob("registry.json.corrupt-*"))) == 1
@@ -441,11 +425,11 @@ def test_what_is_no_model_id_is_never_looked_up_as_a_path(models: Path, model_id
 def test_rebuild_says_again_what_the_manifests_say(models: Path) -> None:
     publish_model(models, "a")
     Registry(models).heal()
-    document = on_disk(models)
+    document = index_of(models)
     document["models"][1] |= {"size": -1, "version": "9", "created_at": "x"}
-    write(models, document)
+    write_index(models, document)
     Registry(models).rebuild()
-    entry = on_disk(models)["models"][1]
+    entry = index_of(models)["models"][1]
     assert (entry["size"], entry["version"], entry["created_at"]) == (9, "9a129038d9a0", "2026-11-24T20:00:00Z")
 
 

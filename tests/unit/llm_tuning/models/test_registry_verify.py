@@ -2,32 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from llm_tuning.models.registry import Registry
-from tests.support.models import make_light_base, publish_model
-
-
-@pytest.fixture
-def models(tmp_path: Path) -> Path:
-    folder = tmp_path / "models"
-    folder.mkdir()
-    return folder
-
-
-def on_disk(models: Path) -> dict[str, Any]:
-    document: dict[str, Any] = json.loads((models / "registry.json").read_bytes())
-    return document
-
-
-def write(models: Path, document: object) -> None:
-    (models / "registry.json").write_text(json.dumps(document))
+from tests.support.models import index_of, make_light_base, publish_model, write_index
 
 
 def spoil_weights(models: Path) -> None:
@@ -43,21 +25,21 @@ def spoil_manifest(models: Path) -> None:
 
 
 def spoil_entry(models: Path) -> None:
-    document = on_disk(models)
+    document = index_of(models)
     document["models"][1]["size"] = 7
-    write(models, document)
+    write_index(models, document)
 
 
 def spoil_base_reference(models: Path) -> None:
-    document = on_disk(models)
+    document = index_of(models)
     document["models"].append({"model_id": "x", "base_model_id": "nobody"})
-    write(models, document)
+    write_index(models, document)
 
 
 def double_entry(models: Path) -> None:
-    document = on_disk(models)
+    document = index_of(models)
     document["models"].append(document["models"][1])
-    write(models, document)
+    write_index(models, document)
 
 
 def remove_directory(models: Path) -> None:
@@ -73,9 +55,9 @@ def rename_directory(models: Path) -> None:
 
 
 def name_nothing(models: Path) -> None:
-    document = on_disk(models)
+    document = index_of(models)
     document["models"].append({"name": "x"})
-    write(models, document)
+    write_index(models, document)
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,10 @@ import pytest
 from llm_tuning.api.tuning import TrainingSpec
 from llm_tuning.models.shape import ModelShape, adapter_parameters
 from llm_tuning.modes.ppo import PPO
-from llm_tuning.modes.sft import SFT
 from llm_tuning.planning.memory import (
     CUDA_PROCESS_BYTES,
     GIB,
     NCCL_BYTES,
-    Setting,
     activation_bytes,
     chunk_bytes,
     device_parts,
@@ -26,22 +24,10 @@ from llm_tuning.planning.memory import (
 )
 from llm_tuning.planning.plan import GPUS
 from llm_tuning.run.devices import positions_at_a_time, tokens_per_pass
-from tests.support.shapes import LLAMA_2_7B, LLAMA_3_8B, LLAMA_3_70B, QWEN_25_05B, QWEN_25_7B, QWEN_25_15B
+from tests.support.shapes import LLAMA_2_7B, LLAMA_3_8B, LLAMA_3_70B, QWEN_25_05B, QWEN_25_7B, QWEN_25_15B, make_setting
 
-SETTING = Setting(
-    memory=SFT.memory,
-    rank=16,
-    dropout=True,
-    tokens=4096,
-    learned=4096,
-    number_bytes=2,
-    four_bits=False,
-    checkpointing=False,
-    cuda=True,
-    processes=1,
-    start_adapter=False,
-    scored=4096,
-    longest=1024,
+SETTING = make_setting(
+    rank=16, dropout=True, tokens=4096, learned=4096, number_bytes=2, cuda=True, scored=4096, longest=1024
 )
 
 

@@ -8,24 +8,11 @@ import pytest
 
 from llm_tuning.api.tuning import TrainingSpec
 from llm_tuning.models.operations import Operations
-from llm_tuning.modes.sft import SFT
-from llm_tuning.planning.memory import Setting
 from llm_tuning.planning.work import Rows, Steps, run_operations
+from tests.support.shapes import make_setting
 
 COST = Operations(matrices=100.0, adapter=10.0, attention=0.0, head=0.0)
-SETTING = Setting(
-    memory=SFT.memory,
-    rank=4,
-    dropout=False,
-    tokens=100,
-    learned=50,
-    number_bytes=4,
-    four_bits=False,
-    checkpointing=False,
-    cuda=False,
-    processes=1,
-    start_adapter=False,
-)
+SETTING = make_setting(tokens=100, learned=50)
 ROWS = Rows(count=1000, tokens=10_000, learned=5_000, longest=20)
 
 

@@ -21,6 +21,7 @@ from llm_tuning.progress.endpoint import StatusEndpoint
 from llm_tuning.progress.snapshot import Snapshot
 from tests.support.authorities import intermediate_authority
 from tests.support.cluster_tokens import ISSUER, Signer, published
+from tests.support.report_endpoint import Store
 from tuning_operator.core.audience import audience_of
 from tuning_operator.core.errors import ClusterError
 from tuning_operator.pods.trouble import Reported
@@ -34,20 +35,6 @@ from tuning_operator.reports.tokens import ClusterKeys, TokenVerifier
 SIGNER = Signer()
 OURS = SIGNER.token(audience_of("team", "faq", "job-uid"))
 BODY = {"trainerStatus": {"progressPercentage": 7, "metrics": [{"name": "loss", "value": "2.5"}]}}
-
-
-class Store:
-    """TuningJob team/faq with pod p."""
-
-    def get(self, kind: str, namespace: str, name: str) -> dict[str, Any] | None:
-        owner = {"kind": "TuningJob", "name": "faq", "uid": "job-uid", "controller": True}
-        if (kind, name) == ("jobs", "faq-train"):
-            return {"metadata": {"uid": "train-uid", "ownerReferences": [owner]}}
-        return {"metadata": {"uid": "job-uid"}} if (namespace, name) == ("team", "faq") else None
-
-    def pods_of(self, uid: str) -> list[dict[str, Any]]:
-        owner = {"kind": "Job", "name": "faq-train", "uid": "train-uid", "controller": True}
-        return [{"metadata": {"name": "p", "uid": "p-uid", "ownerReferences": [owner]}}]
 
 
 @dataclass
