@@ -10,6 +10,7 @@ import logging
 import os
 import ssl
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -43,7 +44,16 @@ from llm_tuning.sources.uri import Kind, Source, parse_uri
 log = logging.getLogger(__name__)
 
 PINS = ".pins"
-"""Below `sources/`: what URIs were resolved to, a file for each custom resource."""
+"""Below `sources/`: what URIs were resolved to, a file for each custom resource.
+
+A pin bridges the time from the first sight until the operator has the revision in the status, which it passes to every
+later pod: minutes as a rule, and days for an InferenceService whose fetch fails, which touches its pin at each attempt.
+So one that nobody has used for PIN_SECONDS is of no use, whether its object is there or gone. The pods that fetch
+remove those, or a small file for each object would be left for good. Were one removed in the moment of its use, a URI
+of which no status says a revision would be resolved once more: no run has begun with the first one.
+"""
+PIN_SECONDS = 30 * 86_400
+"""By the volume's own clock: ages are differences to the pin of the pod itself, touched a moment ago."""
 REVISIONS = {"model": MODEL_REVISION, "dataset": DATASET_REVISION}
 CA_FILE = Path("/tmp/ca.pem")
 CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "AWS_CA_BUNDLE")
@@ -60,6 +70,7 @@ def run(job: PodJob | None) -> FetchResult:
         found = {source.field: fetching.one(source) for source in given.sources}
     finally:
         fetching.close()
+    fetching.forget_old_pins()
     said = "; ".join(f"{source.uri} is at {found[source.field].path}" for source in given.sources)
     return FetchResult(ok=True, reason=PodReason.FETCHED, message=said, sources=found)
 
@@ -148,11 +159,21 @@ class _Fetching:
         return {str(uri): str(commit) for uri, commit in known.items()} if isinstance(known, dict) else {}
 
     def _pinned(self, asked: SourceInput) -> str | None:
+        with suppress(OSError):  # before it is read: from here on it is young
+            os.utime(self._pin_file)
         return self._pins().get(f"{asked.field} {asked.uri}")
 
     def _pin(self, asked: SourceInput, commit: str) -> None:
         pins = self._pins() | {f"{asked.field} {asked.uri}": commit}
         write_json(self._pin_file, pins)
+
+    def forget_old_pins(self) -> None:
+        """Remove the pins that nobody has used for PIN_SECONDS; what goes wrong is left for the next pod."""
+        with suppress(OSError):
+            oldest = self._pin_file.stat().st_mtime - PIN_SECONDS
+            old = [entry.path for entry in os.scandir(self._pin_file.parent) if entry.stat().st_mtime < oldest]
+            for path in old:
+                os.unlink(path)
 
 
 def resolve(source: Source, watch: Callable[[Transfer], None]) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -59,6 +61,19 @@ def test_a_branch_that_moves_between_two_attempts_gives_the_first_commit(empty: 
     hub.model(NAME, tiny_model(weights=4000))
     ended = fetch(empty, hub)
     assert (ended.code, ended.result["sources"]["model"]["revision"]) == (0, first), ended
+
+
+def test_pins_that_nobody_has_used_for_a_month_go(empty: Claim, hub: HubServer) -> None:
+    hub.model(NAME, tiny_model())
+    assert fetch(empty, hub).code == 0
+    own = empty.root / "sources/.pins/ft_a.json"
+    old, used = own.with_name("ft_gone.json"), own.with_name("ft_running.json")
+    for path, days in ((own, 40), (old, 31), (used, 29)):
+        path.write_bytes(own.read_bytes())
+        os.utime(path, times=(time.time(), time.time() - days * 86_400))
+    assert fetch(empty, hub).code == 0
+    assert sorted(path.name for path in own.parent.iterdir()) == ["ft_a.json", "ft_running.json"]
+    assert time.time() - own.stat().st_mtime < 3600, "each use makes it young again"
 
 
 def test_a_second_pod_finds_it_and_asks_for_nothing(empty: Claim, hub: HubServer) -> None:
