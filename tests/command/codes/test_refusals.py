@@ -229,3 +229,10 @@ def test_help_is_light() -> None:
         check=True,
     ).stdout.split()
     assert not (HEAVY | {"numpy", "jinja2", "rich"}) & set(loaded)
+    of_no_use = (
+        "llm_tuning.sources",
+        "llm_tuning.api.tuning_job",
+        "llm_tuning.api.inference_service",
+        "llm_tuning.data.files",
+    )
+    assert [name for name in loaded if name.startswith(of_no_use)] == []
