@@ -177,6 +177,11 @@ class TrainingSpec(ApiModel):
         False, description="Recompute activations in the backward pass: about a third slower, far less memory."
     )
 
+    sharding: Literal["none", "full"] = Field(
+        "none",
+        description="`full` divides the frozen base over the devices of a run, for one that no device can hold: each keeps its part and has a layer whole only while it runs. Every pass then waits for the others. `none` has the whole base on each device. What is learned does not depend on it. This project has run it on CPUs, not yet on several GPUs.",
+    )
+
     precision: Literal["auto", "bf16", "fp32"] = Field(
         "auto",
         description="`auto` is bf16 where the GPU or CPU computes in it and fp32 elsewhere; a run keeps what it began with.",
@@ -262,11 +267,19 @@ _ROWS_HELD_OUT_ONCE = Rule(
 )
 
 
+_WHOLE_IN_4_BITS = Rule(
+    "self.training.sharding != 'full' || self.model.quantization != '4bit'",
+    lambda config: config.training.sharding != "full" or config.model.quantization != "4bit",
+    "is full beside model.quantization 4bit: a base in 4 bits is not divided; set one of them to none",
+    "training.sharding",
+)
+
+
 @with_mode_groups
 class TuningConfig(RuledModel):
     """One tuning run, complete: what `--config` carries."""
 
-    RULES: ClassVar[tuple[Rule, ...]] = (_ROWS_HELD_OUT_ONCE,)
+    RULES: ClassVar[tuple[Rule, ...]] = (_ROWS_HELD_OUT_ONCE, _WHOLE_IN_4_BITS)
 
     mode: ModeName = Field(DEFAULT_MODE, description=mode_help())
 

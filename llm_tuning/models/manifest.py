@@ -252,7 +252,8 @@ def deciding_settings(config: TuningConfig, devices: int) -> dict[str, Any]:
     on one device and batch 4 on two are the same run, batch 8 on two is another. Which devices they are does not count.
 
     Left out, and why:
-    - training.max_tokens_per_pass, training.gradient_checkpointing: memory and speed; the same sums come out.
+    - training.max_tokens_per_pass, training.gradient_checkpointing, training.sharding: memory and speed; the same sums
+      come out.
     - training.save_steps: a resumed run equals an uninterrupted one.
     - training.eval_steps where an evaluation only looks; it counts in a mode that an evaluation can stop.
     - lora.dropout in a mode that trains without.

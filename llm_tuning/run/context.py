@@ -49,6 +49,11 @@ class TrainRun:
         """The folder of the base model."""
         return Path(self.spec.config.model.path)
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether each rank holds a part of the base; one alone has nobody to share with."""
+        return self.config.training.sharding == "full" and self.world > 1
+
     @cached_property
     def tokens_per_pass(self) -> int:
         """Tokens of a micro-batch at most, padding counted."""

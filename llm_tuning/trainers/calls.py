@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,7 +26,7 @@ from llm_tuning.trainers.batching import Indices, token_budget_batches
 from llm_tuning.trainers.gpu import first_line
 from llm_tuning.trainers.micro_batches import MicroBatches
 from llm_tuning.trainers.model import autocast, causal_lm
-from llm_tuning.trainers.parallel import any_rank, stop_together, sum_over_ranks
+from llm_tuning.trainers.parallel import any_rank, sum_over_ranks
 from llm_tuning.trainers.policy import Policy
 
 log = logging.getLogger(__name__)
@@ -105,10 +106,15 @@ class CallScorer:
             for at in token_budget_batches(lengths, batches.max_tokens)
             for first in range(0, len(at), MAX_ROWS)
         ]
-        for first in range(0, len(cut), batches.world):
-            stop_together("during evaluation", batches.device)
-            if first + batches.rank < len(cut):
-                yield [asked[int(at)] for at in cut[first + batches.rank]]
+        idle = self._generate_nothing if self.policy.sharded else None
+        for share in batches.deal(cut, "during evaluation", idle=idle):
+            yield [asked[int(at)] for at in share]
+
+    def _generate_nothing(self) -> None:
+        """Generate beside the other ranks, whose answers need this one's part of a sharded model."""
+        nothing = Asked(np.zeros(1, dtype=np.int32), 1, [], ())
+        with suppress(Exception):  # which the others raise, too, and report
+            generate(self.policy, [nothing], frozenset())
 
     def _count(self, share: Sequence[Asked], counts: Tensor) -> None:
         assert self.sample is not None

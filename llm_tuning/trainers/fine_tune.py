@@ -32,7 +32,7 @@ from llm_tuning.trainers.model import (
 from llm_tuning.trainers.parallel import gather_objects, leave_process_group, stop_together
 from llm_tuning.trainers.policy import Policy
 from llm_tuning.trainers.precision import precision_of_run
-from llm_tuning.trainers.probes import write_parity
+from llm_tuning.trainers.probes import score_probes, write_parity
 from llm_tuning.trainers.recipe import Recipe, Task
 from llm_tuning.trainers.save import save_adapter
 
@@ -66,6 +66,9 @@ def fine_tune(run: TrainRun, mode: type[Recipe]) -> None:
                 evaluate_run(run, policy, task.batches, held_out, of_mode=recipe.scores, warning_of=recipe.warning)
             stop_together("after the evaluation", run.device)
             hardware = hardware_of(run, policy)
+            probes = None
+            if policy.sharded:  # no rank has a model of its own to score them with afterwards
+                probes = score_probes(policy, rows, held_out=held_out, training=training_rows)
             leave_process_group()
             if run.is_main:
                 run.reporter.stage("saving")
@@ -73,7 +76,7 @@ def fine_tune(run: TrainRun, mode: type[Recipe]) -> None:
                 base_name = str(run.base.absolute())  # else no PEFT finds the base from another folder
                 save_adapter(policy.model, run.base, run.stage, base_name=base_name, chat_template=template)
                 with gpu_errors_explained(run, Stage.PROBES):
-                    write_parity(run, policy, rows, held_out=held_out, training=training_rows)
+                    write_parity(run, policy, rows, held_out=held_out, training=training_rows, scores=probes)
                 write_json(run.work / HARDWARE, hardware)
                 summary = recipe.summary()
                 if summary is not None:
@@ -86,7 +89,13 @@ def load_policy(run: TrainRun, mode: type[Recipe]) -> Policy:
     dtype = precision_of_run(run)
     if config.model.quantization == "4bit" and run.device == "cpu" and run.is_main:
         log.warning("model.quantization is 4bit on a CPU: slower than without it, and meant for trying a run out")
-    base = load_base_model(run.base, device=run.device, dtype=dtype, quantization=config.model.quantization)
+    base = load_base_model(
+        run.base,
+        device=run.device,
+        dtype=dtype,
+        quantization=config.model.quantization,
+        sharded=run.is_sharded,
+    )
     family, start = family_of(read_config(run.base)), run.spec.start_adapter
     model = attach_lora(
         base,
@@ -102,6 +111,8 @@ def load_policy(run: TrainRun, mode: type[Recipe]) -> Policy:
     policy.row_layout = agreed(gather_objects(policy.row_layout))
     if run.is_main:
         log.info("%s", policy.row_layout)
+        if config.training.sharding == "full":
+            log.info("sharding: %s", f"{run.world} parts" if run.is_sharded else "none, with one device")
     if config.training.gradient_checkpointing:
         checkpoint_gradients(model)
     if not dropout:

@@ -11,7 +11,8 @@ Shapes: N positions, H hidden size, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch.nn import functional
 
 from llm_tuning.run.devices import positions_at_a_time
 from llm_tuning.trainers.model import decoder_of
+from llm_tuning.trainers.parallel import gathered, is_sharded
 from llm_tuning.trainers.ppo_math import exact_kl
 
 
@@ -34,6 +36,8 @@ class Head:
     """Cohere's `logit_scale`, or one over Granite's `logits_scaling`."""
     cap: float | None = None
     """Gemma's `final_logit_softcapping`."""
+    sharded: nn.Linear | None = None
+    """The layer whose weight and bias these are, where each rank has a part of them only."""
 
     def __call__(self, hidden_NH: Tensor) -> Tensor:
         """Compute logits_NV in fp32, without gradients; products are of numbers in the layer's own precision."""
@@ -57,10 +61,21 @@ class Head:
         at_a_time = max(1, positions_at_a_time(self.weight.shape[0], self.weight.device.type) // logits)
         return zip(*(tensor.split(at_a_time) for tensor in tensors), strict=True)
 
+    @contextmanager
+    def whole(self) -> Iterator[Head]:
+        """Yield this head with all of its weight, which is gathered from the ranks where it is sharded."""
+        layer = self.sharded
+        if layer is None:
+            yield self
+            return
+        with gathered(layer):
+            yield replace(self, weight=layer.weight, bias=layer.bias, sharded=None)
+
     def logprobs(self, hidden_NH: Tensor, targets_N: Tensor) -> Tensor:
         """Compute log p(target) at each position, (N,) in fp32, differentiable by `hidden_NH`."""
         if torch.is_grad_enabled():
-            logprobs_N: Tensor = _FrozenHeadLogprobs.apply(hidden_NH, self, targets_N)
+            with self.whole() as head:
+                logprobs_N: Tensor = _FrozenHeadLogprobs.apply(hidden_NH, head, targets_N)
             return logprobs_N
         return self.score(hidden_NH, targets_N)[0]
 
@@ -70,18 +85,20 @@ class Head:
         logprobs_N = hidden_NH.new_empty(len(targets_N), dtype=torch.float32)
         right_N = torch.empty_like(targets_N, dtype=torch.bool)
         parts = (logprobs_N, right_N)
-        for states, targets, logprobs, right in self.chunks(hidden_NH, targets_N, *parts):
-            logits = self(states)
-            right.copy_(logits.argmax(-1) == targets)
-            logprobs.copy_(logits.log_softmax(-1).gather(1, targets[:, None])[:, 0])
-            del logits  # before the next chunk's are made
+        with self.whole() as head:
+            for states, targets, logprobs, right in self.chunks(hidden_NH, targets_N, *parts):
+                logits = head(states)
+                right.copy_(logits.argmax(-1) == targets)
+                logprobs.copy_(logits.log_softmax(-1).gather(1, targets[:, None])[:, 0])
+                del logits  # before the next chunk's are made
         return parts
 
     @torch.no_grad()
     def kl(self, hidden_NH: Tensor, start_hidden_NH: Tensor) -> Tensor:
         """Compute the exact KL(pi || pi_start) over the vocabulary at each position, (N,) in fp32, by this one head."""
         chunks = self.chunks(hidden_NH, start_hidden_NH, logits=2)
-        return torch.cat([exact_kl(self(states), self(start)) for states, start in chunks])
+        with self.whole() as head:
+            return torch.cat([exact_kl(head(states), head(start)) for states, start in chunks])
 
 
 class _FrozenHeadLogprobs(torch.autograd.Function):
@@ -129,17 +146,23 @@ def find_head(causal_lm: Any) -> Head | None:
     None too where the output layer trains or is not an ordinary linear one. Call it under the autocast of training.
     """
     layer = causal_lm.get_output_embeddings()
-    if type(layer) is not nn.Linear or any(parameter.requires_grad for parameter in layer.parameters()):
+    sharded = is_sharded(layer)  # which has made a class of its own of it
+    if (type(layer).__bases__[-1] if sharded else type(layer)) is not nn.Linear:
+        return None
+    if any(parameter.requires_grad for parameter in layer.parameters()):
         return None
     config = causal_lm.config.get_text_config()
     scale = getattr(config, "logit_scale", None) or 1.0
     scale /= getattr(config, "logits_scaling", None) or 1.0
-    head = Head(layer.weight, layer.bias, scale, getattr(config, "final_logit_softcapping", None))
+    cap = getattr(config, "final_logit_softcapping", None)
+    head = Head(layer.weight, layer.bias, scale, cap, layer if sharded else None)
     ids_BT = torch.arange(1, 9, device=layer.weight.device)[None]
     was_training = causal_lm.training
     causal_lm.eval()
     want = causal_lm(input_ids=ids_BT, use_cache=False).logits[0].float()
-    got = head(decoder_of(causal_lm)(input_ids=ids_BT, use_cache=False).last_hidden_state[0])
+    states = decoder_of(causal_lm)(input_ids=ids_BT, use_cache=False).last_hidden_state[0]
+    with head.whole() as whole:
+        got = whole(states)
     causal_lm.train(was_training)
     # Weights that give no numbers are found when rows are scored or trained on, and named as what they are.
     tolerance = 1e-2 * float(want.nan_to_num().abs().max())

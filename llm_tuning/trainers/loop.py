@@ -156,10 +156,13 @@ class Loop(_BaseTrainer):
             recipe.begin_epoch(epoch, done)
         recipe.begin_step(step.rows, done)
         sums = torch.zeros(len(recipe.terms), dtype=torch.float64, device=self.run.device)
+        empty = self.task.policy.passes_to_join(len(step.micro_batches))
         for batch in step.micro_batches:
             loss, terms = recipe.loss(batch)
             (loss / step.weight).backward()
             sums += terms
+        for _ in range(empty):
+            self.task.policy.empty_pass(backward=True)
         all_reduce_sum(sums)
         sum_gradients([parameter for group in self.groups for parameter in group])
         self._step, self._means = step, sums / step.weight
@@ -210,9 +213,14 @@ class Loop(_BaseTrainer):
 
     def _base_is_finite(self, step: Step) -> bool:
         """Return whether the bare base gives finite numbers on this rank's rows of the step."""
-        policy = self.task.policy
+        policy, finite = self.task.policy, True
+        empty = policy.passes_to_join(len(step.micro_batches))
         with bare_base(policy.model):
-            return all(bool(policy.score(batch)[0].isfinite().all()) for batch in step.micro_batches)
+            for batch in step.micro_batches:
+                finite &= bool(policy.score(batch)[0].isfinite().all())
+            for _ in range(empty):
+                policy.empty_pass()
+        return finite
 
     def _maybe_log_save_evaluate(self, tr_loss: Tensor, grad_norm: Tensor, *args: Any, **kwargs: Any) -> None:
         """Do what follows an optimizer step (Trainer calls it once more at the end of its one epoch)."""
@@ -264,7 +272,8 @@ class Loop(_BaseTrainer):
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
             states = torch.load(Path(checkpoint) / RNG_STATE, weights_only=True)
-            _set_random_state(states[self.run.rank], self.run.device)
+            if self.run.rank < len(states):  # a rank that is new begins with its own seed
+                _set_random_state(states[self.run.rank], self.run.device)
 
 
 def load_checkpoint(checkpoint: Path, task: Task, recipe: Recipe) -> None:

@@ -117,23 +117,25 @@ def memory_at(error: RuntimeError, run: TrainRun) -> Memory | None:
 
 def _what_to_set(run: TrainRun, stage: Stage, ran_out: str, memory: Memory | None) -> Problem:
     training, quantization = run.config.training, run.config.model.quantization
-    four_bits = [] if quantization == "4bit" else ["{set:model.quantization=4bit}"]
+    smaller = [] if quantization == "4bit" or run.is_sharded else ["{set:model.quantization=4bit}"]
+    if smaller and run.world > 1:
+        smaller.insert(0, "{set:training.sharding=full}")
     if stage is Stage.LOADING:
-        ways = [*four_bits, "use a GPU with more memory", "a smaller base"]
+        ways = [*smaller, "use a GPU with more memory", "a smaller base"]
         return Problem("model.quantization", f"is {quantization}, with which {ran_out}", " or ".join(ways))
     now = run.tokens_per_pass
     ways = [f"{{set:training.max_tokens_per_pass={max(1, now // 2)}}}"]
     if stage is Stage.TRAINING and not training.gradient_checkpointing:
         ways.append("{set:training.gradient_checkpointing=true}")
     if memory is not None and _least_weights(run) > memory.total / 2:
-        ways += four_bits
+        ways += smaller
     fix = " or ".join(ways) + "; a row longer than a pass is limited by {field:training.max_length} alone"
     return Problem("training.maxTokensPerPass", f"is {now}, with which {ran_out}", fix)
 
 
 def _least_weights(run: TrainRun) -> int:
-    """Return the bytes that the base's weights take at least."""
-    parameters = inspect_base(run.base).parameters
+    """Return the bytes that this rank's weights of the base take at least."""
+    parameters = inspect_base(run.base).parameters // (run.world if run.is_sharded else 1)
     return parameters // 2 if run.config.model.quantization == "4bit" else 2 * parameters
 
 

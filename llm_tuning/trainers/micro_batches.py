@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor
 from llm_tuning.data.token_rows import TokenRow, TokenRows, TokenSequence
 from llm_tuning.trainers.batching import Indices, full_batches, token_budget_batches
 from llm_tuning.trainers.parallel import stop_together
+
+T = TypeVar("T")
 
 IGNORED = -100
 """Label of a position outside the loss mask, as in torch's cross_entropy."""
@@ -75,6 +78,8 @@ class MicroBatches:
     device: str
     rank: int = 0
     world: int = 1
+    idle: Callable[[], None] | None = None
+    """What a rank does in a turn that has no micro-batch for it: in a sharded model, an empty pass."""
 
     def cut(self, indices: Indices, *, whole_rows: bool = False) -> list[Indices]:
         """Return the sequences of each micro-batch over the rows at `indices`, by their numbers in the data set.
@@ -108,8 +113,18 @@ class MicroBatches:
         All ranks take the same number of turns and all-reduce the stop flag in each: a signal to one of them raises
         TryAgain on all, which says what is being left (`doing`).
         """
-        cut = self.cut(indices, whole_rows=whole_rows)
-        for first in range(0, len(cut), self.world):
-            stop_together(doing, self.device)
-            if first + self.rank < len(cut):
-                yield self.lay(cut[first + self.rank])
+        return (self.lay(sequences) for sequences in self.deal(self.cut(indices, whole_rows=whole_rows), doing))
+
+    def deal(self, passes: Sequence[T], doing: str | None, *, idle: Callable[[], None] | None = None) -> Iterator[T]:
+        """Yield every `world`-th of `passes`, this rank's; in a turn that has none for it, `idle` is called instead.
+
+        With `doing` a request to stop raises TryAgain on every rank, between two turns.
+        """
+        idle = idle or self.idle
+        for first in range(0, len(passes), self.world):
+            if doing is not None:
+                stop_together(doing, self.device)
+            if first + self.rank < len(passes):
+                yield passes[first + self.rank]
+            elif idle is not None:
+                idle()

@@ -11,7 +11,7 @@ from torch import Tensor
 from llm_tuning.data.token_rows import TokenRows, TokenSequence
 from llm_tuning.trainers.batching import Indices
 from llm_tuning.trainers.micro_batches import MicroBatches
-from llm_tuning.trainers.parallel import stop_together, sum_over_ranks
+from llm_tuning.trainers.parallel import sum_over_ranks
 from llm_tuning.trainers.policy import Policy
 
 
@@ -46,11 +46,8 @@ def score_sequences(
     starts = np.cumsum(counts) - counts
     logprobs = torch.zeros(int(counts.sum()))
     cut = batches.cut_lengths([len(sequence.input_ids) for sequence in sequences])
-    for turn, at in enumerate(cut):
-        if doing is not None and turn % batches.world == 0:
-            stop_together(doing, batches.device)
-        if turn % batches.world == batches.rank:
-            scored = policy.logprobs(batches.lay_out([sequences[i] for i in at])).float().cpu()
-            positions = np.concatenate([np.arange(starts[i], starts[i] + counts[i]) for i in at])
-            logprobs[torch.from_numpy(positions)] = scored
+    for at in batches.deal(cut, doing):
+        scored = policy.logprobs(batches.lay_out([sequences[i] for i in at])).float().cpu()
+        positions = np.concatenate([np.arange(starts[i], starts[i] + counts[i]) for i in at])
+        logprobs[torch.from_numpy(positions)] = scored
     return sum_over_ranks(logprobs, batches.device)

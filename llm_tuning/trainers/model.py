@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,16 +35,20 @@ def load_base_model(
     dtype: torch.dtype,
     quantization: str = "none",
     attn_implementation: str | None = None,
+    sharded: bool = False,
 ) -> PreTrainedModel:
     """Load the base from local safetensors, frozen, onto `device`; never code from its folder.
 
     `quantization` "4bit" is bitsandbytes' NF4 with double quantisation, as in the QLoRA paper (arXiv 2305.14314); its
     products are computed in `dtype`. Without `attn_implementation` transformers chooses: sdpa where the architecture
     has it.
-    A GPU gets the weights tensor by tensor, read, cast and copied: host memory holds one of them at a time.
+    A GPU gets the weights tensor by tensor, read, cast and copied: host memory holds one of them at a time. Where it is
+    `sharded`, each rank reads its own slices of them (`trainers.sharding`).
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
+
+    from llm_tuning.trainers.sharding import sharded_loading
 
     options: dict[str, Any] = {}
     if quantization == "4bit":
@@ -53,8 +57,10 @@ def load_base_model(
         options["device_map"] = {"": device}
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
+    whole: AbstractContextManager[dict[str, Any]] = nullcontext({})
+    loading = sharded_loading(device) if sharded else whole
     try:
-        with _no_progress_bar():
+        with _no_progress_bar(), loading as of_sharding:
             model, found = AutoModelForCausalLM.from_pretrained(
                 base,
                 dtype=dtype,
@@ -64,6 +70,7 @@ def load_base_model(
                 ignore_mismatched_sizes=True,  # reported below, in one sentence
                 output_loading_info=True,
                 **options,
+                **of_sharding,
             )
     except (ValueError, OSError, SafetensorError) as error:
         first_sentence = str(error).strip().split("\n")[0][:300]

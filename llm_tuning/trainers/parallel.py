@@ -1,7 +1,8 @@
 """Everything this project uses of torch.distributed, which no other module imports.
 
-Two halves: the start of a run's ranks under torchrun's agent, by the process that was asked for the run, and the
-collective operations that a recipe needs; with one process each of them is the identity.
+Three parts: the start of a run's ranks under torchrun's agent, by the process that was asked for the run; the
+collective operations that a recipe needs; and modules whose frozen parameters are sharded over the ranks. With one
+process each operation is the identity.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -222,6 +223,15 @@ def any_rank(flag: bool, device: str = "cpu") -> bool:
     return bool(all_reduce_sum(torch.tensor(int(flag), device=device)).item())
 
 
+def largest(number: int, device: str = "cpu") -> int:
+    """Return on every rank the largest `number` of all (an all-reduce)."""
+    if not dist.is_initialized():
+        return number
+    numbers = torch.tensor(number, device=device)
+    dist.all_reduce(numbers, dist.ReduceOp.MAX)
+    return int(numbers.item())
+
+
 def gather_objects(value: T) -> list[T]:
     """Return every rank's `value`, in the order of the ranks."""
     if not dist.is_initialized():
@@ -250,3 +260,36 @@ def sum_gradients(parameters: list[nn.Parameter]) -> None:
     flat = all_reduce_sum(torch.cat([grad.reshape(-1) for grad in grads]))
     for parameter, grad in zip(parameters, flat.split([grad.numel() for grad in grads]), strict=True):
         parameter.grad = grad.view_as(parameter)
+
+
+def shard(groups: Iterable[nn.Module], device: str) -> None:
+    """Divide the parameters of each of `groups` over all ranks, by FSDP2, inner modules before those that hold them.
+
+    A group is whole only while it runs, on the way back again. What is put into a module later is whole on each rank.
+    """
+    from torch.distributed.device_mesh import DeviceMesh  # here, since all runs import this module
+    from torch.distributed.fsdp import fully_shard
+
+    everyone = dist.group.WORLD
+    assert everyone is not None, "one process has nobody to share with"
+    ranks = DeviceMesh.from_group(everyone, torch.device(device).type)
+    for module in groups:
+        fully_shard(module, mesh=ranks, reshard_after_forward=True)
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Return whether `module` is one of the `groups` that were given to `shard`."""
+    return hasattr(module, "unshard")
+
+
+@contextmanager
+def gathered(module: Any) -> Iterator[None]:
+    """Have the parameters of a sharded module whole while the block runs; all ranks must come here together."""
+    if not is_sharded(module):
+        yield
+        return
+    module.unshard()
+    try:
+        yield
+    finally:
+        module.reshard()

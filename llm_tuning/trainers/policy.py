@@ -7,15 +7,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from llm_tuning.data.token_rows import TokenSequence
 from llm_tuning.errors import InputError, Problem
 from llm_tuning.modes import DEFAULT_MODE
 from llm_tuning.trainers.flat_rows import flat_arguments, take_flat_rows
 from llm_tuning.trainers.head import Head, find_head
-from llm_tuning.trainers.micro_batches import IGNORED, MicroBatch
+from llm_tuning.trainers.micro_batches import IGNORED, MicroBatch, flatten, pad
 from llm_tuning.trainers.model import autocast, causal_lm, decoder_of
+from llm_tuning.trainers.parallel import is_sharded, largest
 from llm_tuning.trainers.rope import padded_positions, take_rope_by_row
 from llm_tuning.trainers.transfer import to_device
 
@@ -32,6 +35,8 @@ class Policy(nn.Module):
         super().__init__()
         self.model, self.device, self.dtype = model, device, dtype
         lm = causal_lm(model)
+        self.sharded = is_sharded(decoder_of(lm))
+        """Whether all ranks have to go through the model together (`empty_pass`)."""
         self._short_row = take_rope_by_row(lm)
         with autocast(device, dtype):
             self.head: Head | None = find_head(lm)
@@ -92,7 +97,11 @@ class Policy(nn.Module):
     def hidden(self, batch: MicroBatch) -> Tensor:
         """Compute hidden_NH: the states that the tokens in the loss are predicted from."""
         with autocast(self.device, self.dtype):
-            return self._states(batch)[0]
+            hidden_NH = self._states(batch)[0]
+        if self.head is not None:
+            with self.head.whole():  # as in every other pass, beside which another rank may make this one
+                pass
+        return hidden_NH
 
     @torch.no_grad()
     def kl(self, batch: MicroBatch, start_hidden_NH: Tensor) -> Tensor:
@@ -101,6 +110,23 @@ class Policy(nn.Module):
         with autocast(self.device, self.dtype):
             (start_NH,) = to_device(self.device, start_hidden_NH)
             return self.head.kl(self._states(batch)[0], start_NH)
+
+    def empty_pass(self, *, backward: bool = False) -> None:
+        """Go through a sharded model, and back, for nothing, while another rank does so for its rows.
+
+        Gradients get zeros, and the random numbers that dropout draws are not counted.
+        """
+        row = TokenSequence(np.zeros(2, dtype=np.int64), np.zeros(2, dtype=np.bool_))
+        batch = (flatten if self.flat_rows else pad)([row])
+        here = [torch.device(self.device)] if self.device.startswith("cuda") else []
+        with torch.random.fork_rng(here), torch.set_grad_enabled(backward):
+            logprobs_N = self.logprobs(batch)
+            if backward:
+                logprobs_N.sum().backward()
+
+    def passes_to_join(self, passes: int) -> int:
+        """Return how many empty passes make `passes` those of the rank with most; 0 where nothing is sharded."""
+        return largest(passes, self.device) - passes if self.sharded else 0
 
     def _states(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         ids_BT, positions_N, targets_N = self._on_device(batch)

@@ -40,20 +40,34 @@ Scores = tuple[list[float], list[float]]
 """Log-probabilities of a probe's tokens under the bare base and under the tuned model."""
 
 
+def score_probes(
+    policy: Policy, rows: TokenRows, *, held_out: NDArray[np.int64], training: NDArray[np.int64]
+) -> list[Scores]:
+    """Score the probes of `write_parity`: by all ranks together where the model is sharded."""
+    return _scores(policy, [_kept(rows, probe) for probe in choose_probes(rows, _pool(held_out, training))])
+
+
 def write_parity(
-    run: TrainRun, policy: Policy, rows: TokenRows, *, held_out: NDArray[np.int64], training: NDArray[np.int64]
+    run: TrainRun,
+    policy: Policy,
+    rows: TokenRows,
+    *,
+    held_out: NDArray[np.int64],
+    training: NDArray[np.int64],
+    scores: list[Scores] | None = None,
 ) -> None:
     """Write `parity.json` into the stage. Probes are held-out rows, or training rows (marked so) without a split.
 
-    The adapter must be in the stage. A `policy` on 4 bits cannot be used afterwards. Where the GPU's memory runs out
+    `scores` are those of `score_probes`, which makes them here if they are not given. The adapter must be in the
+    stage. A `policy` on 4 bits cannot be used afterwards. Where the GPU's memory runs out
     there is no file and a warning: the run is done and must not be lost by it.
     """
-    source, pool = ("held_out", held_out) if len(held_out) else ("training", training)
-    chosen = choose_probes(rows, pool)
+    source = "held_out" if len(held_out) else "training"
+    chosen = choose_probes(rows, _pool(held_out, training))
     shown = [_kept(rows, probe) for probe in chosen]
-    quantization = run.config.model.quantization
+    quantization = scored_on = run.config.model.quantization
     try:
-        scores, scored_on = _scores(policy, shown), quantization
+        scores = _scores(policy, shown) if scores is None else scores
     except RuntimeError as error:
         if not out_of_memory(error):
             raise
@@ -84,6 +98,10 @@ def write_parity(
             "probes": [_probe(rows, one, *of_one, tokenizer) for one, of_one in zip(chosen, scores, strict=True)],
         },
     )
+
+
+def _pool(held_out: NDArray[np.int64], training: NDArray[np.int64]) -> NDArray[np.int64]:
+    return held_out if len(held_out) else training
 
 
 def _scores(policy: Policy, sequences: Sequence[TokenSequence]) -> list[Scores]:

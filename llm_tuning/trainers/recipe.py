@@ -44,7 +44,8 @@ class Task:
             world=run.world,
             lengths=rows.lengths,
         )
-        batches = MicroBatches(rows, run.tokens_per_pass, policy.flat_rows, run.device, run.rank, run.world)
+        idle = policy.empty_pass if policy.sharded else None
+        batches = MicroBatches(rows, run.tokens_per_pass, policy.flat_rows, run.device, run.rank, run.world, idle)
         return cls(run, policy, batches, steps, held_out, _operations(run))
 
     @property

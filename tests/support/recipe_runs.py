@@ -22,11 +22,14 @@ def train(run: TrainRun) -> None:
     importlib.import_module(MODES[run.config.mode].recipe).train(run)
 
 
-def in_processes(runs: list[TrainRun], *, signal_rank_1_at: int | None = None) -> list[int | None]:
+def in_processes(runs: list[TrainRun], *, signal_last_rank_at: int | None = None) -> list[int | None]:
     """Train each rank in a forked child; returns the exit codes. Losses are left in `losses-<rank>.json`."""
     (runs[0].work / "rendezvous").unlink(missing_ok=True)
     context = multiprocessing.get_context("fork")
-    children = [context.Process(target=_rank, args=(run, signal_rank_1_at if run.rank else None)) for run in runs]
+    children = [
+        context.Process(target=_rank, args=(run, signal_last_rank_at if run.rank == run.world - 1 else None))
+        for run in runs
+    ]
     for child in children:
         child.start()
     for child in children:
@@ -39,7 +42,7 @@ def in_processes(runs: list[TrainRun], *, signal_rank_1_at: int | None = None) -
 def _rank(run: TrainRun, signal_at: int | None) -> None:
     if signal_at is not None:
         run = with_reporter(run, SignallingReporter(signal_at))
-    with stop_on_signals(), process_group(run.work / "rendezvous", rank=run.rank, world=2, device="cpu"):
+    with stop_on_signals(), process_group(run.work / "rendezvous", rank=run.rank, world=run.world, device="cpu"):
         try:
             train(run)
         except TryAgain:

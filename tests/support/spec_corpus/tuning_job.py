@@ -51,6 +51,10 @@ def _serving(spec: Spec) -> Spec:
     return {"serve": {"name": "faq", **spec}}
 
 
+def _divided(sharding: str, quantization: str) -> Spec:
+    return {"training": {"sharding": sharding}, "model": {"path": "a", "quantization": quantization}}
+
+
 SERVED_SURROUNDINGS = {**fragments.RESOURCES_SURROUNDINGS, **fragments.API_KEY_SURROUNDINGS}
 SURROUNDINGS: dict[str, Spec] = {
     **{mode: {"mode": mode} for mode in ("ppo", "dpo", "kto")},
@@ -163,6 +167,10 @@ TOGETHER: list[Together] = [
     *fragments.RESOURCES_TOGETHER,
     ("beyond-64-bits", {"retries": 10**20}, False, "retries"),
     ("reasoning-neither-learned-nor-not", {"training": {"learnReasoning": "some"}}, False, "training.learnReasoning"),
+    *[
+        (f"sharding-{sharding}-in-{bits}", _divided(sharding, bits), good, "" if good else "training.sharding")
+        for sharding, bits, good in [("full", "4bit", False), ("full", "none", True), ("none", "4bit", True)]
+    ],
     ("null-deep", {"training": {"seed": None, "learningRate": None}, "lora": None}, True, ""),
     ("serve-as-the-base", _serving({"name": "tiny"}), False, "serve.name"),
     ("serve-as-the-base-without-folder", {"model": {"path": "a"}, **_serving({"name": "a"})}, False, "serve.name"),

@@ -246,7 +246,7 @@ def test_a_signal_to_one_of_two_processes_stops_both_and_the_next_start_goes_on(
 
     whole = [start("whole", batch_size=4, rank=rank, world=2) for rank in (0, 1)]
     assert in_processes(whole) == [0, 0]
-    assert in_processes(runs(), signal_rank_1_at=3) == [75, 75]
+    assert in_processes(runs(), signal_last_rank_at=3) == [75, 75]
     assert not (runs()[0].stage / "adapter_model.safetensors").exists()
     assert in_processes(runs()) == [0, 0]
     assert adapter_bytes(runs()[0]) == adapter_bytes(whole[0])

@@ -132,6 +132,7 @@ OTHER_TRAINING: dict[str, Any] = {
     "max_length": 512,
     "max_tokens_per_pass": 64,
     "gradient_checkpointing": True,
+    "sharding": "full",
     "precision": "fp32",
     "learn": "last",
     "learn_reasoning": False,
@@ -146,7 +147,7 @@ KNOWN_HASHES = {
     "ppo": "193dc0ebbe050ddf060d60437aba872bc8e2f487715d40b54678d68011e07ed2",
 }
 """Of `make_config(mode)`, as they were before any later field."""
-NEVER_DECIDES = {"max_tokens_per_pass", "gradient_checkpointing", "save_steps"}
+NEVER_DECIDES = {"max_tokens_per_pass", "gradient_checkpointing", "sharding", "save_steps"}
 
 
 def test_every_field_of_a_group_has_a_case_here() -> None:

@@ -1,0 +1,80 @@
+"""A frozen base of which each rank holds a part: what is divided, and how it is loaded without ever being whole.
+
+Only the base is divided. The adapter is attached afterwards and is whole on every rank, and so are its gradients,
+optimizer, checkpoints and published files: none of them knows how many ranks there are.
+
+A module is whole while it runs, for which all ranks have to run it together: who has fewer passes to make than others
+joins them with an empty one (`Policy.empty_pass`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.distributed import DistributedConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from llm_tuning.errors import InputError, Problem
+from llm_tuning.trainers.model import decoder_of
+from llm_tuning.trainers.parallel import shard, world_size
+
+
+@contextmanager
+def sharded_loading(device: str) -> Iterator[dict[str, Any]]:
+    """Have `from_pretrained` divide what it loads; yields what to call it with besides.
+
+    transformers builds a model without memory, divides it, and reads of each file only this rank's slices. Its own way
+    to divide has groups that end with the output layer, which is not called here (`trainers.head`), and takes the GPU
+    by LOCAL_RANK, where a rank sees its own alone: so those two steps are replaced.
+    """
+
+    def prepare(_class: type, config: DistributedConfig, device_map: Any = None) -> tuple[Any, Any, None]:
+        return config, device_map, None
+
+    def distribute(_class: type, model: PreTrainedModel, *_: Any) -> PreTrainedModel:
+        shard(groups_of(model), device)
+        model._is_fsdp_managed_module = True  # by which generate() keeps the ranks together
+        return model
+
+    kept = {name: vars(PreTrainedModel).get(name) for name in ("prepare_distribute_model", "maybe_distribute_model")}
+    PreTrainedModel.prepare_distribute_model = classmethod(prepare)
+    PreTrainedModel.maybe_distribute_model = classmethod(distribute)
+    try:
+        yield {"distributed_config": DistributedConfig(fsdp_size=world_size())}
+    finally:
+        for name, method in kept.items():
+            if method is None:  # inherited
+                delattr(PreTrainedModel, name)
+            else:
+                setattr(PreTrainedModel, name, method)
+
+
+def groups_of(model: Any) -> list[nn.Module]:
+    """Return what is gathered together, inner modules first: each layer, embeddings, output layer, and what is left.
+
+    Raises InputError for a model without layers that transformers marks as such.
+    """
+    decoder, embeddings, head = decoder_of(model), model.get_input_embeddings(), model.get_output_embeddings()
+    layers = list(_outermost(decoder))
+    if not layers:
+        rule = f"is full, and the layers of a {type(model).__name__} are not known"
+        raise InputError(Problem("training.sharding", rule, "set it to none"))
+    groups = [*layers, embeddings, head, decoder]
+    if (
+        head is not None and head.weight is embeddings.weight
+    ):  # a copy of the slices costs less than both layers at once
+        head.weight = nn.Parameter(torch.empty_like(head.weight), requires_grad=False)
+    return [module for module in groups if module is not None]
+
+
+def _outermost(module: nn.Module) -> Iterator[nn.Module]:
+    for child in module.children():
+        if isinstance(child, GradientCheckpointingLayer):
+            yield child
+        else:
+            yield from _outermost(child)
