@@ -15,12 +15,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
+from llm_tuning.core.console import set_up_logging
 from llm_tuning.core.files import expand_home
 from llm_tuning.core.stopping import stop_on_signals, stop_requested
 from llm_tuning.engines.vllm.environment import API_KEY_VARIABLE
 from llm_tuning.engines.vllm.install import Vllm, find_vllm, gpu_count
 from llm_tuning.engines.vllm.probe import VllmProbe
-from llm_tuning.errors import EXIT_INPUT, EXIT_OK, EXIT_TRY_AGAIN, InputError, Problem, TryAgain
+from llm_tuning.errors import EXIT_INPUT, EXIT_OK, EXIT_TRY_AGAIN, InputError, PlainWords, Problem, TryAgain
 from llm_tuning.proof.judge import Proof, Verdict
 from llm_tuning.proof.prove import LORA_NAME, prove
 from llm_tuning.serving.plan import USAGE, ServePlan, plan_serving
@@ -34,12 +35,13 @@ REJECTED = (Verdict.NO_EFFECT, Verdict.DIFFERENT)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; 0 served, 1 failed or proven wrong, 64 bad input, 75 not ready in time or stopped."""
+    set_up_logging()
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         with stop_on_signals():
             return serve(arguments, os.environ)
     except InputError as error:
-        _warn("\n".join(f"error: {problem}" for problem in error.problems))
+        _warn("\n".join(f"error: {problem.in_words(_Words())}" for problem in error.problems))
         return EXIT_INPUT
     except TryAgain as error:
         _warn(f"try again ({error.reason}): {error}")
@@ -47,6 +49,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ServerDied as error:
         _warn(f"error: {error}")
         return EXIT_FAILED
+
+
+class _Words(PlainWords):
+    """What the launcher's settings are called: arguments and variables."""
+
+    def field(self, path: str) -> str:
+        names = {"model.path": "<model_path>", "model.uri": "<model_path>", "sources_dir": "SOURCES_DIR"}
+        return names.get(path) or super().field(path)
+
+    def setting(self, path: str, value: str) -> str:
+        return f"give {value} as {self.field(path)}"
 
 
 def serve(arguments: Sequence[str], environment: Mapping[str, str]) -> int:

