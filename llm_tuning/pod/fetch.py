@@ -114,7 +114,7 @@ class _Fetching:
         source = parse_uri(asked.uri, Kind(asked.field))
         folder = Path(asked.credentials) if asked.credentials is not None else None
         with credentials_of(folder, f"spec.{asked.field}.credentialsSecret"):
-            commit = asked.revision or self._pinned(asked)
+            commit = asked.revision or named_commit(source) or self._pinned(asked)
             if commit is None:
                 commit = resolve(source, self._watch(asked.field))
                 self._pin(asked, commit)
@@ -176,10 +176,12 @@ class _Fetching:
                 os.unlink(path)
 
 
+def named_commit(source: Source) -> str:
+    """Return the commit that the URI itself names, "" where it names none: nothing has to be kept of it."""
+    return source.revision if source.is_pinned else source.sha256
+
+
 def resolve(source: Source, watch: Callable[[Transfer], None]) -> str:
     """Return the commit that `source` is at now, asking again while its server is busy."""
-    named = source.revision if source.is_pinned else source.sha256
-    if named:
-        return named
     origin = origin_of(source)
     return Patience(Limits(), Meter(), watch).run(lambda: origin.resolve(source))

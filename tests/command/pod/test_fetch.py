@@ -13,6 +13,7 @@ import pytest
 
 from tests.support.hub_server import Answer, HubServer, content, hub_server, tiny_model
 from tests.support.pod_process import Claim, Ended
+from tests.support.small_disk import run_on_small_disk
 from tests.support.status_server import status_server
 
 NAME, URI = "owner/tiny", "hf://owner/tiny"
@@ -74,6 +75,25 @@ def test_pins_that_nobody_has_used_for_a_month_go(empty: Claim, hub: HubServer) 
     assert fetch(empty, hub).code == 0
     assert sorted(path.name for path in own.parent.iterdir()) == ["ft_a.json", "ft_running.json"]
     assert time.time() - own.stat().st_mtime < 3600, "each use makes it young again"
+
+
+def test_a_commit_that_was_carried_over_is_taken_from_a_claim_that_can_only_be_read(
+    empty: Claim, hub: HubServer, tmp_path: Path
+) -> None:
+    commit = hub.model(NAME, tiny_model())
+    (found,) = fetch(empty, hub).result["sources"].values()
+    asked = {"pin": "ft_b", "sources": [{"field": "model", "uri": f"{URI}@{commit}"}]}
+    nowhere = {"LLM_TUNING_FETCH": json.dumps(asked), "HF_ENDPOINT": "http://127.0.0.1:1"}
+    code = f"""
+import os, shutil, subprocess
+shutil.copytree({str(empty.root / "sources/hf")!r}, disk / "sources/hf")
+remount("ro")
+environment = os.environ | {nowhere!r} | {{"LLM_TUNING_ROOT": str(disk), "TERMINATION_LOG": {str(tmp_path / "log")!r}}}
+subprocess.run([sys.executable, "-m", "llm_tuning.pod", "fetch"], env=environment, check=True)
+"""
+    run_on_small_disk(tmp_path / "claim", code, kibibytes=2048)
+    result = json.loads((tmp_path / "log").read_text())
+    assert (result["reason"], result["sources"]["model"]) == ("Fetched", found)
 
 
 def test_a_second_pod_finds_it_and_asks_for_nothing(empty: Claim, hub: HubServer) -> None:
