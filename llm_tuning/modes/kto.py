@@ -47,10 +47,10 @@ KTO = Mode(
     settings_help="How labels are learned",
     uses_dropout=False,
     scores=(
+        Score("label_accuracy", "Label accuracy"),
         Score("desirable_reward", "Reward of good answers"),
         Score("undesirable_reward", "Reward of bad answers"),
         Score("reward_margin", "Reward margin"),
-        Score("label_accuracy", "Label accuracy"),
     ),
     panels=(
         Panel(LOSS_PANEL.title, "", (Line("train/loss", "training", TRAINING_COLOR),)),

@@ -114,7 +114,8 @@ class Mode(Generic[S]):
     evaluation_decides: bool = False
     """An evaluation may end the run, so that `training.evalSteps` decides the weights."""
     scores: Sequence[Score] = ()
-    """Beside SCORES; the status of a TuningJob has them for base, start adapter and tuned model."""
+    """Beside SCORES; the status of a TuningJob has them for base, start adapter and tuned model. The first one says
+    whether the lesson was learned: the condition Evaluated shows it, the loss where there is none."""
     panels: Sequence[Panel] = (LOSS_PANEL,)
     memory: Memory = field(default_factory=Memory)
     answers: Callable[[float, int], bool] = lambda number, sequence: True

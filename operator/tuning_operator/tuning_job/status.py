@@ -8,7 +8,9 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from llm_tuning.api.conditions import ConditionType, Phase, Reason
-from llm_tuning.api.tuning_job import Evaluation, Progress, TuningJobStatus
+from llm_tuning.api.tuning_job import Evaluation, Progress, TuningJobSpec, TuningJobStatus
+from llm_tuning.modes import MODES
+from llm_tuning.modes.mode import SCORES
 from llm_tuning.pod.contract import TrainResult
 from tuning_operator.core.conditions import FALSE, SPEC_UNKNOWN, TRUE, UNKNOWN, Conditions, timestamp
 from tuning_operator.core.desired import NORMAL, WARNING, Desired, EventRule, events_of
@@ -128,7 +130,7 @@ class Draft:
             )
             self.conditions.set(C.REGISTERED, UNKNOWN, Reason.PENDING, message)
         if result.held_out_rows and result.evaluation is not None:
-            said = _scores(result.evaluation, result.held_out_rows)
+            said = _scores(result.evaluation, result.held_out_rows, self._observed.spec)
             self.conditions.set(C.EVALUATED, TRUE, Reason.EVALUATED, said)
         else:
             message = (
@@ -208,11 +210,16 @@ def _ended(last: Progress, result: TrainResult) -> Progress:
     )
 
 
-def _scores(evaluation: Evaluation, rows: int) -> str:
-    scores = {
-        "base": evaluation.base_loss,
-        "start adapter": evaluation.start_loss,
-        "tuned": evaluation.tuned_loss,
+def _scores(evaluation: Evaluation, rows: int, spec: TuningJobSpec | None) -> str:
+    """Say the score that tells whether the mode's lesson was learned: its first one, else the loss.
+
+    The loss of a mode that also has bad answers is a mean over what should become likely and what should not.
+    """
+    mode = MODES.get(spec.mode) if spec is not None else None
+    score = next(iter(mode.scores if mode is not None else ()), SCORES[0])
+    values = {
+        name: getattr(evaluation, f"{policy}_{score.name}")
+        for policy, name in (("base", "base"), ("start", "start adapter"), ("tuned", "tuned"))
     }
-    losses = ", ".join(f"{name} {value:.4f}" for name, value in scores.items() if value is not None)
-    return f"loss on {rows} held-out row{'s' * (rows != 1)}: {losses}"
+    said = ", ".join(f"{name} {value:.4f}" for name, value in values.items() if value is not None)
+    return f"{score.title.lower()} on {rows} held-out row{'s' * (rows != 1)}: {said}"

@@ -119,6 +119,22 @@ def test_the_result_is_recorded() -> None:
 
 
 @pytest.mark.parametrize(
+    ("mode", "scores", "said"),
+    [
+        ("dpo", {"startRewardAccuracy": 0.5, "tunedRewardAccuracy": 1.0}, "reward accuracy"),
+        ("kto", {"startLabelAccuracy": 0.5, "tunedLabelAccuracy": 1.0}, "label accuracy"),
+    ],
+)
+def test_a_mode_with_bad_answers_is_not_judged_by_the_loss_over_all_of_them(
+    mode: str, scores: dict[str, float], said: str
+) -> None:
+    result = TRAINED | {"evaluation": {"startLoss": 1.0, "tunedLoss": 3.0, **scores}}
+    raw, pod = make_tuning_job(status=VALID, mode=mode), make_pod(phase="Succeeded", result=result)
+    evaluated = message(wanted(raw, jobs=[make_job(complete=60)], pods=[pod]), "Evaluated")
+    assert evaluated == f"{said} on 2 held-out rows: start adapter 0.5000, tuned 1.0000"
+
+
+@pytest.mark.parametrize(
     ("change", "kind", "want"),
     [
         ({"heldOutRows": 0, "evaluation": None}, "Evaluated", ("Unknown", "NoHeldOutRows")),
