@@ -26,7 +26,7 @@ def test_its_commands_are_those_of_the_install_page_which_are_tried() -> None:
 
 
 def test_every_value_of_its_table_has_the_default_that_is_shown() -> None:
-    assert len(ROWS) == 10
+    assert len(ROWS) == 11
     for path, shown in ROWS:
         value: Any = yaml.safe_load((CHART / "values.yaml").read_text())
         for name in path.split("."):

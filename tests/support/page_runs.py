@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -117,6 +117,11 @@ RUN_ELSEWHERE = {
     ("docs/client.md", "Asking a service"): "tests/docs/test_client_page.py",
     ("docs/client.md", "Without blocking"): "tests/docs/test_client_page.py",
     ("README.md", "From Python and kubectl"): "tests/docs/test_client_page.py",
+    ("docs/air-gapped.md", "With a mirror"): "tests/train/run/test_air_gapped_page.py",
+    ("docs/air-gapped.md", "Carried over"): "tests/train/run/test_air_gapped_page.py",
+    ("docs/air-gapped.md", "Without a network"): "tests/train/run/test_air_gapped_page.py",
+    ("docs/air-gapped.md", "From a folder that can only be read"): "tests/train/run/test_air_gapped_page.py",
+    ("docs/air-gapped.md", "On a cluster, without a network"): "tests/cluster/test_air_gapped_page.py",
 }
 """Parts of pages that another test takes its commands from, since it has what they need at hand."""
 
@@ -164,6 +169,7 @@ SUBSTITUTIONS = [
         "localhost/llm-tuning/stand-in:dev",
         "no registry, and training for real is what the other installation does",
     ),
+    Substitution(r"https://hub\.example\.com", "http://127.0.0.1:8090", "Olah, in a network of the test's own"),
     Substitution(r"--name try\b", "--name {cluster}", "several test runs on one machine"),
     Substitution(r"(make_base_model\.py \S+)", r"\1 --steps 30", "a shorter training"),
     Substitution(r"(--epochs 3 --learning_rate 2e-3)", r"\1 --max_steps 20", "a shorter training"),
@@ -192,6 +198,9 @@ PROMISES = [
     Promise(r"tune-llm validate", says=r"^Rows:? +\d+ read, \d+ kept, 0 refused"),
     Promise(r"tune-llm report", says=r"^loss \(nats a token\) +\d"),
     Promise(r"tune-llm registry list", says=r"^MODEL_ID"),
+    Promise(r"tune-llm sources fetch", says=r"fetched to sources/hf/"),
+    Promise(r"tune-llm sources verify", says=r"as fetched"),
+    Promise(r"tune-llm sources list", says=r"^SOURCE +KIND"),
     Promise(r"kubectl exec volume -- tune-llm registry verify", says=r"all as published"),
     Promise(r"tune-llm prove|bash .*launch_llm", says=r"\beffective\b"),
     Promise(r"tune-llm|cd llm_tuning && python codes/tune_llm", says=r"^held out"),
@@ -245,12 +254,13 @@ def texts(page: str, heading: str) -> list[str]:
 class Reader:
     """Somebody with a clone and its environments who types what the pages say."""
 
-    def __init__(self, folder: Path, **values: object) -> None:
+    def __init__(self, folder: Path, *, within: Sequence[str] = (), **values: object) -> None:
+        """`within` is a command that runs the shell in it: `unshare --net`."""
         self.folder = folder / "clone"
         self.values: dict[str, object] = {"folder": self.folder, "port": free_port(), **values}
         make_clone(self.folder)
         environment = {**os.environ, "PYTHONPATH": f"{self.folder}:{self.folder / 'operator'}"}
-        self.terminal = Terminal(self.folder, folder / "said", environment)
+        self.terminal = Terminal(self.folder, folder / "said", environment, within=within)
 
     def follow(self, walk: Walk) -> None:
         """Type it all, and end what stays at its end."""

@@ -54,6 +54,14 @@ def olah(folder: Path, repositories: Path) -> Iterator[str]:
     """Run Olah, offline, over `repositories/{models,datasets}/owner/name`; yields its address."""
     require_servers()
     port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    with _running(olah_command(folder, repositories, port), folder, f"{url}/api/models/nobody/nothing"):
+        yield url
+
+
+def olah_command(folder: Path, repositories: Path, port: int) -> list[str]:
+    """Write Olah's settings into `folder`; returns the command that starts it."""
+    folder.mkdir(parents=True, exist_ok=True)
     settings = f"""
 [basic]
 host = "127.0.0.1"
@@ -65,10 +73,7 @@ offline = true
 """
     config = folder / "olah.toml"
     config.write_text(settings)
-    command = [str(SERVERS / "olah-cli"), "--config", str(config), "--log-path", str(folder / "logs")]
-    url = f"http://127.0.0.1:{port}"
-    with _running(command, folder, f"{url}/api/models/nobody/nothing"):
-        yield url
+    return [str(SERVERS / "olah-cli"), "--config", str(config), "--log-path", str(folder / "logs")]
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import select
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,11 +36,11 @@ class _Window:
 class Terminal:
     """Commands run one after the other in `folder`; what they say is kept in `notes`, a file each."""
 
-    def __init__(self, folder: Path, notes: Path, environment: dict[str, str]) -> None:
+    def __init__(self, folder: Path, notes: Path, environment: dict[str, str], *, within: Sequence[str] = ()) -> None:
         notes.mkdir(parents=True)
         self._notes, self._count, self._windows = notes, 0, list[_Window]()
         self._bash = subprocess.Popen(
-            ["bash", "--noprofile", "--norc"],
+            [*within, "bash", "--noprofile", "--norc"],
             cwd=folder,
             env=environment,
             stdin=subprocess.PIPE,
