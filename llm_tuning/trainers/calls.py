@@ -24,6 +24,7 @@ from llm_tuning.modes.mode import CALLED_ANYWAY, CALLS_EQUAL, CALLS_FIT, CALLS_P
 from llm_tuning.run.context import TrainRun
 from llm_tuning.trainers.batching import Indices, token_budget_batches
 from llm_tuning.trainers.gpu import first_line
+from llm_tuning.trainers.memory import out_of_memory
 from llm_tuning.trainers.micro_batches import MicroBatches
 from llm_tuning.trainers.model import autocast, causal_lm
 from llm_tuning.trainers.parallel import any_rank, sum_over_ranks
@@ -74,6 +75,8 @@ class CallScorer:
                 try:
                     self._count(share, counts)
                 except Exception as error:  # whatever a model's own way to generate raises: the run is done without
+                    if self.policy.sharded and isinstance(error, RuntimeError) and out_of_memory(error):
+                        raise  # the other ranks would wait for this one
                     failed = failed or _named(error)
         finally:
             self.policy.train(was_training)

@@ -35,6 +35,7 @@ from llm_tuning.trainers.precision import precision_of_run
 from llm_tuning.trainers.probes import score_probes, write_parity
 from llm_tuning.trainers.recipe import Recipe, Task
 from llm_tuning.trainers.save import save_adapter
+from llm_tuning.trainers.sharding import refuse_unless_it_runs
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +97,8 @@ def load_policy(run: TrainRun, mode: type[Recipe]) -> Policy:
         quantization=config.model.quantization,
         sharded=run.is_sharded,
     )
+    if run.is_sharded:
+        refuse_unless_it_runs(base, device=run.device, dtype=dtype)
     family, start = family_of(read_config(run.base)), run.spec.start_adapter
     model = attach_lora(
         base,

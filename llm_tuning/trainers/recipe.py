@@ -108,7 +108,10 @@ class Recipe(ABC):
 
     @abstractmethod
     def loss(self, batch: Any) -> tuple[Tensor, Tensor]:
-        """Compute (loss summed over the micro-batch, differentiable; sums of `terms` without gradient)."""
+        """Compute (loss summed over the micro-batch, differentiable; sums of `terms` without gradient).
+
+        By one pass of the policy: with a sharded base ranks with fewer micro-batches make as many empty ones.
+        """
 
     def weight(self, rows: Indices) -> int:
         """Return the divisor of the summed loss of the step with these rows, of all ranks: their tokens in the loss."""

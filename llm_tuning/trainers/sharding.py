@@ -14,13 +14,16 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.distributed import DistributedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from llm_tuning.errors import InputError, Problem
-from llm_tuning.trainers.model import decoder_of
+from llm_tuning.trainers.gpu import first_line
+from llm_tuning.trainers.memory import out_of_memory
+from llm_tuning.trainers.model import autocast, decoder_of
 from llm_tuning.trainers.parallel import shard, world_size
 
 
@@ -36,7 +39,10 @@ def sharded_loading(device: str) -> Iterator[dict[str, Any]]:
     def prepare(_class: type, config: DistributedConfig, device_map: Any = None) -> tuple[Any, Any, None]:
         return config, device_map, None
 
+    divided: list[PreTrainedModel] = []
+
     def distribute(_class: type, model: PreTrainedModel, *_: Any) -> PreTrainedModel:
+        divided.append(model)
         shard(groups_of(model), device)
         model._is_fsdp_managed_module = True  # by which generate() keeps the ranks together
         return model
@@ -52,6 +58,9 @@ def sharded_loading(device: str) -> Iterator[dict[str, Any]]:
                 delattr(PreTrainedModel, name)
             else:
                 setattr(PreTrainedModel, name, method)
+    if not divided:
+        rule = f"is full, and transformers {transformers.__version__} loads no base in parts as 5.24 does"
+        raise InputError(Problem("training.sharding", rule, "install that version, or set it to none"))
 
 
 def groups_of(model: Any) -> list[nn.Module]:
@@ -78,3 +87,21 @@ def _outermost(module: nn.Module) -> Iterator[nn.Module]:
             yield child
         else:
             yield from _outermost(child)
+
+
+@torch.no_grad()
+def refuse_unless_it_runs(model: Any, *, device: str, dtype: torch.dtype) -> None:
+    """Run a sharded model both ways that it is run later; raises InputError where its parts do not come together.
+
+    Some models call what is inside another one past it, or have a weight in two layers.
+    """
+    ids_BT = torch.arange(1, 9, device=device)[None]
+    try:
+        with autocast(device, dtype):
+            model(input_ids=ids_BT, use_cache=False)
+            decoder_of(model)(input_ids=ids_BT, use_cache=False)
+    except (RuntimeError, ValueError) as error:
+        if isinstance(error, RuntimeError) and out_of_memory(error):
+            raise
+        rule = f"is full, and a {type(model).__name__} does not run in parts: {first_line(error)[:200]}"
+        raise InputError(Problem("training.sharding", rule, "set it to none")) from error

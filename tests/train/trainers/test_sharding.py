@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import multiprocessing
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from llm_tuning.data.call_sample import Asked
+from llm_tuning.data.rows import Conversation
 from llm_tuning.run.context import TrainRun
-from llm_tuning.trainers import sharding
+from llm_tuning.trainers import calls, sharding
+from llm_tuning.trainers.model import load_base_model
+from llm_tuning.trainers.parallel import process_group
 from llm_tuning.trainers.policy import Policy
 from tests.support.ppo_rows import examples, write_ppo_rows
 from tests.support.preference_rows import pairs, write_labels, write_pairs
 from tests.support.recipe_runs import in_processes, train
 from tests.support.rows import write_rows
+from tests.support.tiny_base import make_base
+from tests.support.tool_rows import TOOLS, make_tool_base, requests, write_conversations
 from tests.support.train_run import make_run
 
 MODES = ("sft", "ppo", "dpo", "kto")
@@ -46,14 +56,32 @@ def write_rows_of(mode: str, folder: Path, base: Path) -> None:
 def start(tiny_base: Path, tmp_path: Path) -> Start:
     """`start(name, mode, ranks, **training)` makes the run of each rank, in a folder of that name."""
 
-    def make(name: str, mode: str, ranks: int, *, lora_dropout: float = 0.0, base: Path = tiny_base, **training: Any):
+    def make(
+        name: str,
+        mode: str,
+        ranks: int,
+        *,
+        lora_dropout: float = 0.0,
+        base: Path = tiny_base,
+        start_adapter: Path | None = None,
+        **training: Any,
+    ) -> list[TrainRun]:
         work = tmp_path / name / "run"
-        if not work.exists():
+        if not (work / "rows").exists():
             write_rows_of(mode, work / "rows", base)
         settings = TRAINING | {"batch_size": ROWS_A_STEP // ranks} | training
         lora = {"rank": 4, "alpha": 8, "dropout": lora_dropout}
         return [
-            make_run(work, base, mode=mode, training=settings, lora=lora, rank=rank, world=ranks)
+            make_run(
+                work,
+                base,
+                mode=mode,
+                training=settings,
+                lora=lora,
+                rank=rank,
+                world=ranks,
+                start_adapter=start_adapter,
+            )
             for rank in range(ranks)
         ]
 
@@ -149,3 +177,81 @@ def test_a_stopped_run_goes_on_with_another_number_of_ranks(start: Start, mode: 
     assert in_processes(runs) == [0] * after
     want = one.reporter.losses  # type: ignore[attr-defined]
     assert losses(runs[0])[0] == pytest.approx(want[2:], abs=1e-5)
+
+
+def test_tied_embeddings_and_a_start_adapter(start: Start, tmp_path: Path) -> None:
+    """The output layer's part is that of the embeddings; the frozen start adapter is whole on every rank."""
+    base = make_base(tmp_path / "tied")
+    config = LlamaConfig.from_pretrained(base, tie_word_embeddings=True, num_hidden_layers=3)
+    LlamaForCausalLM(config).save_pretrained(base)
+    (before,) = start("before", "sft", 1, base=base, max_steps=2)
+    train(before)
+    changed = {"base": base, "start_adapter": before.stage, "max_steps": 2}
+    whole, sharded = start("whole", "ppo", 2, **changed), start("sharded", "ppo", 2, **changed, sharding="full")
+    assert in_processes(whole) == [0, 0]
+    assert in_processes(sharded) == [0, 0]
+    assert losses(sharded[0]) == losses(whole[0])
+    assert made(sharded[0]) == made(whole[0])
+
+
+def test_answers_are_generated_together(start: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Eleven held-out answers, of different lengths: in the last turn one rank has nothing to ask."""
+    base = make_tool_base(tmp_path / "base")
+    generate = calls.generate
+
+    def noting(policy: Policy, asked: Sequence[Asked], stop_ids: frozenset[int]) -> list[list[int]]:
+        answers = generate(policy, asked, stop_ids)
+        name = "sharded" if policy.sharded else "whole"
+        with (tmp_path / f"{name}.jsonl").open("a") as log:
+            log.writelines(json.dumps(answer) + "\n" for one, answer in zip(asked, answers, strict=True) if one.tools)
+        return answers
+
+    monkeypatch.setattr(calls, "generate", noting)
+    of_tools = [Conversation(each.messages, tools=TOOLS) for each in requests()[:14]]
+    for name, divided in (("whole", "none"), ("sharded", "full")):
+        write_conversations(tmp_path / name / "run" / "rows", base, of_tools[:3], of_tools[3:])
+        options = {"base": base, "sharding": divided, "max_steps": 1, "eval_fraction": 0.05}
+        assert in_processes(start(name, "sft", 2, **options)) == [0, 0]
+    answers = [sorted((tmp_path / f"{name}.jsonl").read_text().splitlines()) for name in ("whole", "sharded")]
+    assert answers[0] == answers[1]
+    assert len(answers[0]) == 2 * 11, "of the base and of the tuned model"
+    evaluations = [json.loads((tmp_path / name / "run/evaluation.json").read_text()) for name in ("whole", "sharded")]
+    assert evaluations[0] == evaluations[1]
+    assert evaluations[1]["calls"] == {"with_calls": 11, "without_calls": 0}
+
+
+def peak_of_loading(base: Path, rank: int, ranks: int) -> None:
+    """Leave in `peak-RANKS` what this rank took at most, in bytes, above what it had before."""
+
+    def status(name: str) -> int:
+        found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        assert found is not None
+        return int(found[1]) * 1024
+
+    with process_group(base / f"rendezvous-{ranks}", rank=rank, world=ranks, device="cpu"):
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+        before = status("VmRSS")
+        load_base_model(base, device="cpu", dtype=torch.float32, sharded=ranks > 1)
+        (base / f"peak-{ranks}-{rank}").write_text(str(status("VmHWM") - before))
+
+
+def test_a_rank_reads_its_slices_and_never_has_the_whole_base(tmp_path: Path) -> None:
+    """32 M parameters in bf16, computed in fp32."""
+    config = LlamaConfig(
+        vocab_size=4000, hidden_size=512, intermediate_size=2048, num_hidden_layers=6, num_attention_heads=8
+    )
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path, max_shard_size="20MB")
+    context = multiprocessing.get_context("fork")
+    peaks = {}
+    for ranks in (1, 2):
+        children = [context.Process(target=peak_of_loading, args=(tmp_path, rank, ranks)) for rank in range(ranks)]
+        for child in children:
+            child.start()
+        for child in children:
+            child.join()
+        assert [child.exitcode for child in children] == [0] * ranks
+        peaks[ranks] = max(int((tmp_path / f"peak-{ranks}-{rank}").read_text()) for rank in range(ranks))
+    whole = 4 * sum(parameter.numel() for parameter in LlamaForCausalLM(config).parameters())
+    layer = 4 * (4 * 512**2 + 3 * 512 * 2048)
+    most = whole / 2 + layer + 2**26  # what the file's pages and the first use of a library take
+    assert peaks[2] < most < whole + 2**26 < peaks[1]
