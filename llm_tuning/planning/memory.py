@@ -5,6 +5,8 @@ vocabulary, r rank, P parameters of the adapter, b bytes of a number in it (2 in
 
 - Base: its parameters in b bytes, frozen, so without gradients or optimizer states. In 4 bits: NF4 with double
   quantisation, 4.127 bits a number (QLoRA, arXiv 2305.14314, section 3); embeddings, output layer and norms stay whole.
+  Sharded over G GPUs each holds a G-th. What runs is whole for a moment: the layer, the next one on its way and the
+  buffer of one of the two; or embeddings or output layer, and their buffer (torch's FSDP2; by estimate).
 - Adapter: weights, gradients and AdamW's two moments in fp32, 16 P (as in ZeRO, arXiv 1910.02054, section 3.1, without
   its fp16 copies). Autocast keeps a bf16 copy of the weights during a micro-batch. Several GPUs lay the
   gradients end to end once more, and their sum.
@@ -79,6 +81,8 @@ class Setting:
     """Tokens of the largest micro-batch of an evaluation or a scoring pass; 0 where there is none."""
     longest: int = 0
     """Tokens of the longest row, which no micro-batch can be smaller than."""
+    shards: int = 1
+    """GPUs that each hold a part of the base; 1: each of them has all of it."""
 
 
 @dataclass(frozen=True)
@@ -92,11 +96,19 @@ class Part:
 
 
 def base_bytes(shape: ModelShape, setting: Setting) -> int:
-    """Compute the bytes of the frozen base on the device."""
+    """Compute the bytes of the frozen base that lie on the device."""
     if not setting.four_bits:
-        return shape.parameters * setting.number_bytes
+        return -(-shape.parameters * setting.number_bytes // setting.shards)
     quantised = sum(linear.size for linear in shape.linears)
     return int(quantised * FOUR_BITS) + (shape.parameters - quantised) * setting.number_bytes
+
+
+def gathered_bytes(shape: ModelShape, setting: Setting) -> int:
+    """Compute the bytes of a sharded base's modules that are whole at a time."""
+    if setting.shards == 1:
+        return 0
+    layer = sum(linear.size for linear in shape.linears) // shape.layers
+    return max(3 * layer, 2 * shape.vocabulary * shape.hidden) * setting.number_bytes
 
 
 def layers_bytes(shape: ModelShape, targets: tuple[Linear, ...], setting: Setting) -> int:
@@ -191,7 +203,7 @@ def host_bytes(shape: ModelShape, setting: Setting) -> int:
     What the kernel keeps of the weight files goes when another needs the memory.
     """
     largest = max(linear.size for linear in shape.linears)
-    on_the_way = 2 * (shape.vocabulary * shape.hidden + largest) * setting.number_bytes
+    on_the_way = 2 * (shape.vocabulary * shape.hidden + largest) * setting.number_bytes // setting.shards
     return setting.processes * (CUDA_PROCESS_BYTES + on_the_way) + (AGENT_BYTES if setting.processes > 1 else 0)
 
 
@@ -199,8 +211,10 @@ def _resident(shape: ModelShape, count: int, setting: Setting) -> list[Part]:
     """List what is there from the loading to the end, for an adapter of `count` parameters."""
     b = setting.number_bytes
     dtype = "4 bits" if setting.four_bits else {2: "bf16", 4: "fp32"}[b]
+    share = f", one of {setting.shards} parts" if setting.shards > 1 else ""
     return [
-        Part("base", base_bytes(shape, setting), f"{shape.parameters:,} parameters in {dtype}"),
+        Part("base", base_bytes(shape, setting), f"{shape.parameters:,} parameters in {dtype}{share}"),
+        Part("whole layers", gathered_bytes(shape, setting), "of a sharded base, while they run: by estimate"),
         Part("adapter", count * (4 + (b if b != 4 else 0)), f"{count:,} parameters in fp32"),
         Part("start adapter", count * 4 if setting.start_adapter else 0, "a frozen copy"),
         Part("optimizer", count * 8, "AdamW's two moments, fp32"),

@@ -200,6 +200,7 @@ def _setting(spec: TuningJobSpec, shape: ModelShape, rows: Rows | None, steps: S
         start_adapter=spec.model.adapter is not None,
         scored=max(longest, scored) if scored else 0,
         longest=longest,
+        shards=max(1, spec.resources.gpus) if training.sharding == "full" else 1,
     )
 
 
@@ -239,8 +240,17 @@ def _ways(setting: Setting) -> Iterator[tuple[str, Setting]]:
         if tokens < max(setting.tokens, setting.scored):
             field = "maxTokensPerPass" if tokens >= setting.longest else "maxTokensPerPass and maxLength"
             yield " and ".join([*said, f"training.{field}: {tokens}"]), _with_tokens(lighter, tokens)
-    if not setting.four_bits:
+    if setting.four_bits:
+        return
+    shared, whole = ["training.sharding: full", *said], setting.shards == 1
+    if whole and setting.processes > 1:
+        yield " and ".join(shared), replace(lighter, shards=setting.processes)
+    if whole:
         yield " and ".join(["model.quantization: 4bit", *said]), replace(lighter, four_bits=True)
+    for gpus in (2, 4, 8):
+        if gpus > setting.processes:
+            of_them = [f"resources.gpus: {gpus}", *(shared if whole else said)]
+            yield " and ".join(of_them), replace(lighter, processes=gpus, shards=gpus)
 
 
 def _with_tokens(setting: Setting, tokens: int) -> Setting:

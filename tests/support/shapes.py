@@ -47,6 +47,7 @@ LLAMA_3_8B = llama_shape(hidden=4096, layers=32, vocabulary=128_256, query=4096,
 LLAMA_3_70B = llama_shape(hidden=8192, layers=80, vocabulary=128_256, query=8192, key=1024, intermediate=28_672)
 QWEN_25_05B = llama_shape(hidden=896, layers=24, vocabulary=151_936, query=896, key=128, intermediate=4864, tied=True)
 QWEN_25_15B = llama_shape(hidden=1536, layers=28, vocabulary=151_936, query=1536, key=256, intermediate=8960, tied=True)
+QWEN_25_32B = llama_shape(hidden=5120, layers=64, vocabulary=152_064, query=5120, key=1024, intermediate=27_648)
 QWEN_25_7B = llama_shape(hidden=3584, layers=28, vocabulary=152_064, query=3584, key=512, intermediate=18_944)
 """Qwen's without the biases of query, key and value: some 0.01 % of the parameters."""
 

@@ -22,7 +22,7 @@ from llm_tuning.planning.memory import (
     peak_bytes,
     total,
 )
-from llm_tuning.planning.plan import GPUS
+from llm_tuning.planning.plan import GPUS, _remedy
 from llm_tuning.run.devices import positions_at_a_time, tokens_per_pass
 from tests.support.shapes import LLAMA_2_7B, LLAMA_3_8B, LLAMA_3_70B, QWEN_25_05B, QWEN_25_7B, QWEN_25_15B, make_setting
 
@@ -149,3 +149,40 @@ def test_the_base_goes_through_host_memory_tensor_by_tensor() -> None:
     assert of_70b == CUDA_PROCESS_BYTES + 2 * 2 * (128_256 * 8192 + 28_672 * 8192)
     assert of_70b < 8 * GIB
     assert 2 * of_70b < host_bytes(LLAMA_3_70B, replace(SETTING, processes=2)) < 2 * of_70b + GIB
+
+
+def test_a_sharded_base_lies_in_parts_and_a_few_layers_are_whole() -> None:
+    """70B in bf16 over four GPUs: too much for one of 141 GB, and for none of four of 80 GB."""
+    whole, four = bill(LLAMA_3_70B, processes=4), bill(LLAMA_3_70B, processes=4, shards=4)
+    assert "whole layers" not in whole
+    assert four["base"] == whole["base"] // 4
+    layer = 8192 * (2 * 8192 + 2 * 1024 + 3 * 28_672)
+    assert four["whole layers"] == 3 * layer * 2, "one that runs, the next one, a buffer"
+    same = four.keys() - {"base", "whole layers"}
+    assert {name: four[name] for name in same} == {name: whole[name] for name in same}
+    of_8b = bill(LLAMA_3_8B, processes=2, shards=2)["whole layers"]
+    assert of_8b == 2 * 128_256 * 4096 * 2, "its output layer, and the buffer that it comes in, are more"
+    room = {gpu.gigabytes: gpu.usable_gib for gpu in GPUS}
+    assert gib(LLAMA_3_70B, checkpointing=True) > room[141]
+    assert gib(LLAMA_3_70B, checkpointing=True, processes=4, shards=4) < room[80]
+    assert (
+        host_bytes(LLAMA_3_70B, replace(SETTING, shards=4))
+        == CUDA_PROCESS_BYTES + (host_bytes(LLAMA_3_70B, SETTING) - CUDA_PROCESS_BYTES) // 4
+    )
+
+
+def test_what_fits_on_no_gpu_is_divided_over_those_that_are_asked_for_or_over_more() -> None:
+    of_80 = next(gpu for gpu in GPUS if gpu.gigabytes == 80)
+
+    def remedy(**changed: Any) -> str:
+        return _remedy(of_80, LLAMA_3_70B, LLAMA_3_70B.linears, replace(SETTING, **changed))
+
+    checkpointed = "training.sharding: full and training.gradientCheckpointing: true"
+    assert remedy(processes=4) == checkpointed
+    assert remedy() == "model.quantization: 4bit and training.gradientCheckpointing: true", "one GPU is enough for it"
+    assert remedy(tokens=2048, learned=2048, scored=2048, four_bits=True, processes=4) == (
+        "training.gradientCheckpointing: true"
+    )
+    of_48 = next(gpu for gpu in GPUS if gpu.gigabytes == 48)
+    two = replace(SETTING, checkpointing=True, processes=2, shards=2)
+    assert _remedy(of_48, LLAMA_3_70B, LLAMA_3_70B.linears, two) == "resources.gpus: 8"
