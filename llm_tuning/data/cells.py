@@ -13,6 +13,7 @@ from typing import Any
 
 from llm_tuning.data.faults import Reason, RowFault, shown
 from llm_tuning.data.row_fields import HISTORY
+from llm_tuning.data.values import refuse_written_list
 
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,4})?", re.ASCII)
 _LISTS = ("messages", "conversations", *HISTORY, "tools", "functions")
@@ -41,9 +42,7 @@ def _value(name: str, cell: str, numbers: Collection[str]) -> Any:
         if isinstance(value, list):
             return value
         raise RowFault(Reason.NOT_MESSAGES, f"`{name}` of a CSV must be a list in JSON, got text", _KEEP_LISTS)
-    if cell.lstrip().startswith("[") and _is_messages(_json(cell)):
-        rule = f"`{shown(name)}` holds a list of messages as text"
-        raise RowFault(Reason.AMBIGUOUS, rule, _KEEP_LISTS)
+    refuse_written_list(cell, shown(name), fix=_KEEP_LISTS)
     return cell
 
 
@@ -52,9 +51,3 @@ def _json(cell: str) -> Any:
         return json.loads(cell)
     except (ValueError, RecursionError):
         return None
-
-
-def _is_messages(value: Any) -> bool:
-    return isinstance(value, list) and any(
-        isinstance(item, dict) and {"role", "content"} <= item.keys() for item in value
-    )

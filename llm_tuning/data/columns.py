@@ -10,12 +10,22 @@ from typing import Any
 
 from llm_tuning.core.suggestions import closest, did_you_mean
 from llm_tuning.data.faults import Reason, RowFault, shown
+from llm_tuning.data.labels import LABELS, LabelField
+from llm_tuning.data.row_fields import KINDS, plain, words
 from llm_tuning.data.rows import Row, RowForm, Shape
 from llm_tuning.data.values import is_given
 from llm_tuning.errors import InputError, Problem
 
 FIELD = "dataset.columns"
 _OF_MESSAGES = ("role", "content")
+_SAY_BAD = frozenset(plain(name) for kind in KINDS if kind.name == "left out" for name in kind.row) | frozenset(
+    words(
+        "bad negative isnegative thumbsdown thumbdown dislike disliked downvote downvoted rejected undesirable "
+        "isundesirable toxic istoxic harmful isharmful unsafe isunsafe spam isspam flagged isflagged hallucinated "
+        "ishallucinated hallucination failed isfailed error iserror"
+    )
+)
+"""Names of flags that are true where an answer is bad, as `plain` writes them."""
 
 
 class Columns:
@@ -87,6 +97,11 @@ def find_column_problems(form: RowForm, names: Mapping[str, str]) -> Iterator[Pr
         if own not in known:
             fix = did_you_mean(own, known, otherwise=f"the fields of {form.mode} rows are {', '.join(known)}")
             yield Problem(FIELD, f"{where} has no field `{shown(own)}` to name", fix, field=FIELD)
+    for own in LABELS if isinstance(form.number, LabelField) else ():
+        if plain(names.get(own, "")) in _SAY_BAD:
+            rule = f"`{shown(names[own])}` is true of a bad answer by its name, and `{own}` is true of a good one"
+            fix = "write the opposite into a column of another name, such as `label`, and leave this one out"
+            yield Problem(FIELD, rule, fix, field=FIELD)
     given = list(names.values())
     for twice in dict.fromkeys(name for name in given if given.count(name) > 1):
         rule = f"`{shown(twice)}` stands for {' and '.join(f'`{shown(o)}`' for o, g in names.items() if g == twice)}"

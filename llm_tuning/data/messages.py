@@ -22,7 +22,7 @@ from llm_tuning.data.tool_turns import (
     read_reasoning,
     read_result_fields,
 )
-from llm_tuning.data.values import check_text, flag, is_given
+from llm_tuning.data.values import check_text, flag, is_given, refuse_written_list, written_list
 
 Message = dict[str, Any]
 """`role` is system, user, assistant or tool; `content` is text, "" where an answer is calls and nothing else.
@@ -48,6 +48,7 @@ _ROLES_ELSEWHERE = {role: role for role in ROLES} | {
 }
 """What the roles of other programs are here, for the words of a refusal."""
 
+_LIST_AS_TEXT = ("[{", "[ {")
 _TEXT_PARTS = (None, "text", "input_text", "output_text")
 _BETWEEN_PARTS = "\n"
 """What vLLM writes between the parts of a text, for a template that takes text."""
@@ -112,6 +113,8 @@ def _ordinary(item: Any) -> Message | None:
     role, content = item.get("role"), item.get("content")
     if role not in ROLES or not isinstance(content, str) or not content.isascii() or not content.strip():
         return None
+    if content.startswith(_LIST_AS_TEXT):
+        return None
     return {"role": role, "content": content}
 
 
@@ -137,6 +140,8 @@ def _convert(item: Any, at: str, sharegpt: bool) -> Message:
     if not calls or item.get(content_field) is not None:
         may_be_empty = bool(calls) or role in ("system", "tool")
         content = read_content(item, content_field, at=at, may_be_empty=may_be_empty)
+        if role != "tool" and isinstance(item[content_field], str) and written_list(content) == "parts":
+            refuse_written_list(content, content_field, at=at)
     message: Message = {"role": role, "content": content}
     if reasoning := read_reasoning(item, at):
         if THINK_END in content:

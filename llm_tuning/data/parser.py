@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
+from llm_tuning.data.call_fields import fields_beside
 from llm_tuning.data.cells import CellRow, read_cells
 from llm_tuning.data.columns import Columns
-from llm_tuning.data.faults import Reason, RowFault, shown
+from llm_tuning.data.faults import RowFault, shown
 from llm_tuning.data.known_sets import known_fault
 from llm_tuning.data.messages import MESSAGE_FIELDS, PART_FIELDS, check_roles, read_flags
 from llm_tuning.data.row_fields import FLAG_NAMES, PREFIX_NAMES, plain
@@ -28,12 +29,13 @@ from llm_tuning.data.row_plan import (
 from llm_tuning.data.row_tools import RowTools, with_reasoning
 from llm_tuning.data.rows import Conversation, Example, Row, RowForm, Shape
 from llm_tuning.data.tool_turns import RESULT_ROLES, TURN_FIELDS
-from llm_tuning.data.unknown_rows import converted_fault, number_fault, propose_columns, unfit_fault
-from llm_tuning.data.values import is_number, is_set, says_missing
+from llm_tuning.data.unknown_rows import converted_fault, mixed_fault, number_fault, propose_columns, unfit_fault
+from llm_tuning.data.values import is_set, number_in, says_missing
 
 MAX_IGNORED_FIELDS = 10_000
 """Names of unused fields that are kept."""
 _MAX_PLANS = 1_000
+_NONE: frozenset[str] = frozenset()
 _PLACEHOLDER = re.compile(r"\{\{\s*[\w.]+\s*\}\}")
 
 
@@ -112,8 +114,8 @@ class RowParser:
             raise number_fault(self.form, row, fault) from None
 
     def _compare_scores(self, row: Row, names: tuple[str, str], row_number: int) -> None:
-        chosen, rejected = (row[name] for name in names)
-        if is_number(chosen) and is_number(rejected) and chosen <= rejected:
+        chosen, rejected = (number_in(row[name]) if name else 0.0 for name in names)
+        if chosen is not None and rejected is not None and chosen <= rejected:
             self._count("equal scores" if chosen == rejected else "swapped scores", row_number)
 
     def _count(self, name: str, row_number: int) -> None:
@@ -145,11 +147,7 @@ class RowParser:
         if self.shape is None:
             self.shape = found
         elif found is not None:
-            raise RowFault(
-                Reason.MIXED_SHAPES,
-                f"has the shape {found.name}, but the first rows have {self.shape.name}",
-                "keep rows of one shape in a file",
-            )
+            raise mixed_fault(found, self.shape)
         return found
 
     def _plan_of(self, row: Row, shape: Shape | None) -> RowPlan:
@@ -177,10 +175,18 @@ class RowParser:
                 continue
             if not message.keys() <= MESSAGE_FIELDS:
                 self._note_others(f"{name}[].", message, _known_fields(message))
+                if isinstance(message.get("tool_calls"), list):
+                    self._note_calls(f"{name}[].tool_calls[].", message["tool_calls"])
             if isinstance(message.get("content"), list):
                 for part in message["content"]:
                     if isinstance(part, Mapping):
                         self._note_others(f"{name}[].content[].", part, PART_FIELDS)
+
+    def _note_calls(self, where: str, calls: Iterable[Any]) -> None:
+        for call in calls:
+            if isinstance(call, Mapping):
+                others = {place + own: value for place, own, value in fields_beside(call)}
+                self._note_others(where, others, _NONE)
 
     def _note_others(self, where: str, values: Mapping[str, Any], known: frozenset[str]) -> None:
         """Note the fields of a message or part that nothing uses."""

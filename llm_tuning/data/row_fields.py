@@ -32,7 +32,8 @@ _SHORT = 64
 _plain_of_short = lru_cache(maxsize=1024)(_plain)
 
 
-def _words(text: str) -> Names:
+def words(text: str) -> Names:
+    """Return the words of a text."""
     return tuple(text.split())
 
 
@@ -142,8 +143,8 @@ def is_prose(value: Any) -> bool:
     return isinstance(value, str) and len(value.split()) > 1
 
 
-_CUT = _words("length maxtokens maxlength modellength contentfilter aborted abort incomplete")
-_EVALUATION = _words("test validation valid val dev eval evaluation holdout heldout")
+_CUT = words("length maxtokens maxlength modellength contentfilter aborted abort incomplete")
+_EVALUATION = words("test validation valid val dev eval evaluation holdout heldout")
 
 KINDS = (
     FieldKind(
@@ -151,18 +152,18 @@ KINDS = (
         "tools and calls of them",
         "belongs to calls of tools, which the mode does not learn",
         "leave such rows out: without its tools a row would teach calls out of nowhere",
-        row=_words(
+        row=words(
             "tools functions parallel_tool_calls tool_choice tool_calls function_call function_calls tool_definitions "
             "tool_schemas"
         ),
-        turn=_words(
+        turn=words(
             "tool_calls tool_call function_call function_calls functions tools tool_call_id tool_use tool_responses"
         ),
-        parts=_words("tool_use tool_result tool_call tool_response function_call function"),
-        roles=_words(
+        parts=words("tool_use tool_result tool_call tool_response function_call function"),
+        roles=words(
             "tool observation function function_call function_response tool_call tool_response ipython environment"
         ),
-        read=_words("tools functions parallel_tool_calls tool_choice"),
+        read=words("tools functions parallel_tool_calls tool_choice"),
         unread=(
             "belongs to calls of tools, and is no name that they are read by",
             "declare the tools as `tools`, write calls into the assistant's turns as `tool_calls`, and what a tool "
@@ -174,18 +175,18 @@ KINDS = (
         "reasoning apart from the answer",
         "is reasoning apart from the answer, which the mode does not learn",
         "leave such rows out; without the field the answer is learned without its reasoning",
-        row=_words(
+        row=words(
             "reasoning reasoning_content reasoning_trace reasoning_steps thinking think thought thoughts rationale "
             "rationales explanation chain_of_thought cot complex_cot cot_content scratchpad analysis "
             "thinking_trajectory thinking_trajectories reasoning_chain reasoning_process thought_process"
         ),
-        turn=_words(
+        turn=words(
             "reasoning_content reasoning reasoning_details thinking thinking_blocks thought thoughts think cot channel"
         ),
-        parts=_words("reasoning reasoning_text thinking redacted_thinking"),
-        roles=_words("reasoning thinking think analysis"),
+        parts=words("reasoning reasoning_text thinking redacted_thinking"),
+        roles=words("reasoning thinking think analysis"),
         matters=is_not_final,
-        read=_words("reasoning_content reasoning thinking"),
+        read=words("reasoning_content reasoning thinking"),
         unread=(
             "is reasoning apart from the answer, and no name that it is read by",
             "write it as `reasoning_content` of the answer's turn; without the field the answer is learned alone",
@@ -197,15 +198,15 @@ KINDS = (
         "images, audio, video",
         "belongs to images, audio or video, which are not seen in training",
         "leave such rows out: a model of text would learn to tell of what it has not seen",
-        row=_words(
+        row=words(
             "image images image_path image_paths image_file image_files image_url image_urls img imgs img_path picture "
             "pictures pixel_values audio audios audio_path audio_paths audio_url speech video videos video_path "
             "video_paths video_url multi_modal_data objects bbox bboxes attachments"
         ),
-        turn=_words(
+        turn=words(
             "image images image_url audio audios audio_url input_audio video videos video_url objects bbox attachments"
         ),
-        parts=_words(
+        parts=words(
             "image image_url input_image audio audio_url input_audio video video_url input_video file input_file "
             "document"
         ),
@@ -215,7 +216,7 @@ KINDS = (
         "two answers, of which one is better",
         "belongs to preference data",
         "",
-        row=_words(
+        row=words(
             "chosen rejected chosen_response rejected_response rejected_responses chosen_messages rejected_messages "
             "rejected_tools rejected_images preferred preferred_output non_preferred non_preferred_output "
             "dispreferred dispreferred_output preference positive_messages negative_messages score_chosen "
@@ -226,18 +227,18 @@ KINDS = (
             "rejected_output rejected_outputs rejected_answer rejected_completion bad_output bad_response bad_answer "
             "negative_output negative_response negative_answer worst_response"
         ),
-        remarks=_words(
+        remarks=words(
             "score_chosen score_rejected chosen_score rejected_score chosen_rating rejected_rating chosen_reward "
             "rejected_reward margin"
         ),
-        turn=_words("chosen rejected preferred preference"),
+        turn=words("chosen rejected preferred preference"),
     ),
     FieldKind(
         "token ids",
         "rows that are tokenised already",
         "holds tokens that another program made",
         "give the rows as text: the base's own tokenizer makes the tokens",
-        row=_words("input_ids token_ids tokens prompt_ids prompt_token_ids completion_ids attention_mask position_ids"),
+        row=words("input_ids token_ids tokens prompt_ids prompt_token_ids completion_ids attention_mask position_ids"),
         matters=is_list,
     ),
     FieldKind(
@@ -245,8 +246,8 @@ KINDS = (
         "whether an answer is good, or its class",
         "marks the answer as good or bad, or with a class or score: that is not learned",
         "",
-        row=_words("label labels kto_tag"),
-        turn=_words("label kto_tag"),
+        row=words("label labels kto_tag"),
+        turn=words("label kto_tag"),
         matters=is_label,
     ),
     FieldKind(
@@ -254,11 +255,11 @@ KINDS = (
         "an answer that is marked as bad",
         "says that the answer is bad",
         "leave such rows out",
-        row=_words(
+        row=words(
             "is_correct correct is_chosen is_preferred is_good desirable is_desirable accepted approved thumbs_up "
             "is_valid valid review_result passed"
         ),
-        turn=_words("is_correct correct accepted approved thumbs_up is_valid valid review_result"),
+        turn=words("is_correct correct accepted approved thumbs_up is_valid valid review_result"),
         matters=is_false,
     ),
     FieldKind(
@@ -266,11 +267,11 @@ KINDS = (
         "what is wrong, or not to be used",
         "says that it is wrong, or not to be used",
         "leave such rows out; a turn that is seen and not learned is marked by `train`: false",
-        row=_words(
+        row=words(
             "deleted is_deleted discard discarded exclude excluded ignore ignored skip skipped incorrect is_incorrect "
             "wrong is_wrong is_bad is_rejected"
         ),
-        turn=_words(
+        turn=words(
             "deleted is_deleted exclude excluded ignore ignored skip incorrect is_incorrect wrong is_wrong is_bad"
         ),
         matters=is_true,
@@ -280,8 +281,8 @@ KINDS = (
         "an answer that was cut off",
         "says that the answer was cut off, and it would be learned as a whole one that ends there",
         "leave such rows out, or remove the field where the answer is whole",
-        row=_words("finish_reason stop_reason done_reason truncated is_truncated was_truncated is_cut_off"),
-        turn=_words("finish_reason stop_reason done_reason truncated is_truncated was_truncated"),
+        row=words("finish_reason stop_reason done_reason truncated is_truncated was_truncated is_cut_off"),
+        turn=words("finish_reason stop_reason done_reason truncated is_truncated was_truncated"),
         matters=is_cut,
     ),
     FieldKind(
@@ -289,12 +290,12 @@ KINDS = (
         "which tokens count, and how much",
         "says what is learned in a way that is not supported",
         "mark a whole turn that is seen and not learned by `train`: false",
-        row=_words(
+        row=words(
             "loss_mask loss_masks loss_scale loss_scales loss_weights mask masks completion_mask assistant_mask "
             "assistant_masks train_mask weights token_weights sample_weight sample_weights roles_to_train "
             "train_on_eos segments learn compute_loss calculate_loss"
         ),
-        turn=_words(
+        turn=words(
             "loss_mask loss_scale loss_weights mask masked masks weights train_detail training_detail train_mask "
             "trainable learn learnable compute_loss calculate_loss is_train do_train train_on_turn supervised is_masked"
         ),
@@ -305,8 +306,8 @@ KINDS = (
         "prompts that are learned, too",
         "asks for prompts to be learned, and only answers are",
         "remove the field to learn the answers alone",
-        row=_words("train_on_input train_on_inputs train_on_prompt train_on_source train_on_user"),
-        turn=_words("train_on_input train_on_inputs train_on_prompt"),
+        row=words("train_on_input train_on_inputs train_on_prompt train_on_source train_on_user"),
+        turn=words("train_on_input train_on_inputs train_on_prompt"),
         matters=is_train_on_input,
     ),
     FieldKind(
@@ -315,11 +316,11 @@ KINDS = (
         "changes how the chat template writes the row, which is not supported",
         "remove it where the template's own defaults are meant; tools belong into `tools`, and instructions into the "
         "system message",
-        row=_words(
+        row=words(
             "chat_template_kwargs template_kwargs chat_template documents enable_thinking thinking_mode "
             "reasoning_effort builtin_tools model_identity"
         ),
-        turn=_words("chat_template_kwargs enable_thinking reasoning_effort"),
+        turn=words("chat_template_kwargs enable_thinking reasoning_effort"),
         matters=is_set,
     ),
     FieldKind(
@@ -327,51 +328,51 @@ KINDS = (
         "rows for evaluation",
         "says that the row is for evaluation, not for training",
         "put such rows into a file of their own, {field:dataset.evaluation}, or remove the field",
-        row=_words("split data_split dataset_split partition fold subset set"),
+        row=words("split data_split dataset_split partition fold subset set"),
         matters=is_for_evaluation,
     ),
 )
 """In the order in which the fields of a row are compared with them."""
 
-FLAGS = _words("train training loss weight loss_weight")
+FLAGS = words("train training loss weight loss_weight")
 """Of a turn or a row: false or 0 is seen and not learned."""
-PREFIX = _words("prefix partial")
+PREFIX = words("prefix partial")
 """Of an assistant turn: true makes it the beginning of the next one, which is given with the prompt."""
-SYSTEM = _words(
+SYSTEM = words(
     "system system_prompt system_message system_instruction system_text system_content sys_prompt meta_instruction "
     "developer_message developer_prompt"
 )
 """Of a row: the first message, of role system."""
-HISTORY = _words(
+HISTORY = words(
     "history chat_history conversation_history dialogue_history dialog_history message_history previous_messages "
     "previous_turns"
 )
 """Of a row: pairs of a question and an answer, before the prompt."""
 
-QUESTIONS = _words("prompt question query instruction instructions problem")
-ANSWERS = _words(
+QUESTIONS = words("prompt question query instruction instructions problem")
+ANSWERS = words(
     "output completion answer response target targets solution reply final_answer correct_answer reference_answer "
     "expected_output ground_truth"
 )
-CONTEXTS = _words(
+CONTEXTS = words(
     "input inputs context contexts passage passages paragraph background knowledge document article choices options "
     "definition premise hypothesis schema prefix suffix"
 )
-BESIDE = _words(
+BESIDE = words(
     "prefill assistant_prefix response_prefix answer_prefix few_shot few_shots few_shot_examples demonstrations "
     "evidence docs facts table tables retrieved_context retrieved_documents sql_context code_context corrected "
     "corrected_output corrected_response corrected_answer revised_output revised_response revised_answer "
     "improved_output edited_output"
 )
 """Texts that belong to the question or correct the answer, and that no shape has a place for."""
-OWN_TEXTS = _words("text messages conversations conversation dialog dialogue")
-SUMMARIES = _words("summary highlights")
-ANSWERS_TO_TEXT = _words(
+OWN_TEXTS = words("text messages conversations conversation dialog dialogue")
+SUMMARIES = words("summary highlights")
+ANSWERS_TO_TEXT = words(
     "code canonical_solution sql translation translations translated paraphrase paraphrases rewrite rewritten "
     "correction output_text target_text text_target"
 )
 """Beside plain text: what is made of it, as in a task of code or translation."""
-LABELS_OF_TEXT = _words(
+LABELS_OF_TEXT = words(
     "label labels label_text label_name label_id class class_name class_label category sentiment intent target "
     "gold_label coarse_label fine_label emotion emotions polarity stars spam is_spam toxic hate ner ner_tags pos_tags "
     "entities spans annotations"
@@ -403,8 +404,11 @@ SCORES_OF_SIDES = (
     ("chosenscore", "rejectedscore"),
     ("chosenrating", "rejectedrating"),
     ("chosenreward", "rejectedreward"),
+    ("ratingchosen", "ratingrejected"),
+    ("rewardchosen", "rewardrejected"),
+    ("margin", ""),
 )
-"""Beside two answers: how good each is, by names as `plain` writes them."""
+"""Beside two answers: how good each is, by names as `plain` writes them; or by how much the better one is better."""
 REMARKS = frozenset(plain(name) for kind in KINDS for name in kind.remarks)
 PART_KINDS = _by_name(lambda kind: kind.parts)
 ROLE_KINDS = _by_name(lambda kind: kind.roles)

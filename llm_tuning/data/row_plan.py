@@ -12,6 +12,7 @@ from llm_tuning.data.faults import Reason, RowFault, shown
 from llm_tuning.data.labels import BAD, GOOD, LABELS, RATINGS, LabelField
 from llm_tuning.data.messages import convert_messages
 from llm_tuning.data.row_fields import (
+    ANSWER_NAMES,
     ANSWER_TO_TEXT_NAMES,
     ASKED_NAMES,
     FLAG_NAMES,
@@ -105,7 +106,7 @@ def build_plan(form: RowForm, shape: Shape | None, row: Row, columns: Mapping[st
     if isinstance(form.number, LabelField) and not columns.keys() & {*LABELS, *RATINGS}:
         plan.judgements = [name for name in plan.unnoted if plain(name) in _JUDGEMENTS]
     if form.sides:
-        by_key = {plain(name): name for name in row}
+        by_key = {"": ""} | {plain(name): name for name in row}
         pairs = [(by_key[one], by_key[other]) for one, other in SCORES_OF_SIDES if {one, other} <= by_key.keys()]
         plan.scores = next(iter(pairs), None)
     # Two answers first: what else a row has, such as a rationale, is most often of them.
@@ -128,6 +129,12 @@ def refuse_kinds(
     for name, kind in plan.refused:
         if not kind.matters(row[name]):
             continue
+        if kind.name == "label" and shape is not None and not shape.numbered:
+            rule = f"`{shown(name)}` beside two answers is not read: the chosen one is taken to be better"
+            fix = (
+                "remove it where that is so in every row, else write the better answer as `chosen`, and remove it then"
+            )
+            raise RowFault(Reason.UNSUPPORTED_FIELD, rule, fix)
         if kind.name not in form.takes:
             raise kind.fault(name, advice=advice_on(kind, form))
         columns = propose() if shape is None else None
@@ -270,17 +277,32 @@ def refuse_texts(form: RowForm, shape: Shape, plan: RowPlan, row: Row, conversat
     for name in given:
         for text in _normal(texts_in(row[name])):
             if not any(text in content for content in seen) and not all(content in text for content in own):
-                raise _text_beside(shape, plan, name)
+                raise _text_beside(form, shape, plan, row, name)
 
 
-def _text_beside(shape: Shape, plan: RowPlan, name: str) -> RowFault:
+def _text_beside(form: RowForm, shape: Shape, plan: RowPlan, row: Row, name: str) -> RowFault:
+    rule = f"`{shown(name)}` beside {shape.name} is not part of what would be learned"
+    if _is_answer_to_turns(form, shape, row, name):
+        field = shape.fields[0]
+        named = {own: given for own, given in plan.columns.items() if own != field}
+        columns = named | {"prompt": plan.columns.get(field, field), "output": name}
+        return RowFault(Reason.AMBIGUOUS, rule, f"{_columns(columns)} where it is the answer to these turns")
     fix = "put it where it belongs"
     if shape.is_text and plain(name) in ASKED_NAMES:
         fix = f"{_columns({'prompt': name, 'output': 'text'})} where `text` is its answer"
     elif shape.is_text and plain(name) in ANSWER_TO_TEXT_NAMES:
         fix = f"{_columns({'prompt': 'text', 'output': name})} to learn it as the answer to `text`"
-    rule = f"`{shown(name)}` beside {shape.name} is not part of what would be learned"
     return RowFault(Reason.AMBIGUOUS, rule, f"{fix}, or {_decide(shape, plan)} to leave it out")
+
+
+def _is_answer_to_turns(form: RowForm, shape: Shape, row: Row, name: str) -> bool:
+    """Return whether the turns of a row end with the user, and the text in `name` could be their answer."""
+    turns = row.get(shape.fields[0])
+    if len(shape.fields) > 1 or not isinstance(turns, list) or not {"prompt", "output"} <= set(form.own_fields):
+        return False
+    last = turns[-1] if turns else None
+    role = last.get("role", last.get("from")) if isinstance(last, Mapping) else None
+    return role in ("user", "human") and isinstance(row[name], str) and plain(name) in ANSWER_NAMES
 
 
 def _compare(shape: Shape, other: Shape, plan: RowPlan, row: Row, own: list[str]) -> None:

@@ -23,6 +23,9 @@ from llm_tuning.data.tools import ToolReader, ToolSet
 from llm_tuning.data.values import flag, is_given
 
 _TOOLS: FieldKind = next(kind for kind in KINDS if kind.name == "tools")
+_NULLS_OF_PARQUET = (
+    "a column of Parquet or Arrow has null where another row has an argument: write `arguments` as JSON text there"
+)
 _REASONING: FieldKind = next(kind for kind in KINDS if kind.name == "reasoning")
 
 
@@ -145,6 +148,8 @@ def _check_calls(conversation: Conversation, tools: ToolSet | None, *, as_right:
                 path = f"{where}.{fault[0]}" if fault[0] else where
                 rule = f"a call does not fit `{path}`: {fault[1]}"
                 fix = "correct the call or the schema; mark a turn that is wrong on purpose by `train`: false"
+                if None in call["function"]["arguments"].values():
+                    fix += f"; {_NULLS_OF_PARQUET}"
                 raise RowFault(Reason.CALL_DOES_NOT_FIT, rule, fix, at=at)
 
 

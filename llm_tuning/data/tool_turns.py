@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from llm_tuning.data.call_fields import refuse_fields_beside
 from llm_tuning.data.faults import Reason, RowFault, got
 from llm_tuning.data.tools import parse_json
 from llm_tuning.data.values import check_text, is_given
@@ -83,7 +84,9 @@ def _call(value: Any, at: str) -> dict[str, Any]:
             raise RowFault(Reason.NOT_TEXT, f"`id` of a call must be text, got {got(given)}", "write it so", at=at)
         call["id"] = given
     # The order of the fields is that in which vLLM hands a call to a template, which may write it as it stands.
-    call["function"] = {"arguments": _arguments(function, at), "name": name}
+    arguments = _arguments(function, at)
+    refuse_fields_beside(value, arguments, at, parse_json)
+    call["function"] = {"arguments": arguments, "name": name}
     call["type"] = "function"
     return call
 

@@ -13,10 +13,18 @@ from typing import Any
 
 from llm_tuning.data.calls import SharedTools, Tools
 from llm_tuning.data.faults import Reason, RowFault, got, shown
+from llm_tuning.data.row_fields import plain, words
 from llm_tuning.data.schemas import BrokenSchema, Schema, without_nulls
 from llm_tuning.data.values import is_given
 
 _FUNCTION_FIELDS = frozenset(("name", "description", "parameters", "strict"))
+_SCHEMA_NAMES = frozenset(
+    words(
+        "inputschema schema jsonschema parametersschema parameterschema parametersjsonschema argsschema "
+        "argumentsschema params parameter args arguments inputs input properties"
+    )
+)
+"""What others call `parameters`, as `plain` writes it: Anthropic and MCP `input_schema`, LangChain `args_schema`."""
 _FORM = '[{"type": "function", "function": {"name": ..., "description": ..., "parameters": ...}}]'
 _MOST_CHARACTERS = 1 << 23
 """Of the declarations that are kept compiled; many rows share them, or none do."""
@@ -125,7 +133,10 @@ def _refuse_others(item: Mapping[str, Any], known: frozenset[str], at: str) -> N
     for name, value in item.items():
         if name not in known and is_given(value):
             rule = f"`{shown(name)}` of a tool is not shown to the model by a server"
-            raise RowFault(Reason.UNSUPPORTED_FIELD, rule, "put it into the description, or remove it", at=at)
+            fix = "put it into the description, or remove it"
+            if plain(name) in _SCHEMA_NAMES and not is_given(item.get("parameters")):
+                fix = "write it as `parameters`, which is shown"
+            raise RowFault(Reason.UNSUPPORTED_FIELD, rule, fix, at=at)
 
 
 def _json_text(value: Any, name: str) -> str:

@@ -35,7 +35,7 @@ _ASKED_ALONE = frozenset(map(plain, ("input", "inputs", "document", "article", "
 """What is asked where nothing else is: of `document` and what follows, only where the answer is a summary."""
 _SUMMARIES = frozenset(("summary", "highlights"))
 _RATINGS = frozenset(("score", "rewards", "scores", "rate", "quality"))
-_JUDGED = frozenset(plain(name) for kind in KINDS if kind.name == "judgement" for name in kind.row)
+_JUDGED = frozenset(plain(name) for kind in KINDS if kind.name in ("label", "judgement") for name in kind.row)
 _ROLE_KEYS, _CONTENT_KEYS = ("role", "from", "speaker", "author", "sender"), ("content", "value", "text", "message")
 _PAIRS = (("human", "assistant"), ("user", "assistant"), ("human", "gpt"), ("human", "bot"))
 _PAIRS_OF_CHATS = (("input", "output"), ("question", "answer"), ("prompt", "response"), ("query", "response"))
@@ -290,6 +290,12 @@ def _of_other_lists(row: Row) -> RowFault | None:
     return None
 
 
+def mixed_fault(found: Shape, shape: Shape) -> RowFault:
+    """Build the refusal of a row of the shape `found` in a file whose first rows have `shape`."""
+    rule = f"has the shape {found.name}, but the first rows have {shape.name}"
+    return RowFault(Reason.MIXED_SHAPES, rule, "keep rows of one shape in a file")
+
+
 def list_fault(name: str, item: Any) -> RowFault | None:
     """Build the refusal of a list whose items are a question with its answer each; else None."""
     if isinstance(item, Mapping):
@@ -307,6 +313,8 @@ def converted_fault(form: RowForm, shape: Shape, row: Row, fault: RowFault) -> R
     """Build the refusal of a row whose fields are there and hold something else; `fault` is what was wrong first."""
     if not fault.fix:
         fault = RowFault(fault.reason, fault.rule, "write it as a field of the row, beside the turns", at=fault.at)
+    if fault.reason is Reason.MISSING_FIELD and (of := _whole_shape(form, shape, row)) is not None:
+        return mixed_fault(of, shape)
     found = columns_fault(row)
     if found is None and form.sides and fault.reason is Reason.MISSING_FIELD and (pair := _propose_pair(form, row)):
         return RowFault(fault.reason, fault.rule, _set_columns(pair))
@@ -323,6 +331,11 @@ def converted_fault(form: RowForm, shape: Shape, row: Row, fault: RowFault) -> R
         if found is not None:
             return found
     return fault
+
+
+def _whole_shape(form: RowForm, shape: Shape, row: Row) -> Shape | None:
+    """Return the shape of a row that has what `shape` lacks beside its fields: it is another one than the file's."""
+    return next((other for other in form.shapes if set(shape.fields) < set(other.fields) and other.fits(row)), None)
 
 
 def columns_fault(row: Row) -> RowFault | None:

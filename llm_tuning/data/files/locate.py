@@ -9,7 +9,7 @@ import glob
 import itertools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,6 +94,7 @@ def _in_folder(path: Path, folder: Path, name: str) -> Located:
                 Problem(str(path), f"holds more than {MAX_FILES:,} files", "put the rows into fewer files")
             )
     chosen = choose(Listing(str(folder), folder, sorted(found)), name)
+    _check_links(chosen.files)
     return Located(path, chosen.files, skipped=(*chosen.skipped, *sorted(hidden)))
 
 
@@ -102,7 +103,18 @@ def _chosen(path: Path, pattern: Path, found: list[Path], name: str) -> Located:
     left = [str(at) for at in found if at not in set(files)]
     fixed = Path(*itertools.takewhile(lambda part: not _MAGIC.search(part), pattern.parts))
     chosen = choose(Listing(str(pattern), fixed, files, by_pattern=True), name)
+    _check_links(chosen.files)
     return Located(path, chosen.files, skipped=(*chosen.skipped, *left))
+
+
+def _check_links(files: Iterable[Path]) -> None:
+    """Raise InputError for a link to what is not there: a hub's cache that was copied without its blobs, most often."""
+    broken = [file for file in files if not file.exists()]
+    if broken:
+        more = f", and {len(broken) - 1:,} more like it" if len(broken) > 1 else ""
+        rule = f"is a link to what is not there{more}"
+        fix = "copy the files that the links lead to (cp -L), or remove the link"
+        raise InputError(Problem(str(broken[0]), rule, fix))
 
 
 def _missing(path: Path) -> Problem:

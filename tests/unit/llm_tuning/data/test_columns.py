@@ -55,6 +55,25 @@ def test_columns_decide_between_two_shapes() -> None:
     assert parse(row, text="text").sequences[0].text == "other"
 
 
+@pytest.mark.parametrize("mode", ["sft", "ppo", "kto"])
+@pytest.mark.parametrize("name", ["answer", "response", "completion", "output", "target"])
+@pytest.mark.parametrize("field", ["messages", "conversations"])
+def test_turns_and_their_answer_beside_them(mode: str, name: str, field: str) -> None:
+    """Left out, as other texts are, it would leave turns without an answer: the columns that are proposed do work."""
+    row = {field: TURNS[:1], name: "a", "label": True, "reward": 1}
+    row = {own: value for own, value in row.items() if own != {"sft": "label", "ppo": "label"}.get(mode)}
+    with pytest.raises(RowFault) as fault:
+        parse(row, mode)
+    if mode == "ppo":
+        return  # where a conversation is no row, and the other columns are proposed already
+    assert fault.value.fix.startswith(f"{{set:dataset.columns=prompt={field},output={name}}}")
+    assert parse(row, mode, prompt=field, output=name).sequences[0].messages == TURNS
+    whole = row | {field: [*TURNS, TURNS[0]], name: "b"}
+    with pytest.raises(RowFault) as fault:
+        parse(whole, mode)
+    assert f"prompt={field},output={name}" in fault.value.fix
+
+
 def test_columns_decide_on_the_chosen_answer() -> None:
     row = {"prompt": "q", "chosen": "a", "rejected": "b"}
     assert parse(row, output="chosen").sequences[0].messages == TURNS

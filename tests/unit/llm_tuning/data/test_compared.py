@@ -99,13 +99,24 @@ def test_the_pairs_of_a_ranking_do_not_contradict_each_other(write_lines: WriteL
     assert (report.pairs.count, report.pairs.contradicted, report.warnings) == (6, 0, [])
 
 
-@pytest.mark.parametrize("names", [("score_chosen", "score_rejected"), ("chosen-rating", "rejected-rating")])
-def test_scores_beside_the_sides(names: tuple[str, str], write_lines: WriteLines) -> None:
-    scores = [(5, 1), (3.0, 3), (1, 2), (2, 4), (None, 2), ("a", 3)]
+@pytest.mark.parametrize(
+    "names",
+    [("score_chosen", "score_rejected"), ("chosen-rating", "rejected-rating"), ("rating_chosen", "rating_rejected")],
+)
+@pytest.mark.parametrize("kind", [lambda score: score, str], ids=["numbers", "texts, as of a CSV"])
+def test_scores_beside_the_sides(names: tuple[str, str], kind: Callable[[Any], Any], write_lines: WriteLines) -> None:
+    scores = [(kind(a), kind(b)) for a, b in [(5, 1), (3.0, 3), (1, 2), (2, 11), (None, 2), ("a", 3)]]
     rows = [row | dict(zip(names, both, strict=True)) for row, both in zip(pairs(6, longer=3), scores, strict=True)]
     text = said(check(write_lines(rows), dpo_rows()))
     assert "Note: pairs whose answers have the same score: 1 of 6" in text
     assert "Warning: the chosen answer has the lower score" in text
+    assert "wrong way round (2 rows, the first is row 3)" in text
+
+
+def test_a_margin_below_zero_says_that_the_sides_are_swapped(write_lines: WriteLines) -> None:
+    rows = [row | {"margin": by} for row, by in zip(pairs(5, longer=3), (2.5, 0, -1, "-0.5", None), strict=True)]
+    text = said(check(write_lines(rows), dpo_rows()))
+    assert "Note: pairs whose answers have the same score: 1 of 5" in text
     assert "wrong way round (2 rows, the first is row 3)" in text
 
 

@@ -9,7 +9,7 @@ import pytest
 from llm_tuning.data.cells import CellRow
 from llm_tuning.data.faults import Reason, RowFault
 from llm_tuning.data.parser import RowParser
-from llm_tuning.errors import in_words
+from llm_tuning.errors import InputError, in_words
 from llm_tuning.modes.preference_rows import kto_rows
 from tests.support.other_rows import CHAT, Row, assistant, user
 
@@ -150,6 +150,27 @@ def test_two_fields_that_say_the_same_and_disagree(label: Any, other: Row) -> No
 
 def test_what_is_no_judgement_beside_a_label() -> None:
     assert RowParser(kto_rows()).parse(1, ROW | {"label": True, "labels": None, "is_correct": None, "valid": 7})
+
+
+@pytest.mark.parametrize("name", ["thumbs_down", "is_bad", "incorrect", "isWrong", "downvoted", "toxic", "is_rejected"])
+def test_a_flag_of_bad_answers_is_not_taken_for_the_label(name: str) -> None:
+    """True of them is a bad answer, which would be learned as a good one."""
+    for own in ("label", "kto_tag"):
+        with pytest.raises(InputError, match=f"`{name}` is true of a bad answer by its name") as error:
+            RowParser(kto_rows(), {own: name})
+        assert "write the opposite" in error.value.problems[0].fix
+    assert RowParser(kto_rows(), {"completion": name})
+
+
+@pytest.mark.parametrize(("value", "number"), [(1, 1), (0, 0), (True, 1), ("false", 0)])
+def test_labels_are_proposed_as_the_label(value: Any, number: float) -> None:
+    row = {"prompt": "q", "completion": "a", "labels": value}
+    with pytest.raises(RowFault, match="`label` is missing") as fault:
+        RowParser(kto_rows()).parse(1, row)
+    assert in_words(fault.value.fix) == "set columns to label=labels"
+    example = RowParser(kto_rows(), {"label": "labels"}).parse(1, row)
+    assert example is not None
+    assert example.number == number
 
 
 def test_a_judgement_named_as_the_label() -> None:

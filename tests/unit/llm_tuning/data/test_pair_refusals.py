@@ -170,7 +170,10 @@ REFUSED: list[tuple[str, Row, Reason, str, str]] = [
     ("a further text", ROW | {"context": SECRET}, Reason.AMBIGUOUS, "`context` beside prompt/chosen/rejected", ""),
     ("images", ROW | {"images": ["a.png"]}, Reason.UNSUPPORTED_FIELD, "`images` belongs to images", ""),
     ("images of one side", ROW | {"rejected_images": ["a.png"]}, Reason.AMBIGUOUS, "`rejected_images` beside", ""),
-    ("a label", ROW | {"label": 1}, Reason.UNSUPPORTED_FIELD, "`label` marks the answer", "`chosen` and `rejected`"),
+    *(
+        ("a label", pair | {"label": 1}, Reason.UNSUPPORTED_FIELD, "`label` beside two answers", "the better answer as")
+        for pair in (ROW, OPENAI, {"messages": [ASKED, GOOD], "rejected_response": "x"})
+    ),
     (
         "a learned turn in the prompt",
         {"prompt": [user("q"), assistant("a", weight=1), ASKED], "chosen": "Santiago", "rejected": "Lima"},

@@ -232,6 +232,19 @@ def test_the_place_inside_a_row_is_named() -> None:
     assert fault.value.at == "messages[1]"
 
 
+@pytest.mark.parametrize("field", ["prompt", "messages", "conversations", "instruction"])
+def test_a_pair_with_a_prompt_behind_pairs_without_is_said_to_be_another_shape(field: str) -> None:
+    """It has what it is asked, so "add `prompt`" is no advice."""
+    chat = [{"role": "user", "content": "q"}]
+    parser = RowParser(MODES["dpo"].rows)
+    parser.parse(1, {side: [*chat, {"role": "assistant", "content": side}] for side in ("chosen", "rejected")})
+    row = {field: "q" if field in ("prompt", "instruction") else chat, "chosen": "a", "rejected": "b"}
+    with pytest.raises(RowFault, match=f"has the shape {field}/chosen/rejected, but the first rows have chosen/rej"):
+        parser.parse(2, row)
+    with pytest.raises(RowFault, match="are answers without what was asked"):
+        parser.parse(3, {"chosen": "a", "rejected": "b"})
+
+
 def test_the_first_row_with_a_shape_decides_and_other_shapes_are_refused() -> None:
     parser = RowParser(MODES["sft"].rows)
     with pytest.raises(RowFault, match="`output` is missing"):

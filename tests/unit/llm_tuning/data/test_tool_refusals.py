@@ -188,6 +188,13 @@ def test_the_place_of_a_call_that_does_not_fit_is_named() -> None:
     assert fault.at == "message 2, call 2"
 
 
+def test_nulls_that_parquet_puts_into_arguments_are_explained() -> None:
+    """One column has the arguments of all rows, and null where a row has none: neither call nor schema is wrong."""
+    for arguments in ({"city": "Paris", "days": None}, {"city": "Paris", "other": None}):
+        assert "write `arguments` as JSON text" in fault_of(row_of(calls(called(arguments)))).fix
+    assert "Parquet" not in fault_of(row_of(calls(called({"city": 7})))).fix
+
+
 def test_a_schema_may_have_any_keyword() -> None:
     """What the short way does not know is left to the library, also where it is deep inside."""
     schema = {

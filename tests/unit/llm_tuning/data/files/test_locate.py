@@ -265,6 +265,17 @@ def test_a_file_that_is_there_twice_by_a_link_is_refused(tmp_path: Path) -> None
         DatasetFile(tmp_path)
 
 
+@pytest.mark.parametrize("given", ["", "*.jsonl"])
+def test_a_link_to_what_is_not_there_is_named_itself(tmp_path: Path, given: str) -> None:
+    make(tmp_path, "a.jsonl")
+    (tmp_path / "b.jsonl").symlink_to(tmp_path / "blobs" / "none")
+    (tmp_path / "README.md").symlink_to(tmp_path / "blobs" / "none")
+    message = refusal(tmp_path / given)
+    assert "b.jsonl: is a link to what is not there; copy the files" in message
+    (tmp_path / "c.jsonl").symlink_to(tmp_path / "blobs" / "none")
+    assert "and 1 more like it" in refusal(tmp_path / given)
+
+
 def test_names_with_escape_sequences_do_not_reach_a_terminal(tmp_path: Path) -> None:
     name = "na\nme\x1b[31m.jsonl"
     [file] = make(tmp_path, name, content='{"text": "a"}\n{"text": "b"}\n')
