@@ -1,6 +1,7 @@
 """One family of the zoo through the product, as a user would take it, held to `zoo_reference`.
 
-SFT of two steps over all rows, PPO that starts at its adapter; all in this process, so that families share the imports.
+SFT of two steps over all rows, PPO that starts at its adapter; all in this process, so that families share the imports,
+and without MLflow and curves, which take a run longer than its steps do.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ def try_family(name: str, folder: Path) -> Outcome:
     family = families()[name]
     outcome = Outcome(name, family.architecture or family.class_name)
     base = make_base(name, folder / "base")
-    common = SETTINGS | {"output_dir": str(folder / "models"), "tracking_uri": str(folder.parent / "mlruns")}
+    common = SETTINGS | {"output_dir": str(folder / "models"), "tracking_uri": None}
     with seen_steps() as seen:
         try:
             outcome.remedy = _tune(base, write_rows(folder / "sft.jsonl"), common)
@@ -155,7 +156,8 @@ def _check_rows(family: Family, seen: Seen) -> None:
 def _ppo_after(base: Path, folder: Path, common: dict[str, Any]) -> str:
     common = common | {"epochs": 1, "tuning_mode": "ppo", "init_adapter": "sft", "model_id": "ppo"}
     try:
-        run_tuning(str(base), write_rated_rows(folder / "ppo.jsonl"), **common)
+        with without_curves():
+            run_tuning(str(base), write_rated_rows(folder / "ppo.jsonl"), **common)
     except InputError as error:
         return _rules(error)
     manifest = read_manifest(folder / "models/ppo")
@@ -186,10 +188,17 @@ def seen_steps() -> Iterator[Seen]:
         seen.steps.append(Step(float(self._means[0]), weights, gradients))
         return clip(self, model)
 
-    with pytest.MonkeyPatch.context() as patch:
+    with without_curves() as patch:
         patch.setattr(Loop, "_clip_grad_norm", keep_and_clip)
-        patch.setattr("llm_tuning.run.finish.draw_loss_curve", lambda *_, **__: None)  # a second of each run
         yield seen
+
+
+@contextmanager
+def without_curves() -> Iterator[pytest.MonkeyPatch]:
+    """Draw no curve of the runs inside: a second each."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("llm_tuning.run.finish.draw_loss_curve", lambda *_, **__: None)
+        yield patch
 
 
 def sequences(rows: TokenRows, indices: Any) -> list[Row]:

@@ -20,7 +20,14 @@ from tests.support.zoo_trial import write_rows
 PACKAGE = Path(llm_tuning.__file__).parent
 KINDS = ["qwen3", "llama3_2", "mistral", "gemma3", "phi3", "granite", "olmo2", "qwen3_5", "gemma3_mm"]
 """Tied and not, bf16 and fp32, windows, fused layers, scales, transformers' code in vLLM, states, a tower."""
-TRAINING: dict[str, Any] = {"batch_size": 8, "epochs": 3, "learning_rate": 1e-2, "lora_dropout": 0.0, "devices": "cpu"}
+TRAINING: dict[str, Any] = {
+    "batch_size": 8,
+    "epochs": 3,
+    "learning_rate": 1e-2,
+    "lora_dropout": 0.0,
+    "devices": "cpu",
+    "tracking_uri": None,
+}
 
 
 @pytest.mark.parametrize("name", KINDS)

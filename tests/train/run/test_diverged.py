@@ -29,9 +29,8 @@ def test_a_first_run_that_diverges_keeps_its_checkpoints_and_the_next_start_goes
             parameters[0].grad = torch.full_like(parameters[0], math.inf)
 
     def run() -> str:
-        return run_tuning(
-            str(tiny_base), str(rows), model_id="m", output_dir=str(models), devices="cpu", save_steps=1, max_steps=4
-        )
+        settings = {"devices": "cpu", "save_steps": 1, "max_steps": 4, "tracking_uri": None}
+        return run_tuning(str(tiny_base), str(rows), model_id="m", output_dir=str(models), **settings)
 
     monkeypatch.setattr(loop, "sum_gradients", sum_gradients)
     with pytest.raises(InputError, match="became"):

@@ -24,7 +24,7 @@ def test_a_run_by_name_says_what_it_was_made_of_and_the_next_fetches_nothing(
     files = {path.name: path.read_bytes() for path in base.iterdir()}
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(console, "_ours", {"HF_HUB_OFFLINE"})
-    settings = {"devices": "cpu", "max_steps": 2, "batch_size": 4, "lora_rank": 4}
+    settings = {"devices": "cpu", "max_steps": 2, "batch_size": 4, "lora_rank": 4, "tracking_uri": None}
     with hub_server() as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         commit = hub.model("owner/tiny", files)

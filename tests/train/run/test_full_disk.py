@@ -46,12 +46,10 @@ def test_a_disk_that_fills_up_is_one_sentence(tiny_base: Path, tmp_path: Path) -
 
 RUN_TWICE = """
 import importlib, json, shutil
-from contextlib import suppress
 from llm_tuning.codes import tune_llm
 from llm_tuning.errors import InputError
 from llm_tuning.run.reporter import RunReporter
 
-tune_llm.CLI_DEFAULTS["tracking_uri"] = None
 starts, start = [], RunReporter.start
 RunReporter.start = lambda self, total, done: (starts.append(done), start(self, total, done))
 
@@ -66,14 +64,12 @@ def run_twice(module, name, call, fresh, flags):
         nonlocal calls
         calls += 1
         if calls == call:
-            with (disk / "filler").open("wb", buffering=0) as filler, suppress(OSError):
-                while True:
-                    filler.write(bytes(4096))
+            fill()
         return original(*args, **kwargs)
 
     setattr(owner, name, on_a_full_disk)
     try:
-        tune_llm.run_tuning(**flags, output_dir=models)
+        tune_llm.run_tuning(**flags, output_dir=models, tracking_uri=None)
         refused = "it was not refused"
     except InputError as error:
         refused = str(error)
@@ -81,7 +77,7 @@ def run_twice(module, name, call, fresh, flags):
     left = sorted(found.name for found in models.glob(".work/m/checkpoints/*"))
     (disk / "filler").unlink()
     starts.clear()
-    made = tune_llm.run_tuning(**flags, output_dir=models)
+    made = tune_llm.run_tuning(**flags, output_dir=models, tracking_uri=None)
     work = (models / ".work/m").exists()
     shutil.rmtree(models)
     return dict(refused=refused, left=left, starts=[*starts], made=made, work=work)

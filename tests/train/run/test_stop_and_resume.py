@@ -5,6 +5,7 @@ Real runs with real signals; see `tests/support/forked_run.py` for how a moment 
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import importlib
 import json
@@ -26,46 +27,40 @@ SAVE_STEPS = 4
 STEPS = 20
 """48 rows of which 2 are held out, 5 a step, 2 epochs; the last step of an epoch is a small one."""
 
-SFT, PPO = "llm_tuning.trainers.sft", "llm_tuning.trainers.ppo"
 PREFERENCES = ("dpo", "kto")
 RUN, LOOP = "llm_tuning.trainers.fine_tune", "llm_tuning.trainers.loop:Loop"
 
 SFT_MOMENTS = {
-    "data check": Moment("llm_tuning.run.work:tokenise_rows"),
-    "loading the base": Moment(f"{RUN}:load_base_model"),
-    "before the first step": Moment(f"{RUN}:fit"),
-    "in the first step": Moment(f"{LOOP}.training_step", 1),
     "in a later step": Moment(f"{LOOP}.training_step", 7),
     "in an evaluation between steps": Moment("llm_tuning.trainers.recipe:evaluate_policy", 2),
     "while a checkpoint is written": Moment(f"{LOOP}._write", 2, after=True),
-    "in the last step": Moment(f"{LOOP}.training_step", STEPS),
-    "in the final evaluation": Moment(f"{RUN}:evaluate_run"),
     "while the adapter is saved": Moment(f"{RUN}:save_adapter"),
-    "while the probes are written": Moment(f"{RUN}:write_parity", after=True),
-    "while the model card is written": Moment("llm_tuning.run.finish:write_model_card"),
     "just before the rename": Moment("llm_tuning.models.publish:flush_tree", after=True),
     "just after the rename": Moment("llm_tuning.run.finish:_after_rename"),
-    "after the registry": Moment("llm_tuning.run.finish:_after_rename", after=True),
 }
-PUBLISHED = {"just before the rename", "just after the rename", "after the registry"}
+"""Those between them are in tests/full."""
+PUBLISHED = {"just before the rename", "just after the rename"}
 """Moments after the last look at the stop flag: SIGTERM changes nothing any more, the run ends with 0."""
 
 PPO_MOMENTS = {
-    "reference": Moment(f"{PPO}:reference_of_start"),
-    "in the first epoch": Moment(f"{LOOP}.training_step", 5),
     "in the second epoch": Moment(f"{LOOP}.training_step", 14),
     "while a checkpoint is written": Moment("llm_tuning.run.checkpoints:flush_tree", 2, after=True),
-    "in the final evaluation": Moment(f"{RUN}:evaluate_run"),
 }
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _libraries() -> None:
-    """Loaded once: the runs below are forked from here."""
-    importlib.import_module(SFT)
-    importlib.import_module(PPO)
-    for mode in PREFERENCES:
+    """Loaded once, and left alone by the garbage collection of each run: the runs below are forked from here."""
+    for mode in ("sft", "ppo", *PREFERENCES):
         importlib.import_module(f"llm_tuning.trainers.{mode}")
+    for name in (
+        "llm_tuning.run.rank",
+        "llm_tuning.run.finish",
+        "matplotlib.figure",
+        "matplotlib.backends.backend_agg",
+    ):
+        importlib.import_module(name)
+    gc.freeze()
 
 
 @pytest.fixture(scope="module")
@@ -147,11 +142,15 @@ def test_sigterm_ends_with_75_and_the_next_start_finishes_the_same(
     tiny_base: Path, rows: Path, undisturbed: dict[str, str], moment: str
 ) -> None:
     argv = arguments(tiny_base, rows, "sft")
-    ended = forked_run(argv, at=SFT_MOMENTS[moment], send=signal.SIGTERM)
-    assert ended.code == (0 if moment in PUBLISHED else 75), ended.output
+    terminated_finishes_the_same(argv, undisturbed["sft"], SFT_MOMENTS[moment], published=moment in PUBLISHED)
+
+
+def terminated_finishes_the_same(argv: list[object], want: str, at: Moment, *, published: bool) -> None:
+    ended = forked_run(argv, at=at, send=signal.SIGTERM)
+    assert ended.code == (0 if published else 75), ended.output
     assert "Traceback" not in ended.output
     assert_no_half_model()
-    assert_finishes_the_same(argv, undisturbed["sft"])
+    assert_finishes_the_same(argv, want)
 
 
 @pytest.mark.parametrize("moment", SFT_MOMENTS)
@@ -159,15 +158,19 @@ def test_kill_9_loses_at_most_one_interval_and_the_next_start_finishes_the_same(
     tiny_base: Path, rows: Path, undisturbed: dict[str, str], moment: str
 ) -> None:
     argv = arguments(tiny_base, rows, "sft")
-    ended = forked_run(argv, at=SFT_MOMENTS[moment], send=signal.SIGKILL)
+    killed_finishes_the_same(argv, undisturbed["sft"], SFT_MOMENTS[moment], published=moment in PUBLISHED)
+
+
+def killed_finishes_the_same(argv: list[object], want: str, at: Moment, *, published: bool) -> None:
+    ended = forked_run(argv, at=at, send=signal.SIGKILL)
     assert ended.code == -signal.SIGKILL, ended.output
     assert_no_half_model()
     taken = steps_taken()
     if taken:
         assert taken[-1] - newest_checkpoint() <= SAVE_STEPS
     step = newest_checkpoint()
-    again = assert_finishes_the_same(argv, undisturbed["sft"])
-    if moment not in PUBLISHED:
+    again = assert_finishes_the_same(argv, want)
+    if not published:
         assert (f"resumed from step {step} (checkpoint-{step})" in again.output) == (step > 0)
 
 
@@ -181,32 +184,23 @@ def newest_checkpoint() -> int:
 def test_ppo_stopped_or_killed_finishes_the_same(
     tiny_base: Path, rows: Path, undisturbed: dict[str, str], moment: str, number: signal.Signals
 ) -> None:
-    argv = arguments(tiny_base, rows, "ppo")
-    ended = forked_run(argv, at=PPO_MOMENTS[moment], send=number)
-    assert ended.code == (75 if number == signal.SIGTERM else -signal.SIGKILL), ended.output
-    assert_no_half_model()
-    assert_finishes_the_same(argv, undisturbed["ppo"])
+    ended_finishes_the_same(arguments(tiny_base, rows, "ppo"), undisturbed["ppo"], PPO_MOMENTS[moment], number)
 
 
-@pytest.mark.parametrize(
-    ("moment", "number"),
-    [
-        ("llm_tuning.trainers.{mode}:reference_of_start", signal.SIGKILL),
-        (f"{LOOP}.training_step", signal.SIGTERM),
-        (f"{LOOP}.training_step", signal.SIGKILL),
-    ],
-    ids=["killed at the reference", "stopped in the second epoch", "killed in the second epoch"],
-)
-@pytest.mark.parametrize("mode", PREFERENCES)
-def test_preferences_stopped_or_killed_finish_the_same(  # noqa: PLR0917 - a table
-    tiny_base: Path, rows: Path, undisturbed: dict[str, str], mode: str, moment: str, number: signal.Signals
-) -> None:
-    argv = arguments(tiny_base, rows, mode)
-    at = Moment(moment, 14) if moment.startswith(LOOP) else Moment(moment.format(mode=mode))
+def ended_finishes_the_same(argv: list[object], want: str, at: Moment, number: signal.Signals) -> None:
     ended = forked_run(argv, at=at, send=number)
     assert ended.code == (75 if number == signal.SIGTERM else -signal.SIGKILL), ended.output
     assert_no_half_model()
-    assert_finishes_the_same(argv, undisturbed[mode])
+    assert_finishes_the_same(argv, want)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("mode", PREFERENCES)
+def test_preferences_stopped_or_killed_in_the_second_epoch_finish_the_same(
+    tiny_base: Path, rows: Path, undisturbed: dict[str, str], mode: str, number: signal.Signals
+) -> None:
+    at = Moment(f"{LOOP}.training_step", 14)
+    ended_finishes_the_same(arguments(tiny_base, rows, mode), undisturbed[mode], at, number)
 
 
 def test_a_run_stopped_again_and_again_finishes_the_same(
@@ -325,7 +319,7 @@ def test_a_late_loss_that_is_no_number_leaves_the_checkpoints_of_a_first_run(tin
 @pytest.mark.parametrize(
     ("mode", "moment", "name"),
     [
-        ("sft", SFT_MOMENTS["in the last step"], "adapter_model.safetensors"),
+        ("sft", Moment(f"{LOOP}.training_step", STEPS), "adapter_model.safetensors"),
         ("ppo", PPO_MOMENTS["in the second epoch"], "recipe.pt"),
     ],
 )
