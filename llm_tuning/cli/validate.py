@@ -138,7 +138,7 @@ def _run(args: argparse.Namespace) -> int:
     if report.kept and (args.show_sample or (on_terminal and not args.json)):
         where = sys.stderr if args.json else sys.stdout
         reading = {"form": form, "tokenizer_dir": base, "columns": columns, "learn": args.learn}
-        reading["learn_reasoning"] = args.learn_reasoning
+        reading |= {"learn_reasoning": args.learn_reasoning, "max_length": args.max_length}
         sample = render_sample(args.dataset_path, **reading, row=sample_row(args.show_sample), color=where.isatty())
         print(sample, file=where)
     if report.ok:

@@ -286,7 +286,7 @@ def _text_beside(form: RowForm, shape: Shape, plan: RowPlan, row: Row, name: str
         field = shape.fields[0]
         named = {own: given for own, given in plan.columns.items() if own != field}
         columns = named | {"prompt": plan.columns.get(field, field), "output": name}
-        return RowFault(Reason.AMBIGUOUS, rule, f"{_columns(columns)} where it is the answer to these turns")
+        return RowFault(Reason.AMBIGUOUS, rule, f"{_columns(columns)} to learn it as the answer to these turns")
     fix = "put it where it belongs"
     if shape.is_text and plain(name) in ASKED_NAMES:
         fix = f"{_columns({'prompt': name, 'output': 'text'})} where `text` is its answer"

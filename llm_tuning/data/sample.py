@@ -15,7 +15,8 @@ from llm_tuning.data.labels import GOOD, LabelField
 from llm_tuning.data.parser import RowParser
 from llm_tuning.data.reading import DatasetFile
 from llm_tuning.data.rows import Conversation, Example, Learn, RowForm
-from llm_tuning.data.spans import Span, TurnRenderer
+from llm_tuning.data.shown_text import Shown
+from llm_tuning.data.spans import TurnRenderer
 from llm_tuning.data.tokens import RowTokenizer
 from llm_tuning.errors import in_words
 
@@ -39,10 +40,13 @@ def render_sample(
     learn: Learn = "all",
     learn_reasoning: bool = True,
     encoder: Tokenizer | None = None,
+    max_length: int | None = None,
     row: int | None = None,
     color: bool = False,
 ) -> str:
     """Render the first usable row, or the one numbered `row`; text in the loss is green, or between >>> and <<<.
+
+    What lies behind `max_length` tokens is not shown, since it is not trained on.
 
     "" where no row is usable; of a given row the reason why it is not. Without a base it is shown in the project's
     plain template. Raises InputError as `check_dataset` does.
@@ -62,14 +66,15 @@ def render_sample(
                 if number == row:
                     return f"Row {number} is left out: its author marks it as not to be learned\n"
                 continue
-            segments = sample_segments(example, tokenizer, form.sides)
+            segments, lost = _segments(example, tokenizer, form.sides, max_length)
         except RowFault as fault:
             if number == row:
                 return in_words(f"Row {number} is refused: {fault.rule} ({fault.reason}); {fault.fix}\n")
             continue
         place = dataset.place(number)
         head = f"{place[:1].upper()}{place[1:]}" if len(dataset.files) == 1 else printable(place)
-        return f"{head}{_said_of(example, form)}; the marked part is learned:\n\n{_paint(segments, color=color)}\n"
+        cut = f", cut off at {max_length:,} tokens ({lost:,} more)" if lost else ""
+        return f"{head}{_said_of(example, form)}{cut}; the marked part is learned:\n\n{_paint(segments, color=color)}\n"
     return "" if row is None else f"There is no row {row}: the last one is {number}\n"
 
 
@@ -92,28 +97,37 @@ def sample_segments(example: Example, tokenizer: RowTokenizer | None, sides: Seq
 
     `sides` are the names of the sequences of a pair.
     """
+    return _segments(example, tokenizer, sides, None)[0]
+
+
+def _segments(
+    example: Example, tokenizer: RowTokenizer | None, sides: Sequence[str], max_length: int | None
+) -> tuple[list[Segment], int]:
+    """Return the pieces of a row up to where its texts are cut off, and how many tokens are."""
     segments: list[Segment] = []
+    lost = 0
     named = len(sides) == len(example.sequences)
     for number, conversation in enumerate(example.sequences):
         if named:
             segments.append((f"{_BETWEEN * bool(segments)}{sides[number]}:\n", False))
-        for text, spans in _texts(conversation, tokenizer):
-            marks = [False] * len(text)
-            for start, end in spans:
+        for shown in _texts(conversation, tokenizer, max_length):
+            lost += shown.lost
+            marks = [False] * len(shown.text)
+            for start, end in shown.spans:
                 marks[start:end] = [True] * (end - start)
-            segments += [(_BETWEEN, False)] * (bool(segments) and not named) + list(_runs(text, marks))
-    return segments
+            segments += [(_BETWEEN, False)] * (bool(segments) and not named) + list(_runs(shown.text, marks))
+    return segments, lost
 
 
-def _texts(conversation: Conversation, tokenizer: RowTokenizer | None) -> Iterator[tuple[str, list[Span]]]:
-    """Yield the texts that a conversation is trained as, with the characters that are learned."""
+def _texts(conversation: Conversation, tokenizer: RowTokenizer | None, max_length: int | None) -> Iterator[Shown]:
+    """Yield the texts that a conversation is trained as; without a tokenizer they are whole."""
     if tokenizer is not None:
-        yield from tokenizer.shown(conversation)
+        yield from tokenizer.shown(conversation, max_length=max_length)
     elif conversation.messages is None:
-        yield conversation.text or "", [(0, len(conversation.text or ""))]
+        yield Shown(conversation.text or "", [(0, len(conversation.text or ""))])
     else:
         for rendered in TurnRenderer(plain_template()).render(conversation):
-            yield rendered.text, rendered.spans
+            yield Shown(rendered.text, rendered.spans)
 
 
 def _runs(text: str, marks: list[bool]) -> Iterator[Segment]:

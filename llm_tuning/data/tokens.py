@@ -22,8 +22,8 @@ from llm_tuning.data.faults import Fact, RowFault
 from llm_tuning.data.markers import Markers
 from llm_tuning.data.marks import LossMarker, Marked
 from llm_tuning.data.rows import Conversation, Example, Learn
-from llm_tuning.data.shown_text import show_text
-from llm_tuning.data.spans import Rendered, Span, TurnRenderer, learned_turns
+from llm_tuning.data.shown_text import Shown, show_text
+from llm_tuning.data.spans import Rendered, TurnRenderer, learned_turns
 from llm_tuning.data.tokenised import Limits, Parts, TokenisedRow, TokenisedSequence, build_row
 from llm_tuning.errors import InputError, Problem
 
@@ -139,22 +139,25 @@ class RowTokenizer:
         limits = Limits(max_length, self._embeddings, self._encoder.added)
         return [build_row(example, [next(rest) for _ in example.sequences], limits) for example in examples]
 
-    def shown(self, conversation: Conversation) -> Iterator[tuple[str, list[Span]]]:
-        """Yield each text of a conversation with the characters of the tokens in the loss; raises RowFault."""
+    def shown(self, conversation: Conversation, *, max_length: int | None = None) -> Iterator[Shown]:
+        """Yield each text of a conversation as it is trained on; raises RowFault."""
         if conversation.messages is None:
-            yield self._shown_text(conversation.text or "")
+            yield self._shown_text(conversation.text or "", max_length)
             return
         messages, _ = self._markers.clean(conversation.messages)
         for rendered in self._renderer.render(replace(conversation, messages=messages), self.learn):
             for marked in self._marker.mark(rendered):
-                yield marked.rendered.text, marked.spans
+                lost = max(0, len(marked.ids) - max_length) if max_length else 0
+                end = marked.end_of(len(marked.ids) - lost - 1) if lost else len(marked.rendered.text)
+                yield Shown(marked.rendered.text, marked.spans, lost).up_to(end)
 
-    def _shown_text(self, text: str) -> tuple[str, list[Span]]:
+    def _shown_text(self, text: str, max_length: int | None) -> Shown:
         encoder = self._encoder.tokenizer
         encoder.no_truncation()
         encoding = encoder.encode(text, add_special_tokens=not self._markers.begins_with_bos(text))
         sequence = self._text_parts(text, encoding, max_length=len(encoding.ids) + 1).sequences[0]
-        return show_text(text, encoding, sequence.input_ids.tolist(), sequence.learned.tolist(), self._encoder.text_of)
+        ids, learned = sequence.input_ids.tolist(), sequence.learned.tolist()
+        return show_text(text, encoding, ids, learned, self._encoder.text_of, max_length=max_length)
 
     def _tokenise_texts(self, texts: list[str], max_length: int) -> list[Parts | RowFault]:
         """Tokenise plain texts: with the tokenizer's BOS, and with the end token, where they bring none along."""

@@ -56,6 +56,7 @@ def tokenise_rows(config: TuningConfig, out: Path, *, cache: Path, apart: bool, 
             learn=config.training.learn,
             learn_reasoning=config.training.learn_reasoning,
             encoder=encoder,
+            max_length=config.training.max_length,
             row=sample_row(show_sample),
             color=color,
         )

@@ -218,7 +218,7 @@ REFUSED: list[Refused] = [
         {"messages": [*CHAT, user("And then?")], "response": "Ten."},
         Reason.AMBIGUOUS,
         "`response` beside messages",
-        "put it where it belongs",
+        "set columns to prompt=messages,output=response",
     ),
     (
         "a context that is not asked",

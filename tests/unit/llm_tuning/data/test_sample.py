@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from llm_tuning.data.faults import RowFault
+from llm_tuning.data.parser import RowParser
 from llm_tuning.data.sample import MAX_CHARACTERS, render_sample
+from llm_tuning.data.tokens import RowTokenizer, TokenisedRow
 from llm_tuning.modes.sft import SFT
 from tests.support.tokenizer_layouts import ALIKE, make_layout
 
 WriteLines = Callable[[Sequence[Any]], Path]
+USER, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "the answer"}
 ROW = {"prompt": "q", "output": "the answer 🙂"}
 
 
@@ -48,6 +53,36 @@ def test_white_space_behind_an_end_token_is_shown_as_not_learned(tokenizer_dir: 
     row = {"text": "all of it<|im_end|>\n"}
     text = render_sample(write_lines([row]), form=SFT.rows, tokenizer_dir=tokenizer_dir)
     assert text.endswith("al>>>l of it<|im_end|><<<\n\n"), text
+
+
+@pytest.mark.parametrize("row", [ROW, {"text": "q and the answer"}, {"messages": [USER, ANSWER, USER, ANSWER]}])
+def test_what_is_cut_off_is_not_shown_as_learned(
+    tokenizer_dir: Path, write_lines: WriteLines, row: dict[str, Any]
+) -> None:
+    """At every length the sample marks what the tokens of the row have in the loss, and counts what is lost."""
+    path = write_lines([row])
+    show = partial(render_sample, path, form=SFT.rows, tokenizer_dir=tokenizer_dir)
+    tokenizer = RowTokenizer.load(tokenizer_dir)
+    example = RowParser(SFT.rows).parse(1, row)
+    assert tokenizer is not None
+    assert example is not None
+    (whole,) = tokenizer.tokenise([example], max_length=1000)
+    assert isinstance(whole, TokenisedRow)
+    count = len(whole.sequences[0].input_ids)
+    assert show(max_length=count) == show()
+    cuts = 0
+    for most in range(1, count):
+        (kept,) = tokenizer.tokenise([example], max_length=most)
+        if isinstance(kept, RowFault):
+            continue
+        cuts += 1
+        head, _, shown = show(max_length=most).partition(":\n\n")
+        assert head.startswith(f"Row 1, cut off at {most} tokens ({count - most} more)")
+        learned = "".join(part.partition("<<<")[0] for part in shown.split(">>>")[1:])
+        ids = kept.sequences[0].input_ids[kept.sequences[0].learned]
+        exact = tokenizer.text(ids.tolist()).rstrip("\ufffd")  # half of a character is shown as the whole of it
+        assert (learned[: len(exact)], len(learned) <= len(exact) + 1) == (exact, True)
+    assert cuts
 
 
 def test_escape_sequences_are_shown_not_sent(tokenizer_dir: Path, write_lines: WriteLines) -> None:

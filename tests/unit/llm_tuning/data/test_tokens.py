@@ -102,7 +102,7 @@ def test_prompts_have_the_tokens_that_they_have_alone_and_answers_are_learned_wh
         assert not sequence.learned[sequence.prompt_tokens - 1]
     texts = [
         "".join(text[at] for at in sorted({at for span in spans for at in range(*span)}))
-        for text, spans in tokenizer.shown(Conversation(messages))
+        for text, spans in ((shown.text, shown.spans) for shown in tokenizer.shown(Conversation(messages)))
     ]
     ends = "<|im_end|>\n" if template == CHAT_TEMPLATE else "</s>"
     answers = [f"{m['content']}{ends}" for m in messages if m["role"] == "assistant"]

@@ -319,7 +319,8 @@ def test_reasoning_whose_end_is_not_sure_cannot_be_left_out() -> None:
 def test_a_row_is_shown_as_it_is_rendered_with_the_calls_marked() -> None:
     tokenizer, _ = tokenizer_of("qwen2_5")
     chat = CHATS["result"]
-    ((text, spans),) = tokenizer.shown(Conversation(chat.messages, tools=chat.tools))
+    (shown,) = tokenizer.shown(Conversation(chat.messages, tools=chat.tools))
+    text, spans = shown.text, shown.spans
     marked = [text[start:end] for start, end in spans]
     assert any("<tool_call>" in piece for piece in ["".join(marked)])
     assert "42" in text
