@@ -71,7 +71,7 @@ def groups_of(model: Any) -> list[nn.Module]:
     decoder, embeddings, head = decoder_of(model), model.get_input_embeddings(), model.get_output_embeddings()
     layers = list(_outermost(decoder))
     if not layers:
-        rule = f"is full, and the layers of a {type(model).__name__} are not known"
+        rule = f"is full, and the layers of {type(model).__name__} are not known"
         raise InputError(Problem("training.sharding", rule, "set it to none"))
     groups = [*layers, embeddings, head, decoder]
     if (
@@ -103,5 +103,5 @@ def refuse_unless_it_runs(model: Any, *, device: str, dtype: torch.dtype) -> Non
     except (RuntimeError, ValueError) as error:
         if isinstance(error, RuntimeError) and out_of_memory(error):
             raise
-        rule = f"is full, and a {type(model).__name__} does not run in parts: {first_line(error)[:200]}"
+        rule = f"is full, and {type(model).__name__} does not run in parts: {first_line(error)[:200]}"
         raise InputError(Problem("training.sharding", rule, "set it to none")) from error

@@ -115,7 +115,9 @@ def losses(model: Path) -> list[float]:
 def test_run_tuning_in_a_script_gives_the_curve_of_one_process_with_the_double_batch(
     tiny_base: Path, rows: Path, started: Callable[[list[str]], subprocess.Popen[str]]
 ) -> None:
-    """And leaves the script as it was: its main module runs once, its signal handlers and environment are its own."""
+    """With its base in two parts. It leaves the script as it was: its main module runs once, its signal handlers and
+    environment are its own.
+    """
     Path("script.py").write_text(
         "import os, signal\n"
         "from pathlib import Path\n"
@@ -128,7 +130,7 @@ def test_run_tuning_in_a_script_gives_the_curve_of_one_process_with_the_double_b
         "before = found()\n"
         f"made = run_tuning({str(tiny_base)!r}, {str(rows)!r}, devices='cpu,cpu', model_id='m', batch_size=4,\n"
         "    lora_rank=4, lora_dropout=0, learning_rate=0.003, epochs=2, output_dir='models of $$ ${local_rank}',\n"
-        "    precision='fp32', tracking_uri='http://somebody:secret@127.0.0.1:9')\n"
+        "    precision='fp32', sharding='full', tracking_uri='http://somebody:secret@127.0.0.1:9')\n"
         "assert found() == before, found()\n"
         "Path('made').write_text(made)\n"
     )

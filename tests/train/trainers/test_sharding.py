@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from llm_tuning.data.call_sample import Asked
 from llm_tuning.data.rows import Conversation
 from llm_tuning.run.context import TrainRun
 from llm_tuning.trainers import calls, sharding
-from llm_tuning.trainers.model import load_base_model
+from llm_tuning.trainers.model import attach_lora, load_base_model
 from llm_tuning.trainers.parallel import process_group
 from llm_tuning.trainers.policy import Policy
 from tests.support.ppo_rows import examples, write_ppo_rows
@@ -114,6 +115,15 @@ def counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], 
     return count
 
 
+def in_forks(ranks: Sequence[Callable[[], None]]) -> None:
+    children = [multiprocessing.get_context("fork").Process(target=rank) for rank in ranks]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+    assert [child.exitcode for child in children] == [0] * len(ranks)
+
+
 def made(run: TrainRun) -> dict[str, bytes]:
     """Return all that a run leaves and a later one or a server reads."""
     names = ("stage/adapter_model.safetensors", "stage/parity.json", "evaluation.json", "training.json")
@@ -179,6 +189,46 @@ def test_a_stopped_run_goes_on_with_another_number_of_ranks(start: Start, mode: 
     assert losses(runs[0])[0] == pytest.approx(want[2:], abs=1e-5)
 
 
+def test_three_ranks_divide_what_is_no_multiple_of_three(start: Start) -> None:
+    whole, sharded = start("whole", "sft", 3, max_steps=2), start("sharded", "sft", 3, max_steps=2, sharding="full")
+    assert in_processes(whole) == [0, 0, 0]
+    assert in_processes(sharded) == [0, 0, 0]
+    assert losses(sharded[0]) == losses(whole[0])
+    assert made(sharded[0]) == made(whole[0])
+
+
+def bytes_of_a_pass(base: Path, rank: int) -> None:
+    """Leave in `bytes-RANK` what a step's forward and backward pass gather, each time one."""
+    found: list[int] = []
+    gather = torch.distributed.all_gather_single
+
+    def noting(output: torch.Tensor, *given: Any, **named: Any) -> Any:
+        found.append(output.numel() * output.element_size())
+        return gather(output, *given, **named)
+
+    with process_group(base / "rendezvous", rank=rank, world=2, device="cpu"):
+        model = load_base_model(base, device="cpu", dtype=torch.bfloat16, sharded=True)
+        lora = attach_lora(model, rank=4, alpha=8, dropout=0.0, target_modules="all-linear", seed=1)
+        policy = Policy(lora, device="cpu", dtype=torch.bfloat16)
+        torch.distributed.all_gather_single = noting
+        policy.empty_pass(backward=True)
+    (base / f"bytes-{rank}").write_text(json.dumps(found))
+
+
+def test_a_pass_gathers_the_base_once_and_its_layers_once_more(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base", layers=3)
+    in_forks([partial(bytes_of_a_pass, base, rank) for rank in (0, 1)])
+    shapes = {name: tensor.numel() for name, tensor in load_file(base / "model.safetensors").items()}
+    layers = [sum(size for name, size in shapes.items() if f".layers.{n}." in name) for n in range(3)]
+    embeddings, norm, head = (
+        shapes[name] for name in ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
+    )
+    forward = [norm, embeddings, *layers, head]
+    back = [norm, *reversed(layers), embeddings]  # these in vain: torch fetches ahead what ran before the first layer
+    for rank in (0, 1):
+        assert json.loads((base / f"bytes-{rank}").read_text()) == [2 * size for size in [*forward, *back]]
+
+
 def test_tied_embeddings_and_a_start_adapter(start: Start, tmp_path: Path) -> None:
     """The output layer's part is that of the embeddings; the frozen start adapter is whole on every rank."""
     base = make_base(tmp_path / "tied")
@@ -241,15 +291,9 @@ def test_a_rank_reads_its_slices_and_never_has_the_whole_base(tmp_path: Path) ->
         vocab_size=4000, hidden_size=512, intermediate_size=2048, num_hidden_layers=6, num_attention_heads=8
     )
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path, max_shard_size="20MB")
-    context = multiprocessing.get_context("fork")
     peaks = {}
     for ranks in (1, 2):
-        children = [context.Process(target=peak_of_loading, args=(tmp_path, rank, ranks)) for rank in range(ranks)]
-        for child in children:
-            child.start()
-        for child in children:
-            child.join()
-        assert [child.exitcode for child in children] == [0] * ranks
+        in_forks([partial(peak_of_loading, tmp_path, rank, ranks) for rank in range(ranks)])
         peaks[ranks] = max(int((tmp_path / f"peak-{ranks}-{rank}").read_text()) for rank in range(ranks))
     whole = 4 * sum(parameter.numel() for parameter in LlamaForCausalLM(config).parameters())
     layer = 4 * (4 * 512**2 + 3 * 512 * 2048)
