@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from devcluster.cluster import Clients, Cluster
-from tests.support.hub_server import Answer, HubServer, hub_server
+from tests.support.hub_server import Answer, HubServer, content, hub_server
 from tests.support.tuning_namespace import (
     CLAIM,
     OPERATOR_IMAGE,
@@ -179,3 +179,32 @@ def test_an_inference_service_waits_for_its_base(site: Site) -> None:
 
     wait_until(lambda: reason() == "AccessDenied", 90, reason)
     assert site.space.get("deployment", "wrong") is None
+
+
+def test_an_inference_service_says_how_far_its_fetch_is(site: Site) -> None:
+    site.hub.model("owner/slow", site.files | {"model.safetensors": content(12_000_000)})
+    site.hub.faults.append(
+        lambda request: Answer(chunk_pause_seconds=0.15) if "/owner/slow/" in request.path else None  # half a minute
+    )
+    spec = {
+        "model": {"uri": "hf://owner/slow"},
+        "volume": {"claimName": CLAIM},
+        "replicas": 0,
+        "resources": {"gpus": 0},
+    }
+    head = {"apiVersion": "tuning.llmtuning.dev/v1alpha1", "kind": "InferenceService"}
+    site.space.apply({**head, "metadata": {"name": "slow"}, "spec": spec})
+
+    def status() -> dict[str, Any]:
+        found = site.space.get("inferenceservices.tuning.llmtuning.dev", "slow") or {}
+        return dict(found.get("status", {}))
+
+    wait_until(lambda: "bytesPerSecond" in status().get("progress", {}), 90, lambda: json.dumps(status()))
+    progress = status()["progress"]
+    assert 0 < progress["bytes"] < progress["totalBytes"]
+    assert progress["totalBytes"] > 12_000_000
+    assert progress["remainingSeconds"] > 0
+    wide = site.space.kubectl("get", "inferenceservices.tuning.llmtuning.dev", "slow", "-o", "wide").splitlines()
+    assert wide[0].split()[-4:] == ["FETCHED", "ETA", "BYTES/S", "AGE"]
+    wait_until(lambda: site.space.get("deployment", "slow") is not None, 90, "the Deployment")
+    wait_until(lambda: "progress" not in status(), 30, lambda: json.dumps(status()))
