@@ -11,7 +11,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llm_tuning.data.faults import Reason, RowFault, got, shown
-from llm_tuning.data.row_fields import FLAG_NAMES, PART_KINDS, PREFIX_NAMES, ROLE_KINDS, TURN_KINDS, plain
+from llm_tuning.data.row_fields import (
+    BESIDE_CONTENT_NAMES,
+    FLAG_NAMES,
+    PART_KINDS,
+    PREFIX_NAMES,
+    ROLE_KINDS,
+    TURN_KINDS,
+    plain,
+)
 from llm_tuning.data.tool_turns import (
     CALL_ROLES,
     RESULT_ROLES,
@@ -140,6 +148,8 @@ def _convert(item: Any, at: str, sharegpt: bool) -> Message:
     if not calls or item.get(content_field) is not None:
         may_be_empty = bool(calls) or role in ("system", "tool")
         content = read_content(item, content_field, at=at, may_be_empty=may_be_empty)
+        if not item.keys() <= MESSAGE_FIELDS:
+            _refuse_other_content(item, content, content_field, at)
         if role != "tool" and isinstance(item[content_field], str) and written_list(content) == "parts":
             refuse_written_list(content, content_field, at=at)
     message: Message = {"role": role, "content": content}
@@ -184,6 +194,16 @@ def _unknown_role(given: Any, role_field: str, at: str) -> RowFault:
 
 def _message_form(sharegpt: bool) -> str:
     return 'write {"from": "human", "value": ...}' if sharegpt else 'write {"role": "user", "content": ...}'
+
+
+def _refuse_other_content(item: Mapping[str, Any], content: str, content_field: str, at: str) -> None:
+    """Raise RowFault for a further text of a message that could be what it says, and is no copy of it."""
+    for name, value in item.items():
+        if plain(name) not in BESIDE_CONTENT_NAMES or not isinstance(value, str) or not is_given(value):
+            continue
+        if " ".join(value.split()) != " ".join(content.split()):
+            rule = f"`{content_field}` and `{shown(name)}` of a message differ"
+            raise RowFault(Reason.AMBIGUOUS, rule, f"keep the one that is meant, as `{content_field}`", at=at)
 
 
 def _refuse_fields(item: Mapping[str, Any], at: str) -> None:

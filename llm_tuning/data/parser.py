@@ -143,7 +143,9 @@ class RowParser:
         """Return the shape that the row fits, None where it fits none; raises RowFault where the file's is another."""
         if self.shape is not None and self.shape.fits(row):
             return self.shape
-        found = next((shape for shape in self._columns.shapes if shape.fits(row)), None)
+        fitting = [shape for shape in self._columns.shapes if shape.fits(row)]
+        found = next((shape for shape in fitting if all(row[name] != [] for name in shape.fields)), None)
+        found = found or next(iter(fitting), None)
         if self.shape is None:
             self.shape = found
         elif found is not None:

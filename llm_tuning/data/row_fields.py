@@ -259,7 +259,10 @@ KINDS = (
             "is_correct correct is_chosen is_preferred is_good desirable is_desirable accepted approved thumbs_up "
             "is_valid valid review_result passed"
         ),
-        turn=words("is_correct correct accepted approved thumbs_up is_valid valid review_result"),
+        turn=words(
+            "is_correct correct is_chosen is_preferred is_good desirable is_desirable accepted approved thumbs_up "
+            "is_valid valid review_result passed"
+        ),
         matters=is_false,
     ),
     FieldKind(
@@ -272,7 +275,8 @@ KINDS = (
             "wrong is_wrong is_bad is_rejected"
         ),
         turn=words(
-            "deleted is_deleted exclude excluded ignore ignored skip incorrect is_incorrect wrong is_wrong is_bad"
+            "deleted is_deleted discard discarded exclude excluded ignore ignored skip skipped incorrect is_incorrect "
+            "wrong is_wrong is_bad is_rejected"
         ),
         matters=is_true,
     ),
@@ -282,7 +286,7 @@ KINDS = (
         "says that the answer was cut off, and it would be learned as a whole one that ends there",
         "leave such rows out, or remove the field where the answer is whole",
         row=words("finish_reason stop_reason done_reason truncated is_truncated was_truncated is_cut_off"),
-        turn=words("finish_reason stop_reason done_reason truncated is_truncated was_truncated"),
+        turn=words("finish_reason stop_reason done_reason truncated is_truncated was_truncated is_cut_off"),
         matters=is_cut,
     ),
     FieldKind(
@@ -365,6 +369,11 @@ BESIDE = words(
     "improved_output edited_output"
 )
 """Texts that belong to the question or correct the answer, and that no shape has a place for."""
+BESIDE_CONTENT = words(
+    "text message body corrected corrected_content corrected_text corrected_value revised revised_content revised_text "
+    "edited edited_content edited_text improved improved_content rewritten_content"
+)
+"""Of a message: what could be its content, or corrects it."""
 OWN_TEXTS = words("text messages conversations conversation dialog dialogue")
 SUMMARIES = words("summary highlights")
 ANSWERS_TO_TEXT = words(
@@ -416,6 +425,7 @@ FLAG_NAMES = frozenset(map(plain, FLAGS))
 PREFIX_NAMES = frozenset(map(plain, PREFIX))
 SYSTEM_NAMES = frozenset(map(plain, SYSTEM))
 HISTORY_NAMES = frozenset(map(plain, HISTORY))
+BESIDE_CONTENT_NAMES = frozenset(map(plain, BESIDE_CONTENT))
 TEXT_NAMES = frozenset(map(plain, (*QUESTIONS, *ANSWERS, *CONTEXTS, *BESIDE, *OWN_TEXTS)))
 """Texts that could be asked or answered: beside a shape that does not read them they are a copy of it, or a fault."""
 ASKED_NAMES = frozenset(map(plain, QUESTIONS))

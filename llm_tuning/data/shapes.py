@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from llm_tuning.data.faults import Reason, RowFault
 from llm_tuning.data.messages import Turns, convert_messages
@@ -66,6 +66,9 @@ def text_or_messages(row: Row, field: str, role: str) -> Turns:
     """Return `row[field]` as turns: a text is one message of `role`. Raises RowFault."""
     if isinstance(row[field], list):
         return convert_messages(row, field)
+    if isinstance(row[field], Mapping) and {"role", "from"} & row[field].keys():
+        rule = f"`{field}` must be text or a list of messages, got a single message"
+        raise RowFault(Reason.NOT_MESSAGES, rule, "put it into a list: [{...}]")
     return Turns([{"role": role, "content": check_text(row, field)}])
 
 

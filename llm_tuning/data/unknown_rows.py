@@ -24,9 +24,10 @@ from llm_tuning.data.row_fields import (
     SYSTEM_NAMES,
     TEXT_NAMES,
     plain,
+    words,
 )
 from llm_tuning.data.rows import FORMS, Row, RowForm, Shape
-from llm_tuning.data.values import flag, is_given
+from llm_tuning.data.values import flag, is_given, is_number
 
 _ASKED = frozenset(map(plain, (*QUESTIONS, "user", "human", "user_input", "user_message")))
 _ANSWERED = frozenset(map(plain, (*ANSWERS, "assistant", "assistant_message", "bot", "gpt", "summary", "highlights")))
@@ -41,12 +42,15 @@ _PAIRS = (("human", "assistant"), ("user", "assistant"), ("human", "gpt"), ("hum
 _PAIRS_OF_CHATS = (("input", "output"), ("question", "answer"), ("prompt", "response"), ("query", "response"))
 """Pairs of names that are whole rows elsewhere."""
 _CHATS = frozenset(("conversation", "conversations", "messages", "dialog", "dialogue", "chat", "turns"))
+_ANSWER_LISTS = frozenset(
+    words("outputs responses completions generations answers candidates replies allgeneratedresponses")
+)
 _MAX_NAMES, _MAX_ANSWERS = 12, 3
 
 
 def unfit_fault(form: RowForm, shape: Shape | None, row: Row) -> RowFault:
     """Build the refusal of a row that lacks fields; `shape` is that of the file, if it is known."""
-    fault = columns_fault(row)
+    fault = _of_answer_lists(form, row) or _of_bare_turns(row) or columns_fault(row)
     if fault is not None:
         return fault
     if shape is not None:
@@ -279,6 +283,34 @@ def _of_two_answers(form: RowForm, row: Row) -> RowFault | None:
     return RowFault(Reason.AMBIGUOUS, rule, " or ".join(_set_columns(columns) for columns in proposed if columns))
 
 
+def _of_answer_lists(form: RowForm, row: Row) -> RowFault | None:
+    """Build the refusal of a row with several answers in one list, and what they are rated in another; else None."""
+    lists = [name for name, value in row.items() if isinstance(value, list) and len(value) > 1]
+    answers = [name for name in lists if plain(name) in _ANSWER_LISTS and all(isinstance(v, str) for v in row[name])]
+    if len(answers) != 1 or not _named(row, _ASKED):
+        return None
+    count = len(row[answers[0]])
+    rated = [name for name in lists if len(row[name]) == count and all(map(is_number, row[name]))]
+    if len(rated) != 1:
+        return None
+    rule = f"`{shown(answers[0])}` holds {count} answers, and `{shown(rated[0])}` rates each of them"
+    fix = 'write a row for each: {"prompt": ..., "output": ..., "reward": ...}'
+    if form.number is None and not form.sides:
+        fix += ", and {set:mode=dpo} or {set:mode=ppo}; or keep one answer as `output`"
+    return RowFault(Reason.UNKNOWN_SHAPE, rule, fix)
+
+
+def _of_bare_turns(row: Row) -> RowFault | None:
+    """Build the refusal of a conversation whose turns are texts without roles; else None."""
+    for name, value in row.items():
+        is_chat = plain(name) in _CHATS or (plain(name) == "data" and isinstance(value, list) and len(value) > 1)
+        if is_chat and isinstance(value, list) and value and all(isinstance(item, str) for item in value):
+            rule = f"`{shown(name)}` holds turns without their roles"
+            fix = 'write {"messages": [{"role": "user", "content": ...}, {"role": "assistant", "content": ...}, ...]}'
+            return RowFault(Reason.NOT_MESSAGES, rule, fix)
+    return None
+
+
 def _of_other_lists(row: Row) -> RowFault | None:
     """Build the refusal of turns in forms that no renaming can read."""
     if str(row.get("role")) in SHAREGPT_ROLES and "content" in row:
@@ -315,7 +347,7 @@ def converted_fault(form: RowForm, shape: Shape, row: Row, fault: RowFault) -> R
         fault = RowFault(fault.reason, fault.rule, "write it as a field of the row, beside the turns", at=fault.at)
     if fault.reason is Reason.MISSING_FIELD and (of := _whole_shape(form, shape, row)) is not None:
         return mixed_fault(of, shape)
-    found = columns_fault(row)
+    found = _of_bare_turns(row) or columns_fault(row)
     if found is None and form.sides and fault.reason is Reason.MISSING_FIELD and (pair := _propose_pair(form, row)):
         return RowFault(fault.reason, fault.rule, _set_columns(pair))
     if found is not None or fault.reason is not Reason.NOT_MESSAGES:

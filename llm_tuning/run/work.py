@@ -16,7 +16,7 @@ from llm_tuning.api import TuningConfig
 from llm_tuning.core.files import write_json
 from llm_tuning.errors import InputError, Problem, TryAgain, TuningError
 from llm_tuning.models.layout import CACHE_FOLDER, CHECKPOINTS, DATA_REPORT, MANIFEST, ROWS, RUN_LOCK, WORK_FOLDER
-from llm_tuning.models.manifest import deciding_settings, read_manifest
+from llm_tuning.models.manifest import Manifest, deciding_settings, read_manifest
 from llm_tuning.run.checkpoints import latest_checkpoint
 from llm_tuning.run.checks import OUTPUT
 from llm_tuning.run.prepare import Prepared
@@ -28,6 +28,15 @@ log = logging.getLogger(__name__)
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 FULL_BYTES = 256 * 1024
 """A disk with less room than this is full: a run writes little at a time that is smaller."""
+
+_CONTENTS = (
+    "the rows of {field:dataset.path}",
+    "the rows of {field:dataset.evaluation}",
+    "the weights of {field:model.path}",
+    "the chat template of {field:model.path}",
+    "the weights of {field:model.adapter.model_id}",
+)
+"""What a run starts from, as a refusal names it; all of them are in the configuration's hash."""
 
 
 @contextmanager
@@ -95,7 +104,7 @@ def finished(run: Prepared) -> RunSpec | None:
     if manifest.config_hash != spec.config_hash:
         try:
             earlier = TuningConfig.parse(manifest.configuration)
-            differences = _differences(earlier, len(manifest.devices), spec)
+            differences = _differences(earlier, len(manifest.devices), _contents_of(manifest), spec)
         except InputError:
             differences = "it was made by another version of llm-tuning"
         raise InputError(
@@ -110,7 +119,7 @@ def finished(run: Prepared) -> RunSpec | None:
 
 def _refuse_other(earlier: RunSpec, spec: RunSpec) -> None:
     if earlier.config_hash != spec.config_hash:
-        differences = _differences(earlier.config, len(earlier.devices), spec)
+        differences = _differences(earlier.config, len(earlier.devices), _contents(earlier), spec)
         raise InputError(
             Problem(
                 "model_id",
@@ -120,12 +129,51 @@ def _refuse_other(earlier: RunSpec, spec: RunSpec) -> None:
         )
 
 
-def _differences(earlier: TuningConfig, devices: int, spec: RunSpec) -> str:
-    """List what decides the weights and was set otherwise in the `earlier` run, on so many devices."""
+def _differences(earlier: TuningConfig, devices: int, contents: Mapping[str, str | None], spec: RunSpec) -> str:
+    """List what decides the weights and was otherwise in the `earlier` run, on so many devices, from these contents."""
     was = _flat(deciding_settings(earlier, devices))
     now = _flat(deciding_settings(spec.config, len(spec.devices)))
     changed = [f"{name} {was.get(name)}, now {value}" for name, value in now.items() if was.get(name) != value]
-    return "; ".join(changed) or "not the settings: the data, base, template or start adapter"
+    for name, content in _contents(spec).items():
+        before = contents[name]
+        if before != content:
+            changed.append(f"{name} {_short(before)}, now {_short(content)}")
+    return "; ".join(changed) or "it was made by another version of llm-tuning"
+
+
+def _contents(spec: RunSpec) -> dict[str, str | None]:
+    """Return the hashes of what a run starts from, by what they are of."""
+    return dict(
+        zip(
+            _CONTENTS,
+            (
+                spec.data_hash,
+                spec.evaluation_hash,
+                spec.base_weight_hash,
+                spec.template_hash,
+                spec.start_adapter_hash,
+            ),
+            strict=True,
+        )
+    )
+
+
+def _contents_of(manifest: Manifest) -> dict[str, str | None]:
+    """Return the same of a finished run."""
+    rows, start = manifest.dataset, manifest.start_adapter
+    evaluation = rows.evaluation if rows else None
+    hashes = (
+        rows.hash if rows else None,
+        evaluation.hash if evaluation else None,
+        manifest.base.weight_hash,
+        manifest.template_hash,
+        start.weight_hash if start else None,
+    )
+    return dict(zip(_CONTENTS, hashes, strict=True))
+
+
+def _short(digest: str | None) -> str:
+    return f"sha256 {digest[:12]}" if digest else "none"
 
 
 def _flat(values: Mapping[str, Any], where: str = "") -> dict[str, Any]:

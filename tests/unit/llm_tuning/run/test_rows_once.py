@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 
 from llm_tuning.api import RunOptions, TuningConfig
 from llm_tuning.data.reading import data_hash
-from llm_tuning.errors import InputError, TryAgain
+from llm_tuning.errors import InputError, TryAgain, in_words
 from llm_tuning.models.layout import CHECKPOINTS, DATA_REPORT, ROWS, RUN_SPEC
 from llm_tuning.run import tune as story
 from llm_tuning.run.spec import RunSpec, read_run_spec
@@ -111,11 +113,45 @@ def test_changed_data_is_refused(base: Path, rows: Path, trained: list[RunSpec],
     config = TuningConfig.parse(
         {"model": {"path": str(base)}, "dataset": {"path": str(rows)}, "training": {"epochs": 1}}
     )
-    refusal = "was started with another configuration: not the settings: the data,.* or delete .* to discard that run$"
+    refusal = r"configuration: the rows of dataset.path sha256 \w{12}, now sha256 \w{12}; .* or delete .* that run$"
     with pytest.raises(InputError, match=refusal):
         story.tune(config, RunOptions(devices="cpu", model_id="m"))
     assert (WORK / RUN_SPEC).exists()
     assert len(trained) == 1
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [("model.safetensors", "the weights of model.path"), ("chat_template.jinja", "the chat template of model.path")],
+)
+def test_what_has_changed_of_the_base_is_named(
+    base: Path, rows: Path, trained: list[RunSpec], changed: tuple[str, str], tmp_path: Path
+) -> None:
+    """One thing changed, one thing named: the settings are the same, and so are the rows."""
+    file, what = changed
+    start(base, rows)
+    other = shutil.copytree(base, tmp_path / "other")
+    start(other, rows)  # the same weights elsewhere
+    content = (other / file).read_bytes()
+    (other / file).write_bytes((4).to_bytes(8, "little") + b"{  }" if file == "model.safetensors" else b" " + content)
+    with pytest.raises(InputError) as error:
+        start(other, rows)
+    [problem] = error.value.problems
+    _, _, differences = in_words(problem.rule).partition("with another configuration: ")
+    assert re.fullmatch(rf"{what} sha256 \w+, now sha256 \w+", differences)
+    assert len(trained) == 2
+
+
+def test_rows_to_evaluate_on_that_were_not_there_are_named(
+    base: Path, rows: Path, trained: list[RunSpec], tmp_path: Path
+) -> None:
+    start(base, rows)
+    held_out = tmp_path / "held_out.jsonl"
+    held_out.write_text('{"prompt": "another", "output": "a"}\n' * 2)
+    given = {"path": str(rows), "evaluation": str(held_out)}
+    config = TuningConfig.parse({"model": {"path": str(base)}, "dataset": given, "training": {"epochs": 1}})
+    with pytest.raises(InputError, match=r"the rows of (dataset\.)?evaluation none, now sha256"):
+        story.tune(config, RunOptions(devices="cpu", model_id="m"))
 
 
 def test_a_folder_that_is_no_model_is_refused(base: Path, rows: Path, trained: list[RunSpec]) -> None:
