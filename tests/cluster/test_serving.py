@@ -118,12 +118,12 @@ class Serving:
             self.is_whole, seconds, lambda: f"{fault}: {json.dumps(status_of(self.namespace, SERVICE), indent=1)}"
         )
         took = time.monotonic() - began
-        time.sleep(3)
+        before = self.clients.counts()["good"]
+        wait_until(lambda: self.clients.counts()["good"] > before, 60, f"{fault}: an answer to a client afterwards")
         met = self.clients.since()
         counted = ", ".join(f"{number} {kind}" for kind, number in met.items())
         print(f"fault: {fault:26} {counted}, whole after {took:.1f} s")
         assert met["wrong"] == 0, self.clients.troubles("wrong")
-        assert met["good"] > 0
         return met
 
 

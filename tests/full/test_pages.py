@@ -124,6 +124,7 @@ def at_tuningjob(site: Site) -> None:
         "tune-llm --llm_path base/qwen3-0.6b --dataset_path datasets/faq.json --model_id faq --experiment_name faq",
     )
     site.apply(faq_job(tracking={"experimentName": "stand-in:sleep=3"}))
+    site.prepare("kubectl wait tj/faq --for=condition=Reconciling --timeout=60s")  # the next command reads its status
 
 
 def at_kubectl_plugin(site: Site) -> None:
