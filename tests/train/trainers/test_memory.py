@@ -85,6 +85,20 @@ def test_memory_that_ran_out_names_the_stage_what_held_it_and_the_field_that_hel
 
 
 @pytest.mark.parametrize(
+    ("sharding", "first"), [("none", "set sharding to full or set quantization to 4bit or "), ("full", "")]
+)
+def test_a_base_that_fills_one_of_several_gpus_is_to_be_divided(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sharding: str, first: str
+) -> None:
+    devices = ["cuda:0", "cuda:1"]
+    run = make_run(tmp_path, tiny_base, devices=devices, world=2, training={"sharding": sharding})
+    card(monkeypatch, free=1, reserved=22)
+    with pytest.raises(InputError) as caught, gpu_errors_explained(run, Stage.LOADING):
+        fail(NO_ROOM)()
+    assert str(caught.value).endswith(f"; {first}use a GPU with more memory or a smaller base")
+
+
+@pytest.mark.parametrize(
     "at",
     [{"others": 0}, {"others": 12}, {"others": 0, "quantization": "4bit"}],
     ids=["alone", "with others on the card", "4 bits"],
