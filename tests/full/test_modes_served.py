@@ -24,6 +24,8 @@ BASE, SERVICE = "caller", "callers"
 TRAINING = {"batchSize": 6, "precision": "fp32", "epochs": 12, "learningRate": 5e-3}
 FROM_SFT = {"epochs": 4, "learningRate": 2e-4}
 """Where dpo begins, as it best does; from a base that never makes the right call it would unlearn all calls."""
+GENTLY = {"learningRate": 2e-3}
+"""For kto: at sft's rate all labels are told apart, and yet, by the processor, only 7 of 12 calls are right."""
 SCORE = {"dpo": "reward_accuracy", "kto": "label_accuracy"}
 """One of the scores that only the mode has."""
 READ_ALL = """
@@ -66,6 +68,8 @@ def make_job(mode: str) -> dict[str, Any]:
     start: dict[str, Any] = {"lora": {"rank": 16, "alpha": 32}, "training": TRAINING}
     if mode == "dpo":
         start = {"model": {"adapter": {"tuningJob": "sft"}}, "training": TRAINING | FROM_SFT}
+    if mode == "kto":
+        start["training"] = TRAINING | GENTLY
     return tuning_job(
         mode,
         mode=mode,
@@ -113,7 +117,8 @@ def test_the_scores_of_the_mode_are_in_status_manifest_card_tracking_and_report(
             assert tuned[name] > 0.9
             assert found["mlflow"][f"eval/{name}"] == tuned[name]
             assert evaluation["tuned" + "".join(word.title() for word in name.split("_"))] == pytest.approx(tuned[name])
-        assert evaluation["tunedCallsEqual"] == tuned["calls_equal"] >= 0.9
+        assert evaluation["tunedCallsEqual"] == pytest.approx(tuned["calls_equal"], abs=1e-5)
+        assert tuned["calls_equal"] >= 0.9
         assert evaluation["baseCallsEqual"] == 0
         assert found["mlflow"]["eval/calls_equal"] == tuned["calls_equal"]
         assert "| Calls as recorded | 0 | " in found["card"]
