@@ -36,6 +36,10 @@ MAX_IGNORED_FIELDS = 10_000
 """Names of unused fields that are kept."""
 _MAX_PLANS = 1_000
 _NONE: frozenset[str] = frozenset()
+_CUE_ENDS = (":", ":\n", ": ", ":\n\n")
+_CUE_CHARACTERS = 32
+_CUE = re.compile(r"(?:\A|\s|<)(?:#+ ?)?(?:assistant|response|bot)>?\s?:\s*\Z", re.IGNORECASE)
+"""The end of a prompt that was rendered for a model without a chat template: `Assistant:`, `### Response:`."""
 _PLACEHOLDER = re.compile(r"\{\{\s*[\w.]+\s*\}\}")
 
 
@@ -231,5 +235,6 @@ _WARNED: Mapping[str, Callable[[str], object]] = {
     "placeholders": lambda text: "{{" in text and _PLACEHOLDER.search(text),
     "images": lambda text: "<image>" in text,
     "missing values": says_missing,
+    "cues": lambda text: text.endswith(_CUE_ENDS) and _CUE.search(text, max(0, len(text) - _CUE_CHARACTERS)),
 }
 """What a text is warned of, by the name of its count."""

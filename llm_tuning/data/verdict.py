@@ -50,6 +50,8 @@ _OF_ROWS = {
     "images": "`<image>` stands for an image that is not seen in training: leave such rows out",
     "missing values": "a text that is `nan`, `#N/A`, `<noinput>` or the like and nothing else is learned as it stands: "
     "remove such rows if a value is missing there",
+    "cues": "a text that ends with `Assistant:`, `### Response:` or the like is rendered already, for a model without "
+    "a chat template: give the plain question, since the template is written around it",
     "swapped scores": "the chosen answer has the lower score: its row may have its sides the wrong way round",
 }
 """What is said of rows that a RowParser counts."""

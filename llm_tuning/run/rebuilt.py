@@ -23,6 +23,10 @@ class RebuildFailed(Exception):  # noqa: N818 - an outcome, not a fault: there i
     """transformers does not load this tokenizer; the text is its first line."""
 
 
+class RebuildStopped(RebuildFailed):
+    """The process that asks transformers was ended, or took too long: nothing is known of this tokenizer."""
+
+
 @dataclass(frozen=True)
 class Rebuilt:
     """The tokenizer that transformers built, and its ids of the texts."""
@@ -74,7 +78,13 @@ def rebuild_apart(folder: Path, texts: Sequence[str], add_special_tokens: bool) 
             check=True,
         )
         answer = json.loads(done.stdout)
-    except (OSError, subprocess.SubprocessError, ValueError) as error:
+    except subprocess.TimeoutExpired as late:
+        raise RebuildStopped(f"transformers took longer than {late.timeout:g} s to load its tokenizer") from None
+    except subprocess.CalledProcessError as ended:
+        if ended.returncode < 0:
+            raise RebuildStopped(f"the process that loads it was ended by signal {-ended.returncode}") from None
+        raise RebuildFailed(_first_line(ended)) from None
+    except (OSError, ValueError) as error:
         raise RebuildFailed(_first_line(error)) from None
     if "error" in answer:
         raise RebuildFailed(answer["error"])

@@ -23,7 +23,15 @@ from llm_tuning.data.tokens import RowTokenizer
 from llm_tuning.errors import Problem
 from llm_tuning.models.layout import TOKENIZER_CONFIG
 from llm_tuning.run.checks import BASE
-from llm_tuning.run.rebuilt import Rebuild, RebuildFailed, Rebuilt, rebuild_apart, rebuild_here, transformers_version
+from llm_tuning.run.rebuilt import (
+    Rebuild,
+    RebuildFailed,
+    RebuildStopped,
+    Rebuilt,
+    rebuild_apart,
+    rebuild_here,
+    transformers_version,
+)
 
 TOKENIZER = "tokenizer.json"
 AS_IT_IS = "PreTrainedTokenizerFast"
@@ -70,6 +78,12 @@ def _compare(
         return
     try:
         built = rebuild(folder, texts, special)
+    except RebuildStopped as stopped:
+        report.warnings.append(
+            f"the base's token ids could not be compared with those of a server: {stopped}; check again where there is "
+            f"more time or memory for it"
+        )
+        return
     except RebuildFailed as failure:
         report.warnings.append(
             f"the base's token ids could not be compared with those of a server: transformers {transformers_version()} "

@@ -6,6 +6,7 @@ Rows are tokenised by tokenizer.json; a vLLM server has what transformers builds
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from llm_tuning.data.check import DatasetRefused, check_dataset
 from llm_tuning.data.report import Report
 from llm_tuning.modes import MODES
-from llm_tuning.run import served_ids
+from llm_tuning.run import rebuilt, served_ids
 from llm_tuning.run.rebuilt import rebuild_apart, rebuild_here
 from llm_tuning.run.served_ids import ids_as_served
 from tests.support.tokenizer_layouts import ALIKE, OTHERWISE, make_layout
@@ -23,10 +24,10 @@ CHATS = [{"prompt": f"What is the loop number {i}?", "output": f"It is a loop, {
 TEXTS = [{"text": f"A loop of {i} statements."} for i in range(6)]
 
 
-def check(base: Path, rows: list[dict[str, Any]] = CHATS, *, cache: Path | None = None) -> Report:
+def check(base: Path, rows: list[dict[str, Any]] = CHATS, *, cache: Path | None = None, apart: bool = False) -> Report:
     path = base.parent / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    compare = ids_as_served(base, cache=cache, apart=False)
+    compare = ids_as_served(base, cache=cache, apart=apart)
     assert compare is not None
     return check_dataset(path, form=MODES["sft"].rows, tokenizer_dir=base, max_length=400, check_base=compare)
 
@@ -82,6 +83,25 @@ def test_a_tokenizer_that_transformers_does_not_load_is_a_warning(tmp_path: Path
     base = make_layout(tmp_path / "base", ALIKE["llama 3"], tokenizer_class="T5Tokenizer")
     report = check(base)
     assert [line for line in report.warnings if "does not load its tokenizer" in line]
+
+
+@pytest.mark.parametrize(
+    ("program", "seconds", "what"),
+    [("sleep 60", 0.2, "took longer than 0.2 s"), ("kill -9 $$", 60, "was ended by signal 9")],
+)
+def test_a_comparison_that_was_stopped_says_nothing_of_the_base(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, seconds: float, what: str
+) -> None:
+    """On a busy machine, or short of memory: the server will start all the same."""
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\nexec sh -c '{program}'\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setattr(rebuilt, "TIMEOUT_SECONDS", seconds)
+    base = make_layout(tmp_path / "base", next(iter(ALIKE.values())))
+    (warning,) = [said for said in check(base, apart=True).warnings if "could not be compared" in said]
+    assert what in warning
+    assert "will not start" not in warning
 
 
 def test_what_was_equal_is_not_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,6 +108,29 @@ def test_texts_that_stand_for_a_missing_value_are_warned_of(
     assert said == [text] * warned
 
 
+@pytest.mark.parametrize(
+    ("prompt", "warned"),
+    [
+        ("\n\nHuman: hi\n\nAssistant:", True),
+        ("USER: hi ASSISTANT:", True),
+        ("Below is an instruction.\n\n### Instruction:\nhi\n\n### Response:\n", True),
+        ("User: hi\nAssistant: ", True),
+        ("<human>: hi\n<bot>:", True),
+        ("Write to the assistant: she is new", False),
+        ("Q: 1+1\nA:", False),
+        ("List the following:", False),
+        ("Name a response: Assistant", False),
+    ],
+)
+def test_prompts_that_are_rendered_without_markers_are_warned_of(
+    write_lines: WriteLines, prompt: str, warned: bool
+) -> None:
+    report = check(write_lines([*rows(2), {"prompt": prompt, "output": "a"}]))
+    said = [warning for warning in report.warnings if "rendered already" in warning]
+    assert len(said) == warned
+    assert all("give the plain question" in text and "(row 3)" in text for text in said)
+
+
 def test_the_place_of_an_image_is_warned_of(write_lines: WriteLines) -> None:
     rows_of_images = [{"prompt": "<image>What is it?", "output": f"{n}"} for n in range(2)]
     report = check(write_lines([*rows(2), *rows_of_images]))
