@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_tuning.cli.tables import print_table
+from llm_tuning.core.text import shown_bytes
 from llm_tuning.errors import EXIT_OK, InputError, Problem
 from llm_tuning.sources.uri import Kind
 
@@ -61,13 +62,14 @@ def _list(args: argparse.Namespace) -> int:
     if rows:
         header = ["SOURCE", "KIND", "SIZE", "FETCHED", "USED BY"]
         cells = [
-            [r["uri"], r["kind"], _size(r["bytes"]), r["fetched_at"], ", ".join(r["used_by"]) or "-"] for r in rows
+            [r["uri"], r["kind"], shown_bytes(r["bytes"]), r["fetched_at"], ", ".join(r["used_by"]) or "-"]
+            for r in rows
         ]
         print_table(header, cells)
     else:
         print(f"no sources in {root.resolve()}")
     for folder, size in left:
-        print(f"begun, and continued by the next fetch: {folder} ({_size(size)})")
+        print(f"begun, and continued by the next fetch: {folder} ({shown_bytes(size)})")
     return EXIT_OK
 
 
@@ -116,7 +118,7 @@ def _remove(args: argparse.Namespace) -> int:
     if given.is_dir() and given.resolve().parent == (root / WORK).resolve():
         size = bytes_in(given)
         remove(root, root / WORK / given.name)
-        print(f"removed what was begun of {given.name} ({_size(size)})")
+        print(f"removed what was begun of {given.name} ({shown_bytes(size)})")
         return EXIT_OK
     found = _one(args.source, root)
     users = _users(Path(args.output_dir))(found)
@@ -127,7 +129,7 @@ def _remove(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({**_shown(found), "used_by": users}, indent=2))
     else:
-        print(f"removed {found.uri} ({_size(found.record.size)})")
+        print(f"removed {found.uri} ({shown_bytes(found.record.size)})")
     return EXIT_OK
 
 
@@ -197,7 +199,3 @@ def _shown(each: Any) -> dict[str, Any]:
         "bytes": record.size,
         "fetched_at": record.fetched_at,
     }
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:,.2f} GB" if count >= 1e7 else f"{count / 1e3:,.1f} kB"

@@ -1,4 +1,4 @@
-"""Text for people: from outside (file names, rows) on its way to a terminal, which would obey it; counts."""
+"""Text for people: from outside (file names, rows) on its way to a terminal, which would obey it; counts and sizes."""
 
 from __future__ import annotations
 
@@ -21,6 +21,13 @@ def one_line(text: str) -> str:
 def counted(count: int, what: str = "row") -> str:
     """Return `1 row`, `1,204 rows`."""
     return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
+
+
+def shown_bytes(count: int) -> str:
+    """Return `9.1 kB`, `12.4 MB`, `1.52 GB`, in powers of ten as disks and hubs say it."""
+    if count >= 1e9:
+        return f"{count / 1e9:,.2f} GB"
+    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
 
 
 def _escaped(found: re.Match[str]) -> str:

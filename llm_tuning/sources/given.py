@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from llm_tuning.core.text import shown_bytes
 from llm_tuning.data.files.folder import COMPRESSED_ENDINGS, DATA_ENDINGS
 from llm_tuning.errors import InputError, Problem
 from llm_tuning.sources import store
@@ -92,7 +93,7 @@ def lying(root: Path, source: Source, commit: str = "") -> Stored | None:
 def said(fetched: Fetched) -> str:
     """Say what became of a fetch, in one line."""
     record = fetched.stored.record
-    size = f"{record.size / 1e9:,.2f} GB"
+    size = shown_bytes(record.size)
     if fetched.moved:
         return f"{record.uri} at {record.commit[:12]}: {size} fetched to {fetched.path}"
     return f"{record.uri} at {record.commit[:12]} is here already ({size}): {fetched.path}"

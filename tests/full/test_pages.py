@@ -58,7 +58,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 def faq_job(**spec: Any) -> dict[str, Any]:
     """The first TuningJob that README shows, on the CPU: no node here has a GPU."""
     job: dict[str, Any] = yaml.safe_load(yaml_documents(ROOT / "README.md")[0])
-    job["spec"] |= {"resources": SMALL, **spec}
+    on_the_claim = {"path": "base/qwen3-0.6b"}  # the second installation knows no hub
+    job["spec"] |= {"model": on_the_claim, "resources": SMALL, **spec}
     return job
 
 

@@ -40,23 +40,40 @@ from tests.support.pages import (
     snippets,
     yaml_documents,
 )
+from tests.support.source_servers import git_commit, olah
 from tests.support.vllm_server import require_vllm
 
 WITH_VLLM = {"start-ml", "readme"}
+WITH_HUB = {"start-ml", "readme"}
 ALL = [snippet for page in WALKED_PAGES for snippet in snippets(page)]
 LANGUAGES = {*SHELLS, "python", "yaml", "json", "text", "{toctree}"}
 PROGRAMS = ("bash", "curl", "docker", "helm", "kubectl", "make", "mlflow", "pip", "python", "source", "tune-llm")
 
 
+ROWS = [{"prompt": f"What is {i} plus {i}?", "output": f"It is {2 * i}.", "reward": i % 5} for i in range(40)]
+LINES = "".join(f"{json.dumps(row)}\n" for row in ROWS)
+
+
+@pytest.fixture(scope="module")
+def hub(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A hub that nobody here wrote, with what the pages name: it is no more real than the base on this machine."""
+    repositories = tmp_path_factory.mktemp("git")
+    git_commit(repositories / "models/Qwen/Qwen3-0.6B", {each.name: each.read_bytes() for each in tiny_base.iterdir()})
+    git_commit(repositories / "datasets/owner/faq", {"train.jsonl": LINES.encode()})
+    with olah(tmp_path_factory.mktemp("olah"), repositories) as url:
+        yield url
+
+
 @pytest.fixture
-def reader(tmp_path: Path, tiny_base: Path) -> Iterator[Reader]:
+def reader(tmp_path: Path, tiny_base: Path, request: pytest.FixtureRequest) -> Iterator[Reader]:
     """In a clone, with a base and data under the names of the pages."""
-    made = Reader(tmp_path)
+    walk = request.node.callspec.params.get("walk") if hasattr(request.node, "callspec") else None
+    asks = walk is not None and walk.name in WITH_HUB
+    made = Reader(tmp_path, hub=request.getfixturevalue("hub") if asks else None)
     shutil.copytree(tiny_base, made.folder / "base" / "qwen3-0.6b")
-    rows = [{"prompt": f"What is {i} plus {i}?", "output": f"It is {2 * i}.", "reward": i % 5} for i in range(40)]
-    (made.folder / "faq.json").write_text(json.dumps(rows))
+    (made.folder / "faq.json").write_text(json.dumps(ROWS))
     for name in ("faq.jsonl", "rated.jsonl"):
-        (made.folder / name).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        (made.folder / name).write_text(LINES)
     try:
         yield made
     finally:
