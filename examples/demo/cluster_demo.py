@@ -1,10 +1,11 @@
 """A whole cluster, from `kubectl apply` to a served, proven adapter: what `make demo` runs.
 
-A real one-node Kubernetes is started on this machine (see devcluster/), the operator is installed by helm, and three
-TuningJobs are applied: one with a mistake in its data, an SFT, and a PPO that starts from the SFT's adapter. An
-InferenceService then serves both adapters with vLLM, proves them, and shifts clients from one to the other. Every
-command is shown as it is run. The demo is a check as well: the first thing that is not as it should be ends it with
-exit code 1. It needs root, since it makes network namespaces; elsewhere it says how to use kind.
+A real one-node Kubernetes is started on this machine (see devcluster/), with a hub in it that has a base model (see
+cluster/hub/), and the operator is installed by helm. Three TuningJobs name that base: one with a mistake in its data,
+an SFT, and a PPO that starts from the SFT's adapter. An InferenceService then serves both adapters with vLLM, proves
+them, and shifts clients from one to the other. Every command is shown as it is run. The demo is a check as well: the
+first thing that is not as it should be ends it with exit code 1. It needs root, since it makes network namespaces;
+elsewhere it says how to use kind.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from devcluster.cluster import bin_dir, kubeconfig
 CLUSTER = "demo"
 NAMESPACE = "tuning-demo"
 BASE = Path("base/tiny-python")
+REPOSITORY, HUB = "demo/tiny-python", f"http://hub.{NAMESPACE}"
 IMAGES = {name: f"localhost/llm-tuning/{name}:dev" for name in ("operator", "trainer", "vllm")}
 MISTAKE, SFT, PPO = "help-desk-mistake", "help-desk-sft", "help-desk-ppo"
 SERVICE, PORT = "help-desk", 8399
@@ -47,10 +49,12 @@ WITHOUT_ROOT = """The demo starts a real Kubernetes node, which needs root. With
   docker build -t localhost/llm-tuning/vllm:dev -f devcluster/images/vllm/Dockerfile .
   kind load docker-image --name llm-tuning localhost/llm-tuning/{operator,trainer,vllm}:dev
   kubectl apply -f examples/demo/cluster/namespace.yaml
+  kubectl apply -k examples/demo/cluster/hub
   helm install llm-tuning charts/llm-tuning --namespace tuning-demo --wait \\
     --set images.operator=localhost/llm-tuning/operator:dev \\
     --set images.trainer=localhost/llm-tuning/trainer:dev \\
-    --set images.vllm=localhost/llm-tuning/vllm:dev
+    --set images.vllm=localhost/llm-tuning/vllm:dev \\
+    --set sources.endpoint=http://hub.tuning-demo
 
 and go on in docs/start-platform.md with "A first TuningJob";
 
@@ -64,8 +68,9 @@ def show() -> None:
     build()
     with cluster():
         load_images()
+        publish_the_base()
         install()
-        fill_the_volume()
+        copy_the_data()
         refuse_a_mistake()
         tune()
         look_around()
@@ -110,24 +115,33 @@ def load_images() -> None:
         run(f"python -m devcluster load {image} --name {CLUSTER}")
 
 
+def publish_the_base() -> None:
+    """A repository on a hub in the cluster, which has no way out."""
+    stage(
+        f"A hub that has hf://{REPOSITORY}",
+        "It stands for the public one: a small read-only server in a pod. Beside it a claim with nothing on it yet.",
+    )
+    run(f"kubectl apply -f {script('cluster/namespace.yaml')}")
+    run(f"kubectl apply -k {script('cluster/hub')}")
+    run(f"kubectl -n {NAMESPACE} wait --for=condition=Ready pod/hub pod/volume --timeout=90s")
+    run(f"kubectl -n {NAMESPACE} exec hub -- mkdir demo")
+    run(f"kubectl -n {NAMESPACE} cp --no-preserve {BASE} hub:/repositories/{REPOSITORY}")
+
+
 def install() -> None:
     """The operator, by its chart."""
     stage("Install the operator", "Waiting until it is ready to work: it reads what is there and takes its Lease.")
-    run(f"kubectl apply -f {script('cluster/namespace.yaml')}")
     run(
         f"helm install llm-tuning {os.path.relpath(ROOT / 'charts/llm-tuning', stages.FOLDER)} --namespace {NAMESPACE} "
         f"--set images.operator={IMAGES['operator']} --set images.trainer={IMAGES['trainer']} "
-        f"--set images.vllm={IMAGES['vllm']} --wait --timeout 2m"
+        f"--set images.vllm={IMAGES['vllm']} --set sources.endpoint={HUB} --wait --timeout 2m"
     )
     run(f"kubectl -n {NAMESPACE} get deployments,tuningjobs")
 
 
-def fill_the_volume() -> None:
-    """The layout that TuningJobs expect on their claim: base/ datasets/ models/."""
-    stage("Files on the claim", "The base model and the data sets are copied to the claim `tuning`.")
-    run(f"kubectl -n {NAMESPACE} wait --for=condition=Ready pod/volume --timeout=90s")
-    run(f"kubectl -n {NAMESPACE} exec volume -- mkdir -p base")
-    run(f"kubectl -n {NAMESPACE} cp --no-preserve {BASE} volume:/workspace/{BASE}")
+def copy_the_data() -> None:
+    """The rows are ours, and on no hub."""
+    stage("Data on the claim", "The data sets are copied to the claim `tuning`. Nobody copies the base to it.")
     run(f"kubectl -n {NAMESPACE} cp --no-preserve data volume:/workspace/datasets")
 
 
@@ -140,15 +154,17 @@ def refuse_a_mistake() -> None:
     valid = _condition(_job(MISTAKE), "DatasetValid")
     print(f"{valid['reason']}: {valid['message']}")
     expect(valid["status"] == "False" and "row" in valid["message"] and "7" in valid["message"], "row 7 is named")
-    pods = run(f"kubectl -n {NAMESPACE} get pods -l tuning.llmtuning.dev/job={MISTAKE} -o name", quiet=True).split()
-    expect(len(pods) == 1, "and no trainer was started for it")
+    role = "jsonpath={.items[*].metadata.labels.tuning\\.llmtuning\\.dev/role}"
+    pods = f"kubectl -n {NAMESPACE} get pods -l tuning.llmtuning.dev/job={MISTAKE} -o '{role}'"
+    expect(sorted(run(pods, quiet=True).split()) == ["check", "fetch"], "and no trainer was started for it")
 
 
 def tune() -> None:
     """The chain, watched as a person would."""
     stage(
         "SFT, then PPO from its adapter",
-        "Applied at once; each is checked, and the second waits for the first. `kubectl get tj -w` shows what goes on:",
+        "Applied at once; each names the base by its uri, is checked, and the second waits for the first. "
+        "`kubectl get tj -w` shows what goes on:",
     )
     run(f"kubectl apply -f {script('cluster/help-desk.yaml')}")
     _watch_until_finished(SFT, PPO)
@@ -157,21 +173,29 @@ def tune() -> None:
         succeeded = _condition(job, "Succeeded")
         expect(succeeded["status"] == "True", f"{name} succeeded ({succeeded['message']})")
     sft, ppo = (_job(name)["status"] for name in (SFT, PPO))
+    commit = sft["model"]["revision"]
+    expect(sft["model"]["path"] == f"sources/hf/{REPOSITORY}/{commit}", f"the base was fetched at commit {commit[:12]}")
+    expect(ppo["model"] == sft["model"], "and is the same for both")
     expect(sft["evaluation"]["tunedLoss"] < sft["evaluation"]["baseLoss"] / 2, "SFT halves the loss on held-out rows")
     expect(ppo["startAdapterModelId"] == sft["modelId"], "PPO started from the SFT's adapter")
 
 
 def look_around() -> None:
     """What the jobs have left."""
-    stage("What is left", "Conditions and Events on the object; the adapter, its report and the registry on the claim.")
+    stage("What is left", "Conditions and Events on the object; base, adapter, its report and registry on the claim.")
     run(f"kubectl -n {NAMESPACE} describe tj {SFT}")
+    run(f"kubectl -n {NAMESPACE} exec volume -- tune-llm sources list")
     model_id = _job(PPO)["status"]["modelId"]
     run(f"kubectl -n {NAMESPACE} exec volume -- ls models/{model_id}")
     run(f"kubectl -n {NAMESPACE} exec volume -- tune-llm report {model_id}")
     run(f"kubectl -n {NAMESPACE} exec volume -- tune-llm registry list")
     listed = run(f"kubectl -n {NAMESPACE} exec volume -- tune-llm registry list --json", quiet=True)
     registered = {model["model_id"] for model in json.loads(listed)["models"]}
-    expect({_job(name)["status"]["modelId"] for name in (SFT, PPO)} <= registered, "both adapters are registered")
+    made = {_job(name)["status"]["modelId"] for name in (SFT, PPO)}
+    expect(made <= registered, "both adapters are registered")
+    listed = run(f"kubectl -n {NAMESPACE} exec volume -- tune-llm sources list --json", quiet=True)
+    [base] = json.loads(listed)["sources"]
+    expect(set(base["used_by"]) == made, "one copy of the base was fetched, and both were made of it")
 
 
 def serve() -> None:

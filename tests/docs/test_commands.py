@@ -115,7 +115,7 @@ def test_every_kubectl_line_has_known_words_and_files(line: str) -> None:
     if verb in OF_RESOURCES and what:
         kinds = what.split(".spec")[0].split("/")[0].split(",")
         assert set(kinds) <= RESOURCES
-    files = [word for flag, word in pairwise(rest) if flag == "-f"]
+    files = [word for flag, word in pairwise(rest) if flag in ("-f", "-k")]
     assert [name for name in files if name not in THE_READERS_OWN and not (ROOT / name).exists()] == []
 
 

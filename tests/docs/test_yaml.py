@@ -63,3 +63,14 @@ def test_there_are_whole_ones_parts_and_configurations() -> None:
 def test_every_example_is_taken(file: Path) -> None:
     values = load_yaml_mapping(file)
     OURS[values["kind"]].parse(values)
+
+
+def test_the_demos_objects_are_taken_and_name_its_hub(tmp_path: Path) -> None:
+    ours = []
+    for file in sorted((ROOT / "examples/demo/cluster").glob("*.yaml")):
+        for document in file.read_text().split("\n---\n"):
+            (tmp_path / "one.yaml").write_text(document)
+            values = load_yaml_mapping(tmp_path / "one.yaml")
+            if values["kind"] in OURS:
+                ours.append(OURS[values["kind"]].parse(values))
+    assert [each.spec.model.uri for each in ours] == ["hf://demo/tiny-python"] * 4

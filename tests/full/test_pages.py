@@ -75,11 +75,12 @@ def at_start_platform(site: Site) -> None:
 
 
 def at_start_ml(site: Site) -> None:
-    """In a namespace with a claim that has the page's files; the memory of the first service is needed."""
+    """In a namespace with a claim that has the page's rows; the memory of the first service is needed."""
     site.prepare(
         "kubectl config set-context --current --namespace tuning-demo",
         "kubectl delete tisvc help-desk",
-        "kubectl exec volume -- cp -r base/tiny-python base/qwen3-0.6b",
+        "kubectl exec hub -- mkdir Qwen",
+        "kubectl exec hub -- cp -r demo/tiny-python Qwen/Qwen3-0.6B",
         "kubectl exec volume -- cp datasets/answers.json datasets/faq.json",
     )
     [text] = [text for text in yaml_documents(ROOT / "docs/start-ml.md") if "kind: TuningJob" in text]
