@@ -303,8 +303,8 @@ def _of_answer_lists(form: RowForm, row: Row) -> RowFault | None:
 def _of_bare_turns(row: Row) -> RowFault | None:
     """Build the refusal of a conversation whose turns are texts without roles; else None."""
     for name, value in row.items():
-        is_chat = plain(name) in _CHATS or (plain(name) == "data" and isinstance(value, list) and len(value) > 1)
-        if is_chat and isinstance(value, list) and value and all(isinstance(item, str) for item in value):
+        is_chat = plain(name) in _CHATS or plain(name) == "data"
+        if is_chat and isinstance(value, list) and len(value) > 1 and all(isinstance(item, str) for item in value):
             rule = f"`{shown(name)}` holds turns without their roles"
             fix = 'write {"messages": [{"role": "user", "content": ...}, {"role": "assistant", "content": ...}, ...]}'
             return RowFault(Reason.NOT_MESSAGES, rule, fix)
