@@ -37,6 +37,10 @@ DATASET_DIR_VARIABLE = "LLM_TUNING_DATASET_DIR"
 TERMINATION_LOG_VARIABLE = "TERMINATION_LOG"
 CREDENTIALS_VARIABLE = "LLM_TUNING_CREDENTIALS"
 """The folder with the keys of the Secret that spec.tracking names, a file each."""
+NODE_VARIABLE = "JOB_COMPLETION_INDEX"
+"""Kubernetes' own, in each pod of an Indexed Job."""
+ADDRESS_VARIABLE = "LLM_TUNING_ADDRESS"
+"""The pod's own address, of a trainer that is one of several."""
 REQUIRE_GPU_VARIABLE = "LLM_TUNING_REQUIRE_GPU"
 """Set to 1 by the operator in pods with GPUs, unless it allows the fall-back to the CPU."""
 
@@ -81,8 +85,20 @@ class PodReason(StrEnum):
     STOPPED = "Stopped"
     BUSY = "Busy"
     GPU_UNAVAILABLE = "GPUUnavailable"
+    NODE_MISSING = "NodeMissing"
+    NODE_LOST = "NodeLost"
 
     UNEXPECTED_ERROR = "UnexpectedError"
+
+
+class NodesInput(ApiModel):
+    """The pods that train one run together; which of them one is stands in its environment."""
+
+    hosts: Annotated[list[str], Field(min_length=2, max_length=16)] = Field(
+        description="Names under which they reach each other, that of index 0 first."
+    )
+
+    port: Annotated[int, Field(ge=1, le=65535)] = Field(description="On which the pod of index 0 listens for them.")
 
 
 class PodInput(ApiModel):
@@ -99,6 +115,8 @@ class PodInput(ApiModel):
     )
 
     gpus: Annotated[int, Field(ge=0, le=16)] = Field(description="GPUs that the trainer has; 0 trains on the CPU.")
+
+    nodes: NodesInput | None = Field(None, description="Of a trainer that is one of several; None: it trains alone.")
 
     def encode(self) -> str:
         """Encode the value of the environment variable; what the spec leaves out stays out."""

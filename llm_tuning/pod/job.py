@@ -18,16 +18,19 @@ from llm_tuning.core.model import input_error
 from llm_tuning.data.files.locate import locate, readings
 from llm_tuning.errors import InputError, Problem
 from llm_tuning.pod.contract import (
+    ADDRESS_VARIABLE,
     DATASET_DIR,
     DATASET_DIR_VARIABLE,
     INPUT_VARIABLE,
     MODELS,
+    NODE_VARIABLE,
     ROOT,
     ROOT_VARIABLE,
     PodInput,
 )
 from llm_tuning.run.checks import ADAPTER, BASE, DATASET, EVALUATION, TRACKING
 from llm_tuning.run.devices import gpu_required
+from llm_tuning.run.nodes import Nodes
 from llm_tuning.run.rows import evaluation_file
 from llm_tuning.tracking.stores import check_tracking_uri, redact, resolve_store
 
@@ -93,6 +96,15 @@ class PodJob:
     def options(self) -> RunOptions:
         """Build the run's options: all GPUs of the pod, which the kubelet numbers from 0."""
         return RunOptions(devices=_devices(self.input.gpus), output_dir=str(self.models), model_id=self.input.model_id)
+
+    def nodes(self) -> Nodes | None:
+        """Return the nodes of the run, of which this pod is one; None where it is alone."""
+        given = self.input.nodes
+        if given is None:
+            return None
+        index, address = int(os.environ[NODE_VARIABLE]), os.environ[ADDRESS_VARIABLE]
+        ranks = max(1, self.input.gpus)
+        return Nodes(index, hosts=tuple(given.hosts), ranks=ranks, address=address, port=given.port)
 
     def make_models_folder(self) -> None:
         """Make `models/` first: a run that finds none and is refused would remove it, with all that others began."""

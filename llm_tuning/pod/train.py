@@ -8,7 +8,7 @@ from pathlib import Path
 from llm_tuning.core.console import quiet_libraries
 from llm_tuning.errors import InputError, Problem
 from llm_tuning.models.registry import Registry
-from llm_tuning.pod.contract import TrainResult
+from llm_tuning.pod.contract import PodReason, TrainResult
 from llm_tuning.pod.job import PodJob
 from llm_tuning.pod.outcome import result_of
 from llm_tuning.run.devices import gpu_defaults
@@ -18,7 +18,8 @@ CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 def run(job: PodJob) -> TrainResult:
     """Train, publish and register; raises InputError, TryAgain or what a library raises."""
-    from llm_tuning.run.tune import tune
+    from llm_tuning.run.nodes import NodeGroup
+    from llm_tuning.run.tune import join_run, tune
 
     given = job.input
     if given.spec.model.adapter is not None and given.start_model_id is None:
@@ -28,8 +29,14 @@ def run(job: PodJob) -> TrainResult:
     config, options = job.config(), job.options()
     job.make_models_folder()
     _use_the_pods_cpus(processes=len(options.devices.split(",")))
-    model_id = tune(config, options)
-    return result_of(Registry(job.models), model_id)
+    if (nodes := job.nodes()) is None:
+        return result_of(Registry(job.models), tune(config, options))
+    with NodeGroup(nodes) as group:
+        if nodes.index == 0:
+            return result_of(Registry(job.models), tune(config, options, group))
+        join_run(options, group)
+    message = f"{nodes.of_node(nodes.index)}: done; the pod of index 0 has the result"
+    return TrainResult(ok=True, reason=PodReason.TRAINED, message=message, model_id=given.model_id)
 
 
 def _use_the_pods_cpus(*, processes: int) -> None:

@@ -10,7 +10,9 @@ import logging
 import os
 import signal
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llm_tuning.core.cards import VISIBLE
 from llm_tuning.core.console import DEBUG_VARIABLE
@@ -20,58 +22,71 @@ from llm_tuning.run.devices import gpu_defaults, own_gpu, threads_per_process
 from llm_tuning.run.rank import PARENT_VARIABLE, RENDEZVOUS_VARIABLE, RankFailure
 from llm_tuning.run.spec import TRACKING_URI_VARIABLE, RunSpec
 
+if TYPE_CHECKING:
+    from llm_tuning.run.nodes import NodeGroup
+
 STOPPED = "Stopped"
 AGENT_KILLS_AFTER_SECONDS = 30
 """After the first failure, when the agent sends SIGKILL to ranks that have not ended (torch's own number)."""
 
 
-def launch(spec: RunSpec) -> None:
-    """Run all ranks of `spec`; raises InputError, TryAgain or RuntimeError as the rank did that failed first."""
+def launch(spec: RunSpec, group: NodeGroup | None = None) -> None:
+    """Run all ranks of `spec`, of which those of this node where there are several.
+
+    Raises InputError, TryAgain or RuntimeError as the rank did that failed first, on whichever node.
+    """
     from llm_tuning.trainers.gpu import check_visible
     from llm_tuning.trainers.parallel import run_ranks
 
-    check_visible(spec.devices)
-    ranks = len(spec.devices)
-    for rank in range(ranks):
+    node = 0 if group is None else group.nodes.index
+    devices = spec.devices_of(node)
+    check_visible(devices)
+    for rank in range(node * len(devices), (node + 1) * len(devices)):
         _error_file(spec, rank).unlink(missing_ok=True)
     # The ranks' rendezvous is a file that they lock: on a network volume that may be slow or hang.
     with tempfile.TemporaryDirectory(prefix="llm-tuning-") as local:
+        rendezvous = f"{local}/rendezvous" if group is None else f"tcp://{group.nodes.store}:{group.nodes.port}"
         failures = run_ranks(
             ["-m", "llm_tuning.run.rank", str(spec.work)],
-            environments=_environments(spec, Path(local) / "rendezvous"),
+            environments=_environments(spec, devices, rendezvous),
             error_file=lambda rank: _error_file(spec, rank),
             stop=stop_requested,
+            group=group,
         )
-    raise_cause(failures, ranks=ranks, stopped=stop_requested())
+    if group is not None:
+        failures = group.share(failures)
+    name = None if group is None else group.nodes.of_rank
+    raise_cause(failures, ranks=len(spec.devices), stopped=stop_requested(), name=name)
 
 
 def _error_file(spec: RunSpec, rank: int) -> Path:
     return spec.work / f"error-rank{rank}.json"
 
 
-def _environments(spec: RunSpec, rendezvous: Path) -> list[dict[str, str]]:
+def _environments(spec: RunSpec, devices: list[str], rendezvous: str) -> list[dict[str, str]]:
     """Build what each rank finds in its environment beside this process's own and torchrun's variables.
 
     Each has its own card and no other: no library can open a context on a card that belongs to another rank.
     """
-    wanted = {PARENT_VARIABLE: str(os.getpid()), RENDEZVOUS_VARIABLE: str(rendezvous)}
+    wanted = {PARENT_VARIABLE: str(os.getpid()), RENDEZVOUS_VARIABLE: rendezvous}
     if logging.getLogger("llm_tuning").isEnabledFor(logging.DEBUG):
         wanted[DEBUG_VARIABLE] = "1"
     if spec.config.tracking.uri is not None:
         wanted[TRACKING_URI_VARIABLE] = spec.config.tracking.uri
     defaults = {
-        "OMP_NUM_THREADS": str(threads_per_process(len(spec.devices))),
-        # One machine: gradients never leave it, and both listen on loopback alone.
-        "GLOO_SOCKET_IFNAME": "lo",
-        "NCCL_SOCKET_IFNAME": "lo",
+        "OMP_NUM_THREADS": str(threads_per_process(len(devices))),
         **gpu_defaults(os.environ),
     }
+    if spec.nodes == 1:  # gradients never leave the machine, and both listen on loopback alone
+        defaults |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
     common = wanted | {name: value for name, value in defaults.items() if name not in os.environ}
     visible = os.environ.get(VISIBLE)
-    return [common | ({} if device == "cpu" else {VISIBLE: own_gpu(device, visible)}) for device in spec.devices]
+    return [common | ({} if device == "cpu" else {VISIBLE: own_gpu(device, visible)}) for device in devices]
 
 
-def raise_cause(failures: dict[int, RankFailure], *, ranks: int, stopped: bool) -> None:
+def raise_cause(
+    failures: dict[int, RankFailure], *, ranks: int, stopped: bool, name: Callable[[int], str] | None = None
+) -> None:
     """Raise what the failing rank did, if any failed; `stopped`: this process was asked to stop and forwarded that.
 
     One failure makes others: a rank that lost its peer knows it as a broken connection, and the agent ends by a signal
@@ -89,7 +104,7 @@ def raise_cause(failures: dict[int, RankFailure], *, ranks: int, stopped: bool) 
             raise TryAgain(error.get("reason", STOPPED), error.get("message", "stopped on request"))
     crashes = [(rank, failure) for rank, failure in causes if failure.exit_code != EXIT_TRY_AGAIN]
     for rank, failure in sorted(crashes, key=lambda crash: crash[1].exit_code > 0):
-        raise RuntimeError(f"rank {rank} of {ranks} {_end(failure)}")
+        raise RuntimeError(f"{name(rank) if name else f'rank {rank} of {ranks}'} {_end(failure)}")
     if order:  # only ranks that were asked to stop, be it before they could say so
         raise TryAgain(STOPPED, "stopped on request")
 

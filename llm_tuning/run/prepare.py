@@ -38,6 +38,7 @@ class Prepared:
     start: StartAdapter | None
     targets: Targets
     now: int
+    nodes: int = 1
 
     @property
     def target(self) -> Path:
@@ -70,6 +71,7 @@ class Prepared:
             config=self.config,
             config_hash=decides,
             devices=self.devices,
+            nodes=self.nodes,
             output_dir=self.output_dir,
             base_name=self.base.name,
             base_weight_hash=self.base_weight_hash,
@@ -82,14 +84,17 @@ class Prepared:
         )
 
 
-def prepare(config: TuningConfig, options: RunOptions) -> Prepared:
-    """Find and check all that the run needs but the rows; raises one InputError with every problem found."""
+def prepare(config: TuningConfig, options: RunOptions, *, nodes: int = 1) -> Prepared:
+    """Find and check all that the run needs but the rows; raises one InputError with every problem found.
+
+    `options` have the devices of each of the `nodes`.
+    """
     from llm_tuning.data.chat import template_hash
     from llm_tuning.data.reading import check_readable
 
     output_dir, base_path = Path(options.output_dir), Path(config.model.path)
     found = Collected()
-    devices = device_names(options.devices)
+    devices = device_names(options.devices) * nodes
     found.run(OUTPUT, lambda: check_writable(output_dir))
     found.run(TRACKING, lambda: _check_tracking(config.tracking.uri))
     base = found.run(BASE, lambda: inspect_base(config.model.path, adapter_as="{field:model.adapter.model_id}"))
@@ -115,7 +120,7 @@ def prepare(config: TuningConfig, options: RunOptions) -> Prepared:
         targets = Targets(tuple(resolved.target_modules.split(",")))
     now = int(time.time())
     model_id = options.model_id or form_model_id(config.mode, base.name, created=now, digest=secrets.token_hex(3))
-    return Prepared(model_id, config, devices, output_dir, base, base_hash, template, start, targets, now)
+    return Prepared(model_id, config, devices, output_dir, base, base_hash, template, start, targets, now, nodes)
 
 
 def _check_tracking(uri: str | None) -> None:

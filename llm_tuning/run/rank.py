@@ -32,7 +32,7 @@ PARENT_VARIABLE = "LLM_TUNING_PARENT"
 """Process id of the one that a rank must not outlive: run.json, checkpoints and the lock are that one's."""
 
 RENDEZVOUS_VARIABLE = "LLM_TUNING_RENDEZVOUS"
-"""The file by which the ranks of a run find each other."""
+"""The file by which the ranks of a run find each other, or `tcp://HOST:PORT`, the store of its nodes."""
 
 PR_SET_PDEATHSIG = 1
 
@@ -43,7 +43,7 @@ class Place(NamedTuple):
     rank: int = 0
     local_rank: int = 0
     world: int = 1
-    rendezvous: Path = Path()
+    rendezvous: Path | str = Path()
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def _train(spec: RunSpec, place: Place, reporter: Reporter) -> str:
     """Run the recipe as this rank and return the device it ran on."""
     from llm_tuning.trainers.gpu import usable_device
 
-    device = usable_device(spec.devices, place.local_rank)
+    device = usable_device(spec.devices, place.rank)
     raise_if_stopped("before the first step")
     from llm_tuning.run.context import TrainRun
     from llm_tuning.trainers.parallel import process_group
@@ -97,7 +97,7 @@ def main(work: Path) -> int:
     if not debug:
         quiet_libraries()
     rank, local_rank, world = (int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
-    place = Place(rank, local_rank, world, Path(os.environ[RENDEZVOUS_VARIABLE]))
+    place = Place(rank, local_rank, world, os.environ[RENDEZVOUS_VARIABLE])
     with stop_on_signals():
         end_with_parent(int(os.environ[PARENT_VARIABLE]))
         try:

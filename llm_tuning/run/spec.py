@@ -22,6 +22,8 @@ class RunSpec(BaseModel):
     config: TuningConfig
     config_hash: str
     devices: list[str]
+    """Of all ranks, those of node 0 first; a number is counted on its node."""
+    nodes: int = 1
     output_dir: Path
     base_name: str
     base_weight_hash: str
@@ -41,6 +43,11 @@ class RunSpec(BaseModel):
     @property
     def work(self) -> Path:
         return self.output_dir / WORK_FOLDER / self.model_id
+
+    def devices_of(self, node: int) -> list[str]:
+        """Return the devices of one node: all have as many."""
+        each = len(self.devices) // self.nodes
+        return self.devices[node * each : (node + 1) * each]
 
     @property
     def cache(self) -> Path:

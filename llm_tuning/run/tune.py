@@ -16,12 +16,13 @@ from llm_tuning.api import RunOptions, TuningConfig
 from llm_tuning.core.stopping import raise_if_stopped, stop_on_signals
 from llm_tuning.errors import PLAIN, InputError, Problem, Words
 from llm_tuning.models.layout import CHECKPOINTS
+from llm_tuning.models.manifest import read_manifest
 from llm_tuning.models.registry import Registry
 from llm_tuning.run.checkpoints import newest_whole
 from llm_tuning.run.checks import BASE, DATASET, EVALUATION, of_field
 from llm_tuning.run.prepare import prepare
 from llm_tuning.run.rows import check_rows
-from llm_tuning.run.spec import RunSpec
+from llm_tuning.run.spec import RunSpec, read_run_spec
 from llm_tuning.run.work import (
     begin_or_resume,
     disk_errors_as_input_errors,
@@ -32,18 +33,20 @@ from llm_tuning.run.work import (
 
 if TYPE_CHECKING:
     from llm_tuning.data.report import Report
+    from llm_tuning.run.nodes import NodeGroup
 
 log = logging.getLogger(__name__)
 
 
-def tune(config: TuningConfig, options: RunOptions) -> str:
+def tune(config: TuningConfig, options: RunOptions, group: NodeGroup | None = None) -> str:
     """Run `config` to the end and return the model_id; a started or finished one is resumed or returned.
 
+    With `group` this is node 0 of several, which each have the devices of `options`; the others `join_run`.
     Raises InputError (checkpoints that were there are still there, and no model folder is left) or TryAgain (the same
     call continues later).
     """
     with _guarded(Path(options.output_dir)):
-        run = prepare(config, options)
+        run = prepare(config, options, nodes=1 if group is None else len(group.nodes.hosts))
         spec = finished(run)
         if spec is None:
             with held(run):
@@ -53,11 +56,27 @@ def tune(config: TuningConfig, options: RunOptions) -> str:
                     spec = begin_or_resume(run, show_sample=options.show_sample)
                     raise_if_stopped("before the training")
                     _say_where_it_resumes(newest_whole(spec.work / CHECKPOINTS))
-                    _train(spec)
+                    _train(spec, group)
                     return spec.model_id
         log.info("%s is finished already: %s", spec.model_id, spec.target)
         _complete(spec)
         return spec.model_id
+
+
+def join_run(options: RunOptions, group: NodeGroup) -> None:
+    """Lend the devices of this node to the run that node 0 does; returns when its ranks here have ended well.
+
+    Raises as `tune` does.
+    """
+    from llm_tuning.run.launch import launch
+
+    target = Path(options.output_dir) / str(options.model_id)
+    with stop_on_signals():
+        work = group.await_work(lambda: read_manifest(target) is not None)
+        if work is not None:
+            spec = read_run_spec(work)
+            assert spec is not None, f"{work} holds no run.json"
+            launch(spec, group)
 
 
 def check_run(config: TuningConfig, options: RunOptions, *, words: Words = PLAIN) -> Report:
@@ -109,7 +128,7 @@ def _complete(spec: RunSpec) -> None:
     Registry(spec.output_dir).heal(published=spec.model_id)
 
 
-def _train(spec: RunSpec) -> None:
+def _train(spec: RunSpec, group: NodeGroup | None) -> None:
     if len(spec.devices) == 1:
         from llm_tuning.run.rank import Place, run_rank
 
@@ -117,4 +136,7 @@ def _train(spec: RunSpec) -> None:
     else:
         from llm_tuning.run.launch import launch
 
-        launch(spec)
+        if group is not None:
+            group.await_others()
+            group.hand_on(spec.work)
+        launch(spec, group)

@@ -1,8 +1,8 @@
 """Everything this project uses of torch.distributed, which no other module imports.
 
-Three parts: the start of a run's ranks under torchrun's agent, by the process that was asked for the run; the
-collective operations that a recipe needs; and modules whose frozen parameters are sharded over the ranks. With one
-process each operation is the identity.
+Three parts: the start of a run's ranks under torchrun's agent, by the process that was asked for the run, and the store
+by which several nodes agree on that; the collective operations that a recipe needs; and modules whose frozen parameters
+are sharded over the ranks. With one process each operation is the identity.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -30,14 +31,24 @@ from torch.distributed.elastic.rendezvous.api import RendezvousInfo, RendezvousS
 
 from llm_tuning.core.stopping import stop_requested
 from llm_tuning.errors import TryAgain
+from llm_tuning.run.nodes import NodeGroup
 from llm_tuning.run.rank import RankFailure
 
 T = TypeVar("T")
+
+TCPStore, PrefixStore = dist.TCPStore, dist.PrefixStore  # type: ignore[attr-defined]
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 """A rank that waits longer than this for the others fails instead of hanging: no step takes ten minutes."""
 
 POLL_SECONDS = 0.1
+STORE_SCHEME = "tcp://"
+STORE_TIMEOUT = timedelta(seconds=30)
+"""For an answer of the nodes' store."""
+KILL_SECONDS = 10.0
+"""From SIGTERM to SIGKILL for ranks whose peers on another node are gone: they may wait in a collective for ever."""
+EXIT_BARRIER_SECONDS = 0.1
+"""How long an agent waits for those of other nodes once its ranks have ended: `NodeGroup` knows how they end."""
 
 
 def run_ranks(
@@ -46,30 +57,32 @@ def run_ranks(
     environments: list[dict[str, str]],
     error_file: Callable[[int], Path],
     stop: Callable[[], bool],
+    group: NodeGroup | None = None,
 ) -> dict[int, RankFailure]:
     """Run `python ARGUMENTS` once a rank, to its end; returns the ranks that failed, those seen to fail first in front.
 
     There is a rank for each of `environments`, which are laid over this process's own. It finds its place in RANK,
     LOCAL_RANK and WORLD_SIZE, and leaves what went wrong in its `error_file`, whose
     path is in TORCHELASTIC_ERROR_FILE. When one fails, the agent sends SIGTERM to the others, and SIGKILL to those
-    that have not ended 30 s later. `stop` is polled: once it is true, every rank gets a SIGTERM.
+    that have not ended 30 s later. `stop` is polled: once it is true, every rank gets a SIGTERM. So do they where
+    `group`, the nodes of the run, is in trouble elsewhere; ranks that this ends are no failures.
 
     The agent has a thread of its own, where it leaves this process's signal handlers as they are.
     """
     spec = WorkerSpec(
         role="trainer",
         local_world_size=len(environments),
-        rdzv_handler=_OneNode(),
+        rdzv_handler=_OneNode() if group is None else _Nodes(group),
         entrypoint=sys.executable,
         args=tuple(argument.replace("$", "$$") for argument in arguments),  # the agent fills in ${local_rank}
         max_restarts=0,  # a run continues from its checkpoint, by the next start: never two generations of ranks
         monitor_interval=POLL_SECONDS,
     )
-    agent = LocalElasticAgent(spec, _RankFiles(environments, error_file))
+    agent = LocalElasticAgent(spec, _RankFiles(environments, error_file), exit_barrier_timeout=EXIT_BARRIER_SECONDS)
     with _quiet_agent(), ThreadPoolExecutor(1, "torchrun") as thread:
         ended = thread.submit(agent.run)
         try:
-            _pass_the_stop_on(agent, ended, stop)
+            ended_here = _pass_the_stop_on(agent, ended, stop, group)
         except BaseException:  # a second Ctrl-C
             while not ended.done():
                 _signal_ranks(agent, signal.SIGKILL, set())
@@ -81,16 +94,27 @@ def run_ranks(
             failure.exitcode, failure.error_file_data.get("timestamp", failure.timestamp), failure.error_file_data
         )
         for rank, failure in failures.items()
+        if not (ended_here and failure.exitcode in (-signal.SIGTERM, -signal.SIGKILL))
     }
 
 
-def _pass_the_stop_on(agent: LocalElasticAgent, ended: Future[RunResult], stop: Callable[[], bool]) -> None:
+def _pass_the_stop_on(
+    agent: LocalElasticAgent, ended: Future[RunResult], stop: Callable[[], bool], group: NodeGroup | None
+) -> bool:
+    """Signal the ranks where they are to end; returns whether that was for another node."""
     signalled: set[int] = set()
+    killed: set[int] = set()
+    since: float | None = None
     while not ended.done():
-        if stop():
+        if group is not None and since is None and group.find_trouble() is not None:
+            since = time.monotonic()
+        if since is not None or stop():
             _signal_ranks(agent, signal.SIGTERM, signalled)
+        if since is not None and time.monotonic() - since > KILL_SECONDS:
+            _signal_ranks(agent, signal.SIGKILL, killed)
         with suppress(TimeoutError):
             ended.exception(POLL_SECONDS)
+    return since is not None
 
 
 def _signal_ranks(agent: LocalElasticAgent, number: signal.Signals, signalled: set[int]) -> None:
@@ -131,6 +155,40 @@ class _OneNode(RendezvousHandler):
         return True
 
 
+class _Nodes(_OneNode):
+    """The rendezvous of agents that have met already: `group` has their store, and which of them this one is."""
+
+    def __init__(self, group: NodeGroup) -> None:
+        self._group = group
+
+    def get_backend(self) -> str:
+        return "nodes"
+
+    def next_rendezvous(self) -> RendezvousInfo:
+        nodes = self._group.nodes
+        store = PrefixStore("agents", self._group.agents_store())
+        return RendezvousInfo(store, nodes.index, len(nodes.hosts), RendezvousStoreInfo(nodes.hosts[0], nodes.port))
+
+
+def serve_store(address: str, port: int) -> Any:
+    """Serve a store at one address, for as long as what is returned lives. Left to itself torch listens on all."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    listener = socket.create_server((address, port), family=family)
+    return TCPStore(
+        address,
+        listener.getsockname()[1],
+        is_master=True,
+        wait_for_workers=False,
+        timeout=STORE_TIMEOUT,
+        master_listen_fd=listener.detach(),
+    )
+
+
+def connect_store(host: str, port: int) -> Any:
+    """Connect to the store of node 0, whose every operation raises a RuntimeError once that is gone."""
+    return TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=STORE_TIMEOUT)
+
+
 class _RankFiles(LogsSpecs):
     """Ranks write where this process does; `environments` are for them alone and never enter this process's own."""
 
@@ -145,7 +203,7 @@ class _RankFiles(LogsSpecs):
     def reify(self, envs: dict[int, dict[str, str]]) -> LogsDest:
         errors = {local: str(self._error_file(int(env["RANK"]))) for local, env in envs.items()}
         for local, env in envs.items():
-            env.update(self._environments[int(env["RANK"])] | {"TORCHELASTIC_ERROR_FILE": errors[local]})
+            env.update(self._environments[local] | {"TORCHELASTIC_ERROR_FILE": errors[local]})
         ours = dict.fromkeys(envs, "")
         return LogsDest(stdouts=ours, stderrs=ours, error_files=errors)
 
@@ -165,12 +223,12 @@ def _quiet_agent() -> Iterator[None]:
 
 
 @contextmanager
-def process_group(rendezvous: Path, *, rank: int, world: int, device: str) -> Iterator[None]:
+def process_group(rendezvous: Path | str, *, rank: int, world: int, device: str) -> Iterator[None]:
     """Join the run's process group: gloo on the CPU, NCCL on GPUs; nothing with one process.
 
-    It lasts until the block ends or `leave_process_group` is called. `rendezvous` is a file on a local disk: no port
-    that another job may hold. NCCL connects the GPUs here and not at the first collective, so that what keeps it from
-    that ends the run before a model is loaded: TryAgain.
+    It lasts until the block ends or `leave_process_group` is called. `rendezvous` is a file on a local disk (no port
+    that another job may hold), or `tcp://HOST:PORT`, the store of a run's nodes. NCCL connects the GPUs here and not at
+    the first collective, so that what keeps it from that ends the run before a model is loaded: TryAgain.
     """
     if world == 1:
         yield
@@ -178,18 +236,27 @@ def process_group(rendezvous: Path, *, rank: int, world: int, device: str) -> It
     cuda = device.startswith("cuda")
     if cuda:
         torch.cuda.set_device(device)
+    store = None
+    where: dict[str, Any] = {"init_method": f"file://{Path(rendezvous).resolve()}"}
+    if str(rendezvous).startswith(STORE_SCHEME):
+        host, _, port = str(rendezvous).removeprefix(STORE_SCHEME).rpartition(":")
+        store = connect_store(host, int(port))
+        store.set(f"connecting/{rank}", "")
+        where = {"store": PrefixStore("ranks", store)}
     try:
         dist.init_process_group(
             "nccl" if cuda else "gloo",
-            init_method=f"file://{rendezvous.resolve()}",
             rank=rank,
             world_size=world,
             timeout=COLLECTIVE_TIMEOUT,
             device_id=torch.device(device) if cuda else None,
+            **where,
         )
     except dist.DistBackendError as error:  # type: ignore[attr-defined]
         said = str(error).strip().splitlines()[-1]
         raise TryAgain("GPUUnavailable", f"NCCL cannot connect the {world} GPUs: {said}") from error
+    if store is not None:
+        store.set(f"connected/{rank}", "")
     try:
         yield
     finally:

@@ -39,6 +39,12 @@ class Claim:
 
     root: Path
     environment: dict[str, str] = field(default_factory=dict)
+    log: str = "termination-log"
+    """Beside the claim: of the pod that is started on it."""
+
+    @property
+    def message(self) -> Path:
+        return self.root.parent / self.log
 
     @property
     def models(self) -> Path:
@@ -46,19 +52,21 @@ class Claim:
 
     def start(self, role: str, **given: Any) -> subprocess.Popen[str]:
         """Start `python -m llm_tuning.pod ROLE`; `given` is as for `spec`, and `stand_in`, `model_id`, `gpus`,
-        `start_model_id`, `environment`."""
+        `start_model_id`, `nodes`, `environment`."""
         environment = os.environ | self.environment | given.pop("environment", {})
         path = [str(STAND_IN)] if given.pop("stand_in", False) else []
         environment["PYTHONPATH"] = os.pathsep.join([*path, str(REPOSITORY), environment.get("PYTHONPATH", "")])
         pod = {"modelId": given.pop("model_id", "m"), "gpus": given.pop("gpus", 0)}
         if start := given.pop("start_model_id", None):
             pod["startModelId"] = start
+        if nodes := given.pop("nodes", None):
+            pod["nodes"] = nodes
         environment |= {
             "LLM_TUNING_ROOT": str(self.root),
-            "TERMINATION_LOG": str(self.root.parent / "termination-log"),
+            "TERMINATION_LOG": str(self.message),
         }
         environment.setdefault("LLM_TUNING_POD", json.dumps(pod | {"spec": spec(**given)}))
-        (self.root.parent / "termination-log").unlink(missing_ok=True)
+        self.message.unlink(missing_ok=True)
         return subprocess.Popen(
             [sys.executable, "-m", "llm_tuning.pod", role],
             env=environment,
@@ -68,10 +76,9 @@ class Claim:
             cwd=self.root.parent,
         )
 
-    def end(self, process: subprocess.Popen[str]) -> Ended:
-        out, log = process.communicate(timeout=120)
-        message = self.root.parent / "termination-log"
-        return Ended(process.returncode, message.read_text() if message.exists() else "", out + log)
+    def end(self, process: subprocess.Popen[str], *, seconds: float = 120) -> Ended:
+        out, log = process.communicate(timeout=seconds)
+        return Ended(process.returncode, self.message.read_text() if self.message.exists() else "", out + log)
 
     def run(self, role: str, **given: Any) -> Ended:
         """Start, and wait for the end."""

@@ -49,7 +49,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[RunSpec]:
     """Runs end where the training would begin."""
     specs: list[RunSpec] = []
 
-    def train(spec: RunSpec) -> None:
+    def train(spec: RunSpec, group: None) -> None:
         specs.append(spec)
         raise TrainingBeginsError
 

@@ -1,0 +1,312 @@
+"""The nodes of a run, which train it together: pods of one Job, each with the same number of ranks. Torch-free.
+
+Node 0 does all that a run does beside training (checks, rows, checkpoints, publishing); the others lend it their
+devices. They meet at a store that node 0 keeps at one address of its own. Each node writes there that it is alive, and
+how its ranks have ended, so every node ends within a minute of any other, and says which rank of which node was first.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from llm_tuning.core.stopping import raise_if_stopped
+from llm_tuning.errors import TryAgain
+from llm_tuning.run.rank import RankFailure
+
+log = logging.getLogger(__name__)
+
+JOIN_SECONDS = 45.0
+"""For a node whose host is known to be there, and for the ranks to connect: a run is to end within a minute."""
+LOST_SECONDS = 30.0
+"""A node that has written nothing for so long is lost; two ranks in a collective cannot tell that from a slow one."""
+BEAT_SECONDS = 1.0
+LINGER_SECONDS = 10.0
+"""How long node 0 keeps the store for the others to read how it ended."""
+THREAD_SECONDS = 15.0
+CONNECT_SECONDS = 5.0
+POLL_SECONDS = 0.2
+
+MISSING, LOST = "NodeMissing", "NodeLost"
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """The nodes of a run as one of them sees them."""
+
+    index: int
+    """Which of them this is."""
+    hosts: tuple[str, ...]
+    """Under which name each is reached by the others."""
+    ranks: int
+    """Of each node."""
+    address: str
+    """Of this node: node 0 listens there and nowhere else."""
+    port: int
+
+    @property
+    def world(self) -> int:
+        return self.ranks * len(self.hosts)
+
+    @property
+    def others(self) -> list[int]:
+        return [node for node in range(len(self.hosts)) if node != self.index]
+
+    @property
+    def store(self) -> str:
+        """Where the store of node 0 is, as this node reaches it."""
+        return self.address if self.index == 0 else self.hosts[0]
+
+    def own_ranks(self, node: int) -> range:
+        return range(node * self.ranks, (node + 1) * self.ranks)
+
+    def of_rank(self, rank: int) -> str:
+        """Name a rank: `rank 3 of 4 on node 1 (faq-train-1)`."""
+        return f"rank {rank} of {self.world} on {self.name(rank // self.ranks)}"
+
+    def of_node(self, node: int) -> str:
+        """Name the ranks of a node: `ranks 2 to 3 of 4 on node 1 (faq-train-1)`."""
+        ranks = self.own_ranks(node)
+        if len(ranks) == 1:
+            return self.of_rank(ranks[0])
+        return f"ranks {ranks[0]} to {ranks[-1]} of {self.world} on {self.name(node)}"
+
+    def name(self, node: int) -> str:
+        return f"node {node} ({self.hosts[node]})"
+
+
+class NodeGroup:
+    """The nodes while they are together: a context in which this one is alive to the others.
+
+    What ends it is told to them: an error on one node ends all.
+    """
+
+    def __init__(self, nodes: Nodes) -> None:
+        self.nodes = nodes
+        self._server: Any = None
+        self._store: Any = None
+        self._thread = threading.Thread()
+        self._over = threading.Event()
+        self._beats: dict[int, bytes] = {}
+        self._heard: dict[int, float] = {}
+        """When each other node was seen to write last."""
+        self._ends: dict[int, dict[str, Any]] = {}
+        """What the other nodes have said of their end."""
+        self._looked = time.monotonic()
+        """When the store answered last."""
+        self._broken = False
+        self._begun_at: float | None = None
+        """When all ranks had begun to connect."""
+        self._connected = False
+        self._said = False
+
+    def __enter__(self) -> Self:
+        from llm_tuning.trainers.parallel import connect_store, serve_store
+
+        nodes = self.nodes
+        if nodes.index == 0:
+            self._server = serve_store(nodes.address, nodes.port)
+        else:
+            self._reach_node_0()
+        self._store, beating = (connect_store(nodes.store, nodes.port) for _ in range(2))
+        self._looked = time.monotonic()
+        self._thread = threading.Thread(target=self._beat, args=[beating], name="nodes", daemon=True)
+        self._thread.start()
+        log.info("%s of %d is there", nodes.name(nodes.index), len(nodes.hosts))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._said:
+            self._say_end({}, "" if error is None else getattr(error, "message", str(error)))
+        deadline = time.monotonic() + LINGER_SECONDS
+        while self.nodes.index == 0 and set(self._heard) - set(self._ends) and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+        self._over.set()
+        self._thread.join(THREAD_SECONDS)  # a thread in torch's code as Python ends would abort the process
+
+    # --- meeting ----------------------------------------------------------------------------------------------------
+
+    def await_others(self) -> None:
+        """Wait on node 0 until all are there; raises TryAgain where one whose host is known does not come.
+
+        A host that no name server knows is a pod that does not run yet, which Kubernetes tells the reason of.
+        """
+        since: float | None = None
+        while missing := [node for node in self.nodes.others if node not in self._heard]:
+            raise_if_stopped("before all nodes were there")
+            if (trouble := self.find_trouble()) is not None:
+                raise trouble
+            if since is None and all(_is_known(self.nodes.hosts[node]) for node in missing):
+                since = time.monotonic()
+            if since is not None and time.monotonic() - since > JOIN_SECONDS:
+                raise TryAgain(
+                    MISSING,
+                    f"{self.nodes.of_node(missing[0])} has not come within {JOIN_SECONDS:.0f} s: it does not reach "
+                    f"{self.nodes.name(0)} at port {self.nodes.port}, or hangs as it starts; see its log, and whether "
+                    "NetworkPolicies let the pods of this run reach each other",
+                )
+            time.sleep(POLL_SECONDS)
+
+    def _reach_node_0(self) -> None:
+        host, port = self.nodes.hosts[0], self.nodes.port
+        since: float | None = None
+        while True:
+            raise_if_stopped("before all nodes were there")
+            try:
+                with socket.create_connection((host, port), timeout=CONNECT_SECONDS):
+                    return
+            except OSError as error:
+                cause = error.strerror or str(error)
+                if not (isinstance(error, socket.gaierror) and error.errno == socket.EAI_NONAME):
+                    since = since or time.monotonic()
+            if since is not None and time.monotonic() - since > JOIN_SECONDS:
+                raise TryAgain(
+                    MISSING,
+                    f"{self.nodes.of_node(0)} cannot be reached from {self.nodes.name(self.nodes.index)} at "
+                    f"port {port} within {JOIN_SECONDS:.0f} s: {cause}; see its log, and whether NetworkPolicies let "
+                    "the pods of this run reach each other",
+                )
+            time.sleep(POLL_SECONDS)
+
+    # --- what node 0 hands on ---------------------------------------------------------------------------------------
+
+    def hand_on(self, work: Path) -> None:
+        """Tell the other nodes, from node 0, that the ranks begin, and in which work folder."""
+        self._store.set("work", str(work))
+
+    def await_work(self, is_finished: Callable[[], bool]) -> Path | None:
+        """Wait on another node for the ranks to begin; None where the run was finished before that."""
+        while True:
+            raise_if_stopped("before the ranks began")
+            try:
+                if self._store.check(["work"]):
+                    return Path(self._store.get("work").decode())
+            except RuntimeError:
+                self._broken = True
+            if is_finished():
+                return None
+            if (trouble := self.find_trouble()) is not None:
+                raise trouble
+            time.sleep(POLL_SECONDS)
+
+    # --- while the ranks run ----------------------------------------------------------------------------------------
+
+    def find_trouble(self) -> TryAgain | None:
+        """Return why the ranks of this node are of no use any more, or None: another node has failed or is lost."""
+        for node in self.nodes.others:
+            end = self._ends.get(node)
+            if end is not None and (end["failures"] or end["message"]):
+                said = end["message"] or "its ranks have failed"
+                return TryAgain(LOST, f"{self.nodes.name(node)} has ended: {said}")
+            if end is None and self._is_lost(node):
+                return self._lost(node)
+        late = self._begun_at is not None and time.monotonic() - self._begun_at > JOIN_SECONDS
+        if late and not self._connected:
+            unconnected = [rank for rank in range(self.nodes.world) if not self._is_connected(rank)]
+            return TryAgain(
+                MISSING,
+                f"{self.nodes.of_rank((unconnected or [0])[-1])} has not connected to the other ranks within "
+                f"{JOIN_SECONDS:.0f} s: see whether NetworkPolicies let the pods of this run reach each other at all "
+                "ports, and whether the network interface is the right one",
+            )
+        return None
+
+    def share(self, failures: dict[int, RankFailure]) -> dict[int, RankFailure]:
+        """Tell the other nodes how the ranks of this one have ended, and return the failures of all nodes.
+
+        Where a rank failed here, another may have been first: the other nodes are waited for until they have said how
+        they ended, or are lost. Raises TryAgain for a lost node, where nothing else explains the failures.
+        """
+        self._say_end(failures, "")
+        if not failures and self.find_trouble() is None:
+            return {}
+        deadline = time.monotonic() + JOIN_SECONDS
+        while (waited_for := set(self.nodes.others) - set(self._ends)) and time.monotonic() < deadline:
+            if lost := [node for node in waited_for if self._is_lost(node)]:
+                if all(failure.exit_code == 1 for failure in failures.values()):
+                    raise self._lost(lost[0])
+                break
+            time.sleep(POLL_SECONDS)
+        for end in self._ends.values():
+            failures |= {int(rank): RankFailure(**failure) for rank, failure in end["failures"].items()}
+        if not failures and (trouble := self.find_trouble()) is not None:
+            raise trouble
+        return failures
+
+    def agents_store(self) -> Any:
+        """Return the store by which torchrun's agents agree on ranks."""
+        return self._store
+
+    # --- inside -----------------------------------------------------------------------------------------------------
+
+    def _say_end(self, failures: dict[int, RankFailure], message: str) -> None:
+        said = {"failures": {rank: asdict(failure) for rank, failure in failures.items()}, "message": message[:1000]}
+        self._said = True
+        with suppress(RuntimeError):  # the store has gone with node 0
+            self._store.set(f"ended/{self.nodes.index}", json.dumps(said))
+
+    def _is_lost(self, node: int) -> bool:
+        if node == 0 and (self._broken or time.monotonic() - self._looked > LOST_SECONDS):
+            return True
+        return node in self._heard and self._looked - self._heard[node] > LOST_SECONDS
+
+    def _lost(self, node: int) -> TryAgain:
+        how = "has ended without a word" if node == 0 and self._broken else f"was not heard of for {LOST_SECONDS:.0f} s"
+        return TryAgain(
+            LOST, f"{self.nodes.of_node(node)} {how}: its pod was ended or evicted, or the network between them is cut"
+        )
+
+    def _is_connected(self, rank: int) -> bool:
+        with suppress(RuntimeError):
+            return bool(self._store.check([f"connected/{rank}"]))
+        return False
+
+    def _beat(self, store: Any) -> None:
+        """Write that this node is alive, and read the same of the others, until the end or until the store is gone."""
+        count = 0
+        try:
+            while True:
+                count += 1
+                store.set(f"beat/{self.nodes.index}", str(count))
+                for node in self.nodes.others:
+                    self._look_at(store, node)
+                self._look_at_ranks(store)
+                self._looked = time.monotonic()
+                if self._over.wait(BEAT_SECONDS):
+                    return
+        except RuntimeError:  # torch's errors of a store: the connection is closed
+            self._broken = True
+
+    def _look_at(self, store: Any, node: int) -> None:
+        if node in self._ends or not store.check([f"beat/{node}"]):
+            return
+        beat = store.get(f"beat/{node}")
+        if beat != self._beats.get(node):
+            self._beats[node], self._heard[node] = beat, time.monotonic()
+        if store.check([f"ended/{node}"]):
+            self._ends[node] = json.loads(store.get(f"ended/{node}"))
+
+    def _look_at_ranks(self, store: Any) -> None:
+        ranks = range(self.nodes.world)
+        if not self._connected and store.check([f"connecting/{rank}" for rank in ranks]):
+            self._begun_at = self._begun_at or time.monotonic()
+            self._connected = store.check([f"connected/{rank}" for rank in ranks])
+
+
+def _is_known(host: str) -> bool:
+    try:
+        socket.getaddrinfo(host, None)
+    except socket.gaierror as error:
+        return error.errno != socket.EAI_NONAME
+    return True
