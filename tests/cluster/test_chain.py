@@ -28,8 +28,16 @@ def space(cluster: Any) -> Iterator[TuningNamespace]:
         yield namespace
 
 
-def test_from_apply_to_a_registered_and_evaluated_adapter(space: TuningNamespace) -> None:
-    space.apply(tuning_job("plain"))
+@pytest.fixture(scope="module")
+def begun(space: TuningNamespace) -> TuningNamespace:
+    """Three TuningJobs are applied at once there; each has a test that waits for it."""
+    bad = tuning_job("bad", dataset="datasets/bad.jsonl", resources={"gpus": 2})
+    space.apply(tuning_job("plain"), tuning_job("once"), bad)
+    return space
+
+
+def test_from_apply_to_a_registered_and_evaluated_adapter(begun: TuningNamespace) -> None:
+    space = begun
     job = space.wait("plain", "Finished")
     conditions = space.conditions("plain")
     assert {kind: conditions[kind]["status"] for kind in TERMINAL} == dict.fromkeys(TERMINAL, "True")
@@ -45,8 +53,8 @@ def test_from_apply_to_a_registered_and_evaluated_adapter(space: TuningNamespace
     assert status["modelId"] in {model["model_id"] for model in listed["models"]}
 
 
-def test_a_finished_job_is_never_run_again(space: TuningNamespace) -> None:
-    space.apply(tuning_job("once"))
+def test_a_finished_job_is_never_run_again(begun: TuningNamespace) -> None:
+    space = begun
     job = space.wait("once", "Finished")
     space.kubectl("delete", "jobs", "-l", "tuning.llmtuning.dev/job=once", "--wait")
     space.kubectl("patch", "tj", "once", "--type=merge", "-p", '{"spec": {"suspend": true}}')
@@ -59,8 +67,8 @@ def test_a_finished_job_is_never_run_again(space: TuningNamespace) -> None:
     assert after["status"]["completionTime"] == job["status"]["completionTime"]
 
 
-def test_bad_data_ends_before_a_trainer_starts(space: TuningNamespace) -> None:
-    space.apply(tuning_job("bad", dataset="datasets/bad.jsonl", resources={"gpus": 2}))
+def test_bad_data_ends_before_a_trainer_starts(begun: TuningNamespace) -> None:
+    space = begun
     space.wait("bad", "Finished")
     conditions = space.conditions("bad")
     assert conditions["DatasetValid"]["status"] == "False"

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
 import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,56 +16,18 @@ import pytest
 import yaml
 
 from devcluster.cluster import bin_dir
-from llm_tuning.client import AsyncTuningClient, Conflict, NotFound, NotServed, TuningClient
+from llm_tuning.client import AsyncTuningClient, Conflict, NotFound, TuningClient
 from llm_tuning.client.explain import explain_job
 from llm_tuning.errors import InputError
 from tests.support.tuning_namespace import (
     CLAIM,
-    STAND_IN_IMAGE,
     TuningNamespace,
-    pod,
     tuning_job,
     tuning_namespace,
-    wait_until,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
 ACCOUNT = "ml-engineer"
-ANSWER = """
-import http.server, json, sys, time
-
-class Agent(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        if self.headers.get("X-Api-Key") != "secret":
-            return self.answer(401, {"error": {"message": "an API key is required", "code": "invalid_api_key"}})
-        if not body.get("stream"):
-            said = f"{self.headers.get('Authorization')} {body['model']} {body['messages'][-1]['content']}"
-            return self.answer(200, {"choices": [{"message": {"content": said}}], "usage": {"total_tokens": 3}})
-        self.send_response(200)
-        self.send_header("Content-Type", "text/event-stream")
-        self.send_header("Connection", "close")
-        self.end_headers()
-        for number in range(3):
-            event = {"choices": [{"delta": {"content": str(number)}}]}
-            self.wfile.write(f"data: {json.dumps(event)}\\n\\n".encode())
-            self.wfile.flush()
-            time.sleep(0.7)
-        self.wfile.write(b"data: [DONE]\\n\\n")
-
-    def answer(self, status, value):
-        data = json.dumps(value).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("X-Model-Id", "ft_a")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-http.server.ThreadingHTTPServer(("0.0.0.0", 8080), Agent).serve_forever()
-"""
 
 
 @pytest.fixture(scope="module")
@@ -154,46 +114,6 @@ def test_what_the_server_refuses_names_the_same_fields(kubeconfig: Path) -> None
                 await client._create(client._jobs, tuning_job("refused", surprise=1))
 
     asyncio.run(ask())
-
-
-def test_chat_goes_through_the_service_proxy(client: TuningClient, space: TuningNamespace) -> None:
-    """What stands behind the Service tells what has come through; the InferenceService itself has no replicas."""
-    answering = pod("answering", STAND_IN_IMAGE, ["python", "-u", "-c", ANSWER], claim=None)
-    answering["metadata"]["labels"] = {"app": "answering"}
-    space.apply(answering)
-    space.kubectl("wait", "--for=condition=Ready", "pod/answering", "--timeout=60s")
-    routes = [{"name": "faq", "targets": [{"modelId": "ft_a"}]}]
-    client.serve("asked", model="base/tiny", volume=CLAIM, routes=routes, replicas=0)
-    port = {"name": "http", "port": 80, "targetPort": 8080}
-    wait_until(lambda: space.get("service", "asked") is not None, 30, "the operator's Service")
-    space.kubectl("scale", "deployment", "llm-tuning-operator", "--replicas=0")
-    try:
-        space.kubectl("delete", "service", "asked", "--ignore-not-found")
-        spec = {"selector": {"app": "answering"}, "ports": [port]}
-        space.apply({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "asked"}, "spec": spec})
-
-        def answers() -> bool:
-            with contextlib.suppress(ConnectionError):  # while the endpoints of the Service come
-                return bool(client.chat("asked", "hello", api_key="secret"))
-            return False
-
-        wait_until(answers, 30, "an answer")
-        answer = client.chat("asked", "hello", api_key="secret", max_tokens=3)
-        assert str(answer) == "None faq hello", "the API server has kept the Authorization header for itself"
-        assert answer.model_id == "ft_a"
-        with pytest.raises(NotServed, match="give api_key"):
-            client.chat("asked", "hello")
-        began, times = time.monotonic(), []
-        pieces = []
-        for piece in client.chat_stream("asked", "count", api_key="secret"):
-            pieces.append(piece)
-            times.append(time.monotonic() - began)
-        assert [piece.text for piece in pieces] == ["0", "1", "2", ""]
-        assert str(pieces[-1].answer) == "012"
-        assert times[-1] - times[0] > 1.0, "they come while they are made"
-    finally:
-        space.kubectl("scale", "deployment", "llm-tuning-operator", "--replicas=1")
-        client.delete_service("asked")
 
 
 def test_the_plugin_by_kubectl(space: TuningNamespace, kubeconfig: Path, tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 An undisturbed run lists the writes. Each case then has a namespace and an operator of its own, on real pods with the
 stand-in trainer. The operator runs as a process of this machine behind a proxy, which sees every write, so that it can
-be killed at exactly that moment: before the API server has seen the write, and after it has done it.
+be killed at exactly that moment: before the API server has seen the write, and after it has done it. The operator that
+comes next finds the same objects before a write as after the one before it: those cases are in tests/full.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,9 +22,8 @@ from typing import Any
 
 import pytest
 
-from devcluster.cluster import Cluster
+from devcluster.cluster import Clients
 from tests.support.api_proxy import ApiProxy, Write
-from tests.support.devcluster import load, own_cluster
 from tests.support.operator_process import OperatorProcess
 from tests.support.tuning_namespace import TuningNamespace, tuning_job, tuning_namespace, wait_until
 
@@ -86,7 +86,7 @@ class Case:
 
 
 @contextmanager
-def case(cluster: Cluster, folder: Path) -> Iterator[Case]:
+def case(cluster: Clients, folder: Path) -> Iterator[Case]:
     """A namespace with a filled claim, and an operator behind a proxy."""
     folder.mkdir(parents=True, exist_ok=True)
     with tuning_namespace(cluster, operator=False) as namespace, ApiProxy(cluster.kubeconfig) as proxy:
@@ -122,15 +122,13 @@ def kill_at(running: Case, number: int, moment: str) -> Callable[[], bool]:
 
 
 @pytest.fixture(scope="module")
-def node() -> Iterator[Cluster]:
-    """A devcluster of its own: its API server and kubelet are stopped, which others would not like."""
-    with own_cluster("crash") as cluster:
-        load(cluster, "operator", "stand-in")
-        yield cluster
+def node(cluster: Clients) -> Clients:
+    """Where the cases run; tests/full has a node of its own, whose parts it stops."""
+    return cluster
 
 
 @pytest.fixture(scope="module")
-def undisturbed(node: Cluster, tmp_path_factory: pytest.TempPathFactory) -> tuple[End, list[str]]:
+def undisturbed(node: Clients, tmp_path_factory: pytest.TempPathFactory) -> tuple[End, list[str]]:
     """The end of a run that nothing disturbs, and its writes."""
     with case(node, tmp_path_factory.mktemp("undisturbed")) as running:
         end = running.run()
@@ -152,28 +150,34 @@ def test_the_writes_of_a_life_are_few(undisturbed: tuple[End, list[str]]) -> Non
 
 
 def test_killed_at_every_write_it_comes_to_the_same_end(
-    node: Cluster, undisturbed: tuple[End, list[str]], tmp_path: Path
+    node: Clients, undisturbed: tuple[End, list[str]], tmp_path: Path
 ) -> None:
+    _, writes = undisturbed
+    cases = [(0, "before"), *((number, "after") for number in range(len(writes)))]
+    kill_in_each(node, cases, undisturbed, tmp_path, run=Case.run)
+
+
+def kill_in_each(
+    node: Clients,
+    cases: Sequence[tuple[int, str]],
+    undisturbed: tuple[End, list[str]],
+    folder: Path,
+    *,
+    run: Callable[[Case], End],
+) -> None:
+    """Kill the operator at each write and moment, several at once: every end is the undisturbed one."""
     end, writes = undisturbed
 
     def one(number: int, moment: str) -> str:
-        with case(node, tmp_path / f"{number}-{moment}") as running:
+        with case(node, folder / f"{number}-{moment}") as running:
             was_killed = kill_at(running, number, moment)
-            found = running.run()
+            found = run(running)
             if not was_killed():
                 return "never came to that write"
             return "equal" if found == end else f"{found} instead of {end}"
 
-    cases = [(number, moment) for number in range(len(writes)) for moment in ("before", "after")]
     with ThreadPoolExecutor(AT_ONCE) as pool:
         results = list(pool.map(lambda at: one(*at), cases))
     for (number, moment), result in zip(cases, results, strict=True):
         print(f"killed {moment:>6} {writes[number]}: {result}")
     assert set(results) == {"equal"}
-
-
-def _answers(node: Cluster) -> bool:
-    try:
-        return "ok" in node.kubectl("get", "--raw", "/readyz")
-    except Exception:
-        return False

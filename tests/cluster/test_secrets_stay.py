@@ -15,24 +15,33 @@ from tests.support.tuning_namespace import STAND_IN_IMAGE, TuningNamespace, tuni
 CANARY = "canary-4f1d7c1e-never-to-be-seen"
 
 
+SECRET = {
+    "apiVersion": "v1",
+    "kind": "Secret",
+    "metadata": {"name": "llm-tuning-mlflow"},
+    "data": {"MLFLOW_TRACKING_PASSWORD": base64.b64encode(CANARY.encode()).decode()},
+}
+TRACKING = {"credentialsSecret": {"name": "llm-tuning-mlflow"}, "experimentName": "stand-in:canary"}
+SPECS: dict[str, dict[str, Any]] = {
+    "with": {"tracking": TRACKING},
+    "refused": {"tracking": {**TRACKING, "experimentName": "stand-in:canary,exit=64"}},
+    "link": {"dataset": "datasets/elsewhere/passwd"},
+    "token": {},
+}
+
+
 @pytest.fixture(scope="module")
 def space(cluster: Any) -> Iterator[TuningNamespace]:
+    """All TuningJobs are applied at once; a test waits for the end of those that it is about."""
     with tuning_namespace(cluster) as namespace:
+        namespace.run("link", STAND_IN_IMAGE, "ln", "-sfn", "/etc", "/workspace/datasets/elsewhere")
+        namespace.apply(SECRET, *(tuning_job(name, **spec) for name, spec in SPECS.items()))
         yield namespace
 
 
 def test_a_canary_shows_nowhere(space: TuningNamespace) -> None:
     """In no log, Event, status, argument, environment or file, though the trainer has it."""
-    secret = {
-        "apiVersion": "v1",
-        "kind": "Secret",
-        "metadata": {"name": "llm-tuning-mlflow"},
-        "data": {"MLFLOW_TRACKING_PASSWORD": base64.b64encode(CANARY.encode()).decode()},
-    }
-    tracking = {"credentialsSecret": {"name": "llm-tuning-mlflow"}, "experimentName": "stand-in:canary"}
-    refused = {**tracking, "experimentName": "stand-in:canary,exit=64"}
-    space.apply(secret, tuning_job("with", tracking=tracking), tuning_job("refused", tracking=refused))
-    for name in ("with", "refused"):
+    for name in SPECS:
         space.wait(name, "Finished")
     shown = [
         space.kubectl("get", kind, "-o", "yaml") for kind in ("tuningjobs", "jobs", "pods", "events", "configmaps")
@@ -77,8 +86,6 @@ def test_what_is_elsewhere_cannot_be_named(space: TuningNamespace, spec: dict[st
 
 
 def test_a_link_out_of_the_claim_is_refused_by_the_check(space: TuningNamespace) -> None:
-    space.run("link", STAND_IN_IMAGE, "ln", "-sfn", "/etc", "/workspace/datasets/elsewhere")
-    space.apply(tuning_job("link", dataset="datasets/elsewhere/passwd"))
     space.wait("link", "Finished")
     condition = space.conditions("link")["DatasetValid"]
     assert (condition["status"], condition["reason"]) == ("False", "PathOutsideVolume")
@@ -86,7 +93,6 @@ def test_a_link_out_of_the_claim_is_refused_by_the_check(space: TuningNamespace)
 
 
 def test_pods_have_no_api_token_and_no_way_to_more(space: TuningNamespace) -> None:
-    space.apply(tuning_job("token"))
     space.wait("token", "Finished")
     pods = space.list("pods", "tuning.llmtuning.dev/job=token")
     assert {pod["metadata"]["labels"]["tuning.llmtuning.dev/role"] for pod in pods} == {"check", "train"}

@@ -14,21 +14,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import pytest_asyncio
 
 from llm_tuning.api.inference_service import VllmSpec
 from llm_tuning.client.answers import Assembly, ChatAnswer, read_answer
 from llm_tuning.codes.tune_llm import run_tuning
-from tests.engine.test_launch_llm import launch, leftovers
 from tests.support import openai_agent
 from tests.support.serving_pod import ServingPod, serving_pod
-from tests.support.vllm_server import READY_SECONDS, VLLM_PYTHON, free_port, require_vllm
+from tests.support.vllm_server import VLLM_PYTHON, require_vllm
 from tests.support.zoo import make_base
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
-__all__ = ["leftovers"]  # a fixture of the last test
 
 TOOLS = [
     {
@@ -85,7 +82,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         str(rows),
         model_id="ft_caller",
         output_dir=str(folder / "claim/models"),
-        tracking_uri=str(folder / "mlruns"),
+        tracking_uri=None,
         devices="cpu",
         precision="fp32",
         batch_size=3,
@@ -239,20 +236,3 @@ async def test_what_no_engine_does_is_refused_by_its_field(pod: ServingPod) -> N
     for body in ({"functions": [{"name": "f"}]}, {"n": 17}):
         status, content = await post(pod, messages=[QUESTION], **body)
         assert (status, json.loads(content)["error"]["param"]) == (400, next(iter(body)))
-
-
-async def test_on_one_machine_the_parsers_are_those_of_the_template_too(
-    folder: Path, tmp_path: Path, leftovers: list[int]
-) -> None:
-    port, claim = free_port(), folder / "claim"
-    served = (port, "cpu", claim / "base/qwen3", claim / "models/ft_caller")
-    run = await asyncio.to_thread(launch, *served, LAUNCH_TIMEOUT_SECONDS=str(READY_SECONDS))
-    leftovers.append(int((tmp_path / f"logs/launch_llm_{port}.pid").read_text()))
-    assert run.returncode == 0, run.stderr
-    assert "proof: effective" in run.stdout
-    body = {"model": "lora", "messages": [QUESTION], "tools": TOOLS, "max_tokens": 96, "temperature": 0}
-    async with httpx.AsyncClient(trust_env=False, timeout=120) as client:
-        response = await client.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=body)
-    assert response.status_code == 200, response.text
-    answer = bare(read_answer(response.json(), ""))
-    assert (answer.reasoning, answer.text, called(answer)) == (THOUGHT, "", [CALL])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -14,11 +16,49 @@ from tests.cluster.test_client import client, fields, kubeconfig, space
 from tests.support.api_proxy import ApiProxy
 from tests.support.tuning_namespace import (
     CLAIM,
+    STAND_IN_IMAGE,
     TuningNamespace,
+    pod,
     wait_until,
 )
 
 __all__ = ["client", "kubeconfig", "space"]  # fixtures of the tests below
+
+ANSWER = """
+import http.server, json, sys, time
+
+class Agent(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.headers.get("X-Api-Key") != "secret":
+            return self.answer(401, {"error": {"message": "an API key is required", "code": "invalid_api_key"}})
+        if not body.get("stream"):
+            said = f"{self.headers.get('Authorization')} {body['model']} {body['messages'][-1]['content']}"
+            return self.answer(200, {"choices": [{"message": {"content": said}}], "usage": {"total_tokens": 3}})
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Connection", "close")
+        self.end_headers()
+        for number in range(3):
+            event = {"choices": [{"delta": {"content": str(number)}}]}
+            self.wfile.write(f"data: {json.dumps(event)}\\n\\n".encode())
+            self.wfile.flush()
+            time.sleep(0.7)
+        self.wfile.write(b"data: [DONE]\\n\\n")
+
+    def answer(self, status, value):
+        data = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("X-Model-Id", "ft_a")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+http.server.ThreadingHTTPServer(("0.0.0.0", 8080), Agent).serve_forever()
+"""
 
 
 def test_progress_comes_while_it_trains(client: TuningClient) -> None:
@@ -90,6 +130,46 @@ def test_a_watch_outlives_connections_that_are_cut(space: TuningNamespace, tmp_p
                 stop.set()
                 cutting.join()
             assert sum(cuts) >= 3
+
+
+def test_chat_goes_through_the_service_proxy(client: TuningClient, space: TuningNamespace) -> None:
+    """What stands behind the Service tells what has come through; the InferenceService itself has no replicas."""
+    answering = pod("answering", STAND_IN_IMAGE, ["python", "-u", "-c", ANSWER], claim=None)
+    answering["metadata"]["labels"] = {"app": "answering"}
+    space.apply(answering)
+    space.kubectl("wait", "--for=condition=Ready", "pod/answering", "--timeout=60s")
+    routes = [{"name": "faq", "targets": [{"modelId": "ft_a"}]}]
+    client.serve("asked", model="base/tiny", volume=CLAIM, routes=routes, replicas=0)
+    port = {"name": "http", "port": 80, "targetPort": 8080}
+    wait_until(lambda: space.get("service", "asked") is not None, 30, "the operator's Service")
+    space.kubectl("scale", "deployment", "llm-tuning-operator", "--replicas=0")
+    try:
+        space.kubectl("delete", "service", "asked", "--ignore-not-found")
+        spec = {"selector": {"app": "answering"}, "ports": [port]}
+        space.apply({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "asked"}, "spec": spec})
+
+        def answers() -> bool:
+            with contextlib.suppress(ConnectionError):  # while the endpoints of the Service come
+                return bool(client.chat("asked", "hello", api_key="secret"))
+            return False
+
+        wait_until(answers, 30, "an answer")
+        answer = client.chat("asked", "hello", api_key="secret", max_tokens=3)
+        assert str(answer) == "None faq hello", "the API server has kept the Authorization header for itself"
+        assert answer.model_id == "ft_a"
+        with pytest.raises(NotServed, match="give api_key"):
+            client.chat("asked", "hello")
+        began, times = time.monotonic(), []
+        pieces = []
+        for piece in client.chat_stream("asked", "count", api_key="secret"):
+            pieces.append(piece)
+            times.append(time.monotonic() - began)
+        assert [piece.text for piece in pieces] == ["0", "1", "2", ""]
+        assert str(pieces[-1].answer) == "012"
+        assert times[-1] - times[0] > 1.0, "they come while they are made"
+    finally:
+        space.kubectl("scale", "deployment", "llm-tuning-operator", "--replicas=1")
+        client.delete_service("asked")
 
 
 def test_two_at_once_without_blocking(kubeconfig: Path) -> None:

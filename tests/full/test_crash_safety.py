@@ -6,24 +6,22 @@ import json
 import signal
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from devcluster.cluster import Cluster
 from tests.cluster.test_crash_safety import (
-    AT_ONCE,
     JOB,
     Case,
     End,
-    _answers,
     case,
-    kill_at,
-    node,
+    kill_in_each,
     shortened,
     undisturbed,
 )
+from tests.support.devcluster import load, own_cluster
 from tests.support.operator_process import OperatorProcess
 from tests.support.tuning_namespace import STAND_IN_IMAGE, tuning_job, wait_until
 
@@ -41,7 +39,23 @@ record = dict(uri="hf://owner/tiny", commit="{COMMIT}", kind="model", name="tiny
 """
 """Puts the base where a fetch of FROM_HUB finds it whole: so no hub is asked."""
 
-__all__ = ["node", "undisturbed"]  # fixtures of the tests below
+__all__ = ["undisturbed"]  # a fixture of the tests below
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[Cluster]:
+    """A devcluster of its own: its API server and kubelet are stopped, which others would not like."""
+    with own_cluster("crash") as cluster:
+        load(cluster, "operator", "stand-in")
+        yield cluster
+
+
+def test_killed_before_every_write_it_comes_to_the_same_end(
+    node: Cluster, undisturbed: tuple[End, list[str]], tmp_path: Path
+) -> None:
+    """After each, and before the first, is in tests/cluster."""
+    _, writes = undisturbed
+    kill_in_each(node, [(number, "before") for number in range(1, len(writes))], undisturbed, tmp_path, run=Case.run)
 
 
 def test_cut_watches(node: Cluster, undisturbed: tuple[End, list[str]], tmp_path: Path) -> None:
@@ -126,18 +140,12 @@ def test_killed_at_every_write_of_a_fetch_it_comes_to_the_same_end(node: Cluster
     print("writes:", json.dumps(writes))
     of_fetch = next(number for number, write in enumerate(writes) if f"{JOB}-check" in write)
     assert sum("networkpolicies" in write for write in writes[:of_fetch]) == 2
-
-    def one(number: int, moment: str) -> str:
-        with case(node, tmp_path / f"{number}-{moment}") as running:
-            was_killed = kill_at(running, number, moment)
-            found = _run_from_hub(running)
-            if not was_killed():
-                return "never came to that write"
-            return "equal" if found == end else f"{found} instead of {end}"
-
     cases = [(number, moment) for number in range(of_fetch + 1) for moment in ("before", "after")]
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        results = list(pool.map(lambda at: one(*at), cases))
-    for (number, moment), result in zip(cases, results, strict=True):
-        print(f"killed {moment:>6} {writes[number]}: {result}")
-    assert set(results) == {"equal"}
+    kill_in_each(node, cases, (end, writes), tmp_path, run=_run_from_hub)
+
+
+def _answers(node: Cluster) -> bool:
+    try:
+        return "ok" in node.kubectl("get", "--raw", "/readyz")
+    except Exception:
+        return False

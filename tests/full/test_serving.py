@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from tests.cluster.test_serving import REPLICAS, ROUTES, SERVICE, SERVICES, Serving, ask, ask_as, serving
+from tests.cluster.test_inference_service import REPLICAS, ROUTES, SERVICE, SERVICES, Serving, ask, ask_as, serving
 from tests.support.images.stand_in.clients import API_KEY
 from tests.support.serving import (
     condition_of,

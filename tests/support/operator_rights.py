@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from typing import Any
 
 from devcluster.cluster import Clients
 
@@ -51,11 +53,31 @@ DENIED = [
 """Nowhere, whatever is watched."""
 
 
+Asked = tuple[str, str, str]
+"""Verb, resource and namespace; a resource is group/kind/name/subresource, each may be empty."""
+
+
 def may(cluster: Clients, home: str, verb: str, resource: str, *, namespace: str) -> bool:
-    """Whether the operator of namespace `home` may; a resource is group/kind/name/subresource, each may be empty."""
+    """Whether the operator of namespace `home` may."""
+    return may_each(cluster, home, [(verb, resource, namespace)])[verb, resource, namespace]
+
+
+def may_each(cluster: Clients, home: str, asked: Sequence[Asked]) -> dict[Asked, bool]:
+    """Whether the operator of namespace `home` may, by what is asked, in one call."""
+    reviews = {"apiVersion": "v1", "kind": "List", "items": [_review(home, *one) for one in asked]}
+    answers = cluster.kubectl("create", "-f", "-", "-o", "json", input=json.dumps(reviews))
+    allowed, decoder = [], json.JSONDecoder()
+    while answers := answers.strip():  # one document after the other, in the order of the items
+        answer, end = decoder.raw_decode(answers)
+        allowed.append(bool(answer["status"]["allowed"]))
+        answers = answers[end:]
+    return dict(zip(asked, allowed, strict=True))
+
+
+def _review(home: str, verb: str, resource: str, namespace: str) -> dict[str, Any]:
     group, kind, name, subresource = f"{resource}///".split("/")[:4]
     attributes = {"namespace": namespace, "verb": verb, "group": group, "resource": kind}
-    review = {
+    return {
         "apiVersion": "authorization.k8s.io/v1",
         "kind": "SubjectAccessReview",
         "spec": {
@@ -64,5 +86,3 @@ def may(cluster: Clients, home: str, verb: str, resource: str, *, namespace: str
             "resourceAttributes": attributes | {"name": name, "subresource": subresource},
         },
     }
-    answer = json.loads(cluster.kubectl("create", "-f", "-", "-o", "json", input=json.dumps(review)))
-    return bool(answer["status"]["allowed"])

@@ -40,8 +40,6 @@ from tests.support.tuning_namespace import (
     wait_until,
 )
 
-pytestmark = [pytest.mark.alone]
-
 ADAPTERS: dict[str, dict[str, Any]] = {
     "ft_a": {"b_scale": 0.05, "seed": 1},
     "ft_b": {"b_scale": 0.05, "seed": 2},
