@@ -296,7 +296,8 @@ def _of_answer_lists(form: RowForm, row: Row) -> RowFault | None:
     rule = f"`{shown(answers[0])}` holds {count} answers, and `{shown(rated[0])}` rates each of them"
     fix = 'write a row for each: {"prompt": ..., "output": ..., "reward": ...}'
     if form.number is None and not form.sides:
-        fix += ", and {set:mode=dpo} or {set:mode=ppo}; or keep one answer as `output`"
+        others = other_modes(form, {"prompt": "question", "output": "answer", "reward": 1.0})
+        fix += f", and {others}; or keep one answer as `output`"
     return RowFault(Reason.UNKNOWN_SHAPE, rule, fix)
 
 
