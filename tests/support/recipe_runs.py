@@ -33,7 +33,7 @@ def in_processes(runs: list[TrainRun], *, signal_last_rank_at: int | None = None
     for child in children:
         child.start()
     for child in children:
-        child.join(timeout=120)
+        child.join(timeout=240)
         if child.is_alive():
             child.kill()
     return [child.exitcode for child in children]
