@@ -150,7 +150,8 @@ def test_a_busy_hub_is_seen_and_waited_for(site: Site) -> None:
         lambda: json.dumps(site.space.conditions("busy")),
     )
     job = site.space.wait("busy", "Fetched", seconds=90)
-    assert {c["type"]: c["status"] for c in job["status"]["conditions"]}["Stalled"] == "False"
+    [stalled] = [c for c in job["status"]["conditions"] if c["type"] == "Stalled"]
+    assert stalled["reason"] != "RateLimited", stalled  # the check's pod may wait for room beside those of other tests
 
 
 def test_an_inference_service_waits_for_its_base(site: Site) -> None:
