@@ -7,6 +7,7 @@ from pathlib import Path
 
 from llm_tuning.core.console import quiet_libraries
 from llm_tuning.errors import InputError, Problem
+from llm_tuning.models.manifest import read_manifest
 from llm_tuning.models.registry import Registry
 from llm_tuning.pod.contract import PodReason, TrainResult
 from llm_tuning.pod.job import PodJob
@@ -31,10 +32,12 @@ def run(job: PodJob) -> TrainResult:
     _use_the_pods_cpus(processes=len(options.devices.split(",")))
     if (nodes := job.nodes()) is None:
         return result_of(Registry(job.models), tune(config, options))
-    with NodeGroup(nodes) as group:
-        if nodes.index == 0:
-            return result_of(Registry(job.models), tune(config, options, group))
-        join_run(options, group)
+    target = Path(options.output_dir) / str(options.model_id)
+    if nodes.index == 0 or read_manifest(target) is None:  # what is published already, node 0 does not stay for
+        with NodeGroup(nodes) as group:
+            if nodes.index == 0:
+                return result_of(Registry(job.models), tune(config, options, group))
+            join_run(options, group)
     message = f"{nodes.of_node(nodes.index)}: done; the pod of index 0 has the result"
     return TrainResult(ok=True, reason=PodReason.TRAINED, message=message, model_id=given.model_id)
 
