@@ -23,6 +23,8 @@ LABEL_UID = f"{GROUP}/job-uid"
 """uid of the TuningJob: what belongs to a namesake that was deleted is not taken for this one's."""
 LABEL_ROLE = f"{GROUP}/role"
 """check, train or report."""
+LABEL_INDEX = "batch.kubernetes.io/job-completion-index"
+"""Kubernetes' own, on each pod of an Indexed Job."""
 
 _LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 SUBDOMAIN = rf"{_LABEL}(\.{_LABEL})*"

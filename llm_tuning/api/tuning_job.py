@@ -58,6 +58,7 @@ from llm_tuning.errors import InputError, Problem
 M = TypeVar("M", bound=ApiModel)
 
 KIND, PLURAL, SINGULAR, SHORT_NAME = "TuningJob", "tuningjobs", "tuningjob", "tj"
+MOST_NODES = 16
 NAME_CHARACTERS = 50
 """Of a TuningJob: its Jobs and their pods append to it, and names end at 63."""
 
@@ -150,7 +151,13 @@ class ResourcesSpec(PlacementSpec):
     """What the trainer's pod is given, and where its pods may run."""
 
     gpus: Annotated[int, Field(ge=0, le=16)] = Field(
-        1, description="GPUs (nvidia.com/gpu) of the trainer, data-parallel from 2 on; 0 trains on the CPU."
+        1,
+        description="GPUs (nvidia.com/gpu) of the trainer, of each of its pods; data-parallel from 2 on, 0 trains on the CPU.",
+    )
+
+    nodes: Annotated[int, Field(ge=1, le=MOST_NODES)] = Field(
+        1,
+        description="Pods that train the run together, each with all the GPUs, CPU and memory of this group, one rank a GPU. Above 1 the claim must be one that several nodes can mount (ReadWriteMany), and the name one without dots that begins with a letter.",
     )
 
     cpu: CpuQuantity = Field(
@@ -161,6 +168,11 @@ class ResourcesSpec(PlacementSpec):
     memory: MemoryQuantity = Field(
         "8Gi", description="Memory of the trainer with its unit, request and limit: above it the trainer is ended."
     )
+
+    @property
+    def ranks(self) -> int:
+        """Processes that train: one for each GPU of each pod."""
+        return max(1, self.gpus) * self.nodes
 
 
 SERVES_BASE_NAME = "must not be the base's name, under which the base itself answers; use another one"
@@ -271,6 +283,36 @@ class Evaluation(ApiModel):
     tuned_calls_equal: float | None = Field(None, description="Share of tool calls as recorded, of the tuned model.")
 
 
+class NodeStatus(ApiModel):
+    """One pod of a training of several."""
+
+    index: Annotated[int, Field(ge=0)] = Field(description="Which of the pods; 0 has the result.")
+
+    ranks: Line = Field(description="Its ranks of all: `1`, or `2-3` with two GPUs.")
+
+    pod: Line | None = Field(None, description="The pod's name.")
+
+    node: Line | None = Field(None, description="The node that runs it.")
+
+    state: Line = Field(
+        description="The pod's phase, or why it does not run: Unschedulable, or its container's reason; Missing without a pod."
+    )
+
+
+class Attempts(ApiModel):
+    """Jobs of a training of several pods that have failed; each further attempt is a new Job."""
+
+    failed: Annotated[int, Field(ge=0)] = Field(
+        0, description="How many count against spec.retries: not those that the cluster itself ended."
+    )
+
+    job_uid: Line | None = Field(None, description="The Job that was counted last.")
+
+    reason: Line | None = Field(None, description="Why it failed, in one word.")
+
+    message: Annotated[str, Field(max_length=1024)] | None = Field(None, description="The same as a sentence.")
+
+
 class TuningJobStatus(ApiModel):
     """What the operator has found; only it writes here."""
 
@@ -301,6 +343,12 @@ class TuningJobStatus(ApiModel):
     progress: Progress | None = Field(None, description="How far the fetch or the training is.")
 
     evaluation: Evaluation | None = Field(None, description="The held-out rows, base against tuned.")
+
+    nodes: Annotated[list[NodeStatus], Field(max_length=MOST_NODES)] | None = Field(
+        None, description="The pods of the training, where resources.nodes is above 1."
+    )
+
+    attempts: Attempts | None = Field(None, description="What failed so far, where resources.nodes is above 1.")
 
     conditions: Annotated[list[Condition], Field(max_length=16)] = Field(
         default_factory=list,

@@ -168,9 +168,12 @@ class AsyncTuningClient:
             versions, lambda service: service.is_ready, what, timeout_seconds=timeout_seconds, progress=progress
         )
 
-    async def logs(self, name: str, *, follow: bool = True) -> AsyncGenerator[str, None]:
-        """Yield log lines of the pods of a TuningJob's present stage, with `follow` of all later ones to its end."""
-        async with aclosing(follow_logs(self._api, self._jobs, name, follow=follow)) as lines:
+    async def logs(self, name: str, *, follow: bool = True, rank: int = 0) -> AsyncGenerator[str, None]:
+        """Yield log lines of the pods of a TuningJob's present stage, with `follow` of all later ones to its end.
+
+        Of a training of several pods (resources.nodes) they are those of the pod that has `rank`.
+        """
+        async with aclosing(follow_logs(self._api, self._jobs, name, follow=follow, rank=rank)) as lines:
             async for line in lines:
                 yield line
 
@@ -296,9 +299,9 @@ class AsyncJob(TuningJobView):
         """Wait until the TuningJob has finished; see AsyncTuningClient.wait."""
         return await self._client.wait(self.name, timeout_seconds=timeout_seconds, progress=progress)
 
-    def logs(self, *, follow: bool = True) -> AsyncGenerator[str, None]:
+    def logs(self, *, follow: bool = True, rank: int = 0) -> AsyncGenerator[str, None]:
         """Yield the lines of its pods' logs; see AsyncTuningClient.logs."""
-        return self._client.logs(self.name, follow=follow)
+        return self._client.logs(self.name, follow=follow, rank=rank)
 
     async def losses(self) -> Sequence[LossPoint]:
         """Read the loss curve, which a notebook shows afterwards; see AsyncTuningClient.losses."""

@@ -11,10 +11,11 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from llm_tuning.api.kube import LABEL_ROLE, LABEL_UID
+from llm_tuning.api.kube import LABEL_INDEX, LABEL_ROLE, LABEL_UID
 from llm_tuning.client.api import PAUSES, Api, Query, Raw
 from llm_tuning.client.errors import NotFound, Unavailable
 from llm_tuning.client.objects import TuningJobView
+from llm_tuning.errors import InputError, Problem
 from llm_tuning.pod.roles import ROLES, TRAIN
 from llm_tuning.progress.lines import read_line
 
@@ -33,13 +34,15 @@ class LossPoint:
     loss: float
 
 
-async def follow_logs(api: Api, jobs: str, name: str, *, follow: bool) -> AsyncGenerator[str, None]:
+async def follow_logs(api: Api, jobs: str, name: str, *, follow: bool, rank: int = 0) -> AsyncGenerator[str, None]:
     """Yield lines of the pods of TuningJob `name` in the collection `jobs`; with `follow` until it has finished.
 
-    It begins at the stage that runs now. Raises NotFound if there is no such TuningJob at the start.
+    It begins at the stage that runs now; of a training of several pods it reads the one that has `rank`. Raises
+    NotFound if there is no such TuningJob at the start, InputError if it has no such rank.
     """
     job = TuningJobView.of(await api.call("GET", f"{jobs}/{name}"))
-    stages: tuple[str, ...] = FOLLOWED
+    index = _pod_of_rank(job, rank)
+    stages: tuple[str, ...] = FOLLOWED if index == 0 else (TRAIN,)
     uid, seen = job.uid, set[str]()
     while True:
         pods = await pods_of(api, uid)
@@ -47,6 +50,8 @@ async def follow_logs(api: Api, jobs: str, name: str, *, follow: bool) -> AsyncG
             stages = (TRAIN,)
         for pod in pods:
             if pod["metadata"]["labels"][LABEL_ROLE] not in stages or pod["metadata"]["uid"] in seen:
+                continue
+            if _index_of(pod) != index:
                 continue
             if not _has_started(pod) and not job.is_finished:
                 break  # the ones after it are later tries
@@ -66,6 +71,21 @@ async def follow_logs(api: Api, jobs: str, name: str, *, follow: bool) -> AsyncG
             return
         if job.uid != uid:  # a namesake; the one that was asked for has gone
             return
+
+
+def _pod_of_rank(job: TuningJobView, rank: int) -> int:
+    """Return the index of the pod that has the rank: each has one for each of its GPUs."""
+    resources = job.spec.resources
+    each = max(1, resources.gpus)
+    ranks = each * resources.nodes
+    if not 0 <= rank < ranks:
+        fix = "it has one" if ranks == 1 else f"its ranks are 0 to {ranks - 1}"
+        raise InputError(Problem("rank", f"TuningJob {job.name} has no rank {rank}", fix))
+    return rank // each
+
+
+def _index_of(pod: Raw) -> int:
+    return int(pod["metadata"]["labels"].get(LABEL_INDEX) or 0)
 
 
 async def pods_of(api: Api, uid: str) -> list[Raw]:

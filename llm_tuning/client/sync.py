@@ -102,9 +102,12 @@ class TuningClient(Blocking):
             self._loop.run(self._client.wait_service(name, timeout_seconds=timeout_seconds, progress=progress))
         )
 
-    def logs(self, name: str, *, follow: bool = True) -> Iterator[str]:
-        """Yield log lines of the pods of a TuningJob's present stage, with `follow` of all later ones to its end."""
-        return self._loop.iterate(self._client.logs(name, follow=follow))
+    def logs(self, name: str, *, follow: bool = True, rank: int = 0) -> Iterator[str]:
+        """Yield log lines of the pods of a TuningJob's present stage, with `follow` of all later ones to its end.
+
+        Of a training of several pods (resources.nodes) they are those of the pod that has `rank`.
+        """
+        return self._loop.iterate(self._client.logs(name, follow=follow, rank=rank))
 
     def losses(self, name: str) -> Sequence[LossPoint]:
         """Read the loss curve of a TuningJob: from its pods' logs or, if they are gone, what this client has seen."""
@@ -172,9 +175,9 @@ class Job(TuningJobView):
         """Wait until the TuningJob has finished; see TuningClient.wait."""
         return self._client.wait(self.name, timeout_seconds=timeout_seconds, progress=progress)
 
-    def logs(self, *, follow: bool = True) -> Iterator[str]:
+    def logs(self, *, follow: bool = True, rank: int = 0) -> Iterator[str]:
         """Yield the lines of its pods' logs; see TuningClient.logs."""
-        return self._client.logs(self.name, follow=follow)
+        return self._client.logs(self.name, follow=follow, rank=rank)
 
     def losses(self) -> Sequence[LossPoint]:
         """Read the loss curve, which a notebook shows afterwards; see TuningClient.losses."""

@@ -12,11 +12,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of this command."""
     parser.add_argument("name", metavar="NAME", help="the TuningJob")
     parser.add_argument("-f", "--follow", action="store_true", help="go on, from the check to the end of the training")
+    parser.add_argument(
+        "--rank",
+        metavar="N",
+        type=int,
+        default=0,
+        help="the pod that has this rank, of a training of several; default 0",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the lines as they come."""
     with client_of(args) as client:
-        for line in client.logs(args.name.rpartition("/")[2], follow=args.follow):
+        for line in client.logs(args.name.rpartition("/")[2], follow=args.follow, rank=args.rank):
             print(line, flush=True)
     return EXIT_OK

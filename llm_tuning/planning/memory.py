@@ -75,7 +75,7 @@ class Setting:
     checkpointing: bool
     cuda: bool
     processes: int
-    """One for each GPU."""
+    """One for each GPU of a pod."""
     start_adapter: bool
     scored: int = 0
     """Tokens of the largest micro-batch of an evaluation or a scoring pass; 0 where there is none."""
@@ -83,6 +83,13 @@ class Setting:
     """Tokens of the longest row, which no micro-batch can be smaller than."""
     shards: int = 1
     """GPUs that each hold a part of the base; 1: each of them has all of it."""
+    nodes: int = 1
+    """Pods, each with as many processes."""
+
+    @property
+    def ranks(self) -> int:
+        """All processes that train."""
+        return self.processes * self.nodes
 
 
 @dataclass(frozen=True)
@@ -157,7 +164,7 @@ def device_parts(shape: ModelShape, targets: tuple[Linear, ...], setting: Settin
     kept = "the inputs of layers" if setting.checkpointing else "all layers"
     again = ", one layer's activations" if setting.checkpointing else ""
     moment = ("a chunk of logits", chunk) if chunk > back else (f"gradients within a layer{again}", back)
-    several = setting.processes > 1
+    several = setting.ranks > 1
     return _parts(
         *_resident(shape, count, setting),
         Part("gradients", count * (4 + (8 if several else 0)), "of the adapter, fp32"),
@@ -204,7 +211,7 @@ def host_bytes(shape: ModelShape, setting: Setting) -> int:
     """
     largest = max(linear.size for linear in shape.linears)
     on_the_way = 2 * (shape.vocabulary * shape.hidden + largest) * setting.number_bytes // setting.shards
-    return setting.processes * (CUDA_PROCESS_BYTES + on_the_way) + (AGENT_BYTES if setting.processes > 1 else 0)
+    return setting.processes * (CUDA_PROCESS_BYTES + on_the_way) + (AGENT_BYTES if setting.ranks > 1 else 0)
 
 
 def _resident(shape: ModelShape, count: int, setting: Setting) -> list[Part]:
@@ -225,7 +232,7 @@ def _surroundings(shape: ModelShape, setting: Setting) -> list[Part]:
     whole = max(linear.size for linear in shape.linears) * setting.number_bytes if setting.four_bits else 0
     parts = [Part("a matrix", whole, "the largest one, out of its 4 bits")]
     if setting.cuda:
-        parts.append(Part("NCCL", NCCL_BYTES if setting.processes > 1 else 0, "assumed: its buffers"))
+        parts.append(Part("NCCL", NCCL_BYTES if setting.ranks > 1 else 0, "assumed: its buffers"))
         parts.append(Part("CUDA context", CUDA_CONTEXT_BYTES, "assumed"))
     else:
         parts.append(Part("process", PROCESS_BYTES, "assumed: Python and its libraries"))

@@ -134,7 +134,7 @@ def make_plan(spec: TuningJobSpec, *, base: Path, dataset: Path | None, evaluati
             evaluation=evaluation,
         )
         rows = Rows.of(report)
-    processes = max(1, spec.resources.gpus)
+    processes = spec.resources.ranks
     if report is not None:
         steps = count_steps(report.examples, spec.training, processes=processes, evaluation=_evaluated(spec, report))
     setting = _setting(spec, shape, rows, steps)
@@ -200,7 +200,8 @@ def _setting(spec: TuningJobSpec, shape: ModelShape, rows: Rows | None, steps: S
         start_adapter=spec.model.adapter is not None,
         scored=max(longest, scored) if scored else 0,
         longest=longest,
-        shards=max(1, spec.resources.gpus) if training.sharding == "full" else 1,
+        shards=spec.resources.ranks if training.sharding == "full" else 1,
+        nodes=spec.resources.nodes,
     )
 
 
@@ -243,14 +244,14 @@ def _ways(setting: Setting) -> Iterator[tuple[str, Setting]]:
     if setting.four_bits:
         return
     shared, whole = ["training.sharding: full", *said], setting.shards == 1
-    if whole and setting.processes > 1:
-        yield " and ".join(shared), replace(lighter, shards=setting.processes)
+    if whole and setting.ranks > 1:
+        yield " and ".join(shared), replace(lighter, shards=setting.ranks)
     if whole:
         yield " and ".join(["model.quantization: 4bit", *said]), replace(lighter, four_bits=True)
     for gpus in (2, 4, 8):
         if gpus > setting.processes:
             of_them = [f"resources.gpus: {gpus}", *(shared if whole else said)]
-            yield " and ".join(of_them), replace(lighter, processes=gpus, shards=gpus)
+            yield " and ".join(of_them), replace(lighter, processes=gpus, shards=gpus * setting.nodes)
 
 
 def _with_tokens(setting: Setting, tokens: int) -> Setting:

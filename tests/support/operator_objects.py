@@ -12,7 +12,7 @@ from llm_tuning.api.tuning_job import KIND, Progress
 from llm_tuning.pod.roles import CHECK, ROLES, TRAIN
 from tuning_operator.core.cache import JOBS
 from tuning_operator.core.conditions import timestamp
-from tuning_operator.core.constants import LABEL_JOB, LABEL_ROLE, LABEL_UID, MANAGED_BY, MANAGED_BY_LABEL
+from tuning_operator.core.constants import LABEL_INDEX, LABEL_JOB, LABEL_ROLE, LABEL_UID, MANAGED_BY, MANAGED_BY_LABEL
 from tuning_operator.core.desired import Desired
 from tuning_operator.core.settings import Settings
 from tuning_operator.pods.trouble import Reported
@@ -110,6 +110,7 @@ def make_job(
     retries: int = 3,
     suspended: bool = False,
     deleting: bool = False,
+    nodes: int = 1,
 ) -> Raw:
     """A child Job; `complete` is when, `failed` the reason (at 60 s), `failures` the controller's own count."""
     metadata: Raw = {
@@ -127,7 +128,10 @@ def make_job(
         status["conditions"] = [_condition("Complete", after(complete))]
     elif failed is not None:
         status["conditions"] = [_condition("Failed", after(60), reason=failed, message="the Job has failed")]
-    return {"metadata": metadata, "spec": {"backoffLimit": retries, "suspend": suspended}, "status": status}
+    spec: Raw = {"backoffLimit": retries if nodes == 1 else 0, "suspend": suspended}
+    if nodes > 1:
+        spec["completions"] = nodes
+    return {"metadata": metadata, "spec": spec, "status": status}
 
 
 def labels(role: str, owner: str, name: str) -> dict[str, str]:
@@ -150,6 +154,7 @@ def make_pod(
     disrupted: bool = False,
     job_uid: str | None = None,
     owner: str = UID,
+    index: int | None = None,
 ) -> Raw:
     """A pod of the child of that role; `scheduled` may be the scheduler's message, `result` the termination message."""
     state: Raw = {}
@@ -168,13 +173,14 @@ def make_pod(
         conditions.append(_condition("PodScheduled", after(created), "False", "Unschedulable", str(scheduled)))
     if disrupted:
         conditions.append(_condition("DisruptionTarget", after(ended), reason="EvictionByEvictionAPI"))
+    indexed = {} if index is None else {LABEL_INDEX: str(index)}
     return {
         "metadata": {
             "name": f"faq-{role}-{number}",
             "namespace": "team",
             "uid": f"pod-{role}-{number}",
             "creationTimestamp": timestamp(after(created)),
-            "labels": labels(role, owner, "faq"),
+            "labels": labels(role, owner, "faq") | indexed,
             "ownerReferences": [{"kind": "Job", "name": f"faq-{role}", "uid": job_uid or f"job-{role}"}],
         },
         "spec": {
@@ -236,6 +242,7 @@ def make_observed(
     reported: Reported | None = None,
     policies: Iterable[Raw] = (),
     chain: tuple[str, ...] = (),
+    headless: Raw | None = None,
 ) -> Observed:
     """What is observed of `job`, by default a plain one."""
     raw = job if job is not None else make_tuning_job()
@@ -249,6 +256,7 @@ def make_observed(
         reported=reported,
         policies=policies,
         chain=chain,
+        headless=headless,
     )
 
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,9 +21,9 @@ import pytest
 from llm_tuning.pod.roles import ROLES
 from tests.support.memory_cluster import MemoryCluster
 from tests.support.operator_objects import CHECKED, FETCHED, SETTINGS, TRAINED, Raw, after, make_tuning_job
-from tuning_operator.core.cache import JOBS, KINDS, NETWORK_POLICIES, PODS, TUNING_JOBS, Cache
+from tuning_operator.core.cache import JOBS, KINDS, NETWORK_POLICIES, PODS, SERVICES, TUNING_JOBS, Cache
 from tuning_operator.core.conditions import timestamp
-from tuning_operator.core.constants import LABEL_ROLE, QUEUE_LABEL, RESYNC_SECONDS
+from tuning_operator.core.constants import LABEL_INDEX, LABEL_ROLE, QUEUE_LABEL, RESYNC_SECONDS
 from tuning_operator.core.metrics import Metrics
 from tuning_operator.core.queue import WorkQueue
 from tuning_operator.pods import reporting
@@ -88,7 +88,7 @@ class World:
 
     def _collect_garbage(self) -> None:
         uids = {raw["metadata"]["uid"] for kind in (TUNING_JOBS, JOBS) for raw in self.all(kind)}
-        for kind in (JOBS, NETWORK_POLICIES):
+        for kind in (JOBS, NETWORK_POLICIES, SERVICES):
             for owned in self.all(kind):
                 if owned["metadata"]["ownerReferences"][0]["uid"] not in uids:
                     self.cluster.remove(kind, "team", owned["metadata"]["name"])
@@ -120,14 +120,25 @@ class World:
                 status[key] = status.get(key, 0) + 1
                 if exit_code(pod) == 64:
                     self._end(status, "Failed", "PodFailurePolicy")
-        if status.get("succeeded"):
+        nodes = job["spec"]["completions"]
+        if status.get("succeeded", 0) >= nodes:
             self._end(status, "Complete", "CompletionsReached")
         elif status.get("failed", 0) > job["spec"]["backoffLimit"]:
-            self._end(status, "Failed", "BackoffLimitExceeded")
+            alive = [pod for pod in pods if not has_ended(pod)]
+            for pod in alive:
+                self.delete_pod(pod)
+            if not alive:
+                self._end(status, "Failed", "BackoffLimitExceeded")
         elif job["spec"].get("suspend"):
             pass
-        elif not status.get("conditions") and all(has_ended(pod) for pod in pods) and self.rng.random() < 0.7:
-            self._start_pod(job)
+        elif not status.get("conditions") and nodes == 1 and all(has_ended(pod) for pod in pods):
+            if self.rng.random() < 0.7:
+                self._start_pod(job)
+        elif not status.get("conditions") and nodes > 1:
+            there = {pod["metadata"]["labels"][LABEL_INDEX] for pod in pods if pod["status"]["phase"] != "Failed"}
+            missing = [str(index) for index in range(nodes) if str(index) not in there]
+            if missing and self.rng.random() < 0.7:
+                self._start_pod(job, {LABEL_INDEX: missing[0]})
         self.cluster.change(JOBS, job)
 
     def _queued(self, job: Raw) -> bool:
@@ -149,7 +160,7 @@ class World:
             time = timestamp(self.now())
             status["conditions"] = [{"type": kind, "status": "True", "reason": reason, "lastTransitionTime": time}]
 
-    def _start_pod(self, job: Raw) -> None:
+    def _start_pod(self, job: Raw, labels: Mapping[str, str] = MappingProxyType({})) -> None:
         self.pods += 1
         metadata = job["metadata"]
         self.cluster.add(
@@ -158,7 +169,7 @@ class World:
                 "metadata": {
                     "name": f"{metadata['name']}-{self.pods:04}",
                     "namespace": "team",
-                    "labels": dict(job["spec"]["template"]["metadata"]["labels"]),
+                    "labels": {**job["spec"]["template"]["metadata"]["labels"], **labels},
                     "ownerReferences": [{"kind": "Job", "name": metadata["name"], "uid": metadata["uid"]}],
                 },
                 "spec": {
@@ -279,7 +290,10 @@ class World:
         live = [
             pod for pod in self.all(PODS) if not has_ended(pod) and pod["metadata"]["labels"][LABEL_ROLE] == "train"
         ]
-        assert len(live) <= 1, f"{len(live)} trainers at once"
+        generations = {pod["metadata"]["ownerReferences"][0]["uid"] for pod in live}
+        places = [pod["metadata"]["labels"].get(LABEL_INDEX) for pod in live]
+        assert len(generations) <= 1, f"{len(generations)} Jobs of trainers at once"
+        assert len(set(places)) == len(places), f"{len(live)} trainers at once"
         raw = self.cluster.get(TUNING_JOBS, NAME)
         if raw is not None and "uri" in raw["spec"]["model"] and self.all(PODS):
             fences = sorted(policy["metadata"]["name"] for policy in self.all(NETWORK_POLICIES))

@@ -248,9 +248,11 @@ def trimmed(kind: str, raw: Raw) -> Raw:
         if "status" not in raw:
             del kept["status"]
     elif kind == JOBS:
-        kept["spec"] = {name: spec[name] for name in ("backoffLimit", "suspend") if name in spec}
+        kept["spec"] = {name: spec[name] for name in ("backoffLimit", "completions", "suspend") if name in spec}
     else:
         kept["spec"] = {"containers": [_named_image(container) for container in spec.get("containers", ())]}
+        if "nodeName" in spec:
+            kept["spec"]["nodeName"] = spec["nodeName"]
         kept["status"] = {name: kept["status"][name] for name in POD_STATUS if name in kept["status"]}
     return kept
 

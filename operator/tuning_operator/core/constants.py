@@ -19,6 +19,9 @@ HASH_ANNOTATION = "tuning.llmtuning.dev/applied"
 """On what belongs to an InferenceService: a digest of what was applied, so that nothing is applied twice."""
 MADE_FOR_ANNOTATION = "tuning.llmtuning.dev/made-for"
 """On an InferenceService that a TuningJob made: the uid of that job, which is no owner of it."""
+LABEL_INDEX = kube.LABEL_INDEX
+NODES_PORT = 29400
+"""On which the pod of index 0 listens for the others: torchrun's own choice."""
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 PROGRESS_CA_ANNOTATION = "tuning.llmtuning.dev/progress-ca"
 """On the pod template: the downward API makes a file of it, so no object beside the Job has to carry it."""

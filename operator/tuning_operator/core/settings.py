@@ -23,6 +23,8 @@ SWITCH = {"true": True, "1": True, "false": False, "0": False}
 CPU = r"^[0-9]+(\.[0-9]+)?m?$"
 MEMORY = r"^[0-9]+(\.[0-9]+)?(k|M|G|T|Ki|Mi|Gi|Ti)?$"
 RESOURCE = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"
+OPTIONAL_RESOURCE = rf"^({RESOURCE.strip('^$')})?$"
+INTERFACE = r"^(=?[A-Za-z0-9][-A-Za-z0-9_.,]{0,63})?$"
 ADDRESS = r"^(https?://[^ @]+)?$"
 OPTIONAL_SECRET = rf"^({SECRET_NAME.strip('^$')})?$"
 PATTERN_WORDS |= {
@@ -31,6 +33,8 @@ PATTERN_WORDS |= {
     CPU: "a CPU quantity such as 500m or 2",
     MEMORY: "a memory quantity such as 1Gi",
     RESOURCE: "a resource such as nvidia.com/gpu",
+    OPTIONAL_RESOURCE: "a resource such as rdma/hca",
+    INTERFACE: "a network interface such as eth0, or several with commas between",
 }
 
 
@@ -109,6 +113,12 @@ class Settings(ApiModel):
     sources_no_proxy: str = Field("", description="Hosts that they reach without it, with commas between.")
     sources_credentials_secret: Annotated[str, StringConstraints(pattern=OPTIONAL_SECRET)] = Field(
         "", description="Secret of sources without credentialsSecret, in each watched namespace; it may be missing."
+    )
+    nodes_interface: Annotated[str, StringConstraints(pattern=INTERFACE)] = Field(
+        "", description="Network interface by which the pods of one training exchange gradients; empty: the pod's own."
+    )
+    nodes_rdma_resource: Annotated[str, StringConstraints(pattern=OPTIONAL_RESOURCE)] = Field(
+        "", description="Resource of which each of those pods gets one, such as rdma/hca; empty: none."
     )
     pod_name: str | None = Field(None, description="Holder of the Lease.")
     http_host: str = Field("", description="Address of health and metrics; empty: all of the pod's.")

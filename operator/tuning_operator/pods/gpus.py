@@ -14,10 +14,16 @@ _PART_OF_A_CARD = re.compile(r"/mig-|\.shared$")
 """As NVIDIA's device plugin names MIG slices (strategy mixed) and time-sliced or MPS-shared GPUs."""
 
 
-def find_gpu_trouble(gpus: int, gpu_resource: str) -> Trouble | None:
-    """Return why a pod cannot use so many of the resource, or None if it can."""
-    if gpus <= 1 or not _PART_OF_A_CARD.search(gpu_resource):
+def find_gpu_trouble(gpus: int, gpu_resource: str, nodes: int = 1) -> Trouble | None:
+    """Return why a pod cannot use so many of the resource, or so many pods one each; None if they can."""
+    if not gpus or gpus * nodes <= 1 or not _PART_OF_A_CARD.search(gpu_resource):
         return None
+    if gpus == 1:
+        return Trouble(
+            Reason.GPUS_NOT_COMBINABLE,
+            f"spec.resources.nodes: must be 1 where a GPU is {gpu_resource}, got {nodes}: MIG slices and shares of a "
+            "card cannot be joined; leave it out, or have the operator's Helm value gpuResource name whole GPUs",
+        )
     return Trouble(
         Reason.GPUS_NOT_COMBINABLE,
         f"spec.resources.gpus: must be at most 1 where a GPU is {gpu_resource}, got {gpus}: MIG slices and shares of a "

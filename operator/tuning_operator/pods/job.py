@@ -31,6 +31,10 @@ class PodParts:
     """Whether spec.activeDeadlineSeconds is for it."""
     is_online: bool = False
     """Whether it may ask a hub."""
+    nodes: int = 1
+    """Pods that work together: from 2 on those of an Indexed Job."""
+    subdomain: str | None = None
+    """The headless Service by which they find each other."""
 
 
 def build_pod(
@@ -78,6 +82,8 @@ def build_pod(
             *(volumes or ()),
         ],
     }
+    if parts.subdomain is not None:
+        pod["subdomain"] = parts.subdomain
     if parts.runtime_class is not None:
         pod["runtimeClassName"] = parts.runtime_class
     return pod | placement(asked, settings)
@@ -92,26 +98,31 @@ def build_job_of(
     labels: Mapping[str, str],
     retries: int,
 ) -> dict[str, Any]:
-    """Build the Job of `pod`. `suspend` is left to Kueue; bad input fails at once, disruptions cost no retry."""
+    """Build the Job of `pod`. `suspend` is left to Kueue; bad input fails at once, disruptions cost no retry.
+
+    Of several pods that work together the first that fails ends the Job: another attempt is another Job.
+    """
     template: dict[str, Any] = {"metadata": {"labels": dict(labels)}, "spec": pod}
     if parts.annotations:
         template["metadata"]["annotations"] = parts.annotations
     exit_rule = {"containerName": role.container, "operator": "In", "values": [EXIT_INPUT]}
+    refused: dict[str, Any] = {"action": "FailJob", "onExitCodes": exit_rule}
+    disrupted: dict[str, Any] = {
+        "action": "Ignore",
+        "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}],
+    }
+    together = parts.nodes > 1
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
         "metadata": dict(metadata),
         "spec": {
-            "backoffLimit": retries,
-            "completions": 1,
-            "parallelism": 1,
+            "backoffLimit": 0 if together else retries,
+            **({"completionMode": "Indexed"} if together else {}),
+            "completions": parts.nodes,
+            "parallelism": parts.nodes,
             "podReplacementPolicy": "Failed",
-            "podFailurePolicy": {
-                "rules": [
-                    {"action": "FailJob", "onExitCodes": exit_rule},
-                    {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
-                ]
-            },
+            "podFailurePolicy": {"rules": [refused] if together else [refused, disrupted]},
             "template": template,
         },
     }

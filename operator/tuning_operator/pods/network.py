@@ -45,6 +45,12 @@ def offline(selector: Mapping[str, Any], settings: Settings, tracking_uri: str |
     return _spec(selector, out)
 
 
+def together(selector: Mapping[str, Any], settings: Settings, tracking_uri: str | None) -> dict[str, Any]:
+    """Build the spec for pods that work together: as `offline`, and each other at every port, in and out."""
+    alone, peers = offline(selector, settings, tracking_uri), {"podSelector": dict(selector)}
+    return alone | {"ingress": [{"from": [peers]}], "egress": [*alone["egress"], {"to": [peers]}]}
+
+
 def _to_tracking(uri: str) -> list[dict[str, Any]]:
     try:
         parts = urlsplit(uri)
@@ -70,16 +76,39 @@ def build_policy(
     name: str, namespace: str, labels: Mapping[str, str], owner: Mapping[str, Any], spec: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Build the NetworkPolicy with a digest of itself, so that it is applied once."""
-    digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:16]
+    metadata = _metadata(name, namespace, labels, owner, spec)
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
-        "metadata": {
-            "name": name,
-            "namespace": namespace,
-            "labels": dict(labels),
-            "annotations": {HASH_ANNOTATION: digest},
-            "ownerReferences": [dict(owner)],
-        },
+        "metadata": metadata,
         "spec": dict(spec),
+    }
+
+
+def build_headless_service(
+    name: str,
+    namespace: str,
+    labels: Mapping[str, str],
+    owner: Mapping[str, Any],
+    *,
+    ports: Mapping[str, int],
+    pods: Mapping[str, str],
+) -> dict[str, Any]:
+    """Build the Service that gives each of the pods (by their labels) a name: it has that while its container runs."""
+    listed = [{"name": word, "port": port, "protocol": "TCP"} for word, port in ports.items()]
+    spec = {"clusterIP": "None", "selector": dict(pods), "ports": listed}
+    metadata = _metadata(name, namespace, labels, owner, spec)
+    return {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec}
+
+
+def _metadata(
+    name: str, namespace: str, labels: Mapping[str, str], owner: Mapping[str, Any], spec: Mapping[str, Any]
+) -> dict[str, Any]:
+    digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:16]
+    return {
+        "name": name,
+        "namespace": namespace,
+        "labels": dict(labels),
+        "annotations": {HASH_ANNOTATION: digest},
+        "ownerReferences": [dict(owner)],
     }

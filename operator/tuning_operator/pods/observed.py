@@ -10,6 +10,7 @@ from typing import Any
 
 from llm_tuning.api.conditions import ConditionType
 from llm_tuning.api.tuning_job import read_status
+from tuning_operator.core.constants import LABEL_INDEX
 
 Raw = Mapping[str, Any]
 STARTING = (None, "ContainerCreating", "PodInitializing")
@@ -54,6 +55,17 @@ class Pod(ApiObject):
 
     own: tuple[str, ...] = ()
     """Names of the operator's containers, the one that does the pod's work first."""
+
+    @property
+    def index(self) -> int:
+        """Which pod of an Indexed Job it is; 0 of any other."""
+        return int(self.raw["metadata"].get("labels", {}).get(LABEL_INDEX) or 0)
+
+    @property
+    def node(self) -> str | None:
+        """The node that it was placed on."""
+        found: str | None = self.raw["spec"].get("nodeName")
+        return found
 
     @property
     def phase(self) -> str:
@@ -252,13 +264,27 @@ class Child(Workload):
 
     @property
     def succeeded_pod(self) -> Pod | None:
-        return next((pod for pod in self.pods if pod.phase == "Succeeded"), None)
+        return next((pod for pod in self._with_result if pod.phase == "Succeeded"), None)
 
     @property
     def done_pod(self) -> Pod | None:
         """The pod whose work has ended well, whatever other containers of it do; rather one that has ended whole."""
-        done = (pod for pod in self.pods if pod.exit_code == 0)
+        done = (pod for pod in self._with_result if pod.exit_code == 0)
         return self.succeeded_pod or next(done, None)
+
+    @property
+    def _with_result(self) -> list[Pod]:
+        """Pods that leave the result: of several that work together that of index 0."""
+        return [pod for pod in self.pods if pod.index == 0]
+
+    @property
+    def nodes(self) -> int:
+        """How many pods it has at the same time."""
+        return int(self.raw["spec"].get("completions") or 1)
+
+    def of_index(self, index: int) -> Child:
+        """Return this Job with the pods of one index alone."""
+        return Child(self.raw, tuple(pod for pod in self.pods if pod.index == index), self.warnings)
 
     @property
     def backoff_limit(self) -> int:

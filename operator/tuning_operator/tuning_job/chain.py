@@ -125,25 +125,36 @@ class Chain:
             message = f"Job {child.name} waits for {queue} to admit it"
             self.draft.say(Phase.QUEUED, Reason.QUEUED, message, stage=stage.condition)
             return
-        due = events_due(child, self.now)
-        if due is not None:
-            self.desired.needs_events = due <= 0
-            # The longer it takes, the seldomer it is reconciled: a thousand that wait must cost little.
-            self.desired.requeue(due if due > 0 else min(max(-due / 5, STUCK_SECONDS), LONGEST_LOOK_SECONDS))
-        pod = child.newest_pod
-        if pod is not None and (sidecar := sidecar_due(pod, self.now)) is not None:
-            self.desired.requeue(sidecar)
-        if stuck := find_stuck(child, stage.pod_requests(self.spec, self.settings)):
-            self.draft.stall(stuck.reason, stuck.message, steady=True)
-        elif pod is not None and (
-            added := find_outliving_sidecar(pod, self.now) or find_holding_sidecar(pod, self.now)
-        ):
-            self.draft.stall(added.reason, added.message)
-        elif found := failing(child, stage, self.spec, self.now):
+        parts = stage.pods_of(child, self.spec)
+        for part in parts:
+            due = events_due(part, self.now)
+            if due is not None:
+                self.desired.needs_events |= due <= 0
+                # The longer it takes, the seldomer it is reconciled: a thousand that wait must cost little.
+                self.desired.requeue(due if due > 0 else min(max(-due / 5, STUCK_SECONDS), LONGEST_LOOK_SECONDS))
+            pod = part.newest_pod
+            if pod is not None and (sidecar := sidecar_due(pod, self.now)) is not None:
+                self.desired.requeue(sidecar)
+        if any(self._is_stuck(stage, parts, index) for index in range(len(parts))):
+            return
+        if len(parts) == 1 and (found := failing(child, stage, self.spec, self.now)):
             trouble, left = found
             self.draft.stall(trouble.reason, trouble.message)
             if left is not None:
                 self.desired.requeue(left)
+
+    def _is_stuck(self, stage: JobStage, parts: Sequence[Child], index: int) -> bool:
+        """Say what a pod is stuck at, of several how many run; returns whether it is."""
+        pod = parts[index].newest_pod
+        if stuck := find_stuck(parts[index], stage.pod_requests(self.spec, self.settings)):
+            run = sum(each.newest_pod is not None and each.newest_pod.phase != "Pending" for each in parts)
+            where = f"{run} of {len(parts)} pods run, that of index {index} does not: " if len(parts) > 1 else ""
+            self.draft.stall(stuck.reason, where + stuck.message, steady=True)
+            return True
+        added = pod and (find_outliving_sidecar(pod, self.now) or find_holding_sidecar(pod, self.now))
+        if added:
+            self.draft.stall(added.reason, added.message)
+        return bool(added)
 
     def _suspend(self) -> None:
         """End the Jobs that are at work; their pods write a checkpoint and go."""

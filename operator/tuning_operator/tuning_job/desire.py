@@ -20,6 +20,7 @@ from tuning_operator.pods.gpus import find_gpu_trouble
 from tuning_operator.pods.observed import read_time
 from tuning_operator.pods.trouble import Trouble
 from tuning_operator.tuning_job.chain import Chain
+from tuning_operator.tuning_job.nodes import find_name_trouble
 from tuning_operator.tuning_job.observed import Observed
 from tuning_operator.tuning_job.outcome import is_left_open
 from tuning_operator.tuning_job.stage import Stage
@@ -40,7 +41,8 @@ def desire(observed: Observed, settings: Settings, now: datetime, stages: Sequen
         return desired
     spec = with_defaults(observed.spec, settings.defaults)
     has_begun = TRAIN in observed.children or observed.holds(ConditionType.TRAINED)
-    trouble = find_gpu_trouble(spec.resources.gpus, settings.gpu_resource)
+    trouble = find_gpu_trouble(spec.resources.gpus, settings.gpu_resource, spec.resources.nodes)
+    trouble = trouble or find_name_trouble(observed.name, spec.resources.nodes)
     if trouble is not None and not has_begun and not spec.suspend:
         return _refuse(observed, trouble, now, stages)
     return Chain(observed, spec, settings, now, stages).run()

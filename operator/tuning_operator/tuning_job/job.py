@@ -7,7 +7,7 @@ from typing import Any
 
 from llm_tuning.api.tuning import form_model_id
 from llm_tuning.api.tuning_job import KIND, TuningJobSpec
-from llm_tuning.pod.contract import DATASET_DIR, INPUT_VARIABLE, PodInput
+from llm_tuning.pod.contract import DATASET_DIR, INPUT_VARIABLE, NodesInput, PodInput
 from llm_tuning.pod.roles import PodRole
 from tuning_operator.core.constants import (
     LABEL_JOB,
@@ -15,6 +15,7 @@ from tuning_operator.core.constants import (
     LABEL_UID,
     MANAGED_BY,
     MANAGED_BY_LABEL,
+    NODES_PORT,
     QUEUE_LABEL,
 )
 from tuning_operator.core.settings import Settings
@@ -52,13 +53,16 @@ def build_job(
     start_model_id: str | None,
 ) -> dict[str, Any]:
     """Build the `batch/v1` Job of a role."""
-    labels = labels_of(observed, role.name)
+    labels, name = labels_of(observed, role.name), child_name(observed.name, role.name)
     queue = {QUEUE_LABEL: spec.queue_name} if spec.queue_name else {}
     environment: list[dict[str, Any]] = []
     if role.has_spec:
         given = PodInput(
             model_id=model_id(observed, spec), spec=spec, start_model_id=start_model_id, gpus=spec.resources.gpus
         )
+        if parts.nodes > 1:
+            hosts = [f"{name}-{index}.{parts.subdomain}" for index in range(parts.nodes)]
+            given = given.model_copy(update={"nodes": NodesInput(hosts=hosts, port=NODES_PORT)})
         environment.append({"name": INPUT_VARIABLE, "value": given.encode()})
     volumes: list[dict[str, Any]] = []
     mounts: list[dict[str, Any]] = []
@@ -78,7 +82,7 @@ def build_job(
         mounts=mounts,
     )
     metadata = {
-        "name": child_name(observed.name, role.name),
+        "name": name,
         "namespace": observed.namespace,
         "labels": labels | queue,
         "ownerReferences": [owner_reference(observed, KIND)],

@@ -47,6 +47,8 @@ class Observed(CustomResource):
     """Its NetworkPolicies, by name."""
     taken_policies: tuple[str, ...] = ()
     """Names of ours that NetworkPolicies of another owner have."""
+    headless: Raw | None = None
+    """The Service of the training Job's name, whoever made it."""
 
     @property
     def created(self) -> datetime:
@@ -73,6 +75,7 @@ def build_observed(
     spec: TuningJobSpec | None = None,
     chain: tuple[str, ...] = (),
     service: Raw | None = None,
+    headless: Raw | None = None,
     roles: Mapping[str, PodRole] = ROLES,
 ) -> Observed:
     """Put together what belongs to the TuningJob `raw`; `spec` where it was parsed before.
@@ -114,6 +117,7 @@ def build_observed(
         policies={policy["metadata"]["name"]: policy for policy in fences if is_owned(policy, uid)},
         taken_policies=tuple(policy["metadata"]["name"] for policy in fences if not is_owned(policy, uid)),
         service=service,
+        headless=headless,
     )
 
 

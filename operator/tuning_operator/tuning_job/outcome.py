@@ -75,7 +75,7 @@ def _has_all_pods(child: Child) -> bool:
     """Return whether, of a Job that has ended, the pods that explain why are seen as ended."""
     if child.is_complete:
         return child.succeeded_pod is not None
-    if _is_late(child):
+    if is_late(child):
         return True  # the Job's own reason says it all
     return 0 < len(child.failed_pods) >= child.failures
 
@@ -94,7 +94,7 @@ def failure_of(child: Child, stage: JobStage, spec: TuningJobSpec) -> Trouble:
     """Return why the Job has failed for good."""
     assert child.failure is not None
     what, why = stage.work, str(child.failure.get("reason", ""))
-    if _is_late(child):
+    if is_late(child):
         return Trouble(
             Reason.DEADLINE_EXCEEDED,
             f"{what} was active for more than spec.activeDeadlineSeconds ({spec.active_deadline_seconds} s); apply a "
@@ -148,7 +148,13 @@ def pod_failure(pod: Pod, stage: JobStage, spec: TuningJobSpec) -> Trouble:
     return Trouble(reason, f"exit code {code}{killed}{f': {said}' if said else ''}; see `{pod.logs_command}`")
 
 
-def _is_late(child: Child) -> bool:
+def pod_reason(pod: Pod) -> str | None:
+    """Return the reason in the result that a failed pod has left."""
+    result = parse_result(_message(pod), TrainResult)
+    return result.reason if result is not None and not result.ok else None
+
+
+def is_late(child: Child) -> bool:
     return child.failure is not None and child.failure.get("reason") == "DeadlineExceeded"
 
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from llm_tuning.api.tuning_job import TuningJobSpec
 from llm_tuning.pod.roles import FETCH, TRAIN
-from tuning_operator.core.cache import INFERENCE_SERVICES, JOBS, NETWORK_POLICIES, PODS, TUNING_JOBS, Key, Raw
+from tuning_operator.core.cache import INFERENCE_SERVICES, JOBS, NETWORK_POLICIES, PODS, SERVICES, TUNING_JOBS, Key, Raw
 from tuning_operator.core.constants import LABEL_ROLE, STUCK_SECONDS
 from tuning_operator.core.desired import Desired
 from tuning_operator.core.reconciler import Reconciler
@@ -18,6 +18,7 @@ from tuning_operator.pods.trouble import Reported
 from tuning_operator.tuning_job.desire import desire
 from tuning_operator.tuning_job.fetch import OFFLINE
 from tuning_operator.tuning_job.job import child_name
+from tuning_operator.tuning_job.nodes import NODES
 from tuning_operator.tuning_job.observed import Observed, build_observed
 from tuning_operator.tuning_job.stage import JobStage
 from tuning_operator.tuning_job.stages import STAGES
@@ -50,7 +51,7 @@ class TuningJobReconciler(Reconciler[Observed]):
         spec = self.cache.spec_of(raw, TuningJobSpec)
         adapter = spec.model.adapter.tuning_job if spec is not None and spec.model.adapter is not None else None
         serve = spec.serve if spec is not None else None
-        fences = (self.cache.get(NETWORK_POLICIES, namespace, child_name(name, end)) for end in (FETCH, OFFLINE))
+        fences = (self.cache.get(NETWORK_POLICIES, namespace, child_name(name, end)) for end in (FETCH, OFFLINE, NODES))
         return build_observed(
             raw,
             jobs=[job for job in found if job is not None],
@@ -62,6 +63,7 @@ class TuningJobReconciler(Reconciler[Observed]):
             spec=spec,
             chain=self.cache.chain_from(namespace, adapter) if adapter is not None else (),
             service=self.cache.get(INFERENCE_SERVICES, namespace, serve.name) if serve is not None else None,
+            headless=self.cache.get(SERVICES, namespace, child_name(name, TRAIN)),
             roles=roles,
         )
 

@@ -113,11 +113,21 @@ class JobStage(Stage):
             return False
         if child is not None and is_done(child, chain.now):
             return self.end(chain, child)
-        if child is not None and (trouble := self._trouble(chain, child)):
+        if child is not None and self.starts_again(chain, child):
+            return False
+        if child is not None and (trouble := self.trouble(chain, child)):
             self.fail(chain, trouble)
             return False
         self.go_on(chain, child)
         return False
+
+    def starts_again(self, chain: Chain, child: Child) -> bool:
+        """Have another Job after one that has failed, where its own retries are none; returns whether it does."""
+        return False
+
+    def pods_of(self, child: Child, spec: TuningJobSpec) -> list[Child]:
+        """List the Job once for each of the pods that it should have at the same time, with that one alone."""
+        return [child]
 
     def go_on(self, chain: Chain, child: Child | None) -> None:
         """Set phase and message, and create the stage's Job or follow it."""
@@ -141,7 +151,7 @@ class JobStage(Stage):
             config_map=(source.name, source.key) if source is not None else None,
         )
 
-    def _trouble(self, chain: Chain, child: Child) -> Trouble | None:
+    def trouble(self, chain: Chain, child: Child) -> Trouble | None:
         """Return why the Job has failed for good, or None while it may still end well."""
         if child.has_failed:
             return failure_of(child, self, chain.spec)

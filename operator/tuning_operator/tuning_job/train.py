@@ -6,15 +6,24 @@ from typing import Any
 
 from llm_tuning.api.conditions import ConditionType, Phase, Reason
 from llm_tuning.api.tuning_job import TuningJobSpec
-from llm_tuning.pod.contract import CREDENTIALS_VARIABLE, REQUIRE_GPU_VARIABLE, TrainResult
+from llm_tuning.pod.contract import ADDRESS_VARIABLE, CREDENTIALS_VARIABLE, REQUIRE_GPU_VARIABLE, TrainResult
 from llm_tuning.pod.roles import ROLES, TRAIN
 from tuning_operator.core.settings import Settings
 from tuning_operator.pods.job import PodParts
 from tuning_operator.pods.observed import Child
 from tuning_operator.pods.stuck import shown_resources
 from tuning_operator.pods.template import threads
+from tuning_operator.pods.trouble import Trouble
 from tuning_operator.tuning_job.chain import Chain
 from tuning_operator.tuning_job.job import child_name
+from tuning_operator.tuning_job.nodes import (
+    fence,
+    final_trouble,
+    node_statuses,
+    seconds_unsettled,
+    stall_on,
+    starts_again,
+)
 from tuning_operator.tuning_job.observed import Observed
 from tuning_operator.tuning_job.outcome import result_of
 from tuning_operator.tuning_job.reporting import add_reporting
@@ -54,6 +63,8 @@ class TrainStage(JobStage):
             memory = {"medium": "Memory", "sizeLimit": SHARED_MEMORY}
             parts.volumes.append({"name": "shm", "emptyDir": memory})
             parts.mounts.append({"name": "shm", "mountPath": "/dev/shm"})
+        if resources.nodes > 1:
+            _add_nodes(parts, observed, resources.nodes, settings)
         if spec.tracking.credentials_secret is not None:
             _add_credentials(parts, spec.tracking.credentials_secret.name)
         add_reporting(parts, observed, settings)
@@ -71,17 +82,62 @@ class TrainStage(JobStage):
         )
 
     def words(self, child: Child | None) -> Words:
-        if child is not None and any(pod.phase != "Pending" for pod in child.pods):
+        nodes = child.nodes if child is not None else 1
+        run = {pod.index for pod in child.pods if pod.phase != "Pending"} if child is not None else set()
+        if nodes > 1 and 0 < len(run) < nodes:
+            return Words(Phase.TRAINING, Reason.STARTING, f"{len(run)} of {nodes} pods run; they train once all do")
+        if run:
             return Words(Phase.TRAINING, Reason.TRAINING, "the trainer runs")
         return Words(Phase.TRAINING, Reason.STARTING, "the trainer is being started")
 
     def run(self, chain: Chain) -> bool:
         chain.draft.fields["job_name"] = child_name(chain.observed.name, self.role.name)
+        child = chain.observed.children.get(self.role.name)
+        if chain.spec.resources.nodes > 1 and not chain.observed.holds(self.condition):
+            if child is not None and not child.is_deleting:
+                chain.draft.fields["nodes"] = node_statuses(child, chain.spec)
+            if not fence(chain, self):
+                return False
         return super().run(chain)
+
+    def starts_again(self, chain: Chain, child: Child) -> bool:
+        return chain.spec.resources.nodes > 1 and child.has_failed and starts_again(chain, self, child)
+
+    def pods_of(self, child: Child, spec: TuningJobSpec) -> list[Child]:
+        nodes = spec.resources.nodes
+        return [child] if nodes == 1 else [child.of_index(index) for index in range(nodes)]
+
+    def go_on(self, chain: Chain, child: Child | None) -> None:
+        super().go_on(chain, child)
+        attempts = chain.observed.status.attempts
+        if attempts is not None and not chain.draft.conditions.holds(ConditionType.STALLED):
+            left = None if child is None or child.is_deleting else seconds_unsettled(child, chain.now)
+            if left is None or left > 0:
+                stall_on(chain, attempts)
+            if left is not None and left > 0:
+                chain.desired.requeue(left)
+
+    def trouble(self, chain: Chain, child: Child) -> Trouble | None:
+        if chain.spec.resources.nodes > 1 and child.has_failed:
+            return final_trouble(chain, self, child)
+        return super().trouble(chain, child)
 
     def end(self, chain: Chain, child: Child) -> bool:
         chain.result = result_of(child, TrainResult)
         return True
+
+
+def _add_nodes(parts: PodParts, observed: Observed, nodes: int, settings: Settings) -> None:
+    """Have the pods find each other by the Service of the Job's name, over the network that the chart names."""
+    parts.nodes, parts.subdomain = nodes, child_name(observed.name, TRAIN)
+    address = {"fieldRef": {"fieldPath": "status.podIP"}}
+    parts.environment.append({"name": ADDRESS_VARIABLE, "valueFrom": address})
+    if settings.nodes_interface:
+        for name in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"):
+            parts.environment.append({"name": name, "value": settings.nodes_interface})
+    if settings.nodes_rdma_resource:
+        for kind in ("requests", "limits"):
+            parts.resources[kind][settings.nodes_rdma_resource] = "1"
 
 
 def _add_credentials(parts: PodParts, secret: str) -> None:

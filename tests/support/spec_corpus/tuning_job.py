@@ -37,7 +37,7 @@ FULL: Spec = {
     "ttlSecondsAfterFinished": 60,
     "serve": {
         "name": "faq",
-        "resources": fragments.RESOURCES_FULL,
+        "resources": {**fragments.RESOURCES_FULL},  # a dict of its own: it takes no nodes
         "vllm": fragments.VLLM_FULL,
         "apiKeySecret": {"name": "llm-tuning-faq"},
     },

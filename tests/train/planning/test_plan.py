@@ -24,7 +24,7 @@ from llm_tuning.models.operations import Operations
 from llm_tuning.models.shape import read_shape
 from llm_tuning.planning import make_plan
 from llm_tuning.planning.memory import CUDA_CONTEXT_BYTES
-from llm_tuning.planning.plan import GPUS
+from llm_tuning.planning.plan import GPUS, Plan
 from llm_tuning.planning.work import Rows, Steps, count_steps, run_operations
 from llm_tuning.run.devices import SCORING_BYTES
 from llm_tuning.trainers.batching import StepBatches
@@ -162,6 +162,24 @@ def test_eight_billion_parameters_on_each_size(large_base: Callable[..., Path], 
     assert two.host_gib > 2 * plan.host_gib, "two ranks, and the process that starts them"
     times = [verdict.seconds for verdict in plan.verdicts if verdict.fits]
     assert all(time is not None and 0 < time[0] < time[1] for time in times)
+
+
+def test_pods_that_train_together_share_steps_and_time_and_each_has_its_own_memory(
+    large_base: Callable[..., Path], dataset: Path
+) -> None:
+    base = large_base()
+
+    def planned(sharding: str = "none", **resources: int) -> Plan:
+        training = {"batchSize": 2, "sharding": sharding}
+        return make_plan(spec(resources={"memory": "8Gi", **resources}, training=training), base=base, dataset=dataset)
+
+    one, four, two_of_two = planned(gpus=2), planned(gpus=4), planned(gpus=2, nodes=2)
+    assert two_of_two.steps == four.steps != one.steps
+    assert two_of_two.host_gib == one.host_gib
+    assert [verdict.seconds for verdict in two_of_two.verdicts] == [verdict.seconds for verdict in four.verdicts]
+    divided, divided_alike = planned("full", gpus=2, nodes=2), planned("full", gpus=4)
+    assert divided.parts == divided_alike.parts
+    assert {part.name for part in planned(gpus=1, nodes=2).parts} == {part.name for part in one.parts}
 
 
 def test_a_step_that_is_less_than_a_pass_is_said(large_base: Callable[..., Path], dataset: Path) -> None:

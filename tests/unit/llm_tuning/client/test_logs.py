@@ -8,9 +8,11 @@ import io
 import pytest
 from aiohttp import web
 
+from llm_tuning.api.kube import LABEL_INDEX
 from llm_tuning.client import AsyncTuningClient, Forbidden, LossPoint, NotFound, logs
 from llm_tuning.client.logs import losses_in
 from llm_tuning.core.figures import LOSS
+from llm_tuning.errors import InputError
 from llm_tuning.progress.lines import JsonLines
 from llm_tuning.progress.snapshot import Snapshot
 from tests.support.fake_api_server import FakeApiServer, cut, status_object
@@ -49,6 +51,23 @@ async def test_it_begins_at_the_stage_that_runs(server: FakeApiServer, client: A
     assert await all_lines(client, follow=False) == ["step 1"]
     await server.put("tuningjobs", "faq", status=SUCCEEDED)
     assert await asyncio.wait_for(all_lines(client), 5) == ["step 1"]
+
+
+async def test_of_a_training_of_several_pods_it_is_the_one_that_has_the_rank(
+    server: FakeApiServer, client: AsyncTuningClient
+) -> None:
+    spec = {**SPEC, "resources": {"gpus": 2, "nodes": 2}}
+    await server.put("tuningjobs", "faq", spec=spec, status=SUCCEEDED)
+    server.add_pod("faq", "check", "faq-check-1", lines=["checked"])
+    for index in (1, 0):
+        pod = server.add_pod("faq", "train", f"faq-train-{index}-x", lines=[f"of pod {index}"])
+        pod["metadata"]["labels"][LABEL_INDEX] = str(index)
+        server.cluster.change("pods", pod)
+    for rank, line in enumerate(["of pod 0", "of pod 0", "of pod 1", "of pod 1"]):
+        assert [line async for line in client.logs("faq", follow=False, rank=rank)] == [line]
+    for rank in (4, -1):
+        with pytest.raises(InputError, match=rf"TuningJob faq has no rank {rank}; its ranks are 0 to 3"):
+            await anext(client.logs("faq", rank=rank))
 
 
 @pytest.mark.parametrize("sidecar", ["aaa-proxy", "istio-proxy", "zzz-agent"])

@@ -127,6 +127,8 @@ async def test_logs_and_explain(server: FakeApiServer, call: Call) -> None:
     server.add_pod("faq", "check", "faq-check-1", lines=["row 3: output is empty"])
     assert (await call("logs", "faq"))[1] == "row 3: output is empty\n"
     assert (await call("logs", "-f", "tj/faq"))[1] == "row 3: output is empty\n"
+    code, _, said = await call("logs", "faq", "--rank", "1")
+    assert (code, "TuningJob faq has no rank 1" in said) == (64, True)
     code, out, _ = await call("explain", "faq")
     assert code == 0
     assert " ".join(out.split()).startswith("faq has failed")

@@ -136,6 +136,8 @@ IN_VALUES = {
     "check_cpu": ("dataCheck", "cpu"),
     "check_memory": ("dataCheck", "memory"),
     "workers": ("workers",),
+    "nodes_interface": ("nodes", "networkInterface"),
+    "nodes_rdma_resource": ("nodes", "rdmaResource"),
     "sources_endpoint": ("sources", "endpoint"),
     "sources_ca_bundle": ("sources", "caBundle"),
     "sources_proxy": ("sources", "proxy"),
