@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from devcluster.cluster import KubectlError
 from tests.cluster.test_inference_service import REPLICAS, ROUTES, SERVICE, SERVICES, Serving, ask, ask_as, serving
 from tests.support.images.stand_in.clients import API_KEY
 from tests.support.serving import (
@@ -43,10 +44,20 @@ def test_a_pod_is_deleted(serving: Serving) -> None:
     assert met["failed"] == 0, serving.clients.troubles("failed")
 
 
+def _answers(serving: Serving) -> bool:
+    """Whether the kubelet, which hands out the clients' log, is there."""
+    try:
+        serving.clients.counts()
+    except KubectlError:
+        return False
+    return True
+
+
 def test_the_kubelet_restarts(serving: Serving) -> None:
     serving.cluster.end("kubelet", signal.SIGKILL)
     time.sleep(3)
     serving.cluster.start("kubelet")
+    wait_until(lambda: _answers(serving), 60, "the kubelet hands out logs again")
     met = serving.settle("kubelet restarted")
     assert met["failed"] == 0, serving.clients.troubles("failed")
 
