@@ -107,7 +107,9 @@ def test_the_scores_of_the_mode_are_in_status_manifest_card_tracking_and_report(
     for mode in MODES:
         assert space.conditions(mode)["Succeeded"]["status"] == "True", statuses[mode]
     ids = [statuses[mode]["modelId"] for mode in MODES]
-    printed = space.run("read", TRAINER_IMAGE, "python", "-c", READ_ALL, *ids)
+    printed = space.run(
+        "read", TRAINER_IMAGE, "python", "-c", READ_ALL, *ids, seconds=240
+    )  # torch, MLflow, vLLM beside it
     read = [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
     for mode, model_id, found in zip(MODES, ids, read, strict=True):
         evaluation, tuned = statuses[mode]["evaluation"], found["manifest"]["tuned"]
