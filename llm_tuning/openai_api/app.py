@@ -1,0 +1,121 @@
+"""The web application: routes, and every refusal in OpenAI's form."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+from fastapi import APIRouter, FastAPI
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+
+from llm_tuning._version import __version__
+from llm_tuning.client.errors import ClusterError
+from llm_tuning.errors import InputError
+from llm_tuning.openai_api.context import Context
+from llm_tuning.openai_api.errors import ApiError, of_cluster, of_input, of_validation
+from llm_tuning.openai_api.routes import health
+
+log = logging.getLogger(__name__)
+
+ROUTERS: Sequence[APIRouter] = (health.router,)
+Loop = Callable[[Context], Awaitable[None]]
+"""What goes on beside the requests, until it is cancelled."""
+LOOPS: Sequence[Loop] = ()
+
+NOT_HERE = {
+    "responses": "chat is /v1/chat/completions",
+    "embeddings": "this server fine-tunes and passes chat on",
+    "uploads": "a file is uploaded whole: client.files.create",
+    "batches": "send the requests to /v1/chat/completions",
+    "evals": "the held-out scores of a job are in its checkpoints and in its result file",
+    "fine_tuning": "there are jobs here, neither permissions of checkpoints nor graders",
+}
+"""OpenAI's other groups of endpoints, and what there is instead."""
+
+
+def create_app(
+    context: Context,
+    *,
+    middleware: Sequence[Middleware] = (),
+    routers: Sequence[APIRouter] = ROUTERS,
+    loops: Sequence[Loop] = LOOPS,
+) -> FastAPI:
+    """Build the application; `middleware` comes before the routes, the first one outermost."""
+    app = FastAPI(
+        title="llm-tuning: the fine-tuning API",
+        version=__version__,
+        docs_url=None,  # its page loads scripts from elsewhere
+        redoc_url=None,
+        lifespan=_lifespan(context, loops),
+        middleware=list(middleware),
+        exception_handlers={
+            ApiError: _refuse,
+            ClusterError: _refuse,
+            InputError: _refuse,
+            RequestValidationError: _refuse,
+            HTTPException: _refuse,
+            Exception: _refuse,
+        },
+    )
+    app.state.context = context
+    for router in routers:
+        app.include_router(router)
+    return app
+
+
+def _lifespan(context: Context, loops: Sequence[Loop]) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        work = [context.backend.run(), *(loop(context) for loop in loops)]
+        tasks = [asyncio.ensure_future(each) for each in work]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await context.backend.close()
+
+    return lifespan
+
+
+async def _refuse(request: Request, error: Exception) -> Response:
+    return refusal(_as_api_error(request, error))
+
+
+def refusal(error: ApiError) -> JSONResponse:
+    """Build the answer; for middleware, too, which no handler of exceptions stands around."""
+    return JSONResponse(error.body(), status_code=error.status, headers=error.headers)
+
+
+def _as_api_error(request: Request, error: Exception) -> ApiError:
+    match error:
+        case ApiError():
+            return error
+        case RequestValidationError():
+            return of_validation(error.errors())
+        case InputError():
+            return of_input(error)
+        case ClusterError():
+            return of_cluster(error)
+        case HTTPException():
+            return _no_route(request, error)
+    log.error("%s %s", request.method, request.url.path, exc_info=error)
+    return ApiError(500, f"An unexpected {type(error).__name__}; the server's log has more.", code="server_error")
+
+
+def _no_route(request: Request, error: HTTPException) -> ApiError:
+    url = f"{request.method} {request.url.path}"
+    if error.status_code not in (404, 405):
+        return ApiError(error.status_code, str(error.detail), code="invalid_request", headers=error.headers)
+    parts = request.url.path.strip("/").split("/")
+    hint = NOT_HERE.get(parts[1], "") if len(parts) > 1 and parts[0] == "v1" else "every endpoint begins with /v1/"
+    text = f"Invalid URL ({url}): this server does not have it{'; ' + hint if hint else ''}."
+    return ApiError(error.status_code, text, code="unknown_url", headers=error.headers)
