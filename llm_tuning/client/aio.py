@@ -98,6 +98,14 @@ class AsyncTuningClient:
         """Resume a suspended TuningJob from its last checkpoint."""
         return await self._patch(name, {"spec": {"suspend": False}})
 
+    async def patch(self, name: str, change: Mapping[str, Any]) -> AsyncJob:
+        """Merge `change` into a TuningJob (RFC 7386): {"metadata": {"labels": {"team": "a", "old": None}}}."""
+        return await self._patch(name, change)
+
+    async def patch_service(self, name: str, change: Mapping[str, Any]) -> AsyncService:
+        """Merge `change` into a service; a metadata.resourceVersion that is not the newest raises Conflict."""
+        return self._service(await self._merge(f"{self._services}/{name}", change))
+
     async def delete(self, name: str) -> None:
         """Delete a TuningJob; its pods end, a published adapter stays on the claim."""
         await self._api.call("DELETE", f"{self._jobs}/{name}")
@@ -116,13 +124,13 @@ class AsyncTuningClient:
         """Read an InferenceService as it is now."""
         return self._service(await self._api.call("GET", f"{self._services}/{name}"))
 
-    async def list(self) -> Sequence[AsyncJob]:
-        """List the namespace's TuningJobs."""
-        return [self._job(item) for item in (await self._api.call("GET", self._jobs))["items"]]
+    async def list(self, *, labels: Mapping[str, str] | None = None) -> Sequence[AsyncJob]:
+        """List the namespace's TuningJobs; with `labels` those that have all of them."""
+        return [self._job(item) for item in await self._items(self._jobs, labels)]
 
-    async def list_services(self) -> Sequence[AsyncService]:
-        """List the namespace's InferenceServices."""
-        return [self._service(item) for item in (await self._api.call("GET", self._services))["items"]]
+    async def list_services(self, *, labels: Mapping[str, str] | None = None) -> Sequence[AsyncService]:
+        """List the namespace's InferenceServices; with `labels` those that have all of them."""
+        return [self._service(item) for item in await self._items(self._services, labels)]
 
     async def watch(self, name: str) -> AsyncGenerator[AsyncJob, None]:
         """Yield a TuningJob as it is now and after each change, to its end; raises NotFound when it is deleted."""
@@ -246,10 +254,16 @@ class AsyncTuningClient:
         body = {**body, "metadata": {**body["metadata"], "namespace": self.namespace}}
         return await self._api.call("POST", path, query=query, body=body)
 
-    async def _patch(self, name: str, change: Raw) -> AsyncJob:
-        query = {"fieldManager": FIELD_MANAGER}
-        path = f"{self._jobs}/{name}"
-        return self._job(await self._api.call("PATCH", path, query=query, body=change, content_type=MERGE_PATCH))
+    async def _patch(self, name: str, change: Mapping[str, Any]) -> AsyncJob:
+        return self._job(await self._merge(f"{self._jobs}/{name}", change))
+
+    async def _merge(self, path: str, change: Mapping[str, Any]) -> Raw:
+        query = {"fieldValidation": "Strict", "fieldManager": FIELD_MANAGER}
+        return await self._api.call("PATCH", path, query=query, body=dict(change), content_type=MERGE_PATCH)
+
+    async def _items(self, path: str, labels: Mapping[str, str] | None) -> Sequence[Raw]:
+        query = {"labelSelector": ",".join(f"{key}={value}" for key, value in labels.items())} if labels else None
+        return cast(Sequence[Raw], (await self._api.call("GET", path, query=query))["items"])
 
     async def _watch(self, path: str, name: str, kind: str) -> AsyncGenerator[Raw, None]:
         uid = None

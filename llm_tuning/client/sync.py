@@ -50,6 +50,14 @@ class TuningClient(Blocking):
         """Resume a suspended TuningJob from its last checkpoint."""
         return self._job(self._loop.run(self._client.resume(name)))
 
+    def patch(self, name: str, change: Mapping[str, Any]) -> Job:
+        """Merge `change` into a TuningJob (RFC 7386): {"metadata": {"labels": {"team": "a", "old": None}}}."""
+        return self._job(self._loop.run(self._client.patch(name, change)))
+
+    def patch_service(self, name: str, change: Mapping[str, Any]) -> Service:
+        """Merge `change` into a service; a metadata.resourceVersion that is not the newest raises Conflict."""
+        return self._service(self._loop.run(self._client.patch_service(name, change)))
+
     def delete(self, name: str) -> None:
         """Delete a TuningJob; its pods end, a published adapter stays on the claim."""
         self._loop.run(self._client.delete(name))
@@ -66,13 +74,13 @@ class TuningClient(Blocking):
         """Read an InferenceService as it is now."""
         return self._service(self._loop.run(self._client.get_service(name)))
 
-    def list(self) -> Sequence[Job]:
-        """List the namespace's TuningJobs."""
-        return [self._job(job) for job in self._loop.run(self._client.list())]
+    def list(self, *, labels: Mapping[str, str] | None = None) -> Sequence[Job]:
+        """List the namespace's TuningJobs; with `labels` those that have all of them."""
+        return [self._job(job) for job in self._loop.run(self._client.list(labels=labels))]
 
-    def list_services(self) -> Sequence[Service]:
-        """List the namespace's InferenceServices."""
-        return [self._service(service) for service in self._loop.run(self._client.list_services())]
+    def list_services(self, *, labels: Mapping[str, str] | None = None) -> Sequence[Service]:
+        """List the namespace's InferenceServices; with `labels` those that have all of them."""
+        return [self._service(service) for service in self._loop.run(self._client.list_services(labels=labels))]
 
     def watch(self, name: str) -> Iterator[Job]:
         """Yield a TuningJob as it is now and after each change, to its end; raises NotFound when it is deleted."""

@@ -54,6 +54,8 @@ class FakeApiServer:
         self.next_logs: deque[Script] = deque()
         self.service: Callable[[web.Request], Awaitable[web.StreamResponse]] | None = None
         """What stands behind the service proxy."""
+        self.time = TIME
+        """When the next object is made."""
         self._changed = asyncio.Condition()
         self._runner: web.AppRunner | None = None
         self.port = 0
@@ -151,7 +153,8 @@ class FakeApiServer:
             "namespace": NAMESPACE,
             "uid": f"uid-{name}",
             "generation": 1,
-            "creationTimestamp": TIME,
+            "creationTimestamp": self.time,
+            **{kept: body["metadata"][kept] for kept in ("labels", "annotations") if kept in body["metadata"]},
         }
         return {**body, "apiVersion": API_VERSION, "kind": kind, "metadata": metadata}
 
@@ -187,7 +190,11 @@ class FakeApiServer:
                 message = f'{plural}.{API_VERSION} "{raw["metadata"]["name"]}" already exists'
                 return status_object(409, "AlreadyExists", message)
         name = request.query.get("fieldSelector", "").removeprefix("metadata.name=")
+        wanted = [pair.split("=") for pair in request.query.get("labelSelector", "").split(",") if pair]
         items = [raw for raw in self.all(plural) if name in ("", raw["metadata"]["name"])]
+        items = [
+            raw for raw in items if all(raw["metadata"].get("labels", {}).get(key) == value for key, value in wanted)
+        ]
         metadata = {"resourceVersion": str(self.cluster.version)}
         return web.json_response({"kind": "List", "metadata": metadata, "items": items})
 
@@ -202,8 +209,11 @@ class FakeApiServer:
             await self.remove(plural, name)
             return web.json_response({"kind": "Status", "status": "Success"})
         if request.method == "PATCH":
-            raw["spec"] |= body["spec"]
-            return web.json_response(await self._tell(self.cluster.change(plural, raw)))
+            version = raw["metadata"]["resourceVersion"]
+            if body.get("metadata", {}).get("resourceVersion", version) != version:
+                message = f'Operation cannot be fulfilled on {plural} "{name}": the object has been modified'
+                return status_object(409, "Conflict", message)
+            return web.json_response(await self._tell(self.cluster.change(plural, merge_patch(raw, body))))
         return web.json_response(raw)
 
     async def _watch(self, request: web.Request, plural: str) -> web.StreamResponse:
@@ -262,6 +272,19 @@ class FakeApiServer:
         if self.service is None:
             return status_object(503, "ServiceUnavailable", 'no endpoints available for service "faq"')
         return await self.service(request)
+
+
+def merge_patch(target: Any, patch: Any) -> Any:
+    """RFC 7386: null removes, mappings are merged, all else is put in place."""
+    if not isinstance(patch, dict):
+        return patch
+    merged = dict(target) if isinstance(target, dict) else {}
+    for key, value in patch.items():
+        if value is None:
+            merged.pop(key, None)
+        else:
+            merged[key] = merge_patch(merged.get(key), value)
+    return merged
 
 
 async def write_event(response: web.StreamResponse, kind: str, raw: Raw) -> None:

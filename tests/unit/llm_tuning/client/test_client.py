@@ -244,6 +244,26 @@ async def test_suspend_resume_and_delete(server: FakeApiServer, client: AsyncTun
         await job.refresh()
 
 
+async def test_patches_merge_and_lists_choose_by_label(server: FakeApiServer, client: AsyncTuningClient) -> None:
+    for name in ("faq", "other"):
+        await server.put("tuningjobs", name, spec=dict(SPEC))
+    await client.patch("faq", {"metadata": {"labels": {"team": "a", "since": "may"}}})
+    job = await client.patch("faq", {"metadata": {"labels": {"since": None}}, "spec": {"suspend": True}})
+    assert job.metadata["labels"] == {"team": "a"}
+    assert job.spec.suspend
+    assert [job.name for job in await client.list(labels={"team": "a"})] == ["faq"]
+    assert len(await client.list()) == 2
+
+
+async def test_a_patch_of_an_old_version_changes_nothing(server: FakeApiServer, client: AsyncTuningClient) -> None:
+    service = await client.serve("faq-live", model="base/tiny", volume="tuning")
+    change = {"metadata": {"resourceVersion": service.metadata["resourceVersion"]}, "spec": {"replicas": 2}}
+    assert (await client.patch_service("faq-live", change)).spec.replicas == 2
+    with pytest.raises(Conflict, match="has been modified"):
+        await client.patch_service("faq-live", {**change, "spec": {"replicas": 3}})
+    assert (await client.get_service("faq-live")).spec.replicas == 2
+
+
 async def test_serve_of_a_job_takes_its_base_claim_and_name(server: FakeApiServer, client: AsyncTuningClient) -> None:
     await server.put("tuningjobs", "faq", spec=SPEC, status=SUCCEEDED)
     job = await client.wait("faq", progress=False)
@@ -278,9 +298,10 @@ async def test_the_whole_chain_in_one_line(server: FakeApiServer, sync: TuningCl
         return sync.tune("faq", model="base/tiny", dataset="d.json", volume="tuning").wait(progress=False).serve()
 
     chaining = asyncio.create_task(asyncio.to_thread(chain))
-    await asyncio.sleep(0.2)
+    while not server.all("tuningjobs"):
+        await asyncio.sleep(0.01)
     await server.put("tuningjobs", "faq", status=SUCCEEDED)
-    service = await asyncio.wait_for(chaining, 5)
+    service = await asyncio.wait_for(chaining, 30)
     assert (service.name, service.spec.routes[0].targets[0].tuning_job) == ("faq", "faq")
 
 
