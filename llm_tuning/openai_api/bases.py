@@ -11,12 +11,12 @@ from typing import Annotated, Any, Self
 from pydantic import Field, StringConstraints, model_validator
 
 from llm_tuning.api.inference_service import ApiKeySecretRef, ServiceResourcesSpec, VllmSpec
-from llm_tuning.api.kube import MemoryQuantity, ObjectName, RelativePath, SecretRef
+from llm_tuning.api.kube import DNS_LABEL, MemoryQuantity, ObjectName, RelativePath, SecretRef
 from llm_tuning.api.quantity import parse_quantity
 from llm_tuning.api.rules import RuledModel, exactly_one_of
 from llm_tuning.api.sources import SECRET_NEEDS_URI, ModelUri, base_name
 from llm_tuning.api.tuning import LoraSpec, TrainingSpec
-from llm_tuning.api.tuning_job import ResourcesSpec
+from llm_tuning.api.tuning_job import JobTrackingSpec, ResourcesSpec
 from llm_tuning.api.yaml import load_yaml_mapping
 from llm_tuning.core.model import PATTERN_WORDS, ApiModel, FieldError
 from llm_tuning.openai_api.errors import ApiError
@@ -72,9 +72,11 @@ class Base(RuledModel):
 
     lora: LoraSpec = Field(default_factory=LoraSpec, description="The adapter.")
 
-    queue_name: ObjectName | None = Field(None, description="Kueue LocalQueue of the trainings.")
+    queue_name: Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=DNS_LABEL)] | None = Field(
+        None, description="Kueue LocalQueue of the trainings."
+    )
 
-    tracking_uri: str | None = Field(None, description="MLflow's address, for `integrations` of type mlflow.")
+    tracking: JobTrackingSpec = Field(default_factory=JobTrackingSpec, description="Where MLflow keeps the runs.")
 
     serving: Serving = Field(default_factory=Serving, description="How it is served.")
 

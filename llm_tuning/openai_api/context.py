@@ -9,14 +9,13 @@ from fastapi import Depends, Request
 
 from llm_tuning.openai_api.backend import Backend
 from llm_tuning.openai_api.bases import Settings
-from llm_tuning.openai_api.wire import FileObject
 
 
 class Files(Protocol):
     """What jobs ask of the files; `files.FileStore` is it."""
 
-    async def get(self, file_id: str) -> FileObject:
-        """Read one; raises ApiError (404)."""
+    def find(self, file_id: str) -> object | None:
+        """Return an uploaded file, None where there is none; may block on the disk."""
 
 
 @dataclass(frozen=True)

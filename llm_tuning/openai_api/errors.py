@@ -47,13 +47,6 @@ class ApiError(Exception):
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
 
 
-def not_found(what: str, name: str, *, param: str | None = None) -> ApiError:
-    """Build the answer where there is no such object; `what` is File, Fine-tuning job, Model."""
-    return ApiError(
-        404, f"No such {what}: {name[:200]!r}.", code=f"{what.lower().replace(' ', '_')}_not_found", param=param
-    )
-
-
 def invalid(param: str, rule: str, *, code: str = "invalid_value") -> ApiError:
     """Build the answer to a value that breaks a rule: `rule` goes on from the parameter's name."""
     return ApiError(400, f"'{param}' {rule}.", code=code, param=param)

@@ -30,13 +30,13 @@ ANNOTATION_CANCELLED = f"{OF_API}/cancelled"
 ANNOTATION_MODEL_DELETED = f"{OF_API}/model-deleted"
 """When its model was deleted: it gets no route again."""
 
-FILE_ID = re.compile(r"file-[a-z2-7]{24}")
+FILE_ID = re.compile(r"file-[0-9a-v]{24}")
 RESULT_ID = re.compile(r"file-[0-9a-f]{32}")
 SUFFIX = re.compile(r"[A-Za-z0-9_-]{1,64}")
 NAME_CHARACTERS, ORGANIZATION_CHARACTERS, BASE_AND_ORGANIZATION = 46, 24, 50
 """A model's name is a route's, of 128 characters: `ft:`, two names of 50 together, a suffix of 64, and 8 of an id."""
 
-_DIGITS = "234567abcdefghijklmnopqrstuvwxyz"
+_DIGITS = "0123456789abcdefghijklmnopqrstuv"
 """In the order of ASCII: texts of one length sort as their numbers do."""
 
 
