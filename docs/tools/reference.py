@@ -33,6 +33,7 @@ from llm_tuning.api.flags import Flag, config_flags, option_flags
 from llm_tuning.api.kube import API_VERSION, GROUP
 from llm_tuning.api.structural import RULES
 from llm_tuning.codes import tune_llm
+from llm_tuning.openai_api.metrics import Metrics as ApiMetrics
 from llm_tuning.pod.contract import PodReason
 from tuning_operator.core.cache import Cache
 from tuning_operator.core.metrics import Metrics as OperatorMetrics
@@ -185,6 +186,9 @@ def metrics_page() -> Lines:
     yield from ("At `/metrics` of each pod's one port: the agent's, and after them vLLM's own (`vllm:...`).", "")
     agent = AgentMetrics(cast(Keeper, _One()))
     yield from _registry(agent.registry, vars(agent).values())
+    yield from ("## The fine-tuning API", "", "At `/metrics` of each of its pods, port 8000.", "")
+    api = ApiMetrics()
+    yield from _registry(api.registry, vars(api).values())
 
 
 def _registry(registry: CollectorRegistry, metrics: Iterable[Any]) -> Lines:

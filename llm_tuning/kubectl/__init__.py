@@ -1,1 +1,1 @@
-"""The kubectl plugin: `kubectl tuning submit | watch | logs | plan | explain | report`."""
+"""The kubectl plugin: `kubectl tuning submit | watch | logs | plan | explain | report | api-key`."""

@@ -127,5 +127,5 @@ def test_every_plugin_line_is_taken() -> None:
         assert line.startswith("kubectl tuning ")
         build_parser().parse_args(shlex.split(line)[2:])
     assert {line.split()[2] for line in lines} == set(COMMANDS)
-    table = re.findall(r"^\| `(\w+) (?:-f FILE|NAME)`", PLUGIN, flags=re.MULTILINE)
+    table = re.findall(r"^\| `([\w-]+) (?:-f FILE|NAME|create NAME)`", PLUGIN, flags=re.MULTILINE)
     assert set(table) == set(COMMANDS)

@@ -19,6 +19,7 @@ from aiohttp import web
 from llm_tuning.api.kube import API_VERSION, LABEL_JOB, LABEL_ROLE, LABEL_UID
 from llm_tuning.client import Connection
 from llm_tuning.pod.roles import ROLES
+from tests.support.fake_secrets import FakeSecrets
 from tests.support.memory_cluster import MemoryCluster
 from tuning_operator.core.cache import PODS
 from tuning_operator.core.errors import AlreadyExists
@@ -43,6 +44,7 @@ class FakeApiServer:
 
     def __init__(self) -> None:
         self.cluster = MemoryCluster()
+        self.secrets = FakeSecrets()
         self.logs: dict[str, list[tuple[str, str]]] = {}
         """By pod: times and lines. A pod that `is_running` keeps its followers."""
         self.requests: list[tuple[str, str, dict[str, str], Any]] = []
@@ -64,6 +66,7 @@ class FakeApiServer:
         app = web.Application()
         app.router.add_route("*", CUSTOM + "/{plural}", self._collection)
         app.router.add_route("*", CUSTOM + "/{plural}/{name}", self._one)
+        self.secrets.add_to(app, NAMESPACE)
         app.router.add_get(f"/api/v1/namespaces/{NAMESPACE}/pods", self._list_pods)
         app.router.add_get(f"/api/v1/namespaces/{NAMESPACE}/pods/{{pod}}", self._pod)
         app.router.add_get(f"/api/v1/namespaces/{NAMESPACE}/pods/{{pod}}/log", self._log)

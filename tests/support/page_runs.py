@@ -90,7 +90,13 @@ ON_A_CLUSTER = [
             ("docs/evaluation.md", "Curves and runs in MLflow"),
         ),
     ),
-    Walk("kubectl-plugin", (("docs/kubectl-plugin.md", "kubectl tuning"),)),
+    Walk(
+        "kubectl-plugin",
+        (
+            ("docs/kubectl-plugin.md", "kubectl tuning"),
+            ("docs/kubectl-plugin.md", "Keys of the fine-tuning API"),
+        ),
+    ),
     Walk("suspend", (("docs/tuningjob.md", "Retries, deadline, suspend"),)),
     Walk(
         "operations",
@@ -225,6 +231,8 @@ PROMISES = [
     Promise(r"kubectl tuning logs", says=r"Trained: "),
     Promise(r"kubectl tuning explain", says=r"faq has succeeded"),
     Promise(r"kubectl tuning report", says=r"loss \(nats a token\)"),
+    Promise(r"kubectl tuning api-key create", says=r"^sk-llmtuning-"),
+    Promise(r"kubectl tuning api-key list", says=r"^alice +full "),
     Promise(r"kubectl get nodes", says=r" Ready "),
     Promise(r"python -m devcluster status", says=r"kubeconfig"),
 ]
