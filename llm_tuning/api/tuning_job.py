@@ -295,7 +295,7 @@ class NodeStatus(ApiModel):
     node: Line | None = Field(None, description="The node that runs it.")
 
     state: Line = Field(
-        description="The pod's phase, or why it does not run: Unschedulable, or its container's reason; Missing without a pod."
+        description="The pod's phase, or why it does not run: Unschedulable, its container's reason, Terminating, Deleted (from outside) or Missing."
     )
 
 
@@ -311,6 +311,11 @@ class Attempts(ApiModel):
     reason: Line | None = Field(None, description="Why it failed, in one word.")
 
     message: Annotated[str, Field(max_length=1024)] | None = Field(None, description="The same as a sentence.")
+
+    time: Time | None = Field(
+        None,
+        description="When it was counted (RFC 3339): the next begins 10 s after the first that counts, 20 s after the second.",
+    )
 
 
 class TuningJobStatus(ApiModel):

@@ -19,6 +19,7 @@ from llm_tuning.data.files.locate import locate, readings
 from llm_tuning.errors import InputError, Problem
 from llm_tuning.pod.contract import (
     ADDRESS_VARIABLE,
+    ATTEMPT_VARIABLE,
     DATASET_DIR,
     DATASET_DIR_VARIABLE,
     INPUT_VARIABLE,
@@ -103,8 +104,14 @@ class PodJob:
         if given is None:
             return None
         index, address = int(os.environ[NODE_VARIABLE]), os.environ[ADDRESS_VARIABLE]
-        ranks = max(1, self.input.gpus)
-        return Nodes(index, hosts=tuple(given.hosts), ranks=ranks, address=address, port=given.port)
+        return Nodes(
+            index,
+            hosts=tuple(given.hosts),
+            ranks=max(1, self.input.gpus),
+            address=address,
+            port=given.port,
+            attempt=os.environ.get(ATTEMPT_VARIABLE, ""),
+        )
 
     def make_models_folder(self) -> None:
         """Make `models/` first: a run that finds none and is refused would remove it, with all that others began."""

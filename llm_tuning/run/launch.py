@@ -45,7 +45,7 @@ def launch(spec: RunSpec, group: NodeGroup | None = None) -> None:
         _error_file(spec, rank).unlink(missing_ok=True)
     # The ranks' rendezvous is a file that they lock: on a network volume that may be slow or hang.
     with tempfile.TemporaryDirectory(prefix="llm-tuning-") as local:
-        rendezvous = f"{local}/rendezvous" if group is None else f"tcp://{group.nodes.store}:{group.nodes.port}"
+        rendezvous = f"{local}/rendezvous" if group is None else f"tcp://{group.store_address}:{group.nodes.port}"
         failures = run_ranks(
             ["-m", "llm_tuning.run.rank", str(spec.work)],
             environments=_environments(spec, devices, rendezvous),

@@ -52,6 +52,8 @@ class Nodes:
     address: str
     """Of this node: node 0 listens there and nowhere else."""
     port: int
+    attempt: str = ""
+    """What only the nodes of this start have: those of an earlier one may answer under the same names for a while."""
 
     @property
     def world(self) -> int:
@@ -60,11 +62,6 @@ class Nodes:
     @property
     def others(self) -> list[int]:
         return [node for node in range(len(self.hosts)) if node != self.index]
-
-    @property
-    def store(self) -> str:
-        """Where the store of node 0 is, as this node reaches it."""
-        return self.address if self.index == 0 else self.hosts[0]
 
     def own_ranks(self, node: int) -> range:
         return range(node * self.ranks, (node + 1) * self.ranks)
@@ -92,6 +89,8 @@ class NodeGroup:
 
     def __init__(self, nodes: Nodes) -> None:
         self.nodes = nodes
+        self.store_address = nodes.address
+        """Of node 0, as this node reaches it."""
         self._server: Any = None
         self._store: Any = None
         self._thread = threading.Thread()
@@ -116,8 +115,10 @@ class NodeGroup:
         if nodes.index == 0:
             self._server = serve_store(nodes.address, nodes.port)
         else:
-            self._reach_node_0()
-        self._store, beating = (connect_store(nodes.store, nodes.port) for _ in range(2))
+            self.store_address = self._reach_node_0()
+        self._store, beating = (connect_store(self.store_address, nodes.port) for _ in range(2))
+        if nodes.index == 0:
+            self._store.set(self._mark, "")
         self._looked = time.monotonic()
         self._thread = threading.Thread(target=self._beat, args=[beating], name="nodes", daemon=True)
         self._thread.start()
@@ -158,14 +159,29 @@ class NodeGroup:
                 )
             time.sleep(POLL_SECONDS)
 
-    def _reach_node_0(self) -> None:
+    @property
+    def _mark(self) -> str:
+        """What the store of this start has."""
+        return f"attempt/{self.nodes.attempt}"
+
+    def _reach_node_0(self) -> str:
+        """Wait for the store of node 0; returns its address, which no name server is asked for again."""
+        from llm_tuning.trainers.parallel import connect_store
+
         host, port = self.nodes.hosts[0], self.nodes.port
         since: float | None = None
         while True:
             raise_if_stopped("before all nodes were there")
             try:
-                with socket.create_connection((host, port), timeout=CONNECT_SECONDS):
-                    return
+                with socket.create_connection((host, port), timeout=CONNECT_SECONDS) as connection:
+                    address = str(connection.getpeername()[0])
+                if connect_store(address, port).check([self._mark]):
+                    return address
+                cause = "what answers there belongs to another start of this run"
+                since = since or time.monotonic()
+            except RuntimeError:  # torch's errors of a store
+                cause = "what answers there is no store"
+                since = since or time.monotonic()
             except OSError as error:
                 cause = error.strerror or str(error)
                 if not (isinstance(error, socket.gaierror) and error.errno == socket.EAI_NONAME):

@@ -106,13 +106,15 @@ def make_job(
     created: float = 0,
     complete: float | None = None,
     failed: str | None = None,
+    fails: str | None = None,
     failures: int = 0,
     retries: int = 3,
     suspended: bool = False,
     deleting: bool = False,
     nodes: int = 1,
 ) -> Raw:
-    """A child Job; `complete` is when, `failed` the reason (at 60 s), `failures` the controller's own count."""
+    """A child Job; `complete` is when, `failed` the reason (at 60 s), `fails` that while pods have not ended,
+    `failures` the controller's own count."""
     metadata: Raw = {
         "name": f"{name}-{role}",
         "namespace": "team",
@@ -123,11 +125,13 @@ def make_job(
     }
     if deleting:
         metadata["deletionTimestamp"] = timestamp(after(created))
-    status: Raw = {"failed": failures} if failures else {}
+    status: Raw = {"failed": failures} if failures else {"active": nodes} if nodes > 1 else {}
     if complete is not None:
         status["conditions"] = [_condition("Complete", after(complete))]
     elif failed is not None:
         status["conditions"] = [_condition("Failed", after(60), reason=failed, message="the Job has failed")]
+    elif fails is not None:
+        status["conditions"] = [_condition("FailureTarget", after(60), reason=fails, message="the Job fails")]
     spec: Raw = {"backoffLimit": retries if nodes == 1 else 0, "suspend": suspended}
     if nodes > 1:
         spec["completions"] = nodes
@@ -155,6 +159,8 @@ def make_pod(
     job_uid: str | None = None,
     owner: str = UID,
     index: int | None = None,
+    node: str | None = None,
+    deleting: bool = False,
 ) -> Raw:
     """A pod of the child of that role; `scheduled` may be the scheduler's message, `result` the termination message."""
     state: Raw = {}
@@ -174,8 +180,11 @@ def make_pod(
     if disrupted:
         conditions.append(_condition("DisruptionTarget", after(ended), reason="EvictionByEvictionAPI"))
     indexed = {} if index is None else {LABEL_INDEX: str(index)}
+    spec: Raw = {} if node is None else {"nodeName": node}
+    leaves: Raw = {"deletionTimestamp": timestamp(after(ended))} if deleting else {}
     return {
-        "metadata": {
+        "metadata": leaves
+        | {
             "name": f"faq-{role}-{number}",
             "namespace": "team",
             "uid": f"pod-{role}-{number}",
@@ -183,7 +192,8 @@ def make_pod(
             "labels": labels(role, owner, "faq") | indexed,
             "ownerReferences": [{"kind": "Job", "name": f"faq-{role}", "uid": job_uid or f"job-{role}"}],
         },
-        "spec": {
+        "spec": spec
+        | {
             "containers": [{"name": ROLES[role].container, "image": "operator:1" if role == CHECK else "trainer:1"}],
         },
         "status": {

@@ -20,6 +20,8 @@ HASH_ANNOTATION = "tuning.llmtuning.dev/applied"
 MADE_FOR_ANNOTATION = "tuning.llmtuning.dev/made-for"
 """On an InferenceService that a TuningJob made: the uid of that job, which is no owner of it."""
 LABEL_INDEX = kube.LABEL_INDEX
+LABEL_JOB_UID = "batch.kubernetes.io/controller-uid"
+"""Kubernetes' own, on each pod of a Job."""
 NODES_PORT = 29400
 """On which the pod of index 0 listens for the others: torchrun's own choice."""
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"

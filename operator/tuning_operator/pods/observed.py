@@ -68,6 +68,15 @@ class Pod(ApiObject):
         return found
 
     @property
+    def place(self) -> str:
+        """The pod with its node, in a sentence: `faq-train-1-x7k2p on gpu-7`."""
+        return f"{self.name} on {self.node}" if self.node else self.name
+
+    @property
+    def is_deleting(self) -> bool:
+        return "deletionTimestamp" in self.raw["metadata"]
+
+    @property
     def phase(self) -> str:
         return str(self.raw.get("status", {}).get("phase", "Pending"))
 
@@ -239,8 +248,19 @@ class Child(Workload):
         return self._condition("Failed")
 
     @property
+    def failure_reason(self) -> str:
+        """The Job controller's word for why it fails, or has failed; empty where it does not."""
+        return str((self._condition("Failed") or self._condition("FailureTarget") or {}).get("reason", ""))
+
+    @property
     def has_ended(self) -> bool:
         return self.is_complete or self.failure is not None
+
+    @property
+    def fails_since(self) -> datetime | None:
+        """When its failure was decided: the Job controller then ends its pods, and says Failed once all have ended."""
+        condition = self._condition("FailureTarget") or self._condition("Failed")
+        return read_time(condition["lastTransitionTime"]) if condition else None
 
     @property
     def has_failed(self) -> bool:
@@ -285,6 +305,11 @@ class Child(Workload):
     def of_index(self, index: int) -> Child:
         """Return this Job with the pods of one index alone."""
         return Child(self.raw, tuple(pod for pod in self.pods if pod.index == index), self.warnings)
+
+    @property
+    def is_well(self) -> bool:
+        """Whether it has pods and wants them: one that goes now is ended from outside."""
+        return bool(self.raw.get("status", {}).get("active")) and self.fails_since is None and self.makes_pods
 
     @property
     def backoff_limit(self) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from llm_tuning.api.conditions import Phase, Reason
+from llm_tuning.api.conditions import ConditionType, Phase, Reason
 from llm_tuning.api.tuning_job import TuningJobSpec
 from llm_tuning.pod.contract import TrainResult
 from tuning_operator.core.cache import JOBS
@@ -90,6 +90,8 @@ class Chain:
             self.desired.requeue(STUCK_SECONDS)  # of a Job that was deleted: never two trainers at once
         elif stage.begins_from_adapter and "start_adapter_model_id" in self.draft.fields:
             self.desired.requeue(0)  # written down first: whatever happens next, it starts from this adapter
+        elif (pause := stage.seconds_to_pause(self)) > 0:
+            self.desired.requeue(pause)
         elif not self.spec.suspend:
             # The check reads the start adapter, too, where it is there.
             parts = stage.parts(self.observed, self.spec, self.settings)
@@ -125,7 +127,7 @@ class Chain:
             message = f"Job {child.name} waits for {queue} to admit it"
             self.draft.say(Phase.QUEUED, Reason.QUEUED, message, stage=stage.condition)
             return
-        parts = stage.pods_of(child, self.spec)
+        parts = stage.pods_of(child)
         for part in parts:
             due = events_due(part, self.now)
             if due is not None:
@@ -147,9 +149,9 @@ class Chain:
         """Say what a pod is stuck at, of several how many run; returns whether it is."""
         pod = parts[index].newest_pod
         if stuck := find_stuck(parts[index], stage.pod_requests(self.spec, self.settings)):
-            run = sum(each.newest_pod is not None and each.newest_pod.phase != "Pending" for each in parts)
-            where = f"{run} of {len(parts)} pods run, that of index {index} does not: " if len(parts) > 1 else ""
-            self.draft.stall(stuck.reason, where + stuck.message, steady=True)
+            where = _share(parts, index, stuck.reason)
+            steady = self.observed.message_of(ConditionType.STALLED).startswith(where)
+            self.draft.stall(stuck.reason, where + stuck.message, steady=steady)
             return True
         added = pod and (find_outliving_sidecar(pod, self.now) or find_holding_sidecar(pod, self.now))
         if added:
@@ -164,3 +166,15 @@ class Chain:
             if not child.is_deleting:
                 self.delete(child)
         self.draft.suspend(pods_gone=not active and not self.observed.live_pods)
+
+
+def _share(parts: Sequence[Child], index: int, reason: str) -> str:
+    """Say how many of several pods have come past what the one of `index` is stuck at; nothing of a single one."""
+    if len(parts) == 1:
+        return ""
+    pods = [part.newest_pod for part in parts]
+    if reason == Reason.UNSCHEDULABLE:
+        placed = sum(pod is not None and pod.condition("PodScheduled").get("status") == "True" for pod in pods)
+        return f"{placed} of {len(parts)} pods are placed, that of index {index} is not: "
+    run = sum(pod is not None and pod.phase != "Pending" for pod in pods)
+    return f"{run} of {len(parts)} pods run, that of index {index} does not: "

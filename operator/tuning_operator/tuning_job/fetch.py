@@ -131,10 +131,12 @@ class FetchStage(JobStage):
         taken = [name for name in policy_names(chain.observed) if name in chain.observed.taken_policies]
         if taken:
             chain.draft.say(Phase.FETCHING, Reason.FETCHING, "waiting for its NetworkPolicies", stage=self.condition)
-            chain.draft.stall(
-                Reason.NAME_TAKEN,
-                f"NetworkPolicy {taken[0]} has another owner; delete it, or apply this TuningJob under another name",
-            )
+            if not chain.observed.taken_policies[taken[0]]:
+                chain.draft.stall(
+                    Reason.NAME_TAKEN,
+                    f"NetworkPolicy {taken[0]} has another owner; delete it, or apply this TuningJob under another "
+                    "name",
+                )
             chain.desired.requeue(LONGEST_LOOK_SECONDS)
             return False
         for wanted in build_policies(chain.observed, chain.spec, chain.settings):

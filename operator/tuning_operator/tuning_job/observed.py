@@ -45,8 +45,8 @@ class Observed(CustomResource):
     """The newest report of a pod since the operator started."""
     policies: Mapping[str, Raw] = field(default_factory=dict)
     """Its NetworkPolicies, by name."""
-    taken_policies: tuple[str, ...] = ()
-    """Names of ours that NetworkPolicies of another owner have."""
+    taken_policies: Mapping[str, bool] = field(default_factory=dict)
+    """Names of ours that NetworkPolicies of another owner have, and whether that one goes by itself."""
     headless: Raw | None = None
     """The Service of the training Job's name, whoever made it."""
 
@@ -61,6 +61,10 @@ class Observed(CustomResource):
     def holds(self, kind: StrEnum) -> bool:
         """Return whether the status records the condition as True."""
         return any(c.type == kind and c.status == "True" for c in self.status.conditions)
+
+    def message_of(self, kind: StrEnum) -> str:
+        """Return the message of the condition that the status has, or an empty one."""
+        return next((c.message for c in self.status.conditions if c.type == kind), "")
 
 
 def build_observed(
@@ -100,7 +104,7 @@ def build_observed(
             children[role] = Child(job, tuple(sorted(of_job, key=_age)), said)
             continue
         taken.append(job_name)
-        if "deletionTimestamp" in job["metadata"] or _is_of_namesake(job, name):
+        if goes_by_itself(job, name):
             left_over.append(job_name)
     live = (pod.raw["metadata"].get("labels", {}).get(LABEL_ROLE, "") for pod in own_pods if not pod.has_ended)
     start = spec.model.adapter.tuning_job if spec is not None and spec.model.adapter is not None else None
@@ -115,7 +119,9 @@ def build_observed(
         adapter=None if start is None else adapter_job(start, adapter, chain),
         reported=reported,
         policies={policy["metadata"]["name"]: policy for policy in fences if is_owned(policy, uid)},
-        taken_policies=tuple(policy["metadata"]["name"] for policy in fences if not is_owned(policy, uid)),
+        taken_policies={
+            policy["metadata"]["name"]: goes_by_itself(policy, name) for policy in fences if not is_owned(policy, uid)
+        },
         service=service,
         headless=headless,
     )
@@ -127,9 +133,11 @@ def _concerns(warning: Raw, uids: set[str]) -> bool:
     return involved.get("uid") in uids or involved.get("kind") == "PersistentVolumeClaim"
 
 
-def _is_of_namesake(raw: Raw, name: str) -> bool:
+def goes_by_itself(raw: Raw, name: str) -> bool:
+    """Return whether it is being deleted, or belongs to a namesake, which has been."""
     owners = raw["metadata"].get("ownerReferences") or ()
-    return any(owner.get("kind") == KIND and owner.get("name") == name for owner in owners)
+    of_namesake = any(owner.get("kind") == KIND and owner.get("name") == name for owner in owners)
+    return of_namesake or "deletionTimestamp" in raw["metadata"]
 
 
 def _age(pod: Pod) -> tuple[datetime, str]:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from tuning_operator.tuning_job.stage import JobStage
 
 EXIT_KILLED = 137
+DEADLINE = "DeadlineExceeded"
+"""The Job controller's reason."""
 TELLING = (Reason.OUT_OF_MEMORY, Reason.GPU_UNAVAILABLE)
 """Reasons that say more than that all retries are used up."""
 
@@ -30,11 +32,14 @@ def result_of(child: Child, kind: type[Result]) -> Result | None:
 def is_done(child: Child, now: datetime) -> bool:
     """Return whether the work ended well: by the Job, or by our container where a sidecar keeps the Job from it.
 
-    A sidecar that fails makes a failed pod of a good training, and one that never ends keeps the pod running.
+    A sidecar that fails makes a failed pod of a good training, and one that never ends keeps the pod running. Of
+    several pods one may fail after that of index 0 has published.
     """
     if child.is_complete:
         return True
     pod = None if child.is_deleting else child.done_pod
+    if pod is not None and child.nodes > 1 and child.has_failed:
+        return result_of(child, TrainResult) is not None
     return pod is not None and (pod.phase == "Failed" or is_outlived(pod, now))
 
 
@@ -155,7 +160,7 @@ def pod_reason(pod: Pod) -> str | None:
 
 
 def is_late(child: Child) -> bool:
-    return child.failure is not None and child.failure.get("reason") == "DeadlineExceeded"
+    return child.failure is not None and child.failure.get("reason") == DEADLINE
 
 
 def _message(pod: Pod | None) -> str | None:

@@ -125,7 +125,11 @@ class JobStage(Stage):
         """Have another Job after one that has failed, where its own retries are none; returns whether it does."""
         return False
 
-    def pods_of(self, child: Child, spec: TuningJobSpec) -> list[Child]:
+    def seconds_to_pause(self, chain: Chain) -> float:
+        """Return how long its next Job is to be put off yet; 0 or less: not at all."""
+        return 0.0
+
+    def pods_of(self, child: Child) -> list[Child]:
         """List the Job once for each of the pods that it should have at the same time, with that one alone."""
         return [child]
 

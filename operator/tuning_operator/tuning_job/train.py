@@ -6,24 +6,25 @@ from typing import Any
 
 from llm_tuning.api.conditions import ConditionType, Phase, Reason
 from llm_tuning.api.tuning_job import TuningJobSpec
-from llm_tuning.pod.contract import ADDRESS_VARIABLE, CREDENTIALS_VARIABLE, REQUIRE_GPU_VARIABLE, TrainResult
+from llm_tuning.pod.contract import (
+    ADDRESS_VARIABLE,
+    ATTEMPT_VARIABLE,
+    CREDENTIALS_VARIABLE,
+    REQUIRE_GPU_VARIABLE,
+    TrainResult,
+)
 from llm_tuning.pod.roles import ROLES, TRAIN
+from tuning_operator.core.constants import LABEL_JOB_UID
 from tuning_operator.core.settings import Settings
 from tuning_operator.pods.job import PodParts
 from tuning_operator.pods.observed import Child
 from tuning_operator.pods.stuck import shown_resources
 from tuning_operator.pods.template import threads
 from tuning_operator.pods.trouble import Trouble
+from tuning_operator.tuning_job.attempts import final_trouble, say_why_it_failed, seconds_to_pause, starts_again
 from tuning_operator.tuning_job.chain import Chain
 from tuning_operator.tuning_job.job import child_name
-from tuning_operator.tuning_job.nodes import (
-    fence,
-    final_trouble,
-    node_statuses,
-    seconds_unsettled,
-    stall_on,
-    starts_again,
-)
+from tuning_operator.tuning_job.nodes import fence, node_statuses
 from tuning_operator.tuning_job.observed import Observed
 from tuning_operator.tuning_job.outcome import result_of
 from tuning_operator.tuning_job.reporting import add_reporting
@@ -94,33 +95,30 @@ class TrainStage(JobStage):
         chain.draft.fields["job_name"] = child_name(chain.observed.name, self.role.name)
         child = chain.observed.children.get(self.role.name)
         if chain.spec.resources.nodes > 1 and not chain.observed.holds(self.condition):
-            if child is not None and not child.is_deleting:
-                chain.draft.fields["nodes"] = node_statuses(child, chain.spec)
-            if not fence(chain, self):
+            chain.draft.fields["nodes"] = node_statuses(child, chain)
+            if not fence(chain, self) and child is None:
                 return False
         return super().run(chain)
 
     def starts_again(self, chain: Chain, child: Child) -> bool:
-        return chain.spec.resources.nodes > 1 and child.has_failed and starts_again(chain, self, child)
+        return child.nodes > 1 and child.has_failed and starts_again(chain, self, child)
 
-    def pods_of(self, child: Child, spec: TuningJobSpec) -> list[Child]:
-        nodes = spec.resources.nodes
-        return [child] if nodes == 1 else [child.of_index(index) for index in range(nodes)]
+    def seconds_to_pause(self, chain: Chain) -> float:
+        return seconds_to_pause(chain.observed.status.attempts, chain.now)
+
+    def pods_of(self, child: Child) -> list[Child]:
+        return [child] if child.nodes == 1 else [child.of_index(index) for index in range(child.nodes)]
 
     def go_on(self, chain: Chain, child: Child | None) -> None:
         super().go_on(chain, child)
-        attempts = chain.observed.status.attempts
-        if attempts is not None and not chain.draft.conditions.holds(ConditionType.STALLED):
-            left = None if child is None or child.is_deleting else seconds_unsettled(child, chain.now)
-            if left is None or left > 0:
-                stall_on(chain, attempts)
-            if left is not None and left > 0:
-                chain.desired.requeue(left)
+        is_single = child.nodes == 1 if child is not None else chain.spec.resources.nodes == 1
+        if not is_single and not chain.draft.conditions.holds(ConditionType.STALLED):
+            say_why_it_failed(chain, self, child)
 
     def trouble(self, chain: Chain, child: Child) -> Trouble | None:
-        if chain.spec.resources.nodes > 1 and child.has_failed:
+        if child.nodes > 1 and child.has_failed:
             return final_trouble(chain, self, child)
-        return super().trouble(chain, child)
+        return next(filter(None, (super(TrainStage, self).trouble(chain, part) for part in self.pods_of(child))), None)
 
     def end(self, chain: Chain, child: Child) -> bool:
         chain.result = result_of(child, TrainResult)
@@ -132,6 +130,8 @@ def _add_nodes(parts: PodParts, observed: Observed, nodes: int, settings: Settin
     parts.nodes, parts.subdomain = nodes, child_name(observed.name, TRAIN)
     address = {"fieldRef": {"fieldPath": "status.podIP"}}
     parts.environment.append({"name": ADDRESS_VARIABLE, "valueFrom": address})
+    attempt = {"fieldRef": {"fieldPath": f"metadata.labels['{LABEL_JOB_UID}']"}}
+    parts.environment.append({"name": ATTEMPT_VARIABLE, "valueFrom": attempt})
     if settings.nodes_interface:
         for name in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"):
             parts.environment.append({"name": name, "value": settings.nodes_interface})

@@ -41,8 +41,13 @@ def start(pods: list[Claim]) -> Iterator[Start]:
     """`start(index, **given)` starts one pod's program; what is left of it ends with the test."""
     port, started = free_port(), []
 
-    def start(index: int, **given: Any) -> subprocess.Popen[str]:
-        variables = {"JOB_COMPLETION_INDEX": str(index), "LLM_TUNING_ADDRESS": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
+    def start(index: int, attempt: str = "first", **given: Any) -> subprocess.Popen[str]:
+        variables = {
+            "JOB_COMPLETION_INDEX": str(index),
+            "LLM_TUNING_ADDRESS": "127.0.0.1",
+            "LLM_TUNING_ATTEMPT": attempt,
+            "GLOO_SOCKET_IFNAME": "lo",
+        }
         nodes = {"hosts": ["127.0.0.1", "127.0.0.1"], "port": port}
         started.append(pods[index].start("train", nodes=nodes, environment=variables, **given))
         return started[-1]
@@ -172,6 +177,15 @@ def test_a_node_that_never_comes_is_named_within_a_minute(pods: list[Claim], sta
     assert (alone.code, alone.result["reason"]) == (75, "NodeMissing"), alone.log
     said = "has not come within 45 s" if there == 0 else "cannot be reached from node 1 (127.0.0.1) at port"
     assert f"rank {1 - there} of 2 on node {1 - there} (127.0.0.1) {said}" in alone.result["message"]
+
+
+def test_pods_of_two_starts_do_not_join_though_one_name_leads_to_the_other(pods: list[Claim], start: Start) -> None:
+    """As where a name server still has the address of a pod that ends."""
+    processes = [start(0, "first", training=TRAINING), start(1, "second", training=TRAINING)]
+    first, second = ends(pods, processes)
+    assert (first.code, second.code) == (75, 75), first.log + second.log
+    assert first.result["message"].startswith("rank 1 of 2 on node 1 (127.0.0.1) has not come within 45 s")
+    assert "within 45 s: what answers there belongs to another start of this run" in second.result["message"]
 
 
 def test_bad_input_of_node_0_ends_the_other_with_its_words(pods: list[Claim], start: Start) -> None:

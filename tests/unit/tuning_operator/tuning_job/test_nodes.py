@@ -1,21 +1,17 @@
-"""A training of several pods: its objects, its status, what it is stuck at, and one Job after the other."""
+"""A training of several pods: its objects, its status, and what it is stuck at."""
 
 from __future__ import annotations
 
 import json
-import os
-import random
-from typing import Any
 
 import pytest
 
 from llm_tuning.pod.contract import PodInput
-from llm_tuning.pod.roles import CHECK, TRAIN
-from tests.support.desires import CHECKED_POD, VALID, condition, created, full_condition, message
+from llm_tuning.pod.roles import CHECK
+from tests.support.desires import VALID, condition, created, full_condition, message
 from tests.support.operator_objects import (
     SETTINGS,
     TRAINED,
-    Raw,
     after,
     jobs_in,
     make_job,
@@ -23,54 +19,15 @@ from tests.support.operator_objects import (
     make_pod,
     make_tuning_job,
 )
-from tests.support.tuning_world import OK, Faults, World, live
+from tests.support.several_nodes import (
+    job,
+    pods,
+    there,
+    wanted,
+)
 from tuning_operator.core.cache import JOBS, NETWORK_POLICIES, SERVICES
-from tuning_operator.core.desired import Desired, ObjectRef
-from tuning_operator.core.settings import Settings
+from tuning_operator.core.desired import ObjectRef
 from tuning_operator.tuning_job.desire import desire
-from tuning_operator.tuning_job.nodes import build_nodes_policy, build_service
-
-CRASH = {
-    "ok": False,
-    "reason": "UnexpectedError",
-    "message": "RuntimeError: rank 3 of 4 on node 1 (faq-train-1) failed",
-}
-LOST = {"ok": False, "reason": "NodeLost", "message": "node 1 (faq-train-1) has ended: its ranks have failed"}
-STOPPED = {"ok": False, "reason": "Stopped", "message": "stopped on request"}
-REFUSED = {"ok": False, "reason": "DatasetInvalid", "message": "row 3: no prompt"}
-SEEDS = int(os.environ.get("SEEDS", "3"))
-
-
-def job(*, nodes: int = 2, gpus: int = 2, name: str = "faq", status: Raw | None = VALID, **spec: Any) -> Raw:
-    return make_tuning_job(name, status=status, resources={"gpus": gpus, "nodes": nodes}, **spec)
-
-
-def there(raw: Raw, settings: Settings = SETTINGS) -> dict[str, Any]:
-    """The Service and the NetworkPolicy of a training of several pods, as they were applied."""
-    observed = make_observed(raw)
-    assert observed.spec is not None, observed.problems
-    return {"headless": build_service(observed), "policies": [build_nodes_policy(observed, observed.spec, settings)]}
-
-
-def wanted(raw: Raw, *, seconds: float = 70, settings: Settings = SETTINGS, **observed: Any) -> Desired:
-    return desire(make_observed(raw, **{**there(raw), **observed}), settings, after(seconds))
-
-
-def pods(first: Raw | None = None, second: Raw | None = None) -> dict[str, Any]:
-    first = make_pod(number=1, index=0) if first is None else first
-    second = make_pod(number=2, index=1) if second is None else second
-    return {"jobs": [make_job(nodes=2)], "pods": [first, second]}
-
-
-def failed(number: int, index: int, result: Raw, **given: Any) -> Raw:
-    code = 64 if result is REFUSED else 75 if result in (LOST, STOPPED) else 1
-    return make_pod(number=number, index=index, phase="Failed", exit_code=code, result=result, **given)
-
-
-def attempts(raw: Raw, **given: Any) -> Raw:
-    """`raw` with what its status holds of attempts."""
-    return {**raw, "status": {**raw["status"], "attempts": given}}
-
 
 # --- what is made -----------------------------------------------------------------------------------------------------
 
@@ -155,7 +112,7 @@ def test_a_name_that_another_has_is_waited_for_and_no_pod_is_made(kind: str) -> 
     raw = job()
     found = there(raw)
     other = found[kind] if kind == "headless" else found[kind][0]
-    other["metadata"]["ownerReferences"][0]["uid"] = "another"
+    other["metadata"]["ownerReferences"][0] |= {"uid": "another", "name": "another"}
     desired = wanted(raw, **{kind: other if kind == "headless" else [other]})
     assert condition(desired, "Stalled") == ("True", "NameTaken")
     assert not jobs_in(desired)
@@ -189,8 +146,7 @@ def test_slices_of_cards_on_several_nodes_are_refused() -> None:
 
 def test_the_status_lists_each_pod_with_its_ranks_and_node() -> None:
     second = make_pod(number=2, index=1, phase="Pending", scheduled="0/1 nodes are available: 1 Insufficient cpu")
-    first = make_pod(number=1, index=0)
-    first["spec"]["nodeName"] = "gpu-7"
+    first = make_pod(number=1, index=0, node="gpu-7")
     desired = wanted(job(nodes=3), jobs=[make_job(nodes=3)], pods=[first, second])
     assert desired.status is not None
     assert desired.status["nodes"] == [
@@ -204,7 +160,9 @@ def test_a_half_placed_job_says_how_many_of_how_many() -> None:
     second = make_pod(number=2, index=1, phase="Pending", scheduled="0/1 nodes are available: 1 Insufficient cpu")
     desired = wanted(job(), **pods(second=second))
     assert condition(desired, "Stalled") == ("True", "Unschedulable")
-    assert message(desired, "Stalled").startswith("1 of 2 pods run, that of index 1 does not: no node takes the pod: ")
+    assert message(desired, "Stalled").startswith(
+        "1 of 2 pods are placed, that of index 1 is not: no node takes the pod: "
+    )
     assert full_condition(desired, "Trained") == (
         "Unknown",
         "Starting",
@@ -228,114 +186,7 @@ def test_a_pod_that_has_ended_well_is_not_the_end_before_that_of_index_0() -> No
     assert message(done, "Trained") == "10 steps"
 
 
-# --- one Job after the other ------------------------------------------------------------------------------------------
-
-
-def test_a_failed_job_is_counted_then_deleted_and_made_again_once_no_pod_is_left() -> None:
-    over = {
-        "jobs": [make_job(nodes=2, failed="BackoffLimitExceeded", failures=2)],
-        "pods": [failed(1, 0, LOST, ended=51), failed(2, 1, CRASH, ended=52)],
-    }
-    counted = wanted(job(), **over)
-    assert counted.delete == []
-    assert counted.requeue_after == 0
-    assert counted.status is not None
-    kept = counted.status["attempts"]
-    assert kept == {"failed": 1, "jobUid": "job-train", "reason": "UnexpectedError", "message": CRASH["message"]}
-    assert message(counted, "Stalled") == f"attempt 1 of 4 failed: {CRASH['message']}"
-
-    raw = attempts(job(), **kept)
-    deleted = wanted(raw, **over)
-    assert deleted.delete == [ObjectRef(JOBS, "faq-train", "job-train")]
-    assert deleted.status is not None
-    assert deleted.status["attempts"] == kept
-
-    leaving = make_pod(number=2, index=1)
-    assert not wanted(raw, pods=[leaving]).create  # its Job is gone already: never two generations
-    assert created(wanted(raw)) == ["faq-train"]
-    at_work = [make_pod(number=n, index=n, job_uid="next", created=10) for n in (0, 1)]
-    soon, later = (
-        wanted(raw, jobs=[make_job(nodes=2, uid="next")], pods=at_work, seconds=seconds) for seconds in (20, 90)
-    )
-    assert condition(soon, "Stalled") == ("True", "UnexpectedError")
-    assert soon.requeue_after == 51
-    assert condition(later, "Stalled") == ("False", "NotStalled")
-
-
-def test_what_the_cluster_ends_or_somebody_stops_costs_no_retry() -> None:
-    evicted = failed(2, 1, STOPPED, disrupted=True)
-    for second, first in ((evicted, failed(1, 0, STOPPED)), (failed(2, 1, STOPPED), failed(1, 0, STOPPED))):
-        over = {"jobs": [make_job(nodes=2, failed="BackoffLimitExceeded", failures=1)], "pods": [first, second]}
-        desired = wanted(job(retries=0), **over)
-        assert desired.status is not None
-        assert desired.status["attempts"]["failed"] == 0
-        assert condition(desired, "Finished")[0] == "False"
-    over["pods"] = [failed(1, 0, STOPPED), evicted]
-    said = message(wanted(job(retries=0), **over), "Stalled")
-    assert said.startswith("ended, and goes on: ranks 2-3 on node 1 (faq-train-2) was ended by the cluster: Eviction")
-
-
-def test_retries_are_used_up_by_one_failed_job_each() -> None:
-    over = {
-        "jobs": [make_job(nodes=2, uid="third", failed="BackoffLimitExceeded", failures=1)],
-        "pods": [failed(1, 0, LOST, job_uid="third", ended=51), failed(2, 1, CRASH, job_uid="third", ended=52)],
-    }
-    raw = attempts(job(retries=2), failed=2, jobUid="second", reason="UnexpectedError", message="x")
-    desired = wanted(raw, **over)
-    assert full_condition(desired, "Succeeded") == (
-        "False",
-        "RetriesExhausted",
-        f"the training failed 3 times; last: {CRASH['message']}",
-    )
-    again = wanted(attempts(job(retries=3), failed=2, jobUid="second"), **over)
-    assert condition(again, "Finished")[0] == "False"
-
-
-def test_bad_input_of_any_pod_is_final_whoever_failed_first() -> None:
-    over = {
-        "jobs": [make_job(nodes=2, failed="BackoffLimitExceeded", failures=1)],
-        "pods": [failed(2, 1, LOST, ended=40), failed(1, 0, REFUSED, ended=50)],
-    }
-    desired = wanted(job(), **over)
-    assert full_condition(desired, "Succeeded") == ("False", "DatasetInvalid", "row 3: no prompt")
-
-
-def test_a_deadline_is_final() -> None:
-    late = {"jobs": [make_job(nodes=2, failed="DeadlineExceeded")], "pods": [failed(1, 0, STOPPED)]}
-    desired = wanted(job(activeDeadlineSeconds=60), **late)
-    assert condition(desired, "Succeeded") == ("False", "DeadlineExceeded")
-
-
-def test_pods_that_are_all_gone_were_deleted_from_outside_and_cost_no_retry() -> None:
-    desired = wanted(job(), jobs=[make_job(nodes=2, failed="BackoffLimitExceeded", failures=2)], pods=[CHECKED_POD])
-    assert message(desired, "Stalled") == (
-        "ended, and goes on: a pod was deleted, and the others with it; see the Events of the Job for why"
-    )
-
-
 def test_suspending_ends_all_pods_and_makes_none() -> None:
     desired = wanted(job(suspend=True), **pods())
     assert desired.delete == [ObjectRef(JOBS, "faq-train", "job-train")]
     assert not wanted(job(suspend=True), headless=None, policies=()).create
-
-
-PLANS: dict[str, tuple[dict[str, list[str]], str]] = {
-    "well": ({}, "Succeeded"),
-    "tries again": ({TRAIN: ["75", "1", OK]}, "Succeeded"),
-    "refuses": ({TRAIN: ["75", "64"]}, "DatasetInvalid"),
-    "never works": ({TRAIN: ["1"]}, "RetriesExhausted"),
-}
-
-
-@pytest.mark.parametrize("plan", PLANS)
-@pytest.mark.parametrize("seed", range(SEEDS))
-@pytest.mark.parametrize("faulty", [False, True])
-async def test_whatever_happens_to_the_operator_no_two_generations_live_and_the_end_is_the_plans(
-    plan: str, seed: int, faulty: bool
-) -> None:
-    ends, reason = PLANS[plan]
-    world = World(random.Random(seed), ends)
-    trouble = Faults(kill=0.1, lag=0.5, lose=0.05, double=0.2, interleave=0.2) if faulty else Faults()
-    await live(world, trouble, spec={"resources": {"gpus": 0, "nodes": 2}, "retries": 3})
-    conditions = {kind: why for kind, _, why, _ in world.end()["conditions"]}
-    assert conditions["Succeeded"] == reason
