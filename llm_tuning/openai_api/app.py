@@ -20,14 +20,15 @@ from llm_tuning.client.errors import ClusterError
 from llm_tuning.errors import InputError
 from llm_tuning.openai_api.context import Context
 from llm_tuning.openai_api.errors import ApiError, of_cluster, of_input, of_validation
-from llm_tuning.openai_api.routes import health
+from llm_tuning.openai_api.file_uses import sweep
+from llm_tuning.openai_api.routes import files, health
 
 log = logging.getLogger(__name__)
 
-ROUTERS: Sequence[APIRouter] = (health.router,)
+ROUTERS: Sequence[APIRouter] = (health.router, files.router)
 Loop = Callable[[Context], Awaitable[None]]
 """What goes on beside the requests, until it is cancelled."""
-LOOPS: Sequence[Loop] = ()
+LOOPS: Sequence[Loop] = (sweep,)
 
 NOT_HERE = {
     "responses": "chat is /v1/chat/completions",

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Protocol, cast
+from typing import Annotated, cast
 
 from fastapi import Depends, Request
 
 from llm_tuning.openai_api.backend import Backend
 from llm_tuning.openai_api.bases import Settings
-
-
-class Files(Protocol):
-    """What jobs ask of the files; `files.FileStore` is it."""
-
-    def find(self, file_id: str) -> object | None:
-        """Return an uploaded file, None where there is none; may block on the disk."""
+from llm_tuning.openai_api.files import FileStore
 
 
 @dataclass(frozen=True)
@@ -24,7 +18,7 @@ class Context:
 
     backend: Backend
     settings: Settings
-    files: Files
+    files: FileStore
 
 
 @dataclass(frozen=True)

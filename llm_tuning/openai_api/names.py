@@ -54,6 +54,11 @@ def new_file_id() -> str:
     return f"file-{stamp}{_base32(secrets.randbits(75), 15)}"
 
 
+def time_of(file_id: str) -> int:
+    """Return when an uploaded file was made, in seconds since 1970."""
+    return int(file_id[5:14], 32) // 1000
+
+
 def upload_path(file_id: str) -> str:
     """Return where the rows of an uploaded file lie, relative to the claim."""
     return str(UPLOADS / file_id / DATA_FILE)

@@ -1,0 +1,149 @@
+"""`/v1/files`: uploads, and the result files of jobs, in one list."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import FileResponse, Response
+from starlette.requests import ClientDisconnect
+
+from llm_tuning.openai_api.context import Context, Served
+from llm_tuning.openai_api.errors import ApiError
+from llm_tuning.openai_api.file_uses import RESULT_NAME, Result, results, uses
+from llm_tuning.openai_api.files import FileRecord
+from llm_tuning.openai_api.names import FILE_ID, MODELS, RESULT_ID, time_of
+from llm_tuning.openai_api.paging import page
+from llm_tuning.openai_api.run_files import RunFiles
+from llm_tuning.openai_api.upload import receive
+from llm_tuning.openai_api.wire import Deleted, FileObject, FileQuery, Listed
+
+router = APIRouter(prefix="/v1/files")
+
+_FORM: dict[str, Any] = {
+    "type": "object",
+    "required": ["file", "purpose"],
+    "properties": {
+        "file": {"type": "string", "format": "binary"},
+        "purpose": {"type": "string", "enum": ["fine-tune"]},
+        "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
+        "expires_after[seconds]": {"type": "integer"},
+    },
+}
+
+
+@router.post("", openapi_extra={"requestBody": {"content": {"multipart/form-data": {"schema": _FORM}}}})
+async def create(request: Request, served: Served) -> FileObject:
+    """Upload a file of rows, JSON Lines, for a job."""
+    try:
+        record = await receive(request.headers, request.stream(), served.files)
+    except ClientDisconnect:  # nobody reads the answer
+        raise ApiError(400, "The connection ended before the file did.", code="invalid_form") from None
+    return record.as_object()
+
+
+@router.get("")
+async def listed(served: Served, query: Annotated[FileQuery, Query()]) -> Listed[FileObject]:
+    """List files."""
+    found: list[FileRecord | Result] = []
+    if query.purpose in (None, "fine-tune"):
+        found += await asyncio.to_thread(served.files.records)
+    if query.purpose in (None, "fine-tune-results"):
+        found += await asyncio.to_thread(_there, _runs(served), results(await served.backend.jobs()))
+    newest_first = query.order == "desc"
+    found.sort(key=_place, reverse=newest_first)
+
+    def is_behind(item: FileRecord | Result, cursor: str) -> bool:
+        place = (time_of(cursor), cursor)
+        return _place(item) < place if newest_first else _place(item) > place
+
+    data, has_more = page(
+        found,
+        after=query.after,
+        limit=query.limit,
+        id_of=lambda item: item.id,
+        is_behind=is_behind if FILE_ID.fullmatch(query.after or "") else None,
+    )
+    return Listed(data=await asyncio.to_thread(_as_objects, _runs(served), data), has_more=has_more)
+
+
+@router.get("/{file_id}")
+async def retrieve(file_id: str, served: Served) -> FileObject:
+    """Describe a file."""
+    found = await _find(served, file_id)
+    return (await asyncio.to_thread(_as_objects, _runs(served), [found]))[0]
+
+
+@router.get("/{file_id}/content", response_class=Response)
+async def content(file_id: str, served: Served) -> Response:
+    """Return the bytes of a file."""
+    found = await _find(served, file_id)
+    if isinstance(found, FileRecord):
+        path = served.files.content(found)
+        return FileResponse(path, media_type="application/octet-stream", filename=found.filename)
+    figures = await asyncio.to_thread(_runs(served).metrics_csv, found.model_id)
+    if figures is None:
+        raise _no_file(file_id)
+    head = {"content-disposition": f'attachment; filename="{RESULT_NAME}"'}
+    return Response(figures, media_type="text/csv", headers=head)
+
+
+@router.delete("/{file_id}")
+async def delete(file_id: str, served: Served) -> Deleted:
+    """Remove an uploaded file."""
+    found = await _find(served, file_id)
+    if isinstance(found, Result):
+        text = f"The file '{file_id}' has the figures of a job and goes with its model: it cannot be deleted alone."
+        raise ApiError(400, text, code="result_file", param="id")
+    if (job := uses(await served.backend.jobs()).get(file_id)) is not None:
+        text = f"The file '{file_id}' is in use by the job '{job}': wait until it has finished, or cancel it first."
+        raise ApiError(400, text, code="file_in_use", param="id")
+    if not await asyncio.to_thread(served.files.delete, file_id):
+        raise _no_file(file_id)
+    return Deleted(id=file_id, object="file")
+
+
+def _runs(served: Context) -> RunFiles:
+    return RunFiles(served.backend.root / MODELS)
+
+
+def _place(item: FileRecord | Result) -> tuple[int, str]:
+    return item.created_at, item.id
+
+
+def _there(runs: RunFiles, found: Sequence[Result]) -> list[Result]:
+    return [result for result in found if runs.has_metrics(result.model_id)]
+
+
+def _as_objects(runs: RunFiles, items: Sequence[FileRecord | Result]) -> list[FileObject]:
+    return [
+        item.as_object()
+        if isinstance(item, FileRecord)
+        else FileObject(
+            id=item.id,
+            bytes=runs.csv_bytes(item.model_id) or 0,
+            created_at=item.created_at,
+            filename=RESULT_NAME,
+            purpose="fine-tune-results",
+        )
+        for item in items
+    ]
+
+
+async def _find(served: Context, file_id: str) -> FileRecord | Result:
+    """Return the file of an id; raises ApiError where there is none."""
+    if RESULT_ID.fullmatch(file_id):
+        wanted = [result for result in results(await served.backend.jobs()) if result.id == file_id]
+        there = await asyncio.to_thread(_there, _runs(served), wanted)
+        if there:
+            return there[0]
+    record = await asyncio.to_thread(served.files.find, file_id)
+    if record is None:
+        raise _no_file(file_id)
+    return record
+
+
+def _no_file(file_id: str) -> ApiError:
+    return ApiError(404, f"No such File object: {file_id[:100]!r}.", code="file_not_found", param="id")
