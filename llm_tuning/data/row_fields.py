@@ -281,6 +281,16 @@ KINDS = (
         matters=is_true,
     ),
     FieldKind(
+        "refusal",
+        "an answer that refuses, as OpenAI's API gives it",
+        "is an answer that refuses, apart from the text of the answer",
+        "write it as that text (`content` of a turn) where the model is to refuse so, else leave the row out",
+        row=words("refusal"),
+        turn=words("refusal"),
+        parts=words("refusal"),
+        matters=is_prose,
+    ),
+    FieldKind(
         "cut",
         "an answer that was cut off",
         "says that the answer was cut off, and it would be learned as a whole one that ends there",

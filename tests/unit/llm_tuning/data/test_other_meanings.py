@@ -112,6 +112,27 @@ REFUSED: list[Refused] = [
         "set columns to prompt=text,output=label to learn it as the answer",
     ),
     ("a classifier's row by number", {"text": "t", "label": 0}, Reason.AMBIGUOUS, "`label` labels", "write it as text"),
+    (
+        "OpenAI's refusals",
+        {"messages": [user("q"), {"role": "assistant", "content": None, "refusal": "I cannot do that."}]},
+        Reason.UNSUPPORTED_FIELD,
+        "`refusal` is an answer that refuses",
+        "write it as that text (`content` of a turn)",
+    ),
+    (
+        "OpenAI's refusals, beside a text",
+        {"messages": [user("q"), assistant("a") | {"refusal": "I cannot do that."}]},
+        Reason.UNSUPPORTED_FIELD,
+        "`refusal` is an answer that refuses",
+        "else leave the row out",
+    ),
+    (
+        "OpenAI's refusals, as a part",
+        {"messages": [user("q"), assistant([{"type": "refusal", "refusal": "I cannot do that."}])]},  # type: ignore[arg-type]
+        Reason.UNSUPPORTED_FIELD,
+        "`refusal` is an answer that refuses",
+        "else leave the row out",
+    ),
     # Media.
     (
         "LLaMA-Factory images",

@@ -37,6 +37,7 @@ MATTERS: dict[str, Any] = {
     "train on input": True,
     "template": {"enable_thinking": False},
     "split": "test",
+    "refusal": f"{SECRET} and more",
 }
 """Where it is not any text."""
 NOTHING = (None, "", "[]", "{}", [], {}, [None], {"type": None})
