@@ -177,9 +177,9 @@ class TrainingSpec(ApiModel):
         False, description="Recompute activations in the backward pass: about a third slower, far less memory."
     )
 
-    sharding: Literal["none", "full"] = Field(
-        "none",
-        description="`full` divides the frozen base over the devices of a run, for one that no device can hold: each keeps its part and has a layer whole only while it runs. Every pass then waits for the others. `none` has the whole base on each device. What is learned does not depend on it. This project has run it on CPUs, not yet on several GPUs.",
+    sharding: Literal["auto", "none", "full"] = Field(
+        "auto",
+        description="`full` divides the frozen base over the devices of a run: each keeps its part and has a layer whole only while it runs, and every pass waits for the others. `none` has the whole base on each. `auto` divides it on GPUs of whose memory less than a tenth would stay free with the whole base, by the estimate of `kubectl tuning plan`; never on CPUs or in 4 bits. With several nodes each has a copy where its GPUs have room for one. What is learned does not depend on it. Run on CPUs so far, not yet on several GPUs.",
     )
 
     precision: Literal["auto", "bf16", "fp32"] = Field(

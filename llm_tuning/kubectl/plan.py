@@ -15,8 +15,8 @@ from llm_tuning.core.suggestions import closest, did_you_mean
 from llm_tuning.data.files.locate import is_there
 from llm_tuning.errors import EXIT_OK, InputError, Problem
 from llm_tuning.planning import Plan, Verdict, make_plan
-from llm_tuning.planning.memory import total
 from llm_tuning.progress.bar import clock
+from llm_tuning.run.memory import GIB, total
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -152,11 +152,13 @@ def show(name: str, plan: Plan) -> None:
 
 
 def _line(plan: Plan, verdict: Verdict) -> list[str]:
-    gpu = verdict.gpu
+    gpu, ranks = verdict.gpu, plan.setting.ranks
     size = f"{gpu.gigabytes} GB ({gpu.card})"
+    base = f" with the base {verdict.division.how}" if ranks > 1 else ""
+    free = gpu.usable_gib - verdict.needed / GIB
     if verdict.fits:
-        return [size, "yes", _time(verdict.seconds), f"{gpu.usable_gib - plan.device_gib:.1f} GiB stay free"]
-    over = f"{plan.device_gib - gpu.usable_gib:.1f} GiB too much"
+        return [size, "yes", _time(verdict.seconds), f"{free:.1f} GiB stay free{base}"]
+    over = f"{-free:.1f} GiB too much{base}"
     return [size, "no", "", f"{over}; {f'would fit with {verdict.remedy}' if verdict.remedy else 'a larger GPU'}"]
 
 

@@ -130,6 +130,8 @@ class HardwareRecord(Record):
     """Whether rows lay end to end in a micro-batch; None in manifests that do not say."""
     attention: str = ""
     """What computed attention, and why nothing better did: a faster kernel, or one that keeps rows apart."""
+    sharding: str = ""
+    """Who had what of the base, and why; empty with one device, and in manifests that do not say."""
     peak_memory: int | None = None
     """Bytes, of the device with most: on a GPU what torch had allocated at once, on a CPU the process's resident set.
     Of the start that ended the run: an earlier one may have been somewhere else."""
@@ -201,6 +203,7 @@ def hardware_line(hardware: HardwareRecord) -> str:
         parts.append(f"MFU {hardware.mfu:.1%}")
     if hardware.padding_free is not None:
         parts.append(f"{'padding-free' if hardware.padding_free else 'rows padded'} (attention: {hardware.attention})")
+    parts.append(hardware.sharding)
     return ", ".join(part for part in parts if part)
 
 

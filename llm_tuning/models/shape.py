@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,8 @@ class ModelShape:
     """No scale or soft cap after the output layer, as far as config.json says."""
     experts: int
     """0 for a dense model."""
+    largest_layer: int = 0
+    """Parameters of the layer with most, fused experts included; 0 where only the matrices are known."""
     served: tuple[str, ...] = ()
     """Names of the matrices on which a LoRA is served; none means all."""
 
@@ -130,6 +133,7 @@ def read_shape(folder: Path) -> ModelShape:
             config.get(name) for name in ("final_logit_softcapping", "logit_scale", "logits_scaling")
         ),
         experts=experts,
+        largest_layer=_largest_layer(shapes),
         served=family_of(whole).modules,
     )
 
@@ -154,6 +158,14 @@ def _linears(shapes: dict[str, tuple[int, ...]], vocabulary: int, *, share: floa
         of_tokens = share if ".experts." in name else 1.0
         found.append(Linear(last(inner), layer, inputs, outputs, of_tokens, f"layers.{layer}.{inner}"))
     return found
+
+
+def _largest_layer(shapes: dict[str, tuple[int, ...]]) -> int:
+    sizes: dict[int, int] = {}
+    for name, shape in shapes.items():
+        if (place := in_layer(name)) is not None:
+            sizes[place[0]] = sizes.get(place[0], 0) + math.prod(shape)
+    return max(sizes.values(), default=0)
 
 
 def _norms(shapes: dict[str, tuple[int, ...]], query: int, key: int) -> int:

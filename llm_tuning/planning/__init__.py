@@ -3,6 +3,7 @@
 Nothing is loaded and nothing is measured; see `memory` and `work` for what is left out.
 """
 
-from llm_tuning.planning.plan import Plan, Verdict, make_plan
+from llm_tuning.planning.plan import Plan, make_plan
+from llm_tuning.planning.verdict import Verdict
 
 __all__ = ["Plan", "Verdict", "make_plan"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,11 +13,14 @@ from llm_tuning.data.report import Report
 from llm_tuning.models.operations import Operations
 from llm_tuning.models.shape import Linear, ModelShape, adapter_parameters, read_shape
 from llm_tuning.modes import MODES
-from llm_tuning.planning.memory import (
+from llm_tuning.planning.verdict import GPUS, Gpu, Verdict, judge
+from llm_tuning.planning.work import run_operations
+from llm_tuning.run.devices import SCORING_BYTES, tokens_per_pass
+from llm_tuning.run.division import divide
+from llm_tuning.run.memory import (
     CUDA_CONTEXT_BYTES,
     GIB,
     Part,
-    Setting,
     activation_bytes,
     base_bytes,
     device_parts,
@@ -26,9 +29,7 @@ from llm_tuning.planning.memory import (
     peak_bytes,
     total,
 )
-from llm_tuning.planning.work import Rows, Steps, count_steps, run_operations
-from llm_tuning.run.devices import SCORING_BYTES, tokens_per_pass
-from llm_tuning.run.hardware import DENSE_BF16_TERAFLOPS
+from llm_tuning.run.setting import Rows, Setting, Steps, count_steps_of, setting_of
 
 UTILISATION = ((10**9, (0.03, 0.3)), (25 * 10**8, (0.08, 0.4)))
 """Share of the peak that a run may reach with a base of fewer parameters than the number beside it, from short
@@ -41,40 +42,6 @@ BATCH_ON_A_GPU = (32, 64)
 FASTER_TOKENS = ((10**9, 16_384), (25 * 10**8, 8192))
 """Tokens a pass that are advised for a base of fewer parameters than the number beside it, on a card with room for
 them: the defaults are for 24 GB. By estimate, not yet by measurement."""
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """A size of GPU memory as it is sold, and the card that stands for it."""
-
-    gigabytes: int
-    card: str
-    usable_gib: float
-    """The lowest total that nvidia-smi shows on common cards of the size (T4, A10, A100, L40S, A100, H200)."""
-    teraflops: float
-    """Peak of dense bf16 matrix products."""
-
-
-GPUS = (
-    Gpu(16, "RTX A4000", 14.7, DENSE_BF16_TERAFLOPS["RTX A4000"]),
-    Gpu(24, "A10", 22.5, DENSE_BF16_TERAFLOPS["A10"]),
-    Gpu(40, "A100", 39.5, DENSE_BF16_TERAFLOPS["A100-SXM4-40GB"]),
-    Gpu(48, "L40S", 44.9, DENSE_BF16_TERAFLOPS["L40S"]),
-    Gpu(80, "H100", 79.2, DENSE_BF16_TERAFLOPS["H100 80GB HBM3"]),
-    Gpu(141, "H200", 140.4, DENSE_BF16_TERAFLOPS["H200"]),
-)
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Whether the run fits on one size of GPU, and how long it may take there."""
-
-    gpu: Gpu
-    fits: bool
-    seconds: tuple[float, float] | None
-    """Shortest and longest; None without rows, or where it does not fit."""
-    remedy: str
-    """What would make it fit; empty where it does, or where nothing of this list would."""
 
 
 @dataclass(frozen=True)
@@ -134,17 +101,33 @@ def make_plan(spec: TuningJobSpec, *, base: Path, dataset: Path | None, evaluati
             evaluation=evaluation,
         )
         rows = Rows.of(report)
-    processes = spec.resources.ranks
+    resources, asked = spec.resources, spec.training.sharding
     if report is not None:
-        steps = count_steps(report.examples, spec.training, processes=processes, evaluation=_evaluated(spec, report))
-    setting = _setting(spec, shape, rows, steps)
+        steps = count_steps_of(spec, report, processes=resources.ranks)
+    cuda = resources.gpus > 0
+    bf16 = spec.training.precision == "bf16" or (spec.training.precision == "auto" and cuda)
+    setting = setting_of(
+        spec,
+        shape,
+        cuda=cuda,
+        number_bytes=2 if bf16 else 4,
+        processes=max(1, resources.gpus),
+        nodes=resources.nodes,
+        rows=rows,
+        steps=steps,
+    )
     if rows is not None and steps is not None:
         cost = Operations.of(shape, targets, spec.lora.rank)
         operations = run_operations(cost, setting, rows=rows, steps=steps, training=spec.training)
-    needed = peak_bytes(shape, targets, setting)
     timed = setting.cuda and setting.number_bytes == 2  # the peaks are those of bf16
-    seconds_of = operations / processes / 1e12 if operations is not None and timed else None
+    seconds_of = operations / resources.ranks / 1e12 if operations is not None and timed else None
     share = _utilisation(shape)
+    verdicts = [
+        judge(gpu, shape, targets, setting, asked=asked, seconds_of=seconds_of, utilisation=share)
+        for gpu in (GPUS if cuda else ())
+    ]
+    setting = replace(setting, shards=_shards_of_the_bill(spec, verdicts))
+    needed = peak_bytes(shape, targets, setting)
     return Plan(
         shape=shape,
         adapter_parameters=adapter_parameters(targets, spec.lora.rank),
@@ -157,112 +140,28 @@ def make_plan(spec: TuningJobSpec, *, base: Path, dataset: Path | None, evaluati
         rows=rows,
         steps=steps,
         operations=operations,
-        verdicts=[_verdict(gpu, needed, seconds_of, share, _remedy(gpu, shape, targets, setting)) for gpu in GPUS]
-        if setting.cuda
-        else [],
+        verdicts=verdicts,
         notes=[*_notes(spec, shape, targets, setting, rows), *_note_on_evaluation(spec, report)],
     )
 
 
-def _evaluated(spec: TuningJobSpec, report: Report) -> int | None:
-    """Count the rows of the evaluation file: None without one, 0 where it is not on this machine."""
-    if report.evaluation is not None:
-        return report.evaluation.evaluated
-    return None if spec.dataset.evaluation is None else 0
-
-
-def _setting(spec: TuningJobSpec, shape: ModelShape, rows: Rows | None, steps: Steps | None) -> Setting:
-    training, mode, cuda = spec.training, MODES[spec.mode], spec.resources.gpus > 0
-    budget = _budget(spec, shape)
-    longest = rows.longest if rows is not None else training.max_length
-    longest *= mode.memory.sequences  # a row alone may be longer than a micro-batch
-    in_a_step = longest * training.batch_size * training.gradient_accumulation_steps
-    tokens = max(longest, min(budget, in_a_step))
-    learned = rows.learned / rows.tokens if rows is not None else 1.0
-    scored = budget
-    if rows is not None and steps is not None:
-        at_once = steps.training_rows if mode.memory.scoring_passes(steps.epochs) else steps.held_out
-        scored = min(budget, int(at_once * rows.mean))
-    elif training.eval_fraction == 0 and not mode.memory.scoring_passes(training.epochs):
-        scored = 0
-    bf16 = training.precision == "bf16" or (training.precision == "auto" and cuda)
-    return Setting(
-        memory=mode.memory,
-        rank=spec.lora.rank,
-        dropout=mode.uses_dropout and spec.lora.dropout > 0,
-        tokens=tokens,
-        learned=min(tokens, int(tokens * min(1.0, 1.5 * learned))),  # a micro-batch may have more of them than the mean
-        number_bytes=2 if bf16 else 4,
-        four_bits=spec.model.quantization == "4bit",
-        checkpointing=training.gradient_checkpointing,
-        cuda=cuda,
-        processes=max(1, spec.resources.gpus),
-        start_adapter=spec.model.adapter is not None,
-        scored=max(longest, scored) if scored else 0,
-        longest=longest,
-        shards=spec.resources.ranks if training.sharding == "full" else 1,
-        nodes=spec.resources.nodes,
-    )
-
-
-def _budget(spec: TuningJobSpec, shape: ModelShape) -> int:
-    return tokens_per_pass(spec.training, "cuda:0" if spec.resources.gpus > 0 else "cpu", shape.parameters)
+def _shards_of_the_bill(spec: TuningJobSpec, verdicts: Sequence[Verdict]) -> int:
+    """Return how the base is divided in the bill: as little as on any GPU on which the run fits."""
+    if not verdicts:
+        resources = spec.resources
+        return divide(
+            spec.training.sharding,
+            lambda _shards: 0,
+            room=None,
+            processes=max(1, resources.gpus),
+            nodes=resources.nodes,
+            four_bits=spec.model.quantization == "4bit",
+        ).shards
+    return min((verdict.division.shards for verdict in verdicts if verdict.fits), default=verdicts[-1].division.shards)
 
 
 def _utilisation(shape: ModelShape) -> tuple[float, float]:
     return next((share for below, share in UTILISATION if shape.parameters < below), UTILISATION_OF_LARGE)
-
-
-def _verdict(gpu: Gpu, needed: int, seconds_of: float | None, utilisation: tuple[float, float], remedy: str) -> Verdict:
-    """Judge whether the run fits on `gpu`, and how long it takes; `seconds_of` is its time at one teraflop a second."""
-    if needed <= gpu.usable_gib * GIB:
-        slowest, fastest = utilisation
-        took = None if seconds_of is None else seconds_of / gpu.teraflops
-        return Verdict(gpu, True, None if took is None else (took / fastest, took / slowest), "")
-    return Verdict(gpu, False, None, remedy)
-
-
-def _remedy(gpu: Gpu, shape: ModelShape, targets: tuple[Linear, ...], setting: Setting) -> str:
-    """Return the first of the ways, from the cheapest on, by which the run would fit."""
-    room = gpu.usable_gib * GIB
-    return next((words for words, way in _ways(setting) if peak_bytes(shape, targets, way) <= room), "")
-
-
-def _ways(setting: Setting) -> Iterator[tuple[str, Setting]]:
-    """Yield (what to set, the setting that it gives): smaller passes first, then what is slower or cuts rows."""
-    lighter, said = setting, list[str]()
-    for tokens in (8192, 4096):
-        if setting.longest <= tokens < max(setting.tokens, setting.scored):
-            yield f"training.maxTokensPerPass: {tokens}", _with_tokens(setting, tokens)
-    if not setting.checkpointing:
-        lighter, said = replace(lighter, checkpointing=True), ["training.gradientCheckpointing: true"]
-        yield said[0], lighter
-    for tokens in (8192, 4096, 2048, 1024, 512):
-        if tokens < max(setting.tokens, setting.scored):
-            field = "maxTokensPerPass" if tokens >= setting.longest else "maxTokensPerPass and maxLength"
-            yield " and ".join([*said, f"training.{field}: {tokens}"]), _with_tokens(lighter, tokens)
-    if setting.four_bits:
-        return
-    shared, whole = ["training.sharding: full", *said], setting.shards == 1
-    if whole and setting.ranks > 1:
-        yield " and ".join(shared), replace(lighter, shards=setting.ranks)
-    if whole:
-        yield " and ".join(["model.quantization: 4bit", *said]), replace(lighter, four_bits=True)
-    for gpus in (2, 4, 8):
-        if gpus > setting.processes:
-            of_them = [f"resources.gpus: {gpus}", *(shared if whole else said)]
-            yield " and ".join(of_them), replace(lighter, processes=gpus, shards=gpus * setting.nodes)
-
-
-def _with_tokens(setting: Setting, tokens: int) -> Setting:
-    fewer = min(tokens, setting.tokens)
-    return replace(
-        setting,
-        tokens=fewer,
-        learned=min(fewer, setting.learned),
-        scored=min(tokens, setting.scored),
-        longest=min(tokens, setting.longest),
-    )
 
 
 def _notes(
@@ -278,11 +177,12 @@ def _notes(
         else:
             notes.append("time is not estimated in fp32, which takes several times as long as bf16")
         if spec.training.precision == "auto":
-            notes.append(_without_bf16(GPUS[0], shape, targets, replace(setting, number_bytes=4)))
+            fp32 = replace(setting, number_bytes=4, shards=1)
+            notes.append(_without_bf16(GPUS[0], shape, targets, fp32, spec.training.sharding))
         if setting.four_bits:
             notes.append(_probes(shape, setting))
         if rows is not None:
-            notes += _small_steps(spec, rows, _budget(spec, shape))
+            notes += _small_steps(spec, rows, tokens_per_pass(spec.training, "cuda:0", shape.parameters))
         notes += _larger_pass(spec, shape, targets, setting)
     else:
         notes.append("time is not estimated on a CPU: it depends on the cores far more than on the model")
@@ -300,14 +200,16 @@ def _note_on_evaluation(spec: TuningJobSpec, report: Report | None) -> list[str]
     return ["dataset.evaluation is not on this machine: its rows are not checked, and not in the time"]
 
 
-def _without_bf16(gpu: Gpu, shape: ModelShape, targets: tuple[Linear, ...], fp32: Setting) -> str:
+def _without_bf16(gpu: Gpu, shape: ModelShape, targets: tuple[Linear, ...], fp32: Setting, asked: str) -> str:
     """Say what the run takes in fp32 on a card without bf16 of this size, and what would make it fit."""
-    needed = peak_bytes(shape, targets, fp32) / GIB
+    found = judge(gpu, shape, targets, fp32, asked=asked)
+    needed = found.needed / GIB
     said = f"a card without bf16 (T4) trains in fp32, far slower: {needed:.1f} GiB there"
-    if needed <= gpu.usable_gib:
+    if found.division.shards > 1:
+        said += f" with the base {found.division.how}"
+    if found.fits:
         return f"{said}, which fits {gpu.gigabytes} GB"
-    remedy = _remedy(gpu, shape, targets, fp32)
-    help_ = f"would fit with {remedy}" if remedy else "a larger GPU"
+    help_ = f"would fit with {found.remedy}" if found.remedy else "a larger GPU"
     return f"{said}, {needed - gpu.usable_gib:.1f} GiB too much for {gpu.gigabytes} GB; {help_}"
 
 

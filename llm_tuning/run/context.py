@@ -11,6 +11,7 @@ from llm_tuning.api import TuningConfig
 from llm_tuning.models.base import inspect_base
 from llm_tuning.models.layout import CHECKPOINTS, ROWS, STAGE
 from llm_tuning.run.devices import tokens_per_pass
+from llm_tuning.run.division import Division
 from llm_tuning.run.spec import RunSpec
 
 
@@ -39,6 +40,8 @@ class TrainRun:
     rank: int
     world: int
     reporter: Reporter
+    division: Division | None = None
+    """What `training.sharding` came to (`trainers.division`); None before that, and where one rank is alone."""
 
     @property
     def config(self) -> TuningConfig:
@@ -50,9 +53,14 @@ class TrainRun:
         return Path(self.spec.config.model.path)
 
     @property
+    def shards(self) -> int:
+        """How many ranks share a copy of the base; 1: each has all of it."""
+        return 1 if self.division is None else self.division.shards
+
+    @property
     def is_sharded(self) -> bool:
-        """Whether each rank holds a part of the base; one alone has nobody to share with."""
-        return self.config.training.sharding == "full" and self.world > 1
+        """Whether each rank holds a part of the base."""
+        return self.shards > 1
 
     @cached_property
     def tokens_per_pass(self) -> int:

@@ -108,5 +108,5 @@ def hardware_tags(hardware: HardwareRecord | None) -> dict[str, str]:
     """Return the names in `hardware` as tags of the MLflow run."""
     if hardware is None:
         return {}
-    found = {name: getattr(hardware, name) for name in ("device", "driver", "precision", "attention")}
+    found = {name: getattr(hardware, name) for name in ("device", "driver", "precision", "attention", "sharding")}
     return {f"hardware.{name}": value for name, value in found.items() if value}

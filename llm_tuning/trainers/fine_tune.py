@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 
+import torch
 from peft.helpers import disable_input_dtype_casting
 
 from llm_tuning.core.files import write_json
@@ -17,6 +18,7 @@ from llm_tuning.models.families import family_of
 from llm_tuning.models.layout import HARDWARE, TRAINING
 from llm_tuning.modes import MODES
 from llm_tuning.run.context import TrainRun
+from llm_tuning.trainers.division import divided
 from llm_tuning.trainers.evaluate import evaluate_run
 from llm_tuning.trainers.flat_rows import agreed
 from llm_tuning.trainers.hardware import hardware_of
@@ -48,10 +50,13 @@ def fine_tune(run: TrainRun, mode: type[Recipe]) -> None:
     """
     training, mode_of_run = run.config.training, MODES[run.config.mode]
     raise_if_stopped("before the first step")
+    with gpu_errors_explained(run, Stage.LOADING):
+        dtype = precision_of_run(run)
+        run = divided(run, dtype)
     quiet = warnings.catch_warnings(action="ignore", category=FutureWarning)  # what peft and trl still call
     with quiet, gpu_errors_explained(run, Stage.TRAINING):
         with gpu_errors_explained(run, Stage.LOADING):
-            policy = load_policy(run, mode)
+            policy = load_policy(run, mode, dtype)
         rows = TokenRows.open(run.rows)
         training_rows, held_out = rows.hold_out(
             training.eval_fraction, training.seed, labelled=isinstance(mode_of_run.rows.number, LabelField)
@@ -84,10 +89,9 @@ def fine_tune(run: TrainRun, mode: type[Recipe]) -> None:
                     write_json(run.work / TRAINING, summary)
 
 
-def load_policy(run: TrainRun, mode: type[Recipe]) -> Policy:
+def load_policy(run: TrainRun, mode: type[Recipe], dtype: torch.dtype) -> Policy:
     """Load the base with the run's adapter on it, ready for what `mode` computes."""
     config, dropout = run.config, MODES[run.config.mode].uses_dropout
-    dtype = precision_of_run(run)
     if config.model.quantization == "4bit" and run.device == "cpu" and run.is_main:
         log.warning("model.quantization is 4bit on a CPU: slower than without it, and meant for trying a run out")
     base = load_base_model(
@@ -96,6 +100,7 @@ def load_policy(run: TrainRun, mode: type[Recipe]) -> Policy:
         dtype=dtype,
         quantization=config.model.quantization,
         sharded=run.is_sharded,
+        copies=run.world // run.shards,
     )
     if run.is_sharded:
         refuse_unless_it_runs(base, device=run.device, dtype=dtype)
@@ -114,8 +119,6 @@ def load_policy(run: TrainRun, mode: type[Recipe]) -> Policy:
     policy.row_layout = agreed(gather_objects(policy.row_layout))
     if run.is_main:
         log.info("%s", policy.row_layout)
-        if config.training.sharding == "full":
-            log.info("sharding: %s", f"{run.world} parts" if run.is_sharded else "none, with one device")
     if config.training.gradient_checkpointing:
         checkpoint_gradients(model)
     if not dropout:

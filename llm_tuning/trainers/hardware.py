@@ -22,6 +22,7 @@ def hardware_of(run: TrainRun, policy: Policy) -> dict[str, Any]:
         "precision": next(name for name, known in NAMES.items() if known == policy.dtype),
         "padding_free": policy.row_layout.flat,
         "attention": policy.row_layout.attention,
+        "sharding": "" if run.division is None else str(run.division),
         "peak_memory": max((rank["peak"] for rank in ranks if rank["peak"]), default=None),
         "reserved_memory": max((rank["reserved"] for rank in ranks if rank["reserved"]), default=None),
     }

@@ -135,7 +135,7 @@ def _what_to_set(run: TrainRun, stage: Stage, ran_out: str, memory: Memory | Non
 
 def _least_weights(run: TrainRun) -> int:
     """Return the bytes that this rank's weights of the base take at least."""
-    parameters = inspect_base(run.base).parameters // (run.world if run.is_sharded else 1)
+    parameters = inspect_base(run.base).parameters // run.shards
     return parameters // 2 if run.config.model.quantization == "4bit" else 2 * parameters
 
 

@@ -36,6 +36,7 @@ def load_base_model(
     quantization: str = "none",
     attn_implementation: str | None = None,
     sharded: bool = False,
+    copies: int = 1,
 ) -> PreTrainedModel:
     """Load the base from local safetensors, frozen, onto `device`; never code from its folder.
 
@@ -43,7 +44,7 @@ def load_base_model(
     products are computed in `dtype`. Without `attn_implementation` transformers chooses: sdpa where the architecture
     has it.
     A GPU gets the weights tensor by tensor, read, cast and copied: host memory holds one of them at a time. Where it is
-    `sharded`, each rank reads its own slices of them (`trainers.sharding`).
+    `sharded`, over all ranks or in several `copies`, each reads its own slices of them (`trainers.sharding`).
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
@@ -58,7 +59,7 @@ def load_base_model(
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
     whole: AbstractContextManager[dict[str, Any]] = nullcontext({})
-    loading = sharded_loading(device) if sharded else whole
+    loading = sharded_loading(device, copies) if sharded else whole
     try:
         with _no_progress_bar(), loading as of_sharding:
             model, found = AutoModelForCausalLM.from_pretrained(

@@ -329,19 +329,35 @@ def sum_gradients(parameters: list[nn.Parameter]) -> None:
         parameter.grad = grad.view_as(parameter)
 
 
-def shard(groups: Iterable[nn.Module], device: str) -> None:
+def shard(groups: Iterable[nn.Module], device: str, copies: int = 1) -> None:
     """Divide the parameters of each of `groups` over all ranks, by FSDP2, inner modules before those that hold them.
 
     A group is whole only while it runs, on the way back again. What is put into a module later is whole on each rank.
+    Of several `copies` each is divided over as many ranks, next to each other: those of a node. FSDP2 is not told of
+    the other copies, as it is in HSDP: it would keep them alike by summing gradients, and what is frozen has none.
     """
     from torch.distributed.device_mesh import DeviceMesh  # here, since all runs import this module
     from torch.distributed.fsdp import fully_shard
 
-    everyone = dist.group.WORLD
-    assert everyone is not None, "one process has nobody to share with"
-    ranks = DeviceMesh.from_group(everyone, torch.device(device).type)
+    ranks = DeviceMesh.from_group(_sharing(world_size() // copies), torch.device(device).type)
     for module in groups:
         fully_shard(module, mesh=ranks, reshard_after_forward=True)
+
+
+def fetch_nothing_ahead(module: Any) -> None:
+    """Have nothing gathered while a sharded `module` is on its way back, where torch would what ran before it."""
+    module.set_modules_to_backward_prefetch([module])
+
+
+def _sharing(shards: int) -> Any:
+    """Return the process group of the ranks that share a copy with this one, `shards` next to each other."""
+    everyone, world = dist.group.WORLD, world_size()
+    assert everyone is not None, "one process has nobody to share with"
+    if shards == world:
+        return everyone
+    of_copies = [list(range(first, first + shards)) for first in range(0, world, shards)]
+    group, _ = dist.new_subgroups_by_enumeration(of_copies, timeout=COLLECTIVE_TIMEOUT)
+    return group
 
 
 def is_sharded(module: nn.Module) -> bool:

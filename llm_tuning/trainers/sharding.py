@@ -24,12 +24,12 @@ from llm_tuning.errors import InputError, Problem
 from llm_tuning.trainers.gpu import first_line
 from llm_tuning.trainers.memory import out_of_memory
 from llm_tuning.trainers.model import autocast, decoder_of
-from llm_tuning.trainers.parallel import shard, world_size
+from llm_tuning.trainers.parallel import fetch_nothing_ahead, shard, world_size
 
 
 @contextmanager
-def sharded_loading(device: str) -> Iterator[dict[str, Any]]:
-    """Have `from_pretrained` divide what it loads; yields what to call it with besides.
+def sharded_loading(device: str, copies: int) -> Iterator[dict[str, Any]]:
+    """Have `from_pretrained` divide what it loads, in so many `copies`; yields what to call it with besides.
 
     transformers builds a model without memory, divides it, and reads of each file only this rank's slices. Its own way
     to divide has groups that end with the output layer, which is not called here (`trainers.head`), and takes the GPU
@@ -43,7 +43,8 @@ def sharded_loading(device: str) -> Iterator[dict[str, Any]]:
 
     def distribute(_class: type, model: PreTrainedModel, *_: Any) -> PreTrainedModel:
         divided.append(model)
-        shard(groups_of(model), device)
+        shard(groups_of(model), device, copies)
+        fetch_nothing_ahead(next(_outermost(model.get_decoder())))  # of the embeddings, which have no way back
         model._is_fsdp_managed_module = True  # by which generate() keeps the ranks together
         return model
 
@@ -51,7 +52,7 @@ def sharded_loading(device: str) -> Iterator[dict[str, Any]]:
     PreTrainedModel.prepare_distribute_model = classmethod(prepare)
     PreTrainedModel.maybe_distribute_model = classmethod(distribute)
     try:
-        yield {"distributed_config": DistributedConfig(fsdp_size=world_size())}
+        yield {"distributed_config": DistributedConfig(fsdp_size=world_size() // copies)}
     finally:
         for name, method in kept.items():
             if method is None:  # inherited
@@ -59,7 +60,7 @@ def sharded_loading(device: str) -> Iterator[dict[str, Any]]:
             else:
                 setattr(PreTrainedModel, name, method)
     if not divided:
-        rule = f"is full, and transformers {transformers.__version__} loads no base in parts as 5.24 does"
+        rule = f"divides the base, and transformers {transformers.__version__} loads no base in parts as 5.24 does"
         raise InputError(Problem("training.sharding", rule, "install that version, or set it to none"))
 
 
@@ -71,7 +72,7 @@ def groups_of(model: Any) -> list[nn.Module]:
     decoder, embeddings, head = decoder_of(model), model.get_input_embeddings(), model.get_output_embeddings()
     layers = list(_outermost(decoder))
     if not layers:
-        rule = f"is full, and the layers of {type(model).__name__} are not known"
+        rule = f"divides the base, and the layers of {type(model).__name__} are not known"
         raise InputError(Problem("training.sharding", rule, "set it to none"))
     groups = [*layers, embeddings, head, decoder]
     if (
@@ -103,5 +104,5 @@ def refuse_unless_it_runs(model: Any, *, device: str, dtype: torch.dtype) -> Non
     except (RuntimeError, ValueError) as error:
         if isinstance(error, RuntimeError) and out_of_memory(error):
             raise
-        rule = f"is full, and {type(model).__name__} does not run in parts: {first_line(error)[:200]}"
+        rule = f"divides the base, and {type(model).__name__} does not run in parts: {first_line(error)[:200]}"
         raise InputError(Problem("training.sharding", rule, "set it to none")) from error

@@ -27,6 +27,7 @@ from llm_tuning.trainers.batching import StepBatches
 from llm_tuning.trainers.fine_tune import load_policy
 from llm_tuning.trainers.loop import fit
 from llm_tuning.trainers.model import load_base_model
+from llm_tuning.trainers.precision import precision_of_run
 from llm_tuning.trainers.recipe import Task
 from tests.support.train_run import KeepingReporter, make_run
 
@@ -71,7 +72,7 @@ def main(mode: str, form: str, folder: Path) -> None:
 
 def _recipe(mode: str, run: TrainRun, rows: TokenRows, *, rows_a_pass: int) -> dict[str, Any]:
     recipe_type: Any = RECIPES[mode]
-    policy = load_policy(run, recipe_type)
+    policy = load_policy(run, recipe_type, precision_of_run(run))
     task = Task.of(run, policy, rows, *rows.hold_out(0.0, run.config.training.seed))
     loaded = _reset_peak()
     recipe = recipe_type(task)

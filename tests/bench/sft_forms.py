@@ -32,6 +32,7 @@ def recipe(folder: Path, dtype: str) -> dict[str, float]:
     from llm_tuning.data.token_rows import TokenRows
     from llm_tuning.trainers.fine_tune import load_policy
     from llm_tuning.trainers.loop import fit
+    from llm_tuning.trainers.precision import precision_of_run
     from llm_tuning.trainers.recipe import Task
     from llm_tuning.trainers.sft import Sft
     from tests.support.train_run import KeepingReporter, make_run
@@ -51,7 +52,7 @@ def recipe(folder: Path, dtype: str) -> dict[str, float]:
     with tempfile.TemporaryDirectory(dir=folder) as work:
         training = {"precision": dtype, "batch_size": ROWS_PER_STEP, "save_steps": 10**6}
         run = make_run(Path(work), folder / "base", training=training, lora=LORA, reporter=clock)
-        policy = load_policy(run, Sft)
+        policy = load_policy(run, Sft, precision_of_run(run))
         task = Task.of(run, policy, rows, everything, everything[:0])
         with disable_input_dtype_casting(policy.model):
             fit(task, Sft(task))

@@ -1,4 +1,4 @@
-"""docs/large-models.md: its table is what the plan's formulas give."""
+"""docs/large-models.md: its table is what the plan says, and its examples are what it says of them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from llm_tuning.planning.memory import GIB, peak_bytes
-from llm_tuning.planning.plan import GPUS
+from llm_tuning.planning.verdict import GPUS, Gpu, judge
+from llm_tuning.run.memory import GIB
 from tests.support.shapes import LLAMA_3_8B, LLAMA_3_70B, QWEN_25_32B, make_setting
 
 PAGE = Path(__file__).parents[2] / "docs/large-models.md"
@@ -18,12 +18,27 @@ SETTING = replace(
 )
 
 
-def test_what_a_gpu_takes_is_what_the_plan_says() -> None:
-    row = re.compile(r"^\| ([^|]+) \| (\d), (whole|sharded) \| ([\d.]+) GiB \| (\d+) GB \|$", re.MULTILINE)
-    found = row.findall(PAGE.read_text())
-    assert len(found) == 8
-    for base, gpus, how, takes, size in found:
-        of_it = replace(SETTING, processes=int(gpus), shards=int(gpus) if how == "sharded" else 1)
-        needed = peak_bytes(SHAPES[base], SHAPES[base].linears, of_it) / GIB
-        smallest = next(gpu.gigabytes for gpu in GPUS if needed <= gpu.usable_gib)
-        assert (takes, size) == (f"{needed:.1f}", str(smallest)), (base, gpus)
+def cell(base: str, nodes: int, gpus: int, gpu: Gpu) -> str:
+    shape = SHAPES[base]
+    verdict = judge(gpu, shape, shape.linears, replace(SETTING, processes=gpus, nodes=nodes), asked="auto")
+    if not verdict.fits:
+        return "no"
+    shards = verdict.division.shards
+    return f"{'whole' if shards == 1 else f'{shards} parts'}, {verdict.needed / GIB:.1f}"
+
+
+def test_what_fits_where_is_what_the_plan_says() -> None:
+    text = PAGE.read_text()
+    sizes = " | ".join(f"{gpu.gigabytes} GB" for gpu in GPUS)
+    assert f"| Base | Nodes x GPUs | {sizes} |" in text
+    found = re.findall(r"^\| ([^|]+) \| (\d) x (\d) \| (.*) \|$", text, re.MULTILINE)
+    assert len(found) == 13
+    for base, nodes, gpus, cells in found:
+        assert cells.split(" | ") == [cell(base, int(nodes), int(gpus), gpu) for gpu in GPUS], (base, nodes, gpus)
+
+
+def test_a_line_of_the_log_is_one_of_a_run() -> None:
+    of_80 = next(gpu for gpu in GPUS if gpu.gigabytes == 80)
+    setting = replace(SETTING, processes=4)
+    division = judge(of_80, LLAMA_3_70B, LLAMA_3_70B.linears, setting, asked="auto").division
+    assert f"\nsharding: {division}\n" in PAGE.read_text()

@@ -77,4 +77,6 @@ def test_every_family_divided_has_the_gradients_of_the_whole_one_or_is_refused(t
             same_loss, same_gradients, share = found[name]
             assert (same_loss, same_gradients) == (True, True), name
             assert share <= 0.56, name
-        assert found["opt"].startswith("training.sharding: is full, and OPTForCausalLM does not run in parts: ")
+        assert found["opt"].startswith(
+            "training.sharding: divides the base, and OPTForCausalLM does not run in parts: "
+        )

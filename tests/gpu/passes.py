@@ -15,7 +15,8 @@ from llm_tuning.data.token_rows import TokenRow
 from llm_tuning.models.operations import Operations
 from llm_tuning.models.shape import ModelShape
 from llm_tuning.modes import MODES
-from llm_tuning.planning.memory import Setting, device_parts
+from llm_tuning.run.memory import device_parts
+from llm_tuning.run.setting import Setting
 from llm_tuning.trainers.micro_batches import MicroBatch, flatten
 from llm_tuning.trainers.model import attach_lora, checkpoint_gradients
 from llm_tuning.trainers.policy import Policy

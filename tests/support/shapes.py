@@ -7,7 +7,7 @@ from typing import Any
 
 from llm_tuning.models.shape import Linear, ModelShape
 from llm_tuning.modes.sft import SFT
-from llm_tuning.planning.memory import Setting
+from llm_tuning.run.setting import Setting
 
 
 def llama_shape(

@@ -96,7 +96,7 @@ def make_run(
             **({mode: settings} if settings else {}),
         }
     )
-    place = {"device": "cpu", "rank": 0, "world": 1, "reporter": reporter or KeepingReporter()}
+    place = {"device": "cpu", "rank": 0, "world": 1, "reporter": reporter or KeepingReporter(), "division": None}
     spec = {
         "model_id": "test-run",
         "config": config,

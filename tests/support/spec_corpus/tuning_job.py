@@ -169,7 +169,12 @@ TOGETHER: list[Together] = [
     ("reasoning-neither-learned-nor-not", {"training": {"learnReasoning": "some"}}, False, "training.learnReasoning"),
     *[
         (f"sharding-{sharding}-in-{bits}", _divided(sharding, bits), good, "" if good else "training.sharding")
-        for sharding, bits, good in [("full", "4bit", False), ("full", "none", True), ("none", "4bit", True)]
+        for sharding, bits, good in [
+            ("full", "4bit", False),
+            ("full", "none", True),
+            ("none", "4bit", True),
+            ("auto", "4bit", True),
+        ]
     ],
     ("null-deep", {"training": {"seed": None, "learningRate": None}, "lora": None}, True, ""),
     ("serve-as-the-base", _serving({"name": "tiny"}), False, "serve.name"),

@@ -23,10 +23,11 @@ from llm_tuning.errors import InputError
 from llm_tuning.models.operations import Operations
 from llm_tuning.models.shape import read_shape
 from llm_tuning.planning import make_plan
-from llm_tuning.planning.memory import CUDA_CONTEXT_BYTES
 from llm_tuning.planning.plan import GPUS, Plan
-from llm_tuning.planning.work import Rows, Steps, count_steps, run_operations
+from llm_tuning.planning.work import run_operations
 from llm_tuning.run.devices import SCORING_BYTES
+from llm_tuning.run.memory import CUDA_CONTEXT_BYTES
+from llm_tuning.run.setting import Rows, Steps, count_steps
 from llm_tuning.trainers.batching import StepBatches
 from llm_tuning.trainers.micro_batches import MicroBatch
 from llm_tuning.trainers.model import attach_lora, load_base_model
@@ -177,9 +178,49 @@ def test_pods_that_train_together_share_steps_and_time_and_each_has_its_own_memo
     assert two_of_two.steps == four.steps != one.steps
     assert two_of_two.host_gib == one.host_gib
     assert [verdict.seconds for verdict in two_of_two.verdicts] == [verdict.seconds for verdict in four.verdicts]
-    divided, divided_alike = planned("full", gpus=2, nodes=2), planned("full", gpus=4)
-    assert divided.parts == divided_alike.parts
+    divided, divided_alike = planned("full", gpus=2, nodes=2), planned("full", gpus=2)
+    assert divided.parts == divided_alike.parts, "each node has a copy"
+    over_both, over_four = planned("full", gpus=1, nodes=2), planned("full", gpus=2)
+    assert over_both.parts == over_four.parts, "one GPU a node shares with those of others"
     assert {part.name for part in planned(gpus=1, nodes=2).parts} == {part.name for part in one.parts}
+
+
+def test_auto_divides_the_base_on_gpus_that_are_too_small_for_it_and_leaves_it_whole_on_others(
+    large_base: Callable[..., Path],
+) -> None:
+    base = large_base()
+    training = {"gradientCheckpointing": True}
+
+    def planned(**changed: Any) -> Plan:
+        return make_plan(spec(**{"training": training, **changed}), base=base, dataset=None)
+
+    four = planned(resources={"gpus": 4})
+    assert {verdict.gpu.gigabytes: verdict.division.shards for verdict in four.verdicts} == {
+        16: 4, 24: 1, 40: 1, 48: 1, 80: 1, 141: 1
+    }  # fmt: skip
+    assert all(verdict.fits for verdict in four.verdicts)
+    assert four.setting.shards == 1, "the bill is that of the GPUs with the whole base"
+    assert four.verdicts[0].needed < four.verdicts[1].needed == four.device_gib * 2**30
+    assert not planned(resources={"gpus": 4}, training={**training, "sharding": "none"}).verdicts[0].fits
+    two_nodes = planned(resources={"gpus": 2, "nodes": 2}).verdicts[0]
+    assert (two_nodes.fits, two_nodes.division.how) == (True, "in 4 parts"), "13.5 of 14.7 GiB in 2 parts are too much"
+    for whole in ({"gpus": 1}, {"gpus": 0, "memory": "64Gi"}):
+        assert planned(resources=whole).setting.shards == 1
+    bits = planned(resources={"gpus": 4}, model={"path": "b", "quantization": "4bit"})
+    assert {verdict.division.shards for verdict in bits.verdicts} == {1}
+
+
+def test_the_bill_of_a_base_that_no_gpu_holds_is_that_of_its_parts(
+    large_base: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = [gpu for gpu in GPUS if gpu.gigabytes == 16]
+    monkeypatch.setattr("llm_tuning.planning.plan.GPUS", small)
+    plan = make_plan(
+        spec(resources={"gpus": 4}, training={"gradientCheckpointing": True}), base=large_base(), dataset=None
+    )
+    assert plan.setting.shards == 4
+    assert plan.verdicts[0].needed == plan.device_gib * 2**30
+    assert any(part.how.endswith("one of 4 parts") for part in plan.parts)
 
 
 def test_a_step_that_is_less_than_a_pass_is_said(large_base: Callable[..., Path], dataset: Path) -> None:

@@ -18,6 +18,7 @@ from llm_tuning.models.manifest import read_manifest
 from llm_tuning.models.metrics_file import read_metrics
 from llm_tuning.models.operations import Operations
 from llm_tuning.models.shape import read_shape
+from llm_tuning.run.division import Division
 from llm_tuning.run.hardware import cpu_name
 from llm_tuning.trainers import hardware
 from llm_tuning.trainers.flat_rows import RowLayout
@@ -95,12 +96,14 @@ def test_on_gpus_it_is_the_card_its_driver_and_the_largest_peaks(
     other = hardware._of_device("cuda:1")
     monkeypatch.setattr(hardware, "gather_objects", lambda mine: [mine, other])
     policy = SimpleNamespace(dtype=torch.bfloat16, row_layout=RowLayout(True, "varlen_attn"))
-    assert hardware.hardware_of(replace(run, device="cuda:0"), cast(Policy, policy)) == {
+    division = Division(2, 2, "by estimate 51.8 of a GPU's 80.0 GiB, and whole 142.5")
+    assert hardware.hardware_of(replace(run, device="cuda:0", division=division), cast(Policy, policy)) == {
         "device": "NVIDIA H200",
         "driver": "580.65.06",
         "precision": "bf16",
         "padding_free": True,
         "attention": "varlen_attn",
+        "sharding": "base in 2 parts (by estimate 51.8 of a GPU's 80.0 GiB, and whole 142.5)",
         "peak_memory": 4 * 2**30,
         "reserved_memory": 5 * 2**30,
     }

@@ -15,6 +15,7 @@ from llm_tuning.engines.protocol import Unprovable
 from llm_tuning.errors import InputError, TryAgain
 from llm_tuning.pod.wording import message_of
 from llm_tuning.proof.parity import read_parity
+from llm_tuning.run.division import Division
 from llm_tuning.trainers import memory, probes, sft
 from llm_tuning.trainers.memory import Memory, Stage, gpu_errors_explained
 from llm_tuning.trainers.policy import Policy
@@ -91,7 +92,8 @@ def test_a_base_that_fills_one_of_several_gpus_is_to_be_divided(
     tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sharding: str, first: str
 ) -> None:
     devices = ["cuda:0", "cuda:1"]
-    run = make_run(tmp_path, tiny_base, devices=devices, world=2, training={"sharding": sharding})
+    division = Division(2 if sharding == "full" else 1, 2, "as asked for")
+    run = make_run(tmp_path, tiny_base, devices=devices, world=2, division=division)
     card(monkeypatch, free=1, reserved=22)
     with pytest.raises(InputError) as caught, gpu_errors_explained(run, Stage.LOADING):
         fail(NO_ROOM)()

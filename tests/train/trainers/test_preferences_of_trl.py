@@ -91,7 +91,7 @@ def ours(
         start_adapter=start,
     )
     recipe_type: type[Recipe] = RECIPES[mode]
-    policy = load_policy(run, recipe_type)
+    policy = load_policy(run, recipe_type, torch.float32)
     rows = TokenRows.open(run.rows)
     task = Task.of(run, policy, rows, *rows.hold_out(0.0, run.config.training.seed))
     recipe = recipe_type(task)

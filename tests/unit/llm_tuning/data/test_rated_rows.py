@@ -16,7 +16,7 @@ from llm_tuning.data.rows import RowForm
 from llm_tuning.data.sample import render_sample
 from llm_tuning.data.token_rows import TokenRows
 from llm_tuning.modes.preference_rows import dpo_rows
-from llm_tuning.planning.work import Rows
+from llm_tuning.run.setting import Rows
 from tests.support.other_rows import assistant, user
 
 WriteLines = Callable[[Sequence[Any]], Path]

@@ -8,7 +8,8 @@ import pytest
 
 from llm_tuning.api.tuning import TrainingSpec
 from llm_tuning.models.operations import Operations
-from llm_tuning.planning.work import Rows, Steps, run_operations
+from llm_tuning.planning.work import run_operations
+from llm_tuning.run.setting import Rows, Steps
 from tests.support.shapes import make_setting
 
 COST = Operations(matrices=100.0, adapter=10.0, attention=0.0, head=0.0)

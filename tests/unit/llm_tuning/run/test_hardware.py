@@ -103,6 +103,9 @@ def test_what_cannot_be_counted_is_left_out(tmp_path: Path) -> None:
     assert hardware_line(padded) == "cpu, fp32, rows padded (attention: eager)"
     assert hardware_metrics(padded) == {"hardware/padding_free": 0.0}
     assert hardware_tags(None) == {}
+    shared = found.model_copy(update={"sharding": "base in 2 parts (as asked for)"})
+    assert hardware_line(shared) == "cpu, fp32, base in 2 parts (as asked for)"
+    assert hardware_tags(shared)["hardware.sharding"] == "base in 2 parts (as asked for)"
 
 
 def test_peaks_are_the_data_sheets_dense_ones() -> None:

@@ -10,7 +10,9 @@ import pytest
 from llm_tuning.api.tuning import TrainingSpec
 from llm_tuning.models.shape import ModelShape, adapter_parameters
 from llm_tuning.modes.ppo import PPO
-from llm_tuning.planning.memory import (
+from llm_tuning.planning.verdict import GPUS, _ways, find_remedy
+from llm_tuning.run.devices import positions_at_a_time, tokens_per_pass
+from llm_tuning.run.memory import (
     CUDA_PROCESS_BYTES,
     GIB,
     NCCL_BYTES,
@@ -22,9 +24,15 @@ from llm_tuning.planning.memory import (
     peak_bytes,
     total,
 )
-from llm_tuning.planning.plan import GPUS, _remedy
-from llm_tuning.run.devices import positions_at_a_time, tokens_per_pass
-from tests.support.shapes import LLAMA_2_7B, LLAMA_3_8B, LLAMA_3_70B, QWEN_25_05B, QWEN_25_7B, QWEN_25_15B, make_setting
+from tests.support.shapes import (
+    LLAMA_2_7B,
+    LLAMA_3_8B,
+    LLAMA_3_70B,
+    QWEN_25_05B,
+    QWEN_25_7B,
+    QWEN_25_15B,
+    make_setting,
+)
 
 SETTING = make_setting(
     rank=16, dropout=True, tokens=4096, learned=4096, number_bytes=2, cuda=True, scored=4096, longest=1024
@@ -174,8 +182,8 @@ def test_a_sharded_base_lies_in_parts_and_a_few_layers_are_whole() -> None:
 def test_what_fits_on_no_gpu_is_divided_over_those_that_are_asked_for_or_over_more() -> None:
     of_80 = next(gpu for gpu in GPUS if gpu.gigabytes == 80)
 
-    def remedy(**changed: Any) -> str:
-        return _remedy(of_80, LLAMA_3_70B, LLAMA_3_70B.linears, replace(SETTING, **changed))
+    def remedy(asked: str = "none", **changed: Any) -> str:
+        return find_remedy(of_80, LLAMA_3_70B, LLAMA_3_70B.linears, replace(SETTING, **changed), asked)
 
     checkpointed = "training.sharding: full and training.gradientCheckpointing: true"
     assert remedy(processes=4) == checkpointed
@@ -185,4 +193,10 @@ def test_what_fits_on_no_gpu_is_divided_over_those_that_are_asked_for_or_over_mo
     )
     of_48 = next(gpu for gpu in GPUS if gpu.gigabytes == 48)
     two = replace(SETTING, checkpointing=True, processes=2, shards=2)
-    assert _remedy(of_48, LLAMA_3_70B, LLAMA_3_70B.linears, two) == "resources.gpus: 8"
+    for asked in ("full", "auto"):
+        assert find_remedy(of_48, LLAMA_3_70B, LLAMA_3_70B.linears, two, asked) == "resources.gpus: 8"
+        assert remedy(asked, processes=4, shards=4) == "training.gradientCheckpointing: true"
+    one = replace(SETTING, checkpointing=True)
+    words = {asked: [words for words, _ in _ways(one, asked)] for asked in ("none", "auto")}
+    assert words["none"][-3:] == [f"resources.gpus: {gpus} and training.sharding: full" for gpus in (2, 4, 8)]
+    assert words["auto"][-3:] == [f"resources.gpus: {gpus}" for gpus in (2, 4, 8)], "it divides by itself"

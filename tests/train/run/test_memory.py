@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from llm_tuning.api.tuning import LoraSpec
 from llm_tuning.models.shape import adapter_parameters, read_shape
-from llm_tuning.planning.memory import (
+from llm_tuning.run.memory import (
     activation_bytes,
     chunk_bytes,
     device_parts,

@@ -37,8 +37,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llm_tuning.models.shape import Linear, ModelShape, adapter_parameters, distinct_inputs
-from llm_tuning.modes import Memory
 from llm_tuning.run.devices import positions_at_a_time
+from llm_tuning.run.setting import Setting
 
 GIB = 2**30
 CUDA_CONTEXT_BYTES = int(0.8 * GIB)
@@ -55,41 +55,6 @@ FOUR_BITS = 4.127 / 8
 BACKWARD_TENSORS = 3
 FORWARD_TENSORS = 5
 """Tensors of a layer's widest size that are there at once, as measured on a CPU."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """How a run goes through the model."""
-
-    memory: Memory
-    """What the mode holds."""
-    rank: int
-    dropout: bool
-    tokens: int
-    """Of the largest micro-batch."""
-    learned: int
-    """Those in the loss among them, at most."""
-    number_bytes: int
-    """2 in bf16, 4 in fp32."""
-    four_bits: bool
-    checkpointing: bool
-    cuda: bool
-    processes: int
-    """One for each GPU of a pod."""
-    start_adapter: bool
-    scored: int = 0
-    """Tokens of the largest micro-batch of an evaluation or a scoring pass; 0 where there is none."""
-    longest: int = 0
-    """Tokens of the longest row, which no micro-batch can be smaller than."""
-    shards: int = 1
-    """GPUs that each hold a part of the base; 1: each of them has all of it."""
-    nodes: int = 1
-    """Pods, each with as many processes."""
-
-    @property
-    def ranks(self) -> int:
-        """All processes that train."""
-        return self.processes * self.nodes
 
 
 @dataclass(frozen=True)
@@ -114,7 +79,7 @@ def gathered_bytes(shape: ModelShape, setting: Setting) -> int:
     """Compute the bytes of a sharded base's modules that are whole at a time."""
     if setting.shards == 1:
         return 0
-    layer = sum(linear.size for linear in shape.linears) // shape.layers
+    layer = shape.largest_layer or sum(linear.size for linear in shape.linears) // shape.layers
     return max(3 * layer, 2 * shape.vocabulary * shape.hidden) * setting.number_bytes
 
 
