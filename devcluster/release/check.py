@@ -9,7 +9,7 @@ from pathlib import Path
 from devcluster.release import licences, version
 from devcluster.release.helm import helm
 from devcluster.release.locks import OF_IMAGE, Locked, read_locks
-from devcluster.release.packages import CHART, build_reproducibly, sha256
+from devcluster.release.packages import build_reproducibly, charts, sha256
 from devcluster.release.running import commit_time, run
 from devcluster.release.sbom import Contents, Installed, build_sbom
 
@@ -22,7 +22,7 @@ def check(root: Path, out: Path, *, tag: str | None = None) -> int:
     Raises ReleaseError where nothing can be built.
     """
     found = version.problems(root, tag=tag)
-    run(helm(), "lint", "--strict", root / CHART)
+    run(helm(), "lint", "--strict", *charts(root))
     built = build_reproducibly(root, out)
     locks = {image: read_locks(root, image) for image in OF_IMAGE}
     policy = licences.Policy.read()

@@ -1,4 +1,4 @@
-"""The Python packages and the packed chart, built from the last commit, twice, and the same both times.
+"""The Python packages and the packed charts, built from the last commit, twice, and the same both times.
 
 Twice means: from two checkouts in folders of other names, with files of other times, in another time zone, and with
 other hash seeds. The wheel is built from the source distribution, as by somebody who has nothing else.
@@ -21,13 +21,12 @@ from devcluster.release.archives import normalise
 from devcluster.release.helm import helm
 from devcluster.release.running import ReleaseError, commit_time, git, run
 
-CHART = "charts/llm-tuning"
 BUILD = "import sys; from setuptools import build_meta; print(getattr(build_meta, sys.argv[1])(sys.argv[2]))"
 SURROUNDINGS = ({"TZ": "UTC", "PYTHONHASHSEED": "1"}, {"TZ": "Pacific/Auckland", "PYTHONHASHSEED": "2"})
 
 
 def build_reproducibly(root: Path, out: Path) -> list[Path]:
-    """Build source distribution, wheel and chart of the last commit into `out`; returns the files.
+    """Build source distribution, wheel and charts of the last commit into `out`; returns the files.
 
     Raises ReleaseError if something is not committed, if two builds differ, or if the wheel lacks a file.
     """
@@ -46,6 +45,11 @@ def build_reproducibly(root: Path, out: Path) -> list[Path]:
         return [Path(shutil.copy(path, out / path.name)) for path in first]
 
 
+def charts(root: Path) -> list[Path]:
+    """The folders of the charts."""
+    return sorted(path.parent for path in root.glob("charts/*/Chart.yaml"))
+
+
 def sha256(path: Path) -> str:
     """The SHA-256 of a file in hexadecimal digits."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
@@ -59,7 +63,7 @@ def missing_in_wheel(root: Path, wheel: Path) -> list[str]:
 
 
 def _build(root: Path, folder: Path, surroundings: dict[str, str]) -> list[Path]:
-    """Source distribution, wheel and chart, in this order, whatever their names."""
+    """Source distribution, wheel and charts, in this order, whatever their names."""
     epoch = commit_time(root)
     env = {**surroundings, "SOURCE_DATE_EPOCH": str(epoch)}
     tree, out = folder / "tree", folder / "out"
@@ -73,10 +77,11 @@ def _build(root: Path, folder: Path, surroundings: dict[str, str]) -> list[Path]
     _unpack(io.BytesIO(source.read_bytes()), folder / "unpacked")
     [unpacked] = (folder / "unpacked").iterdir()
     wheel = _run_backend("build_wheel", unpacked, out, env)
-    run(helm(), "package", tree / CHART, "--destination", out, env=env)
-    [chart] = set(out.glob("*.tgz"))
-    normalise(chart, epoch=epoch)
-    return [source, wheel, chart]
+    run(helm(), "package", *charts(tree), "--destination", out, env=env)
+    packed = sorted(out.glob("*.tgz"))
+    for chart in packed:
+        normalise(chart, epoch=epoch)
+    return [source, wheel, *packed]
 
 
 def _run_backend(hook: str, tree: Path, out: Path, env: dict[str, str]) -> Path:

@@ -30,16 +30,16 @@ class Place:
 
 LABEL = r'org\.opencontainers\.image\.version="([^"]*)"'
 IMAGE = r"llm-tuning/(?:operator|trainer):(\d[\w.+-]*)"
-PACKAGED_CHART = r"\bllm-tuning-(\d[\w.+-]*)\.tgz"
+PACKAGED_CHART = r"\bllm-tuning(?:-api)?-(\d[\w.+-]*)\.tgz"
 PLACES = (
     Place(SOURCE, r'^__version__ = "(.*)"$'),
-    Place("charts/llm-tuning/Chart.yaml", r"^version: (\S+)$"),
-    Place("charts/llm-tuning/Chart.yaml", r'^appVersion: "?([^"\s]+)"?$'),
+    Place("charts/*/Chart.yaml", r"^version: (\S+)$"),
+    Place("charts/*/Chart.yaml", r'^appVersion: "?([^"\s]+)"?$'),
     Place("Dockerfile", LABEL),
     Place("trainer_image/Dockerfile", LABEL),
     *(
         Place(files, pattern, required=False)
-        for files in ("README*.md", "docs/**/*.md", "charts/llm-tuning/*.md", "charts/llm-tuning/values.yaml")
+        for files in ("README*.md", "docs/**/*.md", "charts/*/*.md", "charts/*/values.yaml")
         for pattern in (IMAGE, PACKAGED_CHART)
     ),
 )

@@ -124,13 +124,16 @@ def test_every_helm_line_has_a_known_verb_and_values_of_the_chart(line: str) -> 
     words = shlex.split(line, comments=True)[1:]
     assert words[0] in HELM_VERBS
     assert [word for word in words if word.startswith("charts/") and not (ROOT / word).is_dir()] == []
-    values = yaml.safe_load((ROOT / "charts/llm-tuning/values.yaml").read_text())
+    chart = next((word for word in words if word.startswith("charts/")), "charts/llm-tuning")
+    values = yaml.safe_load((ROOT / chart / "values.yaml").read_text())
     for flag, setting in pairwise(words):
         if flag != "--set":
             continue
         found = values
-        for name in setting.split("=")[0].split("."):
+        for name in re.split(r"(?<!\\)\.", setting.split("=")[0]):
             assert name in found, f"{setting}: there is no such value"
+            if not found[name]:  # a map of the user's
+                break
             found = found[name]
 
 

@@ -16,8 +16,18 @@ from typing import Any
 import yaml
 
 CHART = Path(__file__).resolve().parents[2] / "charts" / "llm-tuning"
+API_CHART = CHART.parent / "llm-tuning-api"
 NAMESPACE = "tuning"
 IMAGES = {"images": {"operator": "registry.example/operator:1", "trainer": "registry.example/trainer:1"}}
+NEEDED = {
+    CHART: IMAGES,
+    API_CHART: {
+        "image": {"name": "registry.example/operator:1"},
+        "claimName": "tuning",
+        "bases": {"gpt-4.1-mini": {"uri": "hf://Qwen/Qwen3-8B"}},
+    },
+}
+"""What each chart has to be given."""
 
 
 def unpack_helm(folder: Path) -> Path:
@@ -39,24 +49,25 @@ class Chart:
     """`helm template` of the chart with values; what was rendered once in a session is not rendered again."""
 
     helm: Path
+    folder: Path = CHART
 
     def template(self, *arguments: str, **values: Any) -> subprocess.CompletedProcess[str]:
-        return _template(self.helm, arguments, yaml.safe_dump(values))
+        return _template(self.helm, self.folder, arguments, yaml.safe_dump(values))
 
     def objects(self, kind: str = "", **values: Any) -> list[dict[str, Any]]:
-        """What is installed with images given; of one kind."""
-        found = _objects(self.helm, yaml.safe_dump(IMAGES | values))
+        """What is installed with what is needed given; of one kind."""
+        found = _objects(self.helm, self.folder, yaml.safe_dump(NEEDED[self.folder] | values))
         return copy.deepcopy([each for each in found if kind in ("", each["kind"])])
 
 
 @cache
-def _template(helm: Path, arguments: tuple[str, ...], values: str) -> subprocess.CompletedProcess[str]:
-    command = [helm, "template", "llm-tuning", CHART, "--namespace", NAMESPACE, "--values", "-", *arguments]
+def _template(helm: Path, folder: Path, arguments: tuple[str, ...], values: str) -> subprocess.CompletedProcess[str]:
+    command = [helm, "template", folder.name, folder, "--namespace", NAMESPACE, "--values", "-", *arguments]
     return subprocess.run(command, input=values, capture_output=True, text=True, check=False)
 
 
 @cache
-def _objects(helm: Path, values: str) -> list[dict[str, Any]]:
-    done = _template(helm, (), values)
+def _objects(helm: Path, folder: Path, values: str) -> list[dict[str, Any]]:
+    done = _template(helm, folder, (), values)
     assert done.returncode == 0, done.stderr
     return [each for each in yaml.load_all(done.stdout, yaml.CSafeLoader) if each]

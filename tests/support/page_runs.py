@@ -127,6 +127,8 @@ RUN_ELSEWHERE = {
     ("docs/client.md", "Asking a service"): "tests/docs/test_client_page.py",
     ("docs/client.md", "Without blocking"): "tests/docs/test_client_page.py",
     ("README.md", "From Python and kubectl"): "tests/docs/test_client_page.py",
+    ("charts/llm-tuning-api/README.md", "Install"): "tests/full/api/test_install.py",
+    ("charts/llm-tuning-api/README.md", "Uninstall"): "tests/full/api/test_install.py",
     ("docs/air-gapped.md", "With a mirror"): "tests/train/run/test_air_gapped_page.py",
     ("docs/air-gapped.md", "Carried over"): "tests/train/run/test_air_gapped_page.py",
     ("docs/air-gapped.md", "Without a network"): "tests/train/run/test_air_gapped_page.py",

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 READMES = sorted(ROOT.glob("README*.md"))
-PAGES = [*READMES, *sorted((ROOT / "docs").rglob("*.md")), ROOT / "charts" / "llm-tuning" / "README.md"]
+PAGES = [*READMES, *sorted((ROOT / "docs").rglob("*.md")), *sorted(ROOT.glob("charts/*/README.md"))]
 SHELLS = ("", "sh", "bash", "shell", "console")
 PLACEHOLDER = re.compile(r"<\w+>|\[\w+\]|\.\.\.")
 

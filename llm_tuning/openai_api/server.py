@@ -1,0 +1,68 @@
+"""The server as a process: the application behind its edge, on uvicorn, with a log that holds no key."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import uvicorn
+from fastapi import FastAPI
+from starlette.middleware import Middleware
+
+from llm_tuning.openai_api.app import create_app
+from llm_tuning.openai_api.context import Context
+from llm_tuning.openai_api.edge import Edge, without_keys
+from llm_tuning.openai_api.keys import KeyRing
+from llm_tuning.openai_api.limits import KeyLimits
+from llm_tuning.openai_api.metrics import Metrics
+
+DRAIN_SECONDS = 165
+"""How long answers under way may go on after a SIGTERM; the chart's terminationGracePeriodSeconds is above it."""
+KEEP_ALIVE_SECONDS = 75
+"""Longer than proxies keep an idle connection: none of them writes to one that is being closed."""
+
+
+def build_app(context: Context, keys: KeyRing | None, metrics: Metrics | None = None) -> FastAPI:
+    """Build the application behind its edge; without `keys` nobody is asked for one."""
+    limits = context.settings.limits
+    edge = Middleware(
+        Edge,
+        keys=keys,
+        limits=KeyLimits(limits.requests_per_minute, limits.parallel_answers, limits.upload_bytes_per_day),
+        metrics=metrics or Metrics(),
+    )
+    return create_app(context, middleware=[edge])
+
+
+def run(app: FastAPI, *, host: str, port: int) -> int:
+    """Serve until a signal; returns the exit code. An empty host is every interface."""
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        lifespan="on",
+        log_config=None,
+        access_log=False,  # the edge has a line for each request
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=DRAIN_SECONDS,
+    )
+    server = uvicorn.Server(config)
+    server.run()
+    return 0 if server.started else 1
+
+
+class _Formatter(logging.Formatter):
+    """Takes out whatever looks like a key, also of tracebacks: a net below all that writes none."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return without_keys(super().format(record))
+
+
+def log_to_stderr() -> None:
+    """Log as every other pod of ours does."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each request to the cluster
