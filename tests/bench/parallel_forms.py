@@ -29,9 +29,11 @@ def train(folder: Path, rank: int, world: int, sharding: str, tokens: int, *, ch
     from peft.helpers import disable_input_dtype_casting
 
     from llm_tuning.data.token_rows import TokenRows
+    from llm_tuning.trainers.division import divided
     from llm_tuning.trainers.fine_tune import load_policy
     from llm_tuning.trainers.loop import fit
     from llm_tuning.trainers.parallel import process_group
+    from llm_tuning.trainers.precision import precision_of_run
     from llm_tuning.trainers.recipe import Task
     from llm_tuning.trainers.sft import Sft
     from tests.support.train_run import KeepingReporter, make_run
@@ -60,9 +62,11 @@ def train(folder: Path, rank: int, world: int, sharding: str, tokens: int, *, ch
     ):
         place = {"rank": rank, "world": world, "device": device, "reporter": Clock()}
         run = make_run(Path(work), folder / "base", training=training, lora=LORA, **place)
+        dtype = precision_of_run(run)
+        run = divided(run, dtype)
         before = memory("VmRSS")
         forget_the_peak()
-        policy = load_policy(run, Sft)
+        policy = load_policy(run, Sft, dtype)
         loading = memory("VmHWM") - before
         task = Task.of(run, policy, rows, everything, everything[:0])
         with disable_input_dtype_casting(policy.model):
