@@ -1,7 +1,7 @@
 """What goes over the wire: OpenAI's objects, field by field, and what each field is worth here.
 
-Each field says by its `Conformance` whether it works, always has one value, or is refused; docs/openai-api.md has its
-table from here, and a test holds the fields to those of OpenAI's SDK.
+Each field says by its `Conformance` whether it works, always has one value, or is refused; docs/reference/openai-api.md
+is made from here, and a test holds the fields to those of OpenAI's SDK.
 """
 
 from __future__ import annotations
@@ -107,24 +107,27 @@ def _number_or_auto(kind: type[int] | type[float], least: float, most: float) ->
     what = "a whole number" if kind is int else "a number"
 
     def check(value: object) -> object:
-        is_number = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
-        if value == "auto" or (is_number and least <= value <= most):  # type: ignore[operator] # it is a number
+        if value == "auto":
             return value
+        taken = int if kind is int else (int, float)
+        if isinstance(value, taken) and not isinstance(value, bool) and least <= value <= most:
+            return kind(value)
         raise ValueError(f"must be 'auto', or {what} from {least:g} to {most:g}")
 
     return check
 
 
-def _auto(kind: Literal["integer", "number"], least: float, most: float) -> Any:
-    schema = {"anyOf": [{"const": "auto"}, {"type": kind, "minimum": least, "maximum": most}]}
-    check = _number_or_auto(int if kind == "integer" else float, least, most)
-    return PlainValidator(check), WithJsonSchema(schema)
+def _auto(kind: type[int] | type[float], least: float, most: float) -> Any:
+    """Validate by hand: pydantic would say of a union what each of its parts says."""
+    name = "integer" if kind is int else "number"
+    schema = {"anyOf": [{"const": "auto"}, {"type": name, "minimum": least, "maximum": most}]}
+    return PlainValidator(_number_or_auto(kind, least, most)), WithJsonSchema(schema)
 
 
-Epochs = Annotated[int | Literal["auto"], *_auto("integer", 1, 1000)]
-BatchSize = Annotated[int | Literal["auto"], *_auto("integer", 1, 4096)]
-Multiplier = Annotated[float | Literal["auto"], *_auto("number", 0.0001, 1000)]
-Beta = Annotated[float | Literal["auto"], *_auto("number", 0.0001, 100)]
+Epochs = Annotated[int | Literal["auto"], *_auto(int, 1, 1000)]
+BatchSize = Annotated[int | Literal["auto"], *_auto(int, 1, 4096)]
+Multiplier = Annotated[float | Literal["auto"], *_auto(float, 0.0001, 1000)]
+Beta = Annotated[float | Literal["auto"], *_auto(float, 0.0001, 100)]
 Text64 = Annotated[str, StringConstraints(max_length=64)]
 Text512 = Annotated[str, StringConstraints(max_length=512)]
 Metadata = Annotated[dict[Text64, Text512], Field(max_length=16)]

@@ -1,0 +1,63 @@
+"""The backend of a namespace: TuningJobs and InferenceServices by the Kubernetes API."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from llm_tuning.client.aio import AsyncTuningClient
+from llm_tuning.client.connection import Connection
+from llm_tuning.client.objects import InferenceServiceView, TuningJobView
+from llm_tuning.openai_api.backend import Raw
+
+
+class ClusterBackend:
+    """One namespace, whose claim is mounted at `root`."""
+
+    def __init__(self, connection: Connection, root: Path, claim: str) -> None:
+        self._client = AsyncTuningClient(connection=connection)
+        self._root, self._claim = root, claim
+
+    @property
+    def root(self) -> Path:
+        return self._root
+
+    @property
+    def claim(self) -> str:
+        return self._claim
+
+    async def jobs(self, labels: Mapping[str, str] | None = None) -> Sequence[TuningJobView]:
+        return await self._client.list(labels=labels)
+
+    async def job(self, name: str) -> TuningJobView:
+        return await self._client.get(name)
+
+    async def create_job(self, body: Raw) -> TuningJobView:
+        made = await self._client.create(body)
+        assert isinstance(made, TuningJobView)
+        return made
+
+    async def change_job(self, name: str, patch: Raw) -> TuningJobView:
+        return await self._client.patch(name, patch)
+
+    async def services(self) -> Sequence[InferenceServiceView]:
+        return await self._client.list_services()
+
+    async def create_service(self, body: Raw) -> InferenceServiceView:
+        made = await self._client.create(body)
+        assert isinstance(made, InferenceServiceView)
+        return made
+
+    async def change_service(self, name: str, patch: Raw) -> InferenceServiceView:
+        return await self._client.patch_service(name, patch)
+
+    def url(self, service: InferenceServiceView) -> str | None:
+        return service.status.url if service.status is not None else None
+
+    async def run(self) -> None:
+        """Wait: the operator does the work."""
+        await asyncio.Event().wait()
+
+    async def close(self) -> None:
+        await self._client.close()
