@@ -31,6 +31,12 @@ class ListedJobs:
     async def jobs(self, labels: Mapping[str, str] | None = None) -> Sequence[TuningJobView]:
         return self.held
 
+    async def run(self) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
+
 
 def make_context(root: Path, *, file_bytes: int = MIB, total_bytes: int = 4 * MIB) -> Context:
     """Build a server's parts over the folder of a claim."""
