@@ -56,6 +56,9 @@ STUCK_SECONDS = 5.0
 UNPLACED_SECONDS = 20.0
 """The grace period for a pod without the condition PodScheduled: its claim may be in the making."""
 
+QUEUED_LOOK_SECONDS = 300.0
+"""At most so long between two reads of the Events of what Kueue holds back: that it is admitted, the watch tells."""
+
 LONGEST_LOOK_SECONDS = 30.0
 """At most so long between two reads of the Events of what is stuck: a remedy or another trouble is seen in a minute."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,6 +16,8 @@ from tuning_operator.core.constants import LABEL_INDEX
 Raw = Mapping[str, Any]
 STARTING = (None, "ContainerCreating", "PodInitializing")
 """Reasons for which a container waits that are the normal course."""
+KUEUE_WORKLOAD = "Workload"
+"""The kind of what Kueue makes of a Job; its Events say why it waits."""
 IMAGE_TROUBLES = (
     "ErrImagePull",
     "ImagePullBackOff",
@@ -219,6 +222,13 @@ class Workload(ApiObject):
     @property
     def newest_pod(self) -> Pod | None:
         return self.pods[-1] if self.pods else None
+
+    @property
+    def queue_warnings(self) -> list[Raw]:
+        """List Warning Events about what Kueue has made of this Job, newest first."""
+        ours = re.compile(rf"job-{re.escape(self.name)}-[0-9a-f]+")
+        involved = [(warning, warning.get("involvedObject", {})) for warning in reversed(self.warnings)]
+        return [w for w, of in involved if of.get("kind") == KUEUE_WORKLOAD and ours.fullmatch(str(of.get("name")))]
 
     def warnings_about(self, *, uid: str | None = None, claim: str | None = None) -> list[Raw]:
         """List Warning Events about a workload or pod of that uid, or about the claim of that name; newest first."""

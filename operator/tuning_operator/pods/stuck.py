@@ -90,6 +90,12 @@ def find_stuck(workload: Workload, asked: PodRequests) -> Trouble | None:
     return _from_events(workload.warnings_about(uid=pod.uid), MOUNTING, asked)
 
 
+def queue_words(workload: Workload) -> str:
+    """Return why Kueue does not admit the Job, in its own words; empty where it has said nothing."""
+    said = next((w for w in workload.queue_warnings if w.get("reason") == "Pending"), None)
+    return "" if said is None else _short(str(said.get("message", "")))
+
+
 def find_refusal(message: str, what: str = "Job") -> Trouble:
     """Diagnose from the API server's message why it did not take the Job (or another object, `what`)."""
     if re.search(r"exceeded quota", message):

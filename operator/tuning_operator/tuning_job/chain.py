@@ -11,12 +11,12 @@ from llm_tuning.api.tuning_job import TuningJobSpec
 from llm_tuning.pod.contract import TrainResult
 from tuning_operator.core.cache import JOBS
 from tuning_operator.core.conditions import timestamp
-from tuning_operator.core.constants import LONGEST_LOOK_SECONDS, STUCK_SECONDS
+from tuning_operator.core.constants import LONGEST_LOOK_SECONDS, QUEUED_LOOK_SECONDS, STUCK_SECONDS
 from tuning_operator.core.desired import Desired, ObjectRef
 from tuning_operator.core.settings import Settings
 from tuning_operator.pods.observed import Child
 from tuning_operator.pods.sidecars import find_holding_sidecar, find_outliving_sidecar, sidecar_due
-from tuning_operator.pods.stuck import events_due, find_refusal, find_stuck
+from tuning_operator.pods.stuck import events_due, find_refusal, find_stuck, queue_words
 from tuning_operator.tuning_job.job import build_job, child_name, model_id
 from tuning_operator.tuning_job.observed import Observed
 from tuning_operator.tuning_job.outcome import failing, lacks_pods, seconds_undecided
@@ -124,16 +124,18 @@ class Chain:
         """Follow a Job at work: queued, stuck, failing, or fine."""
         if child.is_suspended:
             queue = f"LocalQueue {self.spec.queue_name}" if self.spec.queue_name else "whoever suspended it"
-            message = f"Job {child.name} waits for {queue} to admit it"
-            self.draft.say(Phase.QUEUED, Reason.QUEUED, message, stage=stage.condition)
+            message = f"Job {child.name} waits for {queue} to admit it: {self._asked(stage, child)}"
+            if said := queue_words(child):
+                message += f"; Kueue says: {said}"
+            self.draft.say(Phase.QUEUED, Reason.QUEUED, message, stage=stage.condition, steady=True)
+            age = (self.now - child.created).total_seconds()
+            self._look_at_events(STUCK_SECONDS - age, at_most=QUEUED_LOOK_SECONDS)
             return
         parts = stage.pods_of(child)
         for part in parts:
             due = events_due(part, self.now)
             if due is not None:
-                self.desired.needs_events |= due <= 0
-                # The longer it takes, the seldomer it is reconciled: a thousand that wait must cost little.
-                self.desired.requeue(due if due > 0 else min(max(-due / 5, STUCK_SECONDS), LONGEST_LOOK_SECONDS))
+                self._look_at_events(due)
             pod = part.newest_pod
             if pod is not None and (sidecar := sidecar_due(pod, self.now)) is not None:
                 self.desired.requeue(sidecar)
@@ -144,6 +146,16 @@ class Chain:
             self.draft.stall(trouble.reason, trouble.message)
             if left is not None:
                 self.desired.requeue(left)
+
+    def _asked(self, stage: JobStage, child: Child) -> str:
+        """Say what has to be free for a Job: `2 pods at once, each with 4 CPU and 16Gi`."""
+        resources = stage.requests(self.spec, self.settings).resources
+        return f"{child.nodes} pods at once, each with {resources}" if child.nodes > 1 else f"a pod with {resources}"
+
+    def _look_at_events(self, due: float, at_most: float = LONGEST_LOOK_SECONDS) -> None:
+        """Have Events read if they are due, and look again: the longer it takes the seldomer, a thousand may wait."""
+        self.desired.needs_events |= due <= 0
+        self.desired.requeue(due if due > 0 else min(max(-due / 5, STUCK_SECONDS), at_most))
 
     def _is_stuck(self, stage: JobStage, parts: Sequence[Child], index: int) -> bool:
         """Say what a pod is stuck at, of several how many run; returns whether it is."""

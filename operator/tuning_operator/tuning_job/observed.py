@@ -14,6 +14,7 @@ from llm_tuning.pod.roles import ROLES, PodRole
 from tuning_operator.core.constants import LABEL_ROLE
 from tuning_operator.core.resource import CustomResource, parse_spec
 from tuning_operator.pods.observed import (
+    KUEUE_WORKLOAD,
     AdapterJob,
     Child,
     Pod,
@@ -128,9 +129,9 @@ def build_observed(
 
 
 def _concerns(warning: Raw, uids: set[str]) -> bool:
-    """Return whether it is about one of these objects, or about any claim: those are known by name only."""
+    """Return whether it is about one of these objects, or about any claim or queued work: known by their names only."""
     involved = warning.get("involvedObject", {})
-    return involved.get("uid") in uids or involved.get("kind") == "PersistentVolumeClaim"
+    return involved.get("uid") in uids or involved.get("kind") in ("PersistentVolumeClaim", KUEUE_WORKLOAD)
 
 
 def goes_by_itself(raw: Raw, name: str) -> bool:

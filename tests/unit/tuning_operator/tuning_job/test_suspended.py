@@ -6,8 +6,18 @@ import pytest
 
 from llm_tuning.pod.roles import CHECK, TRAIN
 from tests.support.desires import CHECKED_POD, VALID, condition, created, message, phase, wanted
-from tests.support.operator_objects import TRAINED, make_job, make_pod, make_tuning_job
-from tuning_operator.core.desired import ObjectRef
+from tests.support.operator_objects import (
+    SETTINGS,
+    TRAINED,
+    after,
+    make_job,
+    make_observed,
+    make_pod,
+    make_tuning_job,
+    make_warning,
+)
+from tuning_operator.core.desired import Desired, ObjectRef
+from tuning_operator.tuning_job.desire import desire
 
 
 def test_suspend_ends_what_runs_and_says_so_once_it_is_gone() -> None:
@@ -59,5 +69,36 @@ def test_kueue_holds_a_job_back(role: str, stage: str) -> None:
     assert condition(desired, "Reconciling") == ("True", "Queued")
     assert condition(desired, stage) == ("Unknown", "Queued")
     assert "LocalQueue team-a" in message(desired, "Reconciling")
-    assert desired.needs_events is False
-    assert desired.requeue_after is None, "the Job's watch tells"
+
+
+def queued(said: dict[str, str] | None = None, *, nodes: int = 1, seconds: float = 70) -> Desired:
+    """A trainer's Job that Kueue holds, with an Event about what Kueue calls it."""
+    raw = make_tuning_job(status=VALID, queueName="team-a", resources={"gpus": 2, "nodes": nodes})
+    warnings = []
+    for name, words in (said or {}).items():
+        warning = make_warning("", "Pending", words)
+        warnings.append({**warning, "involvedObject": {"kind": "Workload", "name": name, "uid": "workload"}})
+    observed = make_observed(raw, jobs=[make_job(nodes=nodes, suspended=True)], warnings=warnings)
+    return desire(observed, SETTINGS, after(seconds))
+
+
+def test_a_queued_job_says_what_has_to_be_free_and_what_kueue_says() -> None:
+    said = "couldn't assign flavors to pod set main: insufficient unused quota for cpu in flavor default, 4 more needed"
+    desired = queued({"job-faq-train-0a1b2": said, "job-faq-train-old-0a1b2": "another's", "faq-train": "none"})
+    asked = "Job faq-train waits for LocalQueue team-a to admit it: a pod with 2 nvidia.com/gpu, "
+    assert message(desired, "Reconciling").startswith(asked)
+    assert message(desired, "Reconciling").endswith(f"; Kueue says: {said}")
+    assert message(desired, "Trained") == message(desired, "Reconciling")
+    assert desired.needs_events
+
+
+def test_several_pods_are_asked_for_at_once() -> None:
+    desired = queued(nodes=2)
+    assert ": 2 pods at once, each with 2 nvidia.com/gpu, " in message(desired, "Reconciling")
+    assert "Kueue says" not in message(desired, "Reconciling")
+
+
+def test_a_job_that_was_queued_a_moment_ago_reads_no_events_yet() -> None:
+    assert not queued(seconds=1).needs_events
+    assert queued(seconds=1).requeue_after == pytest.approx(4, abs=1)
+    assert queued(seconds=24 * 3600).requeue_after == 300, "a thousand may be queued"
