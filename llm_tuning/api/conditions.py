@@ -50,6 +50,7 @@ class Reason(StrEnum):
     QUEUED = "Queued"
     STARTING = "Starting"
     TRAINING = "Training"
+    SLOW_RANK = "SlowRank"
     READING_RESULT = "ReadingResult"
     TRAINED = "Trained"
     REGISTERED = "Registered"

@@ -31,7 +31,9 @@ ON_THE_WIRE = {
 
 MODEL_REVISION, DATASET_REVISION = "model_revision", "dataset_revision"
 WAITING_REASON, WAITING_MESSAGE = "waiting_reason", "waiting_message"
-"""Texts of a fetch on the wire: what its URIs were resolved to, and what it waits for."""
+"""Texts on the wire: what the URIs of a fetch were resolved to, and what a pod at work waits for."""
+SLOW_RANK = "SlowRank"
+"""What a training of several ranks may wait for."""
 
 
 def wire_name(metric: str) -> str:

@@ -6,6 +6,8 @@ before anything else is imported, and the run checks for it between its steps.
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 
 from llm_tuning.core.stopping import stop_on_signals
@@ -20,4 +22,8 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # not sys.exit: a thread that waits for what the network has lost must not hold the exit code back

@@ -12,6 +12,7 @@ from llm_tuning.models.base import inspect_base
 from llm_tuning.models.layout import CHECKPOINTS, ROWS, STAGE
 from llm_tuning.run.devices import tokens_per_pass
 from llm_tuning.run.division import Division
+from llm_tuning.run.nodes import name_rank
 from llm_tuning.run.spec import RunSpec
 
 
@@ -26,6 +27,9 @@ class Reporter(Protocol):
 
     def metrics(self, step: int, metrics: dict[str, float]) -> None:
         """Report other values at a step, such as an evaluation."""
+
+    def slow_rank(self, message: str | None) -> None:
+        """Report that a rank is far slower than the others; None: none is, or is any more."""
 
     def stage(self, name: str) -> None:
         """Show what the run is doing outside the steps, in one or two words: `evaluating`, `saving`."""
@@ -42,6 +46,8 @@ class TrainRun:
     reporter: Reporter
     division: Division | None = None
     """What `training.sharding` came to (`trainers.division`); None before that, and where one rank is alone."""
+    hosts: tuple[str, ...] = ()
+    """Names of the nodes, where there are several."""
 
     @property
     def config(self) -> TuningConfig:
@@ -51,6 +57,11 @@ class TrainRun:
     def base(self) -> Path:
         """The folder of the base model."""
         return Path(self.spec.config.model.path)
+
+    def name_of(self, rank: int) -> str:
+        """Name a rank as messages do, with its node, or else its device."""
+        name = name_rank(rank, self.world, self.hosts)
+        return name if self.hosts else f"{name} ({self.spec.devices[rank]})"
 
     @property
     def shards(self) -> int:

@@ -19,7 +19,7 @@ from llm_tuning.core.console import DEBUG_VARIABLE
 from llm_tuning.core.stopping import stop_requested
 from llm_tuning.errors import EXIT_INPUT, EXIT_TRY_AGAIN, InputError, Problem, TryAgain
 from llm_tuning.run.devices import gpu_defaults, own_gpu, threads_per_process
-from llm_tuning.run.rank import PARENT_VARIABLE, RENDEZVOUS_VARIABLE, RankFailure
+from llm_tuning.run.rank import HOSTS_VARIABLE, PARENT_VARIABLE, RENDEZVOUS_VARIABLE, RankFailure
 from llm_tuning.run.spec import TRACKING_URI_VARIABLE, RunSpec
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def launch(spec: RunSpec, group: NodeGroup | None = None) -> None:
         rendezvous = f"{local}/rendezvous" if group is None else f"tcp://{group.store_address}:{group.nodes.port}"
         failures = run_ranks(
             ["-m", "llm_tuning.run.rank", str(spec.work)],
-            environments=_environments(spec, devices, rendezvous),
+            environments=_environments(spec, devices, rendezvous, () if group is None else group.nodes.hosts),
             error_file=lambda rank: _error_file(spec, rank),
             stop=stop_requested,
             group=group,
@@ -63,12 +63,12 @@ def _error_file(spec: RunSpec, rank: int) -> Path:
     return spec.work / f"error-rank{rank}.json"
 
 
-def _environments(spec: RunSpec, devices: list[str], rendezvous: str) -> list[dict[str, str]]:
+def _environments(spec: RunSpec, devices: list[str], rendezvous: str, hosts: tuple[str, ...]) -> list[dict[str, str]]:
     """Build what each rank finds in its environment beside this process's own and torchrun's variables.
 
     Each has its own card and no other: no library can open a context on a card that belongs to another rank.
     """
-    wanted = {PARENT_VARIABLE: str(os.getpid()), RENDEZVOUS_VARIABLE: rendezvous}
+    wanted = {PARENT_VARIABLE: str(os.getpid()), RENDEZVOUS_VARIABLE: rendezvous, HOSTS_VARIABLE: ",".join(hosts)}
     if logging.getLogger("llm_tuning").isEnabledFor(logging.DEBUG):
         wanted[DEBUG_VARIABLE] = "1"
     if spec.config.tracking.uri is not None:

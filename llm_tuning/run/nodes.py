@@ -3,6 +3,7 @@
 Node 0 does all that a run does beside training (checks, rows, checkpoints, publishing); the others lend it their
 devices. They meet at a store that node 0 keeps at one address of its own. Each node writes there that it is alive, and
 how its ranks have ended, so every node ends within a minute of any other, and says which rank of which node was first.
+A network may lose the connections between the ranks alone: each node watches its own, and says which have gone silent.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any, Self
 
 from llm_tuning.core.stopping import raise_if_stopped
 from llm_tuning.errors import TryAgain
+from llm_tuning.run.connections import Connections
 from llm_tuning.run.rank import RankFailure
 
 log = logging.getLogger(__name__)
@@ -28,11 +30,13 @@ log = logging.getLogger(__name__)
 JOIN_SECONDS = 45.0
 """For a node whose host is known to be there, and for the ranks to connect: a run is to end within a minute."""
 LOST_SECONDS = 30.0
-"""A node that has written nothing for so long is lost; two ranks in a collective cannot tell that from a slow one."""
+"""A node that has written nothing for so long is lost, and so is a connection on which nothing was acknowledged. Two
+ranks in a collective cannot tell that from a slow one. What is cut for less is made up for by TCP."""
 BEAT_SECONDS = 1.0
 LINGER_SECONDS = 10.0
 """How long node 0 keeps the store for the others to read how it ended."""
-THREAD_SECONDS = 15.0
+THREAD_SECONDS = 2.0
+"""For the thread to end: a store that the network has lost keeps it for ever."""
 CONNECT_SECONDS = 5.0
 POLL_SECONDS = 0.2
 
@@ -67,8 +71,7 @@ class Nodes:
         return range(node * self.ranks, (node + 1) * self.ranks)
 
     def of_rank(self, rank: int) -> str:
-        """Name a rank: `rank 3 of 4 on node 1 (faq-train-1)`."""
-        return f"rank {rank} of {self.world} on {self.name(rank // self.ranks)}"
+        return name_rank(rank, self.world, self.hosts)
 
     def of_node(self, node: int) -> str:
         """Name the ranks of a node: `ranks 2 to 3 of 4 on node 1 (faq-train-1)`."""
@@ -79,6 +82,14 @@ class Nodes:
 
     def name(self, node: int) -> str:
         return f"node {node} ({self.hosts[node]})"
+
+
+def name_rank(rank: int, world: int, hosts: Sequence[str] = ()) -> str:
+    """Name a rank: `rank 3 of 4 on node 1 (faq-train-1)`, without `hosts` `rank 3 of 4`."""
+    if not hosts:
+        return f"rank {rank} of {world}"
+    node = rank * len(hosts) // world
+    return f"rank {rank} of {world} on node {node} ({hosts[node]})"
 
 
 class NodeGroup:
@@ -100,12 +111,16 @@ class NodeGroup:
         """When each other node was seen to write last."""
         self._ends: dict[int, dict[str, Any]] = {}
         """What the other nodes have said of their end."""
+        self._connections = Connections()
+        self._silence = ""
+        """Between which nodes connections have gone silent, by whichever of the two has found it."""
+        self._work: Path | None = None
         self._looked = time.monotonic()
         """When the store answered last."""
         self._broken = False
         self._begun_at: float | None = None
         """When all ranks had begun to connect."""
-        self._connected = False
+        self._unconnected = list(range(nodes.world))
         self._said = False
 
     def __enter__(self) -> Self:
@@ -131,10 +146,10 @@ class NodeGroup:
         if not self._said:
             self._say_end({}, "" if error is None else getattr(error, "message", str(error)))
         deadline = time.monotonic() + LINGER_SECONDS
-        while self.nodes.index == 0 and set(self._heard) - set(self._ends) and time.monotonic() < deadline:
+        while self.nodes.index == 0 and self._is_awaited() and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
         self._over.set()
-        self._thread.join(THREAD_SECONDS)  # a thread in torch's code as Python ends would abort the process
+        self._thread.join(THREAD_SECONDS)
 
     # --- meeting ----------------------------------------------------------------------------------------------------
 
@@ -205,11 +220,8 @@ class NodeGroup:
         """Wait on another node for the ranks to begin; None where the run was finished before that."""
         while True:
             raise_if_stopped("before the ranks began")
-            try:
-                if self._store.check(["work"]):
-                    return Path(self._store.get("work").decode())
-            except RuntimeError:
-                self._broken = True
+            if self._work is not None:
+                return self._work
             if is_finished():
                 return None
             if (trouble := self.find_trouble()) is not None:
@@ -227,16 +239,24 @@ class NodeGroup:
                 return TryAgain(LOST, f"{self.nodes.name(node)} has ended: {said}")
             if end is None and self._is_lost(node):
                 return self._lost(node)
+        if self._silence:
+            return TryAgain(LOST, self._silence)
         late = self._begun_at is not None and time.monotonic() - self._begun_at > JOIN_SECONDS
-        if late and not self._connected:
-            unconnected = [rank for rank in range(self.nodes.world) if not self._is_connected(rank)]
+        if late and self._unconnected:
             return TryAgain(
                 MISSING,
-                f"{self.nodes.of_rank((unconnected or [0])[-1])} has not connected to the other ranks within "
+                f"{self.nodes.of_rank(self._unconnected[-1])} has not connected to the other ranks within "
                 f"{JOIN_SECONDS:.0f} s: see whether NetworkPolicies let the pods of this run reach each other at all "
                 "ports, and whether the network interface is the right one",
             )
         return None
+
+    def await_trouble(self) -> TryAgain | None:
+        """Return what another node is found to have, once it is found; None where that is nothing."""
+        deadline = time.monotonic() + LINGER_SECONDS
+        while (trouble := self.find_trouble()) is None and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+        return trouble
 
     def share(self, failures: dict[int, RankFailure]) -> dict[int, RankFailure]:
         """Tell the other nodes how the ranks of this one have ended, and return the failures of all nodes.
@@ -249,9 +269,12 @@ class NodeGroup:
             return {}
         deadline = time.monotonic() + JOIN_SECONDS
         while (waited_for := set(self.nodes.others) - set(self._ends)) and time.monotonic() < deadline:
-            if lost := [node for node in waited_for if self._is_lost(node)]:
+            lost = [self._lost(node) for node in waited_for if self._is_lost(node)]
+            if self._silence:
+                lost.append(TryAgain(LOST, self._silence))
+            if lost:
                 if all(failure.exit_code == 1 for failure in failures.values()):
-                    raise self._lost(lost[0])
+                    raise lost[0]
                 break
             time.sleep(POLL_SECONDS)
         for end in self._ends.values():
@@ -272,6 +295,9 @@ class NodeGroup:
         with suppress(RuntimeError):  # the store has gone with node 0
             self._store.set(f"ended/{self.nodes.index}", json.dumps(said))
 
+    def _is_awaited(self) -> bool:
+        return any(not self._is_lost(node) for node in set(self._heard) - set(self._ends))
+
     def _is_lost(self, node: int) -> bool:
         if node == 0 and (self._broken or time.monotonic() - self._looked > LOST_SECONDS):
             return True
@@ -283,21 +309,21 @@ class NodeGroup:
             LOST, f"{self.nodes.of_node(node)} {how}: its pod was ended or evicted, or the network between them is cut"
         )
 
-    def _is_connected(self, rank: int) -> bool:
-        with suppress(RuntimeError):
-            return bool(self._store.check([f"connected/{rank}"]))
-        return False
-
     def _beat(self, store: Any) -> None:
-        """Write that this node is alive, and read the same of the others, until the end or until the store is gone."""
+        """Write that this node is alive, and read the same of the others, until the end or until the store is gone.
+
+        No other thread waits for an answer of the store: where the network is cut there may be none for ever.
+        """
         count = 0
         try:
             while True:
                 count += 1
-                store.set(f"beat/{self.nodes.index}", str(count))
+                self._connections.look(time.monotonic())
+                store.set(f"beat/{self.nodes.index}", " ".join([str(count), *sorted(self._connections.own)]))
                 for node in self.nodes.others:
                     self._look_at(store, node)
-                self._look_at_ranks(store)
+                    self._look_for_silence(store, node)
+                self._look_at_the_run(store)
                 self._looked = time.monotonic()
                 if self._over.wait(BEAT_SECONDS):
                     return
@@ -313,11 +339,26 @@ class NodeGroup:
         if store.check([f"ended/{node}"]):
             self._ends[node] = json.loads(store.get(f"ended/{node}"))
 
-    def _look_at_ranks(self, store: Any) -> None:
+    def _look_for_silence(self, store: Any, node: int) -> None:
+        """Tell all where connections to `node` have gone silent, though it writes to the store."""
+        addresses = self._beats.get(node, b"").decode().split()[1:]
+        if not self._silence and self._connections.silent_for(addresses, time.monotonic()) > LOST_SECONDS:
+            self._silence = (
+                f"{self.nodes.of_node(node)} has acknowledged nothing that {self.nodes.of_node(self.nodes.index)} has "
+                f"sent it for {LOST_SECONDS:.0f} s, though both are alive: the network between them is cut, or lets "
+                f"nothing but port {self.nodes.port} through"
+            )
+            store.set("silence", self._silence)
+
+    def _look_at_the_run(self, store: Any) -> None:
+        if not self._silence and store.check(["silence"]):
+            self._silence = store.get("silence").decode()
+        if self._work is None and store.check(["work"]):
+            self._work = Path(store.get("work").decode())
         ranks = range(self.nodes.world)
-        if not self._connected and store.check([f"connecting/{rank}" for rank in ranks]):
+        if self._unconnected and store.check([f"connecting/{rank}" for rank in ranks]):
             self._begun_at = self._begun_at or time.monotonic()
-            self._connected = store.check([f"connected/{rank}" for rank in ranks])
+            self._unconnected = [rank for rank in ranks if not store.check([f"connected/{rank}"])]
 
 
 def _is_known(host: str) -> bool:

@@ -34,6 +34,9 @@ PARENT_VARIABLE = "LLM_TUNING_PARENT"
 RENDEZVOUS_VARIABLE = "LLM_TUNING_RENDEZVOUS"
 """The file by which the ranks of a run find each other, or `tcp://HOST:PORT`, the store of its nodes."""
 
+HOSTS_VARIABLE = "LLM_TUNING_HOSTS"
+"""Names of the nodes of a run, by commas; empty with one."""
+
 PR_SET_PDEATHSIG = 1
 
 
@@ -44,6 +47,8 @@ class Place(NamedTuple):
     local_rank: int = 0
     world: int = 1
     rendezvous: Path | str = Path()
+    hosts: tuple[str, ...] = ()
+    """Of the nodes, where there are several."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,7 @@ def _train(spec: RunSpec, place: Place, reporter: Reporter) -> str:
     from llm_tuning.run.context import TrainRun
     from llm_tuning.trainers.parallel import process_group
 
-    run = TrainRun(spec, device=device, rank=place.rank, world=place.world, reporter=reporter)
+    run = TrainRun(spec, device, place.rank, place.world, reporter, hosts=place.hosts)
     recipe = importlib.import_module(MODES[spec.config.mode].recipe)
     with process_group(place.rendezvous, rank=run.rank, world=run.world, device=device):
         recipe.train(run)
@@ -97,7 +102,8 @@ def main(work: Path) -> int:
     if not debug:
         quiet_libraries()
     rank, local_rank, world = (int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
-    place = Place(rank, local_rank, world, os.environ[RENDEZVOUS_VARIABLE])
+    hosts = tuple(host for host in os.environ.get(HOSTS_VARIABLE, "").split(",") if host)
+    place = Place(rank, local_rank, world, os.environ[RENDEZVOUS_VARIABLE], hosts)
     with stop_on_signals():
         end_with_parent(int(os.environ[PARENT_VARIABLE]))
         try:

@@ -5,15 +5,18 @@ The reporter measures; recipes only say which step they took and how many tokens
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Protocol
 
-from llm_tuning.core.figures import TOKENS_PER_SECOND
+from llm_tuning.core.figures import SLOW_RANK, TOKENS_PER_SECOND, WAITING_MESSAGE, WAITING_REASON
 from llm_tuning.models.metrics_file import BUSY_SECONDS, EPOCH, FILE_ONLY, STEP_SECONDS, STEP_TOKENS
 from llm_tuning.progress import Progress, Snapshot
+
+log = logging.getLogger(__name__)
 
 WINDOW_STEPS = 20
 """Steps over which tokens a second are averaged."""
@@ -74,6 +77,12 @@ class RunReporter:
         self._metrics_log.log(step, metrics)
         self._show(replace(self._now, metrics={**self._now.metrics, **metrics}))
 
+    def slow_rank(self, message: str | None) -> None:
+        """Say that a rank is far slower than the others, in the log and to the status endpoint; None: it is no more."""
+        log.warning("%s", message) if message is not None else log.info("the ranks are equally fast again")
+        words = {} if message is None else {WAITING_REASON: SLOW_RANK, WAITING_MESSAGE: message}
+        self._show(replace(self._now, words=words))
+
     def stage(self, name: str) -> None:
         """Show what the run does outside the steps, until `metrics` reports on it or a step is done."""
         self._pace.interrupted(time.monotonic())
@@ -98,6 +107,8 @@ class SilentReporter:
     def step(self, step: int, epoch: float, metrics: dict[str, float], tokens: int) -> None: ...
 
     def metrics(self, step: int, metrics: dict[str, float]) -> None: ...
+
+    def slow_rank(self, message: str | None) -> None: ...
 
     def stage(self, name: str) -> None: ...
 

@@ -41,11 +41,12 @@ from llm_tuning.models.layout import ADAPTER_WEIGHTS
 from llm_tuning.models.metrics_file import STEP_OPERATIONS
 from llm_tuning.run.checkpoints import latest_checkpoint, save_checkpoint
 from llm_tuning.run.context import TrainRun
+from llm_tuning.run.slow_ranks import SlowRanks
 from llm_tuning.trainers.batching import Indices
 from llm_tuning.trainers.memory import Stage, gpu_errors_explained
 from llm_tuning.trainers.micro_batches import MicroBatch
 from llm_tuning.trainers.model import TRAINED, adapter_weights, bare_base
-from llm_tuning.trainers.parallel import all_reduce_sum, any_rank, gather_objects, sum_gradients
+from llm_tuning.trainers.parallel import OwnTime, all_reduce_sum, any_rank, gather_objects, sum_gradients
 from llm_tuning.trainers.recipe import Recipe, Task
 
 RNG_STATE = "rng_state.pth"
@@ -125,7 +126,9 @@ class Loop(_BaseTrainer):
         self.task, self.recipe, self.run = task, recipe, task.run
         self.groups = task.policy.gradient_groups()
         self._step: Step | None = None
-        self._means = self._norms = torch.empty(0)
+        self._means = self._norms = self._own_seconds = torch.empty(0)
+        self._own = OwnTime(self.run.device, sharded=task.policy.sharded)
+        self._slow = SlowRanks(self.run.name_of)
         with _one_process():
             super().__init__(
                 model=task.policy,
@@ -155,17 +158,22 @@ class Loop(_BaseTrainer):
         if at == 0:
             recipe.begin_epoch(epoch, done)
         recipe.begin_step(step.rows, done)
-        sums = torch.zeros(len(recipe.terms), dtype=torch.float64, device=self.run.device)
+        terms_and_times = len(recipe.terms) + self.run.world
+        sums = torch.zeros(terms_and_times, dtype=torch.float64, device=self.run.device)
+        sums[len(recipe.terms) + self.run.rank] = self._own.seconds  # of the step before: a GPU has not done this one
         empty = self.task.policy.passes_to_join(len(step.micro_batches))
+        self._own.begin()
         for batch in step.micro_batches:
             loss, terms = recipe.loss(batch)
             (loss / step.weight).backward()
-            sums += terms
+            sums[: len(terms)] += terms
         for _ in range(empty):
             self.task.policy.empty_pass(backward=True)
+        self._own.end()
         all_reduce_sum(sums)
         sum_gradients([parameter for group in self.groups for parameter in group])
-        self._step, self._means = step, sums / step.weight
+        self._step, self._means = step, sums[: len(recipe.terms)] / step.weight
+        self._own_seconds = sums[len(recipe.terms) :]
         return self._means[0].float()
 
     def _clip_grad_norm(self, model: Any) -> Tensor:
@@ -180,9 +188,11 @@ class Loop(_BaseTrainer):
         All are read at once, when the optimizer's step is on its way: each reading stops a GPU. Weights that a
         diverged step has spoilt are never saved.
         """
-        read = torch.cat([self._means, self._norms.double()]).tolist()
+        read = torch.cat([self._means, self._norms.double(), self._own_seconds]).tolist()
         terms = dict(zip(self.recipe.terms, read, strict=False))
-        norms = read[len(terms) :]
+        norms, own_seconds = read[len(terms) : -self.run.world], read[-self.run.world :]
+        if self._slow.step(own_seconds):
+            self.run.reporter.slow_rank(self._slow.told)
         if not math.isfinite(read[0]):
             raise self._diverged("the loss", read[0], step)
         for norm in norms:

@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -38,8 +38,9 @@ T = TypeVar("T")
 
 TCPStore, PrefixStore = dist.TCPStore, dist.PrefixStore  # type: ignore[attr-defined]
 
-COLLECTIVE_TIMEOUT = timedelta(minutes=10)
-"""A rank that waits longer than this for the others fails instead of hanging: no step takes ten minutes."""
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+"""A rank that waits longer than this for the others fails instead of hanging. What has ended, or is cut off, is found
+much sooner by others: this is for a rank that lives and does nothing, and longer than any slow one takes for a step."""
 
 POLL_SECONDS = 0.1
 STORE_SCHEME = "tcp://"
@@ -47,6 +48,8 @@ STORE_TIMEOUT = timedelta(seconds=30)
 """For an answer of the nodes' store."""
 KILL_SECONDS = 10.0
 """From SIGTERM to SIGKILL for ranks whose peers on another node are gone: they may wait in a collective for ever."""
+HANG_SECONDS = 5.0
+"""From SIGKILL for the ranks to the end of their agent."""
 EXIT_BARRIER_SECONDS = 0.1
 """How long an agent waits for those of other nodes once its ranks have ended: `NodeGroup` knows how they end."""
 
@@ -79,42 +82,56 @@ def run_ranks(
         monitor_interval=POLL_SECONDS,
     )
     agent = LocalElasticAgent(spec, _RankFiles(environments, error_file), exit_barrier_timeout=EXIT_BARRIER_SECONDS)
-    with _quiet_agent(), ThreadPoolExecutor(1, "torchrun") as thread:
+    thread = ThreadPoolExecutor(1, "torchrun")
+    with _quiet_agent():
         ended = thread.submit(agent.run)
+        thread.shutdown(wait=False)  # it may wait for ever for a store that the network has lost
         try:
-            ended_here = _pass_the_stop_on(agent, ended, stop, group)
+            trouble = _pass_the_stop_on(agent, ended, stop, group)
         except BaseException:  # a second Ctrl-C
             while not ended.done():
                 _signal_ranks(agent, signal.SIGKILL, set())
                 time.sleep(POLL_SECONDS)
             raise
-    failures = ended.result().failures
+    if trouble is not None and not ended.done():
+        raise trouble
+    try:
+        failures = ended.result().failures
+    except RuntimeError as error:  # torch's errors of a store: the agent has lost that of node 0
+        if group is None or (trouble := trouble or group.await_trouble()) is None:
+            raise
+        raise trouble from error
     return {
         rank: RankFailure(
             failure.exitcode, failure.error_file_data.get("timestamp", failure.timestamp), failure.error_file_data
         )
         for rank, failure in failures.items()
-        if not (ended_here and failure.exitcode in (-signal.SIGTERM, -signal.SIGKILL))
+        if not (trouble is not None and failure.exitcode in (-signal.SIGTERM, -signal.SIGKILL))
     }
 
 
 def _pass_the_stop_on(
     agent: LocalElasticAgent, ended: Future[RunResult], stop: Callable[[], bool], group: NodeGroup | None
-) -> bool:
-    """Signal the ranks where they are to end; returns whether that was for another node."""
+) -> TryAgain | None:
+    """Signal the ranks where they are to end; returns the trouble of another node that this was for, or None.
+
+    Returns before the agent has ended where that waits for agents of nodes that are lost.
+    """
     signalled: set[int] = set()
     killed: set[int] = set()
-    since: float | None = None
-    while not ended.done():
-        if group is not None and since is None and group.find_trouble() is not None:
+    trouble: TryAgain | None = None
+    seconds, since = 0.0, time.monotonic()
+    while not ended.done() and seconds < KILL_SECONDS + HANG_SECONDS:
+        if trouble is None and group is not None and (trouble := group.find_trouble()) is not None:
             since = time.monotonic()
-        if since is not None or stop():
+        seconds = 0.0 if trouble is None else time.monotonic() - since
+        if trouble is not None or stop():
             _signal_ranks(agent, signal.SIGTERM, signalled)
-        if since is not None and time.monotonic() - since > KILL_SECONDS:
+        if seconds > KILL_SECONDS:
             _signal_ranks(agent, signal.SIGKILL, killed)
         with suppress(TimeoutError):
             ended.exception(POLL_SECONDS)
-    return since is not None
+    return trouble
 
 
 def _signal_ranks(agent: LocalElasticAgent, number: signal.Signals, signalled: set[int]) -> None:
@@ -341,7 +358,61 @@ def shard(groups: Iterable[nn.Module], device: str, copies: int = 1) -> None:
 
     ranks = DeviceMesh.from_group(_sharing(world_size() // copies), torch.device(device).type)
     for module in groups:
-        fully_shard(module, mesh=ranks, reshard_after_forward=True)
+        sharded = fully_shard(module, mesh=ranks, reshard_after_forward=True)
+        if device == "cpu":
+            sharded.set_custom_all_gather(cast(Any, _TimedGather()))
+
+
+class _TimedGather:
+    """FSDP's own gather, with the time that this rank waits in it: there the others are waited for, on a CPU."""
+
+    waited_seconds = 0.0
+
+    def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        return torch.empty(*size, dtype=dtype, device=device)
+
+    def __call__(
+        self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, group: Any, async_op: bool = False
+    ) -> Any:
+        began = time.monotonic()
+        work = dist.all_gather_into_tensor(output_tensor, input_tensor, group=group, async_op=async_op)
+        _TimedGather.waited_seconds += time.monotonic() - began
+        return work
+
+
+class OwnTime:
+    """How long this rank takes for its own part of a step: from `begin` to `end`, waiting for other ranks left out.
+
+    `seconds` is 0 where that is not known: on a GPU until it has done the step, and with sharding not at all, since
+    gathers run beside the rest there.
+    """
+
+    def __init__(self, device: str, *, sharded: bool) -> None:
+        cuda = device.startswith("cuda")
+        self._is_known = world_size() > 1 and not (sharded and cuda)
+        self._began = self._waited = self._seconds = 0.0
+        self._events: tuple[Any, ...] = ()
+        if cuda and self._is_known:
+            self._events = tuple(torch.cuda.Event(enable_timing=True) for _ in range(2))
+
+    def begin(self) -> None:
+        if self._events:
+            self._events[0].record()
+        self._began, self._waited = time.monotonic(), _TimedGather.waited_seconds
+
+    def end(self) -> None:
+        if self._events:
+            self._events[1].record()
+        self._seconds = time.monotonic() - self._began - (_TimedGather.waited_seconds - self._waited)
+
+    @property
+    def seconds(self) -> float:
+        if not self._is_known:
+            return 0.0
+        if self._events:
+            done = all(event.query() for event in self._events)
+            return self._events[0].elapsed_time(self._events[1]) / 1000 if done else 0.0
+        return self._seconds
 
 
 def fetch_nothing_ahead(module: Any) -> None:

@@ -52,8 +52,9 @@ class Claim:
 
     def start(self, role: str, **given: Any) -> subprocess.Popen[str]:
         """Start `python -m llm_tuning.pod ROLE`; `given` is as for `spec`, and `stand_in`, `model_id`, `gpus`,
-        `start_model_id`, `nodes`, `environment`."""
+        `start_model_id`, `nodes`, `environment`, `before` (what stands before the command)."""
         environment = os.environ | self.environment | given.pop("environment", {})
+        before = given.pop("before", [])
         path = [str(STAND_IN)] if given.pop("stand_in", False) else []
         environment["PYTHONPATH"] = os.pathsep.join([*path, str(REPOSITORY), environment.get("PYTHONPATH", "")])
         pod = {"modelId": given.pop("model_id", "m"), "gpus": given.pop("gpus", 0)}
@@ -68,7 +69,7 @@ class Claim:
         environment.setdefault("LLM_TUNING_POD", json.dumps(pod | {"spec": spec(**given)}))
         self.message.unlink(missing_ok=True)
         return subprocess.Popen(
-            [sys.executable, "-m", "llm_tuning.pod", role],
+            [*before, sys.executable, "-m", "llm_tuning.pod", role],
             env=environment,
             stderr=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -21,6 +21,7 @@ class KeepingReporter:
         self.tokens = 0
         self.evaluations: dict[int, dict[str, float]] = {}
         self.stages: list[str] = []
+        self.slow: list[str | None] = []
 
     def start(self, total_steps: int, start_step: int) -> None:
         self.started = (total_steps, start_step)
@@ -31,6 +32,9 @@ class KeepingReporter:
 
     def metrics(self, step: int, metrics: dict[str, float]) -> None:
         self.evaluations[step] = metrics
+
+    def slow_rank(self, message: str | None) -> None:
+        self.slow.append(message)
 
     def stage(self, name: str) -> None:
         self.stages.append(name)

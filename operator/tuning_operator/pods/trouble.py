@@ -24,4 +24,4 @@ class Reported:
     revisions: Mapping[str, str] = field(default_factory=dict)
     """Of a fetch: what the URIs were resolved to, by the group of the spec."""
     waiting: Trouble | None = None
-    """Of a fetch: why no byte comes just now."""
+    """Of a fetch: why no byte comes just now; of a training: for which rank the others wait."""

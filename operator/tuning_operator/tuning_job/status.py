@@ -34,6 +34,7 @@ ENDS = (
     EventRule(C.SUCCEEDED, FALSE, WARNING),
     EventRule(C.STALLED, TRUE, WARNING, each_message=True),
     EventRule(C.RECONCILING, TRUE, NORMAL, reasons=FOLLOWED),
+    EventRule(C.RECONCILING, TRUE, WARNING, reasons=(Reason.SLOW_RANK,)),
 )
 QUIET = (C.REGISTERED,)
 """Another condition says the same at the same moment."""

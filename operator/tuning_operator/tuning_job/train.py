@@ -111,9 +111,18 @@ class TrainStage(JobStage):
 
     def go_on(self, chain: Chain, child: Child | None) -> None:
         super().go_on(chain, child)
+        self._say_slow_rank(chain, child)
         is_single = child.nodes == 1 if child is not None else chain.spec.resources.nodes == 1
         if not is_single and not chain.draft.conditions.holds(ConditionType.STALLED):
             say_why_it_failed(chain, self, child)
+
+    def _say_slow_rank(self, chain: Chain, child: Child | None) -> None:
+        """Say which rank the others wait for, as the trainer has reported; it goes on all the same."""
+        told = chain.observed.reported.waiting if chain.observed.reported is not None else None
+        if told is None or told.reason != Reason.SLOW_RANK or child is None or child.is_deleting:
+            return
+        if not child.is_suspended and self.words(child).reason == Reason.TRAINING:
+            chain.draft.say(Phase.TRAINING, Reason.SLOW_RANK, told.message, stage=self.condition)
 
     def trouble(self, chain: Chain, child: Child) -> Trouble | None:
         if child.nodes > 1 and child.has_failed:

@@ -14,10 +14,9 @@ from typing import Any
 
 import pytest
 
-from llm_tuning.models.metrics_file import read_metrics
-from tests.support.pod_process import Claim, Ended
+from tests.support.node_pods import descendants, ends, steps_done, wait_for
+from tests.support.pod_process import Claim
 
-WORKER = "llm_tuning.run.rank"
 TRAINING = {"batchSize": 2, "epochs": 2}
 LONG = {"batchSize": 2, "epochs": 500}
 A_MINUTE, SLOW = 60, 400
@@ -56,32 +55,6 @@ def start(pods: list[Claim]) -> Iterator[Start]:
     for process in started:
         process.kill()
         process.communicate()
-
-
-def descendants(pid: int) -> list[int]:
-    """Process ids of the ranks that a pod's program has started."""
-    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    own = [int(child) for child in found]
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        own += [int(child) for child in (task / "children").read_text().split()]
-    return sorted({child for child in own if WORKER in Path(f"/proc/{child}/cmdline").read_text()})
-
-
-def steps_done(claim: Claim) -> int:
-    path = claim.models / ".work" / "m" / "metrics.jsonl"
-    return max((line["step"] for line in read_metrics(path)), default=0) if path.exists() else 0
-
-
-def wait_for(what: str, reached: Callable[[], bool], processes: list[subprocess.Popen[str]]) -> None:
-    deadline = time.monotonic() + 240
-    while not reached():
-        assert all(process.poll() is None for process in processes), [p.communicate() for p in processes]
-        assert time.monotonic() < deadline, what
-        time.sleep(0.1)
-
-
-def ends(pods: list[Claim], processes: list[subprocess.Popen[str]]) -> list[Ended]:
-    return [pod.end(process, seconds=SLOW) for pod, process in zip(pods, processes, strict=True)]
 
 
 def listening(pid: int) -> set[str]:

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from llm_tuning.api.tuning_job import Progress
 from llm_tuning.pod.contract import PodInput
 from llm_tuning.pod.roles import CHECK
 from tests.support.desires import VALID, condition, created, full_condition, message
@@ -27,6 +28,7 @@ from tests.support.several_nodes import (
 )
 from tuning_operator.core.cache import JOBS, NETWORK_POLICIES, SERVICES
 from tuning_operator.core.desired import ObjectRef
+from tuning_operator.pods.trouble import Reported, Trouble
 from tuning_operator.tuning_job.desire import desire
 
 # --- what is made -----------------------------------------------------------------------------------------------------
@@ -175,6 +177,19 @@ def test_each_pod_is_looked_at_and_not_only_the_newest() -> None:
     desired = wanted(job(), **pods(first=waiting))
     assert condition(desired, "Stalled") == ("True", "ImagePullFailed")
     assert message(desired, "Stalled").startswith("1 of 2 pods run, that of index 0 does not: image trainer:1")
+
+
+def test_a_slow_rank_is_told_while_the_pods_run_and_no_longer() -> None:
+    said = "rank 1 of 2 on node 1 (faq-train-1.faq-train) is slow: it takes 5 s"
+    told = Reported(Progress(percent=5, last_update_time="2026-01-01T00:00:00Z"), waiting=Trouble("SlowRank", said))
+    raw = job()
+    desired = wanted(raw, **pods(), reported=told)
+    assert full_condition(desired, "Reconciling") == ("True", "SlowRank", said)
+    assert full_condition(desired, "Trained") == ("Unknown", "SlowRank", said)
+    assert ("Warning", "SlowRank", said) in [(e.type, e.reason, e.message) for e in desired.events]
+    assert condition(desired, "Stalled")[0] == "False"
+    half = pods(second=make_pod(number=2, index=1, phase="Pending"))
+    assert condition(wanted(raw, **half, reported=told), "Reconciling")[1] == "Starting"
 
 
 def test_a_pod_that_has_ended_well_is_not_the_end_before_that_of_index_0() -> None:
