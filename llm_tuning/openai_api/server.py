@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
+from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
 from llm_tuning.openai_api.app import create_app
+from llm_tuning.openai_api.backend import Backend
+from llm_tuning.openai_api.bases import Settings
 from llm_tuning.openai_api.context import Context
 from llm_tuning.openai_api.edge import Edge, without_keys
+from llm_tuning.openai_api.files import FileStore
 from llm_tuning.openai_api.keys import KeyRing
 from llm_tuning.openai_api.limits import KeyLimits
 from llm_tuning.openai_api.metrics import Metrics
@@ -22,22 +27,27 @@ KEEP_ALIVE_SECONDS = 75
 """Longer than proxies keep an idle connection: none of them writes to one that is being closed."""
 
 
-def build_app(context: Context, keys: KeyRing | None, metrics: Metrics | None = None) -> FastAPI:
+def build_app(backend: Backend, settings: Settings, keys: KeyRing | None = None) -> FastAPI:
     """Build the application behind its edge; without `keys` nobody is asked for one."""
-    limits = context.settings.limits
-    edge = Middleware(
-        Edge,
-        keys=keys,
-        limits=KeyLimits(limits.requests_per_minute, limits.parallel_answers, limits.upload_bytes_per_day),
-        metrics=metrics or Metrics(),
-    )
-    return create_app(context, middleware=[edge])
+    limits = settings.limits
+    files = FileStore(backend.root, file_bytes=limits.file_bytes, total_bytes=limits.total_bytes)
+    of_key = KeyLimits(limits.requests_per_minute, limits.parallel_answers, limits.upload_bytes_per_day)
+    edge = Middleware(Edge, keys=keys, limits=of_key, metrics=Metrics())
+    return create_app(Context(backend, settings, files), middleware=[edge])
 
 
-def run(app: FastAPI, *, host: str, port: int) -> int:
-    """Serve until a signal; returns the exit code. An empty host is every interface."""
+def serve(
+    backend: Backend,
+    settings: Settings,
+    *,
+    host: str,
+    port: int,
+    keys: KeyRing | None = None,
+    drain_seconds: int = DRAIN_SECONDS,
+) -> int:
+    """Serve until a signal; returns the exit code. No host is every interface; uvicorn exits where it cannot listen."""
     config = uvicorn.Config(
-        app,
+        build_app(backend, settings, keys),
         host=host,
         port=port,
         lifespan="on",
@@ -46,9 +56,14 @@ def run(app: FastAPI, *, host: str, port: int) -> int:
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=DRAIN_SECONDS,
+        timeout_graceful_shutdown=drain_seconds,
     )
     server = uvicorn.Server(config)
+
+    def end(number: int, frame: FrameType | None) -> None:
+        server.should_exit = True
+
+    signal.signal(signal.SIGTERM, end)  # uvicorn has one of its own, and raises the signal again at its end
     server.run()
     return 0 if server.started else 1
 

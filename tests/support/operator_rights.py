@@ -62,9 +62,9 @@ def may(cluster: Clients, home: str, verb: str, resource: str, *, namespace: str
     return may_each(cluster, home, [(verb, resource, namespace)])[verb, resource, namespace]
 
 
-def may_each(cluster: Clients, home: str, asked: Sequence[Asked]) -> dict[Asked, bool]:
-    """Whether the operator of namespace `home` may, by what is asked, in one call."""
-    reviews = {"apiVersion": "v1", "kind": "List", "items": [_review(home, *one) for one in asked]}
+def may_each(cluster: Clients, home: str, asked: Sequence[Asked], *, account: str = OPERATOR) -> dict[Asked, bool]:
+    """Whether the operator of namespace `home`, or another account of it, may, by what is asked, in one call."""
+    reviews = {"apiVersion": "v1", "kind": "List", "items": [_review(home, account, *one) for one in asked]}
     answers = cluster.kubectl("create", "-f", "-", "-o", "json", input=json.dumps(reviews))
     allowed, decoder = [], json.JSONDecoder()
     while answers := answers.strip():  # one document after the other, in the order of the items
@@ -74,14 +74,14 @@ def may_each(cluster: Clients, home: str, asked: Sequence[Asked]) -> dict[Asked,
     return dict(zip(asked, allowed, strict=True))
 
 
-def _review(home: str, verb: str, resource: str, namespace: str) -> dict[str, Any]:
+def _review(home: str, account: str, verb: str, resource: str, namespace: str) -> dict[str, Any]:
     group, kind, name, subresource = f"{resource}///".split("/")[:4]
     attributes = {"namespace": namespace, "verb": verb, "group": group, "resource": kind}
     return {
         "apiVersion": "authorization.k8s.io/v1",
         "kind": "SubjectAccessReview",
         "spec": {
-            "user": f"system:serviceaccount:{home}:{OPERATOR}",
+            "user": f"system:serviceaccount:{home}:{account}",
             "groups": ["system:serviceaccounts", f"system:serviceaccounts:{home}", "system:authenticated"],
             "resourceAttributes": attributes | {"name": name, "subresource": subresource},
         },

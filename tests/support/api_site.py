@@ -1,0 +1,112 @@
+"""The fine-tuning API on a cluster, installed as its README says, with OpenAI's SDK on a forwarded port."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import openai
+
+from devcluster.cluster import bin_dir
+from tests.support.pages import ROOT, snippets
+from tests.support.tuning_namespace import CLAIM, OPERATOR_IMAGE, TuningNamespace
+
+CHART = ROOT / "charts" / "llm-tuning-api"
+NAME, TEST = "llm-tuning-api", "llm-tuning-api-test"
+PODS = f"app.kubernetes.io/name={NAME}"
+KEY_SECONDS = 150.0
+"""Until the kubelet has brought a changed Secret into a pod: its sync takes a minute, and its cache as long at most."""
+SUBSTITUTIONS = {
+    "registry.example/llm-tuning/operator:0.1.0": OPERATOR_IMAGE,
+    "base/qwen3-8b": "base/tiny",
+    "claimName=tuning": f"claimName={CLAIM}",
+}
+
+
+@dataclass(frozen=True)
+class ApiSite:
+    """One installation."""
+
+    space: TuningNamespace
+
+    def type_readme(self, heading: str, *more: str) -> str:
+        """Type the helm commands that the README has under a heading, in this namespace; returns what they say."""
+        said = ""
+        for snippet in snippets(CHART / "README.md"):
+            words = shlex.split(snippet.text.replace("\\\n", " "))
+            if snippet.heading == heading and words[0] == "helm" and words[1] != "test":
+                said += self.space.cluster.helm(*[self._mine(word) for word in words[1:]], *more)
+        return said
+
+    def _mine(self, word: str) -> str:
+        for theirs, ours in SUBSTITUTIONS.items():
+            word = word.replace(theirs, ours)
+        return str(ROOT / word) if word.startswith("charts/") else word.replace("team-a", self.space.name)
+
+    def upgrade(self, *sets: str) -> None:
+        """Change values, and wait for the pods."""
+        given = [part for each in sets for part in ("--set", each)]
+        command = ("upgrade", NAME, str(CHART), "-n", self.space.name, "--reset-then-reuse-values", *given)
+        self.space.cluster.helm(*command, "--wait", "--timeout", "120s")
+
+    def api_key(self, *arguments: str) -> str:
+        """What `kubectl tuning api-key` prints on its standard output."""
+        command = [sys.executable, "-m", "llm_tuning.kubectl.main", "api-key", *arguments, "-n", self.space.name]
+        environment = {**os.environ, "KUBECONFIG": str(self.space.cluster.kubeconfig)}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, cwd=ROOT)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    def pods(self) -> list[dict[str, Any]]:
+        """Those of the API that are not about to go."""
+        return [pod for pod in self.space.list("pods", PODS) if "deletionTimestamp" not in pod["metadata"]]
+
+    @contextmanager
+    def client(self, key: str, target: str = f"service/{NAME}", *, port: int = 80) -> Iterator[openai.OpenAI]:
+        """OpenAI's SDK on the Service or on one pod (`pod/NAME`, port 8000)."""
+        kubectl = [str(bin_dir() / "kubectl"), "-n", self.space.name, "port-forward", target, f":{port}"]
+        environment = {**os.environ, "KUBECONFIG": str(self.space.cluster.kubeconfig)}
+        with subprocess.Popen(kubectl, env=environment, stdout=subprocess.PIPE, text=True) as forward:
+            try:
+                assert forward.stdout is not None
+                found = re.search(r"127\.0\.0\.1:(\d+)", forward.stdout.readline())
+                assert found is not None, "kubectl says no port"
+                with openai.OpenAI(base_url=f"http://127.0.0.1:{found[1]}/v1", api_key=key, timeout=60) as client:
+                    yield client
+            finally:
+                forward.terminate()
+
+
+def wait_until_taken(client: openai.OpenAI, *, taken: bool = True) -> float:
+    """Ask until the client's key is taken, or is not; returns the seconds."""
+    began = time.monotonic()
+    while True:
+        try:
+            client.files.list()
+            now = True
+        except openai.PermissionDeniedError:
+            now = True
+        except openai.AuthenticationError:
+            now = False
+        waited = time.monotonic() - began
+        if now is taken:
+            return waited
+        assert waited < KEY_SECONDS, f"the key is {'not ' * taken}taken after {waited:.0f} s"
+        time.sleep(1)
+
+
+def data_file(folder: Path, rows: int = 20) -> Path:
+    """A file of chats."""
+    path = folder / "train.jsonl"
+    line = '{"messages": [{"role": "user", "content": "Ask %d"}, {"role": "assistant", "content": "Answer."}]}\n'
+    path.write_text("".join(line % number for number in range(rows)))
+    return path
