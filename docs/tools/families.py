@@ -25,6 +25,21 @@ TITLES = ("Family, class", "Trained layers", "Rows", "Loss, gradient", "Plain PE
 def families_table() -> Iterator[str]:
     """Every family of models that the tests try, and what came of it."""
     yield from table(TITLES, _rows())
+    yield _divided()
+    yield ""
+
+
+def _divided() -> str:
+    """Say what came of the families that were divided over ranks."""
+    families = json.loads(RECORD.read_text(encoding="utf-8"))["families"]
+    said = {name: found["sharded"] for name, found in families.items() if not found["refused"] and "sharded" in found}
+    equal = sum(of_one == "equal" for of_one in said.values())
+    others = "".join(f" {name}: {of_one}." for name, of_one in said.items() if of_one != "equal")
+    return (
+        f"Of the {len(said)} families that are trained, {equal} were divided over two processes "
+        "(`training.sharding: full`)\nand had, to the bit, the loss, the gradients (with gradient checkpointing, too) "
+        f"and the generated tokens of the whole base.{others}"
+    )
 
 
 def _rows() -> Iterator[tuple[str, ...]]:

@@ -73,6 +73,8 @@ def load_base_model(
                 **options,
                 **of_sharding,
             )
+    except InputError:  # of sharding
+        raise
     except (ValueError, OSError, SafetensorError) as error:
         first_sentence = str(error).strip().split("\n")[0][:300]
         raise InputError(Problem("model.path", f"{base} cannot be loaded: {first_sentence}")) from None

@@ -35,7 +35,7 @@ class Policy(nn.Module):
         super().__init__()
         self.model, self.device, self.dtype = model, device, dtype
         lm = causal_lm(model)
-        self.sharded = is_sharded(decoder_of(lm))
+        self.sharded = is_sharded(lm.get_input_embeddings())
         """Whether all ranks have to go through the model together (`empty_pass`)."""
         self._short_row = take_rope_by_row(lm)
         with autocast(device, dtype):

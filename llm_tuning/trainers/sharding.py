@@ -74,12 +74,19 @@ def groups_of(model: Any) -> list[nn.Module]:
     if not layers:
         rule = f"divides the base, and the layers of {type(model).__name__} are not known"
         raise InputError(Problem("training.sharding", rule, "set it to none"))
-    groups = [*layers, embeddings, head, decoder]
+    groups = [*layers, embeddings, head, _whole_of(decoder)]
     if (
         head is not None and head.weight is embeddings.weight
     ):  # a copy of the slices costs less than both layers at once
         head.weight = nn.Parameter(torch.empty_like(head.weight), requires_grad=False)
     return [module for module in groups if module is not None]
+
+
+def _whole_of(decoder: nn.Module) -> nn.Module:
+    """Return the part that holds all of `decoder`: OPT's causal LM calls that one past what is around it."""
+    while len(parts := list(decoder.children())) == 1 and not list(decoder.parameters(recurse=False)):
+        (decoder,) = parts
+    return decoder
 
 
 def _outermost(module: nn.Module) -> Iterator[nn.Module]:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 GAIN = 1.5
 """How much wider than 1 a layer's outputs are: attention is to prefer some tokens, and logits are not to be flat."""
+BARE = Written({"<pad>": 0, "<s>": 1, "</s>": 2, "a": 511}, bos="<s>", eos="</s>", pad="<pad>")
+"""A tokenizer that is not there: what config.json needs to know of one."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +60,18 @@ def families() -> dict[str, Family]:
 
 def make_base(name: str, folder: Path) -> Path:
     """Write the base of that family to `folder` and return it: the same bytes every time."""
-    family = families()[name]
     folder.mkdir(parents=True, exist_ok=True)
-    config = _hub_config(family, write_tokenizer(family.tokenizer, folder))
-    text = json.dumps(config, indent=2)
+    return _write(families()[name], folder, write_tokenizer(families()[name].tokenizer, folder))
+
+
+def make_model(name: str, folder: Path) -> Path:
+    """Write the base without its tokenizer, for ids below `BARE.size`: quickly, and with small embeddings."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return _write(families()[name], folder, BARE)
+
+
+def _write(family: Family, folder: Path, tokenizer: Written) -> Path:
+    text = json.dumps(_hub_config(family, tokenizer), indent=2)
     (folder / "config.json").write_text(text)
     generation = folder / "generation_config.json"
     kept = generation.read_bytes() if generation.exists() else None
@@ -76,7 +86,7 @@ def make_base(name: str, folder: Path) -> Path:
 
 def bare_config(name: str) -> dict[str, Any]:
     """Return the config.json of that family for a tiny vocabulary: for what looks at names and shapes alone."""
-    return _hub_config(families()[name], Written({"a": 511}, None, None, None))
+    return _hub_config(families()[name], BARE)
 
 
 def _hub_config(family: Family, tokenizer: Written) -> dict[str, Any]:

@@ -28,6 +28,8 @@ NATS_OF_A_TOKEN = 3e-5
 NUMBERS = ("loss", "gradient", "peft")
 OF_THE_PROCESSOR = ("padding_free", "attention")
 """What a trial of the run decides: in a mixture of experts the sums of a row round by its neighbours."""
+EQUAL = "equal"
+"""What is said of a family that is, divided over ranks, to the bit what it is whole."""
 OF_GRADIENT = 3e-5
 """By which the whole gradient may, relative to its length."""
 
@@ -89,6 +91,15 @@ def hold(outcome: Outcome) -> None:
     if recorded is not None:  # a new family is recorded after its first run
         exact = {key: value for key, value in found.items() if key not in (*NUMBERS, *OF_THE_PROCESSOR)}
         assert exact == {key: recorded[key] for key in exact}, f"{RECORD.name} is out of date, or this is wrong"
+
+
+def hold_sharded(found: dict[str, str]) -> None:
+    """Assert what the record says of families that were divided over ranks: `EQUAL`, or why they are refused."""
+    recorded = json.loads(RECORD.read_text())["families"]
+    for name, said in found.items():
+        _write(name, {"sharded": said})
+    known = {name: of_one["sharded"] for name, of_one in recorded.items() if name in found and "sharded" in of_one}
+    assert {name: found[name] for name in known} == known, f"{RECORD.name} is out of date, or this is wrong"
 
 
 def record_served(name: str) -> None:
