@@ -104,7 +104,7 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=200)[0]))
 With vLLM, as the model `{manifest.model_id}`, proven to take effect:
 
 ```bash
-bash config/llm/launch_llm.sh 8000 0 {shlex.quote(manifest.base.path)} models/{manifest.model_id}
+bash llm_tuning/config/llm/launch_llm.sh 8000 0 {shlex.quote(manifest.base.path)} models/{manifest.model_id}
 ```"""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -90,13 +91,18 @@ def test_front_matter_is_what_the_hub_reads(tmp_path: Path) -> None:
         "| Rows | 100 read, 97 kept, 3 refused |",
         "| Adapter weights | `" + "a" * 64 + "` |",
         "| MLflow run | `abc123` in `llm_tuning` at `sqlite:///mlruns/mlflow.db` |",
-        "bash config/llm/launch_llm.sh 8000 0 'base/tiny llama' models/faq-v1",
+        "bash llm_tuning/config/llm/launch_llm.sh 8000 0 'base/tiny llama' models/faq-v1",
         'AutoPeftModelForCausalLM.from_pretrained("faq-v1")',
         "peft 0.21.2, torch 2.13.0",
     ],
 )
 def test_a_card_says(tmp_path: Path, line: str) -> None:
     assert line in card(tmp_path, make_manifest())
+
+
+def test_a_script_that_a_card_names_is_there(tmp_path: Path) -> None:
+    (script,) = re.findall(r"^bash (\S+)", card(tmp_path, make_manifest()), re.MULTILINE)
+    assert (Path(__file__).parents[4] / script).is_file()
 
 
 def test_rows_of_the_table_without_values_are_left_out(tmp_path: Path) -> None:
