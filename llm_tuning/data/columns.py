@@ -10,7 +10,7 @@ from typing import Any
 
 from llm_tuning.core.suggestions import closest, did_you_mean
 from llm_tuning.data.faults import Reason, RowFault, shown
-from llm_tuning.data.labels import LABELS, LabelField
+from llm_tuning.data.labels import LABELS, RATINGS, LabelField
 from llm_tuning.data.row_fields import KINDS, plain, words
 from llm_tuning.data.rows import Row, RowForm, Shape
 from llm_tuning.data.values import is_given
@@ -26,6 +26,14 @@ _SAY_BAD = frozenset(plain(name) for kind in KINDS if kind.name == "left out" fo
     )
 )
 """Names of flags that are true where an answer is bad, as `plain` writes them."""
+
+_LOW_IS_GOOD = frozenset(
+    words(
+        "rank ranking rankorder ranks place placement position perplexity ppl loss nll toxicity toxicityscore "
+        "harmfulness errorrate wer cer"
+    )
+)
+"""Names of numbers that are lowest for the best answer, as `plain` writes them."""
 
 
 class Columns:
@@ -102,7 +110,13 @@ def find_column_problems(form: RowForm, names: Mapping[str, str]) -> Iterator[Pr
             rule = f"`{shown(names[own])}` is true of a bad answer by its name, and `{own}` is true of a good one"
             fix = "write the opposite into a column of another name, such as `label`, and leave this one out"
             yield Problem(FIELD, rule, fix, field=FIELD)
-    given = list(names.values())
-    for twice in dict.fromkeys(name for name in given if given.count(name) > 1):
+    for own in RATINGS if form.number is not None else ():
+        if plain(names.get(own, "")) in _LOW_IS_GOOD:
+            given = shown(names[own])
+            rule = f"`{given}` is lowest for the best answer by its name, and `{own}` is highest for it"
+            fix = f"write its negative into a column of another name, such as `{own}`, and leave this one out"
+            yield Problem(FIELD, rule, fix, field=FIELD)
+    given_names = list(names.values())
+    for twice in dict.fromkeys(name for name in given_names if given_names.count(name) > 1):
         rule = f"`{shown(twice)}` stands for {' and '.join(f'`{shown(o)}`' for o, g in names.items() if g == twice)}"
         yield Problem(FIELD, rule, "name a column once", field=FIELD)

@@ -167,6 +167,22 @@ SETS = (
         fits=_items_have("answers", "answer", "rank"),
     ),
     KnownSet(
+        "Gemini's preference tuning",
+        ("contents", "completions"),
+        "turns with `parts`, and two answers with a score",
+        "pairs",
+        "preferences-of-gemini",
+        fits=_items_have("completions", "completion", "score"),
+    ),
+    KnownSet(
+        "Gemini's tuning (Vertex AI)",
+        ("contents",),
+        "turns with `parts`, whose role is `model` where it is the assistant's",
+        "answers",
+        "turns-of-gemini",
+        fits=_items_have("contents", "parts"),
+    ),
+    KnownSet(
         "SHP",
         ("history", "human_ref_A", "human_ref_B"),
         "`labels` says which of two answers is better",

@@ -8,6 +8,7 @@ whole conversations have in common, as in TRL.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -26,6 +27,9 @@ Pair = tuple[Conversation, Conversation]
 
 _DIALOGUE = re.compile(r"\s*(?:#+ ?)?(?:Human|User) ?:.*\n\s*(?:#+ ?)?Assistant ?:", re.DOTALL)
 """A conversation that is written down as one text, as in Anthropic's hh-rlhf."""
+
+_UNSEEN = re.compile("[\u00ad\u200b\u2060\ufeff]")
+"""Characters of no width. The joiners of Persian and of emoji are not among them: they change what is seen."""
 
 
 def unfold_input(row: Row) -> Row:
@@ -174,6 +178,14 @@ def _compared(chosen: Turns, rejected: Turns, names: tuple[str, str]) -> Pair:
     if {ones[start]["role"], others[start]["role"]} != {"assistant"}:
         rule = f"`{names[0]}` and `{names[1]}` differ before their answers, first in message {start + 1}"
         raise RowFault(Reason.PROMPTS_DIFFER, rule, "give both sides the same turns before the answers to compare")
+    if list(map(_seen, ones[start:])) == list(map(_seen, others[start:])):
+        rule = (
+            f"`{names[0]}` and `{names[1]}` look the same: they differ in characters of no width or in how accents are "
+            "written (Unicode normalisation)"
+        )
+        raise RowFault(Reason.EQUAL_SIDES, rule, "give two answers that differ, or remove the row")
+    for turns, name in zip((chosen, rejected), names, strict=True):
+        _check_one_answer(turns, start, name)
     prompt = ones[:start]
     for turns in (chosen, rejected):
         if any(learned and index < start for index, learned in turns.flags.items()):
@@ -195,6 +207,21 @@ def _common(ones: list[Message], others: list[Message]) -> int:
 def _stripped(message: Mapping[str, Any]) -> dict[str, Any]:
     """Return a message as chat templates see it: most of them trim its text."""
     return {**message, "content": message["content"].strip()}
+
+
+def _seen(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a message as its reader sees it."""
+    return {**message, "content": unicodedata.normalize("NFC", _UNSEEN.sub("", message["content"])).strip()}
+
+
+def _check_one_answer(turns: Turns, start: int, name: str) -> None:
+    """Raise RowFault for a list of answers that is given as turns: templates would write them one after the other."""
+    told = {*turns.flags, *turns.prefixes}
+    answers = [message for index, message in enumerate(turns.messages) if index >= start and index not in told]
+    if len(answers) > 1 and all(answer == {"role": "assistant", "content": answer["content"]} for answer in answers):
+        rule = f"`{name}` holds {len(answers)} answers, one after the other, and a pair has one of each"
+        fix = "write one row for each pair of answers, or the parts of one answer as one turn"
+        raise RowFault(Reason.NOT_MESSAGES, rule, fix)
 
 
 def _shape(fields: tuple[str, ...], convert: Callable[[Row], Pair], **more: Any) -> Shape:

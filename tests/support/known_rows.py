@@ -26,6 +26,10 @@ def _chat(question: str, answer: str) -> list[Row]:
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
+def _gemini(role: str, text: str) -> Row:
+    return {"role": role, "parts": [{"text": text}]}
+
+
 def rows_of(build: Any) -> list[Row]:
     return [build(number) for number in range(3)]
 
@@ -138,6 +142,22 @@ ROWS: dict[str, list[Row]] = {
             "human_ref_A": "Nowhere",
             "human_ref_B": "Paris",
             "labels": 0,
+        }
+    ),
+    "Gemini's preference tuning": rows_of(
+        lambda n: {
+            "system_instruction": {"parts": [{"text": "Be short."}]},
+            "contents": [_gemini("user", f"City {n}?")],
+            "completions": [
+                {"score": 0, "completion": _gemini("model", "Nowhere")},
+                {"score": 1, "completion": _gemini("model", "Paris")},
+            ],
+        }
+    ),
+    "Gemini's tuning (Vertex AI)": rows_of(
+        lambda n: {
+            "systemInstruction": {"role": "system", "parts": [{"text": "Be short."}]},
+            "contents": [_gemini("user", f"City {n}?"), _gemini("model", "Paris")],
         }
     ),
     "PKU-SafeRLHF": rows_of(

@@ -116,7 +116,7 @@ ON_A_CLUSTER = [
 OTHER_ROWS = (
     *("Reasoning in tags", "Conversations in one text", "Calls of xLAM", "Calls of Glaive", "Calls in tags"),
     *("Calls of ToolACE", "Ratings of UltraFeedback", "Ratings of distilabel", "Preferences of HelpSteer"),
-    *("Ranks of Nectar", "Answers A and B"),
+    *("Ranks of Nectar", "Turns of Gemini", "Preferences of Gemini", "Answers A and B"),
 )
 RUN_ELSEWHERE = {
     **{("docs/other-rows.md", part): "tests/unit/llm_tuning/data/test_known_sets.py" for part in OTHER_ROWS},

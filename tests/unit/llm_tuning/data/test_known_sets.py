@@ -63,7 +63,14 @@ LEARNED: dict[str, list[tuple[str, Any]]] = {
     "distilabel": PAIR[:1],
     "HelpSteer": [("City 0?", ("Paris 0", []))],
     "Nectar": PAIR[:1],
-} | dict.fromkeys(("HelpSteer2's preferences", "HelpSteer3", "SHP", "PKU-SafeRLHF", "Chatbot Arena"), PAIR)
+    "Gemini's tuning (Vertex AI)": PAIR[:1],
+} | dict.fromkeys(
+    (
+        *("HelpSteer2's preferences", "HelpSteer3", "SHP", "PKU-SafeRLHF", "Chatbot Arena"),
+        "Gemini's preference tuning",
+    ),
+    PAIR,
+)
 
 
 def test_what_rows_hold_decides_the_modes() -> None:
@@ -122,6 +129,20 @@ def test_calls_in_texts(  # noqa: PLR0917
     assert (called["content"], [call["function"] for call in called["tool_calls"]]) == (words, [CALL])
     (tool,) = conversation.tools or ()
     assert tool["function"]["parameters"]["type"] == "object"
+
+
+def test_rows_of_gemini_with_more_than_text_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second, _ = rows = ROWS["Gemini's tuning (Vertex AI)"]
+    called = {"role": "model", "parts": [{"functionCall": {"name": "weather", "args": {}}}]}
+    converted_rows = converted(
+        "turns-of-gemini", [first | {"contents": [*first["contents"], called]}, second], tmp_path, monkeypatch
+    )
+    assert capsys.readouterr().out == "rows left out: 1\n"
+    (row,) = converted_rows
+    assert [turn["role"] for turn in row["messages"]] == ["system", "user", "assistant"]
+    assert len(rows) == 3
 
 
 def test_conversations_in_one_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

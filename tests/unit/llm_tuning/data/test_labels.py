@@ -9,7 +9,9 @@ import pytest
 from llm_tuning.data.cells import CellRow
 from llm_tuning.data.faults import Reason, RowFault
 from llm_tuning.data.parser import RowParser
+from llm_tuning.data.rows import RowForm
 from llm_tuning.errors import InputError, in_words
+from llm_tuning.modes import MODES
 from llm_tuning.modes.preference_rows import kto_rows
 from tests.support.other_rows import CHAT, Row, assistant, user
 
@@ -160,6 +162,17 @@ def test_a_flag_of_bad_answers_is_not_taken_for_the_label(name: str) -> None:
             RowParser(kto_rows(), {own: name})
         assert "write the opposite" in error.value.problems[0].fix
     assert RowParser(kto_rows(), {"completion": name})
+
+
+@pytest.mark.parametrize("name", ["rank", "Ranking", "perplexity", "toxicity_score"])
+@pytest.mark.parametrize("form", [MODES["ppo"].rows, MODES["dpo"].rows, kto_rows(threshold=3)], ids=lambda f: f.mode)
+def test_a_number_that_is_lowest_for_the_best_answer_is_not_taken_for_the_reward(form: RowForm, name: str) -> None:
+    """The worst answer would be learned as the best one."""
+    for own in ("reward", "rating"):
+        with pytest.raises(InputError, match=f"`{name}` is lowest for the best answer by its name") as error:
+            RowParser(form, {own: name})
+        assert "write its negative" in error.value.problems[0].fix
+    assert RowParser(form, {"output": name})
 
 
 @pytest.mark.parametrize(("value", "number"), [(1, 1), (0, 0), (True, 1), ("false", 0)])
