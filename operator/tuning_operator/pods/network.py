@@ -18,8 +18,9 @@ DNS: dict[str, Any] = {
 """A policy sees the port of the pod behind the Service: 53, and 5353 on OpenShift."""
 METADATA_SERVICES = {"0.0.0.0/0": ["169.254.0.0/16"], "::/0": ["fe80::/10", "fd00:ec2::254/128"]}
 """Everywhere but a cloud's metadata services, which give out the node's own credentials."""
-IN_CLUSTER = re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)?(\.svc(\.[a-z0-9.-]+)?)?")
-"""A Service's name as pods write it: mlflow, mlflow.mlops, mlflow.mlops.svc, mlflow.mlops.svc.cluster.local."""
+IN_CLUSTER = re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+\.svc(\.[a-z0-9.-]+)?)?")
+"""A name that only a Service has: mlflow, mlflow.mlops.svc, mlflow.mlops.svc.cluster.local. With one dot it may be a
+Service in a namespace, mlflow.mlops, or a host outside, mlflow.corp: such a name is taken for either."""
 
 
 def online(selector: Mapping[str, Any]) -> dict[str, Any]:
@@ -58,7 +59,7 @@ def _to_tracking(uri: str) -> list[dict[str, Any]]:
     except ValueError:
         return []
     cluster: dict[str, Any] = {"to": [{"namespaceSelector": {}}]}
-    if IN_CLUSTER.fullmatch(host) and (host.count(".") < 2 or ".svc" in host):
+    if IN_CLUSTER.fullmatch(host):
         return [cluster]
     ports = sorted({port or (80 if parts.scheme == "http" else 443), 443})
     return [cluster, {"ports": [_port(number) for number in ports]}]

@@ -119,6 +119,8 @@ def test_only_the_fetching_pod_may_leave_the_cluster() -> None:
     [
         ("http://mlflow:5000", []),
         ("http://mlflow.mlops.svc.cluster.local:5000", []),
+        ("http://mlflow.mlops:5000", [443, 5000]),  # or mlflow.corp, a host outside
+        ("http://mlflow.svc.example.com:5000", [443, 5000]),
         ("http://mlflow.example.com:5000", [443, 5000]),
         ("http://mlflow.example.com", [80, 443]),
         ("https://mlflow.example.com", [443]),
