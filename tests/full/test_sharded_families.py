@@ -6,7 +6,7 @@ import json
 import multiprocessing
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ from transformers import CTRLConfig, CTRLLMHeadModel, LlamaForCausalLM
 from llm_tuning.data.call_sample import Asked
 from llm_tuning.errors import InputError
 from llm_tuning.models.families import Servable, servable
+from llm_tuning.run.division import Division
 from llm_tuning.trainers.calls import generate
-from llm_tuning.trainers.division import divided
 from llm_tuning.trainers.fine_tune import load_policy
 from llm_tuning.trainers.model import attach_lora, checkpoint_gradients, load_base_model
 from llm_tuning.trainers.parallel import process_group
@@ -90,12 +90,12 @@ def of_family(folder: Path, rank: int, sharded: bool) -> Policy:
     run = make_run(
         folder.parent / f"{folder.name}-run",
         folder,
-        training={"sharding": "full" if sharded else "none", "gradient_checkpointing": False},
+        training={"gradient_checkpointing": False},
         lora={"rank": 4, "alpha": 8, "dropout": 0.0},
         rank=rank,
         world=2,
     )
-    return load_policy(divided(run, torch.float32), Sft, torch.float32)
+    return load_policy(replace(run, division=Division(2, 2, "as asked")) if sharded else run, Sft, torch.float32)
 
 
 def compared(load: Load, folder: Path, rank: int) -> str:
