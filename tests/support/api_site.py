@@ -38,14 +38,14 @@ class ApiSite:
 
     space: TuningNamespace
 
-    def type_readme(self, heading: str, *more: str) -> str:
-        """Type the helm commands that the README has under a heading, in this namespace; returns what they say."""
-        said = ""
-        for snippet in snippets(CHART / "README.md"):
-            words = shlex.split(snippet.text.replace("\\\n", " "))
-            if snippet.heading == heading and words[0] == "helm" and words[1] != "test":
-                said += self.space.cluster.helm(*[self._mine(word) for word in words[1:]], *more)
-        return said
+    def type_readme(self, start: str, *more: str) -> str:
+        """Type the README's one command that begins so, in this namespace; returns what it says."""
+        [command] = [each.text for each in snippets(CHART / "README.md") if each.text.startswith(start)]
+        program, *words = [self._mine(word) for word in shlex.split(command.replace("\\\n", " "))]
+        if program == "helm":
+            return str(self.space.cluster.helm(*words, *more))
+        assert (program, *words[:2]) == ("kubectl", "tuning", "api-key")
+        return self.api_key(*words[2:], *more)
 
     def _mine(self, word: str) -> str:
         for theirs, ours in SUBSTITUTIONS.items():
@@ -60,7 +60,8 @@ class ApiSite:
 
     def api_key(self, *arguments: str) -> str:
         """What `kubectl tuning api-key` prints on its standard output."""
-        command = [sys.executable, "-m", "llm_tuning.kubectl.main", "api-key", *arguments, "-n", self.space.name]
+        command = [sys.executable, "-m", "llm_tuning.kubectl.main", "api-key", *arguments]
+        command += [] if "--namespace" in arguments else ["-n", self.space.name]
         environment = {**os.environ, "KUBECONFIG": str(self.space.cluster.kubeconfig)}
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, cwd=ROOT)
         assert done.returncode == 0, done.stderr

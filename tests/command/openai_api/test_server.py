@@ -116,3 +116,36 @@ def until_taken(client: openai.OpenAI, *, taken: bool = True) -> None:
             return
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+def test_what_is_under_way_at_a_sigterm_ends_well_and_nothing_new_is_taken(server: Server) -> None:
+    server.start()
+    key = server.add_key("alice")
+    with server.client(key) as client:
+        until_taken(client)
+    row = b'{"prompt": "p", "completion": "c"}\n'
+    form = (
+        b'--b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nfine-tune\r\n'
+        b'--b\r\nContent-Disposition: form-data; name="file"; filename="rows.jsonl"\r\n\r\n'
+        + row * 100
+        + b"\r\n--b--\r\n"
+    )
+    head = (
+        f"POST /v1/files HTTP/1.1\r\nHost: api\r\nAuthorization: Bearer {key}\r\nConnection: close\r\n"
+        f"Content-Type: multipart/form-data; boundary=b\r\nContent-Length: {len(form)}\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", server.port)) as upload:
+        upload.sendall(head.encode() + form[:1000])
+        assert server.process is not None
+        server.process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + 10
+        while "Waiting for connections to close" not in server.log.read_text():
+            assert time.monotonic() < deadline, server.log.read_text()
+            time.sleep(0.1)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", server.port))
+        upload.sendall(form[1000:])
+        answer = b"".join(iter(lambda: upload.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert b'"filename":"rows.jsonl"' in answer
+    assert server.process.wait(30) == 0

@@ -1,4 +1,4 @@
-"""The API by its README on a real node: keys come and go without a restart, and each may what its role says.
+"""The API as charts/llm-tuning-api/README.md has it, on a real node: keys come and go, each may what its role says.
 
 What the tests wait for is the kubelet, which brings a changed Secret into a pod within about a minute.
 """
@@ -26,7 +26,7 @@ KEYS: dict[str, str] = {}
 def site(cluster: Any) -> Iterator[ApiSite]:
     with tuning_namespace(cluster) as space:
         made = ApiSite(space)
-        said = made.type_readme("Install", "--timeout", "120s")
+        said = made.type_readme("helm install", "--timeout", "120s")
         assert f"http://{NAME}.{space.name}.svc/v1" in said
         yield made
 
@@ -34,7 +34,8 @@ def site(cluster: Any) -> Iterator[ApiSite]:
 def test_a_key_that_kubectl_makes_counts_in_running_pods(site: ApiSite) -> None:
     """There is no Secret before, and the pods run already."""
     before = [pod["metadata"]["uid"] for pod in site.pods()]
-    for role in ("full", "read", "chat"):
+    KEYS["full"] = site.type_readme("kubectl tuning api-key create")
+    for role in ("read", "chat"):
         KEYS[role] = site.api_key("create", role, "--role", role)
     for role, key in KEYS.items():
         with site.client(key) as client:
@@ -43,11 +44,15 @@ def test_a_key_that_kubectl_makes_counts_in_running_pods(site: ApiSite) -> None:
     kept = site.space.kubectl("get", "secret", "llm-tuning-api-keys", "-o", "json")
     assert not any(key in kept for key in KEYS.values())
     listed = site.api_key("list")
-    assert all(f"{role} " in listed for role in KEYS)
+    assert [line.split()[:2] for line in listed.splitlines()[1:]] == [
+        ["alice", "full"],
+        ["chat", "chat"],
+        ["read", "read"],
+    ]
 
 
 def test_helm_test_runs_the_sdk_and_leaves_nothing(site: ApiSite) -> None:
-    said = site.space.cluster.helm("test", NAME, "-n", site.space.name, "--timeout", "300s", "--logs")
+    said = site.type_readme("helm test", "--logs")
     assert "Succeeded" in said
     steps = {line for line in said.splitlines() if line.startswith(("ok: ", "failed: "))}
     assert len(steps) == 4, said
@@ -89,7 +94,7 @@ def test_a_job_is_a_tuning_job_with_the_name_of_its_key(site: ApiSite, tmp_path:
         site.space.wait(job.id, "Finished")
         assert client.fine_tuning.jobs.retrieve(job.id).status == "succeeded"
     [body] = site.space.list("tuningjobs")
-    assert body["metadata"]["labels"]["openai.tuning.llmtuning.dev/key"] == "full"
+    assert body["metadata"]["labels"]["openai.tuning.llmtuning.dev/key"] == "alice"
     assert body["spec"]["volume"]["claimName"] == "tuning"
 
 
@@ -151,7 +156,7 @@ def test_no_log_has_a_key(site: ApiSite) -> None:
 
 
 def test_the_end_of_the_release_keeps_what_was_made(site: ApiSite) -> None:
-    site.type_readme("Uninstall")
+    site.type_readme("helm uninstall")
     wait_until(lambda: site.space.list("pods", f"app.kubernetes.io/name={NAME}") == [], 60, "the pods' end")
     assert site.space.get("secret", "llm-tuning-api-keys") is not None
     assert len(site.space.list("tuningjobs")) == 1
