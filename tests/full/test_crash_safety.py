@@ -144,6 +144,53 @@ def test_killed_at_every_write_of_a_fetch_it_comes_to_the_same_end(node: Cluster
     kill_in_each(node, cases, (end, writes), tmp_path, run=_run_from_hub)
 
 
+def _run_on_two_nodes(running: Case, stand_in: str = "") -> End:
+    """Run one of two pods; no pods of two Jobs may live at the same time."""
+    done, doubled = threading.Event(), []
+
+    def watch() -> None:
+        while not done.wait(0.5):
+            pods = running.namespace.list("pods", "tuning.llmtuning.dev/role=train")
+            alive = [pod for pod in pods if pod["status"].get("phase") in ("Pending", "Running")]
+            if len({pod["metadata"]["ownerReferences"][0]["uid"] for pod in alive}) > 1:
+                doubled.append([pod["metadata"]["name"] for pod in alive])
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        running.namespace.apply(tuning_job(JOB, stand_in=stand_in, resources={"nodes": 2}))
+        end = running.end(seconds=300)
+    finally:
+        done.set()
+        watcher.join()
+    assert not doubled, doubled
+    attempts = (running.namespace.get("tuningjobs", JOB) or {})["status"].get("attempts") or {}
+    assert attempts.get("failed", 0) == (1 if stand_in else 0), attempts  # counted once, however often it was seen
+    for kind, name in (("service", f"{JOB}-train"), ("networkpolicy", f"{JOB}-nodes")):
+        assert running.namespace.get(kind, name) is not None
+    return end
+
+
+@pytest.mark.parametrize("stand_in", ["", "flaky=2"])
+def test_killed_at_every_write_of_two_nodes_it_comes_to_the_same_end(
+    node: Cluster, tmp_path: Path, stand_in: str
+) -> None:
+    """Where both pods of the first Job fail there is a second one, and never the two at once."""
+
+    def run(running: Case) -> End:
+        return _run_on_two_nodes(running, stand_in)
+
+    with case(node, tmp_path / "undisturbed") as running:
+        end = run(running)
+        writes = [shortened(write) for write in running.proxy.writes]
+    print("writes:", json.dumps(writes))
+    assert (end.phase, end.trainers, end.starts) == ("Succeeded", 2, 1)
+    assert writes.count(f"POST jobs/{JOB}-train") == (2 if stand_in else 1)
+    cases = [(number, moment) for number in range(len(writes)) for moment in ("before", "after")]
+    # Two pods that change at once are one write or two.
+    kill_in_each(node, cases, (end, writes), tmp_path, run=run, spare=3)
+
+
 def _answers(node: Cluster) -> bool:
     try:
         return "ok" in node.kubectl("get", "--raw", "/readyz")
