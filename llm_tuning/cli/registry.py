@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_tuning.api.flags import FLAG_WORDS
+from llm_tuning.cli.report import unfinished_message, unfinished_runs
 from llm_tuning.cli.tables import print_columns, print_table
 from llm_tuning.errors import EXIT_OK, InputError
 
@@ -39,12 +40,17 @@ def _list(args: argparse.Namespace) -> int:
     models = Path(args.output_dir)
     entries = sorted(_registry(models).entries(), key=lambda entry: str(entry.get("created_at", "")), reverse=True)
     rows = [{**entry, **_from_manifest(models, entry)} for entry in entries]
+    published = {entry["model_id"] for entry in entries}
+    going = [progress for progress in unfinished_runs(models) if progress["model_id"] not in published]
     if args.json:
-        _print_json({"models": rows})
-    elif rows:
+        _print_json({"models": rows, "unfinished": going})
+        return EXIT_OK
+    if rows:
         print_table(["MODEL_ID", "MODE", "BASE", "CREATED", "HELD-OUT LOSS"], [_row(row) for row in rows])
     else:
         print(f"no models in {models.resolve()}")
+    for progress in going:
+        print(unfinished_message(progress))
     return EXIT_OK
 
 
@@ -96,7 +102,7 @@ def _rebuild(args: argparse.Namespace) -> int:
 
 
 ACTIONS: dict[str, tuple[Callable[[argparse.Namespace], int], str]] = {
-    "list": (_list, "the models, newest first"),
+    "list": (_list, "the models, newest first, and the runs that are not finished"),
     "show": (_show, "one model: its entry in registry.json and what its manifest adds"),
     "verify": (_verify, "compare files, bases and index with the manifests"),
     "rebuild": (_rebuild, "rewrite registry.json from the manifests; hand-made entries stay"),

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from llm_tuning.cli.tables import print_columns, score_titles
 from llm_tuning.core.text import counted
-from llm_tuning.errors import EXIT_OK, EXIT_TRY_AGAIN, TryAgain
+from llm_tuning.errors import EXIT_OK, EXIT_TRY_AGAIN, InputError, TryAgain
 from llm_tuning.models.held_out_scores import calls_note
 from llm_tuning.models.layout import CARD
 from llm_tuning.models.manifest import Manifest, hardware_line
@@ -157,6 +158,17 @@ def progress_of(models: Path, model_id: str) -> dict[str, Any] | None:
         "checkpoint_step": checkpoint[0] if checkpoint else None,
         "seconds_since_last_sign": round(max(0.0, time.time() - alive.stat().st_mtime), 1),
     }
+
+
+def unfinished_runs(models: Path) -> list[dict[str, Any]]:
+    """Return how far each run is that has not published its model, by `progress_of`; without those that are damaged."""
+    from llm_tuning.models.layout import WORK_FOLDER
+
+    folder, found = models / WORK_FOLDER, []
+    for work in sorted(folder.iterdir()) if folder.is_dir() else ():
+        with suppress(InputError, OSError):  # `report` says what is wrong; one that ends meanwhile is none
+            found.append(progress_of(models, work.name))
+    return [progress for progress in found if progress is not None]
 
 
 def unfinished_message(progress: dict[str, Any]) -> str:

@@ -7,9 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from llm_tuning.api import TuningConfig
 from llm_tuning.models.base import inspect_base, weight_hash
 from llm_tuning.models.manifest import BaseRecord, Manifest
 from llm_tuning.models.publish import publish
+from llm_tuning.run.spec import RunSpec
 
 
 def make_manifest(model_id: str, **fields: Any) -> Manifest:
@@ -70,3 +72,25 @@ def index_of(models: Path) -> dict[str, Any]:
 def write_index(models: Path, document: object) -> None:
     """Write `registry.json`; text as it is."""
     (models / "registry.json").write_text(document if isinstance(document, str) else json.dumps(document))
+
+
+def start_run(models: Path, model_id: str, **training: Any) -> Path:
+    """The work folder of a run that was started."""
+    config = TuningConfig.parse({"model": {"path": "b"}, "dataset": {"path": "d"}, "training": training})
+    spec = RunSpec(
+        model_id=model_id,
+        config=config,
+        config_hash="",
+        devices=["cpu"],
+        output_dir=models,
+        base_name="b",
+        base_weight_hash="",
+        template_hash="",
+        data_hash="",
+        start_adapter=None,
+        start_adapter_hash=None,
+        created=1,
+    )
+    spec.work.mkdir(parents=True, exist_ok=True)
+    spec.write()
+    return spec.work

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llm_tuning.codes.tune_llm import main
-from tests.support.models import publish_model, publish_two
+from tests.support.models import publish_model, publish_two, start_run
 
 
 @pytest.fixture
@@ -74,9 +74,23 @@ def test_a_terminal_gets_a_table_with_whole_model_ids(
     assert "─" in table
 
 
+def test_runs_that_are_not_finished_are_told_below_the_models(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    work = start_run(models, "going", epochs=3)
+    (work / "checkpoints" / "checkpoint-150").mkdir(parents=True)
+    start_run(models, "second")  # killed after it was published
+    (models / ".work/damaged").mkdir()
+    (models / ".work/damaged/run.json").write_text("{")
+    *table, last = said(capsys, "list").splitlines()
+    assert last.startswith("going is not finished: step 0, epoch 0 of 3, last checkpoint at step 150, last sign ")
+    assert last.endswith("; the same command with the same model_id resumes")
+    assert [line.split()[0] for line in table][:2] == ["MODEL_ID", "second"]
+    (progress,) = json.loads(said(capsys, "list", "--json"))["unfinished"]
+    assert (progress["model_id"], progress["checkpoint_step"]) == ("going", 150)
+
+
 def test_an_empty_or_missing_folder_is_said_by_its_full_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert said(capsys, "list") == f"no models in {Path.cwd() / 'models'}\n"
-    assert json.loads(said(capsys, "list", "--json", "--output_dir", "elsewhere")) == {"models": []}
+    assert json.loads(said(capsys, "list", "--json", "--output_dir", "elsewhere")) == {"models": [], "unfinished": []}
     assert not Path("models").exists()
 
 

@@ -9,13 +9,11 @@ from typing import Any
 
 import pytest
 
-from llm_tuning.api import TuningConfig
 from llm_tuning.codes.tune_llm import main
 from llm_tuning.models.manifest import DatasetRecord, HardwareRecord, MlflowRecord, StartAdapterRecord, TrainingRecord
 from llm_tuning.models.registry import Registry
 from llm_tuning.pod.outcome import result_of
-from llm_tuning.run.spec import RunSpec
-from tests.support.models import publish_model
+from tests.support.models import publish_model, start_run
 
 SCORES: dict[str, Any] = {
     "source": "held_out",
@@ -168,28 +166,6 @@ def test_what_is_no_model_id_is_bad_input(models: Path, capsys: pytest.CaptureFi
     _, err = report(capsys, "../.work/going", code=64)
     assert err.count("\n") == 1
     assert "must be 1 to 128" in err
-
-
-def start_run(models: Path, model_id: str, **training: Any) -> Path:
-    """The work folder of a run that was started."""
-    config = TuningConfig.parse({"model": {"path": "b"}, "dataset": {"path": "d"}, "training": training})
-    spec = RunSpec(
-        model_id=model_id,
-        config=config,
-        config_hash="",
-        devices=["cpu"],
-        output_dir=models,
-        base_name="b",
-        base_weight_hash="",
-        template_hash="",
-        data_hash="",
-        start_adapter=None,
-        start_adapter_hash=None,
-        created=1,
-    )
-    spec.work.mkdir(parents=True)
-    spec.write()
-    return spec.work
 
 
 def test_a_run_that_has_just_begun_is_unfinished(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
