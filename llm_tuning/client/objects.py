@@ -137,13 +137,7 @@ class InferenceServiceView(_Object, InferenceService):
         stage = f"{self.name} {'Ready' if self.is_ready else ready.reason if ready is not None else 'Pending'}"
         fetch = self.status.progress if self.status is not None else None
         if fetch is not None and not self.is_ready:
-            return Snapshot(
-                stage,
-                bytes=fetch.bytes,
-                total_bytes=fetch.total_bytes or 0,
-                bytes_per_second=fetch.bytes_per_second,
-                remaining_seconds=fetch.remaining_seconds,
-            )
+            return Snapshot.of_fetch(fetch, stage)
         answering = self.status.ready_replicas if self.status is not None else 0
         return Snapshot(stage, step=answering, total_steps=self.spec.replicas, done=self.is_ready)
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import Protocol, Self
 
+from llm_tuning.api.sources import FetchProgress
 from llm_tuning.api.tuning_job import Progress
 from llm_tuning.core.figures import LOSS
 
@@ -50,21 +51,28 @@ class Snapshot:
         return self.metrics.get(LOSS)
 
     @classmethod
-    def of(cls, progress: Progress, stage: str, *, done: bool) -> Snapshot:
+    def of(cls, progress: Progress, stage: str, *, done: bool) -> Self:
         """Build the snapshot of a TuningJob from its status."""
-        return cls(
-            stage,
-            bytes=progress.bytes,
-            total_bytes=progress.total_bytes or 0,
-            bytes_per_second=progress.bytes_per_second,
+        return replace(
+            cls.of_fetch(progress, stage),
             step=progress.step,
             total_steps=progress.total_steps or 0,
             epoch=progress.epoch or 0.0,
             tokens_per_second=progress.tokens_per_second,
-            remaining_seconds=progress.remaining_seconds,
             metrics={} if progress.loss is None else {LOSS: progress.loss},
             stepping=progress.step > 0,
             done=done,
+        )
+
+    @classmethod
+    def of_fetch(cls, fetch: FetchProgress, stage: str) -> Self:
+        """Build the snapshot of a fetch from a status."""
+        return cls(
+            stage,
+            bytes=fetch.bytes,
+            total_bytes=fetch.total_bytes or 0,
+            bytes_per_second=fetch.bytes_per_second,
+            remaining_seconds=fetch.remaining_seconds,
         )
 
     def progress(self) -> Progress:
