@@ -22,6 +22,7 @@ from pydantic import BaseModel
 
 from docs.tools import api_values
 from docs.tools.families import families_table
+from docs.tools.openai_api import openai_page
 from docs.tools.rows import readme_table, rows_page
 from docs.tools.tables import table
 from docs.tools.templates import templates_page
@@ -133,7 +134,7 @@ def cli_page() -> Lines:
     for name, text in tune_llm.SUBCOMMANDS.items():
         yield from (f"## `tune-llm {name}`", "", f"{text[:1].upper()}{text[1:]}.", "")
         parser = argparse.ArgumentParser(prog=f"tune-llm {name}", add_help=False)
-        importlib.import_module(f"llm_tuning.cli.{name}").add_arguments(parser)
+        importlib.import_module(tune_llm.module_of(name)).add_arguments(parser)
         yield from _arguments(parser)
 
 
@@ -361,6 +362,7 @@ PAGES: dict[str, Callable[[], Lines]] = {
     "conditions.md": conditions_page,
     "exit-codes.md": exit_codes_page,
     "helm-values.md": helm_page,
+    "openai-api.md": openai_page,
     "rows.md": rows_page,
     "templates.md": templates_page,
 }

@@ -1,7 +1,7 @@
 """The command line, and `run_tuning()`: parse, build a TuningConfig, run it.
 
     python codes/tune_llm.py --llm_path P --dataset_path D [...]      train, register and track an adapter
-    tune-llm validate | registry | report | sources | prove ...                 the links of the chain, alone
+    tune-llm validate | registry | report | sources | prove | api ...           the links of the chain, alone
 
 It stays torch-free until a run really starts, so that help, refusals and small commands answer at once.
 """
@@ -35,6 +35,7 @@ SUBCOMMANDS = {
     "report": "print the result of a finished run",
     "sources": "list, fetch, verify or remove what comes from a hub, S3 or the web",
     "prove": "prove that a server's adapter takes effect",
+    "api": "serve OpenAI's fine-tuning API on this machine",
 }
 EXIT_UNEXPECTED = 1
 EXIT_INTERRUPTED = 130
@@ -169,8 +170,13 @@ def _underscored(argument: str) -> str:
     return name[:2] + name[2:].replace("-", "_") + equals + value if not name.startswith("--no-") else argument
 
 
+def module_of(subcommand: str) -> str:
+    """Return the module of a subcommand: it has `add_arguments(parser)` and `run(args)`."""
+    return "llm_tuning.openai_api.command" if subcommand == "api" else f"llm_tuning.cli.{subcommand}"
+
+
 def _subcommand(name: str, arguments: Sequence[str]) -> int:
-    command = importlib.import_module(f"llm_tuning.cli.{name}")
+    command = importlib.import_module(module_of(name))
     parser = Parser(prog=f"tune-llm {name}", description=SUBCOMMANDS[name])
     command.add_arguments(parser)
     parser.add_argument("--debug", action="store_true", help="show tracebacks")

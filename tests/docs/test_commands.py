@@ -18,7 +18,7 @@ from devcluster.__main__ import _parser as devcluster_parser
 from devcluster.images.building import RECIPES
 from llm_tuning.api.flags import config_flags, option_flags
 from llm_tuning.cli.parser import Parser
-from llm_tuning.codes.tune_llm import SUBCOMMANDS, _run_parser, build
+from llm_tuning.codes.tune_llm import SUBCOMMANDS, _run_parser, build, module_of
 from tests.support.pages import PAGES, READMES, ROOT, blocks, command_lines, lines_starting_with, shown_name
 
 HELM_VERBS = {
@@ -64,7 +64,7 @@ def test_every_tune_llm_line_parses(line: str) -> None:
     words = words[2:] if words[0] == "python" else words[1:]
     if words and words[0] in SUBCOMMANDS:
         parser: argparse.ArgumentParser = Parser(prog="tune-llm")
-        importlib.import_module(f"llm_tuning.cli.{words[0]}").add_arguments(parser)
+        importlib.import_module(module_of(words[0])).add_arguments(parser)
         parser.add_argument("--debug", action="store_true")
         parser.parse_args(words[1:])
         return
