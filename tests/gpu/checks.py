@@ -37,7 +37,7 @@ CHECKS = (
     Check("sft", "tests.gpu.runs:sft_runs", "sft to the end, and killed and resumed", 90, 240),
     Check("ppo", "tests.gpu.runs:ppo_runs", "ppo to the end; the ratio of a policy to itself", 60, 240),
     Check("four-bits", "tests.gpu.fourbit:four_bits", "4 bits against bitsandbytes on the CPU", 60, 240),
-    Check("sharding", "tests.gpu.sharding:sharding", "a base in parts, in a group of one", 40, 240),
+    Check("sharding", "tests.gpu.sharding:sharding", "a base in parts, in a group of one, and on two cards", 90, 240),
     Check("memory", "tests.gpu.memory:memory_runs_out", "memory that runs out, by stage and cause", 60, 60),
     Check("vllm-kernels", "tests.gpu.kernels:vllm_kernels", "vLLM's kernels against their formulas", 60, 60),
     Check(
