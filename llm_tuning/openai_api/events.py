@@ -41,6 +41,8 @@ class Figures(Protocol):
     def train_loss(self) -> float | None: ...
     @property
     def valid_loss(self) -> float | None: ...
+    @property
+    def valid_mean_token_accuracy(self) -> float | None: ...
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,8 @@ def _of_steps(job: TuningJobView, points: Iterable[Figures]) -> Iterator[_News]:
     total = progress.total_steps if progress is not None else None
     for point in points:
         figures = {"train_loss": point.train_loss, "valid_loss": point.valid_loss}
-        data = {"step": point.step, "total_steps": total, **figures}
+        accuracy = {"valid_mean_token_accuracy": point.valid_mean_token_accuracy}
+        data = {"step": point.step, "total_steps": total, **figures, **accuracy}
         of = f" of {total}" if total else ""
         shown = ", ".join(
             f"{name.replace('_', ' ')} {value:.4g}" for name, value in figures.items() if value is not None

@@ -6,17 +6,18 @@ import asyncio
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
 
 from llm_tuning.client.errors import ClusterError
 from llm_tuning.client.objects import TuningJobView
 from llm_tuning.openai_api.context import Context
-from llm_tuning.openai_api.names import ANNOTATION_CANCELLED, file_id_of, result_id
+from llm_tuning.openai_api.job_view import created_at, seconds, status_of
+from llm_tuning.openai_api.names import file_id_of, result_id
 
 log = logging.getLogger(__name__)
 
 RESULT_NAME = "step_metrics.csv"
 SWEEP_SECONDS = 300
+ENDED = ("succeeded", "failed", "cancelled")
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,8 @@ def results(jobs: Iterable[TuningJobView]) -> list[Result]:
     found = {}
     for job in jobs:
         if job.has_succeeded and job.status is not None and (model_id := job.status.model_id):
-            finished = job.status.completion_time or job.metadata["creationTimestamp"]
-            found[model_id] = Result(result_id(model_id), model_id, int(datetime.fromisoformat(finished).timestamp()))
+            finished = seconds(job.status.completion_time) or created_at(job)
+            found[model_id] = Result(result_id(model_id), model_id, finished)
     return list(found.values())
 
 
@@ -43,7 +44,7 @@ def uses(jobs: Iterable[TuningJobView]) -> dict[str, str]:
     return {
         file_id: job.name
         for job in jobs
-        if not job.is_finished and ANNOTATION_CANCELLED not in (job.metadata.get("annotations") or {})
+        if status_of(job) not in ENDED
         for path in (job.spec.dataset.path, job.spec.dataset.evaluation)
         if (file_id := file_id_of(path)) is not None
     }

@@ -30,6 +30,8 @@ _OF_ROWS = (PodReason.DATASET_INVALID, PodReason.DATASET_NOT_FOUND)
 _OF_MODEL = (*_OF_BASE, *_OF_ADAPTER)
 _UPLOAD = re.compile(rf"(?:[^\s:;,]*/)?{names.UPLOADS}/({names.FILE_ID.pattern})/{re.escape(names.DATA_FILE)}")
 _WORDS = {
+    "spec.mode to sft": "method.type to supervised",
+    "spec.mode to dpo": "method.type to dpo",
     "spec.dataset.evaluation": "validation_file",
     "spec.dataset.path": "training_file",
     "spec.training.epochs": "n_epochs",

@@ -294,7 +294,9 @@ class JobEvent(Answer):
     level: Annotated[Literal["info", "warn", "error"], works()]
     message: Annotated[str, works()]
     type: Annotated[Literal["message", "metrics"], works()] = "message"
-    data: Annotated[dict[str, Any] | None, works("of metrics: step, total_steps, train_loss, valid_loss")] = None
+    data: Annotated[dict[str, Any] | None, works("of metrics: step, total_steps, losses, held-out token accuracy")] = (
+        None
+    )
 
 
 class CheckpointMetrics(Answer):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from llm_tuning.openai_api.events import events
+from llm_tuning.openai_api.run_files import Point
 from tests.support.openai_world import SUCCEEDED, TRAINING, condition, failed
 from tests.unit.llm_tuning.openai_api.test_job_view import made
 
@@ -14,24 +14,14 @@ CREATED = 1_795_939_200
 """2026-11-29T08:00:00Z"""
 
 
-@dataclass(frozen=True)
-class Figures:
-    """One step's."""
-
-    step: int
-    time: float
-    train_loss: float | None = None
-    valid_loss: float | None = None
-
-
 STEPS = [
-    Figures(1, CREATED + 90.4, train_loss=2.5),
-    Figures(2, CREATED + 90.9, train_loss=2.25, valid_loss=2.0),
-    Figures(10, CREATED + 290.0, train_loss=0.5),
+    Point(1, CREATED + 90.4, train_loss=2.5),
+    Point(2, CREATED + 90.9, train_loss=2.25, valid_loss=2.0, valid_mean_token_accuracy=0.5),
+    Point(10, CREATED + 290.0, train_loss=0.5),
 ]
 
 
-def _messages(status: dict[str, Any] | None, steps: list[Figures] | None = None, **given: Any) -> list[str]:
+def _messages(status: dict[str, Any] | None, steps: list[Point] | None = None, **given: Any) -> list[str]:
     return [event.message for event in events(made(status, **given), steps or [], NOW)]
 
 
@@ -54,7 +44,8 @@ def test_a_whole_run_reads_in_its_order() -> None:
 def test_a_step_has_its_figures_as_data() -> None:
     event = next(event for event in events(made(TRAINING), STEPS, NOW) if event.data and event.data["step"] == 2)
     assert (event.type, event.created_at) == ("metrics", CREATED + 90)
-    assert event.data == {"step": 2, "total_steps": 10, "train_loss": 2.25, "valid_loss": 2.0}
+    figures = {"train_loss": 2.25, "valid_loss": 2.0, "valid_mean_token_accuracy": 0.5}
+    assert event.data == {"step": 2, "total_steps": 10} | figures
 
 
 def test_what_stalls_a_job_is_a_warning_and_its_end_an_error() -> None:

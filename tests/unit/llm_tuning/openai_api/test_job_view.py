@@ -125,6 +125,13 @@ def test_dpo_has_its_beta() -> None:
             "validation_file",
             f"validation_file: {OTHER}: row 1: messages is empty",
         ),
+        (
+            "DatasetInvalid",
+            "set spec.mode to dpo, which learns from it",
+            "dataset_invalid",
+            "training_file",
+            "set method.type to dpo, which learns from it",
+        ),
         ("DatasetNotFound", "it is gone", "dataset_not_found", "training_file", "it is gone"),
         ("BaseModelNotFound", "spec.model.path: base/x", "base_model_not_found", "model", "model: base/x"),
         ("AdapterNotFound", "x", "adapter_not_found", "model", "x"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import io
 from collections.abc import AsyncIterator
@@ -13,7 +14,7 @@ import pytest
 
 from llm_tuning.openai_api.app import create_app
 from llm_tuning.openai_api.context import Context
-from llm_tuning.openai_api.file_uses import uses
+from llm_tuning.openai_api.file_uses import sweep, uses
 from llm_tuning.openai_api.names import ANNOTATION_CANCELLED, result_id, upload_path
 from tests.support.openai_api import FINISHED, ListedJobs, make_context, make_job, make_run
 from tests.support.openai_sdk import sdk
@@ -225,3 +226,19 @@ async def test_a_cursor_that_is_no_id_of_a_file_is_refused(client: openai.AsyncO
 async def test_the_openapi_page_has_the_form_of_an_upload(context: Context) -> None:
     form = create_app(context).openapi()["paths"]["/v1/files"]["post"]["requestBody"]["content"]["multipart/form-data"]
     assert form["schema"]["required"] == ["file", "purpose"]
+
+
+async def test_the_server_removes_what_has_expired_once_no_job_needs_it(context: Context) -> None:
+    def expired() -> str:
+        with context.files.draft() as draft:
+            draft.write(ROW)
+            return draft.publish(filename="rows.jsonl", expires_after=0).id
+
+    needed, other = expired(), expired()
+    hold(context, make_job("ftjob-1", {"path": upload_path(needed)}))
+    sweeping = asyncio.create_task(sweep(context))
+    while (context.files.folder / other).exists():
+        await asyncio.sleep(0.01)
+    sweeping.cancel()
+    assert (context.files.folder / needed).exists()
+    assert context.files.records() == [], "nobody is given either"
