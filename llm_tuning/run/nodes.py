@@ -165,7 +165,7 @@ class NodeGroup:
                 raise trouble
             if since is None and all(_is_known(self.nodes.hosts[node]) for node in missing):
                 since = time.monotonic()
-            if since is not None and time.monotonic() - since > JOIN_SECONDS:
+            if _should_have_come(since):
                 raise TryAgain(
                     MISSING,
                     f"{self.nodes.of_node(missing[0])} has not come within {JOIN_SECONDS:.0f} s: it does not reach "
@@ -201,7 +201,7 @@ class NodeGroup:
                 cause = error.strerror or str(error)
                 if not (isinstance(error, socket.gaierror) and error.errno == socket.EAI_NONAME):
                     since = since or time.monotonic()
-            if since is not None and time.monotonic() - since > JOIN_SECONDS:
+            if _should_have_come(since):
                 raise TryAgain(
                     MISSING,
                     f"{self.nodes.of_node(0)} cannot be reached from {self.nodes.name(self.nodes.index)} at "
@@ -241,8 +241,7 @@ class NodeGroup:
                 return self._lost(node)
         if self._silence:
             return TryAgain(LOST, self._silence)
-        late = self._begun_at is not None and time.monotonic() - self._begun_at > JOIN_SECONDS
-        if late and self._unconnected:
+        if _should_have_come(self._begun_at) and self._unconnected:
             return TryAgain(
                 MISSING,
                 f"{self.nodes.of_rank(self._unconnected[-1])} has not connected to the other ranks within "
@@ -359,6 +358,11 @@ class NodeGroup:
         if self._unconnected and store.check([f"connecting/{rank}" for rank in ranks]):
             self._begun_at = self._begun_at or time.monotonic()
             self._unconnected = [rank for rank in ranks if not store.check([f"connected/{rank}"])]
+
+
+def _should_have_come(since: float | None) -> bool:
+    """Return whether a node that is known to run since then has had its time to come; None: it is not known yet."""
+    return since is not None and time.monotonic() - since > JOIN_SECONDS
 
 
 def _is_known(host: str) -> bool:
