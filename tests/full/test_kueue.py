@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +11,17 @@ import pytest
 from devcluster.cluster import Cluster
 from devcluster.kueue_install import install_kueue
 from tests.support.devcluster import own_cluster
-from tests.support.tuning_namespace import TuningNamespace, tuning_job, tuning_namespace, wait_until
+from tests.support.nodes_on_a_cluster import PLENTY, SMALL, Training
+from tests.support.tuning_namespace import (
+    STAND_IN_IMAGE,
+    TRAINER_IMAGE,
+    TuningNamespace,
+    pod,
+    tuning_job,
+    tuning_namespace,
+    wait_until,
+)
+from tuning_operator.core.constants import LABEL_INDEX
 
 pytestmark = [pytest.mark.timeout(900)]
 
@@ -35,26 +46,32 @@ def node() -> Iterator[Cluster]:
 def space(node: Cluster) -> Iterator[TuningNamespace]:
     """A namespace whose queue has room for one pod at a time."""
     with tuning_namespace(node) as namespace:
-        resources = [{"name": "cpu", "nominalQuota": "500m"}, {"name": "memory", "nominalQuota": "1Gi"}]
-        group = {"coveredResources": ["cpu", "memory"], "flavors": [{"name": "default", "resources": resources}]}
-        queue = {
-            "apiVersion": API,
-            "kind": "ClusterQueue",
-            "metadata": {"name": namespace.name},
-            "spec": {
-                "resourceGroups": [group],
-                "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace.name}},
-            },
-        }
-        local = {
-            "apiVersion": API,
-            "kind": "LocalQueue",
-            "metadata": {"name": "team-a"},
-            "spec": {"clusterQueue": namespace.name},
-        }
-        node.kubectl("apply", "-f", "-", input=_yaml(queue))
-        namespace.apply(local)
+        _make_queue(namespace, cpu="500m", memory="1Gi")
         yield namespace
+
+
+def _make_queue(space: TuningNamespace, *, cpu: str, memory: str) -> None:
+    """Make, or change, the ClusterQueue of the namespace's name and its LocalQueue; who has priority evicts others."""
+    resources = [{"name": "cpu", "nominalQuota": cpu}, {"name": "memory", "nominalQuota": memory}]
+    group = {"coveredResources": ["cpu", "memory"], "flavors": [{"name": "default", "resources": resources}]}
+    queue = {
+        "apiVersion": API,
+        "kind": "ClusterQueue",
+        "metadata": {"name": space.name},
+        "spec": {
+            "resourceGroups": [group],
+            "preemption": {"withinClusterQueue": "LowerPriority"},
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": space.name}},
+        },
+    }
+    local = {
+        "apiVersion": API,
+        "kind": "LocalQueue",
+        "metadata": {"name": "team-a"},
+        "spec": {"clusterQueue": space.name},
+    }
+    space.cluster.kubectl("apply", "-f", "-", input=_yaml(queue))
+    space.apply(local)
 
 
 def _yaml(value: dict[str, Any]) -> str:
@@ -116,6 +133,83 @@ def test_suspend_in_a_queue(space: TuningNamespace) -> None:
     space.kubectl("patch", "tj", "paused", "--type=merge", "-p", '{"spec": {"suspend": false}}')
     space.wait("paused", "Finished", seconds=120)
     assert space.conditions("paused")["Succeeded"]["status"] == "True"
+
+
+def test_several_pods_are_admitted_all_or_none(space: TuningNamespace) -> None:
+    both = Training(space, "both")
+    space.apply(queued("both", stand_in="sleep=5", resources={"cpu": "400m", "nodes": 2}))
+    wait_until(lambda: "Kueue says" in _reconciling(space, "both"), 90, lambda: f"a reason; has {both.status}")
+    said = _reconciling(space, "both")
+    asked = "Job both-train waits for LocalQueue team-a to admit it: 2 pods at once, each with 400m CPU and 256Mi; "
+    assert said.startswith(asked), said
+    assert "insufficient quota for cpu in flavor default" in said, said
+    assert both.status["phase"] == "Queued"
+    assert trainers(space) == []
+
+    _make_queue(space, cpu="900m", memory="1Gi")
+    space.wait("both", "Finished", seconds=150)
+    assert space.conditions("both")["Succeeded"]["status"] == "True", both.status
+    assert {pod["metadata"]["labels"][LABEL_INDEX] for pod in both.pods()} == {"0", "1"}
+
+
+def test_several_pods_are_evicted_together_and_go_on_from_the_checkpoint(node: Cluster) -> None:
+    with tuning_namespace(node, trainer=TRAINER_IMAGE) as space:
+        _make_queue(space, cpu="700m", memory="8Gi")  # for the check, or for both trainers
+        long, low = {"training": {**SMALL, "epochs": 1000, "saveSteps": 5}}, Training(space, "low")
+        space.apply(tuning_job("low", queueName="team-a", resources={**PLENTY, "nodes": 2}, retries=0, **long))
+        wait_until(low.has_begun, 300, lambda: f"a step; has {low.status}")
+        wait_until(lambda: low.step > 5, 120, lambda: f"steps; has {low.status}")
+        low.job()
+        _apply_first(space)
+        since = time.monotonic()
+        space.wait("low", "Reconciling", reason="Queued", seconds=120)
+        wait_until(lambda: not [pod for pod in trainers(space) if _runs(pod)], 60, "the end of both pods")
+        assert _runs_of("first", space), "what evicted them"
+        print(f"evicted: both pods ended after {time.monotonic() - since:.0f} s: {_reconciling(space, 'low')}")
+        saved = low.step
+        assert ": 2 pods at once, each with " in _reconciling(space, "low")
+        space.kubectl("delete", "job", "first")
+        low.job()
+        wait_until(lambda: bool(low.pods()) and low.has_begun(), 300, lambda: f"a step; has {low.status}")
+        log = space.kubectl("logs", low.pod_of(0))
+        assert "resumed from step" in log, log
+        wait_until(lambda: low.step > saved, 120, lambda: f"steps; has {low.status}")
+        assert (low.status.get("attempts") or {}).get("failed", 0) == 0, low.status
+        space.kubectl("delete", "tj", "low", "--wait")
+
+
+def _apply_first(space: TuningNamespace) -> None:
+    """A Job of somebody else with a higher priority, which needs the room of both trainers."""
+    priority = {"apiVersion": API, "kind": "WorkloadPriorityClass", "metadata": {"name": "first"}, "value": 1000}
+    space.cluster.kubectl("apply", "-f", "-", input=_yaml({**priority, "description": "of a test"}))
+    asks = {"requests": {"cpu": "500m", "memory": "64Mi"}, "limits": {"memory": "64Mi"}}
+    body = pod("first", STAND_IN_IMAGE, ["sleep", "600"], claim=None)["spec"]
+    body["containers"][0]["resources"] = asks
+    labels = {"kueue.x-k8s.io/queue-name": "team-a", "kueue.x-k8s.io/priority-class": "first"}
+    space.apply(
+        {
+            "apiVersion": "batch/v1",
+            "kind": "Job",
+            "metadata": {"name": "first", "labels": labels},
+            "spec": {"suspend": True, "template": {"metadata": {"labels": {"job": "first"}}, "spec": body}},
+        }
+    )
+
+
+def _runs(pod: dict[str, Any]) -> bool:
+    return pod["status"].get("phase") in ("Pending", "Running")
+
+
+def _runs_of(job: str, space: TuningNamespace) -> bool:
+    def is_there() -> bool:
+        return any(pod["status"].get("phase") == "Running" for pod in space.list("pods", f"job={job}"))
+
+    wait_until(is_there, 60, f"the pod of {job}")
+    return True
+
+
+def _reconciling(space: TuningNamespace, name: str) -> str:
+    return str(space.conditions(name).get("Reconciling", {}).get("message", ""))
 
 
 def _hold(node: Cluster, queue: str, policy: str) -> None:
