@@ -87,6 +87,7 @@ class PodReason(StrEnum):
     STOPPED = "Stopped"
     BUSY = "Busy"
     GPU_UNAVAILABLE = "GPUUnavailable"
+    DISK_FULL = "DiskFull"
     NODE_MISSING = "NodeMissing"
     NODE_LOST = "NodeLost"
 

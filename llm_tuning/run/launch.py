@@ -11,6 +11,7 @@ import os
 import signal
 import tempfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,7 +45,7 @@ def launch(spec: RunSpec, group: NodeGroup | None = None) -> None:
     for rank in range(node * len(devices), (node + 1) * len(devices)):
         _error_file(spec, rank).unlink(missing_ok=True)
     # The ranks' rendezvous is a file that they lock: on a network volume that may be slow or hang.
-    with tempfile.TemporaryDirectory(prefix="llm-tuning-") as local:
+    with nullcontext() if group is not None else tempfile.TemporaryDirectory(prefix="llm-tuning-") as local:
         rendezvous = f"{local}/rendezvous" if group is None else f"tcp://{group.store_address}:{group.nodes.port}"
         failures = run_ranks(
             ["-m", "llm_tuning.run.rank", str(spec.work)],

@@ -45,7 +45,8 @@ def tune(config: TuningConfig, options: RunOptions, group: NodeGroup | None = No
     Raises InputError (checkpoints that were there are still there, and no model folder is left) or TryAgain (the same
     call continues later).
     """
-    with _guarded(Path(options.output_dir)):
+    machine = "this machine" if group is None else group.nodes.name(0)
+    with _guarded(Path(options.output_dir), machine):
         run = prepare(config, options, nodes=1 if group is None else len(group.nodes.hosts))
         spec = finished(run)
         if spec is None:
@@ -70,8 +71,9 @@ def join_run(options: RunOptions, group: NodeGroup) -> None:
     """
     from llm_tuning.run.launch import launch
 
-    target = Path(options.output_dir) / str(options.model_id)
-    with stop_on_signals():
+    output_dir = Path(options.output_dir)
+    target, own = output_dir / str(options.model_id), group.nodes.name(group.nodes.index)
+    with stop_on_signals(), disk_errors_as_input_errors(output_dir, own):
         work = group.await_work(lambda: read_manifest(target) is not None)
         if work is not None:
             spec = read_run_spec(work)
@@ -109,9 +111,9 @@ def _further_data_problems(config: TuningConfig, error: InputError) -> tuple[Pro
 
 
 @contextmanager
-def _guarded(output_dir: Path) -> Iterator[None]:
+def _guarded(output_dir: Path, machine: str = "this machine") -> Iterator[None]:
     """Turn signals into stop requests and a full disk into one problem; after a refusal remove what it made."""
-    with stop_on_signals(), nothing_left_of_a_refusal(output_dir), disk_errors_as_input_errors(output_dir):
+    with stop_on_signals(), nothing_left_of_a_refusal(output_dir), disk_errors_as_input_errors(output_dir, machine):
         yield
 
 

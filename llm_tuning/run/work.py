@@ -26,6 +26,8 @@ from llm_tuning.run.spec import RunSpec, read_run_spec
 log = logging.getLogger(__name__)
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+DISK_FULL = "DiskFull"
+SHARED_MEMORY = Path("/dev/shm")
 FULL_BYTES = 256 * 1024
 """A disk with less room than this is full: a run writes little at a time that is smaller."""
 
@@ -218,17 +220,28 @@ def fresh_work_removed(work: Path, *, fresh: bool) -> Iterator[None]:
         raise
 
 
+def _is_full(folder: Path) -> bool:
+    return folder.exists() and shutil.disk_usage(folder).free < FULL_BYTES
+
+
 @contextmanager
-def disk_errors_as_input_errors(output_dir: Path) -> Iterator[None]:
-    """Raise one InputError for a full disk. Libraries raise many types for it, so the free space itself decides."""
+def disk_errors_as_input_errors(output_dir: Path, machine: str = "this machine") -> Iterator[None]:
+    """Raise one InputError for a full disk. Libraries raise many types for it, so the free space itself decides.
+
+    Where it is a disk of `machine` alone, which another start may find empty, it is a TryAgain that says which.
+    """
     try:
         yield
     except TuningError:
         raise
     except Exception as error:
         is_full = isinstance(error, OSError) and error.errno in NO_SPACE
-        if not is_full and not (output_dir.exists() and shutil.disk_usage(output_dir).free < FULL_BYTES):
-            raise
+        if not _is_full(output_dir):
+            if own := next(filter(_is_full, (Path(os.environ.get("TMPDIR", "/tmp")), SHARED_MEMORY)), None):
+                said = f"no space is left in {own} of {machine}: {type(error).__name__}: {error}; make room there"
+                raise TryAgain(DISK_FULL, said) from error
+            if not is_full:
+                raise
         raise InputError(
             Problem(
                 f"output_dir {output_dir}",

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from llm_tuning.models.metrics_file import read_metrics
@@ -12,6 +16,8 @@ from tests.support.pod_process import Claim, Ended
 
 WORKER = "llm_tuning.run.rank"
 SLOW = 400
+RUNS, STANDS = 0.1, 0.9
+"""Seconds of each second: ten times slower."""
 
 
 def descendants(pid: int) -> list[int]:
@@ -38,3 +44,23 @@ def wait_for(what: str, reached: Callable[[], bool], processes: list[subprocess.
 
 def ends(pods: list[Claim], processes: list[subprocess.Popen[str]]) -> list[Ended]:
     return [pod.end(process, seconds=SLOW) for pod, process in zip(pods, processes, strict=True)]
+
+
+@contextmanager
+def ten_times_slower(pid: int) -> Iterator[None]:
+    """A process that stands for nine tenths of the time, as one that its machine gives no more."""
+    over = threading.Event()
+
+    def slow_down() -> None:
+        while not over.wait(RUNS):
+            os.kill(pid, signal.SIGSTOP)
+            time.sleep(STANDS)
+            os.kill(pid, signal.SIGCONT)
+
+    thread = threading.Thread(target=slow_down)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

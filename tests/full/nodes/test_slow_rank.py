@@ -2,52 +2,26 @@
 
 from __future__ import annotations
 
-import os
 import queue
-import signal
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.node_pods import descendants, ends, steps_done, wait_for
+from tests.support.node_pods import descendants, ends, steps_done, ten_times_slower, wait_for
 from tests.support.pod_process import Claim
 from tests.support.status_server import StatusServer, status_server
 
 LONG = {"batchSize": 2, "epochs": 1000}
-RUNS, STANDS = 0.1, 0.9
-"""Seconds of each second: ten times slower."""
 
 
 @pytest.fixture
 def operator() -> Iterator[StatusServer]:
     with status_server() as server:
         yield server
-
-
-@contextmanager
-def ten_times_slower(pid: int) -> Iterator[None]:
-    """A process that stands for nine tenths of the time, as one that its machine gives no more."""
-    over = threading.Event()
-
-    def slow_down() -> None:
-        while not over.wait(RUNS):
-            os.kill(pid, signal.SIGSTOP)
-            time.sleep(STANDS)
-            os.kill(pid, signal.SIGCONT)
-
-    thread = threading.Thread(target=slow_down)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
 
 
 def next_words(operator: StatusServer, *, slow: bool, processes: list[subprocess.Popen[str]]) -> dict[str, Any]:
