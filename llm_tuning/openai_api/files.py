@@ -93,9 +93,7 @@ class FileStore:
 
     def used_bytes(self) -> int:
         """Return what files and drafts take, expired ones included."""
-        return sum(record.bytes for record in self._all()) + sum(
-            path.stat().st_size for path in self._drafts() if path.is_file()
-        )
+        return sum(record.bytes for record in self._all()) + sum(map(_size, self.work.glob(f"*/{DATA_FILE}")))
 
     def delete(self, file_id: str) -> bool:
         """Remove a file; False where there was none. Its readers that have it open go on reading."""
@@ -142,9 +140,6 @@ class FileStore:
         except (OSError, ValidationError) as error:
             log.warning("%s cannot be read: %s", path / RECORD, str(error).splitlines()[0])
         return None
-
-    def _drafts(self) -> Iterator[Path]:
-        return self.work.glob(f"*/{DATA_FILE}")
 
 
 class Draft:
@@ -268,6 +263,14 @@ def _full(what: str) -> ApiError:
 
 def _not_json_lines(message: str) -> ApiError:
     return ApiError(400, f"The file is not JSON Lines. {message}.", code="invalid_file_format", param="file")
+
+
+def _size(path: Path) -> int:
+    """Return the size of a draft; 0 where it is gone meanwhile."""
+    try:
+        return path.lstat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _last_write(folder: Path) -> float:

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -207,6 +208,23 @@ def test_the_files_of_a_draft_can_be_read_by_the_pods_that_train(store: FileStor
     for path in (store.folder / record.id, store.content(record), store.folder / record.id / RECORD):
         assert path.stat().st_mode & 0o444 & ~umask == 0o444 & ~umask
     assert sorted(path.name for path in (store.folder / record.id).iterdir()) == sorted([DATA_FILE, RECORD])
+
+
+def test_uploads_at_once_are_in_nobodys_way(tmp_path: Path) -> None:
+    def use(number: int) -> int:
+        store = make_store(tmp_path)
+        for _ in range(10):
+            store.delete(upload(store).id)
+            with store.draft() as draft:
+                draft.write(ROW)
+                store.sweep(())
+                store.records()
+        return upload(store).bytes
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(use, range(4))) == [len(ROW)] * 4
+    store = make_store(tmp_path)
+    assert (len(store.records()), store.used_bytes(), list(store.work.iterdir())) == (4, 4 * len(ROW), [])
 
 
 def test_a_deletion_of_what_is_not_there_says_so(store: FileStore) -> None:
