@@ -138,10 +138,11 @@ def test_suspend_in_a_queue(space: TuningNamespace) -> None:
 def test_several_pods_are_admitted_all_or_none(space: TuningNamespace) -> None:
     both = Training(space, "both")
     space.apply(queued("both", stand_in="sleep=5", resources={"cpu": "400m", "nodes": 2}))
-    wait_until(lambda: "Kueue says" in _reconciling(space, "both"), 90, lambda: f"a reason; has {both.status}")
+    asked = (
+        "Job both-train waits for LocalQueue team-a to admit it: 2 pods at once, each with 400m CPU and 256Mi; Kueue"
+    )
+    wait_until(lambda: _reconciling(space, "both").startswith(asked), 240, lambda: f"a reason; has {both.status}")
     said = _reconciling(space, "both")
-    asked = "Job both-train waits for LocalQueue team-a to admit it: 2 pods at once, each with 400m CPU and 256Mi; "
-    assert said.startswith(asked), said
     assert "insufficient quota for cpu in flavor default" in said, said
     assert both.status["phase"] == "Queued"
     assert trainers(space) == []
