@@ -319,7 +319,8 @@ class Child(Workload):
     @property
     def is_well(self) -> bool:
         """Whether it has pods and wants them: one that goes now is ended from outside."""
-        return bool(self.raw.get("status", {}).get("active")) and self.fails_since is None and self.makes_pods
+        status = self.raw.get("status", {})
+        return bool(status.get("active")) and not status.get("failed") and self.fails_since is None and self.makes_pods
 
     @property
     def backoff_limit(self) -> int:

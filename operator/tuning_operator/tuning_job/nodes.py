@@ -7,6 +7,7 @@ each attempt, of which one lives at a time.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from llm_tuning.api.conditions import Reason
@@ -22,7 +23,7 @@ from tuning_operator.core.constants import (
 from tuning_operator.core.drift import has_drifted
 from tuning_operator.core.settings import Settings
 from tuning_operator.pods.network import build_headless_service, build_policy, together
-from tuning_operator.pods.observed import STARTING, Child, is_owned
+from tuning_operator.pods.observed import STARTING, Child, Pod, is_owned
 from tuning_operator.pods.stuck import find_refusal
 from tuning_operator.pods.template import owner_reference
 from tuning_operator.pods.trouble import Trouble
@@ -78,22 +79,38 @@ def node_statuses(child: Child | None, chain: Chain) -> list[NodeStatus] | None:
     if child is None or child.nodes == 1:
         return None
     before = {node.index: node for node in chain.observed.status.nodes or ()}
-    return [_status(index, child, before.get(index), chain.spec) for index in range(child.nodes)]
+    pods = {index: child.of_index(index).newest_pod for index in range(child.nodes)}
+    ended = _ended_from_outside(child, pods, before)
+    return [_status(index, pod, before.get(index), chain.spec, index in ended) for index, pod in pods.items()]
 
 
-def _status(index: int, child: Child, before: NodeStatus | None, spec: TuningJobSpec) -> NodeStatus:
-    pod, ranks = child.of_index(index).newest_pod, ranks_of(index, spec)
-    if before is not None and before.state in ENDED_FROM_OUTSIDE and (pod is None or pod.name == before.pod):
-        return before  # the Job fails for it, and the other pods go, too
+def _ended_from_outside(child: Child, pods: Mapping[int, Pod | None], before: Mapping[int, NodeStatus]) -> set[int]:
+    """Return which pods went first, while their Job was well: for them it fails, and its controller ends the others.
+
+    That may be seen before the Job says that it fails, so once one is known no other is.
+    """
+    known = {index for index, node in before.items() if node.state in ENDED_FROM_OUTSIDE}
+    known = {index for index in known if (pod := pods.get(index)) is None or pod.name == before[index].pod}
+    if known or not child.is_well:
+        return known
+    gone = {index for index, pod in pods.items() if pod is None and index in before and before[index].pod is not None}
+    leaving = {
+        index: pod.raw["metadata"]["deletionTimestamp"] for index, pod in pods.items() if pod and pod.is_deleting
+    }
+    return gone or {index for index, moment in leaving.items() if moment == min(leaving.values())}
+
+
+def _status(index: int, pod: Pod | None, before: NodeStatus | None, spec: TuningJobSpec, is_first: bool) -> NodeStatus:
+    ranks = ranks_of(index, spec)
+    if before is not None and is_first and (before.state in ENDED_FROM_OUTSIDE or pod is None):
+        return before if before.state in ENDED_FROM_OUTSIDE else before.model_copy(update={"state": DELETED})
     if pod is None:
-        if before is not None and before.pod is not None and child.is_well:
-            return before.model_copy(update={"state": DELETED})
         return NodeStatus(index=index, ranks=ranks, state="Missing")
     state = pod.phase
     if pod.is_disrupted:
         state = str(pod.condition("DisruptionTarget").get("reason"))
     elif pod.is_deleting:
-        state = DELETED if child.is_well else "Terminating"
+        state = DELETED if is_first else "Terminating"
     elif pod.phase == "Pending":
         waits = pod.waiting.get("reason")
         unplaced = pod.condition("PodScheduled").get("status") == "False"

@@ -29,8 +29,9 @@ from tests.support.several_nodes import (
     there,
     wanted,
 )
-from tests.support.tuning_world import OK, Faults, World, live
-from tuning_operator.core.cache import JOBS
+from tests.support.tuning_world import HANG, OK, Faults, World, live
+from tuning_operator.core.cache import JOBS, PODS
+from tuning_operator.core.constants import LABEL_INDEX
 from tuning_operator.core.desired import ObjectRef
 
 SEEDS = int(os.environ.get("SEEDS", "3"))
@@ -241,6 +242,25 @@ def test_a_namesakes_service_and_policy_are_waited_for_in_silence() -> None:
         desired = wanted(raw, **{kind: other if kind == "headless" else [other]})
         assert condition(desired, "Stalled") == ("False", "NotStalled")
         assert not jobs_in(desired)
+
+
+@pytest.mark.parametrize("index", ["0", "1"])
+@pytest.mark.parametrize("seed", range(SEEDS))
+async def test_a_pod_that_is_deleted_is_the_one_that_is_named_when_all_are_gone(index: str, seed: int) -> None:
+    world, deleted = World(random.Random(seed), {TRAIN: [*[HANG] * 100, OK]}), list[str]()
+
+    def act(world: World, number: int) -> None:
+        running = [pod for pod in world.all(PODS) if pod["metadata"]["labels"].get(LABEL_INDEX) == index]
+        if not deleted and running and number > 30:
+            deleted.append(running[0]["metadata"]["name"])
+            world.delete_pod(running[0])
+
+    await live(world, Faults(), act=act, spec={"resources": {"gpus": 0, "nodes": 2}, "retries": 0})
+    said = world.end()["status"]["attempts"]
+    assert (said["failed"], said["message"]) == (
+        0,
+        f"rank {index} on node {index} ({deleted[0]}) was deleted, and not by this operator",
+    )
 
 
 PLANS: dict[str, tuple[dict[str, list[str]], str]] = {
