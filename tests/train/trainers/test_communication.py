@@ -5,7 +5,7 @@ With G ranks each of them receives in a step, as docs/large-models.md has it:
 - of a sharded base (G - 1) / G of what each pass gathers: all of it forward, its layers and the final norm once more on
   the way back;
 - of the adapter's gradients 2 (G - 1) / G, which is what a ring's all-reduce moves;
-- some numbers: the terms of the loss, how many passes others have, whether somebody was asked to stop.
+- some numbers: the terms of the loss, how long each rank took, whether one was asked to stop, how many passes each has.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def test_a_step_sends_what_the_formula_says(tmp_path: Path, ranks: int, sharding
     layers_and_norm = sum(size for name, size in shapes.items() if ".layers." in name or name == "model.norm.weight")
     adapter = sum(weight.numel() for weight in load_file(work / "stage/adapter_model.safetensors").values())
     gathered = 4 * PASSES * (sum(shapes.values()) + layers_and_norm)  # in fp32
-    numbers = {"none": ["a term", "stop"], "full": ["a term", "stop", "passes"]}[sharding]
+    numbers = ["a term", "stop", *["the time of a rank"] * ranks, *(["passes"] if sharding == "full" else [])]
     want = {"allreduce_": 4 * adapter + WORD * len(numbers)} | (
         {"_allgather_base_": gathered} if sharding == "full" else {}
     )

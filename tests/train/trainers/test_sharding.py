@@ -200,7 +200,7 @@ def test_three_ranks_divide_what_is_no_multiple_of_three(start: Start) -> None:
 def bytes_of_a_pass(base: Path, rank: int) -> None:
     """Leave in `bytes-RANK` what a step's forward and backward pass gather, each time one."""
     found: list[int] = []
-    gather = torch.distributed.all_gather_single
+    gather = torch.distributed.all_gather_into_tensor
 
     def noting(output: torch.Tensor, *given: Any, **named: Any) -> Any:
         found.append(output.numel() * output.element_size())
@@ -210,7 +210,7 @@ def bytes_of_a_pass(base: Path, rank: int) -> None:
         model = load_base_model(base, device="cpu", dtype=torch.bfloat16, sharded=True)
         lora = attach_lora(model, rank=4, alpha=8, dropout=0.0, target_modules="all-linear", seed=1)
         policy = Policy(lora, device="cpu", dtype=torch.bfloat16)
-        torch.distributed.all_gather_single = noting
+        torch.distributed.all_gather_into_tensor = noting
         policy.empty_pass(backward=True)
     (base / f"bytes-{rank}").write_text(json.dumps(found))
 
