@@ -24,17 +24,17 @@ class Conformance:
 
 
 def works(note: str = "") -> Conformance:
-    """It means here what it means there; `note` says what is to be known of it."""
+    """Say that a field means here what it means there; `note` says what is to be known of it."""
     return Conformance("works", note)
 
 
 def fixed(note: str) -> Conformance:
-    """It is there, always with one value."""
+    """Say that a field is there, always with one value."""
     return Conformance("fixed", note)
 
 
 def refused(note: str) -> Conformance:
-    """A request that has it is refused, with its name as `param`."""
+    """Say that a request with the field is refused, with its name as `param`."""
     return Conformance("refused", note)
 
 

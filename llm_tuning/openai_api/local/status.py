@@ -49,21 +49,21 @@ class Draft:
     # --- what happens ------------------------------------------------------------------------------------------------
 
     def wait(self, message: str) -> None:
-        """It waits for its turn."""
+        """Say that it waits for its turn."""
         self._go_on(Phase.QUEUED, Reason.QUEUED, message)
 
     def check(self) -> None:
-        """Its rows are being checked."""
+        """Say that its rows are being checked."""
         self.fields.setdefault("startTime", self._now)
         self._go_on(Phase.CHECKING, Reason.CHECKING, "the data check is running")
         self.set(C.DATASET_VALID, UNKNOWN, Reason.CHECKING)
 
     def checked(self, result: CheckResult) -> None:
-        """Its rows are good."""
+        """Say that its rows are good."""
         self.set(C.DATASET_VALID, TRUE, Reason.DATASET_VALID, result.message)
 
     def train(self, progress: Progress | None) -> None:
-        """It trains."""
+        """Say that it trains."""
         reason = Reason.STARTING if progress is None else Reason.TRAINING
         self._go_on(Phase.TRAINING, reason, "the trainer runs")
         self.set(C.TRAINED, UNKNOWN, reason)
@@ -71,17 +71,17 @@ class Draft:
             self.fields["progress"] = progress.model_dump(mode="json", by_alias=True, exclude_none=True)
 
     def stall(self, reason: str, message: str) -> None:
-        """It makes no progress; it is tried again."""
+        """Say that it makes no progress, and is tried again."""
         self.set(C.STALLED, TRUE, reason, message)
 
     def suspend(self) -> None:
-        """No process of it runs, until it is resumed."""
+        """Say that no process of it runs until it is resumed."""
         message = "no process runs; it goes on from its last checkpoint when it is resumed"
         self._go_on(Phase.SUSPENDED, Reason.SUSPENDED, message)
         self.set(C.SUSPENDED, TRUE, Reason.SUSPENDED, message)
 
     def succeed(self, result: TrainResult) -> None:
-        """Its adapter is published."""
+        """Say that its adapter is published."""
         evaluation = result.evaluation
         self.fields |= {"adapterPath": result.adapter_path, "mlflowRunId": result.mlflow_run_id}
         self.set(C.TRAINED, TRUE, Reason.TRAINED, result.message)
@@ -97,7 +97,7 @@ class Draft:
         self._end(Phase.SUCCEEDED, TRUE, Reason.SUCCEEDED, f"adapter in {result.adapter_path}")
 
     def fail(self, stage: str, reason: str, message: str) -> None:
-        """It ends without an adapter; `stage` is the condition that failed."""
+        """Say that it ends without an adapter; `stage` is the condition that failed."""
         self.set(stage, FALSE, reason, message)
         self._end(Phase.FAILED, FALSE, reason, message)
 

@@ -139,10 +139,18 @@ def test_a_policy_that_was_changed_is_put_right_and_anothers_is_left() -> None:
     desired = wanted(job(), policies=loose)
     assert [body["metadata"]["name"] for _, body in desired.apply] == ["faq-offline"]
     others = fenced(job())
-    others[0]["metadata"]["ownerReferences"][0]["uid"] = "another"
+    others[0]["metadata"]["ownerReferences"][0] |= {"uid": "another", "name": "another"}
     taken = wanted(job(), policies=others)
     assert condition(taken, "Stalled") == ("True", "NameTaken")
     assert jobs_in(taken) == []
+
+
+def test_a_policy_of_a_namesake_that_was_deleted_is_waited_for() -> None:
+    left = fenced(job())
+    left[0]["metadata"]["ownerReferences"][0]["uid"] = "before"
+    waiting = wanted(job(), policies=left)
+    assert condition(waiting, "Stalled")[0] == "False"
+    assert jobs_in(waiting) == []
 
 
 def test_a_refused_policy_keeps_the_pod_away_and_is_told() -> None:
