@@ -41,15 +41,20 @@ async def create(
         )
     if idempotency_key is None and is_retry and (made := await _made_before(served, asked, key)) is not None:
         return made
+    job_id = names.new_job_id(key, idempotency_key)
+    if idempotency_key is not None and (made := await _same_request(served, job_id, asked, key)) is not None:
+        return made  # whatever has become of its files since
     await _check_files(served, asked)
     jobs = list(await served.backend.jobs()) if asked.model.startswith("ft:") else []
     start = find_start(asked, served.settings, jobs)
-    job_id = names.new_job_id(key, idempotency_key)
     body = build_job(asked, start, served.settings, job_id=job_id, key=key)
     try:
         made = await served.backend.create_job(body)
-    except Conflict:
-        return await _same_request(served, job_id, asked, key)
+    except Conflict:  # another replica was first
+        made_there = await _same_request(served, job_id, asked, key)
+        if made_there is None:
+            raise
+        return made_there
     except InputError as error:
         fields = param_of(asked)
         raise of_input(error, lambda field: _param(field, fields)) from None
@@ -63,9 +68,12 @@ async def _made_before(served: Context, asked: CreateJob, key: str) -> TuningJob
     return made[-1] if made and time.time() - created_at(made[-1]) < RETRY_SECONDS else None
 
 
-async def _same_request(served: Context, job_id: str, asked: CreateJob, key: str) -> TuningJobView:
-    """Return the job that has the name already, where the same request has made it; raises ApiError."""
-    there = await served.backend.job(job_id)
+async def _same_request(served: Context, job_id: str, asked: CreateJob, key: str) -> TuningJobView | None:
+    """Return the job of that name, None where there is none; raises ApiError where another request has made it."""
+    try:
+        there = await served.backend.job(job_id)
+    except NotFound:
+        return None
     if (there.metadata.get("labels") or {}).get(names.LABEL_REQUEST) == request_hash(asked, key):
         return there
     text = f"This Idempotency-Key has made job {job_id} for another request; use a new one for each request."

@@ -192,6 +192,14 @@ async def test_the_same_idempotency_key_gets_the_same_job(world: World) -> None:
     assert caught.value.code == "idempotency_key_reused"
 
 
+async def test_an_idempotency_key_is_known_when_the_file_has_gone(world: World) -> None:
+    file, header = world.upload(), {"Idempotency-Key": "a"}
+    first = await _create(world, training_file=file, extra_headers=header)
+    await _progress(world, first.id, SUCCEEDED)
+    await world.client.files.delete(file)
+    assert (await _create(world, training_file=file, extra_headers=header)).id == first.id
+
+
 async def test_the_sdks_retry_gets_the_job_that_its_first_try_made(world: World) -> None:
     _it_is_now(world)
     file = world.upload()
