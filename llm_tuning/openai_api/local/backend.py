@@ -9,7 +9,7 @@ from llm_tuning.api import inference_service, tuning_job
 from llm_tuning.client.objects import InferenceServiceView, TuningJobView
 from llm_tuning.openai_api.backend import Raw
 from llm_tuning.openai_api.local.objects import Objects
-from llm_tuning.openai_api.local.runner import Runner
+from llm_tuning.openai_api.local.runner import Runner, jobs_of
 
 CLAIM = "local"
 FOLDER = "api"
@@ -34,7 +34,7 @@ class LocalBackend:
         return CLAIM
 
     async def jobs(self, labels: Mapping[str, str] | None = None) -> Sequence[TuningJobView]:
-        return [TuningJobView.of(raw) for raw in self._objects.list(tuning_job.PLURAL, labels)]
+        return jobs_of(self._objects, labels)
 
     async def job(self, name: str) -> TuningJobView:
         return TuningJobView.of(self._objects.read(tuning_job.PLURAL, name))

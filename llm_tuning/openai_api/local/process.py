@@ -82,6 +82,7 @@ async def run_role(
         stderr=asyncio.subprocess.STDOUT,
         env=environment,
         limit=LINE_BYTES,
+        start_new_session=True,  # Ctrl-C is for the server, which then ends this
     )
     assert process.stdout is not None
     following = asyncio.create_task(_follow(process.stdout, log, on_progress))

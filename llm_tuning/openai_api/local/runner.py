@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -70,7 +70,7 @@ class Runner:
 
     def _next(self) -> TuningJobView | None:
         """Return the job whose turn it is; says of the others that they wait, or are suspended."""
-        jobs = sorted(self._jobs(), key=lambda job: (created_at(job), job.name))
+        jobs = sorted(jobs_of(self._objects), key=lambda job: (created_at(job), job.name))
         waiting = [job for job in jobs if not job.is_finished]
         for job in waiting:
             if job.spec.suspend and not job.is_true(ConditionType.SUSPENDED):
@@ -80,15 +80,6 @@ class Runner:
             self._write(job.name, partial(_wait, place))
         now = time.monotonic()
         return next((job for job in ready if self._not_before.get(job.uid, 0) <= now), None)
-
-    def _jobs(self) -> list[TuningJobView]:
-        found = []
-        for raw in self._objects.list(PLURAL):
-            try:
-                found.append(TuningJobView.of(raw))
-            except InputError as error:
-                log.warning("a job that cannot be read is left out: %s", error)
-        return found
 
     async def _advance(self, job: TuningJobView) -> None:
         """Run the next role of a job to its end, or until the job is suspended or gone."""
@@ -159,6 +150,17 @@ class Runner:
         draft = Draft(raw, timestamp())
         change(draft)
         self._objects.set_status(PLURAL, name, draft.status())
+
+
+def jobs_of(objects: Objects, labels: Mapping[str, str] | None = None) -> list[TuningJobView]:
+    """Read the jobs; one that somebody has spoiled is left out."""
+    found = []
+    for raw in objects.list(PLURAL, labels):
+        try:
+            found.append(TuningJobView.of(raw))
+        except InputError as error:
+            log.warning("a job that cannot be read is left out: %s", error)
+    return found
 
 
 class _Progress:

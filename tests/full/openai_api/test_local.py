@@ -102,7 +102,7 @@ def test_a_server_that_ends_in_the_middle_goes_on_when_it_is_started_again(serve
     file = _upload(server, rows_of())
     job, waiting = _job(server, file, model="long"), _job(server, file)
     _is_training(server, job.id)
-    server.end(number)
+    assert server.end(number) == (0 if number == signal.SIGTERM else -number)
     server.start()
     _wait(server, job.id, "running")
     jobs = server.client.fine_tuning.jobs
