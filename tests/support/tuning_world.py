@@ -120,8 +120,9 @@ class World:
                 status[key] = status.get(key, 0) + 1
                 if exit_code(pod) == 64:
                     self._end(status, "Failed", "PodFailurePolicy")
-        status["active"] = sum(not has_ended(pod) and "deletionTimestamp" not in pod["metadata"] for pod in pods)
         nodes = job["spec"]["completions"]
+        if nodes > 1:
+            status["active"] = sum(not has_ended(pod) and "deletionTimestamp" not in pod["metadata"] for pod in pods)
         if status.get("succeeded", 0) >= nodes:
             self._end(status, "Complete", "CompletionsReached")
         elif status.get("failed", 0) > job["spec"]["backoffLimit"]:
