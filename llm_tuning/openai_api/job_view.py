@@ -85,14 +85,14 @@ def status_of(job: TuningJobView) -> JobStatus:
         return "cancelled"
     if job.is_finished:
         return "failed"
-    if job.spec.suspend or job.is_true(ConditionType.SUSPENDED):
-        return "paused"
-    return _of_chain(job)
+    return "paused" if job.spec.suspend else _of_chain(job)
 
 
 def _of_chain(job: TuningJobView) -> JobStatus:
     """Return how far a TuningJob is that is under way."""
     now = job.conditions.get(ConditionType.RECONCILING)
+    if now is not None and now.reason in (Reason.SUSPENDED, Reason.SUSPENDING):
+        return "queued"  # resumed a moment ago
     if now is None or now.reason in (Reason.PENDING, Reason.QUEUED) or job.trouble:
         return "running" if _has_trained(job) else "queued"
     if not job.is_true(ConditionType.DATASET_VALID):

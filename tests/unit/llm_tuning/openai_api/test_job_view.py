@@ -46,6 +46,9 @@ def waiting(reason: str, *, valid: bool = True, stalled: bool = False) -> dict[s
     }
 
 
+SUSPENDED = [condition("Suspended", "True", "Suspended"), condition("Reconciling", "True", "Suspended")]
+
+
 @pytest.mark.parametrize(
     ("status", "suspend", "annotations", "word"),
     [
@@ -63,6 +66,8 @@ def waiting(reason: str, *, valid: bool = True, stalled: bool = False) -> dict[s
         (failed("DatasetInvalid", "x"), False, {}, "failed"),
         (TRAINING, True, {}, "paused"),
         (None, True, {}, "paused"),
+        ({**TRAINING, "conditions": [*TRAINING["conditions"][:2], *SUSPENDED]}, True, {}, "paused"),
+        ({**TRAINING, "conditions": [*TRAINING["conditions"][:2], *SUSPENDED]}, False, {}, "queued"),
         (TRAINING, True, CANCELLED, "cancelled"),
         (failed("RetriesExhausted", "x"), True, CANCELLED, "cancelled"),
         (SUCCEEDED, True, CANCELLED, "succeeded"),
