@@ -167,7 +167,7 @@ def find_cause(chain: Chain, stage: JobStage, child: Child) -> Cause | None:
         said = disrupted.condition("DisruptionTarget")
         why = str(said.get("message") or said.get("reason") or "no reason is given")
         return Cause(PodReason.NODE_LOST, f"{_name(disrupted, spec)} was ended by the cluster: {why}", counts=False)
-    first = next((pod for pod in failed if pod_reason(pod) not in FOLLOWING), None)
+    first = next((pod for pod in failed if not _follows(pod)), None)
     known = chain.observed.status.nodes or ()
     loses = any(pod_reason(pod) == PodReason.NODE_LOST for pod in failed)
     if first is None and (gone := _gone(child, known, loses=loses)) is not None:
@@ -183,6 +183,12 @@ def find_cause(chain: Chain, stage: JobStage, child: Child) -> Cause | None:
     message = trouble.message if " on node " in trouble.message else f"{_name(first, spec)}: {trouble.message}"
     counts = pod_reason(first) not in UNCOUNTED
     return Cause(trouble.reason, f"{message}{_where(message, child, known)}", counts=counts)
+
+
+def _follows(pod: Pod) -> bool:
+    """Return whether a failed pod ended because of another, or as it was deleted and left no word."""
+    reason = pod_reason(pod)
+    return reason in FOLLOWING or (reason is None and pod.is_deleting)
 
 
 def _gone(child: Child, known: Sequence[NodeStatus], *, loses: bool) -> str | None:
