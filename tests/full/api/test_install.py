@@ -18,6 +18,9 @@ from tests.support.api_site import NAME, TEST, ApiSite, data_file, wait_until_ta
 from tests.support.operator_rights import Asked, may_each
 from tests.support.tuning_namespace import tuning_namespace, wait_until
 
+BASE = r"bases.gpt-4\.1-mini"
+SMALL = {"gpus": "0", "cpu": "100m", "memory": "256Mi"}
+"""What a training may ask for on the devcluster's one node."""
 KEYS: dict[str, str] = {}
 """By name; made by the first test."""
 
@@ -26,7 +29,8 @@ KEYS: dict[str, str] = {}
 def site(cluster: Any) -> Iterator[ApiSite]:
     with tuning_namespace(cluster) as space:
         made = ApiSite(space)
-        said = made.type_readme("helm install", "--timeout", "120s")
+        small = [part for name, value in SMALL.items() for part in ("--set", f"{BASE}.resources.{name}={value}")]
+        said = made.type_readme("helm install", "--timeout", "120s", *small)
         assert f"http://{NAME}.{space.name}.svc/v1" in said
         yield made
 
