@@ -65,7 +65,7 @@ def collectives_of_a_pass(base: Path, rank: int) -> None:
         model = load_base_model(base, device="cpu", dtype=torch.bfloat16, sharded=True, copies=COPIES)
         lora = attach_lora(model, rank=4, alpha=8, dropout=0.0, target_modules="all-linear", seed=1)
         policy = Policy(lora, device="cpu", dtype=torch.bfloat16)
-        for name in ("all_gather_single", "all_reduce", "reduce_scatter_single", "broadcast"):
+        for name in ("all_gather_into_tensor", "all_reduce", "reduce_scatter_single", "broadcast"):
             note(name)
         policy.empty_pass(backward=True)
         held = sum(parameter.to_local().numel() for parameter in model.parameters() if hasattr(parameter, "to_local"))
@@ -89,6 +89,6 @@ def test_a_pass_gathers_within_a_node_and_sends_nothing_to_the_other(tmp_path: P
     for rank in range(RANKS):
         found, held = json.loads((base / f"collectives-{rank}").read_text())
         node = [0, 1] if rank < 2 else [2, 3]
-        assert {(name, tuple(ranks)) for name, ranks, _ in found} == {("all_gather_single", tuple(node))}
+        assert {(name, tuple(ranks)) for name, ranks, _ in found} == {("all_gather_into_tensor", tuple(node))}
         assert sum(size for *_, size in found) == 2 * (whole + layers + shapes["model.norm.weight"])
         assert held == whole // 2
