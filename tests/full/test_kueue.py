@@ -80,8 +80,8 @@ def _yaml(value: dict[str, Any]) -> str:
     return yaml.safe_dump(value)
 
 
-def queued(name: str, **spec: Any) -> dict[str, Any]:
-    return tuning_job(name, queueName="team-a", resources={"cpu": "400m"}, **spec)
+def queued(name: str, nodes: int = 1, **spec: Any) -> dict[str, Any]:
+    return tuning_job(name, queueName="team-a", resources={"cpu": "400m", "nodes": nodes}, **spec)
 
 
 def trainers(space: TuningNamespace) -> list[dict[str, Any]]:
@@ -137,7 +137,7 @@ def test_suspend_in_a_queue(space: TuningNamespace) -> None:
 
 def test_several_pods_are_admitted_all_or_none(space: TuningNamespace) -> None:
     both = Training(space, "both")
-    space.apply(queued("both", stand_in="sleep=5", resources={"cpu": "400m", "nodes": 2}))
+    space.apply(queued("both", stand_in="sleep=5", nodes=2))
     asked = (
         "Job both-train waits for LocalQueue team-a to admit it: 2 pods at once, each with 400m CPU and 256Mi; Kueue"
     )
