@@ -101,6 +101,8 @@ def _ways(setting: Setting, asked: str) -> Iterator[tuple[str, Setting]]:
     if not setting.checkpointing:
         lighter, said = replace(lighter, checkpointing=True), ["training.gradientCheckpointing: true"]
         yield said[0], lighter
+    if asked == "none" and setting.ranks > 1 and not setting.four_bits:  # before anything that cuts rows
+        yield " and ".join(["training.sharding: full", *said]), replace(lighter, shards=setting.ranks)
     for tokens in (8192, 4096, 2048, 1024, 512):
         if tokens < max(setting.tokens, setting.scored):
             field = "maxTokensPerPass" if tokens >= setting.longest else "maxTokensPerPass and maxLength"
@@ -108,8 +110,6 @@ def _ways(setting: Setting, asked: str) -> Iterator[tuple[str, Setting]]:
     if setting.four_bits:
         return
     shared, whole = [*(["training.sharding: full"] if asked == "none" else []), *said], setting.shards == 1
-    if whole and asked == "none" and setting.ranks > 1:
-        yield " and ".join(shared), replace(lighter, shards=setting.ranks)
     if whole:
         yield " and ".join(["model.quantization: 4bit", *said]), replace(lighter, four_bits=True)
     for gpus in (2, 4, 8):

@@ -191,6 +191,12 @@ def test_what_fits_on_no_gpu_is_divided_over_those_that_are_asked_for_or_over_mo
     assert remedy(tokens=2048, learned=2048, scored=2048, four_bits=True, processes=4) == (
         "training.gradientCheckpointing: true"
     )
+    of_141 = next(gpu for gpu in GPUS if gpu.gigabytes == 141)
+    eight = replace(SETTING, checkpointing=True, processes=8)
+    smaller = replace(eight, tokens=512, learned=512, scored=512, longest=512)
+    assert peak_bytes(LLAMA_3_70B, LLAMA_3_70B.linears, smaller) < of_141.usable_gib * GIB, "it would fit so, too"
+    divided = find_remedy(of_141, LLAMA_3_70B, LLAMA_3_70B.linears, eight, "none")
+    assert divided == "training.sharding: full", "before rows are cut"
     of_48 = next(gpu for gpu in GPUS if gpu.gigabytes == 48)
     two = replace(SETTING, checkpointing=True, processes=2, shards=2)
     for asked in ("full", "auto"):
