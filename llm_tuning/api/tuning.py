@@ -20,6 +20,7 @@ from llm_tuning.modes import DEFAULT_MODE, MODES
 MODEL_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 BASE_NAME_CHARACTERS = 64
 """Of the base's name in a model_id, which has 128 at most."""
+MOST_BATCH = 4096
 ALL_LINEAR = "all-linear"
 EVAL_FRACTION = 0.05
 
@@ -155,7 +156,7 @@ class TrainingSpec(ApiModel):
         1.0, description="Gradients are scaled down to this norm."
     )
 
-    batch_size: Annotated[int, Field(ge=1, le=4096)] = Field(
+    batch_size: Annotated[int, Field(ge=1, le=MOST_BATCH)] = Field(
         8,
         description="Rows per device and accumulation step; a step takes batchSize x gradientAccumulationSteps x devices.",
     )

@@ -12,7 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from llm_tuning.api import TuningConfig
+from llm_tuning.api import TrainingSpec, TuningConfig
+from llm_tuning.api.tuning import MOST_BATCH
 from llm_tuning.core.files import write_json
 from llm_tuning.errors import InputError, Problem, TryAgain, TuningError
 from llm_tuning.models.layout import CACHE_FOLDER, CHECKPOINTS, DATA_REPORT, MANIFEST, ROWS, RUN_LOCK, WORK_FOLDER
@@ -39,6 +40,8 @@ _CONTENTS = (
     "the weights of {field:model.adapter.model_id}",
 )
 """What a run starts from, as a refusal names it; all of them are in the configuration's hash."""
+_ROWS = "training.effective_batch_size"
+"""The rows of a step, as they are in the configuration's hash."""
 
 
 @contextmanager
@@ -135,12 +138,48 @@ def _differences(earlier: TuningConfig, devices: int, contents: Mapping[str, str
     """List what decides the weights and was otherwise in the `earlier` run, on so many devices, from these contents."""
     was = _flat(deciding_settings(earlier, devices))
     now = _flat(deciding_settings(spec.config, len(spec.devices)))
-    changed = [f"{name} {was.get(name)}, now {value}" for name, value in now.items() if was.get(name) != value]
+    changed = [
+        _rows_differ(earlier.training, devices, spec) if name == _ROWS else f"{name} {was.get(name)}, now {value}"
+        for name, value in now.items()
+        if was.get(name) != value
+    ]
     for name, content in _contents(spec).items():
         before = contents[name]
         if before != content:
             changed.append(f"{name} {_short(before)}, now {_short(content)}")
     return "; ".join(changed) or "it was made by another version of llm-tuning"
+
+
+def _rows_differ(earlier: TrainingSpec, devices: int, spec: RunSpec) -> str:
+    """Say how many rows a step took and takes, and what makes them as many again: no setting has their number."""
+    was, ranks = earlier.effective_batch_size(devices), len(spec.devices)
+    told = f"a step learned {_product(earlier, devices)}, and would learn {_product(spec.config.training, ranks)}"
+    if was % ranks:
+        fitting = [count for count in range(1, was + 1) if was % count == 0]
+        near = [*[count for count in fitting if count < ranks][-1:], *[count for count in fitting if count > ranks][:1]]
+        go = "goes" if was == 1 else "go"
+        fit = f"{' or '.join(map(str, near))} rank{'' if near == [1] else 's'}"
+        return f"{told}; {_rows(was)} {go} evenly over {fit}, not over {ranks}"
+    each, batches = was // ranks, spec.config.training.gradient_accumulation_steps
+    if each % batches == 0 and each // batches <= MOST_BATCH:
+        return f"{told}; {{set:training.batch_size={each // batches}}} for {_rows(was)} again"
+    batches = next(count for count in range(1, each + 1) if each % count == 0 and each // count <= MOST_BATCH)
+    fewer = f"{{set:training.gradient_accumulation_steps={batches}}}"
+    return f"{told}; {{set:training.batch_size={each // batches}}} and {fewer} for {_rows(was)} again"
+
+
+def _product(training: TrainingSpec, ranks: int) -> str:
+    """Return how the rows of a step come about: `8 rows ({field:training.batch_size} 4 x 2 ranks)`."""
+    factors = [f"{{field:training.batch_size}} {training.batch_size}"]
+    if training.gradient_accumulation_steps > 1:
+        count = training.gradient_accumulation_steps
+        factors.append(f"{{field:training.gradient_accumulation_steps}} {count}")
+    factors.append(f"{ranks} rank{'s' if ranks > 1 else ''}")
+    return f"{_rows(training.effective_batch_size(ranks))} ({' x '.join(factors)})"
+
+
+def _rows(count: int) -> str:
+    return f"{count} row" if count == 1 else f"{count} rows"
 
 
 def _contents(spec: RunSpec) -> dict[str, str | None]:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from llm_tuning.api import RunOptions, TuningConfig
+from llm_tuning.api.flags import FLAG_WORDS
 from llm_tuning.data.reading import data_hash
 from llm_tuning.errors import InputError, TryAgain, in_words
 from llm_tuning.models.layout import CHECKPOINTS, DATA_REPORT, ROWS, RUN_SPEC
@@ -75,12 +76,12 @@ def _read_so_far() -> int:
     return int(counts["rchar"])
 
 
-def start(base: Path, rows: Path, **training: object) -> None:
+def start(base: Path, rows: Path, *, devices: str = "cpu", **training: object) -> None:
     config = TuningConfig.parse(
         {"model": {"path": str(base)}, "dataset": {"path": str(rows)}, "training": {"epochs": 1} | training}
     )
     with pytest.raises(TrainingBeginsError):
-        story.tune(config, RunOptions(devices="cpu", model_id="m"))
+        story.tune(config, RunOptions(devices=devices, model_id="m"))
 
 
 WORK = Path("models/.work/m")
@@ -186,6 +187,68 @@ def test_other_settings_are_refused_before_the_file_is_read(
             start(base, rows, max_length=64)
 
     assert bytes_read(again) < 0.5
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "said", "fix", "again"),
+    [
+        (
+            (2, {"batch_size": 4}),
+            (4, {"batch_size": 4}),
+            "a step learned 8 rows (batch_size 4 x 2 ranks), and would learn 16 rows (batch_size 4 x 4 ranks)",
+            "use --batch_size 2 for 8 rows again",
+            {"batch_size": 2},
+        ),
+        (
+            (2, {"batch_size": 4}),
+            (1, {"batch_size": 1, "gradient_accumulation_steps": 2}),
+            "would learn 2 rows (batch_size 1 x gradient_accumulation_steps 2 x 1 rank)",
+            "use --batch_size 4 for 8 rows again",
+            {"batch_size": 4, "gradient_accumulation_steps": 2},
+        ),
+        (
+            (2, {"batch_size": 1}),
+            (2, {"batch_size": 1, "gradient_accumulation_steps": 4}),
+            "a step learned 2 rows (batch_size 1 x 2 ranks), and would learn 8 rows",
+            "use --batch_size 1 and use --gradient_accumulation_steps 1 for 2 rows again",
+            {"batch_size": 1, "gradient_accumulation_steps": 1},
+        ),
+        (
+            (2, {"batch_size": 4096}),
+            (1, {"batch_size": 4096}),
+            "a step learned 8192 rows",
+            "use --batch_size 4096 and use --gradient_accumulation_steps 2 for 8192 rows again",
+            {"batch_size": 4096, "gradient_accumulation_steps": 2},
+        ),
+        (
+            (2, {"batch_size": 4}),
+            (3, {"batch_size": 4}),
+            "a step learned 8 rows (batch_size 4 x 2 ranks), and would learn 12 rows (batch_size 4 x 3 ranks)",
+            "8 rows go evenly over 2 or 4 ranks, not over 3",
+            None,
+        ),
+        ((1, {"batch_size": 1}), (2, {}), "a step learned 1 row (", "1 row goes evenly over 1 rank, not over 2", None),
+    ],
+)
+def test_other_rows_of_a_step_are_told_with_what_makes_them_as_many_again(
+    base: Path, rows: Path, trained: list[RunSpec], *, before: Any, now: Any, said: str, fix: str, again: Any
+) -> None:
+    """As many rows in another way are the same run; no setting has their number itself."""
+    begin(base, rows, *before)
+    with pytest.raises(InputError) as error:
+        begin(base, rows, *now)
+    [problem] = error.value.problems
+    assert said in in_words(problem.rule)
+    assert problem.in_words(FLAG_WORDS).rule.endswith(f"; {fix}")
+    assert "effective_batch_size" not in problem.rule
+    if again is not None:
+        begin(base, rows, now[0], again)
+        assert len(trained) == 2
+
+
+def begin(base: Path, rows: Path, ranks: int, training: dict[str, int]) -> None:
+    """Start on so many processes of the CPU."""
+    start(base, rows, devices=",".join(["cpu"] * ranks), **training)
 
 
 def test_the_first_start_keeps_its_time(base: Path, rows: Path, trained: list[RunSpec]) -> None:
