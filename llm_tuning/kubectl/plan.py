@@ -17,6 +17,7 @@ from llm_tuning.errors import EXIT_OK, InputError, Problem
 from llm_tuning.planning import Plan, Verdict, make_plan
 from llm_tuning.progress.bar import clock
 from llm_tuning.run.memory import GIB, total
+from llm_tuning.run.setting import Setting
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -119,7 +120,7 @@ def _evaluation(args: argparse.Namespace, job: TuningJob) -> str | Path | None:
 def show(name: str, plan: Plan) -> None:
     """Print a plan."""
     setting, steps = plan.setting, plan.steps
-    device = "one GPU" if setting.cuda else "the pod"
+    device = _device(setting)
     facts = [["base", f"{plan.shape.path} ({plan.shape.parameters:,} parameters)"]]
     facts.append(["adapter", f"rank {setting.rank}, {plan.adapter_parameters:,} parameters"])
     if plan.rows is not None:
@@ -146,9 +147,19 @@ def show(name: str, plan: Plan) -> None:
         print_table(["GPU", "fits", "time", "why, or what would help"], [_line(plan, v) for v in plan.verdicts])
     print()
     enough = "enough" if plan.pod_fits else f"not enough: set resources.memory to {plan.host_gib * 1.1:.0f}Gi or more"
-    print(f"pod memory: {plan.host_gib:.1f} GiB needed, {plan.pod_gib:.1f} GiB given, {enough}")
+    each = f" in each of {setting.nodes} pods" if setting.nodes > 1 else ""
+    print(f"pod memory{each}: {plan.host_gib:.1f} GiB needed, {plan.pod_gib:.1f} GiB given, {enough}")
     for note in plan.notes:
         print(f"note: {note}")
+
+
+def _device(setting: Setting) -> str:
+    """Say whose memory the bill is."""
+    if not setting.cuda:
+        return "the pod" if setting.nodes == 1 else f"each of {setting.nodes} pods"
+    if setting.ranks == 1:
+        return "one GPU"
+    return "each of " + (f"{setting.nodes} nodes x " if setting.nodes > 1 else "") + f"{setting.processes} GPUs"
 
 
 def _line(plan: Plan, verdict: Verdict) -> list[str]:

@@ -186,12 +186,24 @@ def _notes(
         notes += _larger_pass(spec, shape, targets, setting)
     else:
         notes.append("time is not estimated on a CPU: it depends on the cores far more than on the model")
+        notes += _whole_on_cpus(spec, shape, targets, setting)
     if shape.experts:
         notes.append("a mixture of experts: their layers and routing are modelled roughly")
     largest = activation_bytes(shape, shape.linears, setting)
     if setting.cuda and largest > base_bytes(shape, setting) + CUDA_CONTEXT_BYTES and not setting.checkpointing:
         notes.append("most are activations: training.gradientCheckpointing makes them small, and a run a third slower")
     return notes
+
+
+def _whole_on_cpus(spec: TuningJobSpec, shape: ModelShape, targets: tuple[Linear, ...], setting: Setting) -> list[str]:
+    """Say what `full` would save each pod: `auto` divides nothing on CPUs."""
+    if setting.ranks == 1 or setting.four_bits or spec.training.sharding == "full":
+        return []
+    divided = peak_bytes(shape, targets, replace(setting, shards=setting.ranks)) / GIB
+    return [
+        "each pod has the whole base: on CPUs it is divided only with training.sharding: full, which takes "
+        f"{divided:.1f} GiB in each of {setting.nodes} pods"
+    ]
 
 
 def _note_on_evaluation(spec: TuningJobSpec, report: Report | None) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,29 @@ async def test_plan_needs_no_cluster(
     code, _, err = await call("plan", "-f", file, "--root", str(tmp_path))
     assert code == 64
     assert "output" in err
+
+
+async def test_plan_of_several_pods_says_of_how_many_and_that_each_has_its_own_memory(
+    call: Call, tmp_path: Path, tiny_base: Path
+) -> None:
+    async def planned(asked: dict[str, Any], **resources: Any) -> str:
+        file = written(tmp_path / "job.yaml", manifest("faq", resources=resources, training=asked))
+        code, out, _ = await call("plan", "-f", file, "--base", str(tiny_base))
+        assert code == 0
+        return out
+
+    on_gpus = await planned({}, gpus=4, nodes=2)
+    assert on_gpus.splitlines()[0].endswith("GiB on each of 2 nodes x 4 GPUs")
+    assert "pod memory in each of 2 pods: " in on_gpus
+    assert (await planned({}, gpus=4)).splitlines()[0].endswith("GiB on each of 4 GPUs")
+    on_cpus = await planned({}, gpus=0, nodes=2, memory="1Gi")
+    assert on_cpus.splitlines()[0].endswith("GiB on each of 2 pods")
+    (note,) = [line for line in on_cpus.splitlines() if "only with training.sharding: full" in line]
+    divided = await planned({"sharding": "full"}, gpus=0, nodes=2, memory="1Gi")
+    assert "only with training.sharding: full" not in divided
+    needed = re.search(r"pod memory in each of 2 pods: (\S+ GiB) needed", divided)
+    assert needed is not None
+    assert note.endswith(f"which takes {needed[1]} in each of 2 pods")
 
 
 async def test_a_file_for_the_command_line_is_told_from_a_tuning_job(call: Call, tmp_path: Path) -> None:
