@@ -7,6 +7,7 @@ it. The CRD is generated from these models (see `crd`), and descriptions are wha
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -14,7 +15,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import Field, StringConstraints, model_validator
 from pydantic.alias_generators import to_camel
 
-from llm_tuning.api.inference_service import ServeSpec
+from llm_tuning.api.inference_service import SERVICE_NAME, ServeSpec
 from llm_tuning.api.kube import (
     DNS_LABEL,
     DNS_SUBDOMAIN,
@@ -52,7 +53,7 @@ from llm_tuning.api.tuning import (
     TuningConfig,
 )
 from llm_tuning.api.wire import WireModel
-from llm_tuning.core.model import ApiModel
+from llm_tuning.core.model import ApiModel, FieldError
 from llm_tuning.errors import InputError, Problem
 
 M = TypeVar("M", bound=ApiModel)
@@ -385,7 +386,24 @@ class TuningJob(WireModel):
             rule="lower case letters, digits, - and .",
             characters=NAME_CHARACTERS,
         )
+        field = "name" if self.metadata.get("name") is not None else "generateName"
+        broken = find_broken_name_rule(str(self.metadata[field]).rstrip("-"), self.spec.resources.nodes)
+        if broken is not None:
+            raise FieldError(f"metadata.{field}", broken)
         return self
+
+
+def find_broken_name_rule(name: str, nodes: int) -> str | None:
+    """Say why pods of a TuningJob of that name could not find each other, or return None.
+
+    The API server does not know this rule: whoever applies by kubectl alone hears of it from the operator.
+    """
+    if nodes == 1 or re.search(SERVICE_NAME, name):
+        return None
+    return (
+        "must be lower case letters, digits and -, beginning with a letter, where spec.resources.nodes is above 1, got "
+        f"{name}: the pods find each other by a Service of that name; apply it under another name, or with nodes 1"
+    )
 
 
 def check_unchanged(old: TuningJobSpec, new: TuningJobSpec) -> None:

@@ -6,12 +6,11 @@ each attempt, of which one lives at a time.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from llm_tuning.api.conditions import Reason
-from llm_tuning.api.tuning_job import KIND, NodeStatus, TuningJobSpec
+from llm_tuning.api.tuning_job import KIND, NodeStatus, TuningJobSpec, find_broken_name_rule
 from llm_tuning.pod.roles import TRAIN
 from tuning_operator.core.cache import NETWORK_POLICIES, SERVICES
 from tuning_operator.core.constants import (
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
 
 NODES = "nodes"
 """End of the name of the NetworkPolicy of pods that train together."""
-LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 DELETED = "Deleted"
 """State of a pod that somebody deletes while its Job is well."""
 DISRUPTIONS = (
@@ -53,14 +51,8 @@ ENDED_FROM_OUTSIDE = (DELETED, *DISRUPTIONS)
 
 def find_name_trouble(name: str, nodes: int) -> Trouble | None:
     """Return why pods of a TuningJob of that name cannot find each other, or None."""
-    if nodes == 1 or LABEL.fullmatch(name):
-        return None
-    return Trouble(
-        Reason.INVALID_INPUT,
-        f"metadata.name: must be lower case letters, digits and -, beginning with a letter, where spec.resources.nodes "
-        f"is above 1, got {name}: the pods find each other by a Service of that name; apply it under another name, or "
-        "with nodes 1",
-    )
+    broken = find_broken_name_rule(name, nodes)
+    return Trouble(Reason.INVALID_INPUT, f"metadata.name: {broken}") if broken is not None else None
 
 
 def ranks_of(index: int, spec: TuningJobSpec) -> str:

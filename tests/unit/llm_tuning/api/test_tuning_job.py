@@ -79,6 +79,22 @@ def test_a_text_of_another_form_is_told_in_words(change: dict[str, object], said
         TuningJob.parse(values)
 
 
+@pytest.mark.parametrize("field", ["name", "generateName"])
+@pytest.mark.parametrize(("name", "good"), [("faq.v1", False), ("7b-faq", False), ("faq-7b", True)])
+def test_several_nodes_want_a_name_that_a_service_can_have(field: str, name: str, *, good: bool) -> None:
+    values = load_yaml_mapping(EXAMPLES / "tuningjob.yaml")
+    values["metadata"] = {field: name}
+    TuningJob.parse(values)
+    values["spec"]["resources"] = {"nodes": 2}
+    if good:
+        TuningJob.parse(values)
+        return
+    with pytest.raises(
+        InputError, match=rf"^metadata\.{field}: must be .* spec\.resources\.nodes is above 1, got {name}"
+    ):
+        TuningJob.parse(values)
+
+
 @pytest.mark.parametrize("model", [TuningJob, InferenceService])
 def test_every_pattern_of_a_name_has_its_words(model: type[TuningJob | InferenceService]) -> None:
     without = {found for found in _patterns(model.model_json_schema()) if found not in PATTERN_WORDS}
