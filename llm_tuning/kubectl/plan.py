@@ -168,9 +168,12 @@ def _line(plan: Plan, verdict: Verdict) -> list[str]:
     base = f" with the base {verdict.division.how}" if ranks > 1 else ""
     free = gpu.usable_gib - verdict.needed / GIB
     if verdict.fits:
-        return [size, "yes", _time(verdict.seconds), f"{free:.1f} GiB stay free{base}"]
+        fits, tenth = ("tight", ", less than a tenth") if verdict.tight else ("yes", "")
+        return [size, fits, _time(verdict.seconds), f"{free:.1f} GiB stay free{tenth}{base}"]
     over = f"{-free:.1f} GiB too much{base}"
-    return [size, "no", "", f"{over}; {f'would fit with {verdict.remedy}' if verdict.remedy else 'a larger GPU'}"]
+    larger = any(v.fits or v.remedy for v in plan.verdicts if v.gpu.gigabytes > gpu.gigabytes)
+    none = "a larger GPU" if larger else "a smaller base: 16 nodes of such GPUs do not hold it"
+    return [size, "no", "", f"{over}; {f'would fit with {verdict.remedy}' if verdict.remedy else none}"]
 
 
 def _time(seconds: tuple[float, float] | None) -> str:

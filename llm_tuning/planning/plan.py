@@ -141,7 +141,11 @@ def make_plan(spec: TuningJobSpec, *, base: Path, dataset: Path | None, evaluati
         steps=steps,
         operations=operations,
         verdicts=verdicts,
-        notes=[*_notes(spec, shape, targets, setting, rows), *_note_on_evaluation(spec, report)],
+        notes=[
+            *_notes(spec, shape, targets, setting, rows),
+            *_note_on_evaluation(spec, report),
+            *_note_on_more_gpus(verdicts),
+        ],
     )
 
 
@@ -212,6 +216,16 @@ def _note_on_evaluation(spec: TuningJobSpec, report: Report | None) -> list[str]
     return ["dataset.evaluation is not on this machine: its rows are not checked, and not in the time"]
 
 
+def _note_on_more_gpus(verdicts: Sequence[Verdict]) -> list[str]:
+    if not any("resources." in verdict.remedy for verdict in verdicts):
+        return []
+    return [
+        "more GPUs or nodes: each takes training.batchSize rows of a step, so a step learns as many times the rows, "
+        "which is another result; lower batchSize as much for the same. A run that has started goes on only with as "
+        "many rows a step. Several nodes need a claim that all can mount (ReadWriteMany)"
+    ]
+
+
 def _without_bf16(gpu: Gpu, shape: ModelShape, targets: tuple[Linear, ...], fp32: Setting, asked: str) -> str:
     """Say what the run takes in fp32 on a card without bf16 of this size, and what would make it fit."""
     found = judge(gpu, shape, targets, fp32, asked=asked)
@@ -220,7 +234,7 @@ def _without_bf16(gpu: Gpu, shape: ModelShape, targets: tuple[Linear, ...], fp32
     if found.division.shards > 1:
         said += f" with the base {found.division.how}"
     if found.fits:
-        return f"{said}, which fits {gpu.gigabytes} GB"
+        return f"{said}, which fits {gpu.gigabytes} GB" + (" with less than a tenth free" if found.tight else "")
     help_ = f"would fit with {found.remedy}" if found.remedy else "a larger GPU"
     return f"{said}, {needed - gpu.usable_gib:.1f} GiB too much for {gpu.gigabytes} GB; {help_}"
 

@@ -24,7 +24,8 @@ def cell(base: str, nodes: int, gpus: int, gpu: Gpu) -> str:
     if not verdict.fits:
         return "no"
     shards = verdict.division.shards
-    return f"{'whole' if shards == 1 else f'{shards} parts'}, {verdict.needed / GIB:.1f}"
+    tight = ", tight" if verdict.tight else ""
+    return f"{'whole' if shards == 1 else f'{shards} parts'}, {verdict.needed / GIB:.1f}{tight}"
 
 
 def test_what_fits_where_is_what_the_plan_says() -> None:

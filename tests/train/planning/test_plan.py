@@ -270,7 +270,8 @@ def test_the_evaluation_is_in_the_plan(large_base: Callable[..., Path], dataset:
 
 def test_a_smaller_pass_is_the_first_remedy_and_cards_are_named(tiny_base: Path) -> None:
     plan = make_plan(spec(training={"maxTokensPerPass": 8192, "batchSize": 64}), base=tiny_base, dataset=None)
-    assert all(verdict.fits for verdict in plan.verdicts)
+    assert all(verdict.fits and not verdict.tight for verdict in plan.verdicts)
+    assert not any("more GPUs or nodes" in note for note in plan.notes)
     assert any("(T4) trains in fp32" in note and "GiB there" in note for note in plan.notes)
     assert not any("V100" in note for note in plan.notes), "CUDA 13 has no kernels for it"
     assert any(note.startswith("time: 3% to 30%") for note in plan.notes), "a small base makes a GPU wait"
@@ -285,6 +286,8 @@ def test_long_rows_need_a_remedy_that_works(large_base: Callable[..., Path]) -> 
     assert {verdict.seconds for verdict in plan.verdicts} == {None}
     remedies = {verdict.gpu.gigabytes: verdict.remedy for verdict in plan.verdicts if not verdict.fits}
     assert remedies[80] == "training.gradientCheckpointing: true"
+    assert ", or resources.gpus: " in remedies[16], "more GPUs need no 4 bits"
+    assert any(note.startswith("more GPUs or nodes: each takes training.batchSize rows") for note in plan.notes)
     better = make_plan(spec(training={**asked, "gradientCheckpointing": True}), base=base, dataset=None)
     assert next(verdict.fits for verdict in better.verdicts if verdict.gpu.gigabytes == 80)
     assert remedies[16].startswith("model.quantization: 4bit"), remedies[16]

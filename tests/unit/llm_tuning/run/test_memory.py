@@ -10,7 +10,7 @@ import pytest
 from llm_tuning.api.tuning import TrainingSpec
 from llm_tuning.models.shape import ModelShape, adapter_parameters
 from llm_tuning.modes.ppo import PPO
-from llm_tuning.planning.verdict import GPUS, _ways, find_remedy
+from llm_tuning.planning.verdict import GPUS, Verdict, find_remedy, judge
 from llm_tuning.run.devices import positions_at_a_time, tokens_per_pass
 from llm_tuning.run.memory import (
     CUDA_PROCESS_BYTES,
@@ -31,6 +31,7 @@ from tests.support.shapes import (
     QWEN_25_05B,
     QWEN_25_7B,
     QWEN_25_15B,
+    llama_shape,
     make_setting,
 )
 
@@ -187,7 +188,10 @@ def test_what_fits_on_no_gpu_is_divided_over_those_that_are_asked_for_or_over_mo
 
     checkpointed = "training.sharding: full and training.gradientCheckpointing: true"
     assert remedy(processes=4) == checkpointed
-    assert remedy() == "model.quantization: 4bit and training.gradientCheckpointing: true", "one GPU is enough for it"
+    assert remedy() == (  # one GPU is enough for the first
+        "model.quantization: 4bit and training.gradientCheckpointing: true, or "
+        f"resources.gpus: 4 and {checkpointed} (4 times the rows a step)"
+    )
     assert remedy(tokens=2048, learned=2048, scored=2048, four_bits=True, processes=4) == (
         "training.gradientCheckpointing: true"
     )
@@ -200,9 +204,30 @@ def test_what_fits_on_no_gpu_is_divided_over_those_that_are_asked_for_or_over_mo
     of_48 = next(gpu for gpu in GPUS if gpu.gigabytes == 48)
     two = replace(SETTING, checkpointing=True, processes=2, shards=2)
     for asked in ("full", "auto"):
-        assert find_remedy(of_48, LLAMA_3_70B, LLAMA_3_70B.linears, two, asked) == "resources.gpus: 8"
+        assert find_remedy(of_48, LLAMA_3_70B, LLAMA_3_70B.linears, two, asked) == (
+            "resources.gpus: 8 (4 times the rows a step)"
+        )
         assert remedy(asked, processes=4, shards=4) == "training.gradientCheckpointing: true"
-    one = replace(SETTING, checkpointing=True)
-    words = {asked: [words for words, _ in _ways(one, asked)] for asked in ("none", "auto")}
-    assert words["none"][-3:] == [f"resources.gpus: {gpus} and training.sharding: full" for gpus in (2, 4, 8)]
-    assert words["auto"][-3:] == [f"resources.gpus: {gpus}" for gpus in (2, 4, 8)], "it divides by itself"
+
+
+def test_a_base_that_the_gpus_of_no_node_hold_is_divided_over_nodes_and_what_is_tight_is_said() -> None:
+    shape = llama_shape(hidden=16_384, layers=126, vocabulary=128_256, query=16_384, key=1024, intermediate=53_248)
+    setting = replace(SETTING, checkpointing=True, processes=8)
+
+    def verdicts(**changed: Any) -> dict[int, Verdict]:
+        asked = replace(setting, **changed)
+        return {gpu.gigabytes: judge(gpu, shape, shape.linears, asked, asked="auto") for gpu in GPUS}
+
+    eight = verdicts()
+    assert eight[141].remedy == (
+        "resources.nodes: 2 (2 times the rows a step), or training.maxTokensPerPass: 2048 with less than a tenth free"
+    )
+    smaller = verdicts(tokens=2048, learned=2048, scored=2048)[141]
+    assert (smaller.fits, smaller.tight) == (True, True)
+    two_nodes = verdicts(nodes=2)[141]
+    assert (two_nodes.fits, two_nodes.tight, round(two_nodes.needed / GIB)) == (True, False, 104)
+    assert eight[80].remedy == "resources.nodes: 8 (8 times the rows a step)"
+    assert verdicts(nodes=8)[80].fits
+    assert verdicts(processes=1)[141].remedy == "resources.gpus: 8 and resources.nodes: 2 (16 times the rows a step)"
+    assert verdicts(nodes=16)[48].remedy.startswith("resources.gpus: 16 and"), "a pod may have sixteen"
+    assert eight[40].remedy == "", "two layers whole at a time are too much for it"
