@@ -29,8 +29,9 @@ SPEC: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def space(cluster: Any) -> Iterator[TuningNamespace]:
-    """The chart names the network interface, which is what the pods have anyway."""
-    with tuning_namespace(cluster, trainer=TRAINER_IMAGE, values={"nodes.networkInterface": "eth0"}) as namespace:
+    """The chart names the network interface, which is what the pods have anyway; GPUs that are asked for may lack."""
+    values = {"nodes.networkInterface": "eth0", "allowCPUFallback": "true"}
+    with tuning_namespace(cluster, trainer=TRAINER_IMAGE, values=values) as namespace:
         yield namespace
 
 
@@ -78,6 +79,14 @@ def attempt_ends(training: Training, *, failed: int, message: str, seconds: floa
     print(f"{training.name}: {attempts['reason']}: {attempts['message']}")
     assert attempts["message"].startswith(message), attempts["message"]
     return read_time(attempts["time"]).timestamp() if "time" in attempts else now
+
+
+def test_two_pods_with_a_rank_each_make_the_adapter_of_one_pod_with_two(
+    space: TuningNamespace, undisturbed: str
+) -> None:
+    one = begin(space, "one", resources={**PLENTY, "gpus": 2})
+    assert finish(one) == undisturbed
+    assert "nodes" not in one.status
 
 
 @pytest.mark.parametrize("rank", [0, 1])
