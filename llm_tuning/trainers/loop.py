@@ -160,7 +160,8 @@ class Loop(_BaseTrainer):
         recipe.begin_step(step.rows, done)
         terms_and_times = len(recipe.terms) + self.run.world
         sums = torch.zeros(terms_and_times, dtype=torch.float64, device=self.run.device)
-        sums[len(recipe.terms) + self.run.rank] = self._own.seconds  # of the step before: a GPU has not done this one
+        mine = len(recipe.terms) + self.run.rank
+        sums[mine : mine + 1].fill_(self._own.seconds)  # of the step before: a GPU has not done this one
         empty = self.task.policy.passes_to_join(len(step.micro_batches))
         self._own.begin()
         for batch in step.micro_batches:
