@@ -135,7 +135,7 @@ def find_remedy(gpu: Gpu, shape: ModelShape, targets: tuple[Linear, ...], settin
 
 
 def leaves_a_tenth(needed: int, gpu: Gpu) -> bool:
-    """Whether the estimate may be as much too low as `auto` allows for."""
+    """Return whether the estimate may be as much too low as `auto` allows for."""
     return needed <= (1 - LEFT_FREE) * gpu.usable_gib * GIB
 
 
