@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.admission import mutating_policy
 from tests.support.tuning_namespace import TuningNamespace, claim, tuning_job, tuning_namespace, wait_until
 
 WITHIN_SECONDS = 60.0
@@ -45,34 +46,8 @@ def broken_volume(namespace: str) -> list[dict[str, Any]]:
 def unfit_pods(namespace: str) -> list[dict[str, Any]]:
     """What an injector of sidecars may do to pods: make them unfit for the namespace's profile."""
     name = f"unfit-{namespace}"
-    policy = {
-        "apiVersion": "admissionregistration.k8s.io/v1",
-        "kind": "MutatingAdmissionPolicy",
-        "metadata": {"name": name},
-        "spec": {
-            "matchConstraints": {
-                "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}},
-                "objectSelector": {"matchLabels": {"tuning.llmtuning.dev/job": "pod-security"}},
-                "resourceRules": [
-                    {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]}
-                ],
-            },
-            "reinvocationPolicy": "Never",
-            "mutations": [
-                {
-                    "patchType": "ApplyConfiguration",
-                    "applyConfiguration": {"expression": "Object{spec: Object.spec{hostNetwork: true}}"},
-                }
-            ],
-        },
-    }
-    binding = {
-        "apiVersion": "admissionregistration.k8s.io/v1",
-        "kind": "MutatingAdmissionPolicyBinding",
-        "metadata": {"name": name},
-        "spec": {"policyName": name},
-    }
-    return [policy, binding]
+    change = "Object{spec: Object.spec{hostNetwork: true}}"
+    return mutating_policy(name, namespace, labels={"tuning.llmtuning.dev/job": "pod-security"}, change=change)
 
 
 ROWS: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {

@@ -76,21 +76,25 @@ def write_index(models: Path, document: object) -> None:
 
 def start_run(models: Path, model_id: str, **training: Any) -> Path:
     """The work folder of a run that was started."""
-    config = TuningConfig.parse({"model": {"path": "b"}, "dataset": {"path": "d"}, "training": training})
+    return write_run(models, model_id, training=training).work
+
+
+def write_run(models: Path, model_id: str, **config: Any) -> RunSpec:
+    """Write the run.json of a run that was started; `config` beside its paths."""
     spec = RunSpec(
         model_id=model_id,
-        config=config,
-        config_hash="",
+        config=TuningConfig.parse({"model": {"path": "b"}, "dataset": {"path": "d"}, **config}),
+        config_hash="c",
         devices=["cpu"],
         output_dir=models,
         base_name="b",
-        base_weight_hash="",
-        template_hash="",
-        data_hash="",
+        base_weight_hash="w",
+        template_hash="t",
+        data_hash="d",
         start_adapter=None,
         start_adapter_hash=None,
         created=1,
     )
     spec.work.mkdir(parents=True, exist_ok=True)
     spec.write()
-    return spec.work
+    return spec

@@ -11,8 +11,10 @@ from typing import Any
 
 import yaml
 
+from llm_tuning.pod.roles import TRAIN
+from tests.support.admission import mutating_policy
 from tests.support.tuning_namespace import TRAINER_IMAGE, TuningNamespace, wait_until
-from tuning_operator.core.constants import LABEL_INDEX
+from tuning_operator.core.constants import LABEL_INDEX, LABEL_ROLE
 
 SMALL = {"batchSize": 2, "maxLength": 64}
 PLENTY = {"cpu": "200m", "memory": "3Gi"}
@@ -128,37 +130,9 @@ def rank_faults(space: TuningNamespace) -> Iterator[Orders]:
     name = f"faults-{space.name}"
     orders = Orders(space)
     container = 'Object.spec.containers{name: "trainer", env: [Object.spec.containers.env{name: "PYTHONPATH", value: '
-    policy = {
-        "apiVersion": "admissionregistration.k8s.io/v1",
-        "kind": "MutatingAdmissionPolicy",
-        "metadata": {"name": name},
-        "spec": {
-            "matchConstraints": {
-                "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": space.name}},
-                "objectSelector": {"matchLabels": {"tuning.llmtuning.dev/role": "train"}},
-                "resourceRules": [
-                    {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]}
-                ],
-            },
-            "reinvocationPolicy": "Never",
-            "mutations": [
-                {
-                    "patchType": "ApplyConfiguration",
-                    "applyConfiguration": {
-                        "expression": f"Object{{spec: Object.spec{{containers: [{container}"
-                        '"/workspace/faults:/opt/llm-tuning"}]}]}}'
-                    },
-                }
-            ],
-        },
-    }
-    binding = {
-        "apiVersion": "admissionregistration.k8s.io/v1",
-        "kind": "MutatingAdmissionPolicyBinding",
-        "metadata": {"name": name},
-        "spec": {"policyName": name},
-    }
-    space.cluster.kubectl("apply", "-f", "-", input=yaml.safe_dump_all([policy, binding]))
+    change = f'Object{{spec: Object.spec{{containers: [{container}"/workspace/faults:/opt/llm-tuning"}}]}}]}}}}'
+    objects = mutating_policy(name, space.name, labels={LABEL_ROLE: TRAIN}, change=change)
+    space.cluster.kubectl("apply", "-f", "-", input=yaml.safe_dump_all(objects))
     try:
         time.sleep(2)  # a policy is in force a moment after it was made
         yield orders

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from llm_tuning.api import TuningConfig
 from llm_tuning.pod.secrets import ScrubbingFormatter, scrub
-from llm_tuning.run.spec import RunSpec, read_run_spec
+from llm_tuning.run.spec import read_run_spec
+from tests.support.models import write_run
 
 SECRET = "canary-7f3a"
 URI = f"https://user:{SECRET}@tracking:5000/mlflow?password={SECRET}"
@@ -42,22 +42,7 @@ def test_tracebacks_are_scrubbed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_work_folder_never_holds_the_uris_password_and_a_worker_is_given_it(tmp_path: Path) -> None:
-    config = TuningConfig.parse({"model": {"path": "b"}, "dataset": {"path": "d"}, "tracking": {"uri": URI}})
-    spec = RunSpec(
-        model_id="m",
-        config=config,
-        config_hash="c",
-        devices=["cpu", "cpu"],
-        output_dir=tmp_path,
-        base_name="b",
-        base_weight_hash="w",
-        template_hash="t",
-        data_hash="d",
-        start_adapter=None,
-        start_adapter_hash=None,
-        created=1,
-    )
-    spec.write()
+    spec = write_run(tmp_path, "m", tracking={"uri": URI})
     text = (spec.work / "run.json").read_text()
     assert SECRET not in text
     assert json.loads(text)["config"]["tracking"]["uri"] == "https://***@tracking:5000/mlflow"
