@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import pytest
+from tests.support.missing import skip_or_fail
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,7 @@ def networks(count: int) -> Iterator[Networks]:
         try:
             _make(made, spaces)
         except (OSError, subprocess.CalledProcessError) as error:
-            message = f"needs root and `ip netns`: {getattr(error, 'stderr', None) or error}"
-            pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
+            skip_or_fail(f"needs root and `ip netns`: {getattr(error, 'stderr', None) or error}")
         yield made
     finally:
         for space in spaces:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import subprocess
 import tarfile
 import tempfile
 from pathlib import Path
 
-import pytest
-
 from devcluster.paths import cache_dir
+from tests.support.missing import skip_or_fail
 
 VERSION = "7.55.0"
 SHA256 = "0dfe04d620754817721c04511c6425731f1bf132699e4fe9377ca966a14a6971"
@@ -21,8 +19,7 @@ SHA256 = "0dfe04d620754817721c04511c6425731f1bf132699e4fe9377ca966a14a6971"
 def node_sdk() -> Path:
     """Return a folder whose scripts may `require("openai")`; without node the test is skipped."""
     if shutil.which("node") is None or (npm := shutil.which("npm")) is None:
-        message = "node and npm are not installed: OpenAI's SDK for Node runs on them"
-        pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
+        skip_or_fail("node and npm are not installed: OpenAI's SDK for Node runs on them")
     folder = cache_dir() / "node" / f"openai-{VERSION}"
     if folder.exists():
         return folder

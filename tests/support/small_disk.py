@@ -8,7 +8,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
-import pytest
+from tests.support.missing import skip_or_fail
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -20,8 +20,7 @@ def run_on_small_disk(folder: Path, code: str, *, kibibytes: int = 512, timeout_
     free and returns the file that has them. Skips where the system allows no namespaces, and fails there in CI.
     """
     if not _namespaces_allowed():
-        message = "needs mount namespaces (unshare --mount --map-root-user)"
-        pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
+        skip_or_fail("needs mount namespaces (unshare --mount --map-root-user)")
     folder.mkdir(exist_ok=True)
     script = 'mount -t tmpfs -o size="$3" small "$1" && exec "$0" -c "$2" "$1"'
     prelude = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import time
 import urllib.error
@@ -11,8 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
-
+from tests.support.missing import skip_or_fail
 from tests.support.vllm_server import free_port
 
 SERVERS = Path(__file__).resolve().parents[2] / ".venv-servers/bin"
@@ -23,8 +21,7 @@ GIT = ("git", "-c", "user.name=Tests", "-c", "user.email=tests@example.org", "-c
 def require_servers() -> None:
     """Skip on a machine without the environment; in CI that is a failure."""
     if not SERVERS.exists():
-        reason = "no .venv-servers: make it with `make servers-env`"
-        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+        skip_or_fail("no .venv-servers: make it with `make servers-env`")
 
 
 def git_commit(repository: Path, files: Mapping[str, bytes], *, branch: str = "main") -> str:

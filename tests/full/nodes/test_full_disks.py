@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.full.nodes.test_nodes import free_port
+from tests.support.missing import skip_or_fail
 from tests.support.node_pods import ends, steps_done, wait_for
 from tests.support.pod_process import Claim
 
@@ -60,7 +61,7 @@ def behind(script: str, folder: Path) -> list[str]:
     folder.mkdir()
     command = ["unshare", "--mount", "sh", "-c"]
     if subprocess.run([*command, script, str(folder), "true"], capture_output=True, check=False).returncode:
-        pytest.skip("needs root and mount namespaces")
+        skip_or_fail("needs root and mount namespaces")
     return [*command, script, str(folder)]
 
 
@@ -81,7 +82,7 @@ def small(claim: Claim) -> Iterator[Path]:
     claim.root.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "claim", str(claim.root)], check=False)
     if mounted.returncode:
-        pytest.skip("needs root")
+        skip_or_fail("needs root")
     try:
         shutil.copytree(aside, claim.root, dirs_exist_ok=True)
         yield claim.root / "filler"

@@ -5,7 +5,6 @@ The shell has a network of its own with nothing in it but a loopback, on which O
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import subprocess
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.missing import skip_or_fail
 from tests.support.page_runs import Reader, Walk
 from tests.support.pages import ROOT, snippets
 from tests.support.source_servers import git_commit, olah_command, require_servers
@@ -29,8 +29,7 @@ COMMIT = "c1899de289a04d12100db370d81485cdf75e47ca"
 def reader(tmp_path: Path, tiny_base: Path) -> Iterator[Reader]:
     require_servers()
     if subprocess.run([*ALONE, "true"], capture_output=True, check=False).returncode:
-        reason = "needs namespaces (unshare --net --mount --map-root-user)"
-        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+        skip_or_fail("needs namespaces (unshare --net --mount --map-root-user)")
     files = {path.name: path.read_bytes() for path in tiny_base.iterdir() if path.is_file()}
     git_commit(tmp_path / "git/models/Qwen/Qwen3-0.6B", files)
     git_commit(tmp_path / "git/datasets/owner/faq", {"data/train.jsonl": ROWS, "README.md": b"card"})
