@@ -141,8 +141,8 @@ def test_the_quota_counts_files_and_uploads_under_way_and_is_free_again_after_a_
     ("content", "said"),
     [
         (b"PK\x03\x04" + bytes(60), "rows.jsonl: is a zip archive; unpack it"),
-        (gzip.compress(ROW), "rows.jsonl: is compressed with gzip; unpack it"),
-        (gzip.compress(ROW)[:20], "rows.jsonl: ends in the middle: the file is cut off"),
+        (gzip.compress(ROW, mtime=0), "rows.jsonl: is compressed with gzip; unpack it"),
+        (gzip.compress(ROW, mtime=0)[:20], "rows.jsonl: ends in the middle: the file is cut off"),
         (b"<!DOCTYPE html><html><body>Sign in</body></html>", "rows.jsonl: is HTML or XML, often an error page"),
         (
             b"prompt,output\na,b\n",
