@@ -12,14 +12,10 @@ import gc
 import json
 import re
 from codecs import BOM_UTF8
-from collections.abc import Iterator
+from collections.abc import AsyncIterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
-
-import aiohttp
-from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError
 
 from llm_tuning.agent.refusal import Refused
 
@@ -52,22 +48,23 @@ class Body:
     data: bytearray = field(default_factory=bytearray)
     _held: int = 0
 
-    async def read(self, request: web.Request) -> None:
-        """Take it in; raises Refused for one that is compressed, too large, too slow or broken."""
-        if (encoding := request.headers.get("Content-Encoding", "identity")).lower() != "identity":
-            message = f"a compressed body ({encoding[:32]!r}) is not taken: send the JSON as it is, without "
+    async def read(self, pieces: AsyncIterable[bytes], *, encoding: str | None, length: int) -> None:
+        """Take it in; raises Refused for one that is compressed, too large or too slow, and what `pieces` raises.
+
+        `encoding` and `length` are what the request's headers say: None and 0 where they say nothing.
+        """
+        if (encoding or "identity").lower() != "identity":
+            message = f"a compressed body ({str(encoding)[:32]!r}) is not taken: send the JSON as it is, without "
             raise Refused(415, f"{message}Content-Encoding", "unsupported_media_type")
-        if (request.content_length or 0) > MAX_BODY_BYTES:
+        if length > MAX_BODY_BYTES:
             raise _too_large()
         try:
             async with asyncio.timeout(BODY_SECONDS):
-                async for piece in request.content.iter_any():
+                async for piece in pieces:
                     self._take(piece)
         except TimeoutError:
             message = f"the body did not come within {BODY_SECONDS:.0f} s"
             raise Refused(408, message, "timeout") from None
-        except (HttpProcessingError, aiohttp.ClientPayloadError, web.RequestPayloadError):
-            raise Refused(400, "the body is not what its headers say") from None
 
     def _take(self, piece: bytes) -> None:
         self.data += piece

@@ -15,7 +15,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import aiohttp
 from aiohttp import hdrs, web
+from aiohttp.http_exceptions import HttpProcessingError
 from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
@@ -176,7 +178,7 @@ class AgentServer:
         self._active += 1
         body = Body(self._bodies)
         try:
-            await body.read(request)
+            await _read(body, request)
             asked = await body.parse()
             name = asked.get("model")
             if not isinstance(name, str):
@@ -366,6 +368,15 @@ class AgentServer:
         bytes_given, key = (text.encode(errors="surrogateescape") for text in (given.strip(), self.api_key))
         if scheme.lower() != "bearer" or not hmac.compare_digest(bytes_given, key):
             raise Refused(401, "an API key is required: Authorization: Bearer ...", "invalid_api_key")
+
+
+async def _read(body: Body, request: web.Request) -> None:
+    """Take a request's body in; raises Refused for one that is broken, too."""
+    encoding, length = request.headers.get(hdrs.CONTENT_ENCODING), request.content_length or 0
+    try:
+        await body.read(request.content.iter_any(), encoding=encoding, length=length)
+    except (HttpProcessingError, aiohttp.ClientPayloadError, web.RequestPayloadError):
+        raise Refused(400, "the body is not what its headers say") from None
 
 
 def _unknown(name: str) -> Refused:

@@ -20,6 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until a signal; returns the exit code."""
     signal.signal(signal.SIGTERM, lambda number, frame: os._exit(EXIT_STOPPED))
     args = _parser().parse_args(arguments)
+    from llm_tuning.agent.contract import API_KEY_VARIABLE
     from llm_tuning.client import Connection
     from llm_tuning.errors import EXIT_INPUT, InputError
     from llm_tuning.openai_api.bases import Settings
@@ -30,11 +31,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     log_to_stderr()
     try:
         settings = Settings.load(args.settings)
+        service_key = settings.service_key(os.environ.get(API_KEY_VARIABLE))
         backend = ClusterBackend(Connection.load(), args.root, settings.claim_name)
     except InputError as error:
         sys.stderr.write("".join(f"error: {problem}\n" for problem in error.problems))
         return EXIT_INPUT
-    return serve(backend, settings, host=args.host, port=args.port, keys=KeyRing(args.keys))
+    return serve(backend, settings, host=args.host, port=args.port, keys=KeyRing(args.keys), service_key=service_key)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -21,14 +21,15 @@ from llm_tuning.errors import InputError
 from llm_tuning.openai_api.context import Context
 from llm_tuning.openai_api.errors import ApiError, of_cluster, of_input, of_validation
 from llm_tuning.openai_api.file_uses import sweep
-from llm_tuning.openai_api.routes import files, health, jobs
+from llm_tuning.openai_api.publishing import publish
+from llm_tuning.openai_api.routes import completions, files, health, jobs, models
 
 log = logging.getLogger(__name__)
 
-ROUTERS: Sequence[APIRouter] = (health.router, files.router, jobs.router)
+ROUTERS: Sequence[APIRouter] = (health.router, files.router, jobs.router, models.router, completions.router)
 Loop = Callable[[Context], Awaitable[None]]
 """What goes on beside the requests, until it is cancelled."""
-LOOPS: Sequence[Loop] = (sweep,)
+LOOPS: Sequence[Loop] = (sweep, publish)
 
 NOT_HERE = {
     "responses": "chat is /v1/chat/completions",

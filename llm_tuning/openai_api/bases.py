@@ -19,6 +19,7 @@ from llm_tuning.api.tuning import LoraSpec, TrainingSpec
 from llm_tuning.api.tuning_job import JobTrackingSpec, ResourcesSpec
 from llm_tuning.api.yaml import load_yaml_mapping
 from llm_tuning.core.model import PATTERN_WORDS, ApiModel, FieldError
+from llm_tuning.errors import InputError, Problem
 from llm_tuning.openai_api.errors import ApiError
 from llm_tuning.openai_api.names import BASE_AND_ORGANIZATION, NAME_CHARACTERS, ORGANIZATION_CHARACTERS
 
@@ -168,6 +169,16 @@ class Settings(ApiModel):
     def load(cls, path: Path) -> Self:
         """Read the file; raises InputError with every problem."""
         return cls.parse(load_yaml_mapping(path), where=path.name)
+
+    def service_key(self, value: str | None) -> str | None:
+        """Return the key that is sent to services, out of the Secret's value; raises InputError for a wrong one."""
+        if self.api_key_secret is None:
+            return None
+        key = (value or "").strip()  # a Secret made of a file ends with a line break
+        if not key or not key.isascii() or not key.isprintable():
+            place = f"Secret {self.api_key_secret.name}, key {self.api_key_secret.key}"
+            raise InputError(Problem(place, "must have an API key of printable ASCII characters", "put it there"))
+        return key
 
     def base(self, name: str) -> Base:
         """Return a base by the name that a request has; raises ApiError."""

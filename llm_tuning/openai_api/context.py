@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, cast
 
 from fastapi import Depends, Request
 
 from llm_tuning.openai_api.backend import Backend
 from llm_tuning.openai_api.bases import Settings
+from llm_tuning.openai_api.catalog import Catalog
 from llm_tuning.openai_api.files import FileStore
+from llm_tuning.openai_api.proxy import Proxy
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,16 @@ class Context:
     backend: Backend
     settings: Settings
     files: FileStore
+    service_key: str | None = None
+    """Of `apiKeySecret`: what is sent to the services that ask for that key."""
+
+    @cached_property
+    def catalog(self) -> Catalog:
+        return Catalog(self.backend, self.settings)
+
+    @cached_property
+    def proxy(self) -> Proxy:
+        return Proxy(self.backend, self.settings, self.catalog, self.service_key)
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,11 @@ class Kept(BaseModel):
             return None
 
 
+def is_deleted(job: TuningJobView) -> bool:
+    """Return whether the model that a job has made was deleted."""
+    return names.ANNOTATION_MODEL_DELETED in (job.metadata.get("annotations") or {})
+
+
 @dataclass(frozen=True)
 class Start:
     """What a job starts from."""
@@ -74,7 +79,7 @@ def find_start(asked: CreateJob, settings: Settings, jobs: list[TuningJobView]) 
         return Start(asked.model, settings.base(asked.model))
     for job in jobs:
         kept = Kept.of(job)
-        if kept is None or kept.fine_tuned_model != asked.model:
+        if kept is None or kept.fine_tuned_model != asked.model or is_deleted(job):
             continue
         if not job.has_succeeded or job.status is None or job.status.model_id is None:
             rule = f"is made by job {job.name}, which has not succeeded; wait for it, or name a base"

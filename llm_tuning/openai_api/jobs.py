@@ -20,6 +20,7 @@ from llm_tuning.openai_api.context import Context
 from llm_tuning.openai_api.errors import ApiError, invalid, of_input
 from llm_tuning.openai_api.job_request import Kept, build_job, find_start, param_of, request_hash
 from llm_tuning.openai_api.job_view import cancelled_at, created_at, status_of, view
+from llm_tuning.openai_api.models import route_to
 from llm_tuning.openai_api.run_files import RunFiles
 from llm_tuning.openai_api.wire import CreateJob, FineTuningJob
 
@@ -164,14 +165,17 @@ def _refuse_ended(job: TuningJobView, what: str) -> None:
 
 async def answers(served: Context, jobs: Sequence[TuningJobView]) -> list[FineTuningJob]:
     """Build the answers, with what the runs have left in models/."""
-    return await asyncio.to_thread(lambda: [answer(served, job) for job in jobs])
+    by_kubectl = [job for job in jobs if job.has_succeeded and Kept.of(job) is None]
+    services = await served.backend.services() if by_kubectl else ()
+    routes = {job.name: route_to(job, services) for job in by_kubectl}
+    return await asyncio.to_thread(lambda: [_answer(served, job, routes.get(job.name)) for job in jobs])
 
 
-def answer(served: Context, job: TuningJobView) -> FineTuningJob:
+def _answer(served: Context, job: TuningJobView, route: str | None) -> FineTuningJob:
     """Build one answer; reads the manifest where it is finished."""
     model_id = job.status.model_id if job.has_succeeded and job.status is not None else None
     tokens = run_files(served).trained_tokens(model_id) if model_id else None
-    return view(job, served.settings, trained_tokens=tokens)
+    return view(job, served.settings, trained_tokens=tokens, route=route)
 
 
 def run_files(served: Context) -> RunFiles:

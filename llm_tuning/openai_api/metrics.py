@@ -26,7 +26,12 @@ ENDPOINTS = (
 OTHER = "other"
 """The endpoint of what is none: its path could be anything, and each would be a time series."""
 METHODS = ("GET", "POST", "DELETE")
-_PATTERNS = [(endpoint, re.compile(re.sub(r"\\{\w+\\}", "[^/]+", re.escape(endpoint)))) for endpoint in ENDPOINTS]
+_MODEL = "/v1/models/{model}"
+"""A model's name may have slashes."""
+_PATTERNS = [
+    (endpoint, re.compile(re.sub(r"\\{\w+\\}", ".+" if endpoint == _MODEL else "[^/]+", re.escape(endpoint))))
+    for endpoint in ENDPOINTS
+]
 
 
 def endpoint_of(path: str) -> str:

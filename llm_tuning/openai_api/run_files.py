@@ -27,7 +27,7 @@ from llm_tuning.models.metrics_file import decode
 
 log = logging.getLogger(__name__)
 
-_MODEL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
+MODEL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _NAMES = {
     "train_loss": LOSS,
@@ -110,7 +110,7 @@ class RunFiles:
 
     def _folder(self, model_id: str | None, *parents: str) -> Path | None:
         """Return where a run of this name has its files; None for a name that no run has."""
-        return self.models.joinpath(*parents, model_id) if model_id and _MODEL_ID.fullmatch(model_id) else None
+        return self.models.joinpath(*parents, model_id) if model_id and MODEL_ID.fullmatch(model_id) else None
 
     def _folders(self, model_id: str | None) -> Iterator[Path]:
         yield from filter(None, (self._folder(model_id), self._folder(model_id, WORK_FOLDER)))

@@ -27,13 +27,15 @@ KEEP_ALIVE_SECONDS = 75
 """Longer than proxies keep an idle connection: none of them writes to one that is being closed."""
 
 
-def build_app(backend: Backend, settings: Settings, keys: KeyRing | None = None) -> FastAPI:
+def build_app(
+    backend: Backend, settings: Settings, keys: KeyRing | None = None, service_key: str | None = None
+) -> FastAPI:
     """Build the application behind its edge; without `keys` nobody is asked for one."""
     limits = settings.limits
     files = FileStore(backend.root, file_bytes=limits.file_bytes, total_bytes=limits.total_bytes)
     of_key = KeyLimits(limits.requests_per_minute, limits.parallel_answers, limits.upload_bytes_per_day)
     edge = Middleware(Edge, keys=keys, limits=of_key, metrics=Metrics())
-    return create_app(Context(backend, settings, files), middleware=[edge])
+    return create_app(Context(backend, settings, files, service_key), middleware=[edge])
 
 
 def serve(
@@ -43,11 +45,12 @@ def serve(
     host: str,
     port: int,
     keys: KeyRing | None = None,
+    service_key: str | None = None,
     drain_seconds: int = DRAIN_SECONDS,
 ) -> int:
     """Serve until a signal; returns the exit code. No host is every interface; uvicorn exits where it cannot listen."""
     config = uvicorn.Config(
-        build_app(backend, settings, keys),
+        build_app(backend, settings, keys, service_key),
         host=host,
         port=port,
         lifespan="on",

@@ -37,14 +37,17 @@ SETTINGS: Raw = {
 class World:
     """One server and what stands around it."""
 
-    def __init__(self, server: FakeApiServer, root: Path, settings: Raw | None = None) -> None:
+    def __init__(
+        self, server: FakeApiServer, root: Path, settings: Raw | None = None, *, service_key: str | None = None
+    ) -> None:
         self.server, self.root = server, root
         (root / MODELS).mkdir(parents=True, exist_ok=True)
         self.settings = Settings.parse(settings or SETTINGS)
         limits = self.settings.limits
         self.store = FileStore(root, file_bytes=limits.file_bytes, total_bytes=limits.total_bytes)
         self.backend = ClusterBackend(server.connection, root, self.settings.claim_name)
-        self.app: FastAPI = create_app(Context(self.backend, self.settings, self.store))
+        self.context = Context(self.backend, self.settings, self.store, service_key)
+        self.app: FastAPI = create_app(self.context)
         self.client: openai.AsyncOpenAI = sdk(self.app)
 
     def upload(self, *rows: Mapping[str, Any], filename: str = "rows.jsonl") -> str:
@@ -52,6 +55,24 @@ class World:
         with self.store.draft() as draft:
             draft.write("".join(json.dumps(row) + "\n" for row in rows or (ROW,)).encode())
             return draft.publish(filename=filename).id
+
+    async def tuned(self, model: str = "gpt-4.1-mini", *, model_id: str = "ft_sft_tiny_1_abcdef", **asked: Any) -> str:
+        """Make a job and let it succeed; returns what its model is called. The routes are not made yet."""
+        jobs = self.client.fine_tuning.jobs
+        made = await jobs.create(model=model, training_file=self.upload(), **asked)
+        status = SUCCEEDED | {"modelId": model_id, "adapterPath": f"models/{model_id}"}
+        await self.server.put("tuningjobs", made.id, status=status)
+        name = (await jobs.retrieve(made.id)).fine_tuned_model
+        assert name is not None
+        return name
+
+    def services(self) -> dict[str, Raw]:
+        """Return the InferenceServices as the cluster has them."""
+        return {raw["metadata"]["name"]: raw for raw in self.server.all("inferenceservices")}
+
+    def routes(self, service: str) -> list[str]:
+        """Return the names of a service's routes."""
+        return [route["name"] for route in self.services()[service]["spec"].get("routes", [])]
 
     def job(self, name: str) -> Raw:
         """Return a TuningJob as the cluster has it."""
@@ -61,11 +82,13 @@ class World:
 
 
 @asynccontextmanager
-async def open_world(root: Path, settings: Raw | None = None) -> AsyncIterator[World]:
+async def open_world(
+    root: Path, settings: Raw | None = None, *, service_key: str | None = None
+) -> AsyncIterator[World]:
     """Start one; `root` is its claim."""
     server = FakeApiServer()
     await server.start()
-    world = World(server, root, settings)
+    world = World(server, root, settings, service_key=service_key)
     try:
         yield world
     finally:
@@ -113,6 +136,19 @@ SUCCEEDED: Raw = {
         condition("Reconciling", "False", "Finished"),
     ],
 }
+
+
+READY: Raw = {
+    "url": "http://faq.team.svc",
+    "observedGeneration": 1,
+    "readyReplicas": 1,
+    "conditions": [condition("Ready", "True", "Ready") | {"observedGeneration": 1}],
+}
+LOADING: Raw = {
+    "url": "http://faq.team.svc",
+    "conditions": [condition("Ready", "False", "Loading", "1 of 2 adapters is loaded") | {"observedGeneration": 1}],
+}
+"""Of an InferenceService; put another `url` where somebody answers."""
 
 
 def failed(reason: str, message: str) -> Raw:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Self, cast
 from urllib.parse import urlsplit
 
@@ -18,6 +18,10 @@ SLICE_BYTES = 2**18
 
 class BrokeOff(Exception):  # noqa: N818 - what the engine did
     """There is no whole answer; the text says why."""
+
+
+class NotConnected(BrokeOff):
+    """Nothing was sent: nobody listens there, or not within CONNECT_SECONDS."""
 
 
 class Completion(asyncio.Protocol):
@@ -54,9 +58,10 @@ class Completion(asyncio.Protocol):
         *,
         idle_seconds: float,
         total_seconds: float,
+        headers: Mapping[str, str] | None = None,
         on_sent: Callable[[], None] = lambda: None,
     ) -> Self:
-        """Send the request and wait for the head of the answer; raises as `read` does.
+        """Send the request and wait for the head of the answer; raises as `read` does, and NotConnected.
 
         `on_sent` is called when the body is not needed any more, which may be long before the answer begins.
         """
@@ -65,15 +70,16 @@ class Completion(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
-                _, self = await loop.create_connection(lambda: cls(idle_seconds, total_seconds), host, int(port))
+                _, self = await loop.create_connection(lambda: cls(idle_seconds, total_seconds), host, int(port or 80))
         except TimeoutError:  # an OSError as well
-            raise
+            raise NotConnected(f"no connection within {CONNECT_SECONDS:.0f} s") from None
         except OSError as error:
-            raise BrokeOff(type(error).__name__) from None
+            raise NotConnected(type(error).__name__) from None
         head = (
             f"POST {path} HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\n"
-            f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+            f"Content-Length: {len(body)}\r\nConnection: close\r\n"
         )
+        head += "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items()) + "\r\n"
         try:
             await self._send(head.encode(), body)
             on_sent()

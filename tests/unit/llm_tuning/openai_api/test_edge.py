@@ -278,7 +278,7 @@ def test_the_logs_formatter_takes_keys_out_of_what_others_say() -> None:
 def test_every_endpoint_has_its_name_in_metrics_and_nothing_else_has() -> None:
     for endpoint in ENDPOINTS:
         assert endpoint_of(re.sub(r"\{\w+\}", "ft:a:b::c-1", endpoint)) == endpoint
-    for path in ("/v1/files/", "/v1/files/a/b", "/v1", "/v1/models/a/b", "/x", "/v1/fine_tuning/jobs/a/b"):
+    for path in ("/v1/files/", "/v1/files/a/b", "/v1", "/v1/models/", "/x", "/v1/fine_tuning/jobs/a/b"):
         assert endpoint_of(path) == OTHER
     app: FastAPI = create_app(None)  # type: ignore[arg-type]
     paths = {re.sub(r"\{\w+(:\w+)?\}", "{}", getattr(route, "path", "")) for route in app.routes}

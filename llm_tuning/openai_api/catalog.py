@@ -1,0 +1,71 @@
+"""The models as they were seen last: a chat asks no API server, and goes on while that one does not answer."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from llm_tuning.client.errors import ClusterError
+from llm_tuning.client.objects import InferenceServiceView, TuningJobView
+from llm_tuning.openai_api.backend import Backend
+from llm_tuning.openai_api.bases import Settings
+from llm_tuning.openai_api.models import Named, named_models, unknown
+from llm_tuning.openai_api.names import LABEL_API
+
+OLD_SECONDS = 10.0
+"""What is older is read again before a name is looked up; the loop that publishes reads more often."""
+UNKNOWN_SECONDS = 1.0
+"""What is older is read again before a name counts as unknown."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What there was at one moment."""
+
+    jobs: Sequence[TuningJobView]
+    """Those that this API has made."""
+    services: Sequence[InferenceServiceView]
+    models: dict[str, Named]
+    at: float
+
+
+class Catalog:
+    """One for each server."""
+
+    def __init__(self, backend: Backend, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
+        self._backend, self._settings, self._clock = backend, settings, clock
+        self._seen: Seen | None = None
+        self._reading = asyncio.Lock()
+
+    async def read(self) -> Seen:
+        """Read what there is now; raises InputError or a ClusterError."""
+        at = self._clock()
+        services = await self._backend.services()
+        jobs = await self._backend.jobs({LABEL_API: "true"})  # after them: a deletion writes the job first
+        seen = Seen(jobs, services, named_models(jobs, services, self._settings), at)
+        if self._seen is None or self._seen.at <= at:
+            self._seen = seen
+        return seen
+
+    async def find(self, name: str) -> Named:
+        """Return the model of that name; raises ApiError (404), and a ClusterError where nothing was seen yet."""
+        seen = await self._recent(OLD_SECONDS)
+        if name not in seen.models:
+            seen = await self._recent(UNKNOWN_SECONDS)
+        if name not in seen.models:
+            raise unknown(name, seen.models)
+        return seen.models[name]
+
+    async def _recent(self, seconds: float) -> Seen:
+        """Return what was seen in the last `seconds`; older where the cluster does not answer."""
+        async with self._reading:
+            if self._seen is not None and self._clock() - self._seen.at < seconds:
+                return self._seen
+            try:
+                return await self.read()
+            except ClusterError:
+                if self._seen is None:
+                    raise
+                return self._seen

@@ -1,0 +1,124 @@
+"""A fine-tuned model is deleted: its job says so first, then its route goes, then perhaps the adapter itself.
+
+Killed in between, the loop that publishes does the second step, and the same request again the third.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import shutil
+from collections.abc import Collection, Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from llm_tuning.client.errors import Conflict
+from llm_tuning.client.objects import InferenceServiceView, TuningJobView
+from llm_tuning.openai_api import names
+from llm_tuning.openai_api.catalog import Seen
+from llm_tuning.openai_api.context import Context
+from llm_tuning.openai_api.errors import NEVER_AGAIN, ApiError, invalid
+from llm_tuning.openai_api.job_request import Kept, is_deleted
+from llm_tuning.openai_api.models import route_of, tuned_models, unknown
+from llm_tuning.openai_api.publishing import TRIES, apply, converge, without
+from llm_tuning.openai_api.run_files import MODEL_ID
+
+log = logging.getLogger(__name__)
+
+REMOVED = ".removed"
+"""In `models/`: where an adapter goes by one rename, to be emptied. What a kill leaves there goes with the next one."""
+
+
+async def delete(context: Context, name: str, *, adapter: bool) -> None:
+    """Delete a model; raises ApiError for one that is none of this API's, InputError or a ClusterError."""
+    if adapter and not context.settings.delete_adapters:
+        fix = "leave it out, or have deleteAdapters set to true in the chart's values"
+        raise invalid("adapter", f"may not be true on this server: it keeps adapters; {fix}", code="adapters_are_kept")
+    seen = await context.catalog.read()
+    job = next((job for job in seen.jobs if (kept := Kept.of(job)) is not None and kept.fine_tuned_model == name), None)
+    model_id = job.status.model_id if job is not None and job.has_succeeded and job.status is not None else None
+    if job is None or model_id is None:
+        await _delete_route(context, seen, name, adapter=adapter)
+        return
+    folder = context.backend.root / names.MODELS / model_id
+    is_gone = is_deleted(job) and not any(route_of(service, name) for service in seen.services)
+    if is_gone and not (adapter and await asyncio.to_thread(folder.is_dir)):
+        raise unknown(name, seen.models)
+    if adapter:
+        _refuse_in_use(name, model_id, await context.backend.jobs(), seen.services)
+    if not is_deleted(job):
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        await context.backend.change_job(job.name, {"metadata": {"annotations": {names.ANNOTATION_MODEL_DELETED: now}}})
+    await converge(context)
+    if adapter:
+        await asyncio.to_thread(remove, folder)
+    log.info("model %s is deleted%s", name, f", and adapter {model_id}" if adapter else "")
+
+
+async def _delete_route(context: Context, seen: Seen, name: str, *, adapter: bool) -> None:
+    """Delete a model whose job is gone: nothing makes its route anew."""
+    model = seen.models.get(name)
+    if model is None:
+        raise unknown(name, seen.models)
+    if model.is_base:
+        raise ApiError(400, f"The model {name!r} is a base: only fine-tuned ones can be deleted.", code="is_a_base")
+    if not _is_our_name(name, context):
+        where = model.service.name if model.service is not None else ""
+        text = f"The model {name!r} is a route that was not made here; take it out of InferenceService {where} itself."
+        raise ApiError(400, text, code="not_made_here", param="model")
+    if adapter:
+        text = f"may not be true for {name!r}: its job is gone, and with it which adapter is its own alone"
+        raise invalid("adapter", text, code="job_is_gone")
+    problem: Exception | None = None
+    for _ in range(TRIES):
+        there = [service for service in seen.services if route_of(service, name) is not None]
+        if not there:
+            return
+        for service in there:
+            problem = await apply(context, without(service, name)) or problem
+        seen = await context.catalog.read()
+    raise problem or Conflict(f"route {name} is put back by somebody")
+
+
+def _is_our_name(name: str, context: Context) -> bool:
+    organization = context.settings.organization
+    return any(name.startswith(f"ft:{base}:{organization}:") for base in context.settings.bases)
+
+
+def _refuse_in_use(
+    name: str, model_id: str, jobs: Iterable[TuningJobView], services: Iterable[InferenceServiceView]
+) -> None:
+    """Raise ApiError where something else than the model `name` needs the adapter."""
+    jobs = list(jobs)
+    users = [model.name for model in tuned_models(jobs) if model.model_id == model_id and model.name != name]
+    makers = {job.name for job in jobs if job.status is not None and job.status.model_id == model_id}
+    users += [
+        f"route {route.name} of InferenceService {service.name}"
+        for service in services
+        for route in service.spec.routes
+        if route.name != name
+        and any(target.model_id == model_id or target.tuning_job in makers for target in route.targets)
+    ]
+    users += [f"job {job.name}, which goes on from it" for job in jobs if _goes_on_from(job, model_id, makers)]
+    if users:
+        text = f"may not be true now: adapter {model_id} is also that of {', '.join(users[:5])}"
+        raise invalid("adapter", text, code="adapter_in_use")
+
+
+def _goes_on_from(job: TuningJobView, model_id: str, makers: Collection[str]) -> bool:
+    start = job.spec.model.adapter
+    return not job.is_finished and start is not None and (start.model_id == model_id or start.tuning_job in makers)
+
+
+def remove(folder: Path) -> None:
+    """Remove an adapter: no reader sees half of it. The registry takes note by itself; raises ApiError."""
+    removed = folder.parent / REMOVED
+    try:
+        if MODEL_ID.fullmatch(folder.name) and folder.is_dir():
+            removed.mkdir(exist_ok=True)
+            folder.rename(removed / f"{folder.name}.{secrets.token_hex(4)}")
+        shutil.rmtree(removed, ignore_errors=True)
+    except OSError as error:
+        text = f"The adapter {folder.name} could not be removed: {error.strerror}; its route is gone."
+        raise ApiError(500, text, code="adapter_not_removed", headers=NEVER_AGAIN) from None
