@@ -163,8 +163,8 @@ class NodeGroup:
             raise_if_stopped("before all nodes were there")
             if (trouble := self.find_trouble()) is not None:
                 raise trouble
-            if since is None and all(_is_known(self.nodes.hosts[node]) for node in missing):
-                since = time.monotonic()
+            are_known = all(_is_known(self.nodes.hosts[node]) for node in missing)
+            since = (since or time.monotonic()) if are_known else None
             if _should_have_come(since):
                 raise TryAgain(
                     MISSING,
@@ -199,8 +199,8 @@ class NodeGroup:
                 since = since or time.monotonic()
             except OSError as error:
                 cause = error.strerror or str(error)
-                if not (isinstance(error, socket.gaierror) and error.errno == socket.EAI_NONAME):
-                    since = since or time.monotonic()
+                is_known = not isinstance(error, socket.gaierror) or _is_known(host)
+                since = (since or time.monotonic()) if is_known else None
             if _should_have_come(since):
                 raise TryAgain(
                     MISSING,
@@ -366,8 +366,22 @@ def _should_have_come(since: float | None) -> bool:
 
 
 def _is_known(host: str) -> bool:
+    """Return whether a name server knows `host`, or none answers at all.
+
+    For a name that the cluster does not know yet, resolvers go on to servers outside, and where those cannot be reached
+    they report that. The name of the Service, which this pod has as well, tells whether the cluster's own one answers.
+    """
+    error = _look_up(host)
+    if error in (None, socket.EAI_NONAME):
+        return error is None
+    service = host.partition(".")[2]
+    return not service or _look_up(service) is not None
+
+
+def _look_up(host: str) -> int | None:
+    """Look `host` up; returns the resolver's error, None where it has an address."""
     try:
         socket.getaddrinfo(host, None)
     except socket.gaierror as error:
-        return error.errno != socket.EAI_NONAME
-    return True
+        return error.errno
+    return None

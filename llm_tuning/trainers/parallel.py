@@ -259,6 +259,7 @@ def process_group(rendezvous: Path | str, *, rank: int, world: int, device: str)
         host, _, port = str(rendezvous).removeprefix(STORE_SCHEME).rpartition(":")
         store = connect_store(host, int(port))
         store.set(f"connecting/{rank}", "")
+        store.set_timeout(COLLECTIVE_TIMEOUT)  # torch gives it to a store of its own alone; NCCL waits there for rank 0
         where = {"store": PrefixStore("ranks", store)}
     try:
         dist.init_process_group(
