@@ -40,6 +40,8 @@ class PodRequests:
     secret: str | None = None
     config_map: tuple[str, str] | None = None
     """Name and key, of spec.dataset.configMap."""
+    nodes: int = 1
+    """How many such pods there are at once, on nodes of their own."""
 
 
 def shown_resources(cpu: str, memory: str, gpus: int = 0, gpu_resource: str = "") -> str:
@@ -177,7 +179,26 @@ def _unschedulable(found: re.Match[str], asked: PodRequests) -> Trouble:
     return Trouble(
         Reason.UNSCHEDULABLE,
         f"no node takes the pod: {_short(found.string)}; {asked.pod} asks for {asked.resources}: {_or_lower(asked)}"
-        "check spec.resources.nodeSelector and tolerations, or wait for or add nodes",
+        "check spec.resources.nodeSelector and tolerations, or wait for or add nodes"
+        f"{_if_shared(asked) if 'volume node affinity' in found.string else ''}",
+    )
+
+
+def _one_pod_only(found: re.Match[str], asked: PodRequests) -> Trouble:
+    fix = _if_shared(asked) or "; wait until that one has ended, or use another claim"
+    return Trouble(
+        Reason.UNSCHEDULABLE,
+        f"another pod uses PersistentVolumeClaim {asked.claim}, whose access mode ReadWriteOncePod is for one{fix}",
+    )
+
+
+def _if_shared(asked: PodRequests) -> str:
+    """Say of which kind the claim has to be where several nodes mount it; empty where one does."""
+    if asked.nodes == 1:
+        return ""
+    return (
+        f"; spec.resources.nodes is {asked.nodes}, for which PersistentVolumeClaim {asked.claim} must be one that all "
+        "these nodes can mount (ReadWriteMany)"
     )
 
 
@@ -255,7 +276,7 @@ def _not_mounted(found: re.Match[str], asked: PodRequests) -> Trouble:
     return Trouble(
         Reason.VOLUME_MOUNT_FAILED,
         f"a volume cannot be mounted: {_short(found.string)}; see `kubectl describe pvc {asked.claim}` and "
-        "its PersistentVolume",
+        f"its PersistentVolume{_if_shared(asked) if 'Multi-Attach' in found.string else ''}",
     )
 
 
@@ -278,6 +299,7 @@ NAMED_CONFIG_MAP = r'configmaps? "(?P<name>[^"]+)" not found'
 SCHEDULING: Table = (
     (r'persistentvolumeclaim "[^"]*" not found', _claim_not_found),
     (r'persistentvolumeclaim "[^"]*" is being deleted', _claim_going),
+    (r"ReadWriteOncePod", _one_pod_only),
     (r"unbound immediate persistentvolumeclaim|persistent volumes? to bind|persistentvolumeclaim|storageclass",
      _claim_pending),
     (ANY, _unschedulable),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from llm_tuning.api.conditions import ConditionType, Phase, Reason
@@ -18,7 +19,7 @@ from tuning_operator.core.constants import LABEL_JOB_UID
 from tuning_operator.core.settings import Settings
 from tuning_operator.pods.job import PodParts
 from tuning_operator.pods.observed import Child
-from tuning_operator.pods.stuck import shown_resources
+from tuning_operator.pods.stuck import PodRequests, shown_resources
 from tuning_operator.pods.template import threads
 from tuning_operator.pods.trouble import Trouble
 from tuning_operator.tuning_job.attempts import final_trouble, say_why_it_failed, seconds_to_pause, starts_again
@@ -75,6 +76,9 @@ class TrainStage(JobStage):
         asked = spec.resources
         shown = shown_resources(asked.cpu, asked.memory, asked.gpus, settings.gpu_resource)
         return ResourceRequests(pod="a trainer", resources=shown, lower="lower spec.resources")
+
+    def pod_requests(self, spec: TuningJobSpec, settings: Settings) -> PodRequests:
+        return replace(super().pod_requests(spec, settings), nodes=spec.resources.nodes)
 
     def memory_remedy(self, spec: TuningJobSpec) -> str:
         return (

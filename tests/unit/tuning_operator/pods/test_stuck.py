@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from llm_tuning.api.conditions import Reason
@@ -17,7 +19,7 @@ from tests.support.operator_objects import (
     make_warning,
 )
 from tuning_operator.pods.observed import Child
-from tuning_operator.pods.stuck import events_due, find_stuck
+from tuning_operator.pods.stuck import MOUNTING, SCHEDULING, Table, events_due, find_stuck, of_words
 from tuning_operator.pods.trouble import Trouble
 from tuning_operator.tuning_job.stage import JobStage
 from tuning_operator.tuning_job.stages import STAGES
@@ -140,6 +142,40 @@ def test_events_of_a_pod_that_does_not_start(event: str, message: str, reason: s
     assert stuck is not None
     assert stuck.reason == reason
     assert words in stuck.message
+
+
+ONE_POD = (
+    "0/1 nodes are available: 1 node has pod using PersistentVolumeClaim with the same name and ReadWriteOncePod "
+    "access mode."
+)
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+@pytest.mark.parametrize(
+    ("table", "message", "reason"),
+    [
+        (SCHEDULING, ONE_POD, Reason.UNSCHEDULABLE),
+        (SCHEDULING, "0/2 nodes are available: 2 node(s) had volume node affinity conflict.", Reason.UNSCHEDULABLE),
+        (MOUNTING["FailedAttachVolume"], "Multi-Attach error for volume", Reason.VOLUME_MOUNT_FAILED),
+    ],
+)
+def test_a_claim_of_one_node_is_told_where_several_are_to_mount_it(
+    table: Table, message: str, reason: str, nodes: int
+) -> None:
+    spec = make_observed(make_tuning_job(**SPEC)).spec
+    assert spec is not None
+    asked = replace(STAGE[TRAIN].pod_requests(spec, SETTINGS), nodes=nodes)
+    stuck = of_words(table, message, asked)
+    assert stuck is not None
+    assert stuck.reason == reason
+    assert ("(ReadWriteMany)" in stuck.message) == (nodes > 1)
+
+
+def test_how_many_pods_mount_the_claim_is_that_of_the_training_alone() -> None:
+    spec = make_observed(make_tuning_job(**{**SPEC, "resources": {"nodes": 2}})).spec
+    assert spec is not None
+    assert STAGE[TRAIN].pod_requests(spec, SETTINGS).nodes == 2
+    assert STAGE[CHECK].pod_requests(spec, SETTINGS).nodes == 1
 
 
 @pytest.mark.parametrize(
