@@ -180,7 +180,11 @@ def test_a_half_placed_training_says_how_many_of_how_many_pods_are_placed(cluste
         said = stand_in.conditions("half")["Stalled"]["message"]
         assert said.startswith("1 of 2 pods are placed, that of index "), said
         half = Training(stand_in, "half")
-        assert sorted(node["state"] for node in half.nodes) == ["Running", "Unschedulable"]
+
+        def half_runs() -> bool:
+            return sorted(node["state"] for node in half.nodes) == ["Running", "Unschedulable"]
+
+        wait_until(half_runs, 60, lambda: f"the placed pod to run; has {half.status}")
         stand_in.kubectl("patch", "tj", "half", "--type=merge", "-p", json.dumps({"spec": {"suspend": True}}))
         stand_in.wait("half", "Suspended", seconds=150)
         assert half.pods() == []
