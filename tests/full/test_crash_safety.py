@@ -171,6 +171,7 @@ def _run_on_two_nodes(running: Case, stand_in: str = "") -> End:
     return end
 
 
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("stand_in", ["", "flaky=2"])
 def test_killed_at_every_write_of_two_nodes_it_comes_to_the_same_end(
     node: Cluster, tmp_path: Path, stand_in: str
@@ -186,7 +187,9 @@ def test_killed_at_every_write_of_two_nodes_it_comes_to_the_same_end(
     print("writes:", json.dumps(writes))
     assert (end.phase, end.trainers, end.starts) == ("Succeeded", 2, 1)
     assert writes.count(f"POST jobs/{JOB}-train") == (2 if stand_in else 1)
-    cases = [(number, moment) for number in range(len(writes)) for moment in ("before", "after")]
+    # Up to the first Job both chains write the same.
+    first = writes.index(f"POST jobs/{JOB}-train") + 1 if stand_in else 0
+    cases = [(number, moment) for number in range(first, len(writes)) for moment in ("before", "after")]
     # Two pods that change at once are one write or two.
     kill_in_each(node, cases, (end, writes), tmp_path, run=run, spare=3)
 
