@@ -100,7 +100,7 @@ def _is_refused(ask: Callable[[], object]) -> bool:
     try:
         ask()
     except InputError as error:
-        return "sharding is full beside model.quantization 4bit" in str(error)
+        return "training.sharding: is full beside model.quantization 4bit" in str(error)
     return False
 
 
