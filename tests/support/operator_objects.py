@@ -181,7 +181,9 @@ def make_pod(
         conditions.append(_condition("DisruptionTarget", after(ended), reason="EvictionByEvictionAPI"))
     indexed = {} if index is None else {LABEL_INDEX: str(index)}
     spec: Raw = {} if node is None else {"nodeName": node}
-    leaves: Raw = {"deletionTimestamp": timestamp(after(ended))} if deleting else {}
+    leaves: Raw = {}
+    if deleting:
+        leaves = {"deletionTimestamp": timestamp(after(ended + 30)), "deletionGracePeriodSeconds": 30}
     return {
         "metadata": leaves
         | {

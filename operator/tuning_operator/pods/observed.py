@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import Any
 
@@ -78,6 +78,13 @@ class Pod(ApiObject):
     @property
     def is_deleting(self) -> bool:
         return "deletionTimestamp" in self.raw["metadata"]
+
+    @property
+    def deleted_at(self) -> datetime | None:
+        """When its deletion was asked for; its deletionTimestamp is when its grace is over."""
+        until = self.raw["metadata"].get("deletionTimestamp")
+        grace = timedelta(seconds=self.raw["metadata"].get("deletionGracePeriodSeconds", 0))
+        return read_time(until) - grace if until else None
 
     @property
     def phase(self) -> str:

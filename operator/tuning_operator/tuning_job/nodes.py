@@ -86,10 +86,14 @@ def _ended_from_outside(child: Child, pods: Mapping[int, Pod | None], before: Ma
     if known or not child.is_well:
         return known
     gone = {index for index, pod in pods.items() if pod is None and index in before and before[index].pod is not None}
-    leaving = {
-        index: pod.raw["metadata"]["deletionTimestamp"] for index, pod in pods.items() if pod and pod.is_deleting
-    }
-    return gone or {index for index, moment in leaving.items() if moment == min(leaving.values())}
+    if gone:
+        return gone
+    leaving = {index: pod.deleted_at for index, pod in pods.items() if pod and pod.deleted_at}
+    failures = [pod.ended_at for pod in child.pods if pod.phase == "Failed" and not pod.is_deleting and pod.ended_at]
+    first = min(leaving.values(), default=None)
+    if first is None or any(failure <= first for failure in failures):
+        return set()  # the controller deletes the others of a pod that has failed, before it says so of the Job
+    return {index for index, moment in leaving.items() if moment == first}
 
 
 def _status(index: int, pod: Pod | None, before: NodeStatus | None, spec: TuningJobSpec, is_first: bool) -> NodeStatus:

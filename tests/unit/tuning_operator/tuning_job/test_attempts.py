@@ -146,6 +146,19 @@ def test_a_pod_that_is_deleted_is_named_with_its_node_whoever_goes_with_it() -> 
     assert message(crashed, "Stalled") == f"attempt 1 of 4 failed: {CRASH['message']}"
 
 
+@pytest.mark.parametrize(("failure", "state"), [(49, "Terminating"), (50, "Terminating"), (51, "Deleted")])
+def test_the_controller_deletes_the_others_of_a_failed_pod_before_its_job_says_so(failure: float, state: str) -> None:
+    """As on a cluster whose network is cut: both pods fail, one of them a moment earlier."""
+    cut = pods(failed(1, 0, LOST, ended=failure), make_pod(number=2, index=1, node="gpu-1", deleting=True, ended=50))
+    observed = seen(job(), "Running", "Running")
+    assert states(wanted(observed, **cut)) == ["Failed", state]
+    cut["jobs"] = [make_job(nodes=2, failed="BackoffLimitExceeded", failures=1)]
+    said = message(wanted(seen(job(), "Failed", state), **cut), "Stalled")
+    deleted = "ranks 2-3 on node 1 (faq-train-2 on gpu-1) was deleted, and not by this operator"
+    assert (said == f"ended, and goes on: {deleted}") == (state == "Deleted")
+    assert (LOST["message"] in said) == (state != "Deleted")
+
+
 def test_a_pod_that_is_gone_at_once_was_deleted_while_its_job_is_well() -> None:
     there = {"jobs": [make_job(nodes=2)], "pods": [make_pod(number=1, index=0)]}
     assert states(wanted(seen(job(), "Running", "Running"), **there)) == ["Running", "Deleted"]
