@@ -57,7 +57,7 @@ class StepBatches:
 
         Every rank gets the same number of steps; a share of the last one may be empty.
         """
-        return [self._share(step_rows) for step_rows in self.whole(epoch)]
+        return [self.share(step_rows, self.rank) for step_rows in self.whole(epoch)]
 
     def whole(self, epoch: int) -> list[Indices]:
         """Return the rows of all ranks for every step of `epoch`."""
@@ -76,12 +76,13 @@ class StepBatches:
         """Return the optimizer steps of a run: `max_steps` where it is set (as in transformers), else whole epochs."""
         return max_steps if max_steps is not None else epochs * len(self)
 
-    def _share(self, step_rows: Indices) -> Indices:
+    def share(self, step_rows: Indices, rank: int) -> Indices:
+        """Return those of a step's rows that `rank` takes."""
         if self.world == 1 or self.lengths is None:
-            return step_rows[self.rank :: self.world]
+            return step_rows[rank :: self.world]
         # Longest first, dealt out and back (0 1 1 0 0 1 ...), so that no rank gets all the long rows.
         longest_first = step_rows[np.argsort(-self.lengths[step_rows], kind="stable")]
-        there, back = self.rank, 2 * self.world - 1 - self.rank
+        there, back = rank, 2 * self.world - 1 - rank
         return np.sort(np.concatenate([longest_first[there :: 2 * self.world], longest_first[back :: 2 * self.world]]))
 
 

@@ -91,6 +91,7 @@ class Step:
     """What the summed loss is divided by, of all ranks."""
     tokens: int
     """Real ones, of all ranks."""
+    tokens_of_ranks: list[int]
     operations: float | None
     """Floating point operations, of all ranks."""
 
@@ -115,8 +116,10 @@ class Steps(Dataset[dict[str, Step]]):
         share, whole = self._share[at], self._whole[at]
         cut = task.batches.cut(share, whole_rows=self.recipe.whole_rows)
         micro_batches = [task.batches.lay(sequences) for sequences in cut]
-        tokens = int(task.rows.lengths[whole].sum())
-        return {"step": Step(micro_batches, whole, self.recipe.weight(whole), tokens, task.operations_of(whole))}
+        ranks = range(task.steps.world)
+        tokens = [int(task.rows.lengths[task.steps.share(whole, rank)].sum()) for rank in ranks]
+        weight, operations = self.recipe.weight(whole), task.operations_of(whole)
+        return {"step": Step(micro_batches, whole, weight, sum(tokens), tokens, operations)}
 
 
 class Loop(_BaseTrainer):
@@ -129,6 +132,7 @@ class Loop(_BaseTrainer):
         self._means = self._norms = self._own_seconds = torch.empty(0)
         self._own = OwnTime(self.run.device, sharded=task.policy.sharded)
         self._slow = SlowRanks(self.run.name_of)
+        self._before: Step | None = None
         with _one_process():
             super().__init__(
                 model=task.policy,
@@ -192,8 +196,9 @@ class Loop(_BaseTrainer):
         read = torch.cat([self._means, self._norms.double(), self._own_seconds]).tolist()
         terms = dict(zip(self.recipe.terms, read, strict=False))
         norms, own_seconds = read[len(terms) : -self.run.world], read[-self.run.world :]
-        if self._slow.step(own_seconds):
+        if self._before is not None and self._slow.step(own_seconds, self._before.tokens_of_ranks):
             self.run.reporter.slow_rank(self._slow.told)
+        self._before = step
         if not math.isfinite(read[0]):
             raise self._diverged("the loss", read[0], step)
         for norm in norms:
