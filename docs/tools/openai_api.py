@@ -48,7 +48,7 @@ def openai_page() -> Lines:
     yield from ("# OpenAI's fields, one by one", "")
     yield "What each field of OpenAI's fine-tuning API is worth in [this one](../coming-from-openai.md): it *works* as"
     yield "there, is *fixed* to one value, or a request that has it is *refused*, with the field's name as `param`."
-    yield "A field that is in no table is refused as unknown. Models and chat are not served yet."
+    yield "A field that is in no table is refused as unknown. Chats are passed on: their fields are those of vLLM."
     yield ""
     for title, objects in TABLES.items():
         yield from (f"## {title}", "")

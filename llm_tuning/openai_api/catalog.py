@@ -11,6 +11,7 @@ from llm_tuning.client.errors import ClusterError
 from llm_tuning.client.objects import InferenceServiceView, TuningJobView
 from llm_tuning.openai_api.backend import Backend
 from llm_tuning.openai_api.bases import Settings
+from llm_tuning.openai_api.job_request import Kept
 from llm_tuning.openai_api.models import Named, named_models, unknown
 from llm_tuning.openai_api.names import LABEL_API
 
@@ -48,6 +49,14 @@ class Catalog:
         if self._seen is None or self._seen.at <= at:
             self._seen = seen
         return seen
+
+    async def made_by(self, job: TuningJobView) -> Named | None:
+        """Return the model that a job has made; raises InputError or a ClusterError where nothing was seen yet."""
+        kept = Kept.of(job) if job.has_succeeded else None
+        if kept is None:
+            return None
+        model = (await self._recent(OLD_SECONDS)).models.get(kept.fine_tuned_model)
+        return model if model is not None and model.tuned is not None else None
 
     async def find(self, name: str) -> Named:
         """Return the model of that name; raises ApiError (404), and a ClusterError where nothing was seen yet."""

@@ -68,6 +68,13 @@ class Check:
         """Check that jobs can be listed."""
         return f"jobs are listed ({len(self._client.fine_tuning.jobs.list(limit=100).data)})"
 
+    def lists_models(self) -> str:
+        """Check that there are bases, and that each can be described."""
+        models = list(self._client.models.list())
+        _hold(bool(models), "there is no model")
+        _hold(self._client.models.retrieve(models[0].id) == models[0], f"{models[0].id} is described in two ways")
+        return f"models are listed ({len(models)}; {models[0].id} is {models[0].owned_by.removeprefix('llm-tuning: ')})"
+
     def refuses_a_wrong_model(self) -> str:
         """Check that a job on a base that does not exist is refused by its parameter, and none is made."""
         try:
@@ -100,6 +107,7 @@ def main(
                 check.refuses_a_wrong_key,
                 check.keeps_files,
                 check.reads_jobs,
+                check.lists_models,
                 check.refuses_a_wrong_model,
             )
             passed = [_passes(step, deadline) for step in steps]

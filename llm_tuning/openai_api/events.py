@@ -14,7 +14,8 @@ from llm_tuning.api.conditions import ConditionType
 from llm_tuning.api.kube import Condition
 from llm_tuning.client.objects import TuningJobView
 from llm_tuning.openai_api.job_request import Kept
-from llm_tuning.openai_api.job_view import cancelled_at, created_at, in_request_words, seconds
+from llm_tuning.openai_api.job_view import cancelled_at, created_at, deleted_at, in_request_words, seconds
+from llm_tuning.openai_api.models import Named, condition_of
 from llm_tuning.openai_api.wire import JobEvent
 
 UNSEEN_SECONDS = 60
@@ -60,9 +61,9 @@ class _News:
     data: dict[str, Any] | None = None
 
 
-def events(job: TuningJobView, points: Iterable[Figures], now: float) -> list[JobEvent]:
-    """List what happened, oldest first."""
-    found = [*_of_conditions(job, now), *_of_steps(job, points)]
+def events(job: TuningJobView, points: Iterable[Figures], now: float, model: Named | None = None) -> list[JobEvent]:
+    """List what happened, oldest first; `model` is what the job has made, where that is known."""
+    found = [*_of_conditions(job, now), *_of_steps(job, points), *_of_model(job, model)]
     return sorted((_event(job, news) for news in found), key=lambda event: event.id)
 
 
@@ -105,6 +106,18 @@ def _of_end(job: TuningJobView, end: Condition, kept: Kept | None) -> _News:
         model = f", and its model is {kept.fine_tuned_model}" if kept is not None else ""
         return _News(at, 91, f"job has succeeded{model}", kind="succeeded")
     return _News(at, 91, f"job has failed: {end.reason}: {end.message}", "error", kind="failed")
+
+
+def _of_model(job: TuningJobView, model: Named | None) -> Iterator[_News]:
+    at = seconds(job.status.completion_time if job.status is not None else None) or created_at(job)
+    if (deleted := deleted_at(job)) is not None:
+        yield _News(deleted, 93, "its model is deleted", kind="model deleted")
+    elif model is not None and model.service is not None:
+        state = "which is ready" if model.service.is_ready else f"which is not ready: {condition_of(model.service)}"
+        text = f"{model.name} is a route of InferenceService {model.service.name}, {state}"
+        yield _News(at, 92, text, kind="model published")
+    elif model is not None and not model.is_coming:
+        yield _News(at, 92, f"{model.name} cannot be asked: {model.missing}", "warn", kind="model not published")
 
 
 def _of_steps(job: TuningJobView, points: Iterable[Figures]) -> Iterator[_News]:

@@ -110,6 +110,11 @@ def cancelled_at(job: TuningJobView) -> int | None:
     return seconds((job.metadata.get("annotations") or {}).get(names.ANNOTATION_CANCELLED))
 
 
+def deleted_at(job: TuningJobView) -> int | None:
+    """Return when the model that a job has made was deleted; None where it was not."""
+    return seconds((job.metadata.get("annotations") or {}).get(names.ANNOTATION_MODEL_DELETED))
+
+
 def created_at(job: TuningJobView) -> int:
     """Return when a job was made."""
     return seconds(job.metadata.get("creationTimestamp")) or 0

@@ -16,11 +16,15 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from openai import AsyncOpenAI, BadRequestError
 
 from llm_tuning.api.inference_service import VllmSpec
 from llm_tuning.client.answers import Assembly, ChatAnswer, read_answer
 from llm_tuning.codes.tune_llm import run_tuning
+from llm_tuning.openai_api.publishing import converge
 from tests.support import openai_agent
+from tests.support.openai_upstream import listening
+from tests.support.openai_world import open_world
 from tests.support.serving_pod import ServingPod, serving_pod
 from tests.support.vllm_server import VLLM_PYTHON, require_vllm
 from tests.support.zoo import make_base
@@ -195,6 +199,35 @@ async def test_an_agent_written_with_the_sdk_of_openai_comes_to_its_answer(pod: 
     first, last = (bare(read_answer(each, "")) for each in said)
     assert (first.reasoning, called(first)) == (THOUGHT, [CALL])
     assert (last.text, called(last)) == (ANSWER, [])
+
+
+async def test_the_fine_tuning_api_passes_chats_on_to_the_model_of_a_job(pod: ServingPod, tmp_path: Path) -> None:
+    """By OpenAI's SDK, streamed and not, with tools; the first chat is held until the agent has the job's route."""
+    bases = {"gpt-4.1-mini": {"path": "base/qwen3"}}
+    async with open_world(tmp_path, {"organization": "acme", "claimName": "tuning", "bases": bases}) as world:
+        spec = {"model": {"path": "base/qwen3"}, "volume": {"claimName": "tuning"}}
+        await world.server.put("inferenceservices", "faq", spec=spec, status={"url": pod.url})
+        model = await world.tuned(model_id="ft_caller")
+        await converge(world.context)
+        async with listening(world.app) as url, AsyncOpenAI(base_url=url, api_key="k", max_retries=0) as client:
+            asked: dict[str, Any] = {"messages": [QUESTION], "tools": TOOLS, "temperature": 0, "max_tokens": 96}
+            first = asyncio.ensure_future(client.chat.completions.create(model=model, **asked))
+            await asyncio.sleep(0.5)
+            assert not first.done()
+            pod.want({"caller": "ft_caller", model: "ft_caller"})
+            whole = (await first).choices[0].message
+            async with client.chat.completions.stream(model=model, **asked) as events:
+                streamed = (await events.get_final_completion()).choices[0].message
+            for message in (whole, streamed):
+                answer = bare(read_answer({"choices": [{"message": message.model_dump()}]}, ""))
+                assert (answer.reasoning, answer.text, called(answer)) == (THOUGHT, "", [CALL])
+            base = await client.chat.completions.create(model="gpt-4.1-mini", messages=[QUESTION], max_tokens=4)
+            assert base.model == "qwen3", "as the service calls it"
+            text = await client.completions.create(model=model, prompt="How", max_tokens=4)
+            assert text.choices[0].text
+            with pytest.raises(BadRequestError) as caught:
+                await client.chat.completions.create(model=model, messages=[QUESTION], n=17)
+            assert caught.value.param == "n"
 
 
 async def test_a_forced_call_fits_its_schema(pod: ServingPod) -> None:

@@ -70,6 +70,11 @@ class Upstream:
         await response.write(chunk(" two") + b"data: [DONE]\n\n")
         return response
 
+    async def wait(self, request: web.Request) -> web.StreamResponse:
+        """A plain answer, once the gate is open."""
+        await self.gate.wait()
+        return await said("Yes.")(request)
+
     async def die_in_a_stream(self, request: web.Request) -> web.StreamResponse:
         """An event, half of one, and no more."""
         response = await events(request)

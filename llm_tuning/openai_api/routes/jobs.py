@@ -86,7 +86,7 @@ async def list_events(job_id: str, served: Served, query: Annotated[EventQuery, 
     model_id = job.status.model_id if job.status is not None else None
     points = await asyncio.to_thread(jobs.run_files(served).points, model_id)
     is_newest_first = query.order == "desc"
-    found = events(job, points, time.time())
+    found = events(job, points, time.time(), await served.catalog.made_by(job))
     found = found[::-1] if is_newest_first else found
     chosen, more = page(
         found,

@@ -49,7 +49,7 @@ def test_all_is_well_and_nothing_is_left(
     with kubelet(api_server, server.folder / "keys" / SECRET):
         assert main(environment, connection=api_server.connection, patience_seconds=60) == 0
         said = capsys.readouterr().out
-    assert [line[:4] for line in said.splitlines()] == ["ok: "] * 4, said
+    assert [line[:4] for line in said.splitlines()] == ["ok: "] * 5, said
     assert "a new key counts; a file is taken" in said
     assert "a wrong job is refused: invalid_training_file, param training_file" in said
     assert api_server.secrets.kept[SECRET]["data"] == {}
@@ -65,7 +65,7 @@ def test_a_server_that_does_not_answer_fails_every_step_and_leaves_no_key(
     environment = {"OPENAI_BASE_URL": "http://127.0.0.1:9/v1", "KEY_SECRET": SECRET}
     assert main(environment, connection=api_server.connection, patience_seconds=0) == 1
     said = capsys.readouterr().out.splitlines()
-    assert len(said) == 4
+    assert len(said) == 5
     assert all("failed: " in line and "APIConnectionError" in line for line in said)
     assert KEY_NAME not in api_server.secrets.kept[SECRET]["data"]
 

@@ -41,3 +41,12 @@ def test_a_file_is_read_with_its_defaults(tmp_path: Path) -> None:
     assert settings.bases["gpt-4.1-mini"].source == "hf://Qwen/Qwen3-8B"
     assert settings.bases["gpt-4.1-mini"].own_name == "Qwen3-8B"
     assert settings.wait_seconds == 30
+
+
+def test_the_key_of_services_is_the_secrets_value_without_its_line_break() -> None:
+    assert Settings.parse(SETTINGS).service_key("key-1") is None, "no service of ours asks for one"
+    settings = Settings.parse(SETTINGS | {"apiKeySecret": {"name": "llm-tuning-services", "key": "token"}})
+    assert settings.service_key("key-1\n") == "key-1"
+    for wrong in (None, "", " \n", "a\nb", "schlüssel"):
+        with pytest.raises(InputError, match="Secret llm-tuning-services, key token: must have an API key"):
+            settings.service_key(wrong)

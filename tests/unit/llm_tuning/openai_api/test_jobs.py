@@ -13,10 +13,11 @@ import pytest
 from openai.types.fine_tuning import FineTuningJob
 
 from llm_tuning.openai_api import wire
+from llm_tuning.openai_api.publishing import converge
 from tests.support.fake_api_server import status_object
 from tests.support.openai_api import make_run, make_work
 from tests.support.openai_sdk import sdk
-from tests.support.openai_world import SUCCEEDED, TRAINING, World, condition, failed
+from tests.support.openai_world import READY, SETTINGS, SUCCEEDED, TRAINING, World, condition, failed, open_world
 
 JOBS = "tuningjobs"
 KUBECTL = {
@@ -421,3 +422,29 @@ async def test_jobs_are_listed_fast(world: World) -> None:
     page = await world.client.fine_tuning.jobs.list(limit=100)
     assert (len(page.data), page.has_more) == (100, True)
     assert time.process_time() - began < 2  # of both sides and of the fake server, on any machine
+
+
+async def test_events_say_where_a_model_answers_and_why_it_does_not(tmp_path: Path) -> None:
+    bases = {"a": {"path": "base/tiny"}, "b": {"path": "base/b", "serving": {"onDemand": False}}}
+    async with open_world(tmp_path, SETTINGS | {"bases": bases}) as world:
+        names = [await world.tuned("a", model_id="ft_a"), await world.tuned("b", model_id="ft_b")]
+        jobs = {job.fine_tuned_model: job.id async for job in world.client.fine_tuning.jobs.list()}
+
+        async def last(name: str) -> tuple[str, str]:
+            await world.context.catalog.read()
+            event = (await world.client.fine_tuning.jobs.list_events(jobs[name])).data[0]
+            return event.level, event.message
+
+        assert (await last(names[0]))[1].startswith("job has succeeded"), "it is about to be published"
+        await converge(world.context)
+        route = f"{names[0]} is a route of InferenceService api-a, which is"
+        assert await last(names[0]) == ("info", f"{route} not ready: the operator has not seen it yet")
+        await world.server.put("inferenceservices", "api-a", status=READY)
+        assert await last(names[0]) == ("info", f"{route} ready")
+        level, message = await last(names[1])
+        assert (level, message.partition(": ")[2].partition(";")[0]) == (
+            "warn",
+            "there is no InferenceService of base/b on the claim tuning",
+        )
+        await world.client.models.delete(names[0])
+        assert await last(names[0]) == ("info", "its model is deleted")

@@ -16,8 +16,11 @@ import pytest
 
 from llm_tuning.agent import body as bodies
 from llm_tuning.openai_api import catalog, proxy
+from llm_tuning.openai_api.keys import KeyRecord, KeyRing, Role, digest, new_key
 from llm_tuning.openai_api.publishing import converge
+from llm_tuning.openai_api.server import build_app
 from tests.support.fake_api_server import Raw, status_object
+from tests.support.openai_sdk import sdk
 from tests.support.openai_upstream import Upstream, dying, listening, page, refusing, said
 from tests.support.openai_world import LOADING, READY, SETTINGS, World, condition, open_world
 
@@ -407,3 +410,31 @@ async def test_chats_go_on_while_the_cluster_does_not_answer(chats: Chats, monke
     chats.world.server.next_answers.extend(status_object(503, "ServiceUnavailable", "away") for _ in range(20))
     assert (await chats.chat()).choices[0].message.content == "Yes."
     assert len(chats.world.server.next_answers) < 20, "it was asked"
+
+
+async def test_a_key_for_chats_chats_and_has_so_many_answers_at_once(tmp_path: Path, upstream: Upstream) -> None:
+    """The whole stack, as the server has it."""
+    folder = tmp_path / "keys" / "secret"
+    folder.mkdir(parents=True)
+    keys: dict[Role, str] = {role: new_key() for role in ("chat", "read")}
+    for role, key in keys.items():
+        (folder / role).write_text(KeyRecord(sha256=digest(key), role=role).encode())
+    async with chats_of(tmp_path, upstream, limits={"parallelAnswers": 1}) as chats:
+        app = build_app(chats.world.backend, chats.world.settings, KeyRing(folder.parent))
+        async with sdk(app, api_key=keys["chat"]) as chatter, sdk(app, api_key=keys["read"]) as reader:
+            assert chats.model in [model.id async for model in chatter.models.list()]
+            upstream.scripts.append(upstream.wait)
+            first = asyncio.ensure_future(chatter.chat.completions.create(model=chats.model, messages=HI))
+            await _until(lambda: len(upstream.asked) == 1)
+            with pytest.raises(openai.RateLimitError, match="has 1 answers being written"):
+                await chatter.chat.completions.create(model=chats.model, messages=HI)
+            upstream.gate.set()
+            await first
+            await chatter.chat.completions.create(model=chats.model, messages=HI)
+            with pytest.raises(openai.PermissionDeniedError):
+                await chatter.models.delete(chats.model)
+            assert (await reader.models.retrieve(chats.model)).owned_by == "llm-tuning: adapter ft_a of base/tiny"
+            with pytest.raises(openai.PermissionDeniedError):
+                await reader.chat.completions.create(model=chats.model, messages=HI)
+        for given in upstream.asked:
+            assert "authorization" not in {name.lower() for name in given[1]}
