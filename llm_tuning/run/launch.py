@@ -19,7 +19,7 @@ from llm_tuning.core.cards import VISIBLE
 from llm_tuning.core.console import DEBUG_VARIABLE
 from llm_tuning.core.stopping import stop_requested
 from llm_tuning.errors import EXIT_INPUT, EXIT_TRY_AGAIN, InputError, Problem, TryAgain
-from llm_tuning.run.devices import gpu_defaults, own_gpu, threads_per_process
+from llm_tuning.run.devices import HUGE_PAGES, gpu_defaults, own_gpu, threads_per_process
 from llm_tuning.run.rank import HOSTS_VARIABLE, PARENT_VARIABLE, RENDEZVOUS_VARIABLE, RankFailure
 from llm_tuning.run.spec import TRACKING_URI_VARIABLE, RunSpec
 
@@ -78,6 +78,8 @@ def _environments(spec: RunSpec, devices: list[str], rendezvous: str, hosts: tup
         "OMP_NUM_THREADS": str(threads_per_process(len(devices))),
         **gpu_defaults(os.environ),
     }
+    if spec.config.training.sharding == "full" and "cpu" in devices:
+        defaults |= HUGE_PAGES
     if spec.nodes == 1:  # gradients never leave the machine, and both listen on loopback alone
         defaults |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
     common = wanted | {name: value for name, value in defaults.items() if name not in os.environ}

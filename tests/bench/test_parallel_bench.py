@@ -19,6 +19,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from llm_tuning.data.token_rows import TokenRowsWriter
+from llm_tuning.run.devices import HUGE_PAGES
 from tests.bench.parallel_forms import WARM_UP_STEPS
 from tests.support.tiny_base import make_tokenizer
 
@@ -63,6 +64,7 @@ def measure(
     ranks = []
     for rank in range(world):
         own = {"CUDA_VISIBLE_DEVICES": str(rank)} if ON_GPUS else {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        own |= HUGE_PAGES if sharding == "full" else {}  # as ranks are started
         given = [folder, rank, world, sharding, tokens, int(checkpointed)]
         ranks.append(
             subprocess.Popen(

@@ -201,6 +201,28 @@ def test_each_rank_sees_its_own_card_alone_and_meets_the_others_on_a_local_disk(
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "4,GPU-8932f937,MIG-fae9f4ac"
 
 
+@pytest.mark.parametrize(("sharding", "own", "found"), [("full", None, "1"), ("full", "0", None), ("none", None, None)])
+def test_ranks_on_cpus_gather_a_divided_base_into_huge_pages(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sharding: str, own: str | None, found: str | None
+) -> None:
+    from llm_tuning.run import launch
+    from llm_tuning.trainers import parallel
+
+    seen: list[dict[str, str]] = []
+
+    def run_ranks(_arguments: list[str], *, environments: list[dict[str, str]], **_: Any) -> dict[int, RankFailure]:
+        seen.extend(environments)
+        return {}
+
+    monkeypatch.setattr(parallel, "run_ranks", run_ranks)
+    if own is not None:
+        monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", own)  # a user's own word stands
+    run = make_run(tmp_path / "m", tmp_path, devices=["cpu", "cpu"], training={"sharding": sharding})
+    run.work.mkdir(parents=True)
+    launch.launch(run.spec)
+    assert [rank.get("THP_MEM_ALLOC_ENABLE") for rank in seen] == [found, found]
+
+
 def test_a_killed_rank_is_named_a_stop_ends_all_with_75_and_the_next_start_goes_on(
     tiny_base: Path, rows: Path, started: Callable[[list[str]], subprocess.Popen[str]]
 ) -> None:
