@@ -90,7 +90,11 @@ TUNING_JOB = Kind(
         rule(
             f"self.metadata.name.size() <= {tuning_job.NAME_CHARACTERS}",
             f"metadata.name must have at most {tuning_job.NAME_CHARACTERS} characters: Jobs and pods append to it",
-        )
+        ),
+        rule(
+            f"self.spec.resources.nodes == 1 || self.metadata.name.matches(r'{inference_service.SERVICE_NAME}')",
+            f"metadata.name {tuning_job.NODES_NAME_RULE}: {tuning_job.NODES_NAME_REASON}",
+        ),
     ],
 )
 INFERENCE_SERVICE = Kind(

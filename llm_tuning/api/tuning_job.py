@@ -62,6 +62,10 @@ KIND, PLURAL, SINGULAR, SHORT_NAME = "TuningJob", "tuningjobs", "tuningjob", "tj
 MOST_NODES = 16
 NAME_CHARACTERS = 50
 """Of a TuningJob: its Jobs and their pods append to it, and names end at 63."""
+NODES_NAME_RULE = (
+    "must be lower case letters, digits and -, beginning with a letter, where spec.resources.nodes is above 1"
+)
+NODES_NAME_REASON = "the pods find each other by a Service of that name"
 
 MUTABLE = ("suspend", "ttl_seconds_after_finished")
 """Fields of the spec that may change; all others decide what is trained and stay as they were applied."""
@@ -394,16 +398,10 @@ class TuningJob(WireModel):
 
 
 def find_broken_name_rule(name: str, nodes: int) -> str | None:
-    """Say why pods of a TuningJob of that name could not find each other, or return None.
-
-    The API server does not know this rule: whoever applies by kubectl alone hears of it from the operator.
-    """
+    """Say why pods of a TuningJob of that name could not find each other, or return None; the CRD has the same rule."""
     if nodes == 1 or re.search(SERVICE_NAME, name):
         return None
-    return (
-        "must be lower case letters, digits and -, beginning with a letter, where spec.resources.nodes is above 1, got "
-        f"{name}: the pods find each other by a Service of that name; apply it under another name, or with nodes 1"
-    )
+    return f"{NODES_NAME_RULE}, got {name}: {NODES_NAME_REASON}; apply it under another name, or with nodes 1"
 
 
 def check_unchanged(old: TuningJobSpec, new: TuningJobSpec) -> None:

@@ -111,12 +111,10 @@ async def test_a_change_is_taken_or_the_refusal_names_the_field(api: httpx.Async
 
 @KINDS
 async def test_a_name_is_taken_or_the_refusal_names_it(api: httpx.AsyncClient, corpus: Corpus) -> None:
-    for names, good in zip(corpus.names, (True, False), strict=True):
-        for name in names:
-            content = body(corpus, name, corpus.minimal)
-            taken, answer = await send(api, "POST", f"/{corpus.kind.plural}", content, dry=True)
-            assert taken == good, f"{name}: {answer}"
-            assert taken or "metadata.name" in answer["message"]
+    for name, spec, good in corpus.named():
+        taken, answer = await send(api, "POST", f"/{corpus.kind.plural}", body(corpus, name, spec), dry=True)
+        assert taken == good, f"{name}: {answer}"
+        assert taken or "metadata.name" in answer["message"]
 
 
 async def test_defaults_show_in_the_stored_object(api: httpx.AsyncClient) -> None:

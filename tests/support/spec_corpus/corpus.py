@@ -63,6 +63,8 @@ class Corpus:
     elsewhere, which pydantic does not know; kubectl writes 1 for a YAML 1.0, so only other clients meet it."""
     names: Texts
     """As metadata.name."""
+    further_names: Iterable[tuple[Spec, Texts]] = ()
+    """As metadata.name where that is put over the minimal spec."""
     further_changes: Callable[[], Iterable[Change]] = field(default=tuple)
 
     @property
@@ -70,6 +72,12 @@ class Corpus:
         """The schema of the spec."""
         schema: Spec = build_schema(self.kind)["properties"]["spec"]
         return schema
+
+    def named(self) -> Iterator[tuple[str, Spec, bool]]:
+        """Yield names, each with its spec and whether it is a good one."""
+        for change, texts in [({}, self.names), *self.further_names]:
+            for names, good in zip(texts, (True, False), strict=True):
+                yield from ((name, {**self.minimal, **change}, good) for name in names)
 
     def cases(self) -> list[Case]:
         """All of them; names are unique."""

@@ -300,7 +300,11 @@ TUNING_JOB = Corpus(
         "model.adapter.modelId": "model.adapter",
     },
     together=TOGETHER,
-    read=[],
+    read=["resources.nodes"],
     names=(["x" * 50, "a.b", "0"], ["x" * 51, "A", "a_b", "-a", "a/b"]),
+    further_names=[
+        ({"resources": {"nodes": 2}}, (["x" * 50, "a", "faq-2"], ["x" * 51, "a.b", "0", "0a"])),
+        ({"resources": {}}, (["a.b", "0"], [])),
+    ],
     further_changes=_changes,
 )

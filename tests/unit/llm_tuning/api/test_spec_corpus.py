@@ -21,10 +21,9 @@ CHANGES = [
     for change in corpus.changes()
 ]
 NAMES = [
-    pytest.param(corpus, name, good, id=f"{corpus.kind.name}: {name}")
+    pytest.param(corpus, name, spec, good, id=f"{corpus.kind.name}: {name}")
     for corpus in CORPORA
-    for names, good in zip(corpus.names, (True, False), strict=True)
-    for name in names
+    for name, spec, good in corpus.named()
 ]
 
 
@@ -58,9 +57,9 @@ def changed(corpus: Corpus, applied: Any, step: dict[str, Any]) -> Any:
     return new
 
 
-@pytest.mark.parametrize(("corpus", "name", "good"), NAMES)
-def test_a_name_is_taken_or_refused(corpus: Corpus, name: str, good: bool) -> None:
-    values = {"metadata": {"name": name}, "spec": corpus.minimal}
+@pytest.mark.parametrize(("corpus", "name", "spec", "good"), NAMES)
+def test_a_name_is_taken_or_refused(corpus: Corpus, name: str, spec: dict[str, Any], good: bool) -> None:
+    values = {"metadata": {"name": name}, "spec": spec}
     if good:
         corpus.model.parse(values)
         return
