@@ -19,7 +19,7 @@ CHART = Path(__file__).resolve().parents[2] / "charts" / "llm-tuning"
 API_CHART = CHART.parent / "llm-tuning-api"
 NAMESPACE = "tuning"
 IMAGES = {"images": {"operator": "registry.example/operator:1", "trainer": "registry.example/trainer:1"}}
-NEEDED = {
+NEEDED: dict[Path, dict[str, Any]] = {
     CHART: IMAGES,
     API_CHART: {
         "image": {"name": "registry.example/operator:1"},
@@ -28,6 +28,17 @@ NEEDED = {
     },
 }
 """What each chart has to be given."""
+
+
+def with_value(chart: Path, path: str, value: Any) -> dict[str, Any]:
+    """Return what the chart needs and one value more; its path is written as helm's errors write it: `image/name`."""
+    *outer, last = path.split("/")
+    values: dict[str, Any] = copy.deepcopy(NEEDED[chart])
+    inner = values
+    for part in outer:
+        inner = inner.setdefault(part, {})
+    inner[last] = value
+    return values
 
 
 def unpack_helm(folder: Path) -> Path:

@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 import subprocess
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from llm_tuning.openai_api.keys import SECRET_NAME
 from llm_tuning.openai_api.names import MODELS, UPLOADS
 from llm_tuning.openai_api.server import DRAIN_SECONDS
 from tests.command.charts.test_values import _nothing
-from tests.support.chart import API_CHART, NAMESPACE, NEEDED, Chart
+from tests.support.chart import API_CHART, NAMESPACE, NEEDED, Chart, with_value
 from tuning_operator.core.constants import LABEL_SERVICE
 
 NAME = "llm-tuning-api"
@@ -310,15 +311,7 @@ def test_only_the_api_is_seen_from_outside(api: Chart) -> None:
 # --- values ----------------------------------------------------------------------------------------------------------
 
 
-def wrong(path: str, value: Any) -> dict[str, Any]:
-    """What is needed and one more value."""
-    *outer, last = path.split("/")
-    values: dict[str, Any] = json.loads(json.dumps(NEEDED[API_CHART]))
-    inner = values
-    for part in outer:
-        inner = inner.setdefault(part, {})
-    inner[last] = value
-    return values
+wrong = partial(with_value, API_CHART)
 
 
 @pytest.mark.parametrize(
@@ -353,7 +346,6 @@ def wrong(path: str, value: Any) -> dict[str, Any]:
         (wrong("monitor/interval", "often"), "interval"),
         (wrong("podLabels", {"app.kubernetes.io/name": "mine"}), "podLabels"),
     ],
-    ids=str,
 )
 def test_wrong_values_are_refused_by_name(api: Chart, values: dict[str, Any], problem: str) -> None:
     done = api.template(**values)

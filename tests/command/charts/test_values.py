@@ -6,12 +6,13 @@ import itertools
 import json
 import re
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 import yaml
 
-from tests.support.chart import CHART, IMAGES, NAMESPACE, Chart
+from tests.support.chart import CHART, IMAGES, NAMESPACE, Chart, with_value
 
 DIGEST = "@sha256:" + "0123456789abcdef" * 4
 SCHEMA = json.loads((CHART / "values.schema.json").read_text())
@@ -149,15 +150,7 @@ def test_images_by_tag_or_digest(chart: Chart, image: str) -> None:
     assert {"name": "TUNING_OPERATOR_OPERATOR_IMAGE", "value": image} in container["env"]
 
 
-def _with(path: str, value: Any) -> dict[str, Any]:
-    """IMAGES and one more value."""
-    *outer, last = path.split(".")
-    values: dict[str, Any] = {"images": dict(IMAGES["images"])}
-    inner = values
-    for part in outer:
-        inner = inner.setdefault(part, {})
-    inner[last] = value
-    return values
+_with = partial(with_value, CHART)
 
 
 @pytest.mark.parametrize(
@@ -174,10 +167,10 @@ def _with(path: str, value: Any) -> dict[str, Any]:
         (_with("workers", "eight"), "workers"),
         (_with("workers", 0), "workers"),
         (_with("workers", 1001), "workers"),
-        (_with("dataCheck.cpus", 1), "cpus"),
-        (_with("dataCheck.cpu", "1Gi"), "dataCheck/cpu"),
-        (_with("dataCheck.memory", "1"), "dataCheck/memory"),
-        (_with("dataCheck.memory", "1 Gi"), "dataCheck/memory"),
+        (_with("dataCheck/cpus", 1), "cpus"),
+        (_with("dataCheck/cpu", "1Gi"), "dataCheck/cpu"),
+        (_with("dataCheck/memory", "1"), "dataCheck/memory"),
+        (_with("dataCheck/memory", "1 Gi"), "dataCheck/memory"),
         (_with("extraEnv", {"HTTPS_PROXY": "http://proxy:3128"}), "extraEnv"),
         (_with("extraEnv", [{"name": "TUNING_OPERATOR_WORKERS", "value": "2"}]), "extraEnv/0/name"),
         (_with("extraEnv", [{"name": "A-B", "value": "x"}]), "extraEnv/0/name"),
@@ -186,35 +179,34 @@ def _with(path: str, value: Any) -> dict[str, Any]:
         (_with("podLabels", {"app.kubernetes.io/name": "mine"}), "podLabels"),
         (_with("podAnnotations", {"helm.sh/hook": "pre-install"}), "podAnnotations"),
         (_with("affinity", {"nodeAfinity": {}}), "affinity"),
-        (_with("images.pullPolicy", "Sometimes"), "pullPolicy"),
-        (_with("images.operator", f"registry.example/operator{DIGEST[:-1]}"), "images/operator"),
-        *((_with("images.operator", image), "images/operator") for image in WRONG_IMAGES),
-        *((_with("defaults.tracking.uri", uri), "tracking/uri") for uri in WRONG_URIS),
-        (_with("images.vllm", "Vllm OpenAI"), "images/vllm"),
-        (_with("images.vllm", ""), "images/vllm"),
-        (_with("images.digest", DIGEST), "digest"),
+        (_with("images/pullPolicy", "Sometimes"), "pullPolicy"),
+        (_with("images/operator", f"registry.example/operator{DIGEST[:-1]}"), "images/operator"),
+        *((_with("images/operator", image), "images/operator") for image in WRONG_IMAGES),
+        *((_with("defaults/tracking/uri", uri), "tracking/uri") for uri in WRONG_URIS),
+        (_with("images/vllm", "Vllm OpenAI"), "images/vllm"),
+        (_with("images/vllm", ""), "images/vllm"),
+        (_with("images/digest", DIGEST), "digest"),
         (_with("gpuResource", "gpu"), "gpuResource"),
-        (_with("defaults.tracking.credentialsSecret", "llm-tuning-mlflow"), "uri"),
-        (_with("defaults.tracking", {"uri": "http://m", "credentialsSecret": "database"}), "credentialsSecret"),
+        (_with("defaults/tracking/credentialsSecret", "llm-tuning-mlflow"), "uri"),
+        (_with("defaults/tracking", {"uri": "http://m", "credentialsSecret": "database"}), "credentialsSecret"),
         (
-            _with("defaults.tracking", {"uri": "http://m", "credentialsSecret": "llm-tuning-operator-tls"}),
+            _with("defaults/tracking", {"uri": "http://m", "credentialsSecret": "llm-tuning-operator-tls"}),
             "credentialsSecret",
         ),
-        (_with("defaults.queueName", "Team A"), "queueName"),
-        (_with("defaults.gpus", 1), "gpus"),
-        (_with("defaults.gpu.runtimeClassName", "NVIDIA"), "runtimeClassName"),
-        (_with("defaults.gpu.tolerations", [{"effect": "NoSchedule"}]), "tolerations"),
-        (_with("tls.certManager.issuerRef", {"kind": "ClusterIssuer"}), "issuerRef"),
-        (_with("networkPolicy.apiServerPorts", [0]), "apiServerPorts"),
-        (_with("networkPolicy.metricsFrom", [{"namespace": "monitoring"}]), "metricsFrom"),
-        (_with("metrics.serviceMonitor", {"enabled": True}), "serviceMonitor"),
-        (_with("metrics.monitors.interval", "often"), "interval"),
-        (_with("crds.install", True), "install"),
-        (_with("resources.request", {"cpu": "1"}), "request"),
-        (_with("resources.limits", {"memory": "1 Gi"}), "memory"),
+        (_with("defaults/queueName", "Team A"), "queueName"),
+        (_with("defaults/gpus", 1), "gpus"),
+        (_with("defaults/gpu/runtimeClassName", "NVIDIA"), "runtimeClassName"),
+        (_with("defaults/gpu/tolerations", [{"effect": "NoSchedule"}]), "tolerations"),
+        (_with("tls/certManager/issuerRef", {"kind": "ClusterIssuer"}), "issuerRef"),
+        (_with("networkPolicy/apiServerPorts", [0]), "apiServerPorts"),
+        (_with("networkPolicy/metricsFrom", [{"namespace": "monitoring"}]), "metricsFrom"),
+        (_with("metrics/serviceMonitor", {"enabled": True}), "serviceMonitor"),
+        (_with("metrics/monitors/interval", "often"), "interval"),
+        (_with("crds/install", True), "install"),
+        (_with("resources/request", {"cpu": "1"}), "request"),
+        (_with("resources/limits", {"memory": "1 Gi"}), "memory"),
         (_with("nodeSelector", {"gpu": True}), "nodeSelector"),
     ],
-    ids=str,
 )
 def test_wrong_values_are_refused_by_name(chart: Chart, values: dict[str, Any], problem: str) -> None:
     done = chart.template(**values)
