@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from devcluster.cluster import Clients
-from tests.support import cores, devcluster
+from tests.support import cores, devcluster, ids
 from tests.support.tiny_base import make_base, make_tokenizer
 
 TIMEOUTS = {
@@ -31,6 +31,21 @@ TIMEOUTS = {
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Name a value that would be long or unreadable in an id by its argument."""
+    return ids.id_of(val, argname)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pycollect_makeitem() -> Generator[None, Any, Any]:
+    """Fail the collection of a test whose id people cannot read, or that may be another one in the next worker."""
+    made = yield
+    for item in made if isinstance(made, list) else []:
+        if (call := getattr(item, "callspec", None)) and (rule := ids.broken_id_rule(call.id)):
+            pytest.fail(f"The id {call.id!r} of {item.originalname} {rule}", pytrace=False)
+    return made
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

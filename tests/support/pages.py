@@ -78,7 +78,7 @@ def named_commands(page: Path) -> list[str]:
 def lines_starting_with(*starts: str) -> list[object]:
     """Parameters of a test: every such command of every page, in its blocks and in its text."""
     return [
-        pytest.param(line, id=f"{shown_name(page)}: {line[:60]}")
+        pytest.param(line, id=f"{shown_name(page)}: {line.split(' # ')[0].strip()[:60]}")
         for page in PAGES
         for line in (*command_lines(page), *named_commands(page))
         if line.startswith(starts)

@@ -118,7 +118,7 @@ def refused_flags(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return run_commands([[*([] if "text.yaml" in flags else valid), *flags] for flags, _ in BAD_FLAGS], folder)
 
 
-@pytest.mark.parametrize("number", range(len(BAD_FLAGS)), ids=[" ".join(flags)[:40] for flags, _ in BAD_FLAGS])
+@pytest.mark.parametrize("number", range(len(BAD_FLAGS)), ids=[" ".join(flags)[:40].strip() for flags, _ in BAD_FLAGS])
 def test_a_bad_flag(refused_flags: list[dict[str, Any]], number: int) -> None:
     assert_refused(refused_flags[number], BAD_FLAGS[number][1])
 

@@ -102,7 +102,9 @@ REASONS: list[tuple[dict[str, Any], Callable[[Path], None] | None, AdapterReason
 ]
 
 
-@pytest.mark.parametrize(("options", "change", "reason", "words"), REASONS, ids=[str(case[2:]) for case in REASONS])
+@pytest.mark.parametrize(
+    ("options", "change", "reason", "words"), REASONS, ids=[f"{case[2]}: {case[3][0]}" for case in REASONS]
+)
 def test_misfits(
     tmp_path: Path,
     options: dict[str, Any],

@@ -123,7 +123,7 @@ def test_no_blocked_target_is_taken_for_want_of_another() -> None:
     assert isinstance(chosen, NotServed)
 
 
-@pytest.mark.parametrize("user", ["\ud800", "\0", "ä" * 5000, "💡"], ids=ascii)
+@pytest.mark.parametrize("user", ["\ud800", "\0", "ä" * 5000, "💡"])
 def test_every_user_name_of_json_has_its_target(user: str) -> None:
     given = route(a=1, b=1)
     assert choose(given, open_, user) == choose(given, open_, user)

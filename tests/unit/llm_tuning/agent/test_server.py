@@ -274,7 +274,7 @@ async def test_wrong_methods_are_405(door: Pod) -> None:
     assert answer.headers["Allow"] == "POST"
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"a"', b"\xff\xfe", b"1" * 5000, b'{"model": "a"} x'], ids=repr)
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"a"', b"\xff\xfe", b"1" * 5000, b'{"model": "a"} x'])
 async def test_a_body_that_is_no_json_object_is_400(door: Pod, body: bytes) -> None:
     answer = await door.post(body)
     assert answer.status == 400
