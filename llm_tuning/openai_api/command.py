@@ -1,4 +1,8 @@
-"""`tune-llm api`: the fine-tuning API on this machine, without a cluster. It is on loopback, and asks for no key."""
+"""`tune-llm api`: the fine-tuning API on this machine, without a cluster. It is on loopback, and asks for no key.
+
+Every base is an InferenceService from the start: vLLM starts for the one that is asked, so a base that was never tuned
+can be asked, too.
+"""
 
 from __future__ import annotations
 
@@ -70,13 +74,13 @@ def settings_of(args: argparse.Namespace, root: Path) -> Settings:
             fix = "fetch it with `tune-llm sources fetch`, and give the folder as path"
             raise InputError(Problem(args.settings, rule, fix))
         return settings.model_copy(update={"claim_name": CLAIM})
-    resources = {"resources": {"gpus": args.gpus}}
-    bases: dict[str, Any] = {path.name: {"path": _inside(path, root)} | resources for path in _bases_in(args.models)}
+    here: dict[str, Any] = {"resources": {"gpus": args.gpus}, "serving": {"always": True}}
+    bases: dict[str, Any] = {path.name: {"path": _inside(path, root)} | here for path in _bases_in(args.models)}
     for given in args.base:
         name, equals, folder = given.partition("=")
         if not equals:
             raise InputError(Problem("--base", f"must be NAME=FOLDER, got {given!r}"))
-        bases[name] = {"path": _inside(_base(Path(folder).expanduser()), root)} | resources
+        bases[name] = {"path": _inside(_base(Path(folder).expanduser()), root)} | here
     return Settings.parse({"bases": bases, "claimName": CLAIM})
 
 

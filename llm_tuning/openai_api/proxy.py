@@ -19,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 from llm_tuning.agent.body import Bodies, Body
 from llm_tuning.agent.http.completion import BrokeOff, Completion, NotConnected
 from llm_tuning.agent.refusal import Refused
+from llm_tuning.api.conditions import ServiceConditionType, ServiceReason
 from llm_tuning.client.objects import InferenceServiceView
 from llm_tuning.engines.vllm.stream import DATA, EVENT_END, error_text
 from llm_tuning.openai_api.backend import Backend
@@ -188,9 +189,15 @@ def _refusal(model: Named, why: str) -> ApiError:
     text, service = f"The model {model.name!r} does not answer now: {why}", model.service
     if service is not None and not service.is_ready:
         text = f"{text}. InferenceService {service.name} is not ready: {condition_of(service)}"
-    is_final = service is None and not model.is_coming
+    is_final = not model.is_coming if service is None else _needs_a_hand(service)
     wait = retry_after(RETRY_AFTER_SECONDS) | (NEVER_AGAIN if is_final else {})
     return ApiError(503, text.rstrip(".") + ".", code="model_not_ready", param="model", headers=wait)
+
+
+def _needs_a_hand(service: InferenceServiceView) -> bool:
+    """Return whether waiting helps nobody: its base cannot be served as it is, or there is no vLLM."""
+    stalled = service.conditions.get(ServiceConditionType.STALLED)
+    return stalled is not None and stalled.status == "True" and stalled.reason == ServiceReason.PLAN_FAILED
 
 
 def _as_api_error(error: BaseException) -> BaseException:

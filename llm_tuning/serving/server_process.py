@@ -107,6 +107,10 @@ class ServerProcess:
             return ServerDied(self._cause(f"vLLM does not compute: {failure}"))
         return ServerDied(self._cause(f"vLLM ended while the adapter was being proven ({self._how()})"))
 
+    def ended(self) -> str | None:
+        """Return that vLLM has ended, with the cause that its log names and what to do about it; None while it runs."""
+        return None if self._process.poll() is None else self._why(f"vLLM has ended ({self._how()})")
+
     def _how(self) -> str:
         code = self._process.poll()
         return f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
@@ -121,9 +125,12 @@ class ServerProcess:
 
     def _cause(self, what: str) -> str:
         """Return `what` happened with the cause that the log names, what to do about it, and the log's end."""
+        return f"{self._why(what)}\nthe end of {self.log}:\n{self._log_end()}"
+
+    def _why(self, what: str) -> str:
         cause = last_error(self._log(), most=CAUSE_CHARACTERS)
         fix = f"; {known}" if (known := remedy(cause)) else ""
-        return f"{what}: {cause}{fix}\nthe end of {self.log}:\n{self._log_end()}"
+        return f"{what}: {cause}{fix}"
 
     def _log_end(self) -> str:
         return "\n".join(f"  {line[:300]}" for line in log_end(self._log(), lines=SHOWN_LOG_LINES))

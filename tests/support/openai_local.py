@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -41,8 +41,9 @@ def rows_of(count: int = 24, **third: Any) -> bytes:
 class LocalServer:
     """One server on one folder. It may be killed and started again, on the same port."""
 
-    def __init__(self, folder: Path, *flags: str) -> None:
+    def __init__(self, folder: Path, *flags: str, environment: Mapping[str, str] | None = None) -> None:
         self.folder, self.flags, self.port = folder, flags, free_port()
+        self.environment = {"HF_HUB_OFFLINE": "1", **(environment or {})}
         self.log = folder / "server.log"
         self.process: subprocess.Popen[bytes] | None = None
         self.client = openai.OpenAI(base_url=f"http://127.0.0.1:{self.port}/v1", api_key="none", max_retries=5)
@@ -52,7 +53,7 @@ class LocalServer:
         command = [sys.executable, "-m", "llm_tuning.codes.tune_llm", "api", "--port", str(self.port), *self.flags]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                command, cwd=self.folder, stdout=log, stderr=log, env=os.environ | {"HF_HUB_OFFLINE": "1"}
+                command, cwd=self.folder, stdout=log, stderr=log, env=os.environ | self.environment
             )
         deadline = time.monotonic() + START_SECONDS
         while True:
@@ -83,9 +84,9 @@ class LocalServer:
 
 
 @contextmanager
-def local_server(folder: Path, *flags: str) -> Iterator[LocalServer]:
+def local_server(folder: Path, *flags: str, environment: Mapping[str, str] | None = None) -> Iterator[LocalServer]:
     """Start one; it is ended at the end, with what it has started."""
-    server = LocalServer(folder, *flags)
+    server = LocalServer(folder, *flags, environment=environment)
     try:
         server.start()
         yield server

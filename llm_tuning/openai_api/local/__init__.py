@@ -1,1 +1,1 @@
-"""The backend of one machine: objects are files in a folder, and a TuningJob is trained by processes, one at a time."""
+"""The backend of one machine: objects are files in a folder; jobs are trained and models served by processes."""

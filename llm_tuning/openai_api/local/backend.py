@@ -1,7 +1,8 @@
-"""The backend of one machine: its folder is the claim, its objects are files, its trainings processes."""
+"""The backend of one machine: its folder is the claim, its objects are files, trainings and vLLM are processes."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from llm_tuning.client.objects import InferenceServiceView, TuningJobView
 from llm_tuning.openai_api.backend import Raw
 from llm_tuning.openai_api.local.objects import Objects
 from llm_tuning.openai_api.local.runner import Runner, jobs_of
+from llm_tuning.openai_api.local.serving import Serving
 
 CLAIM = "local"
 FOLDER = "api"
@@ -23,7 +25,8 @@ class LocalBackend:
         """Take the folder; raises InputError where another server has it."""
         self._root = root
         self._objects = Objects(root / FOLDER)
-        self._runner = Runner(self._objects, root)
+        self._serving = Serving(self._objects, root)
+        self._runner = Runner(self._objects, root, self._serving.room_for)
 
     @property
     def root(self) -> Path:
@@ -53,17 +56,28 @@ class LocalBackend:
         return [InferenceServiceView.of(raw) for raw in self._objects.list(inference_service.PLURAL)]
 
     async def create_service(self, body: Raw) -> InferenceServiceView:
-        return InferenceServiceView.of(self._objects.create(inference_service.PLURAL, body))
+        return self._started(InferenceServiceView.of(self._objects.create(inference_service.PLURAL, body)), ())
 
     async def change_service(self, name: str, patch: Raw) -> InferenceServiceView:
-        return InferenceServiceView.of(self._objects.change(inference_service.PLURAL, name, patch))
+        before = InferenceServiceView.of(self._objects.read(inference_service.PLURAL, name))
+        changed = InferenceServiceView.of(self._objects.change(inference_service.PLURAL, name, patch))
+        return self._started(changed, [route.name for route in before.spec.routes])
+
+    def _started(self, service: InferenceServiceView, before: Sequence[str]) -> InferenceServiceView:
+        """Have it served if it has a new route: who has trained a model will ask it soon."""
+        if any(route.name not in before for route in service.spec.routes):
+            self._serving.want(service.name)
+        return service
 
     def url(self, service: InferenceServiceView) -> str | None:
-        return service.status.url if service.status is not None else None
+        """Return where it answers; one that is asked for is started when there is room for it."""
+        return self._serving.url(service)
 
     async def run(self) -> None:
-        """Train what is there."""
-        await self._runner.run()
+        """Train and serve what is there."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._runner.run())
+            group.create_task(self._serving.run())
 
     async def close(self) -> None:
         self._objects.close()

@@ -34,7 +34,7 @@ class Objects:
 
     def __init__(self, folder: Path) -> None:
         """Take the folder; raises InputError where another server has it."""
-        self._folder = folder
+        self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = (folder / ".lock").open("a")
         try:
@@ -107,7 +107,7 @@ class Objects:
         return self._of(plural) / f"{name}.log"
 
     def _of(self, plural: str) -> Path:
-        return self._folder / plural
+        return self.folder / plural
 
     def _path(self, plural: str, name: str) -> Path:
         return self._of(plural) / f"{name}.json"

@@ -10,8 +10,8 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 
@@ -41,13 +41,19 @@ PROGRESS_SECONDS = 2.0
 """At most one write of a progress in so long."""
 RETRY_SECONDS = 5.0
 """Before a process is started again that ended by no fault of the input."""
+Room = Callable[[TuningJobView], AbstractAsyncContextManager[None]]
+
+
+def _always(job: TuningJobView) -> AbstractAsyncContextManager[None]:
+    return nullcontext()
 
 
 class Runner:
     """One machine's trainings."""
 
-    def __init__(self, objects: Objects, root: Path) -> None:
-        self._objects, self._root = objects, root
+    def __init__(self, objects: Objects, root: Path, room_for: Room = _always) -> None:
+        """Take the objects; a training begins when `room_for` has made room for it."""
+        self._objects, self._root, self._room_for = objects, root, room_for
         self._failures: dict[str, int] = {}
         """Of jobs by their uid, since this server was started."""
         self._not_before: dict[str, float] = {}
@@ -70,12 +76,11 @@ class Runner:
 
     def _next(self) -> TuningJobView | None:
         """Return the job whose turn it is; says of the others that they wait, or are suspended."""
-        jobs = sorted(jobs_of(self._objects), key=lambda job: (created_at(job), job.name))
-        waiting = [job for job in jobs if not job.is_finished]
-        for job in waiting:
-            if job.spec.suspend and not job.is_true(ConditionType.SUSPENDED):
+        jobs = jobs_of(self._objects)
+        for job in jobs:
+            if not job.is_finished and job.spec.suspend and not job.is_true(ConditionType.SUSPENDED):
                 self._write(job.name, lambda draft: draft.suspend())
-        ready = [job for job in waiting if not job.spec.suspend]
+        ready = line_of(jobs)
         for place, job in enumerate(ready[1:], start=1):
             self._write(job.name, partial(_wait, place))
         now = time.monotonic()
@@ -87,15 +92,7 @@ class Runner:
         given = _input(job)
         self._write(job.name, lambda draft: _begin(draft, role, given.model_id))
         log.info("job %s: %s", job.name, role)
-        working = asyncio.create_task(
-            run_role(
-                role,
-                given,
-                root=self._root,
-                log=self._objects.log(PLURAL, job.name),
-                on_progress=_Progress(self, job.name),
-            )
-        )
+        working = asyncio.create_task(self._work(job, role, given))
         try:
             while not working.done() and self._is_wanted(job):
                 await asyncio.wait({working}, timeout=LOOK_SECONDS)
@@ -106,6 +103,11 @@ class Runner:
             return
         ended = working.result()
         self._record(job, role, ended)
+
+    async def _work(self, job: TuningJobView, role: str, given: PodInput) -> Ended:
+        log_file, on_progress = self._objects.log(PLURAL, job.name), _Progress(self, job.name)
+        async with self._room_for(job) if role == TRAIN else nullcontext():
+            return await run_role(role, given, root=self._root, log=log_file, on_progress=on_progress)
 
     def _is_wanted(self, job: TuningJobView) -> bool:
         try:
@@ -161,6 +163,12 @@ def jobs_of(objects: Objects, labels: Mapping[str, str] | None = None) -> list[T
         except InputError as error:
             log.warning("a job that cannot be read is left out: %s", error)
     return found
+
+
+def line_of(jobs: Iterable[TuningJobView]) -> list[TuningJobView]:
+    """Return the jobs that run or wait for it, in their order: the oldest first."""
+    ready = [job for job in jobs if not job.is_finished and not job.spec.suspend]
+    return sorted(ready, key=lambda job: (created_at(job), job.name))
 
 
 class _Progress:

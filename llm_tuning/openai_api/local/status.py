@@ -7,44 +7,30 @@ from typing import Any
 
 from llm_tuning.api.conditions import ConditionType, Phase, Reason
 from llm_tuning.api.tuning_job import Progress
+from llm_tuning.openai_api.local.conditions import FALSE, TRUE, UNKNOWN, Conditions
 from llm_tuning.pod.contract import CheckResult, TrainResult
 
 Raw = dict[str, Any]
 C = ConditionType
-TRUE, FALSE, UNKNOWN = "True", "False", "Unknown"
 
 
 class Draft:
     """A status as it is to be from now on; begins with what the job has."""
 
     def __init__(self, job: Mapping[str, Any], now: str) -> None:
-        self._before: Raw = dict(job.get("status") or {})
+        before: Raw = job.get("status") or {}
         self._generation = job["metadata"].get("generation") or 0
         self._now = now
-        self.fields: Raw = {key: value for key, value in self._before.items() if key != "conditions"}
-        self._conditions: dict[str, Raw] = {each["type"]: each for each in self._before.get("conditions", [])}
+        self.fields: Raw = {key: value for key, value in before.items() if key != "conditions"}
+        self._conditions = Conditions(job, now)
 
     def set(self, kind: str, status: str, reason: str, message: str = "") -> None:
-        """Set a condition; its time changes with its status alone."""
-        before = self._conditions.get(kind, {})
-        since = before.get("lastTransitionTime") if before.get("status") == status else None
-        self._conditions[kind] = {
-            "type": str(kind),
-            "status": status,
-            "reason": str(reason),
-            "message": message[:4096],
-            "observedGeneration": self._generation,
-            "lastTransitionTime": since or self._now,
-        }
-
-    def holds(self, kind: str) -> bool:
-        """Return whether a condition is True."""
-        return self._conditions.get(kind, {}).get("status") == TRUE
+        """Set a condition."""
+        self._conditions.set(kind, status, reason, message)
 
     def status(self) -> Raw:
         """Return the whole status."""
-        known = [self._conditions[kind] for kind in C if kind in self._conditions]
-        return {**self.fields, "observedGeneration": self._generation, "conditions": known}
+        return {**self.fields, "observedGeneration": self._generation, "conditions": self._conditions.listed(C)}
 
     # --- what happens ------------------------------------------------------------------------------------------------
 
