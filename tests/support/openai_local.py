@@ -43,7 +43,8 @@ class LocalServer:
 
     def __init__(self, folder: Path, *flags: str, environment: Mapping[str, str] | None = None) -> None:
         self.folder, self.flags, self.port = folder, flags, free_port()
-        self.environment = {"HF_HUB_OFFLINE": "1", **(environment or {})}
+        no_vllm = {"VLLM_PYTHON": sys.executable}  # a test that chats names one
+        self.environment = {"HF_HUB_OFFLINE": "1", **no_vllm, **(environment or {})}
         self.log = folder / "server.log"
         self.process: subprocess.Popen[bytes] | None = None
         self.client = openai.OpenAI(base_url=f"http://127.0.0.1:{self.port}/v1", api_key="none", max_retries=5)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -112,7 +111,7 @@ def test_a_model_of_an_earlier_server_answers_and_vllm_ends_with_the_server(file
 
 
 def test_without_vllm_a_chat_says_what_to_install(files: ServedFiles) -> None:
-    with local_server(files.folder, environment={"VLLM_PYTHON": sys.executable}) as server:
+    with local_server(files.folder) as server:
         with pytest.raises(openai.InternalServerError, match="does not import vllm") as refused:
             server.client.chat.completions.create(model=BASE, messages=PROMPT)  # type: ignore[arg-type]
         assert refused.value.code == "model_not_ready"
