@@ -115,6 +115,10 @@ def _as_api_error(request: Request, error: Exception) -> ApiError:
 
 def _no_route(request: Request, error: HTTPException) -> ApiError:
     url = f"{request.method} {request.url.path}"
+    if isinstance(error.__cause__, ApiError):  # of the edge, while a route read the body
+        return error.__cause__
+    if error.status_code == 400:  # FastAPI has no other
+        return ApiError(400, "The body cannot be read: it must be a JSON object, in UTF-8.", code="invalid_json")
     if error.status_code not in (404, 405):
         return ApiError(error.status_code, str(error.detail), code="invalid_request", headers=error.headers)
     parts = request.url.path.strip("/").split("/")

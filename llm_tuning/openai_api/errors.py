@@ -15,7 +15,6 @@ from llm_tuning.errors import InputError, TuningError
 
 NEVER_AGAIN = {"x-should-retry": "false"}
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "requests"}
-_PLACES = ("body", "query", "path", "header")
 
 ParamOf = Callable[[str], str | None]
 """Which parameter of a request a field of an object came from: `spec.training.epochs` came from `n_epochs`."""
@@ -82,7 +81,10 @@ def of_cluster(error: TuningError) -> ApiError:
 
 
 def of_validation(errors: Sequence[Mapping[str, Any]]) -> ApiError:
-    """Translate pydantic's list of errors of a request into the first one's answer, with the others in its message."""
+    """Translate FastAPI's list of errors of a request into the first one's answer, with the others in its message.
+
+    The first part of each `loc` is the place: body, query, path or header.
+    """
     found = [_problem(each) for each in errors]
     first = found[0]
     message = " ".join(each.message for each in found[:10])
@@ -90,9 +92,11 @@ def of_validation(errors: Sequence[Mapping[str, Any]]) -> ApiError:
 
 
 def _problem(detail: Mapping[str, Any]) -> ApiError:
-    place = [part for part in detail["loc"] if part not in _PLACES]
+    place = detail["loc"][1:]
     param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
     match detail["type"]:
+        case "missing" if not param:
+            return ApiError(400, "The body must be a JSON object.", code="invalid_json")
         case "missing":
             return ApiError(
                 400, f"Missing required parameter: '{param}'.", code="missing_required_parameter", param=param
@@ -104,7 +108,10 @@ def _problem(detail: Mapping[str, Any]) -> ApiError:
     kind = "invalid_type" if detail["type"].endswith("_type") else "invalid_value"
     said = str(detail["msg"]).removeprefix("Value error, ")
     said = said.replace("Input should be", "must be").replace("String should", "must").replace("should", "must")
-    return ApiError(400, f"'{param}': {said}, got {_shown(detail.get('input'))}.", code=kind, param=param)
+    value = _shown(detail.get("input"))
+    if not param:
+        return ApiError(400, f"A parameter's name {said}, got {value}.", code=kind)
+    return ApiError(400, f"'{param}': {said}, got {value}.", code=kind, param=param)
 
 
 def _shown(value: object) -> str:

@@ -123,4 +123,5 @@ def _job_query(request: Request) -> tuple[PageQuery, dict[str, str], bool]:
     try:
         return PageQuery.model_validate(others), metadata, without
     except ValidationError as error:
-        raise of_validation(error.errors(include_url=False)) from None
+        found = [{**each, "loc": ("query", *each["loc"])} for each in error.errors(include_url=False)]
+        raise of_validation(found) from None

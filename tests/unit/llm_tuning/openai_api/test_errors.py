@@ -36,6 +36,8 @@ def _route_of_jobs() -> APIRouter:
         ({}, "missing_required_parameter", "training_file", "Missing required parameter: 'training_file'."),
         ({"training_file": 3}, "invalid_type", "training_file", "must be a valid string, got 3"),
         ({"training_file": "f", "epochs": 3}, "unknown_parameter", "epochs", "Unknown parameter: 'epochs'."),
+        ({"training_file": "f", "body": 3}, "unknown_parameter", "body", "Unknown parameter: 'body'."),
+        ({"training_file": "f", "metadata": {"path": 1}}, "invalid_type", "metadata.path", "must be a valid string"),
         ({"training_file": "f", "hyperparameters": {"n_epochs": "3"}}, "invalid_value", N_EPOCHS, "1 to 1000, got '3'"),
         ({"training_file": "f", "hyperparameters": {"n_epochs": 1.5}}, "invalid_value", N_EPOCHS, "a whole number"),
         ({"training_file": "f", "metadata": {"a": 1}}, "invalid_type", "metadata.a", "must be a valid string"),
@@ -51,6 +53,22 @@ async def test_a_wrong_request_is_refused_with_the_name_of_the_parameter(
             await client.post("/fine_tuning/jobs", body={"model": "m"} | given, cast_to=object)
     assert (caught.value.code, caught.value.param) == (code, param)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"null", b"[]", b"{", b"x=1", b'{"model": "\xff"}', b"[" * 100_000, b'{"seed": ' + b"9" * 5000 + b"}"]
+)
+async def test_a_body_that_is_no_object_is_told_so(body: bytes) -> None:
+    async with _client(_route_of_jobs()) as client:
+        with pytest.raises(openai.BadRequestError, match="must be a JSON object") as caught:
+            await client.post("/fine_tuning/jobs", content=body, cast_to=object)
+    assert (caught.value.code, caught.value.param) == ("invalid_json", None)
+
+
+async def test_a_name_that_is_no_text_is_told_so() -> None:
+    async with _client(_route_of_jobs()) as client:
+        with pytest.raises(openai.BadRequestError, match="A parameter's name must be a valid string"):
+            await client.post("/fine_tuning/jobs", content=b'{"\\ud800": 1}', cast_to=object)
 
 
 async def test_what_is_not_here_says_what_is() -> None:
