@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from llm_tuning.client.errors import ClusterError
 from llm_tuning.client.objects import TuningJobView
 from llm_tuning.openai_api.context import Context
+from llm_tuning.openai_api.errors import ApiError
 from llm_tuning.openai_api.job_view import created_at, seconds, status_of
 from llm_tuning.openai_api.names import file_id_of, result_id
 
@@ -56,6 +57,6 @@ async def sweep(context: Context) -> None:
         try:
             in_use = uses(await context.backend.jobs())
             await asyncio.to_thread(context.files.sweep, in_use)
-        except (ClusterError, OSError) as error:
+        except (ApiError, ClusterError, OSError) as error:
             log.warning("expired files could not be removed: %s", error)
         await asyncio.sleep(SWEEP_SECONDS)

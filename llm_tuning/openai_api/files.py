@@ -158,6 +158,10 @@ class Draft:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave nothing behind but what was published."""
         self._stream.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 

@@ -121,7 +121,8 @@ class _Form:
 async def receive(headers: Mapping[str, str], body: AsyncIterator[bytes], store: FileStore) -> FileRecord:
     """Read an upload to its end and publish it; raises ApiError, and leaves nothing behind then."""
     form = _Form(_boundary(headers.get("content-type", "")))
-    with await asyncio.to_thread(store.draft) as draft:
+    draft = await asyncio.to_thread(store.draft)
+    try:
         await _check_announced(headers.get("content-length", ""), draft)
         async for chunk in body:
             form.feed(chunk)
@@ -135,6 +136,8 @@ async def receive(headers: Mapping[str, str], body: AsyncIterator[bytes], store:
         _check_purpose(form.fields.get("purpose"))
         seconds = _expires_after(form.fields)
         return await asyncio.to_thread(draft.publish, filename=form.filename, expires_after=seconds)
+    finally:
+        await asyncio.to_thread(draft.close)  # the claim may be slow, and others wait for the event loop
 
 
 def plain_name(name: str) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,6 +62,23 @@ async def test_a_file_is_the_same_byte_for_byte_however_its_body_is_cut(store: F
 async def test_the_order_of_the_parts_does_not_matter(store: FileStore) -> None:
     record = await send(store, FILE + PURPOSE + END)
     assert store.content(record).read_bytes() == ROW
+
+
+async def test_what_an_upload_leaves_is_removed_beside_the_event_loop(
+    store: FileStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A claim may take its time, for which no other request is to wait."""
+    threads, remove = list[threading.Thread](), shutil.rmtree
+
+    def seen(*given: Any, **how: Any) -> None:
+        threads.append(threading.current_thread())
+        remove(*given, **how)
+
+    monkeypatch.setattr(shutil, "rmtree", seen)
+    await refusal(store, FILE + END)
+    await send(store, PURPOSE + FILE + END)
+    assert len(threads) == 2
+    assert threading.main_thread() not in threads
 
 
 async def test_a_file_may_expire(store: FileStore) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import io
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import cast
@@ -12,6 +14,7 @@ from typing import cast
 import openai
 import pytest
 
+from llm_tuning.openai_api import file_uses
 from llm_tuning.openai_api.app import create_app
 from llm_tuning.openai_api.context import Context
 from llm_tuning.openai_api.file_uses import sweep, uses
@@ -242,3 +245,26 @@ async def test_the_server_removes_what_has_expired_once_no_job_needs_it(context:
     sweeping.cancel()
     assert (context.files.folder / needed).exists()
     assert context.files.records() == [], "nobody is given either"
+
+
+async def test_a_claim_that_can_only_be_read_for_a_while_does_not_end_the_removals(
+    context: Context, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with context.files.draft() as draft:
+        draft.write(ROW)
+        expired = draft.publish(filename="rows.jsonl", expires_after=0).id
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(file_uses, "SWEEP_SECONDS", 0.01)
+    with monkeypatch.context() as read_only:
+        read_only.setattr(Path, "rename", refuse)
+        sweeping = asyncio.create_task(sweep(context))
+        while "could not be removed" not in caplog.text:
+            assert not sweeping.done()
+            await asyncio.sleep(0.01)
+    while (context.files.folder / expired).exists():
+        assert not sweeping.done()
+        await asyncio.sleep(0.01)
+    sweeping.cancel()
