@@ -95,8 +95,9 @@ class Serving:
 
     def want(self, name: str) -> None:
         """Start this InferenceService when there is room for it."""
-        if self._wanted is None or self._wanted[0] != name:
-            self._wanted = (name, time.monotonic())
+        if self._engine is None or self._leaving or self._engine.service.name != name:
+            since = self._wanted[1] if self._wanted is not None else time.monotonic()
+            self._wanted = (name, since)  # several that are asked for by turns wait no longer than one
         self._wake.set()
 
     @asynccontextmanager
@@ -107,7 +108,7 @@ class Serving:
             if engine is not None and not await self._has_room(job, engine.service, running=True):
                 log.info("job %s: vLLM ends first, for there is no room for both", job.name)
                 self._training = job.name
-                self.want(engine.service.name)  # again, afterwards
+                self._want_again(engine.service)
                 await self._stop(drain=True)
         try:
             yield
@@ -173,15 +174,23 @@ class Serving:
         elif engine.report.ready:
             self._failed.pop(service.uid, None)
         if self._engine is None and service is not None and service.spec.replicas:
-            self.want(service.name)
+            self._want_again(service)
+
+    def _want_again(self, service: InferenceServiceView) -> None:
+        """Start it again later, unless another one is asked for."""
+        if self._wanted is None:
+            self._wanted = (service.name, time.monotonic())
 
     def _has_to_yield(self, services: Mapping[str, InferenceServiceView]) -> bool:
         """Return whether another InferenceService is asked for, and its turn has come."""
         if self._wanted is None or self._engine is None:
             return False
         name, since = self._wanted
-        if name not in services or name == self._engine.service.name:
+        service = services.get(name)
+        if service is None or not service.spec.replicas or name == self._engine.service.name:
             self._wanted = None
+            return False
+        if self._pauses(service):
             return False
         now = time.monotonic()
         return now - self._asked_at > LINGER_SECONDS or now - since > MOST_LINGER_SECONDS
