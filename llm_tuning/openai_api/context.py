@@ -42,11 +42,12 @@ class Caller:
     role: str = "full"
 
 
-def _context(request: Request) -> Context:
+# FastAPI calls what is no coroutine on the threads that downloads wait on.
+async def _context(request: Request) -> Context:
     return cast(Context, request.app.state.context)
 
 
-def _caller(request: Request) -> Caller:
+async def _caller(request: Request) -> Caller:
     return cast(Caller, getattr(request.state, "caller", Caller()))
 
 

@@ -5,7 +5,6 @@ Killed in between, the loop that publishes does the second step, and the same re
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import secrets
 import shutil
@@ -17,6 +16,7 @@ from llm_tuning.client.errors import Conflict
 from llm_tuning.client.objects import InferenceServiceView, TuningJobView
 from llm_tuning.openai_api import names
 from llm_tuning.openai_api.catalog import Seen
+from llm_tuning.openai_api.claim_io import on_claim
 from llm_tuning.openai_api.context import Context
 from llm_tuning.openai_api.errors import NEVER_AGAIN, ApiError, invalid
 from llm_tuning.openai_api.job_request import Kept, is_deleted
@@ -43,7 +43,7 @@ async def delete(context: Context, name: str, *, adapter: bool) -> None:
         return
     folder = context.backend.root / names.MODELS / model_id
     is_gone = is_deleted(job) and not any(route_of(service, name) for service in seen.services)
-    if is_gone and not (adapter and await asyncio.to_thread(folder.is_dir)):
+    if is_gone and not (adapter and await on_claim(folder.is_dir)):
         raise unknown(name, seen.models)
     if adapter:
         _refuse_in_use(name, model_id, await context.backend.jobs(), seen.services)
@@ -52,7 +52,7 @@ async def delete(context: Context, name: str, *, adapter: bool) -> None:
         await context.backend.change_job(job.name, {"metadata": {"annotations": {names.ANNOTATION_MODEL_DELETED: now}}})
     await converge(context)
     if adapter:
-        await asyncio.to_thread(remove, folder)
+        await on_claim(remove, folder)
     log.info("model %s is deleted%s", name, f", and adapter {model_id}" if adapter else "")
 
 

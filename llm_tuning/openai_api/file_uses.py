@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from llm_tuning.client.errors import ClusterError
 from llm_tuning.client.objects import TuningJobView
+from llm_tuning.openai_api.claim_io import on_claim
 from llm_tuning.openai_api.context import Context
 from llm_tuning.openai_api.errors import ApiError
 from llm_tuning.openai_api.job_view import created_at, seconds, status_of
@@ -56,7 +57,7 @@ async def sweep(context: Context) -> None:
     while True:
         try:
             in_use = uses(await context.backend.jobs())
-            await asyncio.to_thread(context.files.sweep, in_use)
+            await on_claim(context.files.sweep, in_use)
         except (ApiError, ClusterError, OSError) as error:
             log.warning("expired files could not be removed: %s", error)
         await asyncio.sleep(SWEEP_SECONDS)

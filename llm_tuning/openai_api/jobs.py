@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
 import time
@@ -16,6 +15,7 @@ from llm_tuning.client.objects import TuningJobView
 from llm_tuning.errors import InputError
 from llm_tuning.openai_api import names
 from llm_tuning.openai_api.backend import Raw
+from llm_tuning.openai_api.claim_io import on_claim
 from llm_tuning.openai_api.context import Context
 from llm_tuning.openai_api.errors import ApiError, invalid, of_input
 from llm_tuning.openai_api.job_request import Kept, build_job, find_start, param_of, request_hash
@@ -85,7 +85,7 @@ async def _check_files(served: Context, asked: CreateJob) -> None:
     for param, file_id in (("training_file", asked.training_file), ("validation_file", asked.validation_file)):
         if file_id is None:
             continue
-        if await asyncio.to_thread(served.files.find, file_id) is None:
+        if await on_claim(served.files.find, file_id) is None:
             rule = f"must be the id of a file with purpose 'fine-tune', and there is none {file_id[:100]!r}"
             raise invalid(param, rule, code=f"invalid_{param}")
 
@@ -168,7 +168,7 @@ async def answers(served: Context, jobs: Sequence[TuningJobView]) -> list[FineTu
     by_kubectl = [job for job in jobs if job.has_succeeded and Kept.of(job) is None]
     services = await served.backend.services() if by_kubectl else ()
     routes = {job.name: route_to(job, services) for job in by_kubectl}
-    return await asyncio.to_thread(lambda: [_answer(served, job, routes.get(job.name)) for job in jobs])
+    return await on_claim(lambda: [_answer(served, job, routes.get(job.name)) for job in jobs])
 
 
 def _answer(served: Context, job: TuningJobView, route: str | None) -> FineTuningJob:

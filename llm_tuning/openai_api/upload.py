@@ -6,7 +6,6 @@ A megabyte at a time is in memory, whatever the file's size; form parsers of web
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from dataclasses import dataclass, field
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
+from llm_tuning.openai_api.claim_io import on_claim
 from llm_tuning.openai_api.errors import ApiError
 from llm_tuning.openai_api.files import Draft, FileRecord, FileStore
 
@@ -121,23 +121,23 @@ class _Form:
 async def receive(headers: Mapping[str, str], body: AsyncIterator[bytes], store: FileStore) -> FileRecord:
     """Read an upload to its end and publish it; raises ApiError, and leaves nothing behind then."""
     form = _Form(_boundary(headers.get("content-type", "")))
-    draft = await asyncio.to_thread(store.draft)
+    draft = await on_claim(store.draft)
     try:
         await _check_announced(headers.get("content-length", ""), draft)
         async for chunk in body:
             form.feed(chunk)
             if len(form.pending) >= BLOCK_BYTES:
-                await asyncio.to_thread(draft.write, form.take())
-        await asyncio.to_thread(draft.write, form.take())
+                await on_claim(draft.write, form.take())
+        await on_claim(draft.write, form.take())
         if not form.is_whole:
             raise _bad_form("the body ends before the form does")
         if form.filename is None:
             raise ApiError(400, "Missing required parameter: 'file'.", code="missing_required_parameter", param="file")
         _check_purpose(form.fields.get("purpose"))
         seconds = _expires_after(form.fields)
-        return await asyncio.to_thread(draft.publish, filename=form.filename, expires_after=seconds)
+        return await on_claim(draft.publish, filename=form.filename, expires_after=seconds)
     finally:
-        await asyncio.to_thread(draft.close)  # the claim may be slow, and others wait for the event loop
+        await on_claim(draft.close)  # the claim may be slow, and others wait for the event loop
 
 
 def plain_name(name: str) -> str:
@@ -152,7 +152,7 @@ def plain_name(name: str) -> str:
 async def _check_announced(length: str, draft: Draft) -> None:
     """Refuse what cannot fit before its bytes are sent."""
     if _NUMBER.fullmatch(length):
-        await asyncio.to_thread(draft.expect, max(0, int(length) - OVERHEAD_BYTES))
+        await on_claim(draft.expect, max(0, int(length) - OVERHEAD_BYTES))
 
 
 def _boundary(content_type: str) -> bytes:

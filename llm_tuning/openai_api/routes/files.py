@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -10,6 +9,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse, Response
 from starlette.requests import ClientDisconnect
 
+from llm_tuning.openai_api.claim_io import on_claim
 from llm_tuning.openai_api.context import Context, Served
 from llm_tuning.openai_api.errors import ApiError
 from llm_tuning.openai_api.file_uses import RESULT_NAME, Result, results, uses
@@ -49,9 +49,9 @@ async def listed(served: Served, query: Annotated[FileQuery, Query()]) -> Listed
     """List files."""
     found: list[FileRecord | Result] = []
     if query.purpose in (None, "fine-tune"):
-        found += await asyncio.to_thread(served.files.records)
+        found += await on_claim(served.files.records)
     if query.purpose in (None, "fine-tune-results"):
-        found += await asyncio.to_thread(_there, _runs(served), results(await served.backend.jobs()))
+        found += await on_claim(_there, _runs(served), results(await served.backend.jobs()))
     newest_first = query.order == "desc"
     found.sort(key=_place, reverse=newest_first)
 
@@ -66,14 +66,14 @@ async def listed(served: Served, query: Annotated[FileQuery, Query()]) -> Listed
         id_of=lambda item: item.id,
         is_behind=is_behind if FILE_ID.fullmatch(query.after or "") else None,
     )
-    return Listed(data=await asyncio.to_thread(_as_objects, _runs(served), data), has_more=has_more)
+    return Listed(data=await on_claim(_as_objects, _runs(served), data), has_more=has_more)
 
 
 @router.get("/{file_id}")
 async def retrieve(file_id: str, served: Served) -> FileObject:
     """Describe a file."""
     found = await _find(served, file_id)
-    return (await asyncio.to_thread(_as_objects, _runs(served), [found]))[0]
+    return (await on_claim(_as_objects, _runs(served), [found]))[0]
 
 
 @router.get("/{file_id}/content", response_class=Response)
@@ -83,7 +83,7 @@ async def content(file_id: str, served: Served) -> Response:
     if isinstance(found, FileRecord):
         path = served.files.content(found)
         return FileResponse(path, media_type="application/octet-stream", filename=found.filename)
-    figures = await asyncio.to_thread(_runs(served).metrics_csv, found.model_id)
+    figures = await on_claim(_runs(served).metrics_csv, found.model_id)
     if figures is None:
         raise _no_file(file_id)
     head = {"content-disposition": f'attachment; filename="{RESULT_NAME}"'}
@@ -100,7 +100,7 @@ async def delete(file_id: str, served: Served) -> Deleted:
     if (job := uses(await served.backend.jobs()).get(file_id)) is not None:
         text = f"The file '{file_id}' is in use by the job '{job}': wait until it has finished, or cancel it first."
         raise ApiError(400, text, code="file_in_use", param="id")
-    if not await asyncio.to_thread(served.files.delete, file_id):
+    if not await on_claim(served.files.delete, file_id):
         raise _no_file(file_id)
     return Deleted(id=file_id, object="file")
 
@@ -136,10 +136,10 @@ async def _find(served: Context, file_id: str) -> FileRecord | Result:
     """Return the file of an id; raises ApiError where there is none."""
     if RESULT_ID.fullmatch(file_id):
         wanted = [result for result in results(await served.backend.jobs()) if result.id == file_id]
-        there = await asyncio.to_thread(_there, _runs(served), wanted)
+        there = await on_claim(_there, _runs(served), wanted)
         if there:
             return there[0]
-    record = await asyncio.to_thread(served.files.find, file_id)
+    record = await on_claim(served.files.find, file_id)
     if record is None:
         raise _no_file(file_id)
     return record

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import time
 from typing import Annotated
@@ -12,6 +11,7 @@ from pydantic import ValidationError
 
 from llm_tuning.openai_api import checkpoints as kept
 from llm_tuning.openai_api import jobs
+from llm_tuning.openai_api.claim_io import on_claim
 from llm_tuning.openai_api.context import Asking, Served
 from llm_tuning.openai_api.errors import of_validation
 from llm_tuning.openai_api.events import events
@@ -84,7 +84,7 @@ async def list_events(job_id: str, served: Served, query: Annotated[EventQuery, 
     """List what happened, newest first."""
     job = await jobs.read(served, job_id)
     model_id = job.status.model_id if job.status is not None else None
-    points = await asyncio.to_thread(jobs.run_files(served).points, model_id)
+    points = await on_claim(jobs.run_files(served).points, model_id)
     is_newest_first = query.order == "desc"
     found = events(job, points, time.time(), await served.catalog.made_by(job))
     found = found[::-1] if is_newest_first else found
@@ -102,7 +102,7 @@ async def list_events(job_id: str, served: Served, query: Annotated[EventQuery, 
 async def list_checkpoints(job_id: str, served: Served, query: Annotated[EventQuery, Query()]) -> Listed[JobCheckpoint]:
     """List the checkpoints that are there, the last step first."""
     job = await jobs.read(served, job_id)
-    found = await asyncio.to_thread(kept.checkpoints, job, jobs.run_files(served))
+    found = await on_claim(kept.checkpoints, job, jobs.run_files(served))
     found = found if query.order == "desc" else found[::-1]
     chosen, more = page(found, after=query.after, limit=query.limit, id_of=lambda checkpoint: checkpoint.id)
     return Listed(data=chosen, has_more=more)
