@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 
 from fastapi import APIRouter, FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -30,6 +31,8 @@ ROUTERS: Sequence[APIRouter] = (health.router, files.router, jobs.router, models
 Loop = Callable[[Context], Awaitable[None]]
 """What goes on beside the requests, until it is cancelled."""
 LOOPS: Sequence[Loop] = (sweep, publish)
+AGAIN_SECONDS = 5.0
+"""Before one of them begins again after a fault."""
 
 NOT_HERE = {
     "responses": "chat is /v1/chat/completions",
@@ -75,8 +78,8 @@ def create_app(
 def _lifespan(context: Context, loops: Sequence[Loop]) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        work = [context.backend.run(), *(loop(context) for loop in loops)]
-        tasks = [asyncio.ensure_future(each) for each in work]
+        work: list[Callable[[], Awaitable[None]]] = [context.backend.run, *(partial(loop, context) for loop in loops)]
+        tasks = [asyncio.ensure_future(_kept_up(each)) for each in work]
         try:
             yield
         finally:
@@ -86,6 +89,19 @@ def _lifespan(context: Context, loops: Sequence[Loop]) -> Callable[[FastAPI], Ab
             await context.backend.close()
 
     return lifespan
+
+
+async def _kept_up(work: Callable[[], Awaitable[None]]) -> None:
+    """Begin work again after a fault that it does not know itself: else it would end, and nobody would hear of it."""
+    said = ""
+    while True:
+        try:
+            return await work()
+        except Exception as error:
+            if repr(error) != said:
+                log.exception("a fault in what goes on beside the requests; it begins again")
+            said = repr(error)
+        await asyncio.sleep(AGAIN_SECONDS)
 
 
 async def _refuse(request: Request, error: Exception) -> Response:

@@ -7,8 +7,8 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from llm_tuning.client.errors import ClusterError
 from llm_tuning.client.objects import TuningJobView
+from llm_tuning.errors import TuningError
 from llm_tuning.openai_api.claim_io import on_claim
 from llm_tuning.openai_api.context import Context
 from llm_tuning.openai_api.errors import ApiError
@@ -54,10 +54,14 @@ def uses(jobs: Iterable[TuningJobView]) -> dict[str, str]:
 
 async def sweep(context: Context) -> None:
     """Remove what is expired and what killed uploads have left, until it is cancelled."""
+    said = ""
     while True:
         try:
             in_use = uses(await context.backend.jobs())
             await on_claim(context.files.sweep, in_use)
-        except (ApiError, ClusterError, OSError) as error:
-            log.warning("expired files could not be removed: %s", error)
+            said = ""
+        except (ApiError, TuningError, OSError) as error:
+            if str(error) != said:
+                log.warning("expired files could not be removed: %s", error)
+            said = str(error)
         await asyncio.sleep(SWEEP_SECONDS)
