@@ -17,6 +17,7 @@ import yaml
 
 from tests.full.test_kserve import kserve_crd
 from tests.support.devcluster import NO_ROOT, cluster_name, remove
+from tests.support.missing import skip_or_fail
 from tests.support.page_runs import ON_A_CLUSTER, Reader, Walk
 from tests.support.pages import ROOT, yaml_documents
 
@@ -45,7 +46,7 @@ class Site:
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     if NO_ROOT:
-        pytest.skip("a devcluster needs root")
+        skip_or_fail("a devcluster needs root")
     name = cluster_name("pages")
     reader = Reader(tmp_path_factory.mktemp("pages"), cluster=name)
     try:

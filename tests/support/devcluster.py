@@ -13,11 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from devcluster import launcher
 from devcluster.cluster import Clients, Cluster
 from devcluster.paths import clusters_dir, state_dir
+from tests.support.missing import skip_or_fail
 
 NO_ROOT = os.geteuid() != 0 and not os.environ.get("CI")
 """Nobody can start a node here. CI has to be root, and fails where it is not instead of testing less."""
@@ -58,7 +57,7 @@ def shared_cluster() -> Clients:
     if given := os.environ.get("KUBECONFIG_E2E"):
         return Clients(Path(given))
     if NO_ROOT:
-        pytest.skip("a devcluster needs root; set KUBECONFIG_E2E to the kubeconfig of another cluster")
+        skip_or_fail("a devcluster needs root; set KUBECONFIG_E2E to the kubeconfig of another cluster")
     with _locked("test.lock"):
         name = cluster_name("test")
         launcher.up(name, gpus=GPUS, network_policies=True)

@@ -8,12 +8,11 @@ import subprocess
 import sys
 from typing import Any
 
-import pytest
-
 from devcluster.release.images import CONTENTS
 from devcluster.release.licences import Policy
 from devcluster.release.locks import Locked
 from devcluster.release.sbom import Contents, Installed, build_sbom, count
+from tests.support.missing import skip_or_fail
 
 HASHES = ("1" * 64, "2" * 64)
 CONTENT = Contents(
@@ -71,7 +70,7 @@ def test_a_locked_package_that_is_not_there_is_missed() -> None:
 
 def test_the_program_for_the_image_lists_what_is_installed_where_it_runs() -> None:
     if shutil.which("dpkg-query") is None:
-        pytest.skip("dpkg-query is missing: not on Debian")
+        skip_or_fail("dpkg-query is missing: not on Debian")
     output = subprocess.check_output([sys.executable, "-I", "-c", CONTENTS.read_text()], text=True)
     contents = Contents.of_output(output, Policy.read())
     assert "pytest" in {package.name for package in contents.packages}
