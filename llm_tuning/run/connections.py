@@ -67,9 +67,12 @@ class Connections:
 
 
 def _read(table: Path) -> list[Connection]:
+    found = []
     with suppress(OSError):
-        return [found for line in table.read_text().splitlines()[1:] if (found := _parse(line.split())) is not None]
-    return []
+        for line in table.read_text(errors="replace").splitlines()[1:]:
+            with suppress(ValueError):  # a line that cannot be read says nothing of the others
+                found.append(_parse(line.split()))
+    return [connection for connection in found if connection is not None]
 
 
 def _parse(columns: list[str]) -> Connection | None:

@@ -118,6 +118,8 @@ class NodeGroup:
         self._looked = time.monotonic()
         """When the store answered last."""
         self._broken = False
+        self._fault: RuntimeError | None = None
+        """Why this node watches the others no more, where that is its own fault."""
         self._begun_at: float | None = None
         """When all ranks had begun to connect."""
         self._unconnected = list(range(nodes.world))
@@ -230,8 +232,13 @@ class NodeGroup:
 
     # --- while the ranks run ----------------------------------------------------------------------------------------
 
-    def find_trouble(self) -> TryAgain | None:
-        """Return why the ranks of this node are of no use any more, or None: another node has failed or is lost."""
+    def find_trouble(self) -> RuntimeError | None:
+        """Return why the ranks of this node are of no use any more, or None.
+
+        That is TryAgain where another node has failed or is lost, and otherwise a fault of this one.
+        """
+        if self._fault is not None:
+            return self._fault
         for node in self.nodes.others:
             end = self._ends.get(node)
             if end is not None and (end["failures"] or end["message"]):
@@ -250,8 +257,8 @@ class NodeGroup:
             )
         return None
 
-    def await_trouble(self) -> TryAgain | None:
-        """Return what another node is found to have, once it is found; None where that is nothing."""
+    def await_trouble(self) -> RuntimeError | None:
+        """Return what `find_trouble` finds in some seconds, or None."""
         deadline = time.monotonic() + LINGER_SECONDS
         while (trouble := self.find_trouble()) is None and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
@@ -263,6 +270,8 @@ class NodeGroup:
         Where a rank failed here, another may have been first: the other nodes are waited for until they have said how
         they ended, or are lost. Raises TryAgain for a lost node, where nothing else explains the failures.
         """
+        if self._fault is not None and not failures:
+            raise self._fault  # which is told to the others as the end of this node
         self._say_end(failures, "")
         if not failures and self.find_trouble() is None:
             return {}
@@ -328,6 +337,10 @@ class NodeGroup:
                     return
         except RuntimeError:  # torch's errors of a store: the connection is closed
             self._broken = True
+        except Exception as error:
+            own = self.nodes.name(self.nodes.index)
+            log.exception("%s can watch the other nodes no more", own)
+            self._fault = RuntimeError(f"{own} can watch the other nodes no more: {type(error).__name__}: {error}")
 
     def _look_at(self, store: Any, node: int) -> None:
         if node in self._ends or not store.check([f"beat/{node}"]):

@@ -112,14 +112,14 @@ def run_ranks(
 
 def _pass_the_stop_on(
     agent: LocalElasticAgent, ended: Future[RunResult], stop: Callable[[], bool], group: NodeGroup | None
-) -> TryAgain | None:
-    """Signal the ranks where they are to end; returns the trouble of another node that this was for, or None.
+) -> RuntimeError | None:
+    """Signal the ranks where they are to end; returns the trouble of the nodes that this was for, or None.
 
     Returns before the agent has ended where that waits for agents of nodes that are lost.
     """
     signalled: set[int] = set()
     killed: set[int] = set()
-    trouble: TryAgain | None = None
+    trouble: RuntimeError | None = None
     seconds, since = 0.0, time.monotonic()
     while not ended.done() and seconds < KILL_SECONDS + HANG_SECONDS:
         if trouble is None and group is not None and (trouble := group.find_trouble()) is not None:

@@ -70,3 +70,9 @@ def test_addresses_are_read_in_both_families_and_loopback_is_nobodys(table: Path
     assert connections.own == {"10.88.0.1", "2001:db8::1"}
     connections.look(8)
     assert connections.silent_for([OTHER], 8) == 7
+
+
+@pytest.mark.parametrize("broken", [line("0200580X:A1B2"), line("02:A1B2")], ids=["no number", "one byte"])
+def test_a_line_that_cannot_be_read_is_passed_over_and_the_others_count(table: Path, broken: str) -> None:
+    lost = line(sent_again=5)
+    assert silence(table, (1, broken + lost), (41, lost + broken)) == 40

@@ -1,8 +1,9 @@
-"""When a node of a run counts as there, by what name servers say."""
+"""When a node of a run counts as there and as lost, and what a fault of its own watch is told as."""
 
 from __future__ import annotations
 
 import socket
+import threading
 
 import pytest
 
@@ -33,3 +34,44 @@ def test_a_pod_that_does_not_run_yet_is_not_known_where_servers_outside_are_not_
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     assert nodes._is_known(HOST) is is_known
+
+
+class Store:
+    """What a node sees of the store of node 0: a dictionary whose other writer is the test."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, str] = {}
+
+    def set(self, key: str, value: str) -> None:
+        self.values[key] = value
+
+    def get(self, key: str) -> bytes:
+        return self.values[key].encode()
+
+    def check(self, keys: list[str]) -> bool:
+        return all(key in self.values for key in keys)
+
+
+def node_1() -> nodes.NodeGroup:
+    group = nodes.NodeGroup(nodes.Nodes(1, ("faq-train-0", "faq-train-1"), ranks=1, address="127.0.0.1", port=29500))
+    group._store = Store()
+    return group
+
+
+def test_a_watch_of_the_other_nodes_that_ends_is_told_as_what_it_is_and_to_the_others(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    group, store = node_1(), Store()
+    store.set("beat/0", "1")
+    store.set("ended/0", "no JSON")
+    group._thread = threading.Thread(target=group._beat, args=[store])
+    group._thread.start()
+    group._thread.join()
+    trouble = group.find_trouble()
+    assert type(trouble) is RuntimeError  # not NodeLost: that names another node
+    assert str(trouble).startswith("node 1 (faq-train-1) can watch the other nodes no more: JSONDecodeError: ")
+    assert "Traceback" in caplog.text
+    with pytest.raises(RuntimeError, match="can watch the other nodes no more") as raised:
+        group.share({})
+    group.__exit__(RuntimeError, raised.value, None)
+    assert "can watch the other nodes no more" in group._store.values["ended/1"]
