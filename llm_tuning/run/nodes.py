@@ -22,6 +22,7 @@ from typing import Any, Self
 
 from llm_tuning.core.stopping import raise_if_stopped
 from llm_tuning.errors import TryAgain
+from llm_tuning.run.awake import AwakeClock
 from llm_tuning.run.connections import Connections
 from llm_tuning.run.rank import RankFailure
 
@@ -112,10 +113,12 @@ class NodeGroup:
         self._ends: dict[int, dict[str, Any]] = {}
         """What the other nodes have said of their end."""
         self._connections = Connections()
+        self._clock = AwakeClock()
+        """Of all that is waited for: nodes that were frozen together find each other alive as they wake."""
         self._silence = ""
         """Between which nodes connections have gone silent, by whichever of the two has found it."""
         self._work: Path | None = None
-        self._looked = time.monotonic()
+        self._looked = self._clock.now()
         """When the store answered last."""
         self._broken = False
         self._fault: RuntimeError | None = None
@@ -136,7 +139,7 @@ class NodeGroup:
         self._store, beating = (connect_store(self.store_address, nodes.port) for _ in range(2))
         if nodes.index == 0:
             self._store.set(self._mark, "")
-        self._looked = time.monotonic()
+        self._looked = self._clock.now()
         self._thread = threading.Thread(target=self._beat, args=[beating], name="nodes", daemon=True)
         self._thread.start()
         log.info("%s of %d is there", nodes.name(nodes.index), len(nodes.hosts))
@@ -166,8 +169,8 @@ class NodeGroup:
             if (trouble := self.find_trouble()) is not None:
                 raise trouble
             are_known = all(_is_known(self.nodes.hosts[node]) for node in missing)
-            since = (since or time.monotonic()) if are_known else None
-            if _should_have_come(since):
+            since = (since or self._clock.now()) if are_known else None
+            if self._should_have_come(since):
                 raise TryAgain(
                     MISSING,
                     f"{self.nodes.of_node(missing[0])} has not come within {JOIN_SECONDS:.0f} s: it does not reach "
@@ -195,15 +198,15 @@ class NodeGroup:
                 if connect_store(address, port).check([self._mark]):
                     return address
                 cause = "what answers there belongs to another start of this run"
-                since = since or time.monotonic()
+                since = since or self._clock.now()
             except RuntimeError:  # torch's errors of a store
                 cause = "what answers there is no store"
-                since = since or time.monotonic()
+                since = since or self._clock.now()
             except OSError as error:
                 cause = error.strerror or str(error)
                 is_known = not isinstance(error, socket.gaierror) or _is_known(host)
-                since = (since or time.monotonic()) if is_known else None
-            if _should_have_come(since):
+                since = (since or self._clock.now()) if is_known else None
+            if self._should_have_come(since):
                 raise TryAgain(
                     MISSING,
                     f"{self.nodes.of_node(0)} cannot be reached from {self.nodes.name(self.nodes.index)} at "
@@ -248,7 +251,7 @@ class NodeGroup:
                 return self._lost(node)
         if self._silence:
             return TryAgain(LOST, self._silence)
-        if _should_have_come(self._begun_at) and self._unconnected:
+        if self._should_have_come(self._begun_at) and self._unconnected:
             return TryAgain(
                 MISSING,
                 f"{self.nodes.of_rank(self._unconnected[-1])} has not connected to the other ranks within "
@@ -297,6 +300,10 @@ class NodeGroup:
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
+    def _should_have_come(self, since: float | None) -> bool:
+        """Return whether a node that is known to run since then has had its time to come; None: it is not known yet."""
+        return since is not None and self._clock.now() - since > JOIN_SECONDS
+
     def _say_end(self, failures: dict[int, RankFailure], message: str) -> None:
         said = {"failures": {rank: asdict(failure) for rank, failure in failures.items()}, "message": message[:1000]}
         self._said = True
@@ -307,7 +314,7 @@ class NodeGroup:
         return any(not self._is_lost(node) for node in set(self._heard) - set(self._ends))
 
     def _is_lost(self, node: int) -> bool:
-        if node == 0 and (self._broken or time.monotonic() - self._looked > LOST_SECONDS):
+        if node == 0 and (self._broken or self._clock.now() - self._looked > LOST_SECONDS):
             return True
         return node in self._heard and self._looked - self._heard[node] > LOST_SECONDS
 
@@ -326,13 +333,7 @@ class NodeGroup:
         try:
             while True:
                 count += 1
-                self._connections.look(time.monotonic())
-                store.set(f"beat/{self.nodes.index}", " ".join([str(count), *sorted(self._connections.own)]))
-                for node in self.nodes.others:
-                    self._look_at(store, node)
-                    self._look_for_silence(store, node)
-                self._look_at_the_run(store)
-                self._looked = time.monotonic()
+                self._look(store, count)
                 if self._over.wait(BEAT_SECONDS):
                     return
         except RuntimeError:  # torch's errors of a store: the connection is closed
@@ -342,19 +343,28 @@ class NodeGroup:
             log.exception("%s can watch the other nodes no more", own)
             self._fault = RuntimeError(f"{own} can watch the other nodes no more: {type(error).__name__}: {error}")
 
+    def _look(self, store: Any, count: int) -> None:
+        self._connections.look(self._clock.now())
+        store.set(f"beat/{self.nodes.index}", " ".join([str(count), *sorted(self._connections.own)]))
+        for node in self.nodes.others:
+            self._look_at(store, node)
+            self._look_for_silence(store, node)
+        self._look_at_the_run(store)
+        self._looked = self._clock.now()
+
     def _look_at(self, store: Any, node: int) -> None:
         if node in self._ends or not store.check([f"beat/{node}"]):
             return
         beat = store.get(f"beat/{node}")
         if beat != self._beats.get(node):
-            self._beats[node], self._heard[node] = beat, time.monotonic()
+            self._beats[node], self._heard[node] = beat, self._clock.now()
         if store.check([f"ended/{node}"]):
             self._ends[node] = json.loads(store.get(f"ended/{node}"))
 
     def _look_for_silence(self, store: Any, node: int) -> None:
         """Tell all where connections to `node` have gone silent, though it writes to the store."""
         addresses = self._beats.get(node, b"").decode().split()[1:]
-        if not self._silence and self._connections.silent_for(addresses, time.monotonic()) > LOST_SECONDS:
+        if not self._silence and self._connections.silent_for(addresses, self._clock.now()) > LOST_SECONDS:
             self._silence = (
                 f"{self.nodes.of_node(node)} has acknowledged nothing that {self.nodes.of_node(self.nodes.index)} has "
                 f"sent it for {LOST_SECONDS:.0f} s, though both are alive: the network between them is cut, or lets "
@@ -369,13 +379,8 @@ class NodeGroup:
             self._work = Path(store.get("work").decode())
         ranks = range(self.nodes.world)
         if self._unconnected and store.check([f"connecting/{rank}" for rank in ranks]):
-            self._begun_at = self._begun_at or time.monotonic()
+            self._begun_at = self._begun_at or self._clock.now()
             self._unconnected = [rank for rank in ranks if not store.check([f"connected/{rank}"])]
-
-
-def _should_have_come(since: float | None) -> bool:
-    """Return whether a node that is known to run since then has had its time to come; None: it is not known yet."""
-    return since is not None and time.monotonic() - since > JOIN_SECONDS
 
 
 def _is_known(host: str) -> bool:

@@ -7,7 +7,9 @@ import threading
 
 import pytest
 
+from llm_tuning.errors import TryAgain
 from llm_tuning.run import nodes
+from llm_tuning.run.awake import AwakeClock
 
 HOST, SERVICE = "faq-train-1.faq-train", "faq-train"
 
@@ -75,3 +77,40 @@ def test_a_watch_of_the_other_nodes_that_ends_is_told_as_what_it_is_and_to_the_o
         group.share({})
     group.__exit__(RuntimeError, raised.value, None)
     assert "can watch the other nodes no more" in group._store.values["ended/1"]
+
+
+@pytest.mark.parametrize("woken_first", ["the run", "the watch"])
+def test_nodes_that_were_frozen_together_find_each_other_alive_as_they_wake(woken_first: str) -> None:
+    group, store, moment = node_1(), Store(), [100.0]
+    group._clock = AwakeClock(lambda: moment[0])
+    store.set("beat/0", "1")
+    group._look(store, 1)
+    moment[0] += 3600  # and node 0 has not written again yet
+    if woken_first == "the run":
+        assert group.find_trouble() is None
+    group._look(store, 2)
+    assert group.find_trouble() is None
+    moment[0] += 1
+    store.set("beat/0", "2")
+    group._look(store, 3)
+    for count in range(int(nodes.LOST_SECONDS)):  # awake, it finds one that writes no more as before
+        moment[0] += 1
+        group._look(store, 4 + count)
+        assert group.find_trouble() is None
+    moment[0] += 1
+    group._look(store, 99)
+    assert isinstance(trouble := group.find_trouble(), TryAgain)
+    assert trouble.reason == nodes.LOST
+
+
+def test_a_store_that_answers_no_more_is_found_by_who_waits_for_it() -> None:
+    group, moment = node_1(), [100.0]
+    group._clock = AwakeClock(lambda: moment[0])
+    store = Store()
+    store.set("beat/0", "1")
+    group._look(store, 1)
+    for _ in range(int(nodes.LOST_SECONDS)):
+        moment[0] += 1
+        assert group.find_trouble() is None
+    moment[0] += 1
+    assert isinstance(group.find_trouble(), TryAgain)
