@@ -96,7 +96,7 @@ def build_headless_service(
     pods: Mapping[str, str],
 ) -> dict[str, Any]:
     """Build the Service that gives each of the pods (by their labels) a name: it has that while its container runs."""
-    listed = [{"name": word, "port": port, "protocol": "TCP"} for word, port in ports.items()]
+    listed = [{"name": word, "port": port, "protocol": "TCP", "appProtocol": "tcp"} for word, port in ports.items()]
     spec = {"clusterIP": "None", "selector": dict(pods), "ports": listed}
     metadata = _metadata(name, namespace, labels, owner, spec)
     return {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec}

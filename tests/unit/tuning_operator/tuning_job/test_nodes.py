@@ -100,6 +100,11 @@ def test_the_service_has_no_address_of_its_own_and_only_the_trainers_of_this_job
     assert service["metadata"]["ownerReferences"][0]["kind"] == "TuningJob"
 
 
+def test_a_mesh_need_not_guess_what_the_nodes_speak() -> None:
+    ports = there(job())["headless"]["spec"]["ports"]
+    assert [(port["protocol"], port["appProtocol"]) for port in ports] == [("TCP", "tcp")]
+
+
 def test_the_pods_of_one_training_reach_each_other_and_nobody_else_reaches_them() -> None:
     (policy,) = there(job())["policies"]
     peers = [{"podSelector": policy["spec"]["podSelector"]}]
