@@ -7,6 +7,7 @@ is in `run.rank`: in this process with one device, in processes of their own wit
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,12 +15,13 @@ from typing import TYPE_CHECKING
 
 from llm_tuning.api import RunOptions, TuningConfig
 from llm_tuning.core.stopping import raise_if_stopped, stop_on_signals
-from llm_tuning.errors import PLAIN, InputError, Problem, Words
-from llm_tuning.models.layout import CHECKPOINTS
+from llm_tuning.errors import PLAIN, InputError, Problem, TryAgain, Words
+from llm_tuning.models.layout import CHECKPOINTS, RUN_SPEC
 from llm_tuning.models.manifest import read_manifest
 from llm_tuning.models.registry import Registry
 from llm_tuning.run.checkpoints import newest_whole
 from llm_tuning.run.checks import BASE, DATASET, EVALUATION, of_field
+from llm_tuning.run.nodes import MISSING
 from llm_tuning.run.prepare import prepare
 from llm_tuning.run.rows import check_rows
 from llm_tuning.run.spec import RunSpec, read_run_spec
@@ -36,6 +38,11 @@ if TYPE_CHECKING:
     from llm_tuning.run.nodes import NodeGroup
 
 log = logging.getLogger(__name__)
+
+SEEN_SECONDS = 20
+"""For another node to see a new file. NFS may remember for up to 60 s that there was none, but torchrun's agents wait
+30 s for each other; the next try sees it."""
+SEEN_POLL_SECONDS = 1
 
 
 def tune(config: TuningConfig, options: RunOptions, group: NodeGroup | None = None) -> str:
@@ -76,9 +83,26 @@ def join_run(options: RunOptions, group: NodeGroup) -> None:
     with stop_on_signals(), disk_errors_as_input_errors(output_dir, own):
         work = group.await_work(lambda: read_manifest(target) is not None)
         if work is not None:
-            spec = read_run_spec(work)
-            assert spec is not None, f"{work} holds no run.json"
-            launch(spec, group)
+            launch(_await_spec(work, group), group)
+
+
+def _await_spec(work: Path, group: NodeGroup) -> RunSpec:
+    """Read the spec that node 0 has written; raises TryAgain where this node does not come to see it."""
+    deadline = time.monotonic() + SEEN_SECONDS
+    while (spec := read_run_spec(work)) is None:
+        raise_if_stopped("before the ranks began")
+        if (trouble := group.find_trouble()) is not None:
+            raise trouble
+        if time.monotonic() > deadline:
+            nodes = group.nodes
+            raise TryAgain(
+                MISSING,
+                f"{nodes.name(nodes.index)} does not see {work / RUN_SPEC}, which {nodes.name(0)} has written, within "
+                f"{SEEN_SECONDS} s: see whether both mount the same volume, and for how long its file system remembers "
+                "what was not there",
+            )
+        time.sleep(SEEN_POLL_SECONDS)
+    return spec
 
 
 def check_run(config: TuningConfig, options: RunOptions, *, words: Words = PLAIN) -> Report:
