@@ -12,7 +12,10 @@ from llm_tuning.openai_api import wire
 Lines = Iterable[str]
 
 TABLES: dict[str, dict[str, type[BaseModel]]] = {
+    "Every answer": {"a page": wire.Page, "the error object": wire.ErrorObject},
     "Files": {
+        "files.create": wire.FileForm,
+        "files.create, expires_after": wire.FileExpiry,
         "the file object": wire.FileObject,
         "files.list": wire.FileQuery,
         "what was deleted": wire.Deleted,
@@ -39,7 +42,7 @@ TABLES: dict[str, dict[str, type[BaseModel]]] = {
         "the checkpoint object": wire.JobCheckpoint,
         "metrics": wire.CheckpointMetrics,
     },
-    "Models": {"the model object": wire.Model, "models.delete": wire.ModelQuery},
+    "Models": {"models.list": wire.Listed, "the model object": wire.Model, "models.delete": wire.ModelQuery},
 }
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from llm_tuning.client.errors import Conflict, Forbidden, NotFound, Unavailable
 from llm_tuning.errors import InputError, TuningError
+from llm_tuning.openai_api.wire import ErrorObject
 
 NEVER_AGAIN = {"x-should-retry": "false"}
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "requests"}
@@ -43,7 +44,8 @@ class ApiError(Exception):
 
     def body(self) -> dict[str, Any]:
         """Build the JSON of the answer."""
-        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+        error = ErrorObject(message=self.message, type=self.type, param=self.param, code=self.code)
+        return {"error": error.model_dump()}
 
 
 def invalid(param: str, rule: str, *, code: str = "invalid_value") -> ApiError:

@@ -26,7 +26,7 @@ SHORTEST_SECONDS, LONGEST_SECONDS = 3600, 2_592_000
 """Of `expires_after`, as OpenAI has it: an hour to 30 days."""
 
 _NUMBER = re.compile(r"[0-9]{1,15}")
-_FIELDS = ("file", "purpose", "expires_after[anchor]", "expires_after[seconds]")
+FIELDS = ("file", "purpose", "expires_after[anchor]", "expires_after[seconds]")
 _ESCAPED = {"%22": '"', "%0D": "", "%0A": ""}
 """What browsers and SDKs write in a file's name; line breaks are of no use there."""
 
@@ -92,8 +92,8 @@ class _Form:
         if kind != b"form-data" or b"name" not in options:
             raise _bad_form("a part has no `Content-Disposition: form-data` with a name")
         name = self._part.name = options[b"name"].decode("utf-8", "replace")
-        if name not in _FIELDS:
-            message = f"Unknown parameter: '{name[:100]}'. This endpoint takes {', '.join(_FIELDS)}."
+        if name not in FIELDS:
+            message = f"Unknown parameter: '{name[:100]}'. This endpoint takes {', '.join(FIELDS)}."
             raise ApiError(400, message, code="unknown_parameter", param=name[:100])
         if name in self.fields or (name == "file" and self.filename is not None):
             raise ApiError(400, f"'{name}' is there twice; give it once.", code="invalid_value", param=name)

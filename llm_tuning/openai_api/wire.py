@@ -57,11 +57,25 @@ class Query(BaseModel):
 
 
 class Listed(Answer, Generic[T]):
-    """A page."""
+    """A list that comes whole."""
 
-    object: Literal["list"] = "list"
-    data: list[T]
-    has_more: bool = False
+    object: Annotated[Literal["list"], works()] = "list"
+    data: Annotated[list[T], works()]
+
+
+class Page(Listed[T], Generic[T]):
+    """A part of a list; the next one is `after` the last id of this one."""
+
+    has_more: Annotated[bool, works()] = False
+
+
+class ErrorObject(Answer):
+    """`error` of every answer that is no success."""
+
+    message: Annotated[str, works("what is wrong, the value, and what would be right")]
+    type: Annotated[str, works("by the status: `invalid_request_error`, `authentication_error`, `server_error` ...")]
+    param: Annotated[str | None, works("the parameter that is to blame, where one is")]
+    code: Annotated[str | None, works("for programs; some are not OpenAI's, where there is no such error there")]
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -81,6 +95,21 @@ class FileObject(Answer):
         Literal["uploaded", "processed", "error"], fixed("`processed`: rows are checked by the job, as there")
     ] = "processed"
     status_details: Annotated[str | None, fixed("null: deprecated there, too")] = None
+
+
+class FileExpiry(Request):
+    """When a file goes."""
+
+    anchor: Annotated[Literal["created_at"], works()]
+    seconds: Annotated[int, works("3600 to 2592000, as there")]
+
+
+class FileForm(Request):
+    """The parts of `POST /v1/files`, which `upload` reads as a stream."""
+
+    file: Annotated[Any, works("JSON Lines, not compressed; of its name the part behind the last slash")]
+    purpose: Annotated[Literal["fine-tune"], works("others are refused")]
+    expires_after: Annotated[FileExpiry | None, works()] = None
 
 
 class Deleted(Answer):
@@ -256,6 +285,7 @@ class UsedMethod(Answer):
     type: Annotated[Literal["supervised", "dpo"], works()]
     supervised: Annotated[UsedSupervised | None, works()] = None
     dpo: Annotated[UsedDpo | None, works()] = None
+    reinforcement: Annotated[None, fixed("null: a job that has it is refused")] = None
 
 
 JobStatus = Literal["validating_files", "queued", "running", "succeeded", "failed", "cancelled", "paused"]

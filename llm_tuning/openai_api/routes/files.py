@@ -18,11 +18,11 @@ from llm_tuning.openai_api.names import FILE_ID, MODELS, RESULT_ID, time_of
 from llm_tuning.openai_api.paging import page
 from llm_tuning.openai_api.run_files import RunFiles
 from llm_tuning.openai_api.upload import receive
-from llm_tuning.openai_api.wire import Deleted, FileObject, FileQuery, Listed
+from llm_tuning.openai_api.wire import Deleted, FileObject, FileQuery, Page
 
 router = APIRouter(prefix="/v1/files")
 
-_FORM: dict[str, Any] = {
+FORM: dict[str, Any] = {
     "type": "object",
     "required": ["file", "purpose"],
     "properties": {
@@ -34,7 +34,7 @@ _FORM: dict[str, Any] = {
 }
 
 
-@router.post("", openapi_extra={"requestBody": {"content": {"multipart/form-data": {"schema": _FORM}}}})
+@router.post("", openapi_extra={"requestBody": {"content": {"multipart/form-data": {"schema": FORM}}}})
 async def create(request: Request, served: Served) -> FileObject:
     """Upload a file of rows, JSON Lines, for a job."""
     try:
@@ -45,7 +45,7 @@ async def create(request: Request, served: Served) -> FileObject:
 
 
 @router.get("")
-async def listed(served: Served, query: Annotated[FileQuery, Query()]) -> Listed[FileObject]:
+async def listed(served: Served, query: Annotated[FileQuery, Query()]) -> Page[FileObject]:
     """List files."""
     found: list[FileRecord | Result] = []
     if query.purpose in (None, "fine-tune"):
@@ -66,7 +66,7 @@ async def listed(served: Served, query: Annotated[FileQuery, Query()]) -> Listed
         id_of=lambda item: item.id,
         is_behind=is_behind if FILE_ID.fullmatch(query.after or "") else None,
     )
-    return Listed(data=await on_claim(_as_objects, _runs(served), data), has_more=has_more)
+    return Page(data=await on_claim(_as_objects, _runs(served), data), has_more=has_more)
 
 
 @router.get("/{file_id}")

@@ -22,7 +22,7 @@ from llm_tuning.openai_api.wire import (
     FineTuningJob,
     JobCheckpoint,
     JobEvent,
-    Listed,
+    Page,
     PageQuery,
 )
 
@@ -47,12 +47,12 @@ async def create(
 
 
 @router.get("")
-async def list_jobs(served: Served, request: Request) -> Listed[FineTuningJob]:
+async def list_jobs(served: Served, request: Request) -> Page[FineTuningJob]:
     """List jobs, newest first; `metadata[key]=value` chooses, `metadata=null` takes those without."""
     query, metadata, without = _job_query(request)
     found = await jobs.listed(served, metadata, without=without)
     chosen, more = page(found, after=query.after, limit=query.limit, id_of=lambda job: job.name)
-    return Listed(data=await jobs.answers(served, chosen), has_more=more)
+    return Page(data=await jobs.answers(served, chosen), has_more=more)
 
 
 @router.get("/{job_id}")
@@ -80,7 +80,7 @@ async def resume(job_id: str, served: Served) -> FineTuningJob:
 
 
 @router.get("/{job_id}/events")
-async def list_events(job_id: str, served: Served, query: Annotated[EventQuery, Query()]) -> Listed[JobEvent]:
+async def list_events(job_id: str, served: Served, query: Annotated[EventQuery, Query()]) -> Page[JobEvent]:
     """List what happened, newest first."""
     job = await jobs.read(served, job_id)
     model_id = job.status.model_id if job.status is not None else None
@@ -95,17 +95,17 @@ async def list_events(job_id: str, served: Served, query: Annotated[EventQuery, 
         id_of=lambda event: event.id,
         is_behind=lambda event, after: event.id < after if is_newest_first else event.id > after,
     )
-    return Listed(data=chosen, has_more=more)
+    return Page(data=chosen, has_more=more)
 
 
 @router.get("/{job_id}/checkpoints")
-async def list_checkpoints(job_id: str, served: Served, query: Annotated[EventQuery, Query()]) -> Listed[JobCheckpoint]:
+async def list_checkpoints(job_id: str, served: Served, query: Annotated[EventQuery, Query()]) -> Page[JobCheckpoint]:
     """List the checkpoints that are there, the last step first."""
     job = await jobs.read(served, job_id)
     found = await on_claim(kept.checkpoints, job, jobs.run_files(served))
     found = found if query.order == "desc" else found[::-1]
     chosen, more = page(found, after=query.after, limit=query.limit, id_of=lambda checkpoint: checkpoint.id)
-    return Listed(data=chosen, has_more=more)
+    return Page(data=chosen, has_more=more)
 
 
 def _job_query(request: Request) -> tuple[PageQuery, dict[str, str], bool]:

@@ -6,7 +6,8 @@ import inspect
 from typing import Any, get_type_hints
 
 import pytest
-from openai.types import FileDeleted, FileObject, Model, ModelDeleted, file_list_params
+from openai.pagination import AsyncCursorPage, AsyncPage
+from openai.types import FileDeleted, FileObject, Model, ModelDeleted, file_create_params, file_list_params
 from openai.types.fine_tuning import (
     FineTuningJob,
     FineTuningJobEvent,
@@ -21,17 +22,23 @@ from openai.types.fine_tuning import (
 )
 from openai.types.fine_tuning.dpo_hyperparameters import DpoHyperparameters
 from openai.types.fine_tuning.jobs import FineTuningJobCheckpoint, fine_tuning_job_checkpoint
+from openai.types.shared import ErrorObject
 from pydantic import BaseModel, ValidationError
 
 from docs.tools.openai_api import TABLES, conformance_of
 from llm_tuning.openai_api import wire
+from llm_tuning.openai_api.errors import ApiError
+from llm_tuning.openai_api.routes.files import FORM
+from llm_tuning.openai_api.upload import FIELDS
 
 ANSWERS: list[tuple[type[BaseModel], type[BaseModel]]] = [
+    (wire.Listed, AsyncPage),
     (wire.FileObject, FileObject),
     (wire.Deleted, FileDeleted),
     (wire.Deleted, ModelDeleted),
     (wire.FineTuningJob, FineTuningJob),
     (wire.JobError, fine_tuning_job.Error),
+    (wire.UsedMethod, fine_tuning_job.Method),
     (wire.UsedHyperparameters, fine_tuning_job.Hyperparameters),
     (wire.UsedDpoHyperparameters, DpoHyperparameters),
     (wire.JobEvent, FineTuningJobEvent),
@@ -48,6 +55,8 @@ REQUESTS: list[tuple[type[BaseModel], Any]] = [
     (wire.DpoMethod, dpo_method_param.DpoMethodParam),
     (wire.DpoHyperparameters, dpo_hyperparameters_param.DpoHyperparametersParam),
     (wire.Integration, job_create_params.Integration),
+    (wire.FileForm, file_create_params.FileCreateParams),
+    (wire.FileExpiry, file_create_params.ExpiresAfter),
     (wire.FileQuery, file_list_params.FileListParams),
     (wire.EventQuery, job_list_events_params.JobListEventsParams),
 ]
@@ -63,9 +72,21 @@ def test_an_answer_has_every_field_of_openais_and_no_other(ours: type[BaseModel]
     assert _of_openai(ours) == set(ours.model_fields) == set(theirs.model_fields)
 
 
-def test_the_method_of_an_answer_lacks_only_what_is_refused() -> None:
-    theirs = set(fine_tuning_job.Method.model_fields)
-    assert set(wire.UsedMethod.model_fields) == theirs - {"reinforcement"}
+def test_a_page_has_what_the_sdk_reads_of_it_and_the_word_list() -> None:
+    assert set(wire.Page.model_fields) == set(AsyncCursorPage.model_fields) | {"object"}
+
+
+def test_an_error_has_every_field_of_openais_but_the_one_of_its_own_guard() -> None:
+    assert set(wire.ErrorObject.model_fields) == set(ErrorObject.model_fields) - {"misalignment"}
+    assert ApiError(400, "no").body() == {
+        "error": {"message": "no", "type": "invalid_request_error", "param": None, "code": None}
+    }
+
+
+def test_the_parts_of_an_upload_are_those_of_the_table() -> None:
+    parts = set(wire.FileForm.model_fields) - {"expires_after"}
+    parts |= {f"expires_after[{name}]" for name in wire.FileExpiry.model_fields}
+    assert set(FIELDS) == set(FORM["properties"]) == parts
 
 
 @pytest.mark.parametrize(("ours", "theirs"), REQUESTS, ids=lambda model: model.__name__)
@@ -80,7 +101,7 @@ def test_a_list_of_jobs_takes_openais_query() -> None:
 
 def test_every_object_of_the_wire_is_in_the_table() -> None:
     told = {model for objects in TABLES.values() for model in objects.values()}
-    bases = {wire.Answer, wire.Request, wire.Query, wire.Listed}
+    bases = {wire.Answer, wire.Request, wire.Query}
     models = {each for _, each in inspect.getmembers(wire, inspect.isclass) if issubclass(each, BaseModel)}
     ours = {model for model in models if model.__module__ == wire.__name__} - bases
     assert {model.__name__ for model in ours - told} == {"UsedSupervised", "UsedDpo"}  # one group each
