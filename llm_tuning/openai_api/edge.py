@@ -25,6 +25,7 @@ from llm_tuning.openai_api.errors import ApiError
 from llm_tuning.openai_api.keys import COMPLETIONS, ROLES, Key, KeyRing, may, utc_now
 from llm_tuning.openai_api.limits import Allowance, Allowances, KeyLimits
 from llm_tuning.openai_api.metrics import Metrics, endpoint_of
+from llm_tuning.openai_api.slow_clients import in_time
 
 log = logging.getLogger(__name__)
 
@@ -122,8 +123,8 @@ class Edge:
         return ApiError(status, message, code=code, headers=headers)
 
     async def _serve(self, caller: Caller, scope: Scope, receive: Receive, answer: _Answer) -> None:
-        """Pass the request on within the caller's limits; raises ApiError (413, 429)."""
-        allowance = self._allowances.of(caller.name)
+        """Pass the request on within the caller's limits; raises ApiError (408, 413, 429)."""
+        allowance, receive = self._allowances.of(caller.name), in_time(receive)
         is_upload = scope["method"] == "POST" and scope["path"] == UPLOADS
         is_completion = scope["method"] == "POST" and scope["path"] in COMPLETIONS
         if self._keys is not None:

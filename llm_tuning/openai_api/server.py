@@ -20,6 +20,7 @@ from llm_tuning.openai_api.files import FileStore
 from llm_tuning.openai_api.keys import KeyRing
 from llm_tuning.openai_api.limits import KeyLimits
 from llm_tuning.openai_api.metrics import Metrics
+from llm_tuning.openai_api.slow_clients import TimedProtocol
 
 DRAIN_SECONDS = 165
 """How long answers under way may go on after a SIGTERM; the chart's terminationGracePeriodSeconds is above it."""
@@ -53,6 +54,7 @@ def serve(
         build_app(backend, settings, keys, service_key),
         host=host,
         port=port,
+        http=TimedProtocol,
         lifespan="on",
         log_config=None,
         access_log=False,  # the edge has a line for each request

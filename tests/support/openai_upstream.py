@@ -17,6 +17,8 @@ import uvicorn
 from aiohttp import web
 from fastapi import FastAPI
 
+from llm_tuning.openai_api.slow_clients import TimedProtocol
+
 Script = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -162,10 +164,18 @@ def chunk(text: str) -> bytes:
 
 
 @asynccontextmanager
-async def listening(app: FastAPI) -> AsyncIterator[str]:
+async def listening(app: FastAPI, *, keep_alive_seconds: int = 5) -> AsyncIterator[str]:
     """Serve an application as the product does, on a socket of loopback; yields its base_url."""
     with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
-        config = uvicorn.Config(app, lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=1)
+        config = uvicorn.Config(
+            app,
+            http=TimedProtocol,
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            timeout_keep_alive=keep_alive_seconds,
+            timeout_graceful_shutdown=1,
+        )
         server = uvicorn.Server(config)
         serving = asyncio.ensure_future(server.serve(sockets=[listener]))
         try:
