@@ -7,11 +7,12 @@ LOCK = $(UV) pip compile --quiet --python-version 3.11 --generate-hashes --custo
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help setup vllm-env servers-env cluster-env demo demo-local test test-all gpu-check docs check bench lock images release-check clean
+.PHONY: help setup vllm-env servers-env clients-env cluster-env demo demo-local test test-all gpu-check docs check bench lock images release-check clean
 
 setup: .venv/.ready  ## .venv: training and development
 vllm-env: .venv-vllm/.ready  ## .venv-vllm: the CPU build of vLLM
 servers-env: .venv-servers/.ready  ## .venv-servers: a hub and an S3 server that tests fetch from
+clients-env: .venv-clients/.ready  ## .venv-clients: litellm, which tests drive the fine-tuning API with
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' Makefile
@@ -42,6 +43,11 @@ help:  ## this list
 	$(UV) pip sync --quiet --python .venv-servers/bin/python --require-hashes requirements/servers.txt
 	@touch $@
 
+.venv-clients/.ready: requirements/clients.txt | .tools/bin/uv
+	$(UV) venv --quiet --allow-existing --python 3.11 .venv-clients
+	$(UV) pip sync --quiet --compile-bytecode --python .venv-clients/bin/python --require-hashes requirements/clients.txt
+	@touch $@
+
 docs: .venv-docs/.ready  ## build/docs: the documentation as a site; a dead link or anchor is an error
 	.venv-docs/bin/sphinx-build -q -W --keep-going -E -b html docs build/docs
 
@@ -63,11 +69,11 @@ cluster-env: setup  ## programs and images of the devcluster (root), found again
 TESTS = $(VENV)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 QUICK_TESTS = $(VENV)/pytest -n 2 --dist worksteal
 
-test: setup vllm-env servers-env check cluster-env  ## what has to hold before a change goes in, on real parts: at most 25 minutes
+test: setup vllm-env servers-env clients-env check cluster-env  ## what has to hold before a change goes in, on real parts: at most 25 minutes
 	$(QUICK_TESTS)
 	$(TESTS) tests/engine tests/cluster tests/train tests/command tests/docs
 
-test-all: setup vllm-env servers-env check cluster-env  ## all there is but benchmarks, before an issue is called resolved
+test-all: setup vllm-env servers-env clients-env check cluster-env  ## all there is but benchmarks, before an issue is called resolved
 	$(QUICK_TESTS)
 	$(TESTS) tests/full tests/engine tests/cluster tests/train tests/command tests/docs
 
@@ -95,6 +101,7 @@ lock: .tools/bin/uv  ## refresh the hash-pinned requirement files; the images' v
 	$(LOCK) requirements/uv.in -o requirements/uv.txt
 	$(LOCK) requirements/docs.in -o requirements/docs.txt
 	$(LOCK) requirements/servers.in -o requirements/servers.txt
+	$(LOCK) requirements/clients.in -o requirements/clients.txt
 
 images: setup  ## the images of a release: sizes, and bills of materials in dist/; ENGINE=docker, podman or buildah
 	$(VENV)/python -m devcluster.release images $(if $(ENGINE),--engine $(ENGINE))
@@ -103,4 +110,4 @@ release-check: setup  ## packages and chart built twice, licences, versions, bil
 	$(VENV)/python -m devcluster.release check $(if $(TAG),--tag $(TAG))
 
 clean:  ## what the targets above made in this folder
-	rm -rf .tools .venv .venv-docs .venv-servers .venv-vllm .demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf .tools .venv .venv-clients .venv-docs .venv-servers .venv-vllm .demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -23,10 +23,11 @@ Script = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Upstream:
-    """Answers as `scripts` say, one for each request, and then in one piece."""
+    """Answers as `scripts` say, one for each request, and then as `usual`, which is in one piece."""
 
-    def __init__(self) -> None:
+    def __init__(self, usual: Script | None = None) -> None:
         self.scripts: deque[Script] = deque()
+        self.usual = usual or said("Yes.")
         self.asked: list[tuple[str, dict[str, str], bytes]] = []
         """Path, headers and body of each request."""
         self.sent = 0
@@ -59,7 +60,7 @@ class Upstream:
         body = await request.read()
         self.asked.append((request.path, dict(request.headers), body))
         try:
-            return await (self.scripts.popleft() if self.scripts else said("Yes."))(request)
+            return await (self.scripts.popleft() if self.scripts else self.usual)(request)
         except (asyncio.CancelledError, ConnectionResetError):
             self.left.set()
             raise

@@ -1,4 +1,4 @@
-"""The server of the fine-tuning API as a process, and the API server that it asks."""
+"""The server of the fine-tuning API as a process, the API server that it asks, and the service that its chats go to."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 
 from tests.support.api_process import Server, api_server_on_a_thread
 from tests.support.fake_api_server import FakeApiServer, write_kubeconfig
+from tests.support.openai_chats import talking_service
 
 
 @pytest.fixture
@@ -27,3 +28,10 @@ def server(tmp_path: Path, api_server: FakeApiServer) -> Iterator[Server]:
     if made.process is not None and made.process.poll() is None:
         made.process.kill()
         made.process.wait()
+
+
+@pytest.fixture
+def service() -> Iterator[str]:
+    """Return its address."""
+    with talking_service() as url:
+        yield url
