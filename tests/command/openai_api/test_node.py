@@ -1,4 +1,4 @@
-"""OpenAI's SDK for Node on the server as a process: files and jobs, pages, and refusals as it throws them."""
+"""OpenAI's SDK for Node on the server as a process: files, jobs, models and chats, and refusals as it throws them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from tests.support.api_process import Server
 from tests.support.fake_api_server import FakeApiServer
 from tests.support.node_sdk import node_sdk
 from tests.support.openai_api import make_run
+from tests.support.openai_chats import CITY, USAGE, WEATHER, tune_and_serve, wait_for_routes
 from tests.support.openai_world import SUCCEEDED
 
 CREATES = """
@@ -73,6 +74,68 @@ const client = new OpenAI();
 })();
 """
 
+CHATS = """
+const OpenAI = require("openai");
+const client = new OpenAI();
+const [model, weather] = [process.argv[2], JSON.parse(process.argv[3])];
+const messages = [{ role: "user", content: "Hi" }];
+const found = {};
+
+const call = (choice) => {
+  const [one] = choice.message.tool_calls;
+  return [choice.finish_reason, one.function.name, JSON.parse(one.function.arguments)];
+};
+
+(async () => {
+  const whole = await client.chat.completions.create({ model, messages });
+  found.whole = whole.choices[0].message.content;
+  found.pieces = [];
+  const options = { stream: true, stream_options: { include_usage: true } };
+  for await (const chunk of await client.chat.completions.create({ model, messages, ...options })) {
+    found.pieces.push(...chunk.choices.map((choice) => choice.delta.content ?? ""));
+    found.tokens = chunk.usage?.total_tokens;
+  }
+  const helper = client.chat.completions.stream({ model, messages });
+  found.helper = (await helper.finalChatCompletion()).choices[0].message.content;
+
+  const tools = [weather];
+  found.call = call((await client.chat.completions.create({ model, messages, tools })).choices[0]);
+  found.streamedCall = call(
+    (await client.chat.completions.stream({ model, messages, tools }).finalChatCompletion()).choices[0]);
+  const asked = [];
+  const sun = ({ city }) => { asked.push(city); return "Sun"; };
+  const runnable = { ...weather.function, parse: JSON.parse, function: sun };
+  const runner = client.chat.completions.runTools({
+    model, messages, stream: true, tools: [{ type: "function", function: runnable }] });
+  found.afterTools = [await runner.finalContent(), asked];
+  await client.chat.completions.create({ model: "gpt-none", messages, ...options }).catch((error) => {
+    found.unknown = { type: error.constructor.name, status: error.status, code: error.code, param: error.param };
+  });
+  console.log(JSON.stringify(found));
+})();
+"""
+MODELS = """
+const OpenAI = require("openai");
+const client = new OpenAI();
+const model = process.argv[2];
+const found = { models: [] };
+const failure = async (doing) => {
+  try { await doing; } catch (error) { return [error.status, error.code, error.param]; }
+};
+(async () => {
+  for await (const each of client.models.list()) found.models.push(each.id);
+  found.read = await client.models.retrieve(model);
+  found.base = await client.models.retrieve("tiny");
+  found.refused = await failure(client.models.delete("tiny"));
+  found.deleted = await client.models.delete(model);
+  found.left = [];
+  for await (const each of client.models.list()) found.left.push(each.id);
+  found.gone = await failure(client.models.retrieve(model));
+  found.chat = await failure(client.chat.completions.create({ model, messages: [{ role: "user", content: "Hi" }] }));
+  console.log(JSON.stringify(found));
+})();
+"""
+
 
 def _run(server: Server, key: str, script: str, *arguments: str) -> dict[str, Any]:
     folder = node_sdk()
@@ -115,3 +178,35 @@ def test_the_sdk_for_node_makes_and_reads_files_and_jobs(server: Server, api_ser
     assert read["events"][-1] == f"job {found['job']} is created"
     assert read["csv"].splitlines()[1].startswith("1,2.5")
     assert sorted(read["purposes"]) == ["fine-tune", "fine-tune-results"]
+
+
+def test_the_sdk_for_node_chats_and_streams_and_calls_tools(
+    server: Server, api_server: FakeApiServer, service: str
+) -> None:
+    key = server.add_key("node")
+    server.start()
+    model = tune_and_serve(server, key, api_server, service)
+    found = _run(server, key, CHATS, model, json.dumps(WEATHER))
+    assert found["whole"] == found["helper"] == "".join(found["pieces"]) == f"I am {model}. Grüße"
+    assert len(found["pieces"]) == 6, "as they were made: the role, four pieces and the end"
+    assert found["tokens"] == USAGE["total_tokens"]
+    assert found["call"] == found["streamedCall"] == ["tool_calls", "weather", CITY]
+    assert found["afterTools"] == ["The weather: Sun", [CITY["city"]]]
+    assert found["unknown"] == {"type": "NotFoundError", "status": 404, "code": "model_not_found", "param": "model"}
+
+
+def test_the_sdk_for_node_lists_reads_and_deletes_models(
+    server: Server, api_server: FakeApiServer, service: str
+) -> None:
+    key = server.add_key("node")
+    server.start()
+    model = tune_and_serve(server, key, api_server, service)
+    found = _run(server, key, MODELS, model)
+    assert (found["models"], found["left"]) == (["tiny", model], ["tiny"])
+    assert (found["read"]["id"], found["read"]["object"]) == (model, "model")
+    assert found["read"]["owned_by"].startswith("llm-tuning: adapter ft_sft_tiny_1_abcdef of base/tiny")
+    assert found["base"]["owned_by"].startswith("llm-tuning: base/tiny")
+    assert found["refused"][:2] == [400, "is_a_base"]
+    assert found["deleted"] == {"id": model, "object": "model", "deleted": True}
+    assert found["gone"] == found["chat"] == [404, "model_not_found", "model"]
+    wait_for_routes(api_server, lambda routes: routes == [])
