@@ -1,4 +1,4 @@
-"""The server killed where it writes a TuningJob: a client that tries again gets the job of its first try, or makes it."""
+"""A server killed where it writes a TuningJob: a client that tries again gets the job of its first try, or makes it."""
 
 from __future__ import annotations
 
