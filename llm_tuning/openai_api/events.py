@@ -89,12 +89,15 @@ def _of_conditions(job: TuningJobView, now: float) -> Iterator[_News]:
         condition = job.conditions.get(kind)
         if condition is not None and condition.status == "True" and (at := seconds(condition.last_transition_time)):
             yield _News(at, rank, f"{words}: {condition.message}", kind=kind)
+    cancelled = cancelled_at(job)
     for kind, rank in ((ConditionType.STALLED, 30), (ConditionType.SUSPENDED, 31)):
+        if kind == ConditionType.SUSPENDED and cancelled is not None:  # which is how it ends, and it cannot go on
+            continue
         condition = job.conditions.get(kind)
         if condition is not None and condition.status == "True" and (at := seconds(condition.last_transition_time)):
             level: Level = "warn" if kind == ConditionType.STALLED else "info"
             yield _News(at, rank, f"{condition.reason}: {condition.message}", level, kind=f"{kind} {condition.reason}")
-    if (cancelled := cancelled_at(job)) is not None and not job.has_succeeded:
+    if cancelled is not None and not job.has_succeeded:
         yield _News(cancelled, 90, "job is cancelled", kind="cancelled")
     elif (end := job.conditions.get(ConditionType.SUCCEEDED)) is not None and job.is_finished:
         yield _of_end(job, end, kept)

@@ -39,6 +39,7 @@ _WORDS = {
     "spec.dpo.beta": "beta",
     "spec.model.path": "model",
     "spec.model.uri": "model",
+    "set spec.suspend to false to resume": "resume the job to go on",
 }
 """Fields of the spec that a request has by other names."""
 

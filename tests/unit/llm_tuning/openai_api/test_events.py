@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from llm_tuning.openai_api.events import events
 from llm_tuning.openai_api.run_files import Point
 from tests.support.openai_world import SUCCEEDED, TRAINING, condition, failed
@@ -71,12 +73,23 @@ def test_a_job_that_no_operator_has_seen_for_a_minute_says_so() -> None:
     assert "operator has not seen this job" in found[-1].message
 
 
-def test_a_cancelled_job_ends_with_that() -> None:
-    job = made(TRAINING, suspend=True)
+SUSPENDED = "no pod runs; set spec.suspend to false to resume from the last checkpoint"
+"""The operator's words, for whom kubectl is at hand."""
+
+
+def _suspended(at: str) -> dict[str, Any]:
+    return {"conditions": [condition("Suspended", "True", "Suspended", SUSPENDED, at=at)]}
+
+
+@pytest.mark.parametrize("pods_gone", ["2026-11-29T08:03:00Z", "2026-11-29T08:04:09Z"])
+def test_a_cancelled_job_ends_with_that(pods_gone: str) -> None:
+    """Its pods end as those of a paused one do, but nothing can resume it."""
+    job = made(_suspended(pods_gone), suspend=True)
     job.metadata["annotations"]["openai.tuning.llmtuning.dev/cancelled"] = "2026-11-29T08:04:00Z"
-    assert events(job, [], NOW)[-1].message == "job is cancelled"
+    assert [event.message for event in events(job, [], NOW)] == ["job ftjob-1 is created", "job is cancelled"]
 
 
-def test_a_paused_job_says_so() -> None:
-    suspended = condition("Suspended", "True", "Suspended", "no pod runs", at="2026-11-29T08:04:00Z")
-    assert _messages({"conditions": [suspended]}, suspend=True)[-1] == "Suspended: no pod runs"
+def test_a_paused_job_says_so_and_how_it_goes_on() -> None:
+    assert _messages(_suspended("2026-11-29T08:04:00Z"), suspend=True)[-1] == (
+        "Suspended: no pod runs; resume the job to go on from the last checkpoint"
+    )
