@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import openai
+from openai.types.fine_tuning import FineTuningJob
 
 from devcluster.cluster import bin_dir
 from tests.support.pages import ROOT, snippets
-from tests.support.tuning_namespace import CLAIM, OPERATOR_IMAGE, TuningNamespace
+from tests.support.tuning_namespace import CLAIM, OPERATOR_IMAGE, TuningNamespace, tuning_namespace
 
 CHART = ROOT / "charts" / "llm-tuning-api"
 NAME, TEST = "llm-tuning-api", "llm-tuning-api-test"
 PODS = f"app.kubernetes.io/name={NAME}"
+ENDED = ("succeeded", "failed", "cancelled")
+JOB_SECONDS = 240.0
+"""Of a training of some steps in a pod, with its data check; about 40 s on two free cores."""
+TRAINER = {"gpus": 0, "cpu": "200m", "memory": "4Gi"}
+"""What the real trainer may ask for beside others on the devcluster's one node."""
 KEY_SECONDS = 150.0
 """Until the kubelet has brought a changed Secret into a pod: its sync takes a minute, and its cache as long at most."""
 SUBSTITUTIONS = {
@@ -52,6 +59,10 @@ class ApiSite:
             word = word.replace(theirs, ours)
         return str(ROOT / word) if word.startswith("charts/") else word.replace("team-a", self.space.name)
 
+    def install(self, bases: dict[str, Any], *more: str) -> None:
+        """Install as the README says, with settings of bases; `gpt-4.1-mini` is there anyway."""
+        self.type_readme("helm install", "--timeout", "120s", "--set-json", f"bases={json.dumps(bases)}", *more)
+
     def upgrade(self, *sets: str) -> None:
         """Change values, and wait for the pods."""
         given = [part for each in sets for part in ("--set", each)]
@@ -74,6 +85,15 @@ class ApiSite:
     @contextmanager
     def client(self, key: str, target: str = f"service/{NAME}", *, port: int = 80) -> Iterator[openai.OpenAI]:
         """OpenAI's SDK on the Service or on one pod (`pod/NAME`, port 8000)."""
+        with (
+            self.base_url(target, port=port) as base_url,
+            openai.OpenAI(base_url=base_url, api_key=key, timeout=60) as client,
+        ):
+            yield client
+
+    @contextmanager
+    def base_url(self, target: str = f"service/{NAME}", *, port: int = 80) -> Iterator[str]:
+        """The address on loopback that leads there."""
         kubectl = [str(bin_dir() / "kubectl"), "-n", self.space.name, "port-forward", target, f":{port}"]
         environment = {**os.environ, "KUBECONFIG": str(self.space.cluster.kubeconfig)}
         with subprocess.Popen(kubectl, env=environment, stdout=subprocess.PIPE, text=True) as forward:
@@ -81,10 +101,19 @@ class ApiSite:
                 assert forward.stdout is not None
                 found = re.search(r"127\.0\.0\.1:(\d+)", forward.stdout.readline())
                 assert found is not None, "kubectl says no port"
-                with openai.OpenAI(base_url=f"http://127.0.0.1:{found[1]}/v1", api_key=key, timeout=60) as client:
-                    yield client
+                yield f"http://127.0.0.1:{found[1]}/v1"
             finally:
                 forward.terminate()
+
+
+@contextmanager
+def api_site(cluster: Any, bases: dict[str, Any], *more: str, **operator: Any) -> Iterator[tuple[ApiSite, str]]:
+    """The API in a namespace with an operator, and a key of the role full that the pods know from the start."""
+    with tuning_namespace(cluster, **operator) as space:
+        site = ApiSite(space)
+        key = site.api_key("create", "first")
+        site.install(bases, *more)
+        yield site, key
 
 
 def wait_until_taken(client: openai.OpenAI, *, taken: bool = True) -> float:
@@ -111,3 +140,21 @@ def data_file(folder: Path, rows: int = 20) -> Path:
     line = '{"messages": [{"role": "user", "content": "Ask %d"}, {"role": "assistant", "content": "Answer."}]}\n'
     path.write_text("".join(line % number for number in range(rows)))
     return path
+
+
+def wait_for(
+    client: openai.OpenAI, job_id: str, holds: Callable[[FineTuningJob], bool], seconds: float = JOB_SECONDS
+) -> FineTuningJob:
+    """Read a job until that holds; fails with what happened to it."""
+    deadline = time.monotonic() + seconds
+    while not holds(job := client.fine_tuning.jobs.retrieve(job_id)):
+        if time.monotonic() > deadline:
+            happened = "\n".join(event.message for event in client.fine_tuning.jobs.list_events(job_id))
+            raise AssertionError(f"{job_id} is {job.status} after {seconds:.0f} s, {job.error}:\n{happened}")
+        time.sleep(0.3)
+    return job
+
+
+def wait_for_end(client: openai.OpenAI, job_id: str, seconds: float = JOB_SECONDS) -> FineTuningJob:
+    """Read a job until it has ended."""
+    return wait_for(client, job_id, lambda job: job.status in ENDED, seconds)

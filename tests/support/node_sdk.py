@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import shutil
 import subprocess
 import tarfile
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from devcluster.paths import cache_dir
 from tests.support.missing import skip_or_fail
@@ -43,3 +46,17 @@ def node_sdk() -> Path:
             if not folder.exists():
                 raise
     return folder
+
+
+def run_node(script: str, *arguments: str, base_url: str, key: str, seconds: float = 120) -> dict[str, Any]:
+    """Run a script, which finds the address and the key in its environment; returns the object that it prints."""
+    environment = os.environ | {
+        "NODE_PATH": str(node_sdk() / "node_modules"),
+        "OPENAI_BASE_URL": base_url,
+        "OPENAI_API_KEY": key,
+    }
+    command = ["node", "-e", script, "script", *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=seconds)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from typing import Any
 
 from tests.support.api_process import Server
 from tests.support.fake_api_server import FakeApiServer
-from tests.support.node_sdk import node_sdk
+from tests.support.node_sdk import run_node
 from tests.support.openai_api import make_run
 from tests.support.openai_chats import CITY, USAGE, WEATHER, tune_and_serve, wait_for_routes
 from tests.support.openai_world import SUCCEEDED
@@ -138,17 +136,7 @@ const failure = async (doing) => {
 
 
 def _run(server: Server, key: str, script: str, *arguments: str) -> dict[str, Any]:
-    folder = node_sdk()
-    environment = os.environ | {
-        "NODE_PATH": str(folder / "node_modules"),
-        "OPENAI_BASE_URL": f"http://127.0.0.1:{server.port}/v1",
-        "OPENAI_API_KEY": key,
-    }
-    command = ["node", "-e", script, "script", *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == 0, done.stderr[-3000:]
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    return run_node(script, *arguments, base_url=f"http://127.0.0.1:{server.port}/v1", key=key)
 
 
 def test_the_sdk_for_node_makes_and_reads_files_and_jobs(server: Server, api_server: FakeApiServer) -> None:

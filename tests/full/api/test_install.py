@@ -59,7 +59,7 @@ def test_helm_test_runs_the_sdk_and_leaves_nothing(site: ApiSite) -> None:
     said = site.type_readme("helm test", "--logs")
     assert "Succeeded" in said
     steps = {line for line in said.splitlines() if line.startswith(("ok: ", "failed: "))}
-    assert len(steps) == 4, said
+    assert len(steps) == 5, said
     assert all(step.startswith("ok: ") for step in steps), said
     left = site.space.kubectl("get", "secrets,roles,rolebindings,serviceaccounts,pods", "-o", "name")
     assert TEST not in left
@@ -74,14 +74,14 @@ def test_each_role_may_what_it_says(site: ApiSite, tmp_path: Any) -> None:
     with site.client(KEYS["read"]) as client:
         assert client.files.content(made.id).read() == file.read_bytes()
         assert list(client.fine_tuning.jobs.list()) == []
-        for refused in (
+        for ask in (
             lambda: client.files.create(file=file, purpose="fine-tune"),
             lambda: client.files.delete(made.id),
             lambda: client.fine_tuning.jobs.create(model="gpt-4.1-mini", training_file=made.id),
             lambda: client.chat.completions.create(model="gpt-4.1-mini", messages=[]),
         ):
             with pytest.raises(openai.PermissionDeniedError, match="the key read has the role read"):
-                refused()
+                ask()
     assert site.space.list("tuningjobs") == []
     refused = pytest.raises(openai.PermissionDeniedError, match="chat and completions, and the list of models")
     with site.client(KEYS["chat"]) as client, refused:
