@@ -95,9 +95,8 @@ def groups_of(model: Any) -> list[nn.Module]:
         rule = f"divides the base, and the layers of {type(model).__name__} are not known"
         raise InputError(Problem("training.sharding", rule, "set it to none"))
     groups = [*layers, embeddings, head, _whole_of(decoder)]
-    if (
-        head is not None and head.weight is embeddings.weight
-    ):  # a copy of the slices costs less than both layers at once
+    if head is not None and head.weight is embeddings.weight:
+        # Divided apart, so that they are whole one after the other; loading ties their slices to each other again
         head.weight = nn.Parameter(torch.empty_like(head.weight), requires_grad=False)
     return [module for module in groups if module is not None]
 

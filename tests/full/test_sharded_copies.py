@@ -89,6 +89,6 @@ def test_a_pass_gathers_within_a_node_and_sends_nothing_to_the_other(tmp_path: P
     for rank in range(RANKS):
         found, held = json.loads((base / f"collectives-{rank}").read_text())
         node = [0, 1] if rank < 2 else [2, 3]
-        assert {(name, tuple(ranks)) for name, ranks, _ in found} == {("all_gather_into_tensor", tuple(node))}
+        assert {(name, tuple(ranks)) for name, ranks, _ in found} == {("broadcast", tuple(node))}
         assert sum(size for *_, size in found) == 2 * (whole + layers + shapes["model.norm.weight"])
         assert held == whole // 2

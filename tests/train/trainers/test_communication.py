@@ -94,8 +94,6 @@ def test_a_step_sends_what_the_formula_says(tmp_path: Path, ranks: int, sharding
     adapter = sum(weight.numel() for weight in load_file(work / "stage/adapter_model.safetensors").values())
     gathered = 4 * PASSES * (sum(shapes.values()) + layers_and_norm)  # in fp32
     numbers = ["a term", "stop", *["the time of a rank"] * ranks, *(["passes"] if sharding == "full" else [])]
-    want = {"allreduce_": 4 * adapter + WORD * len(numbers)} | (
-        {"_allgather_base_": gathered} if sharding == "full" else {}
-    )
+    want = {"allreduce_": 4 * adapter + WORD * len(numbers)} | ({"broadcast_": gathered} if sharding == "full" else {})
     for rank in range(ranks):
         assert json.loads((work / f"counted-{rank}.json").read_text()) == [want] * STEPS

@@ -18,7 +18,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from llm_tuning.data.call_sample import Asked
 from llm_tuning.data.rows import Conversation
+from llm_tuning.models.shape import read_shape
 from llm_tuning.run.context import TrainRun
+from llm_tuning.run.memory import base_bytes
 from llm_tuning.trainers import calls, sharding
 from llm_tuning.trainers.model import attach_lora, load_base_model
 from llm_tuning.trainers.parallel import process_group
@@ -27,6 +29,7 @@ from tests.support.ppo_rows import examples, write_ppo_rows
 from tests.support.preference_rows import pairs, write_labels, write_pairs
 from tests.support.recipe_runs import in_processes, train
 from tests.support.rows import write_rows
+from tests.support.shapes import make_setting
 from tests.support.tiny_base import make_base
 from tests.support.tool_rows import TOOLS, make_tool_base, requests, write_conversations
 from tests.support.train_run import make_run
@@ -233,11 +236,33 @@ def test_a_pass_gathers_the_base_once_and_its_layers_once_more(tmp_path: Path) -
         assert json.loads((base / f"bytes-{rank}").read_text()) == [2 * size for size in [*forward, *back]]
 
 
-def test_tied_embeddings_and_a_start_adapter(start: Start, tmp_path: Path) -> None:
-    """The output layer's part is that of the embeddings; the frozen start adapter is whole on every rank."""
-    base = make_base(tmp_path / "tied")
+def make_tied_base(folder: Path) -> Path:
+    """A base whose output layer has the embeddings' numbers."""
+    base = make_base(folder)
     config = LlamaConfig.from_pretrained(base, tie_word_embeddings=True, num_hidden_layers=3)
     LlamaForCausalLM(config).save_pretrained(base)
+    return base
+
+
+def held_by_a_rank(base: Path, rank: int) -> None:
+    """Leave in `held-RANK` the bytes of the base that this one of two ranks keeps."""
+    with process_group(base / "rendezvous", rank=rank, world=2, device="cpu"):
+        model = load_base_model(base, device="cpu", dtype=torch.bfloat16, sharded=True)
+        parts = [parameter.to_local() for parameter in model.parameters()]
+    (base / f"held-{rank}").write_text(str(sum(part.numel() * part.element_size() for part in parts)))
+
+
+@pytest.mark.parametrize("make", [make_base, make_tied_base])
+def test_a_rank_holds_what_the_plan_says(make: Callable[[Path], Path], tmp_path: Path) -> None:
+    base = make(tmp_path / "base")
+    in_forks([partial(held_by_a_rank, base, rank) for rank in (0, 1)])
+    planned = base_bytes(read_shape(base), make_setting(tokens=8, learned=8, number_bytes=2, processes=2, shards=2))
+    assert [int((base / f"held-{rank}").read_text()) for rank in (0, 1)] == [planned] * 2
+
+
+def test_tied_embeddings_and_a_start_adapter(start: Start, tmp_path: Path) -> None:
+    """The output layer's part is that of the embeddings; the frozen start adapter is whole on every rank."""
+    base = make_tied_base(tmp_path / "tied")
     (before,) = start("before", "sft", 1, base=base, max_steps=2)
     train(before)
     changed = {"base": base, "start_adapter": before.stage, "max_steps": 2}
