@@ -19,7 +19,7 @@ from llm_tuning.client.connection import Connection
 from llm_tuning.client.display import job_html, service_html
 from llm_tuning.client.errors import NotFound
 from llm_tuning.client.logs import LossPoint, follow_logs, read_losses
-from llm_tuning.client.objects import InferenceServiceView, TuningJobView
+from llm_tuning.client.objects import InferenceServiceView, OnUnreadable, TuningJobView, read_each
 from llm_tuning.client.specs import (
     ServeFields,
     TuneFields,
@@ -124,13 +124,20 @@ class AsyncTuningClient:
         """Read an InferenceService as it is now."""
         return self._service(await self._api.call("GET", f"{self._services}/{name}"))
 
-    async def list(self, *, labels: Mapping[str, str] | None = None) -> Sequence[AsyncJob]:
-        """List the namespace's TuningJobs; with `labels` those that have all of them."""
-        return [self._job(item) for item in await self._items(self._jobs, labels)]
+    async def list(
+        self, *, labels: Mapping[str, str] | None = None, on_unreadable: OnUnreadable | None = None
+    ) -> Sequence[AsyncJob]:
+        """List the namespace's TuningJobs; with `labels` those that have all of them.
 
-    async def list_services(self, *, labels: Mapping[str, str] | None = None) -> Sequence[AsyncService]:
-        """List the namespace's InferenceServices; with `labels` those that have all of them."""
-        return [self._service(item) for item in await self._items(self._services, labels)]
+        One that this version cannot read raises InputError; with `on_unreadable` that gets it, and the list the others.
+        """
+        return read_each(await self._items(self._jobs, labels), self._job, on_unreadable)
+
+    async def list_services(
+        self, *, labels: Mapping[str, str] | None = None, on_unreadable: OnUnreadable | None = None
+    ) -> Sequence[AsyncService]:
+        """List the namespace's InferenceServices, as `list` does TuningJobs."""
+        return read_each(await self._items(self._services, labels), self._service, on_unreadable)
 
     async def watch(self, name: str) -> AsyncGenerator[AsyncJob, None]:
         """Yield a TuningJob as it is now and after each change, to its end; raises NotFound when it is deleted."""

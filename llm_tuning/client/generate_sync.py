@@ -32,7 +32,7 @@ from llm_tuning.client.answers import ChatAnswer, ChatPiece, Message
 from llm_tuning.client.blocking import Blocking
 from llm_tuning.client.display import job_html, service_html
 from llm_tuning.client.logs import LossPoint
-from llm_tuning.client.objects import InferenceServiceView, TuningJobView
+from llm_tuning.client.objects import InferenceServiceView, OnUnreadable, TuningJobView
 from llm_tuning.client.specs import ServeFields, TuneFields
 '''
 WRAPPERS = """

@@ -2,17 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Any, Self, cast
+from typing import Any, Self, TypeVar, cast
+
+from pydantic import ValidationError
 
 from llm_tuning.api.conditions import ConditionType, ServiceConditionType
-from llm_tuning.api.inference_service import InferenceService, InferenceServiceSpec
+from llm_tuning.api.inference_service import InferenceService, InferenceServiceSpec, InferenceServiceStatus
 from llm_tuning.api.inference_service import read_status as read_service_status
 from llm_tuning.api.kube import Condition
-from llm_tuning.api.tuning_job import TuningJob, TuningJobSpec, read_status
+from llm_tuning.api.tuning_job import TuningJob, TuningJobSpec, TuningJobStatus, read_status
 from llm_tuning.client.errors import TuningFailed
+from llm_tuning.core.model import ApiModel, input_error
+from llm_tuning.errors import InputError
 from llm_tuning.progress.snapshot import Snapshot
+
+T = TypeVar("T")
+S = TypeVar("S", bound=ApiModel)
+Raw = dict[str, Any]
+OnUnreadable = Callable[[Raw, InputError], None]
+"""Gets an object that this version cannot read, and why."""
+
+
+def _status(model: type[S], read: Callable[[Any], S], raw: Mapping[str, Any]) -> S | None:
+    try:
+        return read(raw["status"]) if raw.get("status") else None
+    except ValidationError as error:
+        raise input_error(model, error, where=f"{raw['metadata']['name']}: status") from None
+
+
+def read_each(raws: Iterable[Raw], read: Callable[[Raw], T], on_unreadable: OnUnreadable | None) -> list[T]:
+    """Read objects; what one of them cannot be read for goes to `on_unreadable`, and is raised without it."""
+    found = []
+    for raw in raws:
+        try:
+            found.append(read(raw))
+        except InputError as error:
+            if on_unreadable is None:
+                raise
+            on_unreadable(raw, error)
+    return found
 
 
 class _Object:
@@ -54,9 +84,9 @@ class TuningJobView(_Object, TuningJob):
 
     @classmethod
     def of(cls, raw: Mapping[str, Any]) -> Self:
-        """Parse what the API server answered; raises InputError for a spec that this version cannot read."""
+        """Parse what the API server answered; raises InputError for what this version cannot read."""
         where = f"{raw['metadata']['name']}: spec"
-        status = read_status(raw["status"]) if raw.get("status") else None
+        status = _status(TuningJobStatus, read_status, raw)
         spec = TuningJobSpec.read(raw["spec"], where=where)
         return cast(Self, cls.model_construct(metadata=dict(raw["metadata"]), spec=spec, status=status))
 
@@ -113,9 +143,9 @@ class InferenceServiceView(_Object, InferenceService):
 
     @classmethod
     def of(cls, raw: Mapping[str, Any]) -> Self:
-        """Parse what the API server answered; raises InputError for a spec that this version cannot read."""
+        """Parse what the API server answered; raises InputError for what this version cannot read."""
         where = f"{raw['metadata']['name']}: spec"
-        status = read_service_status(raw["status"]) if raw.get("status") else None
+        status = _status(InferenceServiceStatus, read_service_status, raw)
         spec = InferenceServiceSpec.read(raw["spec"], where=where)
         return cast(Self, cls.model_construct(metadata=dict(raw["metadata"]), spec=spec, status=status))
 

@@ -16,7 +16,7 @@ from llm_tuning.client.answers import ChatAnswer, ChatPiece, Message
 from llm_tuning.client.blocking import Blocking
 from llm_tuning.client.display import job_html, service_html
 from llm_tuning.client.logs import LossPoint
-from llm_tuning.client.objects import InferenceServiceView, TuningJobView
+from llm_tuning.client.objects import InferenceServiceView, OnUnreadable, TuningJobView
 from llm_tuning.client.specs import ServeFields, TuneFields
 
 
@@ -74,13 +74,23 @@ class TuningClient(Blocking):
         """Read an InferenceService as it is now."""
         return self._service(self._loop.run(self._client.get_service(name)))
 
-    def list(self, *, labels: Mapping[str, str] | None = None) -> Sequence[Job]:
-        """List the namespace's TuningJobs; with `labels` those that have all of them."""
-        return [self._job(job) for job in self._loop.run(self._client.list(labels=labels))]
+    def list(
+        self, *, labels: Mapping[str, str] | None = None, on_unreadable: OnUnreadable | None = None
+    ) -> Sequence[Job]:
+        """List the namespace's TuningJobs; with `labels` those that have all of them.
 
-    def list_services(self, *, labels: Mapping[str, str] | None = None) -> Sequence[Service]:
-        """List the namespace's InferenceServices; with `labels` those that have all of them."""
-        return [self._service(service) for service in self._loop.run(self._client.list_services(labels=labels))]
+        One that this version cannot read raises InputError; with `on_unreadable` that gets it, and the list the others.
+        """
+        return [self._job(job) for job in self._loop.run(self._client.list(labels=labels, on_unreadable=on_unreadable))]
+
+    def list_services(
+        self, *, labels: Mapping[str, str] | None = None, on_unreadable: OnUnreadable | None = None
+    ) -> Sequence[Service]:
+        """List the namespace's InferenceServices, as `list` does TuningJobs."""
+        return [
+            self._service(service)
+            for service in self._loop.run(self._client.list_services(labels=labels, on_unreadable=on_unreadable))
+        ]
 
     def watch(self, name: str) -> Iterator[Job]:
         """Yield a TuningJob as it is now and after each change, to its end; raises NotFound when it is deleted."""

@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from llm_tuning.client.objects import InferenceServiceView, TuningJobView
+from llm_tuning.openai_api.found import Found
 
 Raw = dict[str, Any]
 
@@ -25,7 +26,7 @@ class Backend(Protocol):
     def claim(self) -> str:
         """The claim's name, for `volume.claimName`."""
 
-    async def jobs(self, labels: Mapping[str, str] | None = None) -> Sequence[TuningJobView]:
+    async def jobs(self, labels: Mapping[str, str] | None = None) -> Found[TuningJobView]:
         """List the TuningJobs that have these labels; without any, all of them."""
 
     async def job(self, name: str) -> TuningJobView:
@@ -37,7 +38,7 @@ class Backend(Protocol):
     async def change_job(self, name: str, patch: Raw) -> TuningJobView:
         """Merge `patch` into a TuningJob's spec, labels and annotations."""
 
-    async def services(self) -> Sequence[InferenceServiceView]:
+    async def services(self) -> Found[InferenceServiceView]:
         """List the InferenceServices."""
 
     async def create_service(self, body: Raw) -> InferenceServiceView:
@@ -45,6 +46,9 @@ class Backend(Protocol):
 
     async def change_service(self, name: str, patch: Raw) -> InferenceServiceView:
         """Merge `patch`; raises Conflict where it has a resourceVersion that is not the present one."""
+
+    def is_hopeless(self, service: InferenceServiceView) -> bool:
+        """Return whether a service that does not answer never will, unless who asks does something about it."""
 
     def url(self, service: InferenceServiceView) -> str | None:
         """Return where the agent of a service answers (append /v1), None before that is known."""

@@ -11,6 +11,7 @@ from llm_tuning.client.errors import ClusterError
 from llm_tuning.client.objects import InferenceServiceView, TuningJobView
 from llm_tuning.openai_api.backend import Backend
 from llm_tuning.openai_api.bases import Settings
+from llm_tuning.openai_api.found import Unreadable
 from llm_tuning.openai_api.job_request import Kept
 from llm_tuning.openai_api.models import Named, named_models, unknown
 from llm_tuning.openai_api.names import LABEL_API
@@ -28,6 +29,8 @@ class Seen:
     jobs: Sequence[TuningJobView]
     """Those that this API has made."""
     services: Sequence[InferenceServiceView]
+    unreadable_jobs: Sequence[Unreadable]
+    unreadable_services: Sequence[Unreadable]
     models: dict[str, Named]
     at: float
 
@@ -41,17 +44,18 @@ class Catalog:
         self._reading = asyncio.Lock()
 
     async def read(self) -> Seen:
-        """Read what there is now; raises InputError or a ClusterError."""
+        """Read what there is now; raises a ClusterError."""
         at = self._clock()
         services = await self._backend.services()
         jobs = await self._backend.jobs({LABEL_API: "true"})  # after them: a deletion writes the job first
-        seen = Seen(jobs, services, named_models(jobs, services, self._settings), at)
+        models = named_models(jobs.readable, services.readable, self._settings)
+        seen = Seen(jobs.readable, services.readable, jobs.unreadable, services.unreadable, models, at)
         if self._seen is None or self._seen.at <= at:
             self._seen = seen
         return seen
 
     async def made_by(self, job: TuningJobView) -> Named | None:
-        """Return the model that a job has made; raises InputError or a ClusterError where nothing was seen yet."""
+        """Return the model that a job has made; raises a ClusterError where nothing was seen yet."""
         kept = Kept.of(job) if job.has_succeeded else None
         if kept is None:
             return None

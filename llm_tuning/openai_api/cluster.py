@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from llm_tuning.client.aio import AsyncTuningClient
 from llm_tuning.client.connection import Connection
 from llm_tuning.client.objects import InferenceServiceView, TuningJobView
+from llm_tuning.errors import InputError
 from llm_tuning.openai_api.backend import Raw
+from llm_tuning.openai_api.found import Found, Unreadable
 
 
 class ClusterBackend:
@@ -27,8 +30,10 @@ class ClusterBackend:
     def claim(self) -> str:
         return self._claim
 
-    async def jobs(self, labels: Mapping[str, str] | None = None) -> Sequence[TuningJobView]:
-        return await self._client.list(labels=labels)
+    async def jobs(self, labels: Mapping[str, str] | None = None) -> Found[TuningJobView]:
+        unreadable: list[Unreadable] = []
+        readable = await self._client.list(labels=labels, on_unreadable=_to(unreadable))
+        return Found(readable, unreadable)
 
     async def job(self, name: str) -> TuningJobView:
         return await self._client.get(name)
@@ -41,8 +46,10 @@ class ClusterBackend:
     async def change_job(self, name: str, patch: Raw) -> TuningJobView:
         return await self._client.patch(name, patch)
 
-    async def services(self) -> Sequence[InferenceServiceView]:
-        return await self._client.list_services()
+    async def services(self) -> Found[InferenceServiceView]:
+        unreadable: list[Unreadable] = []
+        readable = await self._client.list_services(on_unreadable=_to(unreadable))
+        return Found(readable, unreadable)
 
     async def create_service(self, body: Raw) -> InferenceServiceView:
         made = await self._client.create(body)
@@ -51,6 +58,9 @@ class ClusterBackend:
 
     async def change_service(self, name: str, patch: Raw) -> InferenceServiceView:
         return await self._client.patch_service(name, patch)
+
+    def is_hopeless(self, service: InferenceServiceView) -> bool:
+        return False  # somebody else may mend it
 
     def url(self, service: InferenceServiceView) -> str | None:
         return service.status.url if service.status is not None else None
@@ -61,3 +71,7 @@ class ClusterBackend:
 
     async def close(self) -> None:
         await self._client.close()
+
+
+def _to(unreadable: list[Unreadable]) -> Callable[[Mapping[str, Any], InputError], None]:
+    return lambda raw, problem: unreadable.append(Unreadable(raw, problem))

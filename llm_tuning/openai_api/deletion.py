@@ -19,6 +19,7 @@ from llm_tuning.openai_api.catalog import Seen
 from llm_tuning.openai_api.claim_io import on_claim
 from llm_tuning.openai_api.context import Context
 from llm_tuning.openai_api.errors import NEVER_AGAIN, ApiError, invalid
+from llm_tuning.openai_api.found import Described, Found
 from llm_tuning.openai_api.job_request import Kept, is_deleted
 from llm_tuning.openai_api.models import route_of, tuned_models, unknown
 from llm_tuning.openai_api.publishing import TRIES, apply, converge, without
@@ -36,7 +37,9 @@ async def delete(context: Context, name: str, *, adapter: bool) -> None:
         fix = "leave it out, or have deleteAdapters set to true in the chart's values"
         raise invalid("adapter", f"may not be true on this server: it keeps adapters; {fix}", code="adapters_are_kept")
     seen = await context.catalog.read()
-    job = next((job for job in seen.jobs if (kept := Kept.of(job)) is not None and kept.fine_tuned_model == name), None)
+    for each in (*seen.unreadable_services, *(job for job in seen.unreadable_jobs if _makes(job, name))):
+        raise each.refusal()
+    job = next((job for job in seen.jobs if _makes(job, name)), None)
     model_id = job.status.model_id if job is not None and job.has_succeeded and job.status is not None else None
     if job is None or model_id is None:
         await _delete_route(context, seen, name, adapter=adapter)
@@ -54,6 +57,11 @@ async def delete(context: Context, name: str, *, adapter: bool) -> None:
     if adapter:
         await on_claim(remove, folder)
     log.info("model %s is deleted%s", name, f", and adapter {model_id}" if adapter else "")
+
+
+def _makes(job: Described, name: str) -> bool:
+    kept = Kept.of(job)
+    return kept is not None and kept.fine_tuned_model == name
 
 
 async def _delete_route(context: Context, seen: Seen, name: str, *, adapter: bool) -> None:
@@ -87,10 +95,10 @@ def _is_our_name(name: str, context: Context) -> bool:
 
 
 def _refuse_in_use(
-    name: str, model_id: str, jobs: Iterable[TuningJobView], services: Iterable[InferenceServiceView]
+    name: str, model_id: str, found: Found[TuningJobView], services: Iterable[InferenceServiceView]
 ) -> None:
-    """Raise ApiError where something else than the model `name` needs the adapter."""
-    jobs = list(jobs)
+    """Raise ApiError where something else than the model `name` needs the adapter, or may need it."""
+    jobs = found.readable
     users = [model.name for model in tuned_models(jobs) if model.model_id == model_id and model.name != name]
     makers = {job.name for job in jobs if job.status is not None and job.status.model_id == model_id}
     users += [
@@ -101,6 +109,11 @@ def _refuse_in_use(
         and any(target.model_id == model_id or target.tuning_job in makers for target in route.targets)
     ]
     users += [f"job {job.name}, which goes on from it" for job in jobs if _goes_on_from(job, model_id, makers)]
+    users += [
+        f"job {job.name}, which this server cannot read"
+        for job in found.unreadable
+        if any(f'"{each}"' in job.text for each in (model_id, *makers))
+    ]
     if users:
         text = f"may not be true now: adapter {model_id} is also that of {', '.join(users[:5])}"
         raise invalid("adapter", text, code="adapter_in_use")

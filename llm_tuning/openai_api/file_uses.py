@@ -12,8 +12,10 @@ from llm_tuning.errors import TuningError
 from llm_tuning.openai_api.claim_io import on_claim
 from llm_tuning.openai_api.context import Context
 from llm_tuning.openai_api.errors import ApiError
+from llm_tuning.openai_api.found import Found
 from llm_tuning.openai_api.job_view import created_at, seconds, status_of
 from llm_tuning.openai_api.names import file_id_of, result_id
+from llm_tuning.openai_api.unreadable_job import files_of
 
 log = logging.getLogger(__name__)
 
@@ -41,24 +43,31 @@ def results(jobs: Iterable[TuningJobView]) -> list[Result]:
     return list(found.values())
 
 
-def uses(jobs: Iterable[TuningJobView]) -> dict[str, str]:
-    """Return the files that jobs still need, each with the name of a job that does."""
-    return {
-        file_id: job.name
-        for job in jobs
+def uses(jobs: Found[TuningJobView]) -> dict[str, str]:
+    """Return the files that jobs still need or may need, each with why."""
+    needed = {
+        file_id: f"is in use by the job '{job.name}': wait until it has finished, or cancel it first"
+        for job in jobs.readable
         if status_of(job) not in ENDED
         for path in (job.spec.dataset.path, job.spec.dataset.evaluation)
         if (file_id := file_id_of(path)) is not None
     }
+    for job in jobs.unreadable:
+        needed |= {file_id: f"may be in use: {job.why.rstrip('.')}" for file_id in files_of(job)}
+    return needed
 
 
 async def sweep(context: Context) -> None:
     """Remove what is expired and what killed uploads have left, until it is cancelled."""
-    said = ""
+    said, unreadable = "", ""
     while True:
         try:
-            in_use = uses(await context.backend.jobs())
-            await on_claim(context.files.sweep, in_use)
+            jobs = await context.backend.jobs()
+            why = " ".join(job.why for job in jobs.unreadable)
+            if why and why != unreadable:
+                log.warning("files that it names are kept: %s", why)
+            unreadable = why
+            await on_claim(context.files.sweep, uses(jobs))
             said = ""
         except (ApiError, TuningError, OSError) as error:
             if str(error) != said:

@@ -19,6 +19,7 @@ from llm_tuning.core.model import ApiModel
 from llm_tuning.openai_api import names
 from llm_tuning.openai_api.bases import Base, Settings
 from llm_tuning.openai_api.errors import ApiError, invalid
+from llm_tuning.openai_api.found import Described
 from llm_tuning.openai_api.wire import CreateJob, DpoHyperparameters, Hyperparameters
 
 Raw = dict[str, Any]
@@ -44,7 +45,7 @@ class Kept(BaseModel):
     metadata: dict[str, str] | None = None
 
     @classmethod
-    def of(cls, job: TuningJobView) -> Kept | None:
+    def of(cls, job: Described) -> Kept | None:
         """Read what a TuningJob has; None where this API has not made it, or somebody has spoiled the annotation."""
         try:
             return cls.model_validate_json((job.metadata.get("annotations") or {})[names.ANNOTATION_REQUEST])
@@ -52,7 +53,7 @@ class Kept(BaseModel):
             return None
 
 
-def is_deleted(job: TuningJobView) -> bool:
+def is_deleted(job: Described) -> bool:
     """Return whether the model that a job has made was deleted."""
     return names.ANNOTATION_MODEL_DELETED in (job.metadata.get("annotations") or {})
 

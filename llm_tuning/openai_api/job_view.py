@@ -11,6 +11,7 @@ from llm_tuning.client.objects import TuningJobView
 from llm_tuning.modes import MODES
 from llm_tuning.openai_api import names
 from llm_tuning.openai_api.bases import Settings
+from llm_tuning.openai_api.found import Described
 from llm_tuning.openai_api.job_request import DPO, Kept
 from llm_tuning.openai_api.wire import (
     FineTuningJob,
@@ -106,17 +107,17 @@ def _has_trained(job: TuningJobView) -> bool:
     return progress is not None and progress.step > 0 and job.is_true(ConditionType.DATASET_VALID)
 
 
-def cancelled_at(job: TuningJobView) -> int | None:
+def cancelled_at(job: Described) -> int | None:
     """Return when a job was cancelled; None where it was not."""
     return seconds((job.metadata.get("annotations") or {}).get(names.ANNOTATION_CANCELLED))
 
 
-def deleted_at(job: TuningJobView) -> int | None:
+def deleted_at(job: Described) -> int | None:
     """Return when the model that a job has made was deleted; None where it was not."""
     return seconds((job.metadata.get("annotations") or {}).get(names.ANNOTATION_MODEL_DELETED))
 
 
-def created_at(job: TuningJobView) -> int:
+def created_at(job: Described) -> int:
     """Return when a job was made."""
     return seconds(job.metadata.get("creationTimestamp")) or 0
 

@@ -13,11 +13,12 @@ from llm_tuning.api.tuning_job import NAME_CHARACTERS
 from llm_tuning.client.errors import Conflict, NotFound
 from llm_tuning.client.objects import TuningJobView
 from llm_tuning.errors import InputError
-from llm_tuning.openai_api import names
+from llm_tuning.openai_api import names, unreadable_job
 from llm_tuning.openai_api.backend import Raw
 from llm_tuning.openai_api.claim_io import on_claim
 from llm_tuning.openai_api.context import Context
 from llm_tuning.openai_api.errors import ApiError, invalid, of_input
+from llm_tuning.openai_api.found import Described, Unreadable
 from llm_tuning.openai_api.job_request import Kept, build_job, find_start, param_of, request_hash
 from llm_tuning.openai_api.job_view import cancelled_at, created_at, status_of, view
 from llm_tuning.openai_api.models import route_to
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 RETRY_SECONDS = 600
 """How long a client's retry without an Idempotency-Key is taken for the same request; the SDKs give up sooner."""
 KEY_CHARACTERS = 255
+AnyJob = TuningJobView | Unreadable
 _ENDED = ("succeeded", "failed", "cancelled")
 
 
@@ -46,8 +48,7 @@ async def create(
     if idempotency_key is not None and (made := await _same_request(served, job_id, asked, key)) is not None:
         return made  # whatever has become of its files since
     await _check_files(served, asked)
-    jobs = list(await served.backend.jobs()) if asked.model.startswith("ft:") else []
-    start = find_start(asked, served.settings, jobs)
+    start = find_start(asked, served.settings, await _makers(served, asked.model))
     body = build_job(asked, start, served.settings, job_id=job_id, key=key)
     try:
         made = await served.backend.create_job(body)
@@ -63,10 +64,27 @@ async def create(
     return made
 
 
+async def _makers(served: Context, model: str) -> list[TuningJobView]:
+    """Return the jobs of which one may have made the model; raises ApiError where that one cannot be read."""
+    if not model.startswith("ft:"):
+        return []
+    jobs = await served.backend.jobs()
+    for job in jobs.unreadable:
+        if (kept := Kept.of(job)) is not None and kept.fine_tuned_model == model:
+            raise job.refusal()
+    return list(jobs.readable)
+
+
 async def _made_before(served: Context, asked: CreateJob, key: str) -> TuningJobView | None:
     labels = {names.LABEL_REQUEST: request_hash(asked, key), names.LABEL_KEY: key}
-    made = sorted(await served.backend.jobs(labels), key=created_at)
-    return made[-1] if made and time.time() - created_at(made[-1]) < RETRY_SECONDS else None
+    found = await served.backend.jobs(labels)
+    jobs: list[AnyJob] = [*found.readable, *found.unreadable]
+    made = max(jobs, key=created_at, default=None)
+    if made is None or time.time() - created_at(made) >= RETRY_SECONDS:
+        return None
+    if isinstance(made, Unreadable):
+        raise made.refusal()
+    return made
 
 
 async def _same_request(served: Context, job_id: str, asked: CreateJob, key: str) -> TuningJobView | None:
@@ -75,6 +93,8 @@ async def _same_request(served: Context, job_id: str, asked: CreateJob, key: str
         there = await served.backend.job(job_id)
     except NotFound:
         return None
+    except InputError:
+        raise (await _unreadable(served, job_id)).refusal() from None
     if (there.metadata.get("labels") or {}).get(names.LABEL_REQUEST) == request_hash(asked, key):
         return there
     text = f"This Idempotency-Key has made job {job_id} for another request; use a new one for each request."
@@ -96,25 +116,46 @@ def _param(field: str, fields: Mapping[str, str]) -> str | None:
 
 
 async def read(served: Context, job_id: str) -> TuningJobView:
-    """Read a job; raises ApiError (404)."""
+    """Read a job; raises ApiError: 404, and 400 for one that cannot be read."""
+    job = await find(served, job_id)
+    if isinstance(job, Unreadable):
+        raise job.refusal()
+    return job
+
+
+async def find(served: Context, job_id: str) -> AnyJob:
+    """Find a job, whether it can be read or not; raises ApiError (404)."""
     try:
         if len(job_id) > NAME_CHARACTERS or not re.fullmatch(SUBDOMAIN, job_id):
             raise NotFound(job_id)
-        return await served.backend.job(job_id)
+        try:
+            return await served.backend.job(job_id)
+        except InputError:
+            return await _unreadable(served, job_id)
     except NotFound:
         text = f"There is no job {job_id[:100]!r}."
         raise ApiError(404, text, code="fine_tuning_job_not_found", param="fine_tuning_job_id") from None
 
 
-async def listed(served: Context, metadata: Mapping[str, str] | None, *, without: bool = False) -> list[TuningJobView]:
+async def _unreadable(served: Context, job_id: str) -> Unreadable:
+    """Return a job that cannot be read; raises NotFound where it is gone, or is another one by now."""
+    found = await served.backend.jobs()
+    for job in found.unreadable:
+        if job.name == job_id:
+            return job
+    raise NotFound(job_id)
+
+
+async def listed(served: Context, metadata: Mapping[str, str] | None, *, without: bool = False) -> list[AnyJob]:
     """List the jobs, newest first: those with all of `metadata`, or `without` any."""
-    jobs = await served.backend.jobs()
+    found = await served.backend.jobs()
+    jobs: list[AnyJob] = [*found.readable, *found.unreadable]
     if metadata or without:
         jobs = [job for job in jobs if _has(job, metadata or {}, without=without)]
     return sorted(jobs, key=lambda job: (created_at(job), job.name), reverse=True)
 
 
-def _has(job: TuningJobView, metadata: Mapping[str, str], *, without: bool) -> bool:
+def _has(job: Described, metadata: Mapping[str, str], *, without: bool) -> bool:
     kept = Kept.of(job)
     given = (kept.metadata if kept is not None else None) or {}
     return not given if without else metadata.items() <= given.items()
@@ -163,16 +204,19 @@ def _refuse_ended(job: TuningJobView, what: str) -> None:
         raise ApiError(400, f"Job {job.name} has {status}; it cannot be {what}.", code="invalid_job_state")
 
 
-async def answers(served: Context, jobs: Sequence[TuningJobView]) -> list[FineTuningJob]:
+async def answers(served: Context, jobs: Sequence[AnyJob]) -> list[FineTuningJob]:
     """Build the answers, with what the runs have left in models/."""
-    by_kubectl = [job for job in jobs if job.has_succeeded and Kept.of(job) is None]
-    services = await served.backend.services() if by_kubectl else ()
+    readable = (job for job in jobs if not isinstance(job, Unreadable))
+    by_kubectl = [job for job in readable if job.has_succeeded and Kept.of(job) is None]
+    services = (await served.backend.services()).readable if by_kubectl else ()
     routes = {job.name: route_to(job, services) for job in by_kubectl}
     return await on_claim(lambda: [_answer(served, job, routes.get(job.name)) for job in jobs])
 
 
-def _answer(served: Context, job: TuningJobView, route: str | None) -> FineTuningJob:
+def _answer(served: Context, job: AnyJob, route: str | None) -> FineTuningJob:
     """Build one answer; reads the manifest where it is finished."""
+    if isinstance(job, Unreadable):
+        return unreadable_job.view(job, served.settings)
     model_id = job.status.model_id if job.has_succeeded and job.status is not None else None
     tokens = run_files(served).trained_tokens(model_id) if model_id else None
     return view(job, served.settings, trained_tokens=tokens, route=route)

@@ -19,7 +19,6 @@ from starlette.types import Receive, Scope, Send
 from llm_tuning.agent.body import Bodies, Body
 from llm_tuning.agent.http.completion import BrokeOff, Completion, NotConnected
 from llm_tuning.agent.refusal import Refused
-from llm_tuning.api.conditions import ServiceConditionType, ServiceReason
 from llm_tuning.client.objects import InferenceServiceView
 from llm_tuning.engines.vllm.stream import DATA, EVENT_END, error_text
 from llm_tuning.openai_api.backend import Backend
@@ -91,7 +90,7 @@ class Proxy:
             except _NotReady as why:
                 is_worth_it = model.is_coming or (model.service is not None and not model.service.trouble)
                 if not is_worth_it or loop.time() + pause > until:
-                    raise _refusal(model, str(why)) from None
+                    raise self._refusal(model, str(why)) from None
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
@@ -129,6 +128,15 @@ class Proxy:
             answer.close()
             raise
         return answer
+
+    def _refusal(self, model: Named, why: str) -> ApiError:
+        """Build the answer to a chat with a model that does not answer yet."""
+        text, service = f"The model {model.name!r} does not answer now: {why}", model.service
+        if service is not None and not service.is_ready:
+            text = f"{text}. InferenceService {service.name} is not ready: {condition_of(service)}"
+        is_final = not model.is_coming if service is None else self._backend.is_hopeless(service)
+        wait = retry_after(RETRY_AFTER_SECONDS) | (NEVER_AGAIN if is_final else {})
+        return ApiError(503, text.rstrip(".") + ".", code="model_not_ready", param="model", headers=wait)
 
     def _headers(self, service: InferenceServiceView) -> Mapping[str, str]:
         """Return the key that a service asks for, where it is the one that this server has."""
@@ -182,22 +190,6 @@ def _error_of(content: bytes) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, RecursionError):
         return {}
     return error if isinstance(error, dict) else {}
-
-
-def _refusal(model: Named, why: str) -> ApiError:
-    """Build the answer to a chat with a model that does not answer yet."""
-    text, service = f"The model {model.name!r} does not answer now: {why}", model.service
-    if service is not None and not service.is_ready:
-        text = f"{text}. InferenceService {service.name} is not ready: {condition_of(service)}"
-    is_final = not model.is_coming if service is None else _needs_a_hand(service)
-    wait = retry_after(RETRY_AFTER_SECONDS) | (NEVER_AGAIN if is_final else {})
-    return ApiError(503, text.rstrip(".") + ".", code="model_not_ready", param="model", headers=wait)
-
-
-def _needs_a_hand(service: InferenceServiceView) -> bool:
-    """Return whether waiting helps nobody: its base cannot be served as it is, or there is no vLLM."""
-    stalled = service.conditions.get(ServiceConditionType.STALLED)
-    return stalled is not None and stalled.status == "True" and stalled.reason == ServiceReason.PLAN_FAILED
 
 
 def _as_api_error(error: BaseException) -> BaseException:

@@ -165,6 +165,8 @@ async def converge(context: Context) -> None:
     problem: TuningError | None = None
     for _ in range(TRIES):
         seen = await context.catalog.read()
+        if seen.unreadable_services:  # it may be the one that a route belongs to
+            raise seen.unreadable_services[0].problem
         changes = desire(seen.jobs, seen.services, context.settings)
         if not changes:
             return

@@ -254,11 +254,11 @@ class JobError(Answer):
 
 
 class UsedHyperparameters(Answer):
-    """Those in use; `auto` is answered as the number that it stands for."""
+    """Those in use; `auto` is answered as the number that it stands for, and null is what cannot be read."""
 
-    n_epochs: Annotated[int, works()]
-    batch_size: Annotated[int, works()]
-    learning_rate_multiplier: Annotated[float, works()]
+    n_epochs: Annotated[int | None, works()]
+    batch_size: Annotated[int | None, works()]
+    learning_rate_multiplier: Annotated[float | None, works()]
 
 
 class UsedDpoHyperparameters(UsedHyperparameters):
@@ -297,7 +297,9 @@ class FineTuningJob(Answer):
     id: Annotated[str, works("the TuningJob's name")]
     object: Annotated[Literal["fine_tuning.job"], works()] = "fine_tuning.job"
     created_at: Annotated[int, works()]
-    error: Annotated[JobError | None, works()] = None
+    error: Annotated[
+        JobError | None, works("also of a TuningJob that this server cannot read, in any status: `unreadable_object`")
+    ] = None
     fine_tuned_model: Annotated[str | None, works("once it has succeeded")] = None
     finished_at: Annotated[int | None, works()] = None
     hyperparameters: Annotated[UsedHyperparameters, works("numbers, never `auto`")]

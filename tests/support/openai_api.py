@@ -14,6 +14,7 @@ from llm_tuning.models.metrics_file import MetricsFile
 from llm_tuning.openai_api.bases import Settings
 from llm_tuning.openai_api.context import Context
 from llm_tuning.openai_api.files import FileStore
+from llm_tuning.openai_api.found import Found
 
 SETTINGS = Settings.parse({"organization": "acme", "bases": {"tiny": {"path": "base/tiny"}}})
 FINISHED = "2026-12-01T10:00:00Z"
@@ -28,8 +29,8 @@ class ListedJobs:
     claim: str = "tuning"
     held: list[TuningJobView] = field(default_factory=list)
 
-    async def jobs(self, labels: Mapping[str, str] | None = None) -> Sequence[TuningJobView]:
-        return self.held
+    async def jobs(self, labels: Mapping[str, str] | None = None) -> Found[TuningJobView]:
+        return Found(self.held)
 
     async def run(self) -> None:
         pass

@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from llm_tuning.api import inference_service, tuning_job
+from llm_tuning.api.conditions import ServiceConditionType, ServiceReason
 from llm_tuning.client.objects import InferenceServiceView, TuningJobView
 from llm_tuning.openai_api.backend import Raw
+from llm_tuning.openai_api.found import Found
 from llm_tuning.openai_api.local.objects import Objects
-from llm_tuning.openai_api.local.runner import Runner, jobs_of
+from llm_tuning.openai_api.local.runner import Runner
 from llm_tuning.openai_api.local.serving import Serving
 
 CLAIM = "local"
@@ -36,8 +38,8 @@ class LocalBackend:
     def claim(self) -> str:
         return CLAIM
 
-    async def jobs(self, labels: Mapping[str, str] | None = None) -> Sequence[TuningJobView]:
-        return jobs_of(self._objects, labels)
+    async def jobs(self, labels: Mapping[str, str] | None = None) -> Found[TuningJobView]:
+        return Found.of(self._objects.list(tuning_job.PLURAL, labels), TuningJobView.of)
 
     async def job(self, name: str) -> TuningJobView:
         return TuningJobView.of(self._objects.read(tuning_job.PLURAL, name))
@@ -52,8 +54,8 @@ class LocalBackend:
         self._runner.wake()
         return changed
 
-    async def services(self) -> Sequence[InferenceServiceView]:
-        return [InferenceServiceView.of(raw) for raw in self._objects.list(inference_service.PLURAL)]
+    async def services(self) -> Found[InferenceServiceView]:
+        return Found.of(self._objects.list(inference_service.PLURAL), InferenceServiceView.of)
 
     async def create_service(self, body: Raw) -> InferenceServiceView:
         return self._started(InferenceServiceView.of(self._objects.create(inference_service.PLURAL, body)), ())
@@ -68,6 +70,10 @@ class LocalBackend:
         if any(route.name not in before for route in service.spec.routes):
             self._serving.want(service.name)
         return service
+
+    def is_hopeless(self, service: InferenceServiceView) -> bool:
+        stalled = service.conditions.get(ServiceConditionType.STALLED)
+        return stalled is not None and stalled.status == "True" and stalled.reason == ServiceReason.PLAN_FAILED
 
     def url(self, service: InferenceServiceView) -> str | None:
         """Return where it answers; one that is asked for is started when there is room for it."""

@@ -21,7 +21,7 @@ from llm_tuning.api.tuning_job import PLURAL, Progress
 from llm_tuning.client.errors import NotFound
 from llm_tuning.client.objects import TuningJobView
 from llm_tuning.core.text import counted
-from llm_tuning.errors import InputError
+from llm_tuning.openai_api.found import Found
 from llm_tuning.openai_api.job_view import created_at
 from llm_tuning.openai_api.local.objects import Objects, timestamp
 from llm_tuning.openai_api.local.process import Ended, run_role
@@ -156,13 +156,10 @@ class Runner:
 
 def jobs_of(objects: Objects, labels: Mapping[str, str] | None = None) -> list[TuningJobView]:
     """Read the jobs; one that somebody has spoiled is left out."""
-    found = []
-    for raw in objects.list(PLURAL, labels):
-        try:
-            found.append(TuningJobView.of(raw))
-        except InputError as error:
-            log.warning("a job that cannot be read is left out: %s", error)
-    return found
+    found = Found.of(objects.list(PLURAL, labels), TuningJobView.of)
+    for job in found.unreadable:
+        log.warning("a job that cannot be read is left out: %s", job.problem)
+    return list(found.readable)
 
 
 def line_of(jobs: Iterable[TuningJobView]) -> list[TuningJobView]:

@@ -51,7 +51,7 @@ async def listed(served: Served, query: Annotated[FileQuery, Query()]) -> Page[F
     if query.purpose in (None, "fine-tune"):
         found += await on_claim(served.files.records)
     if query.purpose in (None, "fine-tune-results"):
-        found += await on_claim(_there, _runs(served), results(await served.backend.jobs()))
+        found += await on_claim(_there, _runs(served), results((await served.backend.jobs()).readable))
     newest_first = query.order == "desc"
     found.sort(key=_place, reverse=newest_first)
 
@@ -97,9 +97,8 @@ async def delete(file_id: str, served: Served) -> Deleted:
     if isinstance(found, Result):
         text = f"The file '{file_id}' has the figures of a job and goes with its model: it cannot be deleted alone."
         raise ApiError(400, text, code="result_file", param="id")
-    if (job := uses(await served.backend.jobs()).get(file_id)) is not None:
-        text = f"The file '{file_id}' is in use by the job '{job}': wait until it has finished, or cancel it first."
-        raise ApiError(400, text, code="file_in_use", param="id")
+    if (why := uses(await served.backend.jobs()).get(file_id)) is not None:
+        raise ApiError(400, f"The file '{file_id}' {why}.", code="file_in_use", param="id")
     if not await on_claim(served.files.delete, file_id):
         raise _no_file(file_id)
     return Deleted(id=file_id, object="file")
@@ -135,7 +134,7 @@ def _as_objects(runs: RunFiles, items: Sequence[FileRecord | Result]) -> list[Fi
 async def _find(served: Context, file_id: str) -> FileRecord | Result:
     """Return the file of an id; raises ApiError where there is none."""
     if RESULT_ID.fullmatch(file_id):
-        wanted = [result for result in results(await served.backend.jobs()) if result.id == file_id]
+        wanted = [result for result in results((await served.backend.jobs()).readable) if result.id == file_id]
         there = await on_claim(_there, _runs(served), wanted)
         if there:
             return there[0]

@@ -58,7 +58,7 @@ async def list_jobs(served: Served, request: Request) -> Page[FineTuningJob]:
 @router.get("/{job_id}")
 async def retrieve(job_id: str, served: Served) -> FineTuningJob:
     """Read a job."""
-    return (await jobs.answers(served, [await jobs.read(served, job_id)]))[0]
+    return (await jobs.answers(served, [await jobs.find(served, job_id)]))[0]
 
 
 @router.post("/{job_id}/cancel")

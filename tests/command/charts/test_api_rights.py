@@ -35,7 +35,7 @@ ASKS: dict[str, Callable[[ClusterBackend], Awaitable[Any]]] = {
     "services": lambda backend: backend.services(),
     "change_service": lambda backend: backend.change_service("faq", PATCH),
 }
-ASKS_NOTHING = {"root", "claim", "url", "run", "close"}
+ASKS_NOTHING = {"root", "claim", "is_hopeless", "url", "run", "close"}
 WRITES = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 PATH = re.compile(r"/apis/(?P<group>[^/]+)/[^/]+/namespaces/[^/]+/(?P<resource>[^/?]+)(/(?P<name>[^/?]+))?(\?.*)?")
 Permission = tuple[str, str, str]

@@ -255,6 +255,19 @@ async def test_patches_merge_and_lists_choose_by_label(server: FakeApiServer, cl
     assert len(await client.list()) == 2
 
 
+async def test_an_object_that_cannot_be_read_ends_a_list_unless_somebody_takes_it(
+    server: FakeApiServer, client: AsyncTuningClient
+) -> None:
+    await server.put("tuningjobs", "faq", spec=dict(SPEC))
+    await server.put("tuningjobs", "newer", spec=dict(SPEC), status={"conditions": [{"type": "Finished"}]})
+    with pytest.raises(InputError, match=r"newer: status\.conditions\[0\]"):
+        await client.list()
+    taken = {}
+    found = await client.list(on_unreadable=lambda raw, problem: taken.update({raw["metadata"]["name"]: problem}))
+    assert [job.name for job in found] == ["faq"]
+    assert "newer: status.conditions[0]" in str(taken["newer"])
+
+
 async def test_a_patch_of_an_old_version_changes_nothing(server: FakeApiServer, client: AsyncTuningClient) -> None:
     service = await client.serve("faq-live", model="base/tiny", volume="tuning")
     change = {"metadata": {"resourceVersion": service.metadata["resourceVersion"]}, "spec": {"replicas": 2}}

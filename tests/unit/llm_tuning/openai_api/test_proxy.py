@@ -275,15 +275,21 @@ async def test_a_model_that_is_not_ready_in_time_is_503_with_the_reason_and_when
         assert "x-should-retry" not in error.response.headers
 
 
-async def test_a_service_that_is_stalled_is_not_waited_for(tmp_path: Path, upstream: Upstream) -> None:
+@pytest.mark.parametrize("reason", ["ImagePullFailed", "PlanFailed"])
+async def test_a_service_that_is_stalled_is_not_waited_for_here_and_perhaps_by_the_client(
+    tmp_path: Path, upstream: Upstream, reason: str
+) -> None:
+    """In a cluster somebody else may mend it, or a base that is missing may come."""
     async with chats_of(tmp_path, upstream, waitSeconds=60) as chats:
-        stalled = condition("Stalled", "True", "ImagePullFailed", "no such image")
+        stalled = condition("Stalled", "True", reason, "no such thing")
         await chats.status({"url": "http://127.0.0.1:9", "conditions": [stalled]})
         began = time.monotonic()
-        with pytest.raises(openai.InternalServerError, match="ImagePullFailed: no such image") as caught:
+        with pytest.raises(openai.InternalServerError, match=f"{reason}: no such thing") as caught:
             await chats.chat()
         assert time.monotonic() - began < 10
         assert caught.value.code == "model_not_ready"
+        assert caught.value.response.headers["retry-after"] == "30"
+        assert "x-should-retry" not in caught.value.response.headers
 
 
 async def test_an_unknown_model_is_404_with_what_there_is(chats: Chats) -> None:

@@ -18,6 +18,7 @@ from llm_tuning.openai_api import file_uses
 from llm_tuning.openai_api.app import create_app
 from llm_tuning.openai_api.context import Context
 from llm_tuning.openai_api.file_uses import sweep, uses
+from llm_tuning.openai_api.found import Found
 from llm_tuning.openai_api.names import ANNOTATION_CANCELLED, result_id, upload_path
 from tests.support.openai_api import FINISHED, ListedJobs, make_context, make_job, make_run
 from tests.support.openai_sdk import sdk
@@ -161,7 +162,7 @@ async def test_a_file_that_a_job_still_needs_is_not_deleted(client: openai.Async
 
 def test_other_data_sets_are_nobodys_upload() -> None:
     data_sets = ({"path": "datasets/a.jsonl"}, {"path": "datasets/uploads/a/data.jsonl"}, {"uri": "hf://datasets/a/b"})
-    assert uses([make_job(f"job-{number}", dataset) for number, dataset in enumerate(data_sets)]) == {}
+    assert uses(Found([make_job(f"job-{number}", dataset) for number, dataset in enumerate(data_sets)])) == {}
 
 
 @pytest.mark.parametrize("name", ["file-nothing", "..%2F..%2Fetc", "file-" + "0" * 24, "file-" + "0" * 32])
