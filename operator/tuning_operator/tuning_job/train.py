@@ -61,7 +61,7 @@ class TrainStage(JobStage):
         parts.environment.append({"name": "OMP_NUM_THREADS", "value": str(threads_each)})
         if resources.gpus and not settings.allow_cpu_fallback:
             parts.environment.append({"name": REQUIRE_GPU_VARIABLE, "value": "1"})
-        if resources.gpus > 1:
+        if resources.gpus * resources.nodes > 1:  # NCCL has its buffers there, those of the network, too
             memory = {"medium": "Memory", "sizeLimit": SHARED_MEMORY}
             parts.volumes.append({"name": "shm", "emptyDir": memory})
             parts.mounts.append({"name": "shm", "mountPath": "/dev/shm"})

@@ -227,9 +227,11 @@ def test_missing_cuda_is_an_error_where_gpus_were_asked_for(gpus: int, fallback:
     assert ("nvidia.com/gpu" in container_of(job)["resources"]["limits"]) is (gpus > 0)
 
 
-@pytest.mark.parametrize(("gpus", "memory"), [(0, False), (1, False), (2, True)])
-def test_several_gpus_share_memory(gpus: int, memory: bool) -> None:
-    job = build(TRAIN, make_tuning_job(resources={"gpus": gpus}))
+@pytest.mark.parametrize(
+    ("gpus", "nodes", "memory"), [(0, 1, False), (1, 1, False), (2, 1, True), (1, 2, True), (0, 2, False)]
+)
+def test_pods_of_a_run_with_several_gpus_have_shared_memory(gpus: int, nodes: int, memory: bool) -> None:
+    job = build(TRAIN, make_tuning_job(resources={"gpus": gpus, "nodes": nodes}))
     assert ("/dev/shm" in str(container_of(job)["volumeMounts"])) is memory
 
 
