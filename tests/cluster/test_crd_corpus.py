@@ -12,10 +12,7 @@ import httpx
 import pytest
 
 from devcluster.cluster import Clients
-from llm_tuning.api import Condition, Evaluation, Progress, TuningJobStatus
-from llm_tuning.api.inference_service import AdapterStatus, InferenceServiceStatus
 from llm_tuning.api.kube import API_VERSION
-from llm_tuning.api.sources import SourceStatus
 from tests.support.api_proxy import client_context, server_of
 from tests.support.spec_corpus import CORPORA, INFERENCE_SERVICE, TUNING_JOB, Case, Change, Corpus
 
@@ -135,49 +132,6 @@ async def test_defaults_of_a_service_show_in_the_stored_object(api: httpx.AsyncC
     assert spec["resources"] == {"gpus": 1, "cpu": "2", "memory": "16Gi"}
     assert spec["routes"][0]["targets"] == [{"tuningJob": "faq", "weight": 1}]
     assert spec["vllm"] == {}, "vLLM has its own defaults"
-
-
-CONDITION = Condition(type="Ready", status="Unknown", reason="Waiting", message="step 4", observed_generation=1)
-SOURCE = SourceStatus(uri="hf://team/base@main", revision="0" * 40, path="sources/hf/team/base/" + "0" * 40)
-JOB_STATUS = TuningJobStatus(
-    observed_generation=1,
-    phase="Training",
-    model_id="ft_sft_tiny_1_abcdef",
-    adapter_path="models/ft_sft_tiny_1_abcdef",
-    mlflow_run_id="0123",
-    job_name="status-train",
-    start_time="2026-01-01T00:00:00Z",
-    completion_time="2026-01-01T00:00:00Z",
-    start_adapter_model_id="ft_sft_tiny_0_abcdef",
-    progress=Progress(
-        percent=40, step=4, total_steps=10, epoch=0.4, loss=1.5, tokens_per_second=9.5, remaining_seconds=6
-    ),
-    evaluation=Evaluation.model_validate(
-        {name: 5 if name == "held_out_rows" else 1.5 for name in Evaluation.model_fields}
-    ),
-    conditions=[CONDITION],
-    model=SOURCE,
-    dataset=SOURCE,
-)
-SERVICE_STATUS = InferenceServiceStatus(
-    observed_generation=1,
-    url="http://status.team.svc:8000",
-    replicas=2,
-    ready_replicas=1,
-    selector="tuning.llmtuning.dev/service=status",
-    adapters=[
-        AdapterStatus(
-            model_id="ft_a",
-            tuning_job="faq",
-            loaded_replicas=1,
-            effective="True",
-            reason="Effective",
-            message="proven",
-        )
-    ],
-    conditions=[CONDITION],
-    model=SOURCE,
-)
 
 
 def explain(cluster: Clients, path: str) -> str:

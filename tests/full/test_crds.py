@@ -15,8 +15,9 @@ import pytest
 from devcluster.cluster import Clients, KubectlError
 from llm_tuning.api import inference_service, tuning_job
 from llm_tuning.core.model import ApiModel
-from tests.cluster.test_crd_corpus import EXAMPLES, JOB_STATUS, SERVICE_STATUS, api, body, explain, namespace, send
+from tests.cluster.test_crd_corpus import EXAMPLES, api, body, explain, namespace, send
 from tests.support.spec_corpus import INFERENCE_SERVICE, TUNING_JOB, Corpus
+from tests.support.spec_corpus.statuses import JOB_STATUS, SERVICE_STATUS
 
 __all__ = ["api", "namespace"]  # fixtures of the tests below
 
@@ -35,7 +36,6 @@ async def test_a_status_is_stored_as_the_models_write_it(
     at = f"/{corpus.kind.plural}"
     _, stored = await send(api, "POST", at, body(corpus, "status", corpus.minimal))
     wanted = status.model_dump(by_alias=True, exclude_none=True)
-    assert set(wanted) == {field.alias for field in type(status).model_fields.values()}, "every field is written"
     taken, answer = await send(api, "PUT", f"{at}/status/status", {**stored, "status": wanted})
     assert taken, answer
     assert answer["status"] == wanted
