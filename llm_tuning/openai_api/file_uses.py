@@ -1,20 +1,24 @@
-"""What TuningJobs mean for files: which are in use, and which results there are. Pure, but for the loop."""
+"""What TuningJobs mean for files: which are in use, and which results there are. Pure, but for what is `async`."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
+from llm_tuning.client.errors import NotFound
 from llm_tuning.client.objects import TuningJobView
 from llm_tuning.errors import TuningError
+from llm_tuning.openai_api import names
 from llm_tuning.openai_api.claim_io import on_claim
 from llm_tuning.openai_api.context import Context
 from llm_tuning.openai_api.errors import ApiError
 from llm_tuning.openai_api.found import Found
 from llm_tuning.openai_api.job_view import created_at, seconds, status_of
-from llm_tuning.openai_api.names import file_id_of, result_id
+from llm_tuning.openai_api.names import file_id_of
 from llm_tuning.openai_api.unreadable_job import files_of
 
 log = logging.getLogger(__name__)
@@ -31,16 +35,29 @@ class Result:
     id: str
     model_id: str
     created_at: int
+    jobs: tuple[str, ...]
+    """Those that have made the adapter: more than one where it was there already."""
 
 
 def results(jobs: Iterable[TuningJobView]) -> list[Result]:
-    """Return the result files of jobs, those that kubectl made included; one for each adapter."""
-    found = {}
+    """Return the result files that nobody has deleted, one for each adapter; those of kubectl's jobs included."""
+    found: dict[str, Result] = {}
     for job in jobs:
+        if names.ANNOTATION_RESULT_DELETED in (job.metadata.get("annotations") or {}):
+            continue
         if job.has_succeeded and job.status is not None and (model_id := job.status.model_id):
             finished = seconds(job.status.completion_time) or created_at(job)
-            found[model_id] = Result(result_id(model_id), model_id, finished)
+            others = found[model_id].jobs if model_id in found else ()
+            found[model_id] = Result(names.result_id(model_id), model_id, finished, (*others, job.name))
     return list(found.values())
+
+
+async def delete_result(context: Context, result: Result) -> None:
+    """Take a result file out of the list; raises InputError or a ClusterError."""
+    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    for job in result.jobs:
+        with suppress(NotFound):  # the job is gone, and the file with it
+            await context.backend.change_job(job, {"metadata": {"annotations": {names.ANNOTATION_RESULT_DELETED: now}}})
 
 
 def uses(jobs: Found[TuningJobView]) -> dict[str, str]:

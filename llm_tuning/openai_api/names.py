@@ -29,6 +29,8 @@ ANNOTATION_CANCELLED = f"{OF_API}/cancelled"
 """When the job was cancelled (RFC 3339)."""
 ANNOTATION_MODEL_DELETED = f"{OF_API}/model-deleted"
 """When its model was deleted: it gets no route again."""
+ANNOTATION_RESULT_DELETED = f"{OF_API}/result-deleted"
+"""When the file with its figures was deleted; what the run has written stays with its adapter."""
 
 FILE_ID = re.compile(r"file-[0-9a-v]{24}")
 RESULT_ID = re.compile(r"file-[0-9a-f]{32}")

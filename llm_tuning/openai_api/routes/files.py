@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect
 from llm_tuning.openai_api.claim_io import on_claim
 from llm_tuning.openai_api.context import Context, Served
 from llm_tuning.openai_api.errors import ApiError
-from llm_tuning.openai_api.file_uses import RESULT_NAME, Result, results, uses
+from llm_tuning.openai_api.file_uses import RESULT_NAME, Result, delete_result, results, uses
 from llm_tuning.openai_api.files import FileRecord
 from llm_tuning.openai_api.names import FILE_ID, MODELS, RESULT_ID, time_of
 from llm_tuning.openai_api.paging import page
@@ -92,11 +92,11 @@ async def content(file_id: str, served: Served) -> Response:
 
 @router.delete("/{file_id}")
 async def delete(file_id: str, served: Served) -> Deleted:
-    """Remove an uploaded file."""
+    """Remove an uploaded file, or take a result file out of the list: what it is made from stays with the adapter."""
     found = await _find(served, file_id)
     if isinstance(found, Result):
-        text = f"The file '{file_id}' has the figures of a job and goes with its model: it cannot be deleted alone."
-        raise ApiError(400, text, code="result_file", param="id")
+        await delete_result(served, found)
+        return Deleted(id=file_id, object="file")
     if (why := uses(await served.backend.jobs()).get(file_id)) is not None:
         raise ApiError(400, f"The file '{file_id}' {why}.", code="file_in_use", param="id")
     if not await on_claim(served.files.delete, file_id):

@@ -22,6 +22,7 @@ from llm_tuning.openai_api.found import Found
 from llm_tuning.openai_api.names import ANNOTATION_CANCELLED, result_id, upload_path
 from tests.support.openai_api import FINISHED, ListedJobs, make_context, make_job, make_run
 from tests.support.openai_sdk import sdk
+from tests.support.openai_world import World
 
 ROW = b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "\xc3\xa9\\n"}]}\n'
 LINES = [(1, {"train/loss": 2.5}), (2, {"train/loss": 2.25})]
@@ -141,9 +142,24 @@ async def test_the_figures_of_each_job_that_has_succeeded_are_a_file(
     assert [file.id for file in (await client.files.list(purpose="fine-tune")).data] == [uploaded]
     assert {file.id for file in (await client.files.list()).data} == {uploaded, result.id}
     assert len([file async for file in client.files.list(limit=1)]) == 2
-    with pytest.raises(openai.BadRequestError, match="goes with its model") as refused:
-        await client.files.delete(result.id)
-    assert (refused.value.code, refused.value.param) == ("result_file", "id")
+
+
+async def test_the_figures_of_a_job_are_deleted_as_any_file_and_its_model_stays(world: World) -> None:
+    model = await world.tuned(model_id="faq_sft")
+    make_run(world.root, "faq_sft", LINES)
+    await world.tuned(model_id="other_sft")
+    make_run(world.root, "other_sft", LINES)
+    files, jobs = world.client.files, world.client.fine_tuning.jobs
+    (job,) = [job for job in (await jobs.list()).data if job.fine_tuned_model == model]
+    assert job.result_files == [result_id("faq_sft")]
+    deleted = await files.delete(result_id("faq_sft"))
+    assert (deleted.id, deleted.deleted) == (result_id("faq_sft"), True)
+    assert [file.id for file in (await files.list(purpose="fine-tune-results")).data] == [result_id("other_sft")]
+    for ask in (files.retrieve, files.content, files.delete):
+        with pytest.raises(openai.NotFoundError, match="No such File"):
+            await ask(result_id("faq_sft"))
+    assert (await world.client.models.retrieve(model)).id == model
+    assert (await jobs.checkpoints.list(job.id)).data
 
 
 async def test_a_file_that_a_job_still_needs_is_not_deleted(client: openai.AsyncOpenAI, context: Context) -> None:
