@@ -25,6 +25,7 @@ from tuning_operator.core.logs import set_up_logging
 from tuning_operator.core.metrics import Metrics
 from tuning_operator.core.queue import WorkQueue
 from tuning_operator.core.settings import Settings
+from tuning_operator.core.tasks import end
 from tuning_operator.core.watch import watch
 from tuning_operator.inference_service.agents import Agents
 from tuning_operator.inference_service.reconciler import InferenceServiceReconciler
@@ -104,9 +105,7 @@ class Operator:
             log.info("ready", extra={"keys": self.cache.sizes()})
             await self._until_stopped(*tasks)
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await end(tasks)
             if progress is not None:
                 await progress.close()
 
@@ -228,9 +227,7 @@ class Operator:
             finally:
                 stop.set()
                 await asyncio.wait({running}, timeout=WATCH_END_SECONDS)
-                for task in (running, *others):
-                    task.cancel()
-                await asyncio.gather(running, *others, return_exceptions=True)
+                await end((running, *others))
             if self._closed == closed:  # it has ended by itself: because of a namespace?
                 await self._list()
             if self._closed == closed:
@@ -284,6 +281,8 @@ async def run() -> int:
     except TuningError as error:
         log.error("the operator ends: %s", error)
         return 1
+    finally:
+        await end(asyncio.all_tasks() - {asyncio.current_task()})  # what kopf has left
     log.info("stopped")
     return 0
 
