@@ -6,10 +6,11 @@ import asyncio
 import errno
 import hashlib
 import io
+import itertools
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 import openai
 import pytest
@@ -96,6 +97,21 @@ async def test_pages_go_on_behind_the_last_id_in_either_order(client: openai.Asy
     assert (first.has_more, [file.id for file in first.data]) == (True, ids[:2])
     last = await client.files.list(limit=3, order="asc", after=ids[1])
     assert (last.has_more, [file.id for file in last.data]) == (False, ids[2:])
+
+
+@pytest.mark.parametrize("order", ["asc", "desc"])
+async def test_a_list_has_every_file_once_with_another_replica_at_each_page(
+    client: openai.AsyncOpenAI, tmp_path: Path, order: Literal["asc", "desc"]
+) -> None:
+    async with sdk(create_app(make_context(tmp_path, file_bytes=10_000, total_bytes=20_000))) as other:
+        made = [await upload(replica) for replica in (client, other, other, client, other)]
+        found: list[str] = []
+        for replica in itertools.cycle((other, client)):
+            page = await replica.files.list(limit=2, order=order, after=found[-1] if found else openai.omit)
+            found += [file.id for file in page.data]
+            if not page.has_more:
+                break
+    assert found == sorted(made, reverse=order == "desc")
 
 
 @pytest.mark.parametrize("order", ["asc", "desc"])
