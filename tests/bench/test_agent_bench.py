@@ -13,7 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,7 @@ import pytest
 
 from llm_tuning.agent.contract import DESIRED_FILE, PLAN_FILE
 from llm_tuning.api.inference_service import VllmSpec
+from tests.support.cores import cpu_seconds
 from tests.support.serving import BASE, make_files
 from tests.support.serving_pod import desired, engine_process, plan_for
 from tests.support.vllm_server import free_port
@@ -129,15 +130,6 @@ def _wait_until_ready(url: str, log: Path) -> None:
             pass
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.1)
-
-
-def cpu_seconds(pids: Sequence[int]) -> float:
-    """User and system time of processes."""
-    seconds = 0.0
-    for pid in pids:
-        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-        seconds += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    return seconds
 
 
 async def _round(

@@ -1,11 +1,12 @@
-"""The machine's cores for one test alone, among the workers of one pytest."""
+"""The machine's cores: for one test alone among the workers of one pytest, and what processes take of them."""
 
 from __future__ import annotations
 
 import fcntl
+import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,3 +30,12 @@ def forget(session: str) -> None:
 
 def _folder(session: str) -> Path:
     return Path(tempfile.gettempdir()) / f"llm-tuning-tests-{session}"
+
+
+def cpu_seconds(pids: Sequence[int]) -> float:
+    """User and system time of processes."""
+    seconds = 0.0
+    for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        seconds += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return seconds
