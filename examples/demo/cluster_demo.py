@@ -3,7 +3,8 @@
 A real one-node Kubernetes is started on this machine (see devcluster/), with a hub in it that has a base model (see
 cluster/hub/), and the operator is installed by helm. Three TuningJobs name that base: one with a mistake in its data,
 an SFT, and a PPO that starts from the SFT's adapter. An InferenceService then serves both adapters with vLLM, proves
-them, and shifts clients from one to the other. Every command is shown as it is run. The demo is a check as well: the
+them, and shifts clients from one to the other. At last a script of OpenAI's SDK runs against the fine-tuning API, which
+makes its models routes of that service. Every command is shown as it is run. The demo is a check as well: the
 first thing that is not as it should be ends it with exit code 1. It needs root, since it makes network namespaces;
 elsewhere it says how to use kind.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import socket
 import subprocess
 import sys
 import time
@@ -35,6 +37,7 @@ REPOSITORY, HUB = "demo/tiny-python", f"http://hub.{NAMESPACE}"
 IMAGES = {name: f"localhost/llm-tuning/{name}:dev" for name in ("operator", "trainer", "vllm")}
 MISTAKE, SFT, PPO = "help-desk-mistake", "help-desk-sft", "help-desk-ppo"
 SERVICE, PORT = "help-desk", 8399
+API, API_PORT = "llm-tuning-api", 8398
 QUESTION = "What does `shutil.which` do?"
 READY_SECONDS = 300.0
 USERS = 40
@@ -76,6 +79,7 @@ def show() -> None:
         look_around()
         serve()
         shift_clients()
+        run_the_openai_script()
 
 
 def build() -> None:
@@ -221,9 +225,7 @@ def shift_clients() -> None:
         "are changed: nothing is loaded, nothing restarts.",
     )
     sft, ppo = (_job(name)["status"]["modelId"] for name in (SFT, PPO))
-    command = ["kubectl", "-n", NAMESPACE, "port-forward", f"service/{SERVICE}", f"{PORT}:80"]
-    forward = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    try:
+    with _forwarded(SERVICE, PORT):
         _wait(lambda: _ask("nobody") is not None, 30, "kubectl port-forward")
         body = json.dumps({"model": SERVICE, "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 60})
         run(
@@ -244,10 +246,53 @@ def shift_clients() -> None:
         expect(True, f"all clients are with the PPO's adapter after {time.monotonic() - began:.1f} s")
         run(f"kubectl -n {NAMESPACE} get tisvc {SERVICE}")
         run(f"kubectl -n {NAMESPACE} get pods -l tuning.llmtuning.dev/inference-service={SERVICE}")
+
+
+def run_the_openai_script() -> None:
+    """The fine-tuning API, and a script that knows OpenAI's SDK alone."""
+    stage(
+        "A script written for OpenAI, unchanged",
+        "It knows OpenAI's SDK alone, and by its environment the fine-tuning API of this namespace: it has a wrong row "
+        "refused, trains SFT and then DPO, watches the events, chats with both models, and deletes what it has made. "
+        "Its jobs are TuningJobs, its models routes of the service that runs already. A few minutes.",
+    )
+    key = run(f"kubectl tuning api-key create demo -n {NAMESPACE}", quiet=True).strip()
+    run(
+        f"helm install {API} {os.path.relpath(ROOT / 'charts/llm-tuning-api', stages.FOLDER)} --namespace {NAMESPACE} "
+        f"--set image.name={IMAGES['operator']} -f {script('cluster/api.yaml')} --wait --timeout 2m"
+    )
+    url = f"http://127.0.0.1:{API_PORT}/v1"
+    os.environ |= {"OPENAI_BASE_URL": url, "OPENAI_API_KEY": key}
+    print(f"\n{bold(f'$ export OPENAI_BASE_URL={url} OPENAI_API_KEY={key[:16]}...')}", flush=True)
+    with _forwarded(API, API_PORT):
+        run(f"python {script('../openai/script.py')}")
+    run(f"kubectl -n {NAMESPACE} get tj")
+    jobs = json.loads(run(f"kubectl -n {NAMESPACE} get tj -l openai.tuning.llmtuning.dev/api=true -o json", quiet=True))
+    modes = sorted(job["spec"].get("mode", "sft") for job in jobs["items"])
+    expect(modes == ["dpo", "sft", "sft"], "its three jobs are TuningJobs, and stay to be looked at")
+    routes = [route["name"] for route in _service()["spec"]["routes"]]
+    expect(routes == [SERVICE], f"no route of its models is left in {SERVICE}")
+    left = run(f"kubectl -n {NAMESPACE} exec volume -- ls datasets/uploads", quiet=True)
+    expect("file-" not in left, "and none of its files on the claim")
+
+
+@contextmanager
+def _forwarded(service: str, port: int) -> Iterator[None]:
+    """A port of this machine to the service, once it takes connections."""
+    command = ["kubectl", "-n", NAMESPACE, "port-forward", f"service/{service}", f"{port}:80"]
+    forward = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        _wait(lambda: _takes_connections(port), 30, shlex.join(command))
+        yield
     finally:
         forward.terminate()
         with suppress(subprocess.TimeoutExpired):
             forward.wait(STOP_SECONDS)
+
+
+def _takes_connections(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def _ask(user: str) -> str | None:

@@ -50,7 +50,7 @@ def refuse_a_mistake() -> None:
         error: Any = train("answers-with-a-mistake.jsonl", ends="failed", model=MODEL, suffix="mistake").error
     except BadRequestError as refused:
         error = refused
-    print(f"  {error.param}: {error.message}")
+    print(f"  param={error.param}: {error.message}")
     check(error.param == "training_file", "training_file is to blame")
     check("row 7" in error.message and "content" in error.message, "row and field are named")
 
@@ -73,7 +73,8 @@ def train(name: str, *, ends: str = "succeeded", **asked: Any) -> FineTuningJob:
         job = client.fine_tuning.jobs.retrieve(job.id)
         news = [event for event in client.fine_tuning.jobs.list_events(job.id) if event.id not in shown]
         for event in reversed(news):  # the newest one comes first
-            print(f"  {event.level}: {event.message}", flush=True)
+            if event.type != "metrics" or event.data["step"] % 10 == 0:  # type: ignore[index]
+                print(f"  {event.level}: {event.message}", flush=True)
         shown |= {event.id for event in news}
         if job.status in ENDED:
             break
@@ -90,7 +91,6 @@ def read_figures(job: FineTuningJob) -> None:
     for checkpoint in client.fine_tuning.jobs.checkpoints.list(job.id):
         print(f"  checkpoint at step {checkpoint.step_number}: {checkpoint.metrics.to_json(indent=None)}")
     header, *steps = client.files.content(job.result_files[0]).text.splitlines()
-    print(f"  {job.trained_tokens} tokens in {len(steps)} steps: {header}")
     check(bool(steps) and "train_loss" in header, "the result file has the loss of the steps")
 
 

@@ -43,6 +43,8 @@ _WORDS = {
     "set spec.suspend to false to resume": "resume the job to go on",
 }
 """Fields of the spec that a request has by other names."""
+_NO_FIELD = re.compile(r";? or set spec\.dataset\.skipInvalidRows to true to train on the other [\d,]+")
+"""Advice that a request has no field for."""
 
 
 def view(
@@ -138,8 +140,8 @@ def error_of(job: TuningJobView) -> JobError:
 
 
 def in_request_words(message: str) -> str:
-    """Rewrite a message of a TuningJob: files by their ids, fields by the request's names."""
-    message = _UPLOAD.sub(r"\1", message)
+    """Rewrite a message of a TuningJob: files by their ids, fields by the request's names, others left out."""
+    message = _NO_FIELD.sub("", _UPLOAD.sub(r"\1", message))
     for field, word in _WORDS.items():
         message = message.replace(field, word)
     return message

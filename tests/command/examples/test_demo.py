@@ -14,6 +14,7 @@ import pytest
 
 from llm_tuning.api import TuningConfig
 from llm_tuning.api.yaml import load_yaml_mapping
+from llm_tuning.openai_api.bases import Settings
 
 DEMO = Path(__file__).resolve().parents[3] / "examples" / "demo"
 
@@ -30,6 +31,15 @@ def _in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_configuration_file_is_a_configuration() -> None:
     config = TuningConfig.parse(load_yaml_mapping(DEMO / "config.yaml"))
     assert config.mode == "sft"
+
+
+def test_the_api_has_one_base_on_this_machine_and_on_the_cluster() -> None:
+    here = Settings.load(DEMO / "api.yaml").bases
+    there = Settings.load(DEMO / "cluster" / "api.yaml").bases
+    assert list(here) == list(there) == ["gpt-4.1-mini"]
+    mine, theirs = here["gpt-4.1-mini"], there["gpt-4.1-mini"]
+    assert (mine.training, mine.lora) == (theirs.training, theirs.lora)
+    assert mine.own_name == theirs.own_name
 
 
 def test_another_exit_code_than_expected_disappoints() -> None:

@@ -75,8 +75,9 @@ def test_the_unchanged_script_refuses_trains_chats_compares_and_leaves_nothing(s
     print(said)
     assert done.returncode == 0
     lines = done.stdout.splitlines()
-    [refusal] = [line for line in lines if line.startswith("  training_file: ")]
+    [refusal] = [line for line in lines if line.startswith("  param=training_file: ")]
     assert re.search(r"file-[0-9a-v]{24}\b.*row 7\b.*content", refusal), refusal
+    assert "spec." not in refusal, "no field that a request does not have"
     models = re.findall(r"^ +ok: (ft:gpt-4\.1-mini:local:\S+) is deleted$", done.stdout, flags=re.MULTILINE)
     assert [model.split(":")[3] for model in models] == ["help-desk", "no-ads"]
     assert f"  info: job has succeeded, and its model is {models[0]}" in lines

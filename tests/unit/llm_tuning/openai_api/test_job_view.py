@@ -125,6 +125,14 @@ def test_dpo_has_its_beta() -> None:
         ),
         (
             "DatasetInvalid",
+            f"spec.dataset.path: {UPLOADS}/{FILE}/data.jsonl, row 3, output: is empty (EmptyOutput); give a text or "
+            "remove the row; or set spec.dataset.skipInvalidRows to true to train on the other 1,119",
+            "dataset_invalid",
+            "training_file",
+            f"training_file: {FILE}, row 3, output: is empty (EmptyOutput); give a text or remove the row",
+        ),
+        (
+            "DatasetInvalid",
             f"spec.dataset.evaluation: {UPLOADS}/{OTHER}/data.jsonl: row 1: messages is empty",
             "dataset_invalid",
             "validation_file",
