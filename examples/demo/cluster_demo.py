@@ -259,7 +259,7 @@ def run_the_openai_script() -> None:
     key = run(f"kubectl tuning api-key create demo -n {NAMESPACE}", quiet=True).strip()
     run(
         f"helm install {API} {os.path.relpath(ROOT / 'charts/llm-tuning-api', stages.FOLDER)} --namespace {NAMESPACE} "
-        f"--set image.name={IMAGES['operator']} -f {script('cluster/api.yaml')} --wait --timeout 2m"
+        f"--set image.name={IMAGES['operator']} -f {script('api-values.yaml')} --wait --timeout 2m"
     )
     url = f"http://127.0.0.1:{API_PORT}/v1"
     os.environ |= {"OPENAI_BASE_URL": url, "OPENAI_API_KEY": key}

@@ -35,7 +35,7 @@ def test_the_configuration_file_is_a_configuration() -> None:
 
 def test_the_api_has_one_base_on_this_machine_and_on_the_cluster() -> None:
     here = Settings.load(DEMO / "api.yaml").bases
-    there = Settings.load(DEMO / "cluster" / "api.yaml").bases
+    there = Settings.load(DEMO / "api-values.yaml").bases
     assert list(here) == list(there) == ["gpt-4.1-mini"]
     mine, theirs = here["gpt-4.1-mini"], there["gpt-4.1-mini"]
     assert (mine.training, mine.lora) == (theirs.training, theirs.lora)
