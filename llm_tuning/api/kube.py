@@ -198,6 +198,11 @@ class Condition(ApiModel):
     last_transition_time: Time = Field("", description="When the status last changed (RFC 3339).")
 
 
+def objects_path(namespace: str, plural: str) -> str:
+    """Return where the API server has a namespace's objects of one of our kinds."""
+    return f"/apis/{API_VERSION}/namespaces/{namespace}/{plural}"
+
+
 def check_name(metadata: Mapping[str, Any], *, pattern: str, rule: str, characters: int) -> None:
     """Raise FieldError unless `metadata` names the object as its kind allows, or leaves the name to the server."""
     name = metadata.get("name")

@@ -131,13 +131,13 @@ class AsyncTuningClient:
 
         One that this version cannot read raises InputError; with `on_unreadable` that gets it, and the list the others.
         """
-        return read_each(await self._items(self._jobs, labels), self._job, on_unreadable)
+        return read_each(await self._api.items(self._jobs, labels), self._job, on_unreadable)
 
     async def list_services(
         self, *, labels: Mapping[str, str] | None = None, on_unreadable: OnUnreadable | None = None
     ) -> Sequence[AsyncService]:
         """List the namespace's InferenceServices, as `list` does TuningJobs."""
-        return read_each(await self._items(self._services, labels), self._service, on_unreadable)
+        return read_each(await self._api.items(self._services, labels), self._service, on_unreadable)
 
     async def watch(self, name: str) -> AsyncGenerator[AsyncJob, None]:
         """Yield a TuningJob as it is now and after each change, to its end; raises NotFound when it is deleted."""
@@ -240,11 +240,11 @@ class AsyncTuningClient:
 
     @property
     def _jobs(self) -> str:
-        return f"/apis/{kube.API_VERSION}/namespaces/{self.namespace}/{tuning_job.PLURAL}"
+        return kube.objects_path(self.namespace, tuning_job.PLURAL)
 
     @property
     def _services(self) -> str:
-        return f"/apis/{kube.API_VERSION}/namespaces/{self.namespace}/{inference_service.PLURAL}"
+        return kube.objects_path(self.namespace, inference_service.PLURAL)
 
     async def _new_job(self, body: Raw) -> AsyncJob:
         return self._job(await self._create(self._jobs, body))
@@ -267,10 +267,6 @@ class AsyncTuningClient:
     async def _merge(self, path: str, change: Mapping[str, Any]) -> Raw:
         query = {"fieldValidation": "Strict", "fieldManager": FIELD_MANAGER}
         return await self._api.call("PATCH", path, query=query, body=dict(change), content_type=MERGE_PATCH)
-
-    async def _items(self, path: str, labels: Mapping[str, str] | None) -> Sequence[Raw]:
-        query = {"labelSelector": ",".join(f"{key}={value}" for key, value in labels.items())} if labels else None
-        return cast(Sequence[Raw], (await self._api.call("GET", path, query=query))["items"])
 
     async def _watch(self, path: str, name: str, kind: str) -> AsyncGenerator[Raw, None]:
         uid = None

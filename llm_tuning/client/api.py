@@ -6,9 +6,9 @@ import asyncio
 import json
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import httpx
 
@@ -69,6 +69,11 @@ class Api:
         if not isinstance(answer, dict):
             raise Unavailable(f"{method} {path}: the answer is no JSON object; is {self.connection.server} a cluster?")
         return answer
+
+    async def items(self, path: str, labels: Mapping[str, str] | None = None) -> Sequence[Raw]:
+        """List the objects of a path, with `labels` those that have all of them; raises as `call` does."""
+        query = {"labelSelector": ",".join(f"{key}={value}" for key, value in labels.items())} if labels else None
+        return cast(Sequence[Raw], (await self.call("GET", path, query=query))["items"])
 
     @asynccontextmanager
     async def open(

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from llm_tuning.api import inference_service, tuning_job
+from llm_tuning.api.kube import objects_path
 from llm_tuning.client.aio import AsyncTuningClient
+from llm_tuning.client.api import Api
 from llm_tuning.client.connection import Connection
 from llm_tuning.client.objects import InferenceServiceView, TuningJobView
-from llm_tuning.errors import InputError
 from llm_tuning.openai_api.backend import Raw
-from llm_tuning.openai_api.found import Found, Unreadable
+from llm_tuning.openai_api.found import Found, ReadOnce
 
 
 class ClusterBackend:
     """One namespace, whose claim is mounted at `root`."""
 
     def __init__(self, connection: Connection, root: Path, claim: str) -> None:
-        self._client = AsyncTuningClient(connection=connection)
+        self._client, self._api = AsyncTuningClient(connection=connection), Api(connection)
+        self._jobs, self._services = ReadOnce(TuningJobView.of), ReadOnce(InferenceServiceView.of)
         self._root, self._claim = root, claim
 
     @property
@@ -31,9 +33,8 @@ class ClusterBackend:
         return self._claim
 
     async def jobs(self, labels: Mapping[str, str] | None = None) -> Found[TuningJobView]:
-        unreadable: list[Unreadable] = []
-        readable = await self._client.list(labels=labels, on_unreadable=_to(unreadable))
-        return Found(readable, unreadable)
+        found = await self._api.items(self._path(tuning_job.PLURAL), labels)
+        return self._jobs.list(found, is_all=not labels)
 
     async def job(self, name: str) -> TuningJobView:
         return await self._client.get(name)
@@ -47,9 +48,7 @@ class ClusterBackend:
         return await self._client.patch(name, patch)
 
     async def services(self) -> Found[InferenceServiceView]:
-        unreadable: list[Unreadable] = []
-        readable = await self._client.list_services(on_unreadable=_to(unreadable))
-        return Found(readable, unreadable)
+        return self._services.list(await self._api.items(self._path(inference_service.PLURAL)), is_all=True)
 
     async def create_service(self, body: Raw) -> InferenceServiceView:
         made = await self._client.create(body)
@@ -71,7 +70,7 @@ class ClusterBackend:
 
     async def close(self) -> None:
         await self._client.close()
+        await self._api.close()
 
-
-def _to(unreadable: list[Unreadable]) -> Callable[[Mapping[str, Any], InputError], None]:
-    return lambda raw, problem: unreadable.append(Unreadable(raw, problem))
+    def _path(self, plural: str) -> str:
+        return objects_path(self._api.connection.namespace, plural)

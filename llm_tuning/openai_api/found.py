@@ -72,3 +72,30 @@ class Found(Generic[T]):
         unreadable: list[Unreadable] = []
         readable = read_each(raws, read, lambda raw, problem: unreadable.append(Unreadable(raw, problem)))
         return cls(readable, unreadable)
+
+
+class ReadOnce(Generic[T]):
+    """Reads each version of an object once: lists are asked for far more often than an object changes.
+
+    What it returns is shared by all who ask, and not to be changed.
+    """
+
+    def __init__(self, read: Callable[[Raw], T]) -> None:
+        self._read = read
+        self._known: dict[str, tuple[str, T]] = {}
+        """By uid: the resourceVersion that was read last, and what it says."""
+
+    def list(self, raws: Sequence[Raw], *, is_all: bool) -> Found[T]:
+        """Read a list; where it `is_all` there is, others are forgotten."""
+        found = Found.of(raws, self._of)
+        if is_all:
+            there = {raw["metadata"]["uid"] for raw in raws}
+            self._known = {uid: known for uid, known in self._known.items() if uid in there}
+        return found
+
+    def _of(self, raw: Raw) -> T:
+        uid, version = raw["metadata"]["uid"], raw["metadata"]["resourceVersion"]
+        known = self._known.get(uid)
+        if known is None or known[0] != version:
+            known = self._known[uid] = (version, self._read(raw))
+        return known[1]

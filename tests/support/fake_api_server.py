@@ -194,7 +194,7 @@ class FakeApiServer:
                 return status_object(409, "AlreadyExists", message)
         name = request.query.get("fieldSelector", "").removeprefix("metadata.name=")
         wanted = [pair.split("=") for pair in request.query.get("labelSelector", "").split(",") if pair]
-        items = [raw for raw in self.all(plural) if name in ("", raw["metadata"]["name"])]
+        items = [raw for raw in self.cluster.objects[plural].values() if name in ("", raw["metadata"]["name"])]
         items = [
             raw for raw in items if all(raw["metadata"].get("labels", {}).get(key) == value for key, value in wanted)
         ]
