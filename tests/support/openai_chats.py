@@ -35,8 +35,10 @@ USAGE = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
 
 
 async def talk(request: web.Request) -> web.StreamResponse:
-    """Answer a chat."""
+    """Answer a chat, or go on with a prompt."""
     body = json.loads(await request.read())
+    if "prompt" in body:
+        return await _go_on(request, body)
     last = body["messages"][-1]
     if last["role"] == "tool":
         said: Raw | list[str] = ["The weather: ", last["content"]]
@@ -45,6 +47,22 @@ async def talk(request: web.Request) -> web.StreamResponse:
     else:
         said = ["I", " am ", body["model"], ". Grüße"]
     return await _stream(request, body, said) if body.get("stream") else _whole(body, said)
+
+
+async def _go_on(request: web.Request, body: Raw) -> web.StreamResponse:
+    said = [body["prompt"], ", says ", body["model"]]
+    head = _head(body, "text_completion") | {"id": "cmpl-1"}
+    if not body.get("stream"):
+        choice = {"index": 0, "text": "".join(said), "logprobs": None, "finish_reason": "stop"}
+        return web.json_response(head | {"choices": [choice], "usage": USAGE})
+    response = await events(request)
+    for piece in said:
+        await _send(
+            response, head | {"choices": [{"index": 0, "text": piece, "logprobs": None, "finish_reason": None}]}
+        )
+    await _send(response, head | {"choices": [{"index": 0, "text": "", "logprobs": None, "finish_reason": "stop"}]})
+    await response.write(b"data: [DONE]\n\n")
+    return response
 
 
 def _whole(body: Raw, said: Raw | list[str]) -> web.Response:

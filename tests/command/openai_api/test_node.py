@@ -106,6 +106,12 @@ const call = (choice) => {
   const runner = client.chat.completions.runTools({
     model, messages, stream: true, tools: [{ type: "function", function: runnable }] });
   found.afterTools = [await runner.finalContent(), asked];
+  const plain = await client.completions.create({ model, prompt: "Grüße" });
+  found.plain = plain.choices[0].text;
+  found.plainPieces = [];
+  for await (const each of await client.completions.create({ model, prompt: "Grüße", stream: true })) {
+    found.plainPieces.push(each.choices[0].text);
+  }
   await client.chat.completions.create({ model: "gpt-none", messages, ...options }).catch((error) => {
     found.unknown = { type: error.constructor.name, status: error.status, code: error.code, param: error.param };
   });
@@ -178,6 +184,8 @@ def test_the_sdk_for_node_chats_and_streams_and_calls_tools(
     assert found["whole"] == found["helper"] == "".join(found["pieces"]) == f"I am {model}. Grüße"
     assert len(found["pieces"]) == 6, "as they were made: the role, four pieces and the end"
     assert found["tokens"] == USAGE["total_tokens"]
+    assert found["plain"] == "".join(found["plainPieces"]) == f"Grüße, says {model}"
+    assert len(found["plainPieces"]) == 4
     assert found["call"] == found["streamedCall"] == ["tool_calls", "weather", CITY]
     assert found["afterTools"] == ["The weather: Sun", [CITY["city"]]]
     assert found["unknown"] == {"type": "NotFoundError", "status": 404, "code": "model_not_found", "param": "model"}
