@@ -205,9 +205,12 @@ def train(folder: Path, recipe: Recipe) -> None:
 def use_free_cores() -> None:
     """Have torch take the cores that nothing else uses: on busy ones its threads wait for each other most of the time.
 
-    Before torch is imported. OMP_NUM_THREADS and OMP_WAIT_POLICY of the caller stay.
+    Before torch is imported. OMP_NUM_THREADS and OMP_WAIT_POLICY of the caller stay. The load average would not do:
+    it still has what the demo did a minute ago.
     """
-    busy = round(os.getloadavg()[0])
+    import psutil  # which accelerate needs
+
+    busy = round(sum(psutil.cpu_percent(interval=1.0, percpu=True)) / 100)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) - busy)))
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # a thread that waits sleeps, and does not spin
 
