@@ -12,7 +12,6 @@ from collections.abc import Collection, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from llm_tuning.client.errors import Conflict
 from llm_tuning.client.objects import InferenceServiceView, TuningJobView
 from llm_tuning.openai_api import names
 from llm_tuning.openai_api.catalog import Seen
@@ -22,7 +21,7 @@ from llm_tuning.openai_api.errors import NEVER_AGAIN, ApiError, invalid
 from llm_tuning.openai_api.found import Described, Found
 from llm_tuning.openai_api.job_request import Kept, is_deleted
 from llm_tuning.openai_api.models import route_of, tuned_models, unknown
-from llm_tuning.openai_api.publishing import TRIES, apply, converge, without
+from llm_tuning.openai_api.publishing import take_out
 from llm_tuning.openai_api.run_files import MODEL_ID
 
 log = logging.getLogger(__name__)
@@ -42,7 +41,8 @@ async def delete(context: Context, name: str, *, adapter: bool) -> None:
     job = next((job for job in seen.jobs if _makes(job, name)), None)
     model_id = job.status.model_id if job is not None and job.has_succeeded and job.status is not None else None
     if job is None or model_id is None:
-        await _delete_route(context, seen, name, adapter=adapter)
+        _refuse_by_route(context, seen, name, adapter=adapter)
+        await take_out(context, name)
         return
     folder = context.backend.root / names.MODELS / model_id
     is_gone = is_deleted(job) and not any(route_of(service, name) for service in seen.services)
@@ -53,7 +53,7 @@ async def delete(context: Context, name: str, *, adapter: bool) -> None:
     if not is_deleted(job):
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         await context.backend.change_job(job.name, {"metadata": {"annotations": {names.ANNOTATION_MODEL_DELETED: now}}})
-    await converge(context)
+    await take_out(context, name)
     if adapter:
         await on_claim(remove, folder)
     log.info("model %s is deleted%s", name, f", and adapter {model_id}" if adapter else "")
@@ -64,8 +64,8 @@ def _makes(job: Described, name: str) -> bool:
     return kept is not None and kept.fine_tuned_model == name
 
 
-async def _delete_route(context: Context, seen: Seen, name: str, *, adapter: bool) -> None:
-    """Delete a model whose job is gone: nothing makes its route anew."""
+def _refuse_by_route(context: Context, seen: Seen, name: str, *, adapter: bool) -> None:
+    """Raise ApiError where a model that no job makes may not be deleted: nothing makes its route anew."""
     model = seen.models.get(name)
     if model is None:
         raise unknown(name, seen.models)
@@ -78,15 +78,6 @@ async def _delete_route(context: Context, seen: Seen, name: str, *, adapter: boo
     if adapter:
         text = f"may not be true for {name!r}: its job is gone, and with it which adapter is its own alone"
         raise invalid("adapter", text, code="job_is_gone")
-    problem: Exception | None = None
-    for _ in range(TRIES):
-        there = [service for service in seen.services if route_of(service, name) is not None]
-        if not there:
-            return
-        for service in there:
-            problem = await apply(context, without(service, name)) or problem
-        seen = await context.catalog.read()
-    raise problem or Conflict(f"route {name} is put back by somebody")
 
 
 def _is_our_name(name: str, context: Context) -> bool:

@@ -17,14 +17,14 @@ from typing import Any
 
 from llm_tuning.api.inference_service import KIND, MAX_ROUTES, MODEL_NAME, NAME_CHARACTERS, Route
 from llm_tuning.api.kube import API_VERSION
-from llm_tuning.client.errors import Conflict, NotFound
+from llm_tuning.client.errors import ClusterError, Conflict, NotFound
 from llm_tuning.client.objects import InferenceServiceView, TuningJobView
 from llm_tuning.errors import InputError, TuningError
 from llm_tuning.openai_api.backend import Raw
 from llm_tuning.openai_api.bases import Base, Settings
 from llm_tuning.openai_api.context import Context
 from llm_tuning.openai_api.job_request import Kept, is_deleted
-from llm_tuning.openai_api.models import Tuned, by_age, home_of, serves, tuned_models
+from llm_tuning.openai_api.models import Tuned, by_age, home_of, route_of, serves, tuned_models
 from llm_tuning.openai_api.names import LABEL_API
 
 log = logging.getLogger(__name__)
@@ -86,8 +86,7 @@ def desire(
     ]
 
 
-def without(service: InferenceServiceView, name: str) -> Change:
-    """Return the change that takes one route out of a service."""
+def _without(service: InferenceServiceView, name: str) -> Change:
     return _routes_patch(service, [_raw(route) for route in service.spec.routes if route.name != name])
 
 
@@ -170,28 +169,50 @@ async def converge(context: Context) -> None:
         changes = desire(seen.jobs, seen.services, context.settings)
         if not changes:
             return
-        problem = None
-        for change in changes:
-            problem = await apply(context, change) or problem
-        if isinstance(problem, InputError):  # the same again would be refused again; the others are done
-            raise problem
-        if problem is not None:
-            await asyncio.sleep(random.uniform(0, PAUSE_SECONDS))
+        problem = await apply(context, changes)
     raise problem or Conflict(
         f"routes are still not as they should be after {TRIES} changes: somebody changes them back"
     )
 
 
-async def apply(context: Context, change: Create | Change) -> TuningError | None:
-    """Write one change; returns why it was refused, and raises a ClusterError where nothing is to be had now."""
-    try:
-        if isinstance(change, Create):
-            await context.backend.create_service(change.body)
-            log.info("InferenceService %s is made", change.name)
-        else:
-            await context.backend.change_service(change.name, change.patch)
-            routes: list[Any] = change.patch["spec"]["routes"]
-            log.info("InferenceService %s has %d routes now", change.name, len(routes))
-    except (Conflict, NotFound, InputError) as error:
-        return error
-    return None
+async def take_out(context: Context, name: str) -> None:
+    """Take a route out of every service, whatever other changes wait; raises InputError or a ClusterError."""
+    problem: TuningError | None = None
+    for _ in range(TRIES):
+        services = (await context.catalog.read()).services
+        changes = [_without(service, name) for service in services if route_of(service, name) is not None]
+        if not changes:
+            return
+        problem = await apply(context, changes)
+    raise problem or Conflict(f"route {name} is put back by somebody")
+
+
+async def apply(context: Context, changes: Iterable[Create | Change]) -> TuningError | None:
+    """Write each change, whatever becomes of the others; returns a refusal that another try may not meet.
+
+    Raises what the same again would meet again: InputError, or a ClusterError that says no or that nobody answers.
+    """
+    late: TuningError | None = None
+    final: TuningError | None = None
+    for change in changes:
+        try:
+            await _write(context, change)
+        except (Conflict, NotFound) as error:
+            late = error
+        except (InputError, ClusterError) as error:
+            final = final or error
+    if final is not None:
+        raise final
+    if late is not None:
+        await asyncio.sleep(random.uniform(0, PAUSE_SECONDS))
+    return late
+
+
+async def _write(context: Context, change: Create | Change) -> None:
+    if isinstance(change, Create):
+        await context.backend.create_service(change.body)
+        log.info("InferenceService %s is made", change.name)
+    else:
+        await context.backend.change_service(change.name, change.patch)
+        routes: list[Any] = change.patch["spec"]["routes"]
+        log.info("InferenceService %s has %d routes now", change.name, len(routes))

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from llm_tuning.api.inference_service import InferenceService
-from llm_tuning.client.errors import Conflict
-from llm_tuning.errors import InputError
+from llm_tuning.client.errors import Conflict, Forbidden, Unavailable
+from llm_tuning.errors import InputError, TuningError
 from llm_tuning.openai_api import publishing
 from llm_tuning.openai_api.bases import Settings
 from llm_tuning.openai_api.publishing import converge, publish, service_name
@@ -221,20 +221,30 @@ async def _until(holds: Any) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_a_change_that_is_refused_keeps_no_other_from_being_made(world: World) -> None:
+REFUSALS = [
+    InputError("spec.model: a rule of this cluster"),
+    Forbidden("a rule of this cluster: exceeded quota"),
+    Unavailable("a rule of this cluster: its webhook failed"),
+]
+
+
+@pytest.mark.parametrize("refusal", REFUSALS, ids=lambda each: type(each).__name__)
+async def test_a_change_that_is_refused_keeps_no_other_from_being_made(world: World, refusal: TuningError) -> None:
     await world.tuned(model_id="ft_a")
     name = await world.tuned("qwen3-8b", model_id="ft_q")
     create = world.backend.create_service
 
     async def refuse(body: Raw) -> Any:
         if body["metadata"]["name"] == "api-gpt-4-1-mini":
-            raise InputError("spec.model: a rule of this cluster")
+            raise refusal
         return await create(body)
 
     world.backend.create_service = refuse  # type: ignore[method-assign]
-    with pytest.raises(InputError, match="a rule of this cluster"):
+    with pytest.raises(type(refusal), match="a rule of this cluster"):
         await converge(world.context)
     assert world.routes("api-qwen3-8b") == [name]
+    assert (await world.client.models.delete(name)).deleted
+    assert world.routes("api-qwen3-8b") == []
 
 
 async def test_a_change_that_is_always_too_late_ends_and_says_so(world: World) -> None:
