@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ OLD_SECONDS = 10.0
 """What is older is read again before a name is looked up; the loop that publishes reads more often."""
 UNKNOWN_SECONDS = 1.0
 """What is older is read again before a name counts as unknown."""
+PATIENCE_SECONDS = 2.0
+"""A cluster that does not answer for so long is asked again later: what was seen before holds until then."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,8 @@ class Catalog:
     def __init__(self, backend: Backend, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
         self._backend, self._settings, self._clock = backend, settings, clock
         self._seen: Seen | None = None
+        self._tried_at = -math.inf
+        """When the cluster did not answer last."""
         self._reading = asyncio.Lock()
 
     async def read(self) -> Seen:
@@ -72,13 +77,23 @@ class Catalog:
         return seen.models[name]
 
     async def _recent(self, seconds: float) -> Seen:
-        """Return what was seen in the last `seconds`; older where the cluster does not answer."""
+        """Return what was seen in the last `seconds`, or before where the cluster does not answer soon."""
+        if (known := self._known(seconds)) is not None:
+            return known
         async with self._reading:
-            if self._seen is not None and self._clock() - self._seen.at < seconds:
-                return self._seen
+            if (known := self._known(seconds)) is not None:
+                return known
             try:
-                return await self.read()
-            except ClusterError:
+                async with asyncio.timeout(PATIENCE_SECONDS if self._seen is not None else None):
+                    return await self.read()
+            except (ClusterError, TimeoutError):
                 if self._seen is None:
                     raise
+                self._tried_at = self._clock()
                 return self._seen
+
+    def _known(self, seconds: float) -> Seen | None:
+        """Return what was seen, unless that was longer ago and it is time to ask again."""
+        if self._seen is None or self._clock() - max(self._seen.at, self._tried_at) >= seconds:
+            return None
+        return self._seen

@@ -418,6 +418,29 @@ async def test_chats_go_on_while_the_cluster_does_not_answer(chats: Chats, monke
     assert len(chats.world.server.next_answers) < 20, "it was asked"
 
 
+async def test_chats_do_not_wait_for_a_cluster_that_hangs_and_ask_it_again_later(
+    chats: Chats, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalog, "PATIENCE_SECONDS", 0.05)
+    models, ahead, asked = chats.world.context.catalog, 100.0, 0
+    monkeypatch.setattr(models, "_clock", lambda: time.monotonic() + ahead)
+    services = chats.world.backend.services
+
+    async def hang() -> Any:
+        nonlocal asked
+        asked += 1
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(chats.world.backend, "services", hang)
+    for _ in range(3):
+        assert (await chats.chat()).choices[0].message.content == "Yes."
+    assert asked == 1, "not for each chat"
+    ahead += 100.0
+    monkeypatch.setattr(chats.world.backend, "services", services)
+    assert (await models.find(chats.model)).service is not None
+    assert models._clock() - (await models._recent(catalog.OLD_SECONDS)).at < 10, "seen anew"
+
+
 async def test_a_key_for_chats_chats_and_has_so_many_answers_at_once(tmp_path: Path, upstream: Upstream) -> None:
     """The whole stack, as the server has it."""
     folder = tmp_path / "keys" / "secret"
