@@ -37,7 +37,7 @@ class ClusterBackend:
         return self._jobs.list(found, is_all=not labels)
 
     async def job(self, name: str) -> TuningJobView:
-        return await self._client.get(name)
+        return TuningJobView.of(await self._api.call("GET", f"{self._path(tuning_job.PLURAL)}/{name}"))
 
     async def create_job(self, body: Raw) -> TuningJobView:
         made = await self._client.create(body)

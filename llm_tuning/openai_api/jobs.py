@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
@@ -30,6 +31,9 @@ log = logging.getLogger(__name__)
 RETRY_SECONDS = 600
 """How long a client's retry without an Idempotency-Key is taken for the same request; the SDKs give up sooner."""
 KEY_CHARACTERS = 255
+TRIES = 8
+"""Of a change that the operator, which writes the status, was before; with a pause."""
+PAUSE_SECONDS = 0.1
 AnyJob = TuningJobView | Unreadable
 _ENDED = ("succeeded", "failed", "cancelled")
 
@@ -79,7 +83,7 @@ async def _made_before(served: Context, asked: CreateJob, key: str) -> TuningJob
     labels = {names.LABEL_REQUEST: request_hash(asked, key), names.LABEL_KEY: key}
     found = await served.backend.jobs(labels)
     jobs: list[AnyJob] = [*found.readable, *found.unreadable]
-    made = max(jobs, key=created_at, default=None)
+    made = max((job for job in jobs if cancelled_at(job) is None), key=created_at, default=None)
     if made is None or time.time() - created_at(made) >= RETRY_SECONDS:
         return None
     if isinstance(made, Unreadable):
@@ -164,8 +168,10 @@ def _has(job: Described, metadata: Mapping[str, str], *, without: bool) -> bool:
 async def cancel(served: Context, job_id: str) -> TuningJobView:
     """End a job for good. Its pods end after a checkpoint; what it has done so far stays until the TuningJob goes."""
     job = await read(served, job_id)
-    if status_of(job) == "cancelled":
+    if status_of(job) == "cancelled" and (job.spec.suspend or job.is_finished):
         return job
+    if cancelled_at(job) is not None:  # and kubectl lets it go on
+        return await _change(served, job_id, _suspend(True))
     _refuse_ended(job, "cancelled")
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     return await _change(
@@ -181,10 +187,18 @@ async def pause(served: Context, job_id: str) -> TuningJobView:
 
 
 async def resume(served: Context, job_id: str) -> TuningJobView:
-    """Let a paused job go on."""
-    job = await read(served, job_id)
-    _refuse_ended(job, "resumed")
-    return await _change(served, job_id, _suspend(False)) if job.spec.suspend else job
+    """Let a paused job go on, unless it is cancelled meanwhile."""
+    for _ in range(TRIES):
+        job = await read(served, job_id)
+        _refuse_ended(job, "resumed")
+        if not job.spec.suspend:
+            return job
+        version = {"metadata": {"resourceVersion": job.metadata.get("resourceVersion")}}
+        try:
+            return await _change(served, job_id, {**version, **_suspend(False)})
+        except Conflict:
+            await asyncio.sleep(PAUSE_SECONDS)
+    raise Conflict(f"Job {job_id} was changed {TRIES} times while it was to be resumed; send the request again.")
 
 
 def _suspend(value: bool) -> Raw:
@@ -201,7 +215,8 @@ async def _change(served: Context, job_id: str, patch: Raw) -> TuningJobView:
 def _refuse_ended(job: TuningJobView, what: str) -> None:
     status = status_of(job)
     if status in _ENDED or cancelled_at(job) is not None:
-        raise ApiError(400, f"Job {job.name} has {status}; it cannot be {what}.", code="invalid_job_state")
+        is_so = "is cancelled" if status == "cancelled" else f"has {status}"
+        raise ApiError(400, f"Job {job.name} {is_so}; it cannot be {what}.", code="invalid_job_state")
 
 
 async def answers(served: Context, jobs: Sequence[AnyJob]) -> list[FineTuningJob]:

@@ -18,7 +18,17 @@ from llm_tuning.openai_api.publishing import converge
 from tests.support.fake_api_server import status_object
 from tests.support.openai_api import make_run, make_work
 from tests.support.openai_sdk import sdk
-from tests.support.openai_world import READY, SETTINGS, SUCCEEDED, TRAINING, World, condition, failed, open_world
+from tests.support.openai_world import (
+    CHECKING,
+    READY,
+    SETTINGS,
+    SUCCEEDED,
+    TRAINING,
+    World,
+    condition,
+    failed,
+    open_world,
+)
 
 JOBS = "tuningjobs"
 KUBECTL = {
@@ -212,6 +222,15 @@ async def test_the_sdks_retry_gets_the_job_that_its_first_try_made(world: World)
     assert on_purpose.id != first.id
 
 
+async def test_a_retry_does_not_get_a_job_that_was_cancelled_before(world: World) -> None:
+    _it_is_now(world)
+    file = world.upload()
+    first = await _create(world, training_file=file)
+    await world.client.fine_tuning.jobs.cancel(first.id)
+    again = await _create(world, training_file=file, extra_headers={"X-Stainless-Retry-Count": "1"})
+    assert again.id != first.id
+
+
 async def test_a_retry_long_after_is_a_new_request(world: World) -> None:
     file = world.upload()
     first = await _create(world, training_file=file)
@@ -268,9 +287,49 @@ async def test_cancel_suspends_the_tuning_job_for_good(world: World) -> None:
     assert cancelled.finished_at is not None
     assert world.job(job.id)["spec"]["suspend"] is True
     assert (await jobs.cancel(job.id)).finished_at == cancelled.finished_at
-    with pytest.raises(openai.BadRequestError, match="has cancelled") as caught:
+    with pytest.raises(openai.BadRequestError, match="is cancelled") as caught:
         await jobs.resume(job.id)
     assert caught.value.code == "invalid_job_state"
+
+
+async def test_a_job_that_is_cancelled_while_it_is_resumed_stays_cancelled(world: World) -> None:
+    job, jobs = await _create(world), world.client.fine_tuning.jobs
+    await world.server.put(JOBS, job.id, spec=world.job(job.id)["spec"] | {"suspend": True})
+    change, done = world.backend.change_job, []
+
+    async def late(name: str, patch: dict[str, Any]) -> Any:
+        if not done:
+            done.append(True)
+            await jobs.cancel(job.id)
+        return await change(name, patch)
+
+    world.backend.change_job = late  # type: ignore[method-assign]
+    with pytest.raises(openai.BadRequestError, match="is cancelled"):
+        await jobs.resume(job.id)
+    assert world.job(job.id)["spec"]["suspend"] is True
+
+
+async def test_a_job_is_resumed_although_its_status_changes_all_the_time(world: World) -> None:
+    job, jobs = await _create(world), world.client.fine_tuning.jobs
+    await world.server.put(JOBS, job.id, spec=world.job(job.id)["spec"] | {"suspend": True})
+    change, left = world.backend.change_job, [TRAINING, CHECKING, TRAINING]
+
+    async def late(name: str, patch: dict[str, Any]) -> Any:
+        if left:
+            await _progress(world, job.id, left.pop())
+        return await change(name, patch)
+
+    world.backend.change_job = late  # type: ignore[method-assign]
+    assert (await jobs.resume(job.id)).status == "running"
+    assert world.job(job.id)["spec"]["suspend"] is False
+
+
+async def test_a_cancelled_job_that_kubectl_lets_go_on_is_stopped_by_another_cancel(world: World) -> None:
+    job, jobs = await _create(world), world.client.fine_tuning.jobs
+    cancelled = await jobs.cancel(job.id)
+    await world.server.put(JOBS, job.id, spec=world.job(job.id)["spec"] | {"suspend": False})
+    assert (await jobs.cancel(job.id)).finished_at == cancelled.finished_at
+    assert world.job(job.id)["spec"]["suspend"] is True
 
 
 async def test_a_job_that_is_done_cannot_be_stopped(world: World) -> None:
