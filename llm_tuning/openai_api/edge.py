@@ -12,7 +12,9 @@ import time
 from collections.abc import Callable, MutableMapping
 from contextlib import nullcontext
 from datetime import datetime
+from ipaddress import ip_address
 from typing import Any
+from urllib.parse import urlsplit
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import Response
@@ -82,6 +84,7 @@ class Edge:
     def _caller(self, scope: Scope) -> Caller:
         """Return who asks; raises ApiError (401, 403)."""
         if self._keys is None:
+            self._check_is_local(scope)
             return Caller()
         text = _bearer(scope)
         if text is None:
@@ -104,6 +107,18 @@ class Edge:
                 "expired_key", 401, f"The API key {key.name} has expired; ask for another.", code="invalid_api_key"
             )
         return self._allowed(key, scope)
+
+    def _check_is_local(self, scope: Scope) -> None:
+        """Raise ApiError (403) for a request that a page of the web sent: a browser reaches loopback as well as we do.
+
+        Of another site the Origin says so; a name of that site that leads to 127.0.0.1 stays in the Host.
+        """
+        for header, fix in (("host", "ask it as 127.0.0.1 or localhost"), ("origin", "it answers no web page")):
+            value = _header(scope, header)
+            if value is not None and not _is_loopback(value if header == "origin" else f"//{value}"):
+                shown = f"{header.title()} {one_line(value)[:100]!r}"
+                text = f"This server takes no key, so it answers this machine alone, not a request with {shown}: {fix}."
+                raise self._refused("not_local", 403, text, code="not_local")
 
     def _allowed(self, key: Key, scope: Scope) -> Caller:
         role = key.record.role
@@ -207,17 +222,24 @@ def without_keys(text: str) -> str:
     return _KEYS.sub("[key]", text)
 
 
+def _header(scope: Scope, wanted: str) -> str | None:
+    return next((value.decode("latin-1") for name, value in scope["headers"] if name == wanted.encode()), None)
+
+
 def _bearer(scope: Scope) -> str | None:
-    for name, value in scope["headers"]:
-        if name == b"authorization":
-            scheme, _, text = value.decode("latin-1").partition(" ")
-            return text.strip() if scheme.lower() == "bearer" and text.strip() else None
-    return None
+    scheme, _, text = (_header(scope, "authorization") or "").partition(" ")
+    return text.strip() if scheme.lower() == "bearer" and text.strip() else None
+
+
+def _is_loopback(url: str) -> bool:
+    try:
+        host = urlsplit(url).hostname or ""
+        return host == "localhost" or host.endswith(".localhost") or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _content_length(scope: Scope) -> int:
     """Return what the request says of its size; 0 where it says nothing."""
-    for name, value in scope["headers"]:
-        if name == b"content-length" and value.isdigit():
-            return int(value)
-    return 0
+    value = _header(scope, "content-length") or ""
+    return int(value) if value.isascii() and value.isdigit() else 0

@@ -65,7 +65,7 @@ class Metrics:
         self.in_flight = Gauge("llm_tuning_api_requests_in_flight", "Requests being answered.", registry=self.registry)
         self.refused = Counter(
             "llm_tuning_api_refused",
-            "Requests refused for their key: no_key, wrong_key, expired_key or role.",
+            "Requests refused for who sent them: no_key, wrong_key, expired_key or role; not_local without keys.",
             ["reason"],
             registry=self.registry,
         )

@@ -165,6 +165,14 @@ async def test_probes_and_metrics_ask_for_no_key_and_name_none(site: Site) -> No
             assert (await http.get(path)).status_code == 401, path
 
 
+async def test_the_openapi_page_is_for_keys_that_read(site: Site) -> None:
+    for key, status in (("alice", 200), ("reader", 200), ("chatter", 403)):
+        async with site.http(key) as http:
+            answer = await http.get("/openapi.json")
+        assert answer.status_code == status, key
+        assert ("/v1/models" in answer.json().get("paths", {})) == (status == 200)
+
+
 async def test_too_many_requests_are_429_with_what_the_sdks_wait_by(tmp_path: Path) -> None:
     site = Site(tmp_path, KeyLimits(requests_per_minute=2))
     async with site.client("alice") as client:
@@ -284,3 +292,39 @@ def test_every_endpoint_has_its_name_in_metrics_and_nothing_else_has() -> None:
     paths = {re.sub(r"\{\w+(:\w+)?\}", "{}", getattr(route, "path", "")) for route in app.routes}
     named = {re.sub(r"\{\w+\}", "{}", endpoint) for endpoint in ENDPOINTS}
     assert {path for path in paths if path.startswith("/v1/")} <= named
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Host": "127.0.0.1:8001"}, 200),
+        ({"Host": "localhost"}, 200),
+        ({"Host": "[::1]:8001"}, 200),
+        ({"Host": "tuning.localhost:8001", "Origin": "http://localhost:3000"}, 200),
+        ({"Host": "rebound.example:8001"}, 403),
+        ({"Host": "127.0.0.1.example"}, 403),
+        ({"Host": "localhost@rebound.example"}, 403),
+        ({"Host": "[::1"}, 403),
+        ({"Host": ""}, 403),
+        ({"Host": "localhost:8001", "Origin": "https://page.example"}, 403),
+        ({"Host": "localhost:8001", "Origin": "null"}, 403),
+    ],
+)
+async def test_without_keys_a_page_of_the_web_gets_nothing(headers: dict[str, str], status: int) -> None:
+    asked = []
+    router = APIRouter()
+
+    @router.post("/v1/files")
+    async def upload() -> dict[str, str]:
+        asked.append(True)
+        return {}
+
+    edge = Middleware(Edge, keys=None, limits=KeyLimits(), metrics=Metrics())
+    app = create_app(None, middleware=[edge], routers=[router])  # type: ignore[arg-type]
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://localhost") as client:
+        answer = await client.post("/v1/files", headers=headers)
+    assert answer.status_code == status
+    assert bool(asked) == (status == 200)
+    if status == 403:
+        assert answer.json()["error"]["code"] == "not_local"
+        assert "takes no key" in answer.json()["error"]["message"]

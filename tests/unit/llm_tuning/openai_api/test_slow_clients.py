@@ -25,9 +25,9 @@ from tests.support.openai_upstream import listening
 
 SHORT = 0.2
 PATIENCE = 20
-HEAD = b"POST /v1/fine_tuning/jobs HTTP/1.1\r\nHost: api\r\n"
-QUICK = b"GET /healthz HTTP/1.1\r\nHost: api\r\n\r\n"
-UPLOAD = b"POST /v1/files HTTP/1.1\r\nHost: api\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+HEAD = b"POST /v1/fine_tuning/jobs HTTP/1.1\r\nHost: localhost\r\n"
+QUICK = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+UPLOAD = b"POST /v1/files HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\n"
 PART = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.jsonl"\r\n\r\n{"a": 1}\n'
 
 
