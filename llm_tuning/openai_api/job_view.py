@@ -56,7 +56,7 @@ def view(
     model_id = job.status.model_id if job.status is not None else None
     is_done = status == "succeeded"
     used: dict[str, Any] = {
-        "n_epochs": spec.training.epochs,
+        "n_epochs": spec.training.epochs if spec.training.max_steps is None else None,
         "batch_size": spec.training.batch_size,
         "learning_rate_multiplier": kept.learning_rate_multiplier if kept else float(f"{rate / usual:.6g}"),
     }

@@ -256,7 +256,7 @@ class JobError(Answer):
 class UsedHyperparameters(Answer):
     """Those in use; `auto` is answered as the number that it stands for, and null is what cannot be read."""
 
-    n_epochs: Annotated[int | None, works()]
+    n_epochs: Annotated[int | None, works("null where `training.maxSteps` says how long it trains")]
     batch_size: Annotated[int | None, works()]
     learning_rate_multiplier: Annotated[float | None, works()]
 
@@ -350,7 +350,7 @@ class JobCheckpoint(Answer):
     object: Annotated[Literal["fine_tuning.job.checkpoint"], works()] = "fine_tuning.job.checkpoint"
     created_at: Annotated[int, works()]
     fine_tuned_model_checkpoint: Annotated[
-        str, works("the model itself at the end; those of a running job can be gone on from, not asked")
+        str, works("the model at the end; that of a running job is a name: nothing answers to it or goes on from it")
     ]
     fine_tuning_job_id: Annotated[str, works()]
     metrics: Annotated[CheckpointMetrics, works()]

@@ -20,6 +20,7 @@ import yaml
 
 from llm_tuning.openai_api.keys import KeyRecord, digest, new_key
 from tests.support.fake_api_server import FakeApiServer
+from tests.support.openai_sdk import StrictSyncOpenAI
 from tests.support.vllm_server import free_port
 
 START_SECONDS = 60.0
@@ -60,7 +61,8 @@ class Server:
         return self.process
 
     def client(self, key: str, **options: Any) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"http://127.0.0.1:{self.port}/v1", api_key=key, **options)
+        options = {"_strict_response_validation": True} | options
+        return StrictSyncOpenAI(base_url=f"http://127.0.0.1:{self.port}/v1", api_key=key, **options)
 
     def start(self) -> None:
         process = self.run()

@@ -19,6 +19,7 @@ import openai
 from openai.types.fine_tuning import FineTuningJob
 
 from devcluster.cluster import bin_dir
+from tests.support.openai_sdk import StrictSyncOpenAI
 from tests.support.pages import ROOT, snippets
 from tests.support.tuning_namespace import CLAIM, OPERATOR_IMAGE, TuningNamespace, tuning_namespace
 
@@ -83,11 +84,14 @@ class ApiSite:
         return [pod for pod in self.space.list("pods", PODS) if "deletionTimestamp" not in pod["metadata"]]
 
     @contextmanager
-    def client(self, key: str, target: str = f"service/{NAME}", *, port: int = 80) -> Iterator[openai.OpenAI]:
-        """OpenAI's SDK on the Service or on one pod (`pod/NAME`, port 8000)."""
+    def client(
+        self, key: str, target: str = f"service/{NAME}", *, port: int = 80, strict: bool = True
+    ) -> Iterator[openai.OpenAI]:
+        """OpenAI's SDK on the Service or on one pod (`pod/NAME`, port 8000); `strict`: nothing that its types lack."""
+        kind = StrictSyncOpenAI if strict else openai.OpenAI
         with (
             self.base_url(target, port=port) as base_url,
-            openai.OpenAI(base_url=base_url, api_key=key, timeout=60) as client,
+            kind(base_url=base_url, api_key=key, timeout=60, _strict_response_validation=strict) as client,
         ):
             yield client
 

@@ -99,6 +99,11 @@ def test_a_finished_job_has_its_model_its_tokens_and_numbers_for_auto() -> None:
     assert answer.method.supervised.hyperparameters == answer.hyperparameters
 
 
+def test_epochs_are_null_where_steps_say_how_long_it_trains() -> None:
+    spec = {"mode": "sft", "dataset": {"path": "datasets/faq.json"}, "training": {"epochs": 3, "maxSteps": 10}}
+    assert view(of_kubectl(spec, SUCCEEDED), USED).hyperparameters.n_epochs is None
+
+
 def test_what_is_not_there_yet_is_null_while_it_runs() -> None:
     answer = view(made(TRAINING, suffix="faq"), USED, trained_tokens=1234)
     assert (answer.fine_tuned_model, answer.trained_tokens, answer.finished_at, answer.error) == (None,) * 4
