@@ -165,7 +165,7 @@ def jobs_of(objects: Objects, labels: Mapping[str, str] | None = None) -> list[T
 def line_of(jobs: Iterable[TuningJobView]) -> list[TuningJobView]:
     """Return the jobs that run or wait for it, in their order: the oldest first."""
     ready = [job for job in jobs if not job.is_finished and not job.spec.suspend]
-    return sorted(ready, key=lambda job: (created_at(job), job.name))
+    return sorted(ready, key=lambda job: (created_at(job), job.uid))
 
 
 class _Progress:

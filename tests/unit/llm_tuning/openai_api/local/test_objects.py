@@ -15,6 +15,7 @@ from llm_tuning.client.objects import TuningJobView
 from llm_tuning.core import files
 from llm_tuning.errors import InputError
 from llm_tuning.openai_api.local.objects import Objects, merged
+from llm_tuning.openai_api.local.runner import jobs_of, line_of
 
 SPEC = {"model": {"path": "base/tiny"}, "dataset": {"path": "datasets/faq.json"}, "volume": {"claimName": "local"}}
 
@@ -115,3 +116,12 @@ def test_patches_merge_as_rfc_7386_says(target: Any, patch: Any, want: Any) -> N
     kept = json.dumps(target)
     assert merged(target, patch) == want
     assert json.dumps(target) == kept
+
+
+def test_jobs_of_one_second_stand_in_line_as_they_came(objects: Objects) -> None:
+    names = [f"job-{number}" for number in (3, 1, 2, 5, 4)]
+    for name in names:
+        made = objects.create(PLURAL, _job(name))
+        made["metadata"]["creationTimestamp"] = "2026-12-01T08:00:00Z"
+        files.write_json(objects.folder / PLURAL / f"{name}.json", made)
+    assert [job.name for job in line_of(jobs_of(objects))] == names
