@@ -23,7 +23,16 @@ def processes_of(pod: dict[str, Any], word: str) -> list[int]:
 
 def cut_off(pod: dict[str, Any], others: dict[str, Any]) -> None:
     """Lose all that comes from the other pod, and there all that comes from this one: nobody is told of it."""
+    _change_rules("-A", pod, others)
+
+
+def join(pod: dict[str, Any], others: dict[str, Any]) -> None:
+    """Have the two pods that were cut off hear each other again."""
+    _change_rules("-D", pod, others)
+
+
+def _change_rules(how: str, pod: dict[str, Any], others: dict[str, Any]) -> None:
     for one, other in ((pod, others), (others, pod)):
         (process, *_) = processes_of(one, "llm_tuning.pod")
-        rule = ["iptables", "-A", "INPUT", "-s", other["status"]["podIP"], "-j", "DROP"]
+        rule = ["iptables", how, "INPUT", "-s", other["status"]["podIP"], "-j", "DROP"]
         subprocess.run(["nsenter", "-t", str(process), "-n", *rule], check=True, capture_output=True)

@@ -138,9 +138,9 @@ class TuningNamespace:
         selector = f"involvedObject.name={name},involvedObject.kind={kind}"
         return list(json.loads(self.kubectl("get", "events", "-o", "json", "--field-selector", selector))["items"])
 
-    def run(self, name: str, image: str, *command: str, seconds: float = 60) -> str:
+    def run(self, name: str, image: str, *command: str, seconds: float = 60, claim: str = CLAIM) -> str:
         """Logs of a pod that ran `command` to its end with the claim mounted; the pod goes."""
-        self.apply(pod(name, image, list(command)))
+        self.apply(pod(name, image, list(command), claim=claim))
 
         def phase() -> str:
             return str((self.get("pod", name) or {}).get("status", {}).get("phase"))
