@@ -4,6 +4,10 @@ A file is there whole or not at all. A draft lies in `.work`, is flushed to the 
 deletion renames it back first. So a kill at any moment leaves nothing but drafts, which are removed when nobody has
 written to them for an hour. The folder is the only truth: replicas share it and keep no state besides. The name that a
 user gave a file is text in `file.json` and never part of a path.
+
+Uploads of all replicas share the quota: each counts the others' drafts, every `LOOK_BYTES` and once more when it lies
+there whole, so that no files beyond the quota are published, and drafts exceed it by `LOOK_BYTES` for each upload that
+goes on. On a volume that shows late what other nodes write (NFS, some seconds), what came meanwhile comes on top.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import os
 import secrets
 import shutil
 import stat
+import threading
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -36,6 +41,9 @@ RECORD, WORK = "file.json", ".work"
 RECORD_BYTES = 2**16
 DRAFT_SECONDS = 3600
 """Without a write for this long a draft belongs to no upload that goes on."""
+
+LOOK_BYTES = 16 * 2**20
+"""An upload writes so much before it looks again what the others have taken: milliseconds, with hundreds of files."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -70,6 +78,8 @@ class FileStore:
         self.folder = root / UPLOADS
         self.work = self.folder / WORK
         self.file_bytes, self.total_bytes = file_bytes, total_bytes
+        self.measuring = threading.Lock()
+        """Held by an upload from its look at the quota until it is gone, if refused: the next one has its room."""
         self._known: dict[str, FileRecord] = {}
 
     def records(self, now: float | None = None) -> list[FileRecord]:
@@ -91,9 +101,13 @@ class FileStore:
         with storage_errors():
             return Draft(self)
 
-    def used_bytes(self) -> int:
-        """Return what files and drafts take, expired ones included."""
-        return sum(record.bytes for record in self._all()) + sum(map(_size, self.work.glob(f"*/{DATA_FILE}")))
+    def used_bytes(self, *, but: str = "") -> int:
+        """Return what files and drafts take, expired ones included, without the draft of the name `but`.
+
+        Drafts come first: one that is published meanwhile may count twice, but is never left out.
+        """
+        drafts = sum(_size(path) for path in self.work.glob(f"*/{DATA_FILE}") if path.parent.name != but)
+        return drafts + sum(record.bytes for record in self._all())
 
     def delete(self, file_id: str) -> bool:
         """Remove a file; False where there was none. Its readers that have it open go on reading."""
@@ -122,8 +136,9 @@ class FileStore:
             sorted(name for name in os.listdir(self.folder) if FILE_ID.fullmatch(name)) if self.folder.is_dir() else []
         )
         found = {name: self._known.get(name) or self._read(name) for name in names}
-        self._known = {name: record for name, record in found.items() if record is not None}
-        return list(self._known.values())
+        known = {name: record for name, record in found.items() if record is not None}
+        self._known = known  # another thread may put what it has listed earlier in its place at once
+        return list(known.values())
 
     def _read(self, file_id: str) -> FileRecord | None:
         """Read a record, None where there is none; what others have put in its place is logged and no file of ours."""
@@ -147,8 +162,9 @@ class Draft:
 
     def __init__(self, store: FileStore) -> None:
         self._store = store
-        self._left = store.total_bytes - store.used_bytes()
         self.size = 0
+        self._next_look = 0
+        """The size from which on the others' uploads are to be counted again."""
         self._digest = hashlib.sha256()
         self._folder = store.work / secrets.token_hex(8)
         self._folder.mkdir(parents=True)
@@ -174,7 +190,10 @@ class Draft:
             raise _full(f"the file has {size:,} bytes, and the volume has {free:,} left")
 
     def write(self, content: bytes) -> None:
-        """Append `content`; raises ApiError where it goes beyond a limit or the volume."""
+        """Append `content`; raises ApiError where it goes beyond a limit or the volume.
+
+        Beyond the quota the draft is closed already.
+        """
         self._check_size(self.size + len(content))
         with storage_errors():
             view = memoryview(content)
@@ -184,7 +203,7 @@ class Draft:
         self.size += len(content)
 
     def publish(self, *, filename: str, expires_after: int | None = None) -> FileRecord:
-        """Make the draft a file; raises ApiError where it holds no rows of JSON Lines or the volume is full."""
+        """Make the draft a file; raises ApiError where it holds no rows of JSON Lines, or quota or volume are full."""
         check_json_lines(self._folder / DATA_FILE, filename)
         file_id = new_file_id()
         now = time_of(file_id)
@@ -197,7 +216,8 @@ class Draft:
             expires_at=None if expires_after is None else now + expires_after,
         )
         with storage_errors():
-            os.fsync(self._stream.fileno())
+            os.fsync(self._stream.fileno())  # other nodes see its size from now on
+            self._check_quota(self.size)
             write_json(self._folder / RECORD, record.model_dump())
             flush(self._folder)
             self._folder.rename(self._store.folder / record.id)
@@ -205,22 +225,34 @@ class Draft:
         return record
 
     def _check_size(self, size: int) -> None:
-        most, total = self._store.file_bytes, self._store.total_bytes
-        if size > most:
+        if size > (most := self._store.file_bytes):
             raise ApiError(
                 413,
                 f"The file is larger than {most:,} bytes, the most that is taken. Split it, or leave rows out.",
                 code="file_too_large",
                 param="file",
             )
-        if size > self._left:
-            raise ApiError(
-                400,
-                f"With this file the uploads would take more than the {total:,} bytes that they may have "
-                f"({max(0, self._left):,} are left). Delete files that are no longer used: client.files.delete(id).",
-                code="storage_quota_exceeded",
-                param="file",
-            )
+        if size > self._next_look:
+            with storage_errors():
+                self._check_quota(size)
+
+    def _check_quota(self, size: int) -> None:
+        """Count all other uploads; raises ApiError where this one, of `size`, has no room beside them, and closes it."""
+        store = self._store
+        with store.measuring:
+            for _ in range(2):  # what is published during one look counts twice in it
+                left = store.total_bytes - store.used_bytes(but=self._folder.name)
+                if size <= left:
+                    self._next_look = min(left, self.size + LOOK_BYTES)
+                    return
+            self.close()
+        raise ApiError(
+            400,
+            f"With this file the uploads would take more than the {store.total_bytes:,} bytes that they may have "
+            f"({max(0, left):,} are left). Delete files that are no longer used: client.files.delete(id).",
+            code="storage_quota_exceeded",
+            param="file",
+        )
 
 
 def check_json_lines(path: Path, filename: str) -> None:

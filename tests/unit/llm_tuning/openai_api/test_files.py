@@ -5,14 +5,16 @@ from __future__ import annotations
 import gzip
 import hashlib
 import os
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from llm_tuning.openai_api import files
 from llm_tuning.openai_api.errors import ApiError
-from llm_tuning.openai_api.files import RECORD, FileRecord, FileStore
+from llm_tuning.openai_api.files import RECORD, Draft, FileRecord, FileStore
 from llm_tuning.openai_api.names import DATA_FILE, file_id_of, new_file_id, upload_path
 
 ROW = b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
@@ -135,6 +137,114 @@ def test_the_quota_counts_files_and_uploads_under_way_and_is_free_again_after_a_
     assert (refusal.value.status, refusal.value.code) == (400, "storage_quota_exceeded")
     store.delete(first.id)
     assert upload(store).bytes == len(ROW)
+
+
+@pytest.mark.parametrize("is_another_replica", [False, True])
+def test_of_two_uploads_that_fit_alone_one_is_refused_and_leaves_nothing(
+    tmp_path: Path, is_another_replica: bool
+) -> None:
+    store = make_store(tmp_path, total_bytes=3 * len(ROW))
+    other = make_store(tmp_path, total_bytes=3 * len(ROW)) if is_another_replica else store
+    with store.draft() as first, other.draft() as second:
+        first.write(2 * ROW)
+        with pytest.raises(ApiError, match=r"more than the 264 bytes .*\(88 are left\)") as refusal:
+            second.write(2 * ROW)
+            second.publish(filename="rows.jsonl")
+        assert (refusal.value.status, refusal.value.code) == (400, "storage_quota_exceeded")
+        published = first.publish(filename="rows.jsonl")
+    assert store.records() == other.records() == [published]
+    assert list(store.work.iterdir()) == []
+
+
+def test_an_upload_is_refused_for_what_was_published_since_its_last_write(tmp_path: Path) -> None:
+    store, of_a_larger_quota = make_store(tmp_path, total_bytes=3 * len(ROW)), make_store(tmp_path)
+    with store.draft() as draft:
+        draft.write(2 * ROW)
+        kept = upload(of_a_larger_quota, 2 * ROW)
+        with pytest.raises(ApiError, match="88 are left"):
+            draft.publish(filename="rows.jsonl")
+        assert list(store.work.iterdir()) == []
+    assert store.records() == [kept]
+
+
+def test_uploads_at_once_go_beyond_the_quota_by_no_more_than_each_writes_between_two_looks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look, quota, uploads = 2 * len(ROW), 30 * len(ROW), 6
+    monkeypatch.setattr(files, "LOOK_BYTES", look)
+    stores = [make_store(tmp_path, total_bytes=quota) for _ in range(2)]
+    drafts = [stores[number % 2].draft() for number in range(uploads)]
+    most = 0
+    for _ in range(10):
+        for draft in list(drafts):
+            try:
+                draft.write(ROW)
+            except ApiError as refusal:
+                assert refusal.code == "storage_quota_exceeded"
+                drafts.remove(draft)
+            most = max(most, stores[0].used_bytes())
+    assert most <= quota + uploads * look
+    assert len(drafts) == 3, "all that have room"
+    for draft in drafts:
+        draft.publish(filename="rows.jsonl")
+    assert stores[0].used_bytes() == quota
+    assert list(stores[0].work.iterdir()) == []
+
+
+def test_of_many_uploads_that_are_whole_at_once_as_many_are_kept_as_have_room(tmp_path: Path) -> None:
+    store = make_store(tmp_path, total_bytes=5 * len(ROW))
+    drafts = [store.draft() for _ in range(8)]
+    whole = threading.Barrier(len(drafts))
+
+    def finish(draft: Draft) -> bool:
+        with draft:
+            draft._stream.write(ROW)  # none of them looks before all are written
+            draft.size = len(ROW)
+            whole.wait()
+            try:
+                draft.publish(filename="rows.jsonl")
+            except ApiError:
+                return False
+            return True
+
+    with ThreadPoolExecutor(len(drafts)) as pool:
+        assert sum(pool.map(finish, drafts)) == 5
+    assert (store.used_bytes(), list(store.work.iterdir())) == (5 * len(ROW), [])
+
+
+def test_a_draft_that_is_published_while_it_is_counted_counts_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, other = (make_store(tmp_path, total_bytes=3 * len(ROW)) for _ in range(2))
+    listed, under_way = store._all, other.draft()
+    under_way.write(ROW)
+
+    def published_before() -> list[FileRecord]:
+        if not other.records():
+            under_way.publish(filename="rows.jsonl")
+        return listed()
+
+    monkeypatch.setattr(store, "_all", published_before)
+    assert upload(store, 2 * ROW).bytes == 2 * len(ROW)
+    assert len(store.records()) == 2
+
+
+def test_an_upload_looks_at_the_others_now_and_then(store: FileStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks, used_bytes = 0, store.used_bytes
+
+    def count(**how: str) -> int:
+        nonlocal looks
+        looks += 1
+        return used_bytes(**how)
+
+    monkeypatch.setattr(files, "LOOK_BYTES", 100 * len(ROW))
+    monkeypatch.setattr(store, "used_bytes", count)
+    with store.draft() as draft:
+        draft.expect(1000 * len(ROW))
+        for _ in range(1000):
+            draft.write(ROW)
+        draft.publish(filename="rows.jsonl")
+    assert looks <= 12
 
 
 @pytest.mark.parametrize(
