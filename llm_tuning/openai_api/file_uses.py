@@ -39,11 +39,11 @@ class Result:
     """Those that have made the adapter: more than one where it was there already."""
 
 
-def results(jobs: Iterable[TuningJobView]) -> list[Result]:
-    """Return the result files that nobody has deleted, one for each adapter; those of kubectl's jobs included."""
+def results(jobs: Iterable[TuningJobView], *, deleted: bool = False) -> list[Result]:
+    """Return the result files, one for each adapter, or those `deleted`; those of kubectl's jobs included."""
     found: dict[str, Result] = {}
     for job in jobs:
-        if names.ANNOTATION_RESULT_DELETED in (job.metadata.get("annotations") or {}):
+        if (names.ANNOTATION_RESULT_DELETED in (job.metadata.get("annotations") or {})) != deleted:
             continue
         if job.has_succeeded and job.status is not None and (model_id := job.status.model_id):
             finished = seconds(job.status.completion_time) or created_at(job)

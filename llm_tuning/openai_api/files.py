@@ -237,7 +237,7 @@ class Draft:
                 self._check_quota(size)
 
     def _check_quota(self, size: int) -> None:
-        """Count all other uploads; raises ApiError where this one, of `size`, has no room beside them, and closes it."""
+        """Count all other uploads; closes this one, of `size`, and raises ApiError where it has no room beside them."""
         store = self._store
         with store.measuring:
             for _ in range(2):  # what is published during one look counts twice in it

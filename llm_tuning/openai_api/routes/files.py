@@ -48,15 +48,20 @@ async def create(request: Request, served: Served) -> FileObject:
 async def listed(served: Served, query: Annotated[FileQuery, Query()]) -> Page[FileObject]:
     """List files."""
     found: list[FileRecord | Result] = []
+    gone: dict[str, tuple[int, str]] = {}
     if query.purpose in (None, "fine-tune"):
         found += await on_claim(served.files.records)
     if query.purpose in (None, "fine-tune-results"):
-        found += await on_claim(_there, _runs(served), results((await served.backend.jobs()).readable))
+        jobs = (await served.backend.jobs()).readable
+        found += await on_claim(_there, _runs(served), results(jobs))
+        gone = {result.id: _place(result) for result in results(jobs, deleted=True)}
     newest_first = query.order == "desc"
     found.sort(key=_place, reverse=newest_first)
+    after = query.after or ""
+    place = (time_of(after), after) if FILE_ID.fullmatch(after) else gone.get(after)
 
     def is_behind(item: FileRecord | Result, cursor: str) -> bool:
-        place = (time_of(cursor), cursor)
+        assert place is not None
         return _place(item) < place if newest_first else _place(item) > place
 
     data, has_more = page(
@@ -64,7 +69,7 @@ async def listed(served: Served, query: Annotated[FileQuery, Query()]) -> Page[F
         after=query.after,
         limit=query.limit,
         id_of=lambda item: item.id,
-        is_behind=is_behind if FILE_ID.fullmatch(query.after or "") else None,
+        is_behind=is_behind if place is not None else None,
     )
     return Page(data=await on_claim(_as_objects, _runs(served), data), has_more=has_more)
 

@@ -178,6 +178,24 @@ async def test_the_figures_of_a_job_are_deleted_as_any_file_and_its_model_stays(
     assert (await jobs.checkpoints.list(job.id)).data
 
 
+@pytest.mark.parametrize(("order", "limit"), [("asc", 1), ("desc", 1), ("asc", 2), ("desc", 2)])
+async def test_a_script_that_deletes_uploads_and_results_comes_to_the_end(
+    world: World, order: Literal["asc", "desc"], limit: int
+) -> None:
+    for number in range(3):
+        await world.tuned(model_id=f"ft_{number}")
+        make_run(world.root, f"ft_{number}", [(1, {"train/loss": 2.5})])
+    files = world.client.files
+    there = {file.id async for file in files.list()}
+    assert len(there) == 6
+    seen = []
+    async for file in files.list(limit=limit, order=order):
+        seen.append(file.id)
+        await files.delete(file.id)
+    assert sorted(seen) == sorted(there)
+    assert [file async for file in files.list()] == []
+
+
 async def test_a_file_that_a_job_still_needs_is_not_deleted(client: openai.AsyncOpenAI, context: Context) -> None:
     rows, held_out = await upload(client), await upload(client)
     dataset = {"path": upload_path(rows), "evaluation": upload_path(held_out)}
