@@ -29,7 +29,13 @@ from llm_tuning.run.rank import RankFailure
 log = logging.getLogger(__name__)
 
 JOIN_SECONDS = 45.0
-"""For a node whose host is known to be there, and for the ranks to connect: a run is to end within a minute."""
+"""For a node whose host is known to be there, for the last rank to come to connect after the first, and for all
+to connect then: a run is to end within a minute, of which the end of ranks that hang takes ten seconds.
+
+From the first rank to the last is how much longer one takes to import torch and to open its GPU. That is some seconds;
+ranks on one busy machine are late together, and one that alone reads its image from a cold disk is tens of seconds
+behind. A rank that is later yet costs a retry, which finds its files in memory.
+"""
 LOST_SECONDS = 30.0
 """A node that has written nothing for so long is lost, and so is a connection on which nothing was acknowledged. Two
 ranks in a collective cannot tell that from a slow one. What is cut for less is made up for by TCP."""
@@ -40,6 +46,8 @@ THREAD_SECONDS = 2.0
 """For the thread to end: a store that the network has lost keeps it for ever."""
 CONNECT_SECONDS = 5.0
 POLL_SECONDS = 0.2
+NAMED = 4
+"""How many of many a message names."""
 
 MISSING, LOST = "NodeMissing", "NodeLost"
 
@@ -80,6 +88,17 @@ class Nodes:
         if len(ranks) == 1:
             return self.of_rank(ranks[0])
         return f"ranks {ranks[0]} to {ranks[-1]} of {self.world} on {self.name(node)}"
+
+    def of_ranks(self, ranks: Sequence[int]) -> str:
+        """Name several ranks, those of a whole node together and of many the first."""
+        named: list[tuple[str, int]] = []
+        for node in range(len(self.hosts)):
+            own = [rank for rank in self.own_ranks(node) if rank in ranks]
+            named += [(self.of_node(node), len(own))] if len(own) == self.ranks else [(self.of_rank(r), 1) for r in own]
+        names = [name for name, _ in named[:NAMED]]
+        if more := sum(count for _, count in named[NAMED:]):
+            names.append(f"{more} more rank{'s' if more > 1 else ''}")
+        return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
     def name(self, node: int) -> str:
         return f"node {node} ({self.hosts[node]})"
@@ -123,6 +142,12 @@ class NodeGroup:
         self._broken = False
         self._fault: RuntimeError | None = None
         """Why this node watches the others no more, where that is its own fault."""
+        self._unstarted = list(range(len(nodes.hosts)))
+        """Nodes that have not come to start their ranks."""
+        self._first_at: float | None = None
+        """When the first rank had begun to connect, for which the others have to come."""
+        self._unbegun = list(range(nodes.world))
+        """Ranks that have not begun to connect."""
         self._begun_at: float | None = None
         """When all ranks had begun to connect."""
         self._unconnected = list(range(nodes.world))
@@ -249,16 +274,7 @@ class NodeGroup:
                 return TryAgain(LOST, f"{self.nodes.name(node)} has ended: {said}")
             if end is None and self._is_lost(node):
                 return self._lost(node)
-        if self._silence:
-            return TryAgain(LOST, self._silence)
-        if self._should_have_come(self._begun_at) and self._unconnected:
-            return TryAgain(
-                MISSING,
-                f"{self.nodes.of_rank(self._unconnected[-1])} has not connected to the other ranks within "
-                f"{JOIN_SECONDS:.0f} s: see whether NetworkPolicies let the pods of this run reach each other at all "
-                "ports, and whether the network interface is the right one",
-            )
-        return None
+        return self._find_apart()
 
     def await_trouble(self) -> RuntimeError | None:
         """Return what `find_trouble` finds in some seconds, or None."""
@@ -266,6 +282,23 @@ class NodeGroup:
         while (trouble := self.find_trouble()) is None and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
         return trouble
+
+    def say_it_starts(self) -> None:
+        """Tell the other nodes that this one has come to start its ranks."""
+        self._store.set(f"starting/{self.nodes.index}", "")
+
+    def find_unstarted(self) -> TryAgain | None:
+        """Return what to say where ranks were waited for in vain, as a node has not come to start its own; or None."""
+        nodes = self.nodes
+        if not (waited_for := [rank for node in self._unstarted for rank in nodes.own_ranks(node)]):
+            return None
+        have, them = ("have", "them") if len(waited_for) > 1 else ("has", "it")
+        hangs = "the node hangs" if len(self._unstarted) == 1 else "the nodes hang"
+        return TryAgain(
+            MISSING,
+            f"{nodes.of_ranks(waited_for)} {have} not been started, and those of the other nodes wait for {them}: "
+            f"{hangs} before that; see its log, its GPUs, and the volume",
+        )
 
     def share(self, failures: dict[int, RankFailure]) -> dict[int, RankFailure]:
         """Tell the other nodes how the ranks of this one have ended, and return the failures of all nodes.
@@ -278,31 +311,67 @@ class NodeGroup:
         self._say_end(failures, "")
         if not failures and self.find_trouble() is None:
             return {}
+        apart = self._find_apart()  # not ranks whose time is over while the others are waited for here
         deadline = time.monotonic() + JOIN_SECONDS
         while (waited_for := set(self.nodes.others) - set(self._ends)) and time.monotonic() < deadline:
             lost = [self._lost(node) for node in waited_for if self._is_lost(node)]
             if self._silence:
                 lost.append(TryAgain(LOST, self._silence))
+            if apart is not None:
+                lost.append(apart)
             if lost:
                 if all(failure.exit_code == 1 for failure in failures.values()):
                     raise lost[0]
                 break
             time.sleep(POLL_SECONDS)
-        for end in self._ends.values():
+        for end in list(self._ends.values()):  # the thread adds to it
             failures |= {int(rank): RankFailure(**failure) for rank, failure in end["failures"].items()}
+        if apart is not None and all(failure.exit_code == 1 for failure in failures.values()):
+            raise apart  # which those that failed have made out of the end of others
         if not failures and (trouble := self.find_trouble()) is not None:
             raise trouble
         return failures
 
     def agents_store(self) -> Any:
-        """Return the store by which torchrun's agents agree on ranks."""
-        return self._store
+        """Connect to the store by which torchrun's agents agree on ranks.
+
+        A connection does one thing at a time: an agent may wait there for ever, while this node has to say its end.
+        """
+        from llm_tuning.trainers.parallel import connect_store
+
+        return connect_store(self.store_address, self.nodes.port)
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
     def _should_have_come(self, since: float | None) -> bool:
         """Return whether a node that is known to run since then has had its time to come; None: it is not known yet."""
         return since is not None and self._clock.now() - since > JOIN_SECONDS
+
+    def _find_apart(self) -> TryAgain | None:
+        """Return why the ranks do not come together, or no longer, though all nodes are alive; or None."""
+        if self._silence:
+            return TryAgain(LOST, self._silence)
+        nodes, unbegun, unconnected = self.nodes, self._unbegun, self._unconnected
+        if unbegun and self._should_have_come(self._first_at):
+            have, hang = ("have", "they hang as they start") if len(unbegun) > 1 else ("has", "it hangs as it starts")
+            its = "their" if len(unbegun) > 1 else "its"
+            return TryAgain(
+                MISSING,
+                f"{nodes.of_ranks(unbegun)} {have} not begun to connect to the other ranks within {JOIN_SECONDS:.0f} s "
+                f"of the first that did: {hang}, or {its} machine is far slower than the others; see {its} log, {its} "
+                "GPU, and the volume",
+            )
+        if unconnected and self._should_have_come(self._begun_at):
+            late = f"not connected to the other ranks within {JOIN_SECONDS:.0f} s"
+            said = f"has {late}: see its log"
+            if len(unconnected) > 1:
+                said = f"have {late}, and which of them keeps the others waiting is not known: see their logs"
+            return TryAgain(
+                MISSING,
+                f"{nodes.of_ranks(unconnected)} {said}, whether NetworkPolicies let the pods of this run reach each "
+                "other at all ports, and whether the network interface is the right one",
+            )
+        return None
 
     def _say_end(self, failures: dict[int, RankFailure], message: str) -> None:
         said = {"failures": {rank: asdict(failure) for rank, failure in failures.items()}, "message": message[:1000]}
@@ -377,10 +446,20 @@ class NodeGroup:
             self._silence = store.get("silence").decode()
         if self._work is None and store.check(["work"]):
             self._work = Path(store.get("work").decode())
-        ranks = range(self.nodes.world)
-        if self._unconnected and store.check([f"connecting/{rank}" for rank in ranks]):
-            self._begun_at = self._begun_at or self._clock.now()
-            self._unconnected = [rank for rank in ranks if not store.check([f"connected/{rank}"])]
+        self._unstarted = _lacking(store, "starting", self._unstarted)
+        if self._unbegun:
+            self._unbegun = _lacking(store, "connecting", self._unbegun)
+            if len(self._unbegun) < self.nodes.world:
+                self._first_at = self._first_at or self._clock.now()
+            if not self._unbegun:
+                self._begun_at = self._clock.now()
+        else:
+            self._unconnected = _lacking(store, "connected", self._unconnected)
+
+
+def _lacking(store: Any, key: str, numbers: list[int]) -> list[int]:
+    """Return those of `numbers` of which the store has no `key`."""
+    return [number for number in numbers if not store.check([f"{key}/{number}"])]
 
 
 def _is_known(host: str) -> bool:

@@ -81,6 +81,8 @@ def run_ranks(
         max_restarts=0,  # a run continues from its checkpoint, by the next start: never two generations of ranks
         monitor_interval=POLL_SECONDS,
     )
+    if group is not None:
+        group.say_it_starts()
     agent = LocalElasticAgent(spec, _RankFiles(environments, error_file), exit_barrier_timeout=EXIT_BARRIER_SECONDS)
     thread = ThreadPoolExecutor(1, "torchrun")
     with _quiet_agent():
@@ -97,8 +99,8 @@ def run_ranks(
         raise trouble
     try:
         failures = ended.result().failures
-    except RuntimeError as error:  # torch's errors of a store: the agent has lost that of node 0
-        if group is None or (trouble := trouble or group.await_trouble()) is None:
+    except RuntimeError as error:  # torch's errors of a store: the agent has lost that of node 0, or waited in vain
+        if group is None or (trouble := trouble or group.await_trouble() or group.find_unstarted()) is None:
             raise
         raise trouble from error
     return {
