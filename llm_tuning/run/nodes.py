@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from llm_tuning.core.stopping import raise_if_stopped
-from llm_tuning.errors import TryAgain
+from llm_tuning.errors import EXIT_TRY_AGAIN, TryAgain
 from llm_tuning.run.awake import AwakeClock
 from llm_tuning.run.connections import Connections
 from llm_tuning.run.rank import RankFailure
@@ -320,13 +320,13 @@ class NodeGroup:
             if apart is not None:
                 lost.append(apart)
             if lost:
-                if all(failure.exit_code == 1 for failure in failures.values()):
+                if all(map(_may_follow_from_another, failures.values())):
                     raise lost[0]
                 break
             time.sleep(POLL_SECONDS)
         for end in list(self._ends.values()):  # the thread adds to it
             failures |= {int(rank): RankFailure(**failure) for rank, failure in end["failures"].items()}
-        if apart is not None and all(failure.exit_code == 1 for failure in failures.values()):
+        if apart is not None and all(map(_may_follow_from_another, failures.values())):
             raise apart  # which those that failed have made out of the end of others
         if not failures and (trouble := self.find_trouble()) is not None:
             raise trouble
@@ -455,6 +455,14 @@ class NodeGroup:
                 self._begun_at = self._clock.now()
         else:
             self._unconnected = _lacking(store, "connected", self._unconnected)
+
+
+def _may_follow_from_another(failure: RankFailure) -> bool:
+    """Return whether a rank may have failed since others had left: with an error, or as it was asked to stop for that.
+
+    A rank that stopped by itself says why.
+    """
+    return failure.exit_code == 1 or (failure.exit_code == EXIT_TRY_AGAIN and "reason" not in failure.error)
 
 
 def _lacking(store: Any, key: str, numbers: list[int]) -> list[int]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from llm_tuning.errors import TryAgain
+from llm_tuning.errors import EXIT_TRY_AGAIN, TryAgain
 from llm_tuning.run import nodes
 from llm_tuning.run.awake import AwakeClock
 from llm_tuning.run.rank import RankFailure
@@ -230,6 +230,18 @@ def test_a_rank_that_fails_as_the_others_give_the_missing_one_up_is_not_blamed(e
         watched.look()
     with pytest.raises(TryAgain, match=r"rank 1 of 3 on node 1 .* has not begun to connect"):
         watched.group.share({0: RankFailure(1, 0.0, {"message": "Connection closed by peer"})})
+
+
+@pytest.mark.parametrize("asked", [{}, {"message": ""}])
+def test_a_rank_that_was_asked_to_stop_for_a_lost_node_does_not_hide_it(asked: dict[str, str]) -> None:
+    """Its collective breaks as it is asked, and it leaves no reason."""
+    watched = Watched(2)
+    watched.write("connecting", 0, 1)
+    watched.look()
+    watched.group._heard[1] -= nodes.LOST_SECONDS + 1
+    with pytest.raises(TryAgain, match=r"rank 1 of 2 on node 1 .* was not heard of") as raised:
+        watched.group.share({0: RankFailure(EXIT_TRY_AGAIN, 0.0, asked)})
+    assert raised.value.reason == nodes.LOST
 
 
 def test_a_rank_that_was_killed_is_the_cause_though_another_has_not_connected() -> None:
