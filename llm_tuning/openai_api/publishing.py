@@ -169,7 +169,7 @@ async def converge(context: Context) -> None:
         changes = desire(seen.jobs, seen.services, context.settings)
         if not changes:
             return
-        problem = await apply(context, changes)
+        problem = await _apply(context, changes)
     raise problem or Conflict(
         f"routes are still not as they should be after {TRIES} changes: somebody changes them back"
     )
@@ -183,11 +183,11 @@ async def take_out(context: Context, name: str) -> None:
         changes = [_without(service, name) for service in services if route_of(service, name) is not None]
         if not changes:
             return
-        problem = await apply(context, changes)
+        problem = await _apply(context, changes)
     raise problem or Conflict(f"route {name} is put back by somebody")
 
 
-async def apply(context: Context, changes: Iterable[Create | Change]) -> TuningError | None:
+async def _apply(context: Context, changes: Iterable[Create | Change]) -> TuningError | None:
     """Write each change, whatever becomes of the others; returns a refusal that another try may not meet.
 
     Raises what the same again would meet again: InputError, or a ClusterError that says no or that nobody answers.

@@ -13,6 +13,7 @@ from typing import Any
 
 import openai
 from fastapi import FastAPI
+from openai.types.fine_tuning import FineTuningJob
 
 from llm_tuning.openai_api.app import create_app
 from llm_tuning.openai_api.bases import Settings
@@ -95,6 +96,17 @@ async def open_world(
         await world.client.close()
         await world.backend.close()
         await server.stop()
+
+
+async def create_job(world: World, **given: Any) -> FineTuningJob:
+    """Ask for a job; `given` is laid over what every request has."""
+    asked = {"model": "gpt-4.1-mini", "training_file": world.upload()} | given
+    return await world.client.fine_tuning.jobs.create(**asked)
+
+
+async def progress(world: World, name: str, status: Raw) -> None:
+    """Do the operator's part."""
+    await world.server.put("tuningjobs", name, status=status)
 
 
 def condition(kind: str, status: str, reason: str, message: str = "", *, at: str = "2026-11-29T08:01:00Z") -> Raw:

@@ -9,7 +9,6 @@ from typing import Any
 
 import openai
 import pytest
-from openai.types.fine_tuning import FineTuningJob
 
 from llm_tuning.client.objects import TuningJobView
 from llm_tuning.openai_api import wire
@@ -19,15 +18,16 @@ from tests.support.fake_api_server import status_object
 from tests.support.openai_api import make_run, make_work
 from tests.support.openai_sdk import sdk
 from tests.support.openai_world import (
-    CHECKING,
     READY,
     SETTINGS,
     SUCCEEDED,
     TRAINING,
     World,
     condition,
+    create_job,
     failed,
     open_world,
+    progress,
 )
 
 JOBS = "tuningjobs"
@@ -36,16 +36,6 @@ KUBECTL = {
     "dataset": {"path": "datasets/faq.json"},
     "volume": {"claimName": "tuning"},
 }
-
-
-async def _create(world: World, **given: Any) -> FineTuningJob:
-    asked = {"model": "gpt-4.1-mini", "training_file": world.upload()} | given
-    return await world.client.fine_tuning.jobs.create(**asked)
-
-
-async def _progress(world: World, name: str, status: dict[str, Any]) -> None:
-    """Do the operator's part."""
-    await world.server.put(JOBS, name, status=status)
 
 
 def _it_is_now(world: World) -> None:
@@ -76,9 +66,9 @@ async def test_a_job_is_a_tuning_job_and_every_answer_of_its_life_is_one_of_open
     assert (job.seed, job.metadata, job.hyperparameters.n_epochs) == (7, {"team": "a"}, 2)
     assert world.job(job.id)["spec"]["dataset"]["path"] == f"datasets/uploads/{training}/data.jsonl"
 
-    await _progress(world, job.id, TRAINING)
+    await progress(world, job.id, TRAINING)
     assert (await jobs.retrieve(job.id)).status == "running"
-    await _progress(world, job.id, SUCCEEDED)
+    await progress(world, job.id, SUCCEEDED)
     done = await jobs.retrieve(job.id)
     assert done.status == "succeeded"
     assert done.fine_tuned_model is not None
@@ -90,9 +80,9 @@ async def test_a_job_is_a_tuning_job_and_every_answer_of_its_life_is_one_of_open
 
 
 async def test_a_failed_check_names_the_file_the_row_and_the_parameter(world: World) -> None:
-    job = await _create(world)
+    job = await create_job(world)
     message = f"spec.dataset.path: datasets/uploads/{job.training_file}/data.jsonl: row 3: messages is empty"
-    await _progress(world, job.id, failed("DatasetInvalid", message))
+    await progress(world, job.id, failed("DatasetInvalid", message))
     error = (await world.client.fine_tuning.jobs.retrieve(job.id)).error
     assert error is not None
     assert (error.code, error.param) == ("dataset_invalid", "training_file")
@@ -100,7 +90,7 @@ async def test_a_failed_check_names_the_file_the_row_and_the_parameter(world: Wo
 
 
 async def test_dpo_trains_in_the_mode_dpo(world: World) -> None:
-    job = await _create(world, method={"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.2}}})
+    job = await create_job(world, method={"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.2}}})
     assert world.job(job.id)["spec"]["mode"] == "dpo"
     assert job.method is not None
     assert job.method.dpo is not None
@@ -109,17 +99,17 @@ async def test_dpo_trains_in_the_mode_dpo(world: World) -> None:
 
 
 async def test_a_fine_tuned_model_can_be_gone_on_from(world: World) -> None:
-    first = await _create(world, suffix="faq")
+    first = await create_job(world, suffix="faq")
     name = f"ft:gpt-4.1-mini:acme:faq:{_last(world, first.id)}"
     with pytest.raises(openai.BadRequestError, match="has not succeeded") as caught:
-        await _create(world, model=name)
+        await create_job(world, model=name)
     assert _refused(caught) == (400, "model_not_ready", "model")
-    await _progress(world, first.id, SUCCEEDED)
-    second = await _create(world, model=name)
+    await progress(world, first.id, SUCCEEDED)
+    second = await create_job(world, model=name)
     assert second.model == name
     spec = world.job(second.id)["spec"]
     assert spec["model"] == {"path": "base/tiny", "adapter": {"modelId": "ft_sft_tiny_1_abcdef"}}
-    await _progress(world, second.id, SUCCEEDED)
+    await progress(world, second.id, SUCCEEDED)
     again = (await world.client.fine_tuning.jobs.retrieve(second.id)).fine_tuned_model
     assert again is not None
     assert again.startswith("ft:gpt-4.1-mini:acme::")
@@ -148,7 +138,7 @@ def _last(world: World, job_id: str) -> str:
 )
 async def test_a_wrong_request_makes_no_job(world: World, given: dict[str, Any], code: str, param: str) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
-        await _create(world, **given)
+        await create_job(world, **given)
     assert caught.value.code == code
     assert str(caught.value.param).startswith(param)
     assert world.server.all(JOBS) == []
@@ -156,7 +146,7 @@ async def test_a_wrong_request_makes_no_job(world: World, given: dict[str, Any],
 
 async def test_an_unknown_model_is_a_404_that_names_those_there_are(world: World) -> None:
     with pytest.raises(openai.NotFoundError, match=r"there are gpt-4\.1-mini, qwen3-8b") as caught:
-        await _create(world, model="gpt-4o")
+        await create_job(world, model="gpt-4o")
     assert _refused(caught) == (404, "model_not_found", "model")
 
 
@@ -164,7 +154,7 @@ async def test_what_the_api_server_refuses_is_said_by_the_parameters_name(world:
     causes = {"causes": [{"field": "spec.training.epochs", "message": "must be at most 10"}]}
     world.server.next_answers.append(status_object(422, "Invalid", "TuningJob is invalid", **causes))
     with pytest.raises(openai.BadRequestError, match="must be at most 10") as caught:
-        await _create(world)
+        await create_job(world)
     assert caught.value.param == "hyperparameters.n_epochs"
 
 
@@ -195,46 +185,46 @@ async def test_a_cluster_that_is_away_is_a_503_and_the_sdks_retry_gets_through(w
 async def test_the_same_idempotency_key_gets_the_same_job(world: World) -> None:
     file = world.upload()
     first, again, other = [
-        await _create(world, training_file=file, extra_headers={"Idempotency-Key": key}) for key in ("a", "a", "b")
+        await create_job(world, training_file=file, extra_headers={"Idempotency-Key": key}) for key in ("a", "a", "b")
     ]
     assert first.id == again.id != other.id
     assert len(world.server.all(JOBS)) == 2
     with pytest.raises(openai.BadRequestError, match="another request") as caught:
-        await _create(world, training_file=file, seed=1, extra_headers={"Idempotency-Key": "a"})
+        await create_job(world, training_file=file, seed=1, extra_headers={"Idempotency-Key": "a"})
     assert caught.value.code == "idempotency_key_reused"
 
 
 async def test_an_idempotency_key_is_known_when_the_file_has_gone(world: World) -> None:
     file, header = world.upload(), {"Idempotency-Key": "a"}
-    first = await _create(world, training_file=file, extra_headers=header)
-    await _progress(world, first.id, SUCCEEDED)
+    first = await create_job(world, training_file=file, extra_headers=header)
+    await progress(world, first.id, SUCCEEDED)
     await world.client.files.delete(file)
-    assert (await _create(world, training_file=file, extra_headers=header)).id == first.id
+    assert (await create_job(world, training_file=file, extra_headers=header)).id == first.id
 
 
 async def test_the_sdks_retry_gets_the_job_that_its_first_try_made(world: World) -> None:
     _it_is_now(world)
     file = world.upload()
-    first = await _create(world, training_file=file)
-    again = await _create(world, training_file=file, extra_headers={"X-Stainless-Retry-Count": "1"})
+    first = await create_job(world, training_file=file)
+    again = await create_job(world, training_file=file, extra_headers={"X-Stainless-Retry-Count": "1"})
     assert again.id == first.id
-    on_purpose = await _create(world, training_file=file)
+    on_purpose = await create_job(world, training_file=file)
     assert on_purpose.id != first.id
 
 
 async def test_a_retry_does_not_get_a_job_that_was_cancelled_before(world: World) -> None:
     _it_is_now(world)
     file = world.upload()
-    first = await _create(world, training_file=file)
+    first = await create_job(world, training_file=file)
     await world.client.fine_tuning.jobs.cancel(first.id)
-    again = await _create(world, training_file=file, extra_headers={"X-Stainless-Retry-Count": "1"})
+    again = await create_job(world, training_file=file, extra_headers={"X-Stainless-Retry-Count": "1"})
     assert again.id != first.id
 
 
 async def test_a_retry_long_after_is_a_new_request(world: World) -> None:
     file = world.upload()
-    first = await _create(world, training_file=file)
-    again = await _create(world, training_file=file, extra_headers={"X-Stainless-Retry-Count": "1"})
+    first = await create_job(world, training_file=file)
+    again = await create_job(world, training_file=file, extra_headers={"X-Stainless-Retry-Count": "1"})
     assert again.id != first.id
 
 
@@ -268,94 +258,12 @@ async def test_two_replicas_that_are_asked_at_once_make_one_job(world: World, tm
     file = world.upload()
     header = {"Idempotency-Key": "once"}
     made = await asyncio.gather(
-        *(_create(each, training_file=file, extra_headers=header) for each in (world, second, world, second))
+        *(create_job(each, training_file=file, extra_headers=header) for each in (world, second, world, second))
     )
     await second.client.close()
     await second.backend.close()
     assert len({job.id for job in made}) == 1
     assert len(world.server.all(JOBS)) == 1
-
-
-# --- stopped ----------------------------------------------------------------------------------------------------------
-
-
-async def test_cancel_suspends_the_tuning_job_for_good(world: World) -> None:
-    job, jobs = await _create(world), world.client.fine_tuning.jobs
-    await _progress(world, job.id, TRAINING)
-    cancelled = await jobs.cancel(job.id)
-    assert cancelled.status == "cancelled"
-    assert cancelled.finished_at is not None
-    assert world.job(job.id)["spec"]["suspend"] is True
-    assert (await jobs.cancel(job.id)).finished_at == cancelled.finished_at
-    with pytest.raises(openai.BadRequestError, match="is cancelled") as caught:
-        await jobs.resume(job.id)
-    assert caught.value.code == "invalid_job_state"
-
-
-async def test_a_job_that_is_cancelled_while_it_is_resumed_stays_cancelled(world: World) -> None:
-    job, jobs = await _create(world), world.client.fine_tuning.jobs
-    await world.server.put(JOBS, job.id, spec=world.job(job.id)["spec"] | {"suspend": True})
-    change, done = world.backend.change_job, []
-
-    async def late(name: str, patch: dict[str, Any]) -> Any:
-        if not done:
-            done.append(True)
-            await jobs.cancel(job.id)
-        return await change(name, patch)
-
-    world.backend.change_job = late  # type: ignore[method-assign]
-    with pytest.raises(openai.BadRequestError, match="is cancelled"):
-        await jobs.resume(job.id)
-    assert world.job(job.id)["spec"]["suspend"] is True
-
-
-async def test_a_job_is_resumed_although_its_status_changes_all_the_time(world: World) -> None:
-    job, jobs = await _create(world), world.client.fine_tuning.jobs
-    await world.server.put(JOBS, job.id, spec=world.job(job.id)["spec"] | {"suspend": True})
-    change, left = world.backend.change_job, [TRAINING, CHECKING, TRAINING]
-
-    async def late(name: str, patch: dict[str, Any]) -> Any:
-        if left:
-            await _progress(world, job.id, left.pop())
-        return await change(name, patch)
-
-    world.backend.change_job = late  # type: ignore[method-assign]
-    assert (await jobs.resume(job.id)).status == "running"
-    assert world.job(job.id)["spec"]["suspend"] is False
-
-
-async def test_a_cancelled_job_that_kubectl_lets_go_on_is_stopped_by_another_cancel(world: World) -> None:
-    job, jobs = await _create(world), world.client.fine_tuning.jobs
-    cancelled = await jobs.cancel(job.id)
-    await world.server.put(JOBS, job.id, spec=world.job(job.id)["spec"] | {"suspend": False})
-    assert (await jobs.cancel(job.id)).finished_at == cancelled.finished_at
-    assert world.job(job.id)["spec"]["suspend"] is True
-
-
-async def test_a_job_that_is_done_cannot_be_stopped(world: World) -> None:
-    job, jobs = await _create(world), world.client.fine_tuning.jobs
-    await _progress(world, job.id, SUCCEEDED)
-    for doing in (jobs.cancel, jobs.pause, jobs.resume):
-        with pytest.raises(openai.BadRequestError, match="has succeeded"):
-            await doing(job.id)
-    assert "suspend" not in world.job(job.id)["spec"]
-
-
-async def test_pause_and_resume(world: World) -> None:
-    job = await _create(world)
-    await _progress(world, job.id, TRAINING)
-    async with sdk(world.app, strict=False) as client:  # `paused` is OpenAI's word, which the SDK's types lack
-        for _ in range(2):
-            assert (await client.fine_tuning.jobs.pause(job.id)).status == "paused"
-        assert world.job(job.id)["spec"]["suspend"] is True
-        for _ in range(2):
-            assert (await client.fine_tuning.jobs.resume(job.id)).status == "running"
-        assert world.job(job.id)["spec"]["suspend"] is False
-
-
-async def test_paused_is_the_one_word_that_the_sdks_types_lack(world: World) -> None:
-    sdks = set(FineTuningJob.model_fields["status"].annotation.__args__)
-    assert set(wire.JobStatus.__args__) - sdks == {"paused"}
 
 
 # --- listed -----------------------------------------------------------------------------------------------------------
@@ -365,7 +273,7 @@ async def test_pages_have_every_job_once_newest_first(world: World) -> None:
     made = []
     for second in range(5):
         world.server.time = f"2026-11-29T08:00:0{second}Z"
-        made.append((await _create(world)).id)
+        made.append((await create_job(world)).id)
     world.server.time = "2026-11-29T08:00:05Z"
     await world.server.put(JOBS, "faq", spec=KUBECTL)
     jobs = world.client.fine_tuning.jobs
@@ -379,9 +287,9 @@ async def test_pages_have_every_job_once_newest_first(world: World) -> None:
 
 async def test_metadata_chooses(world: World) -> None:
     jobs = world.client.fine_tuning.jobs
-    both = (await _create(world, metadata={"team": "a", "run": "1"})).id
-    one = (await _create(world, metadata={"team": "a", "run": ""})).id
-    none = (await _create(world)).id
+    both = (await create_job(world, metadata={"team": "a", "run": "1"})).id
+    one = (await create_job(world, metadata={"team": "a", "run": ""})).id
+    none = (await create_job(world)).id
     assert {job.id async for job in jobs.list(metadata={"team": "a"})} == {both, one}
     assert [job.id async for job in jobs.list(metadata={"team": "a", "run": ""})] == [one]
     assert [job.id async for job in jobs.list(extra_query={"metadata": "null"})] == [none]
@@ -396,8 +304,8 @@ async def test_a_query_that_is_none_is_refused(world: World, query: dict[str, An
 
 
 async def test_events_come_newest_first_in_pages_or_oldest_first_when_asked(world: World) -> None:
-    job, jobs = await _create(world), world.client.fine_tuning.jobs
-    await _progress(world, job.id, SUCCEEDED)
+    job, jobs = await create_job(world), world.client.fine_tuning.jobs
+    await progress(world, job.id, SUCCEEDED)
     newest = [event.id async for event in jobs.list_events(job.id, limit=2)]
     oldest = [event.id async for event in jobs.list_events(job.id, limit=2, extra_query={"order": "asc"})]
     assert newest == oldest[::-1] == sorted(newest, reverse=True)
@@ -405,11 +313,11 @@ async def test_events_come_newest_first_in_pages_or_oldest_first_when_asked(worl
 
 
 async def test_a_script_that_follows_events_goes_on_behind_one_that_is_gone(world: World) -> None:
-    job, jobs = await _create(world), world.client.fine_tuning.jobs
+    job, jobs = await create_job(world), world.client.fine_tuning.jobs
     stall = condition("Stalled", "True", "Unschedulable", "no GPU", at="2026-11-29T08:03:00Z")
-    await _progress(world, job.id, {"conditions": [stall]})
+    await progress(world, job.id, {"conditions": [stall]})
     stalled = (await jobs.list_events(job.id)).data[0]
-    await _progress(world, job.id, SUCCEEDED)
+    await progress(world, job.id, SUCCEEDED)
     page = await jobs.list_events(job.id, after=stalled.id, extra_query={"order": "asc"})
     assert [event.message.partition(":")[0] for event in page.data] == [
         "trained",
@@ -422,10 +330,10 @@ async def test_a_cluster_that_cannot_be_reached_is_a_503(world: World) -> None:
     file = world.upload()
     await world.server.stop()
     with pytest.raises(openai.InternalServerError, match="does not answer") as caught:
-        await _create(world, training_file=file)
+        await create_job(world, training_file=file)
     assert caught.value.status_code == 503
     await world.server.start()
-    assert (await _create(world, training_file=file)).status == "queued"
+    assert (await create_job(world, training_file=file)).status == "queued"
 
 
 # --- what its run has left --------------------------------------------------------------------------------------------
@@ -439,9 +347,9 @@ FIGURES = [
 
 
 async def test_a_running_job_has_the_checkpoints_that_its_run_keeps(world: World) -> None:
-    job, jobs = await _create(world, suffix="faq"), world.client.fine_tuning.jobs
+    job, jobs = await create_job(world, suffix="faq"), world.client.fine_tuning.jobs
     assert [kept async for kept in jobs.checkpoints.list(job.id)] == []
-    await _progress(world, job.id, TRAINING)
+    await progress(world, job.id, TRAINING)
     make_work(world.root, TRAINING["modelId"], FIGURES, [2, 4])
     found = [kept async for kept in jobs.checkpoints.list(job.id, limit=1)]
     assert [kept.step_number for kept in found] == [4, 2]
@@ -453,9 +361,9 @@ async def test_a_running_job_has_the_checkpoints_that_its_run_keeps(world: World
 
 
 async def test_a_finished_job_has_its_model_as_checkpoint_and_its_figures_as_events_and_file(world: World) -> None:
-    job, jobs = await _create(world), world.client.fine_tuning.jobs
+    job, jobs = await create_job(world), world.client.fine_tuning.jobs
     make_run(world.root, SUCCEEDED["modelId"], FIGURES, metrics={"tuned": {"loss": 1.25, "token_accuracy": 0.75}})
-    await _progress(world, job.id, SUCCEEDED)
+    await progress(world, job.id, SUCCEEDED)
     done = await jobs.retrieve(job.id)
     assert done.trained_tokens == 1234
     (kept,) = (await jobs.checkpoints.list(job.id)).data
@@ -475,7 +383,7 @@ async def test_a_page_of_many_jobs_is_one_question_to_the_cluster_and_builds_no_
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """How long it takes is measured in tests/bench."""
-    raw, built = world.job((await _create(world)).id), []
+    raw, built = world.job((await create_job(world)).id), []
     for number in range(149):
         raw["metadata"] |= {"name": f"faq-{number}", "uid": f"uid-{number}"}
         world.server.cluster.add(JOBS, raw | {"status": SUCCEEDED})
