@@ -305,10 +305,11 @@ class NodeStatus(ApiModel):
 
 
 class Attempts(ApiModel):
-    """Jobs of a training of several pods that have failed; each further attempt is a new Job."""
+    """Jobs of a training that have failed and were followed by another: of several pods, or on a full claim."""
 
     failed: Annotated[int, Field(ge=0)] = Field(
-        0, description="How many count against spec.retries: not those that the cluster itself ended."
+        0,
+        description="How many count against spec.retries: not those that the cluster itself ended, or that found no room.",
     )
 
     job_uid: Line | None = Field(None, description="The Job that was counted last.")
@@ -319,7 +320,8 @@ class Attempts(ApiModel):
 
     time: Time | None = Field(
         None,
-        description="When it was counted (RFC 3339): the next begins 10 s after the first that counts, 20 s after the second.",
+        description="When it was counted (RFC 3339): the next begins 10 s after the first that counts, 20 s after the second, "
+        "and 5 minutes after one that found no room.",
     )
 
 
@@ -358,7 +360,9 @@ class TuningJobStatus(ApiModel):
         None, description="The pods of the training, where resources.nodes is above 1."
     )
 
-    attempts: Attempts | None = Field(None, description="What failed so far, where resources.nodes is above 1.")
+    attempts: Attempts | None = Field(
+        None, description="What failed so far, where resources.nodes is above 1 or the claim was full."
+    )
 
     conditions: Annotated[list[Condition], Field(max_length=16)] = Field(
         default_factory=list,

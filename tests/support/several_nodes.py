@@ -18,6 +18,7 @@ CRASH = {
 }
 LOST = {"ok": False, "reason": "NodeLost", "message": "node 1 (faq-train-1) has ended: its ranks have failed"}
 STOPPED = {"ok": False, "reason": "Stopped", "message": "stopped on request"}
+FULL = {"ok": False, "reason": "VolumeFull", "message": "spec.volume.claimName: no space is left in models"}
 REFUSED = {"ok": False, "reason": "DatasetInvalid", "message": "row 3: no prompt"}
 
 
@@ -43,7 +44,7 @@ def pods(first: Raw | None = None, second: Raw | None = None) -> dict[str, Any]:
 
 
 def failed(number: int, index: int, result: Raw, **given: Any) -> Raw:
-    code = 64 if result is REFUSED else 75 if result in (LOST, STOPPED) else 1
+    code = 64 if result is REFUSED else 75 if result in (LOST, STOPPED, FULL) else 1
     return make_pod(number=number, index=index, phase="Failed", exit_code=code, result=result, **given)
 
 

@@ -32,8 +32,8 @@ from tuning_operator.tuning_job.reconciler import TuningJobReconciler
 NAME = "faq"
 OK, LOST = "ok", "message lost"
 """Ends of a pod; the others are exit codes and OOM."""
-OOM, NO_GPU, HANG = "OOM", "no GPU", "hang"
-CODES = {OOM: 137, NO_GPU: 75}
+OOM, NO_GPU, NO_ROOM, HANG = "OOM", "no GPU", "no room", "hang"
+CODES = {OOM: 137, NO_GPU: 75, NO_ROOM: 75}
 SIDECAR = "aaa-proxy"
 
 
@@ -224,6 +224,8 @@ class World:
             terminated["reason"] = "OOMKilled"
         elif end == NO_GPU:
             terminated["message"] = json.dumps({"ok": False, "reason": "GPUUnavailable", "message": "no CUDA"})
+        elif end == NO_ROOM:
+            terminated["message"] = json.dumps({"ok": False, "reason": "VolumeFull", "message": "no space is left"})
         elif end == "64":
             reason = "SourceNotFound" if role == "fetch" else "DatasetInvalid"
             terminated["message"] = json.dumps({"ok": False, "reason": reason, "message": "row 3: no prompt"})
@@ -309,6 +311,8 @@ class World:
         for time in ("startTime", "completionTime"):
             status[time] = time in status
         status.get("progress", {}).pop("lastUpdateTime", None)
+        for chance in ("jobUid", "time"):
+            status.get("attempts", {}).pop(chance, None)
         return {"conditions": without_names(conditions), "status": status, "jobs": sorted(self.job_names())}
 
     def job_names(self) -> list[str]:

@@ -1,8 +1,9 @@
-"""One Job of several pods after the other: why it failed, whether that counts, and when the next begins.
+"""One Job of a training after the other: why it failed, whether that counts, and when the next begins.
 
-None of the pods works without the others, so the first that fails ends their Job, and the next attempt is a new Job.
-How many have failed is in the status before such a Job is deleted: each is counted once, also by an operator that was
-killed in between.
+None of several pods works without the others, so the first that fails ends their Job, and the next attempt is a new
+Job. How many have failed is in the status before such a Job is deleted: each is counted once, also by an operator that
+was killed in between. A single pod is tried again by its Job itself; another Job follows only where the claim is full,
+until there is room: the work that is on it would be lost otherwise.
 """
 
 from __future__ import annotations
@@ -35,8 +36,10 @@ FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 10.0, 600.0
 MESSAGE_CHARACTERS = 1000
 FOLLOWING = (PodReason.NODE_LOST, PodReason.STOPPED)
 """Reasons of a pod that ended because of another."""
-UNCOUNTED = (PodReason.STOPPED,)
-"""Of a Job that was asked to end from outside: as a disruption, it costs no retry."""
+UNCOUNTED = (PodReason.STOPPED, PodReason.VOLUME_FULL)
+"""They cost no retry: of a Job that was asked to end from outside, and of one that found no room."""
+ROOM_PAUSE_SECONDS = 300.0
+"""Between attempts on a full claim: each asks for its cards, and ends before it uses them."""
 
 
 def starts_again(chain: Chain, stage: JobStage, child: Child) -> bool:
@@ -44,25 +47,25 @@ def starts_again(chain: Chain, stage: JobStage, child: Child) -> bool:
 
     First the status counts it, then it is deleted; the next one is made once its pods have ended.
     """
-    cause = find_cause(chain, stage, child)
-    if cause is None:
-        return False
-    before = chain.observed.status.attempts or Attempts()
-    failed = before.failed + (cause.counts and before.job_uid != child.uid)
-    if failed > chain.spec.retries:
-        return False
-    words = stage.words(None)
-    chain.draft.say(words.phase, words.reason, words.message, stage=stage.condition)
-    if before.job_uid == child.uid:
+    before, words = chain.observed.status.attempts or Attempts(), stage.words(None)
+    if before.job_uid == child.uid:  # its pods may be gone already
+        chain.draft.say(words.phase, words.reason, words.message, stage=stage.condition)
         _stall_on(chain, before)
         chain.delete(child)
         return True
+    cause = find_cause(chain, stage, child)
+    if cause is None:
+        return False
+    failed = before.failed + cause.counts
+    if failed > chain.spec.retries:
+        return False
+    chain.draft.say(words.phase, words.reason, words.message, stage=stage.condition)
     attempts = Attempts(
         failed=failed,
         job_uid=child.uid,
         reason=cause.reason,
         message=LOGS_HINT.sub("", cause.message)[:MESSAGE_CHARACTERS],
-        time=timestamp(chain.now) if cause.counts else None,
+        time=timestamp(chain.now) if cause.counts or cause.reason == PodReason.VOLUME_FULL else None,
     )
     _stall_on(chain, attempts)
     chain.draft.fields["attempts"] = attempts
@@ -71,10 +74,12 @@ def starts_again(chain: Chain, stage: JobStage, child: Child) -> bool:
 
 
 def seconds_to_pause(attempts: Attempts | None, now: datetime) -> float:
-    """Return how long the next attempt is put off yet: as by the Job controller, after a failure that counts."""
+    """Return how long the next attempt is put off yet: as by the Job controller, longer where there is no room."""
     if attempts is None or attempts.time is None:
         return 0.0
-    pause = min(FIRST_PAUSE_SECONDS * 2.0 ** min(attempts.failed - 1, 10), LONGEST_PAUSE_SECONDS)
+    pause = ROOM_PAUSE_SECONDS
+    if attempts.reason != PodReason.VOLUME_FULL:
+        pause = min(FIRST_PAUSE_SECONDS * 2.0 ** min(attempts.failed - 1, 10), LONGEST_PAUSE_SECONDS)
     return pause - (now - read_time(attempts.time)).total_seconds()
 
 
@@ -120,6 +125,10 @@ def _stall_on(chain: Chain, attempts: Attempts) -> None:
 
 
 def _shown(attempts: Attempts, chain: Chain) -> str:
+    if attempts.reason == PodReason.VOLUME_FULL:
+        return (
+            f"{attempts.message}; it is started again every {ROOM_PAUSE_SECONDS / 60:.0f} minutes until there is room"
+        )
     counts = attempts.time is not None
     which = f"attempt {attempts.failed} of {chain.spec.retries + 1} failed" if counts else "ended, and goes on"
     return f"{which}: {attempts.message}"
@@ -150,15 +159,21 @@ def final_trouble(chain: Chain, stage: JobStage, child: Child) -> Trouble:
 
 @dataclass(frozen=True)
 class Cause(Trouble):
-    """Why a Job of several pods fails."""
+    """Why a Job fails that another may follow."""
 
     counts: bool
-    """Whether as a retry: not where the cluster or somebody has ended a pod."""
+    """Whether as a retry: not where the cluster or somebody has ended a pod, or the claim is full."""
 
 
 def find_cause(chain: Chain, stage: JobStage, child: Child) -> Cause | None:
-    """Return why a Job of several pods fails; None where none may follow."""
+    """Return why a Job fails; None where no other may follow."""
     spec = chain.spec
+    if child.nodes == 1:
+        last = child.failed_pods[-1] if child.failed_pods and child.failure_reason != DEADLINE else None
+        if last is None or pod_reason(last) != PodReason.VOLUME_FULL:
+            return None
+        trouble = pod_failure(last, stage, spec)
+        return Cause(trouble.reason, trouble.message, counts=False)
     if child.failure_reason == DEADLINE or _refused(child, stage, spec) is not None:
         return None
     failed = sorted((pod for pod in child.pods if pod.phase == "Failed"), key=_ended)

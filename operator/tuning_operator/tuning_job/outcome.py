@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from llm_tuning.api.conditions import Reason
 from llm_tuning.api.tuning_job import TuningJobSpec
 from llm_tuning.errors import EXIT_INPUT
-from llm_tuning.pod.contract import Result, TrainResult, parse_result
+from llm_tuning.pod.contract import PodReason, Result, TrainResult, parse_result
 from tuning_operator.core.constants import LOST_RESULT_SECONDS, SETTLED_SECONDS
 from tuning_operator.pods.observed import Child, Pod
 from tuning_operator.pods.sidecars import find_failing_sidecar, is_outlived
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 EXIT_KILLED = 137
 DEADLINE = "DeadlineExceeded"
 """The Job controller's reason."""
-TELLING = (Reason.OUT_OF_MEMORY, Reason.GPU_UNAVAILABLE)
+TELLING = (Reason.OUT_OF_MEMORY, Reason.GPU_UNAVAILABLE, PodReason.VOLUME_FULL)
 """Reasons that say more than that all retries are used up."""
 
 

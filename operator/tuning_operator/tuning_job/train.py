@@ -105,7 +105,7 @@ class TrainStage(JobStage):
         return super().run(chain)
 
     def starts_again(self, chain: Chain, child: Child) -> bool:
-        return child.nodes > 1 and child.has_failed and starts_again(chain, self, child)
+        return child.has_failed and starts_again(chain, self, child)
 
     def seconds_to_pause(self, chain: Chain) -> float:
         return seconds_to_pause(chain.observed.status.attempts, chain.now)
@@ -116,8 +116,7 @@ class TrainStage(JobStage):
     def go_on(self, chain: Chain, child: Child | None) -> None:
         super().go_on(chain, child)
         self._say_slow_rank(chain, child)
-        is_single = child.nodes == 1 if child is not None else chain.spec.resources.nodes == 1
-        if not is_single and not chain.draft.conditions.holds(ConditionType.STALLED):
+        if not chain.draft.conditions.holds(ConditionType.STALLED):
             say_why_it_failed(chain, self, child)
 
     def _say_slow_rank(self, chain: Chain, child: Child | None) -> None:

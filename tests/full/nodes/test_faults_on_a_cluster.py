@@ -171,34 +171,30 @@ def evict(space: TuningNamespace, name: str) -> None:
     space.kubectl("create", "--raw", path, "-f", "-", input=json.dumps(body))
 
 
-def test_a_claim_that_fills_up_ends_both_with_its_name_and_what_it_holds_is_gone_on_from(
+def test_a_claim_that_fills_up_ends_both_and_the_run_goes_on_by_itself_once_there_is_room(
     space: TuningNamespace,
 ) -> None:
-    volume = {"claimName": "small"}
     with small_claim(space, "small", mebibytes=48) as small:
-        training = begin(space, "full", volume=volume)
+        training = begin(space, "full", volume={"claimName": "small"}, retries=0)
         before, model = training.step, training.status["modelId"]
         small.fill_up()
         since = time.monotonic()
-        space.wait("full", "Succeeded", status="False", reason="VolumeFull", seconds=90)
-        said = space.conditions("full")["Succeeded"]["message"]
+        space.wait("full", "Stalled", reason="VolumeFull", seconds=90)
+        said = space.conditions("full")["Stalled"]["message"]
         print(f"\nfull: told after {time.monotonic() - since:.0f} s: {said}")
-        assert "spec.volume.claimName: models: no space is left on the disk" in said
-        assert "attempts" not in training.status, "bad input is never retried"
+        assert "spec.volume.claimName: no space is left in models" in said
+        assert said.endswith("started again every 5 minutes until there is room")
+        wait_until(lambda: bool(training.status.get("attempts")), 60, lambda: f"its count; has {training.status}")
+        assert training.status["attempts"]["failed"] == 0
         kept = small.on_node("ls", f"{small.folder}/models/.work/{model}/checkpoints").split()
         print(f"checkpoints that stay: {kept}")
-        end(training)
         small.make_room()
-        again = Training(space, "again")
-        space.apply(tuning_job("again", resources={**PLENTY, "nodes": 2}, **LONG, volume=volume, suspend=True))
-        space.wait("again", "Suspended")
-        # No field names the run to go on with, and another TuningJob begins another: only its status can.
-        given = json.dumps({"status": {"modelId": model}})
-        space.kubectl("patch", "tj", "again", "--subresource=status", "--type=merge", "-p", given)
-        space.kubectl("patch", "tj", "again", "--type=merge", "-p", '{"spec": {"suspend": false}}')
-        saved = saved_step(again)
+        training.next_job(seconds=400)
+        print(f"next Job after {time.monotonic() - since:.0f} s")
+        saved = saved_step(training)
         print(f"resumed from step {saved}; at {before} when it was filled")
         assert f"checkpoint-{saved}" in kept
-        wait_until(lambda: again.step > saved, 120, lambda: f"steps; has {again.status}")
-        assert again.status["modelId"] == model
-        end(again)
+        wait_until(lambda: training.step > saved, 120, lambda: f"steps; has {training.status}")
+        assert training.status["modelId"] == model
+        space.wait("full", "Stalled", status="False", seconds=180)
+        end(training)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,7 @@ from tests.support.operator_objects import (
 )
 from tests.support.several_nodes import (
     CRASH,
+    FULL,
     LOST,
     REFUSED,
     STOPPED,
@@ -29,7 +31,7 @@ from tests.support.several_nodes import (
     there,
     wanted,
 )
-from tests.support.tuning_world import HANG, OK, Faults, World, live
+from tests.support.tuning_world import HANG, NO_ROOM, OK, Faults, World, live
 from tuning_operator.core.cache import JOBS, PODS
 from tuning_operator.core.constants import LABEL_INDEX
 from tuning_operator.core.desired import ObjectRef
@@ -114,6 +116,40 @@ def test_bad_input_of_any_pod_is_final_whoever_failed_first() -> None:
     }
     desired = wanted(job(), **over)
     assert full_condition(desired, "Succeeded") == ("False", "DatasetInvalid", "row 3: no prompt")
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_a_claim_without_room_costs_no_retry_and_is_asked_again_every_five_minutes(nodes: int) -> None:
+    """With one pod the Job has tried it as often as `retries` says; what is on the claim is not lost all the same."""
+    raw = job(nodes=nodes, retries=0)
+    over: dict[str, Any] = {
+        "jobs": [make_job(nodes=nodes, failed="BackoffLimitExceeded", failures=1)],
+        "pods": [failed(1, 0, FULL), *([failed(2, 1, LOST)] if nodes == 2 else [])],
+    }
+    counted = wanted(raw, **over)
+    assert condition(counted, "Finished")[0] == "False"
+    assert not counted.delete
+    assert counted.status is not None
+    kept = counted.status["attempts"]
+    assert (kept["failed"], kept["reason"]) == (0, "VolumeFull")
+    said = message(counted, "Stalled")
+    assert FULL["message"] in said
+    assert said.endswith("; it is started again every 5 minutes until there is room")
+    raw = attempts(raw, **kept)
+    assert wanted(raw, **over).delete == [ObjectRef(JOBS, "faq-train", "job-train")]
+    waits = wanted(raw, seconds=100)
+    assert not waits.create
+    assert waits.requeue_after == 70 + 300 - 100
+    assert condition(waits, "Stalled") == ("True", "VolumeFull")
+    assert created(wanted(raw, seconds=376)) == ["faq-train"]
+    again = [make_pod(number=3 + n, index=n, job_uid="next", created=380) for n in range(nodes)]
+    later = wanted(raw, jobs=[make_job(nodes=nodes, uid="next")], pods=again, seconds=480)
+    assert condition(later, "Stalled") == ("False", "NotStalled")
+
+
+def test_a_deadline_is_final_be_the_claim_full_or_not() -> None:
+    late = {"jobs": [make_job(failed="DeadlineExceeded")], "pods": [failed(1, 0, FULL)]}
+    assert condition(wanted(job(nodes=1, activeDeadlineSeconds=60), **late), "Succeeded")[1] == "DeadlineExceeded"
 
 
 def test_a_deadline_is_final() -> None:
@@ -281,6 +317,7 @@ PLANS: dict[str, tuple[dict[str, list[str]], str]] = {
     "tries again": ({TRAIN: ["75", "1", OK]}, "Succeeded"),
     "refuses": ({TRAIN: ["75", "64"]}, "DatasetInvalid"),
     "never works": ({TRAIN: ["1"]}, "RetriesExhausted"),
+    "waits for room": ({TRAIN: ["75", *[NO_ROOM] * 4, OK]}, "Succeeded"),
 }
 
 

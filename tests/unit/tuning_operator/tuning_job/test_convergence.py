@@ -14,7 +14,20 @@ from typing import Any
 import pytest
 
 from tests.support.operator_objects import make_status, make_tuning_job
-from tests.support.tuning_world import HANG, LOST, NAME, NO_GPU, OK, OOM, Faults, World, finished, has_ended, live
+from tests.support.tuning_world import (
+    HANG,
+    LOST,
+    NAME,
+    NO_GPU,
+    NO_ROOM,
+    OK,
+    OOM,
+    Faults,
+    World,
+    finished,
+    has_ended,
+    live,
+)
 from tuning_operator.core.cache import JOBS, PODS, TUNING_JOBS
 
 PLANS: dict[str, dict[str, list[str]]] = {
@@ -31,6 +44,8 @@ PLANS: dict[str, dict[str, list[str]]] = {
     "result lost after a failure": {"train": ["137", LOST]},
     "nothing to report": {"train": [LOST], "report": ["64"]},
     "no GPU": {"train": [NO_GPU]},
+    "no room for two Jobs": {"train": [*[NO_ROOM] * 9, OK]},
+    "no room for the check": {"check": [NO_ROOM]},
 }
 TROUBLE = Faults(kill=0.1, lag=0.5, lose=0.05, double=0.2, interleave=0.2)
 SEEDS = int(os.environ.get("SEEDS", "3"))
@@ -76,11 +91,13 @@ EXPECTED = {
     "never works": ("False", "RetriesExhausted"),
     "out of memory": ("False", "OutOfMemory"),
     "result lost": ("True", "Succeeded"),
+    "no room for two Jobs": ("True", "Succeeded"),
+    "no room for the check": ("False", "VolumeFull"),
     "result lost after a failure": ("True", "Succeeded"),
     "nothing to report": ("False", "ResultLost"),
     "no GPU": ("False", "GPUUnavailable"),
 }
-NOT_TRAINED = {"refused", "check crashes"}
+NOT_TRAINED = {"refused", "check crashes", "no room for the check"}
 REPORTED = {"result lost", "result lost after a failure", "nothing to report"}
 
 
