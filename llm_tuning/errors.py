@@ -25,7 +25,7 @@ EXIT_OK = 0
 EXIT_INPUT = 64
 """Bad input (EX_USAGE in sysexits.h): a Job's podFailurePolicy fails at once on it."""
 EXIT_TRY_AGAIN = 75
-"""Try again (EX_TEMPFAIL in sysexits.h): stopped after a checkpoint, volume busy, GPU missing."""
+"""Try again (EX_TEMPFAIL in sysexits.h): stopped after a checkpoint, volume busy or full, GPU missing."""
 
 
 class Words(Protocol):

@@ -282,8 +282,9 @@ def exit_codes_page() -> Lines:
         ),
         (
             errors.EXIT_TRY_AGAIN,
-            "Try again: stopped after a checkpoint, folder busy, GPU missing, server silent. The same command resumes "
-            "where it was; a TuningJob does, up to `retries` times.",
+            "Try again: stopped after a checkpoint, folder busy, GPU missing, disk full, server silent. The same "
+            "command resumes where it was; a TuningJob does, up to `retries` times, and on a full claim until there is "
+            "room.",
         ),
         (tune_llm.EXIT_INTERRUPTED, "Ctrl-C twice: ended at once, without a checkpoint of its own."),
     )

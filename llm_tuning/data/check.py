@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
+from llm_tuning.core.room import is_full, says_no_space, volume_full
 from llm_tuning.core.stopping import raise_if_stopped
 from llm_tuning.data.chat import TemplateForbidden
 from llm_tuning.data.faults import Reason, RowFault
@@ -323,7 +324,7 @@ def _write(writer: TokenRowsWriter, example: Example, row: TokenisedRow) -> None
 
 @contextmanager
 def _rows_writer(out: Path | None) -> Iterator[TokenRowsWriter | None]:
-    """Yield a writer that is discarded on any error; a full or read-only disk becomes an InputError."""
+    """Yield a writer that is discarded on any error; a read-only disk becomes an InputError, a full one a TryAgain."""
     if out is None:
         yield None
         return
@@ -332,10 +333,13 @@ def _rows_writer(out: Path | None) -> Iterator[TokenRowsWriter | None]:
         writer = TokenRowsWriter(out)
         yield writer
     except OSError as error:
+        no_room = is_full(out) or says_no_space(error)
         if writer is not None:
             writer.discard()
+        if no_room:
+            raise volume_full(out) from error
         rule = f"cannot be written: {error.strerror or error}"
-        fix = "free some space or give another folder with {field:output_dir}"
+        fix = "give another folder with {field:output_dir}"
         raise InputError(Problem(str(out), rule, fix, field="output_dir")) from None
     except BaseException:
         if writer is not None:

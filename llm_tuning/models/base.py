@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_tuning.core.files import JSON_BYTES, file_hash, odd_files, read_json, temporary_beside, write_json
+from llm_tuning.core.room import NO_SPACE, volume_full
 from llm_tuning.errors import InputError, Problem
 from llm_tuning.models.layout import CONFIG, TOKENIZER_CONFIG
 from llm_tuning.models.not_a_base import no_folder_problem, other_kind
@@ -201,13 +202,15 @@ def _parameters(path: Path, where: str, problems: list[Problem]) -> int:
 
 
 def check_writable(folder: Path) -> None:
-    """Make `folder` and see that files can be written there; raises InputError naming it."""
+    """Make `folder` and see that files can be written there; raises InputError naming it, TryAgain on a full disk."""
     probe = temporary_beside(folder / "writable")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.touch()
         probe.unlink()
     except OSError as error:
+        if error.errno in NO_SPACE:
+            raise volume_full(folder, str(error.strerror)) from None
         raise InputError(
             Problem(
                 f"output_dir {folder}", f"cannot be written ({error.strerror})", "give another with {field:output_dir}"

@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from llm_tuning.core.files import flush, flush_tree
+from llm_tuning.core.room import NO_SPACE, volume_full
 from llm_tuning.errors import InputError, Problem
 from llm_tuning.models.layout import MANIFEST
 from llm_tuning.models.manifest import Manifest, file_hashes, read_manifest, write_manifest
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 _NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -31,7 +31,7 @@ def publish(stage: Path, target: Path, manifest: Manifest) -> Manifest:
 
     Safe to repeat after a crash: a whole target of the same configuration hash is the result already, and `stage`,
     which may be gone, is left alone. Raises InputError, and overwrites nothing, when something else has the target's
-    name or the disk is full or not writable.
+    name or the disk is not writable, and TryAgain when it is full.
     """
     published = _already(target, manifest)
     if published is not None:
@@ -76,20 +76,12 @@ def _already(target: Path, manifest: Manifest) -> Manifest | None:
 
 @contextmanager
 def storage_errors(where: Path) -> Iterator[None]:
-    """Turn a full or unwritable disk into an InputError of one sentence that names `where`; other errors pass."""
+    """Turn an unwritable disk into an InputError, a full one into a TryAgain that names `where`; other errors pass."""
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
-            rule = f"the disk is full ({error.strerror})"
-            raise InputError(
-                Problem(
-                    str(where),
-                    rule,
-                    "make room or give another {field:output_dir}, then start again",
-                    field="output_dir",
-                )
-            ) from error
+        if error.errno in NO_SPACE:
+            raise volume_full(where, str(error.strerror)) from error
         if error.errno in _NOT_WRITABLE:
             name = f" of {error.filename}" if error.filename and str(error.filename) != str(where) else ""
             rule = f"cannot be written ({error.strerror}{name})"

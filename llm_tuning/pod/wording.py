@@ -32,8 +32,7 @@ _OWN = {
     "devices": "spec.resources.gpus",
 }
 """What a TuningJob has in the place of a run's options."""
-_FULL_BYTES = 1 << 20
-_OUTPUT_FIX = f"give a claim that user {os.getuid()} may write to and that has room"
+_OUTPUT_FIX = f"give a claim that user {os.getuid()} may write to"
 _KEY_FIX = "keep the rows alone in the key, or put the file on the claim"
 
 
@@ -153,7 +152,4 @@ def _volume_reason(root: Path) -> PodReason:
         volume = os.statvfs(root)
     except OSError:
         return PodReason.VOLUME_NOT_WRITABLE
-    if volume.f_flag & os.ST_RDONLY:
-        return PodReason.VOLUME_READ_ONLY
-    full = volume.f_bavail * volume.f_frsize < _FULL_BYTES
-    return PodReason.VOLUME_FULL if full else PodReason.VOLUME_NOT_WRITABLE
+    return PodReason.VOLUME_READ_ONLY if volume.f_flag & os.ST_RDONLY else PodReason.VOLUME_NOT_WRITABLE

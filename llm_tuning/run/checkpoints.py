@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_tuning.core.files import flush, flush_tree, read_json, write_json
+from llm_tuning.core.room import is_full, require_room, says_no_space, volume_full
 from llm_tuning.errors import InputError, Problem
 
 log = logging.getLogger(__name__)
@@ -39,8 +40,9 @@ _LEFTOVER = re.compile(r"\.(saving|removed)-.*")
 def save_checkpoint(root: Path, step: int, write: Callable[[Path], None], keep: int = 2) -> Path:
     """Have `write` fill the checkpoint of `step` (optimizer steps done) and keep the `keep` newest; returns its folder.
 
-    A checkpoint of that step that is already there is whole and stays as it is. Errors of `write` come through,
-    and nothing of the checkpoint is left then. One process at a time may save into `root`.
+    A checkpoint of that step that is already there is whole and stays as it is. Raises TryAgain where the disk is full,
+    other errors of `write` come through; nothing of the checkpoint is left then. One process at a time may save into
+    `root`.
     """
     root.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(root)
@@ -53,8 +55,11 @@ def save_checkpoint(root: Path, step: int, write: Callable[[Path], None], keep: 
             write_json(draft / FILES, {path.name: _measured(path) for path in sorted(draft.iterdir())})
             flush_tree(draft)
             draft.rename(final)
-        except BaseException:
+        except BaseException as error:
+            no_room = isinstance(error, Exception) and (is_full(root) or says_no_space(error))
             shutil.rmtree(draft, ignore_errors=True)
+            if no_room:
+                raise volume_full(root) from error
             raise
         flush(root)
     for _, old in _checkpoints(root)[:-keep]:
@@ -95,6 +100,16 @@ def newest_whole(root: Path) -> tuple[int, Path] | None:
             str(root), f"holds no whole checkpoint ({folders})", f"remove {root} to train from the first step again"
         )
     )
+
+
+def require_room_beside(newest: Path) -> None:
+    """Raise TryAgain where another checkpoint like `newest` has no room, once what killed saves left is removed.
+
+    One process at a time may do this, as `save_checkpoint`.
+    """
+    _remove_leftovers(newest.parent)
+    size = sum(path.stat().st_size for path in newest.iterdir())
+    require_room(newest.parent, size, "a checkpoint of this run")
 
 
 def find_damage(folder: Path) -> str | None:

@@ -19,7 +19,7 @@ from llm_tuning.errors import PLAIN, InputError, Problem, TryAgain, Words
 from llm_tuning.models.layout import CHECKPOINTS, RUN_SPEC
 from llm_tuning.models.manifest import read_manifest
 from llm_tuning.models.registry import Registry
-from llm_tuning.run.checkpoints import newest_whole
+from llm_tuning.run.checkpoints import newest_whole, require_room_beside
 from llm_tuning.run.checks import BASE, DATASET, EVALUATION, of_field
 from llm_tuning.run.nodes import MISSING
 from llm_tuning.run.prepare import prepare
@@ -27,7 +27,7 @@ from llm_tuning.run.rows import check_rows
 from llm_tuning.run.spec import RunSpec, read_run_spec
 from llm_tuning.run.work import (
     begin_or_resume,
-    disk_errors_as_input_errors,
+    disk_errors_explained,
     finished,
     held,
     nothing_left_of_a_refusal,
@@ -63,7 +63,7 @@ def tune(config: TuningConfig, options: RunOptions, group: NodeGroup | None = No
                     log.info("%s", run.targets)
                     spec = begin_or_resume(run, show_sample=options.show_sample)
                     raise_if_stopped("before the training")
-                    _say_where_it_resumes(newest_whole(spec.work / CHECKPOINTS))
+                    _see_where_it_resumes(newest_whole(spec.work / CHECKPOINTS))
                     _train(spec, group)
                     return spec.model_id
         log.info("%s is finished already: %s", spec.model_id, spec.target)
@@ -80,7 +80,7 @@ def join_run(options: RunOptions, group: NodeGroup) -> None:
 
     output_dir = Path(options.output_dir)
     target, own = output_dir / str(options.model_id), group.nodes.name(group.nodes.index)
-    with stop_on_signals(), disk_errors_as_input_errors(output_dir, own):
+    with stop_on_signals(), disk_errors_explained(output_dir, own):
         work = group.await_work(lambda: read_manifest(target) is not None)
         if work is not None:
             launch(_await_spec(work, group), group)
@@ -137,13 +137,16 @@ def _further_data_problems(config: TuningConfig, error: InputError) -> tuple[Pro
 @contextmanager
 def _guarded(output_dir: Path, machine: str = "this machine") -> Iterator[None]:
     """Turn signals into stop requests and a full disk into one problem; after a refusal remove what it made."""
-    with stop_on_signals(), nothing_left_of_a_refusal(output_dir), disk_errors_as_input_errors(output_dir, machine):
+    with stop_on_signals(), nothing_left_of_a_refusal(output_dir), disk_errors_explained(output_dir, machine):
         yield
 
 
-def _say_where_it_resumes(found: tuple[int, Path] | None) -> None:
+def _see_where_it_resumes(found: tuple[int, Path] | None) -> None:
+    """Say where; raises TryAgain, before any card is used, where the next checkpoint has no room beside that one."""
     if found is not None:
-        log.info("resumed from step %d (%s)", found[0], found[1].name)
+        step, folder = found
+        require_room_beside(folder)
+        log.info("resumed from step %d (%s)", step, folder.name)
 
 
 def _complete(spec: RunSpec) -> None:

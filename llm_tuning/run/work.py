@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import logging
 import os
@@ -15,22 +14,19 @@ from typing import Any
 from llm_tuning.api import TrainingSpec, TuningConfig
 from llm_tuning.api.tuning import MOST_BATCH
 from llm_tuning.core.files import write_json
+from llm_tuning.core.room import is_full, says_no_space, volume_full
 from llm_tuning.errors import InputError, Problem, TryAgain, TuningError
 from llm_tuning.models.layout import CACHE_FOLDER, CHECKPOINTS, DATA_REPORT, MANIFEST, ROWS, RUN_LOCK, WORK_FOLDER
 from llm_tuning.models.manifest import Manifest, deciding_settings, read_manifest
 from llm_tuning.run.checkpoints import latest_checkpoint
-from llm_tuning.run.checks import OUTPUT
 from llm_tuning.run.prepare import Prepared
 from llm_tuning.run.rows import RowHashes, hash_rows, tokenise_rows
 from llm_tuning.run.spec import RunSpec, read_run_spec
 
 log = logging.getLogger(__name__)
 
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 DISK_FULL = "DiskFull"
 SHARED_MEMORY = Path("/dev/shm")
-FULL_BYTES = 256 * 1024
-"""A disk with less room than this is full: a run writes little at a time that is smaller."""
 
 _CONTENTS = (
     "the rows of {field:dataset.path}",
@@ -248,8 +244,7 @@ def nothing_left_of_a_refusal(output_dir: Path) -> Iterator[None]:
 def fresh_work_removed(work: Path, *, fresh: bool) -> Iterator[None]:
     """Remove a `fresh` work folder that came no further than a refusal; one with a checkpoint always stays.
 
-    A full disk and a loss that is no number are refusals, too, after hours of training that the next start
-    continues from.
+    A loss that is no number is a refusal, too, after hours of training that the next start continues from.
     """
     try:
         yield
@@ -259,33 +254,21 @@ def fresh_work_removed(work: Path, *, fresh: bool) -> Iterator[None]:
         raise
 
 
-def _is_full(folder: Path) -> bool:
-    return folder.exists() and shutil.disk_usage(folder).free < FULL_BYTES
-
-
 @contextmanager
-def disk_errors_as_input_errors(output_dir: Path, machine: str = "this machine") -> Iterator[None]:
-    """Raise one InputError for a full disk. Libraries raise many types for it, so the free space itself decides.
+def disk_errors_explained(output_dir: Path, machine: str = "this machine") -> Iterator[None]:
+    """Raise a TryAgain that says which disk is full: that of the output, or one of `machine` alone.
 
-    Where it is a disk of `machine` alone, which another start may find empty, it is a TryAgain that says which.
+    Libraries raise many types for it, so the free space decides where the error does not say it.
     """
     try:
         yield
     except TuningError:
         raise
     except Exception as error:
-        is_full = isinstance(error, OSError) and error.errno in NO_SPACE
-        if not _is_full(output_dir):
-            if own := next(filter(_is_full, (Path(os.environ.get("TMPDIR", "/tmp")), SHARED_MEMORY)), None):
+        if not is_full(output_dir):
+            if own := next(filter(is_full, (Path(os.environ.get("TMPDIR", "/tmp")), SHARED_MEMORY)), None):
                 said = f"no space is left in {own} of {machine}: {type(error).__name__}: {error}; make room there"
                 raise TryAgain(DISK_FULL, said) from error
-            if not is_full:
+            if not says_no_space(error):
                 raise
-        raise InputError(
-            Problem(
-                f"output_dir {output_dir}",
-                "no space is left on the disk",
-                "make room and start the same model_id again, or give another {field:output_dir}",
-                field=OUTPUT,
-            )
-        ) from error
+        raise volume_full(output_dir) from error

@@ -35,6 +35,7 @@ from transformers import TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 from trl.trainer.base_trainer import _BaseTrainer
 
+from llm_tuning.core.room import require_room
 from llm_tuning.core.stopping import stop_requested
 from llm_tuning.errors import InputError, Problem, TryAgain
 from llm_tuning.models.layout import ADAPTER_WEIGHTS
@@ -70,6 +71,8 @@ def fit(task: Task, recipe: Recipe) -> None:
     done, checkpoint = gather_objects(latest_checkpoint(run.checkpoints))[0] or (0, None)
     if checkpoint is not None:
         load_checkpoint(checkpoint, task, recipe)
+    elif run.is_main:  # one that resumes has been asked this before its base was loaded
+        require_room(run.checkpoints.parent, _checkpoint_bytes(task), "a checkpoint of this run")
     run.reporter.start(total, done)
     if done < total and any_rank(stop_requested(), run.device):
         raise TryAgain("Stopped", f"stopped before step {done + 1} on request; the same command resumes")
@@ -78,6 +81,11 @@ def fit(task: Task, recipe: Recipe) -> None:
             recipe.evaluate(done)
     if done < total and not recipe.stopped_early:
         Loop(task, recipe).train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+
+def _checkpoint_bytes(task: Task) -> int:
+    """Return what a checkpoint takes: what is trained, and AdamW's two moments of it."""
+    return sum(3 * tensor.nbytes for group in task.policy.gradient_groups() for tensor in group)
 
 
 @dataclass(frozen=True)
@@ -275,11 +283,11 @@ class Loop(_BaseTrainer):
 
     def _write(self, folder: Path, random_states: list[Any]) -> None:
         save_file(adapter_weights(self.task.policy.model), folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-        torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
-        torch.save(self.lr_scheduler.state_dict(), folder / "scheduler.pt")
-        torch.save(random_states, folder / RNG_STATE)
+        _save(self.optimizer.state_dict(), folder / "optimizer.pt")
+        _save(self.lr_scheduler.state_dict(), folder / "scheduler.pt")
+        _save(random_states, folder / RNG_STATE)
         own = {"rows_per_step": self.task.steps.rows_per_step, "state": self.recipe.state()}
-        torch.save(own, folder / RECIPE_STATE)
+        _save(own, folder / RECIPE_STATE)
         self.state.save_to_json(str(folder / "trainer_state.json"))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -290,6 +298,12 @@ class Loop(_BaseTrainer):
             states = torch.load(Path(checkpoint) / RNG_STATE, weights_only=True)
             if self.run.rank < len(states):  # a rank that is new begins with its own seed
                 _set_random_state(states[self.run.rank], self.run.device)
+
+
+def _save(state: Any, path: Path) -> None:
+    """Save to an opened file: of one that torch opens itself, the system's error (a used up quota) is lost."""
+    with path.open("wb") as file:
+        torch.save(state, file)
 
 
 def load_checkpoint(checkpoint: Path, task: Task, recipe: Recipe) -> None:

@@ -26,7 +26,7 @@ from llm_tuning.openai_api.job_view import created_at
 from llm_tuning.openai_api.local.objects import Objects, timestamp
 from llm_tuning.openai_api.local.process import Ended, run_role
 from llm_tuning.openai_api.local.status import Draft
-from llm_tuning.pod.contract import CheckResult, PodInput, TrainResult
+from llm_tuning.pod.contract import CheckResult, PodInput, PodReason, TrainResult
 from llm_tuning.pod.roles import CHECK, TRAIN
 
 log = logging.getLogger(__name__)
@@ -41,6 +41,8 @@ PROGRESS_SECONDS = 2.0
 """At most one write of a progress in so long."""
 RETRY_SECONDS = 5.0
 """Before a process is started again that ended by no fault of the input."""
+ROOM_SECONDS = 60.0
+"""The same where the disk is full."""
 Room = Callable[[TuningJobView], AbstractAsyncContextManager[None]]
 
 
@@ -136,7 +138,8 @@ class Runner:
                 self._write(job.name, lambda draft: draft.fail(stage, Reason.RETRIES_EXHAUSTED, text))
 
     def _try_again(self, job: TuningJobView, ended: Ended) -> None:
-        self._not_before[job.uid] = time.monotonic() + RETRY_SECONDS
+        pause = ROOM_SECONDS if ended.reason == PodReason.VOLUME_FULL else RETRY_SECONDS
+        self._not_before[job.uid] = time.monotonic() + pause
         self._write(job.name, lambda draft: draft.stall(ended.reason, ended.message))
 
     def note(self, name: str, progress: Progress) -> None:

@@ -79,7 +79,7 @@ def _die_at(call: int) -> None:
 
 
 FULL_DISK = """
-from llm_tuning.errors import InputError
+from llm_tuning.errors import TryAgain
 from llm_tuning.models.publish import publish
 from llm_tuning.models.registry import Registry
 from tests.support.models import make_manifest, make_stage, publish_model
@@ -87,7 +87,7 @@ stage = make_stage(disk, "a", b"w" * 100_000)
 filler = fill()
 try:
     publish(stage, disk / "a", make_manifest("a"))
-except InputError as error:
+except TryAgain as error:
     print(error)
 print((disk / "a").exists(), stage.is_dir())
 filler.unlink()
@@ -99,7 +99,7 @@ print(Registry(disk).get("a")["size"])
 def test_a_full_disk_is_one_sentence_and_the_next_start_publishes(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     said, kept, size = run_on_small_disk(disk, FULL_DISK).splitlines()
-    assert said.startswith(f"{disk}: the disk is full (No space left on device); make room")
+    assert said.startswith(f"output_dir: no space is left in {disk} (No space left on device); make room")
     assert kept == "False True"
     assert size == "100002"
 

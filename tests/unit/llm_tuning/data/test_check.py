@@ -17,7 +17,7 @@ from llm_tuning.data.check import DatasetRefused, check_dataset
 from llm_tuning.data.reading import data_hash
 from llm_tuning.data.report import Report
 from llm_tuning.data.token_rows import TokenRows
-from llm_tuning.errors import InputError
+from llm_tuning.errors import InputError, TryAgain
 from llm_tuning.modes import MODES
 
 WriteLines = Callable[[Sequence[Any]], Path]
@@ -311,7 +311,7 @@ def test_text_rows_are_checked(tokenizer_dir: Path, write_lines: WriteLines, tmp
     assert TokenRows.open(tmp_path / "out").text(1) == "two"
 
 
-def test_a_full_disk_is_an_input_error_that_leaves_nothing(tokenizer_dir: Path, write_lines: WriteLines) -> None:
+def test_a_disk_that_takes_no_rows_is_named_and_nothing_is_left(tokenizer_dir: Path, write_lines: WriteLines) -> None:
     path = write_lines(GOOD)
     (path.parent / "file").touch()
     with pytest.raises(InputError, match="cannot be written"):
@@ -320,7 +320,7 @@ def test_a_full_disk_is_an_input_error_that_leaves_nothing(tokenizer_dir: Path, 
         out = path.parent / "rows"
         out.mkdir()
         (out / "source.jsonl").symlink_to("/dev/full")
-        with pytest.raises(InputError, match="No space left on device"):
+        with pytest.raises(TryAgain, match="no space is left in"):
             check(path, tokenizer_dir, out=out)
         assert not out.exists()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_tuning.errors import InputError
+from llm_tuning.errors import InputError, TryAgain
 from llm_tuning.models.manifest import file_hashes, read_manifest
 from llm_tuning.models.publish import is_whole, publish, storage_errors
 from llm_tuning.run.checks import OUTPUT
@@ -80,10 +80,19 @@ def test_a_half_written_manifest_of_a_killed_process_is_not_published(models: Pa
     assert not list((models / "a").glob(".*"))
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
-def test_a_disk_that_takes_nothing_is_a_problem_of_the_output_folder(tmp_path: Path, number: int) -> None:
-    """By that field a TuningJob tells VolumeFull and VolumeReadOnly from other bad input."""
-    with pytest.raises(InputError) as refused, storage_errors(tmp_path):
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_may_have_room_again(tmp_path: Path, number: int) -> None:
+    with pytest.raises(TryAgain) as caught, storage_errors(tmp_path):
         raise OSError(number, os.strerror(number))
+    assert caught.value.reason == "VolumeFull"
+    assert str(caught.value).startswith(
+        f"output_dir: no space is left in {tmp_path} ({os.strerror(number)}); make room"
+    )
+
+
+def test_a_disk_that_takes_nothing_is_a_problem_of_the_output_folder(tmp_path: Path) -> None:
+    """By that field a TuningJob tells VolumeReadOnly from other bad input."""
+    with pytest.raises(InputError) as refused, storage_errors(tmp_path):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
     (problem,) = refused.value.problems
     assert problem.field == OUTPUT

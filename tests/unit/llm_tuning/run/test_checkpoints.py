@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
+import shutil
 import zipfile
+from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,8 +16,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from llm_tuning.errors import InputError
-from llm_tuning.run.checkpoints import FILES, latest_checkpoint, newest_whole, save_checkpoint
+from llm_tuning.errors import InputError, TryAgain
+from llm_tuning.run.checkpoints import FILES, latest_checkpoint, newest_whole, require_room_beside, save_checkpoint
+
+Usage = namedtuple("Usage", "total used free")
 
 
 def write_state(folder: Path) -> None:
@@ -60,9 +65,44 @@ def test_a_failed_save_leaves_the_earlier_checkpoint_and_no_rest(tmp_path: Path)
         (folder / "weights").write_bytes(b"w")
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(TryAgain, match="no space is left in"):
         save_checkpoint(tmp_path, 2, fails_half_way)
     assert names(tmp_path) == ["checkpoint-1"]
+
+
+@pytest.mark.parametrize("says", [OSError(errno.EDQUOT, "Disk quota exceeded"), RuntimeError("unexpected pos 2 vs 1")])
+def test_a_save_without_room_says_so_though_there_is_room_once_it_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: Exception
+) -> None:
+    room = {True: 0, False: 1 << 30}
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1 << 31, 0, room[(tmp_path / ".saving-1").exists()]))
+
+    def fails_half_way(folder: Path) -> None:
+        (folder / "weights").write_bytes(b"w")
+        raise says
+
+    with pytest.raises(TryAgain, match=r"^output_dir: no space is left in .*; make room there") as caught:
+        save_checkpoint(tmp_path, 1, fails_half_way)
+    assert caught.value.reason == "VolumeFull"
+    assert names(tmp_path) == []
+
+
+def test_the_next_checkpoint_is_asked_room_for_once_what_a_killed_save_left_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newest = save_checkpoint(tmp_path, 1, write_state)
+    size = sum(path.stat().st_size for path in newest.iterdir())
+    left = tmp_path / ".saving-2"
+    left.mkdir()
+    free = {"total": size * 3, "left": size}
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(free["total"], 0, free["left"] - size * left.exists()))
+    require_room_beside(newest)
+    assert names(tmp_path) == ["checkpoint-1"]
+    free["left"] = size - 1
+    with pytest.raises(TryAgain, match=r"\(a checkpoint of this run takes 0.0 MiB, 0.0 MiB are free\)"):
+        require_room_beside(newest)
+    free["total"] = 0  # a file system that knows no sizes
+    require_room_beside(newest)
 
 
 def test_everything_is_flushed_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections import namedtuple
 from pathlib import Path
 
 import pytest
 
-from llm_tuning.errors import InputError, TryAgain
-from llm_tuning.run import work
-from llm_tuning.run.work import disk_errors_as_input_errors
+from llm_tuning.core import room
+from llm_tuning.errors import TryAgain
+from llm_tuning.pod.contract import PodReason
+from llm_tuning.run.work import disk_errors_explained
 
 Usage = namedtuple("Usage", "total used free")
 ERROR = RuntimeError("Data could not be written")
@@ -27,14 +30,17 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
 
 def fail_on(full: set[Path], folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     """Run into `error` while these folders have no room."""
-    monkeypatch.setattr(work.shutil, "disk_usage", lambda path: Usage(1 << 30, 0, 0 if Path(path) in full else 1 << 30))
-    with disk_errors_as_input_errors(folders["models"], "node 1 (faq-train-1)"):
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda path: Usage(1 << 30, 0, 0 if Path(path) in full else 1 << 30))
+    with disk_errors_explained(folders["models"], "node 1 (faq-train-1)"):
         raise error
 
 
-def test_a_full_claim_is_bad_input(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match="no space is left on the disk"):
+def test_a_full_claim_is_named_though_the_pods_own_disk_is_full_too(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(TryAgain, match=f"^output_dir: no space is left in {folders['models']}; make room") as caught:
         fail_on(set(folders.values()), folders, monkeypatch, ERROR)
+    assert caught.value.reason == PodReason.VOLUME_FULL
 
 
 def test_a_full_disk_of_the_pods_own_is_tried_again_and_named(
@@ -52,7 +58,15 @@ def test_what_fails_while_there_is_room_is_left_alone(
 ) -> None:
     with pytest.raises(RuntimeError, match="Data could not"):
         fail_on(set(), folders, monkeypatch, ERROR)
-    with pytest.raises(InputError):  # a quota: the file system itself has room
-        fail_on(set(), folders, monkeypatch, OSError(28, "No space left on device"))
+    for number in (errno.ENOSPC, errno.EDQUOT):  # a quota: the file system itself has room
+        said = OSError(number, os.strerror(number))
+        hidden = RuntimeError(
+            "unexpected pos 704 vs 598"
+        )  # as torch.save() says it of a file that could not be written
+        hidden.__context__ = said
+        kept = ValueError(f"Error while serializing: I/O error: {said.strerror} (os error {number})")  # as safetensors
+        for error in (said, hidden, kept):
+            with pytest.raises(TryAgain, match="no space is left in"):
+                fail_on(set(), folders, monkeypatch, error)
     with pytest.raises(TryAgain, match="other"):
         fail_on({folders["tmp"]}, folders, monkeypatch, TryAgain("NodeLost", "other"))
