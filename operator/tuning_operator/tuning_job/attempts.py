@@ -39,7 +39,7 @@ FOLLOWING = (PodReason.NODE_LOST, PodReason.STOPPED)
 UNCOUNTED = (PodReason.STOPPED, PodReason.VOLUME_FULL)
 """They cost no retry: of a Job that was asked to end from outside, and of one that found no room."""
 ROOM_PAUSE_SECONDS = 300.0
-"""Between attempts on a full claim: each asks for its cards, and ends before it uses them."""
+"""Between attempts on a full claim: each asks for its cards, though it ends before the first step."""
 
 
 def starts_again(chain: Chain, stage: JobStage, child: Child) -> bool:
